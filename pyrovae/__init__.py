@@ -1,0 +1,1 @@
+"""Variational autoencoders as Pyro programs, with log-likelihoods that carry their error."""

@@ -1,0 +1,191 @@
+"""The pair of Pyro programs that a VAE is: `Model`, p(z) p(x|z), and `Guide`, q(z|x), and `VAE`, which holds both."""
+
+import itertools
+import weakref
+from copy import copy, deepcopy
+from typing import Any
+
+import pyro
+import pyro.distributions as dist
+import torch
+from pyro.distributions.torch_distribution import TorchDistributionMixin
+from pyro.nn.module import PyroModule
+from torch import Tensor, nn
+
+
+class Model(PyroModule):
+    """The generative program p(z|c) p(x|z,c), with sites "z" and "x" inside the plate "data" at dim -1.
+
+    Args:
+        prior: Module whose forward returns p(z), or p(z|c) when called with covariates.
+        likelihood: Module whose forward returns p(x|z), or p(x|z,c).
+        name: Name under which Pyro's parameter store knows the program; unique in the process (see `VAE`).
+    """
+
+    def __init__(self, prior: nn.Module, likelihood: nn.Module, *, name: str = "model") -> None:
+        super().__init__(name)
+        self.prior = prior
+        self.likelihood = likelihood
+
+    def forward(
+        self,
+        x: Tensor | None = None,
+        *,
+        covariates: Tensor | None = None,
+        mask: Tensor | None = None,
+        size: int = 1,
+    ) -> Tensor:
+        """Generate data, or score those given.
+
+        Args:
+            x: Data with shape (N, D), or None to generate.
+            covariates: Covariates c with shape (N, C).
+            mask: True where x is observed, with shape (N, D), or (N,) for whole data. Missing entries are left out of
+                p(x|z), whatever stands there (NaN too); the likelihood must be independent over D.
+            size: N, where neither x nor covariates tell it.
+
+        Returns:
+            The data, with shape (N, D), or (K, N, D) inside a plate of K particles.
+
+        Raises:
+            ValueError: If a mask over entries meets a likelihood that is not independent over D.
+        """
+        for given in (x, covariates):
+            if given is not None:
+                size = given.shape[0]
+                break
+        conditions = () if covariates is None else (covariates,)
+        with pyro.plate("data", size, dim=-1):
+            z = pyro.sample("z", self.prior(*conditions))
+            p_x = self.likelihood(z, *conditions)
+            if mask is not None:
+                p_x = _mask_entries(p_x, mask)
+                if x is not None:
+                    # Any value in the support will do where nothing was observed: it gets no weight.
+                    x = torch.where(_over_event(mask, p_x), x, p_x.sample().detach())
+            return pyro.sample("x", p_x, obs=x)
+
+
+class Guide(PyroModule):
+    """The approximate posterior program q(z|x,c), with site "z" inside the plate "data" at dim -1.
+
+    Args:
+        encoder: Module whose forward returns q(z|x), or q(z|x,c) when called with covariates.
+        name: Name under which Pyro's parameter store knows the program; unique in the process (see `VAE`).
+    """
+
+    def __init__(self, encoder: nn.Module, *, name: str = "guide") -> None:
+        super().__init__(name)
+        self.encoder = encoder
+
+    def forward(self, x: Tensor, *, covariates: Tensor | None = None, mask: Tensor | None = None) -> Tensor:
+        """Draw latents given data.
+
+        Args:
+            x: Data with shape (N, D).
+            covariates: Covariates c with shape (N, C).
+            mask: True where x is observed, with shape (N, D) or (N,). The encoder sees 0 where it is not.
+
+        Returns:
+            Latents with shape (N, Z), or (K, N, Z) inside a plate of K particles.
+        """
+        if mask is not None:
+            seen = mask if mask.dim() == x.dim() else mask.unsqueeze(-1)
+            x = torch.where(seen, x, torch.zeros_like(x))
+        conditions = () if covariates is None else (covariates,)
+        with pyro.plate("data", x.shape[0], dim=-1):
+            return pyro.sample("z", self.encoder(x, *conditions))
+
+
+class VAE(nn.Module):
+    """A variational autoencoder: the programs `model` and `guide`, made from a prior, a likelihood and an encoder.
+
+    Pyro's parameter store tells modules apart by name alone, and of two with one name it trains the first; so each VAE
+    in a process takes a name of its own.
+
+    Args:
+        prior: Module whose forward returns p(z).
+        likelihood: Module whose forward returns p(x|z).
+        encoder: Module whose forward returns q(z|x).
+        name: Name in Pyro's parameter store; None for one not yet taken.
+
+    Raises:
+        ValueError: If the name is taken by another VAE or by parameters in the store.
+
+    Example:
+        >>> from pyrovae import BernoulliLikelihood, MLP, NormalEncoder, StandardNormalPrior
+        >>> vae = VAE(
+        ...     prior=StandardNormalPrior(2),
+        ...     likelihood=BernoulliLikelihood(MLP(2, 784)),
+        ...     encoder=NormalEncoder(MLP(784, 4)),
+        ... )
+        >>> vae.model(size=3).shape
+        torch.Size([3, 784])
+    """
+
+    model: Model
+    guide: Guide
+
+    def __init__(
+        self,
+        prior: nn.Module,
+        likelihood: nn.Module,
+        encoder: nn.Module,
+        *,
+        name: str | None = None,
+    ) -> None:
+        super().__init__()
+        self.name = _claim_name(name, self)
+        self.model = Model(prior, likelihood, name=f"{self.name}.model")
+        self.guide = Guide(encoder, name=f"{self.name}.guide")
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> "VAE":
+        """Copy under a name of its own, so that the copy trains too."""
+        twin = copy(self)
+        memo[id(self)] = twin
+        twin.__dict__ = deepcopy(self.__dict__, memo)
+        twin.name = _claim_name(None, twin)
+        for part in ("model", "guide"):
+            program = getattr(twin, part)
+            program._pyro_set_supermodule(f"{twin.name}.{part}", program._pyro_context)
+        return twin
+
+
+_named: "weakref.WeakValueDictionary[str, VAE]" = weakref.WeakValueDictionary()
+
+
+def _claim_name(name: str | None, owner: VAE) -> str:
+    if name is None:
+        name = next(
+            candidate
+            for candidate in itertools.chain(["vae"], map("vae_{}".format, itertools.count(2)))
+            if not _is_taken(candidate)
+        )
+    elif _is_taken(name):
+        raise ValueError(
+            f"the name {name!r} is taken by another VAE or by parameters in Pyro's store, and Pyro trains only the "
+            "first; choose another name, or leave it out"
+        )
+    _named[name] = owner
+    return name
+
+
+def _is_taken(name: str) -> bool:
+    return name in _named or any(key.startswith(f"{name}.") for key in pyro.get_param_store())
+
+
+def _over_event(mask: Tensor, distribution: TorchDistributionMixin) -> Tensor:
+    """Give a mask over data, with shape (N,), one dimension for each of the event's; leave one over entries."""
+    return mask if mask.dim() > 1 else mask.reshape(mask.shape + (1,) * distribution.event_dim)
+
+
+def _mask_entries(distribution: TorchDistributionMixin, mask: Tensor) -> TorchDistributionMixin:
+    if mask.dim() == 1:
+        return distribution.mask(mask)
+    if not isinstance(distribution, dist.Independent):
+        raise ValueError(
+            f"a mask of shape {tuple(mask.shape)} asks for single entries of x, but the likelihood returns "
+            f"{type(distribution).__name__}, which is not independent over them; mask whole data with shape (N,)"
+        )
+    entries = distribution.base_dist.mask(mask)
+    return entries.to_event(distribution.reinterpreted_batch_ndims)

@@ -1,0 +1,289 @@
+"""Per-datum log densities of Pyro programs, ours or the reader's own.
+
+A program signs a contract: every sample site lies inside one plate over the data at dim -1. Particles take dim -2.
+Everything here follows from the traces alone; nothing asks what a prior or a likelihood is.
+"""
+
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import ExitStack, contextmanager
+from typing import Any
+
+import pyro
+import pyro.distributions as dist
+import torch
+from pyro import poutine
+from pyro.distributions import constraints
+from pyro.distributions.torch_distribution import ExpandedDistribution
+from pyro.distributions.util import scale_and_mask
+from pyro.poutine.util import site_is_subsample
+from torch import Tensor, nn
+
+Program = Callable[..., Any]
+
+_PARTICLES = "_pyrovae_particles"
+_WRAPPERS = (dist.Independent, dist.MaskedDistribution, ExpandedDistribution)
+
+
+def log_joint(model: Program, latents: Mapping[str, Tensor], *args: Any, **kwargs: Any) -> Tensor:
+    r"""Evaluate log p(x_n, z_kn) at given latents.
+
+    Args:
+        model: Pyro program p(z) p(x|z).
+        latents: A value for each latent site, with shape (K, N, ...).
+        *args: Arguments of the model, the data first, with shape (N, ...).
+        **kwargs: Its keyword arguments.
+
+    Returns:
+        Log densities in nats, with shape (K, N).
+
+    Raises:
+        ValueError: If a latent site has no value or a value no site, or the program breaks the contract.
+    """
+    if not latents:
+        raise ValueError("latents is empty; give a value of shape (K, N, ...) for each latent site")
+    num_particles = next(iter(latents.values())).shape[0]
+    for name, value in latents.items():
+        if value.dim() < 2 or value.shape[0] != num_particles:
+            raise ValueError(
+                f"latent {name!r} has shape {tuple(value.shape)}; expected ({num_particles}, N, ...), one K for all"
+            )
+    conditioned = poutine.condition(model, data=dict(latents))
+    trace = _trace(conditioned, num_particles, *args, **kwargs)
+    sites = sample_sites(trace)
+    for name in latents:
+        if name not in sites:
+            raise ValueError(f"the model has no site {name!r}; its sites are {list(sites)}")
+    for name, site in sites.items():
+        if not site["is_observed"]:
+            raise ValueError(f"latents gives no value for site {name!r}; give one of shape (K, N, ...)")
+    return trace_log_density(trace, num_particles, "model")
+
+
+def log_weights(model: Program, guide: Program, *args: Any, num_particles: int = 1, **kwargs: Any) -> Tensor:
+    r"""Draw latents from the guide and return their log importance weights, per datum.
+
+    log w_kn = log p(x_n, z_kn) - log q(z_kn | x_n),   z_kn ~ q(z | x_n).
+
+    The mean over k estimates the ELBO of datum n, the log-mean-exp over k bounds log p(x_n) from below (Burda, Grosse,
+    Salakhutdinov 2016, https://arxiv.org/abs/1509.00519). Differentiable by the pathwise gradient.
+
+    Args:
+        model: Pyro program p(z) p(x|z).
+        guide: Pyro program q(z|x), with the model's arguments.
+        *args: Arguments of both, the data first, with shape (N, ...).
+        num_particles: K, the draws per datum.
+        **kwargs: Keyword arguments of both.
+
+    Returns:
+        Log weights in nats, with shape (K, N).
+
+    Raises:
+        ValueError: If num_particles is below 1, a site lies outside the plate over the data or carries a scale other
+            than one, or the model has a latent that the guide does not draw.
+    """
+    return log_weights_and_latents(model, guide, *args, num_particles=num_particles, **kwargs)[0]
+
+
+def log_weights_and_latents(
+    model: Program, guide: Program, *args: Any, num_particles: int = 1, **kwargs: Any
+) -> tuple[Tensor, dict[str, Tensor], Tensor]:
+    """Do as `log_weights`, and return the draws and the likelihood too.
+
+    Returns:
+        Log weights, with shape (K, N); the latents by site, with shape (K, N, ...); and log p(x|z), the log density of
+        the observed sites, with shape (K, N). All in nats.
+
+    Raises:
+        ValueError: As `log_weights`.
+    """
+    if num_particles < 1:
+        raise ValueError(f"num_particles must be at least 1, got {num_particles}")
+    guide_trace = _trace(guide, num_particles, *args, **kwargs)
+    replayed = poutine.replay(model, trace=guide_trace)
+    model_trace = _trace(replayed, num_particles, *args, **kwargs)
+    latents = {name: site["value"] for name, site in sample_sites(guide_trace).items() if not site["is_observed"]}
+    for name, site in sample_sites(model_trace).items():
+        if not site["is_observed"] and name not in latents:
+            raise ValueError(
+                f"the guide does not draw site {name!r} of the model; it draws {sorted(latents)}. Give both the same "
+                "latent sites"
+            )
+    log_p = trace_log_density(model_trace, num_particles, "model")
+    log_q = trace_log_density(guide_trace, num_particles, "guide")
+    log_lik = trace_log_density(model_trace, num_particles, "model", observed=True)
+    latents = {name: value.expand(num_particles, log_p.shape[1], *value.shape[2:]) for name, value in latents.items()}
+    return log_p - log_q, latents, log_lik
+
+
+def trace_log_density(
+    trace: poutine.Trace, num_particles: int, program: str, *, observed: bool | None = None
+) -> Tensor:
+    """Sum the log densities of a trace's sites, per particle and datum.
+
+    Args:
+        trace: Trace of a program run inside the plate of particles.
+        num_particles: K.
+        program: "model" or "guide", for messages.
+        observed: True or False to take the observed or the latent sites only.
+
+    Returns:
+        Log densities in nats, with shape (K, N).
+
+    Raises:
+        ValueError: If a site lies outside the plate at dim -1, or carries a scale other than one.
+    """
+    total: Tensor | float = 0.0
+    num_data = None
+    for name, site in sample_sites(trace).items():
+        frames = {f.dim: f for f in site["cond_indep_stack"] if f.vectorized}
+        if -1 not in frames:
+            raise ValueError(
+                f"site {name!r} of the {program} lies outside a plate over the data at dim -1, so log p(x_n) of one "
+                "datum is not defined; move it inside, or make it a parameter"
+            )
+        if not _is_one(site["scale"]):
+            raise ValueError(
+                f"site {name!r} of the {program} carries scale {site['scale']} (poutine.scale or a subsampling plate), "
+                "which is no density; remove it here, and weight the objective instead"
+            )
+        num_data = frames[-1].size
+        if observed is not None and site["is_observed"] is not observed:
+            continue
+        log_p = scale_and_mask(site["fn"].log_prob(site["value"]), mask=site["mask"])
+        if log_p.dim() > 2:
+            raise ValueError(
+                f"site {name!r} of the {program} has log density of shape {tuple(log_p.shape)}; expected (K, N) = "
+                f"({num_particles}, {num_data}). Call .to_event on what belongs to one datum"
+            )
+        total = total + log_p
+    if num_data is None:
+        raise ValueError(f"the {program} has no sample site; write pyro.sample inside a plate at dim -1")
+    return torch.as_tensor(total).expand(num_particles, num_data)
+
+
+def check_support(model: Program, *args: Any, **kwargs: Any) -> None:
+    """See that the observed values lie in the support of the distributions that the model gives them.
+
+    Args:
+        model: Pyro program p(z) p(x|z); it is run once, and the random state is restored.
+        *args: Its arguments, the data first, with shape (N, ...).
+        **kwargs: Its keyword arguments.
+
+    Raises:
+        ValueError: Naming the site, the first datum outside, and what to do.
+    """
+    with evaluating(model), isolated_rng(), pyro.validation_enabled(False):
+        trace = poutine.trace(model).get_trace(*args, **kwargs)
+    for name, site in sample_sites(trace).items():
+        if site["is_observed"]:
+            _check_site(name, site["fn"], site["value"], site["mask"])
+
+
+def _check_site(name: str, fn: Any, value: Tensor, mask: Any) -> None:
+    entry, masks = fn, [mask]
+    while isinstance(entry, _WRAPPERS):  # down to single entries, so that the message can name one
+        masks.append(getattr(entry, "_mask", None))
+        entry = entry.base_dist
+    support = entry.support
+    inside = support.check(value)
+    if value.is_floating_point():
+        finite = torch.isfinite(value)
+        inside = inside & (finite.flatten(inside.dim()).all(-1) if finite.dim() > inside.dim() else finite)
+    for observed in masks:
+        if isinstance(observed, Tensor):
+            spread = observed.reshape(observed.shape + (1,) * (inside.dim() - observed.dim()))
+            inside = inside | ~spread
+    if bool(inside.all()):
+        return
+    outside = (~inside).nonzero()
+    first = outside[0].tolist()
+    worst = value[tuple(first)]
+    where = f"datum {first[0]}" + (f", entry {first[1]}" if len(first) == 2 else "")
+    shown = f"{worst.item():g}" if worst.dim() == 0 else f"{worst.tolist()}"
+    hint = "give data in the support, or another likelihood"
+    unit = support is constraints.boolean and bool(((value >= 0) & (value <= 1)).all())
+    if unit:
+        hint = (
+            "these are grey values: binarise them (--binarize dynamic or static), or take a density for them, "
+            "ContinuousBernoulliLikelihood"
+        )
+    raise ValueError(
+        f"site {name!r}: {len(outside):,} of {inside.numel():,} values lie outside the support of "
+        f"{type(entry).__name__}, {support}; the first is {shown} at {where}; {hint}"
+    )
+
+
+@contextmanager
+def evaluating(*programs: Program) -> Iterator[None]:
+    """Switch the modules among the programs to evaluation mode (no dropout) without gradients, and back at the end."""
+    modules = [m for program in programs for m in module_of(program)]
+    was_training = [(m, m.training) for module in modules for m in module.modules()]
+    try:
+        for module in modules:
+            module.eval()
+        with torch.no_grad():
+            yield
+    finally:
+        for module, mode in was_training:
+            module.training = mode
+
+
+@contextmanager
+def isolated_rng(seed: int | None = None) -> Iterator[None]:
+    """Restore torch's random states at the end; start from a seed where one is given."""
+    with torch.random.fork_rng(devices=range(torch.cuda.device_count())):
+        if seed is not None:
+            torch.manual_seed(seed)
+        yield
+
+
+def module_of(program: Program) -> list[nn.Module]:
+    """List the torch modules a program is: itself, or the object whose bound method it is."""
+    owner = getattr(program, "__self__", program)
+    return [owner] if isinstance(owner, nn.Module) else []
+
+
+def num_data(args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> int:
+    """N: the leading length of the first tensor among a program's arguments.
+
+    Raises:
+        ValueError: If there is none, or it is empty.
+    """
+    for value in (*args, *kwargs.values()):
+        if isinstance(value, Tensor) and value.dim() > 0:
+            if not value.shape[0]:
+                raise ValueError("the data are empty: the first tensor has leading length 0; give at least one datum")
+            return value.shape[0]
+    raise ValueError("no data: give the programs' arguments, a tensor of shape (N, ...) first")
+
+
+def take(
+    args: tuple[Any, ...], kwargs: Mapping[str, Any], rows: slice | Tensor
+) -> tuple[tuple[Any, ...], dict[str, Any]]:
+    """Take some data: index every tensor argument whose leading length is N; leave the others whole."""
+    size = num_data(args, kwargs)
+
+    def part(value: Any) -> Any:
+        per_datum = isinstance(value, Tensor) and value.dim() > 0 and value.shape[0] == size
+        return value[rows] if per_datum else value
+
+    return tuple(map(part, args)), {key: part(value) for key, value in kwargs.items()}
+
+
+def _trace(program: Program, num_particles: int, *args: Any, **kwargs: Any) -> poutine.Trace:
+    with ExitStack() as stack:
+        stack.enter_context(pyro.plate(_PARTICLES, num_particles, dim=-2))
+        return poutine.trace(program).get_trace(*args, **kwargs)
+
+
+def sample_sites(trace: poutine.Trace) -> dict[str, Any]:
+    """The sample sites of a trace by name, in order, without those of plates and of pyro.deterministic."""
+    return {
+        name: site
+        for name, site in dict[str, Any](trace.nodes).items()
+        if site["type"] == "sample" and not site_is_subsample(site) and not site["infer"].get("_deterministic")
+    }
+
+
+def _is_one(scale: Any) -> bool:
+    return bool((scale == 1).all()) if isinstance(scale, Tensor) else scale == 1

@@ -1,0 +1,406 @@
+"""The visible SVI loop: shuffle, step, validate, commit, repeat."""
+
+import math
+import time
+import warnings
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import partial
+from typing import Any
+
+import pyro
+import torch
+from pyro import poutine
+from pyro.infer import ELBO
+from torch import Tensor
+from torch.optim import Optimizer
+from tqdm import tqdm
+
+from pyrovae.densities import (
+    Program,
+    check_support,
+    evaluating,
+    isolated_rng,
+    module_of,
+    num_data,
+    take,
+)
+from pyrovae.importance import evidence_lower_bound
+
+Arguments = Tensor | Sequence[Tensor] | Mapping[str, Tensor]
+OptimizerFactory = Callable[[Iterable[Tensor]], Optimizer]
+
+VALIDATION_PARTICLES = 4
+_VALIDATION_SEED = 20_160_419
+_CHECK_CHUNK = 4096
+
+
+class NonFiniteLossError(ArithmeticError):
+    """The loss or a parameter turned NaN or infinite; what was committed last is the last good state."""
+
+
+class StoppedError(Exception):
+    """The reader asked `fit` to stop; the state up to the last step has been committed."""
+
+
+@dataclass
+class History:
+    """What a run of `fit` measured, one row per epoch.
+
+    Attributes:
+        rows: Per epoch: epoch (from 1), train_elbo, validation_elbo (nats per datum; None without validation data) and
+            seconds. train_elbo is the running value of the objective while the parameters move, validation_elbo the
+            ELBO after the epoch, from the same draws every time.
+        best_epoch: The epoch whose parameters the programs hold after `fit`: the best on validation data, or the last.
+        stop_reason: "epochs" or "plateau"; None while it runs.
+    """
+
+    rows: list[dict[str, Any]] = field(default_factory=list)
+    best_epoch: int = 0
+    stop_reason: str | None = None
+
+    def __getitem__(self, key: str) -> list[Any]:
+        """One column of the rows."""
+        return [row[key] for row in self.rows]
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+
+def epoch_order(size: int, *, epoch: int, seed: int) -> Tensor:
+    """The order in which `fit` takes the data: a permutation of range(size) that depends on epoch and seed alone."""
+    generator = torch.Generator().manual_seed((seed * 1_000_003 + epoch) % 2**63)
+    return torch.randperm(size, generator=generator)
+
+
+def fit(
+    model: Program,
+    guide: Program,
+    data: Arguments,
+    *,
+    elbo: ELBO,
+    epochs: int,
+    batch_size: int = 128,
+    optimizer: OptimizerFactory | None = None,
+    validation: Arguments | None = None,
+    patience: int | None = None,
+    transform: Callable[[Tensor], Tensor] | None = None,
+    seed: int = 0,
+    progress: bool = False,
+    resume: Mapping[str, Any] | None = None,
+    commit: Callable[[dict[str, Any]], None] | None = None,
+    should_stop: Callable[[], bool] | None = None,
+) -> History:
+    """Train a model and a guide by stochastic variational inference.
+
+    Each step takes the next `batch_size` data of the epoch's order (`epoch_order`) and lowers the loss of `elbo`, which
+    Pyro sums over the batch, by one step of `optimizer`. All parameters train: those of the modules, and those that the
+    programs declare by `pyro.param` or `pyro.module`. With validation data the programs end at the best epoch, without
+    them at the last. Noise comes from the global generator; seed it with `pyro.set_rng_seed`.
+
+    Args:
+        model: Pyro program p(z) p(x|z).
+        guide: Pyro program q(z|x), with the model's arguments.
+        data: The programs' arguments: x alone with shape (N, ...), a sequence of positional ones, or a mapping of
+            keyword ones, each of leading length N.
+        elbo: An objective of Pyro's, such as `Trace_ELBO()` or `TraceMeanField_ELBO()`, or any with
+            `differentiable_loss`.
+        epochs: The number of passes over the data, at most.
+        batch_size: Data per step; the last batch of an epoch may be smaller.
+        optimizer: Makes a torch optimizer from the parameters; None for Adam with lr 1e-3, fused where it can be.
+        validation: Held-out arguments, like `data`.
+        patience: Stop when the validation ELBO has not risen for so many epochs; None never to stop early.
+        transform: Applied to x, the first argument, of every training batch anew (dynamic binarisation, say).
+        seed: Seed of the order of the data.
+        progress: Show a progress bar with the ELBO per datum, in nats.
+        resume: A state that `commit` was given; training goes on from it, to the same bits on CPU.
+        commit: Called with the whole state, tensors and plain values, after every epoch and before a stop.
+        should_stop: Asked after every step; True commits and raises StoppedError.
+
+    Returns:
+        History, with the ELBO per datum of every epoch.
+
+    Raises:
+        ValueError: If data lie outside the support, nothing is there to train, or an argument is out of range.
+        NonFiniteLossError: If the loss or a parameter turns NaN or infinite.
+        StoppedError: If should_stop said so.
+    """
+    for name, value in (("epochs", epochs), ("batch_size", batch_size), ("patience", patience)):
+        if value is not None and value < 1:
+            raise ValueError(f"{name} must be at least 1, got {value}")
+    if patience is not None and validation is None:
+        raise ValueError("patience needs validation data to watch; give validation, or leave patience out")
+    if not hasattr(elbo, "differentiable_loss"):
+        raise ValueError(f"{type(elbo).__name__} has no differentiable_loss, which fit steps on; use another objective")
+    args, kwargs = _arguments(data)
+    size = num_data(args, kwargs)
+    steps = math.ceil(size / batch_size)
+    device = next(v for v in (*args, *kwargs.values()) if isinstance(v, Tensor)).device
+
+    if resume is None:
+        _check_data(model, args, kwargs, transform)
+        if validation is not None:
+            _check_data(model, *_arguments(validation), None)
+    with isolated_rng():
+        first = _transformed(*take(args, kwargs, slice(0, min(size, batch_size))), transform)
+        parameters = trainable_parameters(model, guide, *first[0], **first[1])
+    make_optimizer = optimizer or partial(torch.optim.Adam, lr=1e-3, fused=True)
+    state = _State(model, guide, make_optimizer(parameters), steps, device)
+    if resume is not None:
+        state.restore(resume)
+
+    bar = tqdm(
+        total=epochs * steps,
+        initial=min(state.epoch, epochs) * steps + state.step,
+        unit="step",
+        disable=not progress,
+        dynamic_ncols=True,
+        smoothing=0.05,
+    )
+    commit = commit or (lambda state: None)
+    first_step = True
+    with bar, pyro.validation_enabled(False), warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message="Encountered NaN")  # an error here, and a better one
+        while state.history.stop_reason is None:
+            order = epoch_order(size, epoch=state.epoch, seed=seed).to(device)
+            started = time.perf_counter()
+            while state.step < steps:
+                rows = order[state.step * batch_size : (state.step + 1) * batch_size]
+                batch_args, batch_kwargs = _transformed(*take(args, kwargs, rows), transform)
+                # Pyro's checks of shapes and supports are for the first batch; afterwards they only cost time.
+                with pyro.validation_enabled(first_step):
+                    loss = elbo.differentiable_loss(model, guide, *batch_args, **batch_kwargs)
+                state.optimizer.zero_grad(set_to_none=True)
+                loss.backward()
+                state.optimizer.step()
+                state.losses[state.step] = loss.detach()
+                state.step += 1
+                first_step = False
+                bar.update()
+                if should_stop is not None and should_stop():
+                    _check_finite(state)
+                    state.seconds += time.perf_counter() - started
+                    commit(state.snapshot())
+                    raise StoppedError(f"stopped in epoch {state.epoch + 1}, after step {state.step} of {steps}")
+            _check_finite(state)
+            state.end_epoch(
+                train_elbo=-state.losses.sum().item() / size,
+                validation_elbo=None if validation is None else _validate(model, guide, validation),
+                seconds=state.seconds + time.perf_counter() - started,
+            )
+            bar.set_postfix_str(_describe(state.history))
+            if state.epoch >= epochs:
+                state.history.stop_reason = "epochs"
+            if patience is not None and state.epoch - state.history.best_epoch >= patience:
+                state.history.stop_reason = "plateau"
+            commit(state.snapshot())
+    state.take_best()
+    return state.history
+
+
+def trainable_parameters(model: Program, guide: Program, *args: Any, **kwargs: Any) -> list[Tensor]:
+    """List the leaf tensors that the programs train: parameters of modules, and those of Pyro's parameter store.
+
+    Args:
+        model: Pyro program.
+        guide: Pyro program.
+        *args: Arguments of both; each program is run once.
+        **kwargs: Keyword arguments of both.
+
+    Raises:
+        ValueError: If there are none, or the store holds another tensor under a module's name.
+    """
+    found = {
+        id(p): p for program in (model, guide) for m in module_of(program) for p in m.parameters() if p.requires_grad
+    }
+    for site in _param_sites(model, guide, *args, **kwargs).values():
+        value = site["value"].unconstrained()
+        found.setdefault(id(value), value)
+    if not found:
+        raise ValueError(
+            "the model and the guide have no parameters to train; pass modules, or declare them with pyro.module or "
+            "pyro.param"
+        )
+    return list(found.values())
+
+
+class _State:
+    """All that a run needs to go on: programs, optimizer, generators, counters, and what was best."""
+
+    def __init__(self, model: Program, guide: Program, optimizer: Optimizer, steps: int, device: torch.device) -> None:
+        self.programs = {"model": model, "guide": guide}
+        self.optimizer = optimizer
+        self.epoch = 0  # epochs finished
+        self.step = 0  # steps of the current epoch finished
+        self.seconds = 0.0  # of the current epoch, before a stop
+        self.losses = torch.full((steps,), torch.nan, device=device, dtype=torch.float64)
+        self.history = History()
+        self.best: dict[str, Tensor] = {}
+
+    def values(self) -> dict[str, Tensor]:
+        """The programs' parameters and buffers, by name, as they are now."""
+        found: dict[str, Tensor] = {}
+        inside: set[int] = set()
+        for part, program in self.programs.items():
+            for module in module_of(program):
+                inside.update(map(id, module.parameters()))
+                found.update({f"{part}.{name}": value for name, value in module.state_dict().items()})
+        trained = {id(p) for group in self.optimizer.param_groups for p in group["params"]}
+        for name, value in pyro.get_param_store().named_parameters():
+            if id(value) in trained - inside:
+                found[f"param.{name}"] = value.detach()
+        return found
+
+    def end_epoch(self, *, train_elbo: float, validation_elbo: float | None, seconds: float) -> None:
+        history = self.history
+        self.epoch, self.step, self.seconds = self.epoch + 1, 0, 0.0
+        self.losses.fill_(torch.nan)
+        row = {
+            "epoch": self.epoch,
+            "train_elbo": train_elbo,
+            "validation_elbo": validation_elbo,
+            "seconds": round(seconds, 3),
+        }
+        best = history.rows[history.best_epoch - 1]["validation_elbo"] if history.best_epoch else -math.inf
+        history.rows.append(row)
+        if validation_elbo is None or validation_elbo > best:
+            history.best_epoch = self.epoch
+            self.best = {} if validation_elbo is None else _clones(self.values())
+
+    def take_best(self) -> None:
+        if self.best:
+            self._set_values(self.best)
+
+    def snapshot(self) -> dict[str, Any]:
+        return {
+            "epoch": self.epoch,
+            "step": self.step,
+            "seconds": self.seconds,
+            "losses": self.losses,
+            "rows": self.history.rows,
+            "best_epoch": self.history.best_epoch,
+            "stop_reason": self.history.stop_reason,
+            "values": self.values(),
+            "best": self.best,
+            "optimizer": self.optimizer.state_dict(),
+            "generators": _generator_states(self.losses.device),
+        }
+
+    def restore(self, snapshot: Mapping[str, Any]) -> None:
+        if len(snapshot["losses"]) != len(self.losses):
+            raise ValueError(
+                f"the state to resume has {len(snapshot['losses'])} steps an epoch, these data and batch_size make "
+                f"{len(self.losses)}; resume with the same data and batch_size"
+            )
+        self.epoch, self.step, self.seconds = (snapshot[key] for key in ("epoch", "step", "seconds"))
+        self.losses.copy_(snapshot["losses"])
+        self.history = History([dict(row) for row in snapshot["rows"]], snapshot["best_epoch"], snapshot["stop_reason"])
+        self.best = {name: value.to(self.losses.device) for name, value in snapshot["best"].items()}
+        self._set_values(snapshot["values"])
+        self.optimizer.load_state_dict(snapshot["optimizer"])
+        _set_generator_states(snapshot["generators"], self.losses.device)
+
+    def _set_values(self, values: Mapping[str, Tensor]) -> None:
+        here = self.values()
+        if set(here) != set(values):
+            raise ValueError(
+                "the state to resume is of another model: parameters differ in "
+                f"{sorted(set(here) ^ set(values))[0]!r}; build the programs as they were"
+            )
+        with torch.no_grad():
+            for name, value in here.items():
+                if value.shape != values[name].shape:
+                    raise ValueError(
+                        f"the state to resume is of another model: {name!r} has shape {tuple(values[name].shape)}, "
+                        f"{tuple(value.shape)} here; build the programs as they were"
+                    )
+                value.copy_(values[name])
+
+
+def _arguments(data: Arguments) -> tuple[tuple[Any, ...], dict[str, Any]]:
+    if isinstance(data, Tensor):
+        return (data,), {}
+    if isinstance(data, Mapping):
+        return (), dict(data)
+    return tuple(data), {}
+
+
+def _transformed(
+    args: tuple[Any, ...], kwargs: dict[str, Any], transform: Callable[[Tensor], Tensor] | None
+) -> tuple[tuple[Any, ...], dict[str, Any]]:
+    if transform is None:
+        return args, kwargs
+    if args:
+        return (transform(args[0]), *args[1:]), kwargs
+    first = next(iter(kwargs))
+    return args, {**kwargs, first: transform(kwargs[first])}
+
+
+def _check_data(
+    model: Program,
+    args: tuple[Any, ...],
+    kwargs: dict[str, Any],
+    transform: Callable[[Tensor], Tensor] | None,
+) -> None:
+    with isolated_rng():
+        for start in range(0, num_data(args, kwargs), _CHECK_CHUNK):
+            chunk = _transformed(*take(args, kwargs, slice(start, start + _CHECK_CHUNK)), transform)
+            try:
+                check_support(model, *chunk[0], **chunk[1])
+            except ValueError as error:
+                rows = f"data {start} to {start + num_data(*chunk) - 1}"
+                raise ValueError(f"{rows}: {error}") from error
+
+
+def _validate(model: Program, guide: Program, validation: Arguments) -> float:
+    args, kwargs = _arguments(validation)
+    with isolated_rng(_VALIDATION_SEED):
+        bound = evidence_lower_bound(model, guide, *args, num_particles=VALIDATION_PARTICLES, **kwargs)
+    return bound.value.mean().item()
+
+
+def _check_finite(state: _State) -> None:
+    """Refuse a state with a loss or a parameter that is NaN or infinite, so that none is committed."""
+    advice = "lower the learning rate, or look for a scale that collapses to 0 or grows without bound"
+    bad = (~torch.isfinite(state.losses[: state.step])).nonzero()
+    if len(bad):
+        step = int(bad[0])
+        found = f"the loss became {state.losses[step].item()} in epoch {state.epoch + 1}, step {step + 1}"
+        raise NonFiniteLossError(f"{found}; {advice}")
+    for name, value in state.values().items():
+        if not bool(torch.isfinite(value).all()):
+            raise NonFiniteLossError(f"{name!r} became nan or infinite in epoch {state.epoch + 1}; {advice}")
+
+
+def _describe(history: History) -> str:
+    row = history.rows[-1]
+    text = f"ELBO train {row['train_elbo']:.2f}"
+    if row["validation_elbo"] is not None:
+        text += f", validation {row['validation_elbo']:.2f}"
+    return f"{text} nats"
+
+
+def _clones(values: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    return {name: value.detach().clone() for name, value in values.items()}
+
+
+def _param_sites(model: Program, guide: Program, *args: Any, **kwargs: Any) -> dict[str, Any]:
+    with poutine.trace(param_only=True) as capture, evaluating(model, guide), pyro.validation_enabled(False):
+        guide_trace = poutine.trace(guide).get_trace(*args, **kwargs)
+        poutine.replay(model, trace=guide_trace)(*args, **kwargs)
+    return dict(capture.trace.nodes)
+
+
+def _generator_states(device: torch.device) -> dict[str, Any]:
+    states: dict[str, Any] = dict(pyro.util.get_rng_state())
+    if device.type == "cuda":
+        states["cuda"] = torch.cuda.get_rng_state(device)
+    return states
+
+
+def _set_generator_states(states: Mapping[str, Any], device: torch.device) -> None:
+    states = dict(states)
+    cuda = states.pop("cuda", None)
+    pyro.util.set_rng_state(states)
+    if cuda is not None:
+        torch.cuda.set_rng_state(cuda, device)

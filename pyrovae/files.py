@@ -1,0 +1,187 @@
+"""Files that are whole or not there: atomic writes, checksums, and states as tensors and JSON."""
+
+import hashlib
+import json
+import os
+import tempfile
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save
+from torch import Tensor
+
+_DIGEST_LENGTH = hashlib.sha256().digest_size * 2
+
+
+def write_whole(path: Path, write: bytes | Callable[[Path], None]) -> None:
+    """Write a file so that a kill or a full disk leaves the old one or the new one, never a part.
+
+    The bytes go to a file beside, are synced, and are renamed into place.
+
+    Args:
+        path: Where the file is to stand.
+        write: Its content, or a function that writes it to the path it is given, which has the same suffix.
+
+    Raises:
+        OSError: If the disk is full or the folder is not writable; the old file is untouched.
+    """
+    handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.stem}-", suffix=path.suffix)
+    beside = Path(name)
+    try:
+        with os.fdopen(handle, "wb") as file:
+            if isinstance(write, bytes):
+                file.write(write)
+        if not isinstance(write, bytes):
+            write(beside)
+        beside.chmod(0o666 & ~_umask())
+        _sync(beside)
+        os.replace(beside, path)
+    except OSError as error:
+        raise OSError(
+            f"cannot write {path}: {error.strerror or error}; free some space, or choose another folder"
+        ) from error
+    finally:
+        beside.unlink(missing_ok=True)
+    _sync(path.parent)
+
+
+def write_json(path: Path, content: Any) -> None:
+    """Write JSON, whole or not at all; what is not finite becomes null."""
+    text = json.dumps(_finite(content), indent=2, allow_nan=False)
+    write_whole(path, f"{text}\n".encode())
+
+
+def read_json(path: Path) -> Any:
+    """Read JSON.
+
+    Raises:
+        ValueError: If the file is not JSON.
+    """
+    try:
+        return json.loads(path.read_text())
+    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+        raise ValueError(f"{path} is not JSON ({error}); it is damaged, so take it from a copy") from error
+
+
+def sha256_of(path: Path) -> str:
+    """SHA-256 of a file, in hexadecimal."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def tensors_to_bytes(tensors: Mapping[str, Tensor], note: str | None = None) -> bytes:
+    """Put tensors into the safetensors format, in the order of their names, with at most one metadata entry."""
+    plain = {name: tensors[name].detach().cpu().contiguous().clone() for name in sorted(tensors)}
+    return save(plain, metadata=None if note is None else {"note": note})
+
+
+def read_tensors(path: Path) -> tuple[dict[str, Tensor], str | None]:
+    """Read a safetensors file: its tensors, and its note.
+
+    Raises:
+        ValueError: If the file is truncated or damaged.
+    """
+    try:
+        with safe_open(path, framework="pt") as file:
+            note = (file.metadata() or {}).get("note")
+            return {name: file.get_tensor(name) for name in file.keys()}, note  # noqa: SIM118
+    except SafetensorError as error:
+        raise ValueError(f"{path} is no whole safetensors file ({error}); take it from a copy") from error
+
+
+def write_state(path: Path, state: Mapping[str, Any]) -> None:
+    """Write a state of nested dicts, lists, tuples, tensors, arrays and plain values as one file.
+
+    Raises:
+        OSError: As `write_whole`.
+        TypeError: If something in it is none of these.
+    """
+    tensors: dict[str, Tensor] = {}
+    text = json.dumps(_pack(state, tensors))
+    write_whole(path, tensors_to_bytes(tensors, _digest(text, tensors) + text))
+
+
+def read_state(path: Path) -> dict[str, Any]:
+    """Read what `write_state` wrote.
+
+    Raises:
+        ValueError: If the file is truncated, damaged, or no such state.
+    """
+    tensors, note = read_tensors(path)
+    if note is None:
+        raise ValueError(f"{path} holds no state to resume; it was not written by this program")
+    digest, text = note[:_DIGEST_LENGTH], note[_DIGEST_LENGTH:]
+    if digest != _digest(text, tensors):
+        raise ValueError(f"{path} is damaged: its content does not match its SHA-256; take it from a copy")
+    return _unpack(json.loads(text), tensors)
+
+
+def _pack(value: Any, tensors: dict[str, Tensor]) -> Any:
+    if isinstance(value, Tensor):
+        key = f"{len(tensors):06d}"
+        tensors[key] = value
+        return {"tensor": key}
+    if isinstance(value, np.ndarray):
+        return {"array": value.tolist(), "dtype": str(value.dtype)}
+    if isinstance(value, Mapping):
+        return {"dict": [[key, _pack(item, tensors)] for key, item in value.items()]}
+    if isinstance(value, list | tuple):
+        kind = "list" if isinstance(value, list) else "tuple"
+        return {kind: [_pack(item, tensors) for item in value]}
+    if isinstance(value, np.integer | np.floating):
+        return value.item()
+    if value is None or isinstance(value, bool | int | float | str):
+        return value
+    raise TypeError(f"a state holds tensors, arrays and plain values, not {type(value).__name__}")
+
+
+def _unpack(plain: Any, tensors: Mapping[str, Tensor]) -> Any:
+    match plain:
+        case {"tensor": key}:
+            return tensors[key]
+        case {"array": values, "dtype": dtype}:
+            return np.array(values, dtype=dtype)
+        case {"dict": items}:
+            return {key: _unpack(item, tensors) for key, item in items}
+        case {"list": items}:
+            return [_unpack(item, tensors) for item in items]
+        case {"tuple": items}:
+            return tuple(_unpack(item, tensors) for item in items)
+    return plain
+
+
+def _digest(text: str, tensors: Mapping[str, Tensor]) -> str:
+    digest = hashlib.sha256(text.encode())
+    for name in sorted(tensors):
+        value = tensors[name].detach().cpu().contiguous()
+        digest.update(f"{name} {value.dtype} {tuple(value.shape)}".encode())
+        digest.update(value.flatten().view(torch.uint8).numpy().tobytes())
+    return digest.hexdigest()
+
+
+def _finite(content: Any) -> Any:
+    if isinstance(content, Mapping):
+        return {key: _finite(value) for key, value in content.items()}
+    if isinstance(content, list | tuple):
+        return [_finite(value) for value in content]
+    if isinstance(content, float) and not np.isfinite(content):
+        return None
+    return content
+
+
+def _sync(path: Path) -> None:
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
+
+
+def _umask() -> int:
+    mask = os.umask(0)
+    os.umask(mask)
+    return mask

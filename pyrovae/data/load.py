@@ -1,0 +1,211 @@
+"""The data set as a value, its split, and its bits."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from pyrovae.data.sources import read_array, read_digits, read_mnist, unknown
+
+EVALUATION_SEED = 20160304
+"""Seed of the bits that evaluation and static binarisation use: no run may change it."""
+
+BINARIZATIONS = ("dynamic", "static", "none")
+_CHUNK = 4096  # data whose uniform draws are held at once
+
+
+@dataclass(frozen=True, eq=False)
+class Data:
+    """A data set in three parts, as vectors.
+
+    Attributes:
+        name: "digits", "mnist", or the path the data came from.
+        train: Training data, with shape (N_train, D), float32. Under dynamic binarisation these
+            are grey values in [0, 1], and `Binarize` makes bits of every minibatch.
+        validation: Validation data as the model sees them, with shape (N_validation, D), float32.
+        test: Test data as the model sees them, with shape (N_test, D), float32.
+        shape: Event shape of a datum before it was flattened; its product is D.
+        binarize: "dynamic", "static" or "none".
+        train_index: Rows of the training data in the source, with shape (N_train,), int64.
+        validation_index: Rows of the validation data in the source, with shape (N_validation,).
+        test_index: Rows of the test data in the source, with shape (N_test,). For MNIST they
+            count in the test file, the other two in the training file.
+        sha256: Hexadecimal digest of the source's dtype, shape and values, all rows in source
+            order. It depends neither on the split nor on the binarisation.
+        labels: Class labels by split ("train", "validation", "test"), each with shape (N_split,),
+            int64. None for the reader's own arrays.
+    """
+
+    name: str
+    train: Tensor
+    validation: Tensor
+    test: Tensor
+    shape: tuple[int, ...]
+    binarize: str
+    train_index: Tensor
+    validation_index: Tensor
+    test_index: Tensor
+    sha256: str
+    labels: dict[str, Tensor] | None = None
+
+    @cached_property
+    def maximum(self) -> int | None:
+        """Largest value over all splits if the model sees non-negative integers, else None."""
+        if self.binarize != "none":
+            return 1
+        parts = (self.train, self.validation, self.test)
+        if all(bool(((x >= 0) & (x == x.floor())).all()) for x in parts):
+            return max(int(x.max()) for x in parts)
+        return None
+
+    @property
+    def binary(self) -> bool:
+        """Whether every value that the model sees is 0 or 1."""
+        return self.maximum is not None and self.maximum <= 1
+
+
+class Binarize:
+    """Bits x ~ Bernoulli(grey), drawn anew at every call: dynamic binarisation of a minibatch.
+
+    The draw comes from the global generator of the tensor's device, so a run's seed fixes it.
+    Evaluation never calls this: its bits are fixed by `load_data`.
+
+    Example:
+        >>> Binarize()(torch.tensor([[0.0, 1.0, 1.0]]))
+        tensor([[0., 1., 1.]])
+    """
+
+    def __call__(self, grey: Tensor) -> Tensor:
+        """Draw the bits.
+
+        Args:
+            grey: Probabilities of a one, in [0, 1], of any shape.
+
+        Returns:
+            Zeros and ones, with the shape, dtype and device of `grey`.
+        """
+        return torch.bernoulli(grey)
+
+    def __repr__(self) -> str:
+        return "Binarize()"
+
+
+def load_data(
+    name: str | os.PathLike[str],
+    *,
+    data_dir: str | os.PathLike[str] | None = None,
+    binarize: str | None = None,
+    split_seed: int = 0,
+) -> Data:
+    """Read a data set, check it, split it, and binarise it where asked.
+
+    The sources are
+
+    * "digits": scikit-learn's 1,797 images of 8 x 8 counts 0..16, installed with it;
+    * "mnist": the 70,000 images of LeCun, Cortes and Burges (CC BY-SA 3.0) as grey values
+      k / 255, read from `data_dir`/MNIST/raw, and downloaded there by torchvision if missing;
+    * "PATH.npy", "PATH.npz:KEY" or "PATH.npz" (of one array): the reader's own booleans,
+      integers or real numbers, with shape (N, ...), at least ten rows of them.
+
+    Digits and own arrays are permuted by `split_seed`; floor(N / 10) data are for validation, as
+    many for the test, the rest for training. MNIST's training file is permuted and split 11 to 1
+    (55,000 and 5,000); its test file is the test set, in order.
+
+    Evaluation bits are drawn once for the whole source, in source order, from `EVALUATION_SEED`:
+    a datum has the same bits under every split, seed and run. Static binarisation takes the
+    training data's bits from the same draw.
+
+    Args:
+        name: One of the sources above.
+        data_dir: Folder that holds MNIST/raw; "data" if None. The other sources ignore it.
+        binarize: "dynamic", "static" or "none". None means "dynamic" for MNIST, else "none".
+        split_seed: Seed of the split.
+
+    Returns:
+        The three splits, and where they came from.
+
+    Raises:
+        ValueError: The name, the binarisation, the key, or the content of a file is not one that
+            can be used; values outside [0, 1] are to be binarised.
+        FileNotFoundError: The file is missing, or MNIST is missing and cannot be downloaded.
+
+    Example:
+        >>> digits = load_data("digits")
+        >>> digits.train.shape, digits.test.shape, digits.shape
+        (torch.Size([1439, 64]), torch.Size([179, 64]), (8, 8))
+    """
+    name = os.fspath(name)
+    if binarize is None:
+        binarize = "dynamic" if name == "mnist" else "none"
+    if binarize not in BINARIZATIONS:
+        raise ValueError(unknown("--binarize", binarize, BINARIZATIONS))
+    labels: Tensor | None = None
+    num_test_file = 0
+    if name == "digits":
+        source, labels = read_digits()
+    elif name == "mnist":
+        source, labels, num_test_file = read_mnist(Path(data_dir or "data").expanduser())
+    else:
+        source = read_array(name)
+    num_data, shape = len(source), tuple(source.shape[1:])
+
+    generator = torch.Generator().manual_seed(split_seed)
+    order = torch.randperm(num_data - num_test_file, generator=generator)
+    if num_test_file:
+        num_validation = max(1, len(order) // 12)
+        train, validation = order[:-num_validation], order[-num_validation:]
+        test = torch.arange(num_test_file) + len(order)
+    else:
+        tenth = len(order) // 10
+        train, validation, test = order.split([len(order) - 2 * tenth, tenth, tenth])
+
+    values = torch.from_numpy(source.astype(np.float32).reshape(num_data, -1))
+    if name == "mnist":
+        values /= 255
+    splits = {"train": train, "validation": validation, "test": test}
+    if binarize == "none":
+        parts = {split: values[rows] for split, rows in splits.items()}
+    else:
+        low, high = float(values.min()), float(values.max())
+        if low < 0 or high > 1:
+            raise ValueError(
+                f"--binarize {binarize} needs grey values in [0, 1], and {name} runs from {low:g} "
+                f"to {high:g}: rescale the data, or use --binarize none"
+            )
+        bits = _evaluation_bits(values)
+        parts = {split: bits[rows].float() for split, rows in splits.items()}
+        if binarize == "dynamic":
+            parts["train"] = values[train]
+    return Data(
+        name=name,
+        **parts,
+        shape=shape,
+        binarize=binarize,
+        train_index=train,
+        validation_index=validation,
+        test_index=test - len(order) if num_test_file else test,
+        sha256=_sha256(source),
+        labels=None if labels is None else {split: labels[rows] for split, rows in splits.items()},
+    )
+
+
+def _evaluation_bits(grey: Tensor) -> Tensor:
+    """Bits of all data in source order, with shape (N, D), bool: the same in every run."""
+    generator = torch.Generator().manual_seed(EVALUATION_SEED)
+    draws = (torch.rand(g.shape, generator=generator) < g for g in grey.split(_CHUNK))
+    return torch.cat(list(draws))
+
+
+def _sha256(source: np.ndarray) -> str:
+    """Digest of dtype, shape and values; in little-endian order, so that machines agree."""
+    source = np.ascontiguousarray(source, dtype=source.dtype.newbyteorder("<"))
+    digest = hashlib.sha256(f"{source.dtype.str} {source.shape}".encode())
+    digest.update(source.reshape(-1).view(np.uint8).data)
+    return digest.hexdigest()

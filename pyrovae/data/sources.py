@@ -1,0 +1,203 @@
+"""Readers of the sources. Each returns unsplit NumPy values, or one line that says what to do."""
+
+from __future__ import annotations
+
+import contextlib
+import difflib
+import os
+import socket
+import tempfile
+import zipfile
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+MNIST_FILES = (
+    "train-images-idx3-ubyte",
+    "train-labels-idx1-ubyte",
+    "t10k-images-idx3-ubyte",
+    "t10k-labels-idx1-ubyte",
+)
+_TIMEOUT = 20.0  # seconds without an answer until a download is given up
+
+
+def read_digits() -> tuple[np.ndarray, Tensor]:
+    """Images with shape (1797, 8, 8), float64; their labels, with shape (1797,), int64."""
+    from sklearn.datasets import load_digits
+
+    digits = load_digits()
+    return digits.images, torch.from_numpy(digits.target).long()
+
+
+def read_mnist(root: Path) -> tuple[np.ndarray, Tensor, int]:
+    """Training file, then test file, from ROOT/MNIST/raw; downloaded where they are missing.
+
+    Args:
+        root: The folder ROOT.
+
+    Returns:
+        Images with shape (N, H, W), uint8; labels with shape (N,), int64; how many of the N, at
+        the end, are of the test file.
+
+    Raises:
+        FileNotFoundError: Files are missing and cannot be downloaded.
+        ValueError: A file is corrupted, or the files do not belong together.
+    """
+    from torchvision.datasets import mnist
+
+    raw = root / "MNIST" / "raw"
+    if not all(os.path.isfile(raw / file) for file in MNIST_FILES):
+        _download_mnist(root, raw)
+    arrays = []
+    for file in MNIST_FILES:
+        read = mnist.read_image_file if "images" in file else mnist.read_label_file
+        try:
+            arrays.append(read(os.fspath(raw / file)).numpy())
+        except Exception as error:  # the reader fails in many ways on bytes that are not its own
+            raise ValueError(
+                f"{raw / file} is corrupted, truncated or unreadable ({_one_line(error)}): replace "
+                "it, or delete it to have it downloaded again"
+            ) from error
+    images, labels, test_images, test_labels = arrays
+    if len(images) < 2 or len(images) != len(labels) or len(test_images) != len(test_labels):
+        raise ValueError(
+            f"{raw}: the training files hold {len(images)} images and {len(labels)} labels, the "
+            f"test files {len(test_images)} and {len(test_labels)}: replace those that are wrong"
+        )
+    if images.shape[1:] != test_images.shape[1:]:
+        raise ValueError(
+            f"{raw}: training images have shape {images.shape[1:]}, test images "
+            f"{test_images.shape[1:]}: replace those that are wrong"
+        )
+    source = np.concatenate([images, test_images])
+    return source, torch.from_numpy(np.concatenate([labels, test_labels])), len(test_images)
+
+
+def _download_mnist(root: Path, raw: Path) -> None:
+    """Download to a folder beside and move the files in when all are there."""
+    from torchvision.datasets import MNIST
+
+    new_folders = [folder for folder in (raw, *raw.parents) if not os.path.exists(folder)]
+    try:
+        root.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(prefix=".download-", dir=root) as folder:
+            with _socket_timeout():
+                fresh = Path(MNIST(folder, download=True).raw_folder)
+            raw.mkdir(parents=True, exist_ok=True)
+            for file in MNIST_FILES:
+                if not os.path.isfile(raw / file):
+                    os.replace(fresh / file, raw / file)
+    except Exception as error:  # network, name service, disk, rights, or a wrong checksum
+        raise FileNotFoundError(
+            f"MNIST is not in {raw} and cannot be downloaded ({_one_line(error)}): put "
+            f"{', '.join(MNIST_FILES)} into ROOT/MNIST/raw and give --data_dir ROOT"
+        ) from error
+    finally:
+        for new_folder in new_folders:  # those that stayed empty
+            with contextlib.suppress(OSError):
+                new_folder.rmdir()
+
+
+@contextlib.contextmanager
+def _socket_timeout() -> Iterator[None]:
+    """Let a silent network fail: torchvision opens its connections without a timeout."""
+    before = socket.getdefaulttimeout()
+    socket.setdefaulttimeout(_TIMEOUT if before is None else before)
+    try:
+        yield
+    finally:
+        socket.setdefaulttimeout(before)
+
+
+def read_array(name: str) -> np.ndarray:
+    """The reader's own array, checked: finite numbers that float32 holds, with shape (N, ...).
+
+    Args:
+        name: PATH.npy, PATH.npz:KEY, or PATH.npz where the file holds one array.
+
+    Raises:
+        FileNotFoundError: There is no such file.
+        ValueError: The name, the file, the key, the dtype, the shape or a value is not usable.
+    """
+    stem, has_key, key = name.partition(".npz:")
+    path = Path(stem + ".npz" if has_key else name).expanduser()
+    if path.suffix not in (".npy", ".npz"):
+        raise ValueError(
+            unknown("--data", name, ("digits", "mnist")) + ", or a file: PATH.npy or PATH.npz:KEY"
+        )
+    if not os.path.isfile(path):
+        raise FileNotFoundError(f"{path}: there is no such file; check the path given to --data")
+    array = _load(path, key)
+    if array.dtype.kind not in "buif":
+        raise ValueError(
+            f"{name} has dtype {array.dtype}: expected booleans, integers or real numbers; convert "
+            "it before saving"
+        )
+    if array.ndim < 2 or array.size == 0 or len(array) < 10:
+        raise ValueError(
+            f"{name} has shape {array.shape}: expected (N, ...) with at least ten data in rows and "
+            "one value in each; reshape it, or bring more data"
+        )
+    if array.dtype.kind in "iu":
+        largest = max(abs(int(array.min())), abs(int(array.max())))
+        if largest >= 2**24:
+            raise ValueError(
+                f"{name} has the integer {largest} in absolute value: float32 is exact below "
+                f"{2**24} only; rescale it, or save it as floating point"
+            )
+    with np.errstate(over="ignore"):  # an overflow is found below, as infinity
+        bad = ~np.isfinite(array.astype(np.float32)).reshape(len(array), -1)
+    if bad.any():
+        row, column = divmod(int(bad.argmax()), bad.shape[1])
+        raise ValueError(
+            f"{name} has {int(bad.sum())} values that are NaN, infinite or too large for float32, "
+            f"the first in row {row}, column {column} (counted from 0, each datum flattened): "
+            "remove or replace them"
+        )
+    return array
+
+
+def _load(path: Path, key: str) -> np.ndarray:
+    """One array of a file, whatever its shape and dtype."""
+    is_npz = path.suffix == ".npz"
+    try:
+        with path.open("rb") as file:
+            complete = zipfile.is_zipfile(file) if is_npz else file.read(6) == b"\x93NUMPY"
+        if not complete:
+            raise ValueError(f"it does not {'end' if is_npz else 'begin'} as such a file does")
+        content: Any = np.load(path, allow_pickle=False)
+        if not is_npz:
+            return content
+        with content:
+            keys = content.files
+            if not key and len(keys) == 1:
+                key = keys[0]
+            if key in keys:
+                return np.asarray(content[key])
+    except Exception as error:  # zip, zlib, header and memory errors alike
+        raise ValueError(
+            f"{path} cannot be read as a NumPy {path.suffix} file ({_one_line(error)}): it may be "
+            "truncated, or hold Python objects; save numbers again with numpy.save or numpy.savez"
+        ) from error
+    near = difflib.get_close_matches(key, keys, n=len(keys) or 1)
+    listed = [*near, *(k for k in keys if k not in near)]
+    more = ", ..." if len(listed) > 20 else ""
+    what = f"has no array {key!r}" if key else f"holds {len(keys)} arrays and none was named"
+    raise ValueError(
+        f"{path} {what}: name one as {path}:KEY, where KEY is one of {', '.join(listed[:20])}{more}"
+    )
+
+
+def unknown(flag: str, got: str, known: Iterable[str]) -> str:
+    """One line for a name that is not known, with the near one."""
+    near = difflib.get_close_matches(got.lower(), known, n=1)
+    hint = f" (did you mean {near[0]}?)" if near else ""
+    return f"{flag} {got!r} is not known{hint}: expected one of {', '.join(known)}"
+
+
+def _one_line(error: BaseException) -> str:
+    return " ".join(str(error).split()) or type(error).__name__

@@ -1,0 +1,132 @@
+"""What every script shares: one-line errors, exit codes, and signals that let a step finish."""
+
+import argparse
+import difflib
+import inspect
+import re
+import signal
+import sys
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from types import FrameType
+from typing import Any
+
+from jsonargparse import ArgumentError, ArgumentParser, DefaultHelpFormatter, Namespace
+
+from pyrovae.svi import NonFiniteLossError, StoppedError
+
+_EXIT_CODES = {signal.SIGINT: 130, signal.SIGTERM: 143}
+
+
+class HelpFormatter(argparse.RawDescriptionHelpFormatter, DefaultHelpFormatter):
+    """Help with the script's commands and the list of parts as they are written."""
+
+
+def make_parser(**given: Any) -> ArgumentParser:
+    """Make a parser that says what is wrong in one line; keyword arguments go to ArgumentParser."""
+    return ArgumentParser(exit_on_error=False, allow_abbrev=False, formatter_class=HelpFormatter, **given)
+
+
+class Stopper:
+    """Asked after every step whether a signal has come; remembers which.
+
+    Attributes:
+        signal: The first signal that came, or None.
+    """
+
+    def __init__(self) -> None:
+        self.signal: signal.Signals | None = None
+
+    def __call__(self) -> bool:
+        """True once a signal has come."""
+        return self.signal is not None
+
+    def on_signal(self, number: int, frame: FrameType | None) -> None:
+        """Note the signal; a second one stops at once."""
+        if self.signal is not None:
+            sys.exit(_EXIT_CODES[self.signal])
+        self.signal = signal.Signals(number)
+
+    @property
+    def exit_code(self) -> int:
+        """130 for Ctrl-C, 143 for SIGTERM."""
+        return _EXIT_CODES[self.signal] if self.signal is not None else 1
+
+
+@contextmanager
+def finishing_steps() -> Iterator[Stopper]:
+    """Let SIGINT and SIGTERM set a flag meanwhile, instead of ending the process."""
+    stopper = Stopper()
+    before = {number: signal.signal(number, stopper.on_signal) for number in _EXIT_CODES}
+    try:
+        yield stopper
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+def parse_flags(parser: ArgumentParser, argv: Sequence[str]) -> Namespace:
+    """Parse a command line.
+
+    `--trust_imports a,b` is taken for the list that it means.
+
+    Raises:
+        ValueError: In one line, for anything wrong.
+        SystemExit: For --help.
+    """
+    try:
+        return parser.parse_args(_listed(argv, "--trust_imports"))
+    except ArgumentError as error:
+        raise ValueError(_plainly(" ".join(str(error).split()), parser)) from error
+
+
+def names(value: str) -> list[str]:
+    """The names in `a`, `a,b` or `[a, b]`."""
+    return re.findall(r"[^\[\],\s\"']+", value)
+
+
+def near(name: str, known: Iterable[str]) -> str:
+    """Suggest the known names near to one that is not, or list them all."""
+    known = sorted(known)
+    likely = difflib.get_close_matches(name, known, n=3, cutoff=0.5)
+    return f"did you mean {' or '.join(likely)}?" if likely else f"choose among {', '.join(known)}"
+
+
+def _plainly(message: str, parser: ArgumentParser) -> str:
+    """The parser's message in the words of the command line."""
+    if match := re.search(r"unrecognized arguments: --([\w.]+)", message):
+        flags = [action.dest for action in parser._actions]
+        return f"--{match[1]}: no such flag; {near(match[1], flags)} See --help"
+    if match := re.search(r'Parser key "(\w+)".*Option \'(\w+)\' is not accepted.*class_path=\'([\w.]+)\'', message):
+        module, _, name = match[3].rpartition(".")
+        options = inspect.signature(getattr(sys.modules[module], name)).parameters
+        own = [option for option, given in options.items() if given.default is not given.empty]
+        choice = near(match[2], own) if own else "it has none"
+        return f"--{match[1]}.{match[2]}: {name} has no such option; {choice}"
+    message = re.sub(r'Parser key "([\w.]+)":', r"--\1:", message)
+    message = re.sub(r"<class '([\w.]+)'>", r"\1", message)
+    return f"{message}; see --help"
+
+
+def _listed(argv: Sequence[str], flag: str) -> list[str]:
+    out: list[str] = []
+    for token in argv:
+        if token.startswith(f"{flag}="):
+            token = f"{flag}=[{', '.join(names(token.partition('=')[2]))}]"
+        elif out and out[-1] == flag:
+            token = f"[{', '.join(names(token))}]"
+        out.append(token)
+    return out
+
+
+def run_script(main: Callable[[], int | None]) -> None:
+    """Run a script: what the reader can mend becomes one line on stderr and exit code 1, a signal 130 or 143."""
+    signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(_EXIT_CODES[signal.SIGTERM]))
+    try:
+        sys.exit(main() or 0)
+    except KeyboardInterrupt:
+        sys.exit(_EXIT_CODES[signal.SIGINT])
+    except (ValueError, OSError, NonFiniteLossError, StoppedError) as error:
+        print(f"{Path(sys.argv[0]).name}: error: {' '.join(str(error).split())}", file=sys.stderr)
+        sys.exit(1)

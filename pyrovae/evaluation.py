@@ -1,0 +1,201 @@
+"""The closing table: ELBO and log p(x) of held-out data with their errors, and the baseline beside."""
+
+import csv
+import io
+import math
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from pyro import poutine
+from torch import Tensor
+
+from pyrovae.densities import Program, isolated_rng, sample_sites
+from pyrovae.importance import log_weight_blocks, summarize_lower_bound
+from pyrovae.stats import (
+    LogMarginal,
+    bits_per_dim,
+    mean_and_std_error,
+    monte_carlo_std_error,
+    summarize_log_weights,
+)
+
+KHAT_LIMIT = 0.7  # above it, the Monte Carlo error is not to be relied on (Vehtari et al. 2024, arXiv:1507.02646)
+
+KHAT_DRAWS = 21  # fewer leave no tail to fit
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """Held-out ELBO and log p(x), per datum, in nats.
+
+    Attributes:
+        elbo: ELBO with shape (N,).
+        log_marginal: Estimates, errors, effective sample sizes and k-hats, each with shape (N,).
+        num_particles: K.
+        num_dims: D, the size of one datum.
+        base_measure: "counting" (probabilities) or "lebesgue" (densities).
+        proposal: What the draws came from.
+        seed: Seed of the draws.
+        seconds: Time taken.
+    """
+
+    elbo: Tensor
+    log_marginal: LogMarginal
+    num_particles: int
+    num_dims: int
+    base_measure: str
+    proposal: str
+    seed: int
+    seconds: float
+
+    def summary(self) -> dict[str, Any]:
+        """The means over data, each error apart, as evaluation.json has them."""
+        value, std_error, ess, khat = self.log_marginal
+        mean, over_data = mean_and_std_error(value)
+        elbo_mean, elbo_error = mean_and_std_error(self.elbo)
+        return {
+            "num_data": len(value),
+            "num_particles": self.num_particles,
+            "elbo": {"mean": elbo_mean, "std_error": elbo_error},
+            "log_marginal": {
+                "mean": mean,
+                "std_error": over_data,
+                "mc_std_error": monte_carlo_std_error(std_error),
+            },
+            "khat": {
+                "max": khat.max().item(),
+                "share_above_0.7": (khat > KHAT_LIMIT).double().mean().item(),
+            },
+            "ess": {"min": ess.min().item(), "median": ess.median().item()},
+            "bits_per_dim": bits_per_dim(mean, self.num_dims) if self.base_measure == "counting" else None,
+            "base_measure": self.base_measure,
+            "proposal": self.proposal,
+            "seed": self.seed,
+            "seconds": round(self.seconds, 3),
+        }
+
+    def per_datum_csv(self, rows: Tensor) -> bytes:
+        """One line per datum: its row in the source, and the values in nats."""
+        text = io.StringIO()
+        writer = csv.writer(text, lineterminator="\n")
+        writer.writerow(["row", "elbo", *("log_marginal" if f == "value" else f for f in LogMarginal._fields)])
+        columns = [
+            rows.tolist(),
+            self.elbo.tolist(),
+            *(column.tolist() for column in self.log_marginal),
+        ]
+        writer.writerows(zip(*columns, strict=True))
+        return text.getvalue().encode()
+
+
+def evaluate(
+    model: Program,
+    guide: Program,
+    x: Tensor,
+    *,
+    num_particles: int,
+    seed: int = 0,
+    chunk_size: int | None = None,
+    on_progress: Callable[[int], Any] | None = None,
+) -> Evaluation:
+    """Estimate ELBO and log p(x) of held-out data from one set of draws from the guide.
+
+    Args:
+        model: Pyro program p(z) p(x|z).
+        guide: Pyro program q(z|x).
+        x: Data with shape (N, D).
+        num_particles: K, the draws per datum.
+        seed: Seed of the draws; the global random state is left as it was.
+        chunk_size: Latents decoded at once.
+        on_progress: Called with the number of data done, after each block.
+
+    Raises:
+        ValueError: As `log_marginal`.
+    """
+    started = time.perf_counter()
+    bounds, marginals = [], []
+    with isolated_rng(seed):
+        measure = base_measure(model, x[:1])
+        for rows, log_w in log_weight_blocks(model, guide, x, num_particles=num_particles, chunk_size=chunk_size):
+            bounds.append(summarize_lower_bound(log_w).value)
+            marginals.append(summarize_log_weights(log_w))
+            if on_progress is not None:
+                on_progress(rows.stop - rows.start)
+    return Evaluation(
+        elbo=torch.cat(bounds),
+        log_marginal=LogMarginal(*(torch.cat(parts) for parts in zip(*marginals, strict=True))),
+        num_particles=num_particles,
+        num_dims=math.prod(x.shape[1:]),
+        base_measure=measure,
+        proposal="guide",
+        seed=seed,
+        seconds=time.perf_counter() - started,
+    )
+
+
+def base_measure(model: Program, *args: Any, **kwargs: Any) -> str:
+    """Say whether the model gives its data probabilities ("counting") or densities ("lebesgue")."""
+    with torch.no_grad():
+        trace = poutine.trace(model).get_trace(*args, **kwargs)
+    observed = [site["fn"] for site in sample_sites(trace).values() if site["is_observed"]]
+    return "counting" if all(fn.support.is_discrete for fn in observed) else "lebesgue"
+
+
+def table(summaries: Mapping[str, Mapping[str, Any]]) -> str:
+    """Lay out summaries, by name, as the closing table; log p(x) and ELBO in nats per datum."""
+    header = ["", "ELBO", "log p(x)", "s.e. data", "s.e. MC", "k-hat > 0.7", "bits/dim"]
+    lines = [header]
+    for name, summary in summaries.items():
+        marginal, khat = summary["log_marginal"], summary["khat"]
+        lines.append(
+            [
+                name,
+                _number(summary["elbo"]["mean"], 2),
+                _number(marginal["mean"], 2),
+                _number(marginal["std_error"], 2),
+                _number(marginal["mc_std_error"], 3),
+                "-" if khat is None else f"{100 * khat['share_above_0.7']:.1f} %",
+                _number(summary["bits_per_dim"], 4),
+            ]
+        )
+    widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
+    return "\n".join(
+        "  ".join(
+            [
+                line[0].ljust(widths[0]),
+                *(c.rjust(w) for c, w in zip(line[1:], widths[1:], strict=True)),
+            ]
+        )
+        for line in lines
+    )
+
+
+def caution(summary: Mapping[str, Any]) -> str:
+    """A word on the Monte Carlo errors: whether k-hat says that they can be relied on."""
+    share, draws = summary["khat"]["share_above_0.7"], summary["num_particles"]
+    if draws < KHAT_DRAWS:
+        return f"k-hat, which judges the Monte Carlo error, needs at least {KHAT_DRAWS} draws; these were {draws}."
+    if not share:
+        return "k-hat is below 0.7 for all data."
+    return (
+        f"k-hat is above {KHAT_LIMIT} for {100 * share:.1f} % of the data: the {summary['proposal']} misses part of "
+        "their posterior,\nso their s.e. MC is not to be relied on and their log p(x) is likely too low."
+    )
+
+
+def exact_summary(log_p: Tensor, *, num_dims: int, base_measure: str) -> dict[str, Any]:
+    """The table's line for a model whose log p(x), with shape (N,), is exact: a baseline without latents."""
+    mean, std_error = mean_and_std_error(log_p)
+    return {
+        "elbo": {"mean": None, "std_error": None},
+        "log_marginal": {"mean": mean, "std_error": std_error, "mc_std_error": None},
+        "khat": None,
+        "bits_per_dim": bits_per_dim(mean, num_dims) if base_measure == "counting" else None,
+    }
+
+
+def _number(value: float | None, digits: int) -> str:
+    return "-" if value is None else f"{value:.{digits}f}"

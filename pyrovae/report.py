@@ -1,0 +1,86 @@
+"""What the scripts write into a run folder beside the weights: the table, the figures, and draws for ArviZ."""
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from pyrovae.data import Data, IndependentPixels
+from pyrovae.densities import evaluating, isolated_rng, log_weights_and_latents
+from pyrovae.evaluation import Evaluation, exact_summary
+from pyrovae.export import to_arviz, write_netcdf
+from pyrovae.files import write_json, write_whole
+from pyrovae.plots import plot_grids, plot_history, prior_samples, reconstructions, to_png
+from pyrovae.run import POSTERIOR, Run
+from pyrovae.stats import LogMarginal
+from pyrovae.svi import History
+from pyrovae.vae import VAE
+
+POSTERIOR_DATA = 1000  # test data in posterior.nc, at most
+POSTERIOR_DRAWS = 100  # draws for each
+
+
+def split_of(data: Data, split: str) -> tuple[Tensor, Tensor]:
+    """The values, with shape (N, D), and source rows, with shape (N,), of "train", "validation" or "test"."""
+    return getattr(data, split), getattr(data, f"{split}_index")
+
+
+def write_evaluation(run: Run, evaluation: Evaluation, data: Data, *, split: str) -> dict[str, Any]:
+    """Write evaluation.json and, with the values per datum, evaluation.csv; return what the JSON holds."""
+    binarize = run.manifest["data"]["binarize"]
+    summary = {"split": split, **evaluation.summary(), "binarize": binarize}
+    _, rows = split_of(data, split)
+    write_whole(run.path / "evaluation.csv", evaluation.per_datum_csv(rows))
+    write_json(run.path / "evaluation.json", summary)
+    return summary
+
+
+def baseline_summary(data: Data, *, split: str, base_measure: str) -> dict[str, Any]:
+    """The table's line of independent pixels, fitted on the training set."""
+    x, _ = split_of(data, split)
+    log_p = IndependentPixels.of(data, base_measure=base_measure).log_prob(x)
+    return exact_summary(log_p, num_dims=x.shape[1], base_measure=base_measure)
+
+
+def write_training_figure(run: Run, history: History) -> None:
+    """Write training.png, the ELBO over the epochs."""
+    write_whole(run.path / "training.png", to_png(plot_history(history)))
+
+
+def write_sample_figures(run: Run, vae: VAE, x: Tensor, shape: tuple[int, ...], *, size: int, seed: int) -> None:
+    """Write samples.png, draws from the model, and reconstructions.png, the first data of x beside theirs."""
+    draws, means = prior_samples(vae.model, size, seed=seed)
+    figure = plot_grids([("draws x ~ p(x|z), z ~ p(z)", draws), ("means E[x|z] at the same z", means)], shape)
+    write_whole(run.path / "samples.png", to_png(figure))
+    x = x[:size]
+    again = reconstructions(vae.model, vae.guide, x, seed=seed)
+    figure = plot_grids([("data x", x), ("reconstructions E[x|z], z ~ q(z|x)", again)], shape)
+    write_whole(run.path / "reconstructions.png", to_png(figure))
+
+
+def write_posterior(run: Run, vae: VAE, x: Tensor, rows: Tensor, stats: LogMarginal, *, seed: int) -> None:
+    """Write posterior.nc: draws of z from the guide for the first data of x, with their weights, for ArviZ.
+
+    Args:
+        run: The run folder.
+        vae: The trained VAE.
+        x: Data with shape (N, D).
+        rows: Their rows in the source, with shape (N,).
+        stats: Their log p(x), errors, effective sample sizes and k-hats, each with shape (N,).
+        seed: Seed of the draws.
+    """
+    x, rows = x[:POSTERIOR_DATA], rows[:POSTERIOR_DATA]
+    parts = []
+    with isolated_rng(seed), evaluating(vae):
+        for block in x.split(64):
+            parts.append(log_weights_and_latents(vae.model, vae.guide, block, num_particles=POSTERIOR_DRAWS))
+    tree = to_arviz(
+        {"z": torch.cat([latents["z"] for _, latents, _ in parts], 1).cpu()},
+        observed={"x": x.cpu()},
+        log_likelihood={"x": torch.cat([log_lik for *_, log_lik in parts], 1).cpu()},
+        log_weights=torch.cat([log_w for log_w, *_ in parts], 1).cpu(),
+        stats=LogMarginal(*(column[:POSTERIOR_DATA].cpu() for column in stats)),
+        data_index=rows,
+        attrs={"data": run.manifest["data"]["name"], "binarize": run.manifest["data"]["binarize"]},
+    )
+    write_netcdf(tree, run.path / POSTERIOR)

@@ -1,0 +1,118 @@
+"""Train a VAE by SVI, evaluate it on held-out data, and leave a run folder.
+
+python scripts/train.py                                              # scikit-learn's digits, two minutes at most
+python scripts/train.py --data mnist --data_dir data --latent_dim 50 --network.hidden [200,200] --epochs 20
+python scripts/train.py --prior MixturePrior --prior.num_components 20 --elbo Trace_ELBO --optimizer.eps 1e-4
+python scripts/train.py --data counts.npy --likelihood BinomialLikelihood --likelihood.total_count 20
+python scripts/train.py --prior mymodule.StudentTPrior               # a class of your own, mymodule.py beside you
+python scripts/train.py --config runs/digits-001/config.yaml         # the same run again
+python scripts/train.py --resume runs/digits-001                     # go on after a kill
+"""
+
+import sys
+
+import pyro
+from jsonargparse import Namespace
+from tqdm import tqdm
+
+from pyrovae.config import build_objective, build_vae, parse_training, resolve
+from pyrovae.data import Binarize, Data, load_data
+from pyrovae.densities import check_support
+from pyrovae.evaluation import caution, evaluate, table
+from pyrovae.nn import Standardize
+from pyrovae.report import (
+    baseline_summary,
+    write_evaluation,
+    write_posterior,
+    write_sample_figures,
+    write_training_figure,
+)
+from pyrovae.run import Run
+from pyrovae.svi import History, StoppedError, fit
+from pyrovae.terminal import finishing_steps, run_script
+from pyrovae.vae import VAE
+
+
+def main() -> int:
+    """Train, evaluate, and print the table."""
+    config = parse_training(sys.argv[1:], prog="train.py", description=__doc__)
+    if config.resume:
+        run = Run(config.resume)
+        if run.finished:
+            print(f"{run.path} is finished; see its evaluation.json, or run scripts/evaluate.py {run.path}")
+            return 0
+        data_dir, config = config.data_dir, run.config(config.trust_imports)
+        data = run.data(config, data_dir=data_dir)
+    else:
+        data = load_data(
+            config.data,
+            data_dir=config.data_dir,
+            binarize=config.binarize,
+            split_seed=config.split_seed,
+        )
+        config = resolve(config, data)
+
+    pyro.set_rng_seed(config.seed)
+    vae = build_vae(config, data.train.shape[1], Standardize.from_data(data.train)).to(config.device)
+    if not config.resume:
+        check_support(vae.model, data.test.to(config.device))
+        run = Run.create(config.out, config, data)
+    print(f"{run.path}: {len(data.train):,} training data, {config.device}", flush=True)
+    with finishing_steps() as stopper:
+        try:
+            history = train(run, config, data, vae, stopper)
+        except StoppedError as stop:
+            print(f"{stop}; saved. Go on with: train.py --resume {run.path}", file=sys.stderr)
+            return stopper.exit_code
+        except Exception:
+            run.discard_unless_committed()
+            raise
+    close(run, config, data, vae, history)
+    return 0
+
+
+def train(run: Run, config: Namespace, data: Data, vae: VAE, stopper) -> History:
+    """Run SVI, committing every epoch to the run folder."""
+    elbo, optimizer = build_objective(config)
+    return fit(
+        vae.model,
+        vae.guide,
+        data.train.to(config.device),
+        elbo=elbo,
+        epochs=config.epochs,
+        batch_size=config.batch_size,
+        optimizer=optimizer,
+        validation=data.validation.to(config.device),
+        patience=config.patience,
+        transform=Binarize() if data.binarize == "dynamic" else None,
+        seed=config.seed,
+        progress=True,
+        resume=run.committed(),
+        commit=run.commit,
+        should_stop=stopper,
+    )
+
+
+def close(run: Run, config: Namespace, data: Data, vae: VAE, history: History) -> None:
+    """Write weights, table, figures and draws; the manifest, last, says that all is there."""
+    x = data.test.to(config.device)
+    run.write_weights(vae)
+    with tqdm(total=len(x), unit="datum", desc="log p(x)") as bar:
+        evaluation = evaluate(vae.model, vae.guide, x, num_particles=config.num_particles, on_progress=bar.update)
+    summary = write_evaluation(run, evaluation, data, split="test")
+    write_training_figure(run, history)
+    write_sample_figures(run, vae, x, data.shape, size=64, seed=0)
+    write_posterior(run, vae, x, data.test_index, evaluation.log_marginal, seed=0)
+    run.finish(config, data)
+
+    baseline = baseline_summary(data, split="test", base_measure=evaluation.base_measure)
+    reason = "no better epoch came" if history.stop_reason == "plateau" else "all epochs done"
+    print(f"\nstopped after epoch {len(history)} ({reason}); the best on validation data is epoch {history.best_epoch}")
+    print(f"{len(x):,} test data, K = {config.num_particles:,} draws each; nats per datum\n")
+    print(table({"VAE": summary, "independent pixels": baseline}))
+    print(caution(summary))
+    print(f"wrote {run.path}")
+
+
+if __name__ == "__main__":
+    run_script(main)

@@ -1,1 +1,54 @@
-"""Variational autoencoders as Pyro programs, with log-likelihoods that carry their error."""
+"""Variational autoencoders as Pyro programs, with log-likelihoods that carry their error.
+
+A VAE is made of a prior, a likelihood and an encoder; its `model` and `guide` are Pyro programs. Everything that is
+computed from them works for any such pair, the reader's own too.
+"""
+
+from pyrovae.densities import log_joint, log_weights
+from pyrovae.encoders import Encoder, NormalEncoder
+from pyrovae.export import to_arviz
+from pyrovae.importance import evidence_lower_bound, log_marginal
+from pyrovae.likelihoods import (
+    BernoulliLikelihood,
+    BinomialLikelihood,
+    ContinuousBernoulliLikelihood,
+    Likelihood,
+    NormalLikelihood,
+)
+from pyrovae.nn import MLP, ConvNet, Network, Standardize, TransposedConvNet
+from pyrovae.priors import MixturePrior, NormalPrior, Prior, StandardNormalPrior
+from pyrovae.run import load
+from pyrovae.stats import LogMarginal
+from pyrovae.svi import History, fit
+from pyrovae.vae import VAE, Guide, Model
+
+__all__ = [
+    "MLP",
+    "VAE",
+    "BernoulliLikelihood",
+    "BinomialLikelihood",
+    "ContinuousBernoulliLikelihood",
+    "ConvNet",
+    "Encoder",
+    "Guide",
+    "History",
+    "Likelihood",
+    "LogMarginal",
+    "MixturePrior",
+    "Model",
+    "Network",
+    "NormalEncoder",
+    "NormalLikelihood",
+    "NormalPrior",
+    "Prior",
+    "StandardNormalPrior",
+    "Standardize",
+    "TransposedConvNet",
+    "evidence_lower_bound",
+    "fit",
+    "load",
+    "log_joint",
+    "log_marginal",
+    "log_weights",
+    "to_arviz",
+]

@@ -145,7 +145,10 @@ def fit(
         first = _transformed(*take(args, kwargs, slice(0, min(size, batch_size))), transform)
         parameters = trainable_parameters(model, guide, *first[0], **first[1])
     make_optimizer = optimizer or partial(torch.optim.Adam, lr=1e-3, fused=True)
-    state = _State(model, guide, make_optimizer(parameters), steps, device)
+    chosen = make_optimizer(parameters)
+    if isinstance(chosen, torch.optim.LBFGS):
+        raise ValueError("LBFGS evaluates the loss several times a step, which fit does not; use Adam or another")
+    state = _State(model, guide, chosen, steps, device)
     if resume is not None:
         state.restore(resume)
 

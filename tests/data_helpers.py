@@ -17,9 +17,7 @@ def mnist_bytes(n_train, n_test, size=28, seed=0):
     for part, n in (("train", n_train), ("t10k", n_test)):
         images = rng.integers(0, 256, (n, size, size), dtype=np.uint8)
         labels = (np.arange(n) % 10).astype(np.uint8)
-        contents[f"{part}-images-idx3-ubyte"] = (
-            struct.pack(">4i", 2051, n, size, size) + images.tobytes()
-        )
+        contents[f"{part}-images-idx3-ubyte"] = struct.pack(">4i", 2051, n, size, size) + images.tobytes()
         contents[f"{part}-labels-idx1-ubyte"] = struct.pack(">2i", 2049, n) + labels.tobytes()
     return contents
 

@@ -169,10 +169,7 @@ def test_evaluation_bits_are_pinned_and_do_not_depend_on_the_chunk(own, monkeypa
     for chunk in (1, 10, 4096):
         monkeypatch.setattr(load_module, "_CHUNK", chunk)
         data = load_data(path, binarize="static")
-        assert all(
-            torch.equal(x, expected[rows].float())
-            for x, rows in zip(parts(data), indices(data), strict=True)
-        )
+        assert all(torch.equal(x, expected[rows].float()) for x, rows in zip(parts(data), indices(data), strict=True))
     # torch 2.15 on Linux; a change means that stored evaluations are about other bits
     ten = torch.rand(10, generator=torch.Generator().manual_seed(EVALUATION_SEED)) < 0.5
     assert ten.int().tolist() == [1, 0, 0, 0, 1, 0, 1, 1, 1, 0]
@@ -183,9 +180,7 @@ def test_bits_have_the_grey_values_as_means(tmp_path):
     grey = np.tile([0.0, 0.1, 0.5, 0.9, 1.0], (60_000, 1))
     data = load_data(save(tmp_path / "x.npy", grey), binarize="static")
     assert set(data.train.unique().tolist()) == {0.0, 1.0}
-    torch.testing.assert_close(
-        data.train.mean(0), torch.tensor([0.0, 0.1, 0.5, 0.9, 1.0]), atol=0.014, rtol=0
-    )
+    torch.testing.assert_close(data.train.mean(0), torch.tensor([0.0, 0.1, 0.5, 0.9, 1.0]), atol=0.014, rtol=0)
     assert data.train[:, [0, 4]].unique(dim=0).tolist() == [[0.0, 1.0]]
 
 

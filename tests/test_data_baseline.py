@@ -22,10 +22,7 @@ def test_histograms_match_a_loop_and_sum_to_one():
     for a in (0.1, 1.0):
         baseline = IndependentPixels(train, maximum=4, pseudo_count=a)
         expected = [
-            sum(
-                math.log(((train[:, d] == v).sum().item() + a) / (3 + 5 * a))
-                for d, v in enumerate(x.tolist())
-            )
+            sum(math.log(((train[:, d] == v).sum().item() + a) / (3 + 5 * a)) for d, v in enumerate(x.tolist()))
             for x in support
         ]
         log_p = baseline.log_prob(support)
@@ -95,9 +92,7 @@ def test_normals_for_densities(densities):
     expected = (-0.5 * (np.log(2 * np.pi * var) + (y - mean) ** 2 / var)).sum(1)
     np.testing.assert_allclose(baseline.log_prob(densities.test), expected, rtol=1e-10)
     constant = IndependentPixels(torch.ones(20, 1), scale_floor=0.5)
-    assert constant.log_prob(torch.ones(1, 1)).item() == pytest.approx(
-        -math.log(0.5 * math.sqrt(2 * math.pi))
-    )
+    assert constant.log_prob(torch.ones(1, 1)).item() == pytest.approx(-math.log(0.5 * math.sqrt(2 * math.pi)))
 
 
 def test_the_base_measure_can_be_that_of_the_likelihood(densities):

@@ -52,9 +52,7 @@ class IndependentPixels:
         scale_floor: float = 1e-3,
     ) -> None:
         if train.ndim != 2 or train.numel() == 0:
-            raise ValueError(
-                f"train must have shape (N, D) without zeros, got {tuple(train.shape)}"
-            )
+            raise ValueError(f"train must have shape (N, D) without zeros, got {tuple(train.shape)}")
         if not (pseudo_count > 0 and scale_floor > 0):
             raise ValueError(
                 f"pseudo_count and scale_floor must be above 0, got {pseudo_count} and "
@@ -67,9 +65,7 @@ class IndependentPixels:
         self._num_data = len(train)
         if maximum is None:
             variance, mean = torch.var_mean(train.double(), dim=0, correction=0)
-            self._normal = torch.distributions.Normal(
-                mean, variance.sqrt().clamp(min=scale_floor), validate_args=False
-            )
+            self._normal = torch.distributions.Normal(mean, variance.sqrt().clamp(min=scale_floor), validate_args=False)
             return
         is_grey = maximum == 1
         inside = (train >= 0) & (train <= maximum) & (is_grey | (train == train.floor()))
@@ -94,9 +90,7 @@ class IndependentPixels:
                 self._counts += torch.bincount(cells, minlength=len(self._counts))
 
     @classmethod
-    def of(
-        cls, data: Data, *, base_measure: str | None = None, pseudo_count: float = 1.0
-    ) -> IndependentPixels:
+    def of(cls, data: Data, *, base_measure: str | None = None, pseudo_count: float = 1.0) -> IndependentPixels:
         """Fit the baseline to the training data of a data set.
 
         Args:
@@ -112,8 +106,7 @@ class IndependentPixels:
             raise ValueError(f"base_measure must be counting or lebesgue, got {base_measure}")
         if base_measure == "counting" and data.maximum is None:
             raise ValueError(
-                f"base_measure 'counting' needs non-negative integers, and {data.name} has other "
-                "values: use 'lebesgue'"
+                f"base_measure 'counting' needs non-negative integers, and {data.name} has other values: use 'lebesgue'"
             )
         maximum = None if base_measure == "lebesgue" else data.maximum
         return cls(data.train, maximum=maximum, pseudo_count=pseudo_count)

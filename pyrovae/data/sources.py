@@ -126,16 +126,13 @@ def read_array(name: str) -> np.ndarray:
     stem, has_key, key = name.partition(".npz:")
     path = Path(stem + ".npz" if has_key else name).expanduser()
     if path.suffix not in (".npy", ".npz"):
-        raise ValueError(
-            unknown("--data", name, ("digits", "mnist")) + ", or a file: PATH.npy or PATH.npz:KEY"
-        )
+        raise ValueError(unknown("--data", name, ("digits", "mnist")) + ", or a file: PATH.npy or PATH.npz:KEY")
     if not os.path.isfile(path):
         raise FileNotFoundError(f"{path}: there is no such file; check the path given to --data")
     array = _load(path, key)
     if array.dtype.kind not in "buif":
         raise ValueError(
-            f"{name} has dtype {array.dtype}: expected booleans, integers or real numbers; convert "
-            "it before saving"
+            f"{name} has dtype {array.dtype}: expected booleans, integers or real numbers; convert it before saving"
         )
     if array.ndim < 2 or array.size == 0 or len(array) < 10:
         raise ValueError(
@@ -187,9 +184,7 @@ def _load(path: Path, key: str) -> np.ndarray:
     listed = [*near, *(k for k in keys if k not in near)]
     more = ", ..." if len(listed) > 20 else ""
     what = f"has no array {key!r}" if key else f"holds {len(keys)} arrays and none was named"
-    raise ValueError(
-        f"{path} {what}: name one as {path}:KEY, where KEY is one of {', '.join(listed[:20])}{more}"
-    )
+    raise ValueError(f"{path} {what}: name one as {path}:KEY, where KEY is one of {', '.join(listed[:20])}{more}")
 
 
 def unknown(flag: str, got: str, known: Iterable[str]) -> str:

@@ -1,0 +1,70 @@
+"""Who may import whom: the two towers meet only in the courtyard, and importing changes nothing."""
+
+import ast
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+PACKAGE = Path(__file__).parent.parent / "pyrovae"
+
+# Each module's own modules below it. What stands in neither tower is the courtyard, which may import everything.
+MODEL_TOWER = {"nn": set(), "priors": {"nn"}, "likelihoods": {"nn"}, "encoders": {"nn"}}
+MODEL_TOWER["vae"] = set(MODEL_TOWER)
+COMPUTE_TOWER = {"stats": set(), "densities": {"stats"}, "importance": {"stats", "densities"}}
+COMPUTE_TOWER["svi"] = set(COMPUTE_TOWER)
+TOWERS = {**MODEL_TOWER, **COMPUTE_TOWER}
+TORCH_ONLY = {"stats", "nn"}
+
+
+def imports_of(path: Path) -> set[str]:
+    found = set()
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Import):
+            found |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, f"{path}: relative import"
+            found |= {f"{node.module}.{alias.name}" for alias in node.names}
+    return found
+
+
+def files_of(module: str) -> list[Path]:
+    folder = PACKAGE / module
+    return sorted(folder.rglob("*.py")) if folder.is_dir() else [PACKAGE / f"{module}.py"]
+
+
+@pytest.mark.parametrize("module", TOWERS)
+def test_a_floor_imports_only_floors_below_it(module):
+    for path in files_of(module):
+        for name in imports_of(path):
+            if name.split(".")[0] == "pyrovae":
+                below = name.split(".")[1]
+                assert below in TOWERS[module] | {module}, f"{path.name} imports {name}"
+
+
+@pytest.mark.parametrize("module", sorted(TORCH_ONLY))
+def test_the_ground_floors_import_torch_alone(module):
+    for path in files_of(module):
+        tops = {name.split(".")[0] for name in imports_of(path)} - set(sys.stdlib_module_names)
+        assert tops <= {"torch"}
+
+
+def test_every_module_of_the_towers_is_there():
+    for module in TOWERS:
+        assert all(path.is_file() for path in files_of(module))
+
+
+def test_importing_changes_no_global_state():
+    script = """
+import random, numpy, pyro, torch
+import torch.distributions
+def state():
+    return (torch.get_default_dtype(), torch.get_rng_state().tolist(), random.getstate(), str(numpy.random.get_state()),
+            torch.distributions.Distribution._validate_args, pyro.settings.get(), list(pyro.get_param_store()),
+            torch.is_grad_enabled(), torch.get_num_threads())
+before = state()
+import pyrovae
+assert state() == before, "importing pyrovae changed global state"
+"""
+    subprocess.run([sys.executable, "-W", "error", "-c", script], check=True)

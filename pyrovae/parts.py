@@ -105,8 +105,11 @@ def part_class(kind: str, name: str) -> type:
 
 
 def part_path(part: type) -> str:
-    """The import path of a part's class."""
-    return f"{part.__module__}.{part.__qualname__}"
+    """The shortest import path of a part's class, which outlives a move of its module within its package."""
+    steps = part.__module__.split(".")
+    homes = [".".join(steps[:length]) for length in range(1, len(steps) + 1)]
+    home = next(home for home in homes if getattr(sys.modules.get(home), part.__name__, None) is part)
+    return f"{home}.{part.__name__}"
 
 
 def checked_config(config: Any, *, source: str, keys: Iterable[str], trust_imports: Iterable[str]) -> dict[str, Any]:

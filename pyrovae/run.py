@@ -255,7 +255,7 @@ def _manifest(status: str, sums: dict[str, str], config: Namespace, data: Data) 
         "status": status,
         "files": sums,
         "data": {
-            "name": data.name,
+            "name": Path(data.name).name,  # where the file lies is the configuration's to say
             "sha256": data.sha256,
             "binarize": data.binarize,
             "shape": list(data.shape),

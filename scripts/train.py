@@ -29,34 +29,28 @@ from pyrovae.report import (
 )
 from pyrovae.run import Run
 from pyrovae.svi import History, StoppedError, fit
-from pyrovae.terminal import finishing_steps, run_script
+from pyrovae.terminal import Stopper, finishing_steps, run_script
 from pyrovae.vae import VAE
 
 
 def main() -> int:
     """Train, evaluate, and print the table."""
-    config = parse_training(sys.argv[1:], prog="train.py", description=__doc__)
-    if config.resume:
-        run = Run(config.resume)
+    flags = parse_training(sys.argv[1:], prog="train.py", description=__doc__)
+    if flags.resume:
+        run = Run(flags.resume)
         if run.finished:
             print(f"{run.path} is finished; see its evaluation.json, or run scripts/evaluate.py {run.path}")
             return 0
-        data_dir, config = config.data_dir, run.config(config.trust_imports)
-        data = run.data(config, data_dir=data_dir)
+        config = run.config(flags.trust_imports)
+        data = run.data(config, data_dir=flags.data_dir)
+        vae = make(config, data)
     else:
-        data = load_data(
-            config.data,
-            data_dir=config.data_dir,
-            binarize=config.binarize,
-            split_seed=config.split_seed,
-        )
-        config = resolve(config, data)
-
-    pyro.set_rng_seed(config.seed)
-    vae = build_vae(config, data.train.shape[1], Standardize.from_data(data.train)).to(config.device)
-    if not config.resume:
+        data = load_data(flags.data, data_dir=flags.data_dir, binarize=flags.binarize, split_seed=flags.split_seed)
+        config = resolve(flags, data)
+        vae = make(config, data)
         check_support(vae.model, data.test.to(config.device))
-        run = Run.create(config.out, config, data)
+        run = Run.create(flags.out, config, data)
+
     print(f"{run.path}: {len(data.train):,} training data, {config.device}", flush=True)
     with finishing_steps() as stopper:
         try:
@@ -71,7 +65,14 @@ def main() -> int:
     return 0
 
 
-def train(run: Run, config: Namespace, data: Data, vae: VAE, stopper) -> History:
+def make(config: Namespace, data: Data) -> VAE:
+    """Seed everything and build the VAE."""
+    pyro.set_rng_seed(config.seed)
+    standardize = Standardize.from_data(data.train)
+    return build_vae(config, data.train.shape[1], standardize).to(config.device)
+
+
+def train(run: Run, config: Namespace, data: Data, vae: VAE, stopper: Stopper) -> History:
     """Run SVI, committing every epoch to the run folder."""
     elbo, optimizer = build_objective(config)
     return fit(

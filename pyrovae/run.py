@@ -22,7 +22,7 @@ from typing import Any
 import torch
 from jsonargparse import Namespace
 
-from pyrovae.config import build_vae, config_to_yaml, parse_config
+from pyrovae.config import build_vae, config_to_yaml, find_device, parse_config
 from pyrovae.data import Data, load_data
 from pyrovae.files import (
     read_json,
@@ -235,6 +235,22 @@ def load(run: str | Path, *, trust_imports: Iterable[str] = ()) -> VAE:
     """
     folder = Run(run)
     return folder.vae(folder.config(trust_imports))
+
+
+def open_run(flags: Namespace, *, bits: bool = False) -> tuple[Run, VAE, Data]:
+    """Open the run that a script's flags name: the folder, the trained VAE on the device asked for, and its data.
+
+    Args:
+        flags: What a parser of `make_run_parser` gave.
+        bits: Binarise training data too where they were binarised dynamically.
+
+    Raises:
+        ValueError: As `load` and `Run.data`, and if the device is not to be had.
+    """
+    run = Run(flags.run)
+    config = run.config(flags.trust_imports)
+    vae = run.vae(config).to(find_device(flags.device))
+    return run, vae, run.data(config, data_dir=flags.data_dir, bits=bits)
 
 
 def _manifest(status: str, sums: dict[str, str], config: Namespace, data: Data) -> dict[str, Any]:

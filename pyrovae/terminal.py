@@ -13,6 +13,7 @@ from types import FrameType
 from typing import Any
 
 from jsonargparse import ArgumentError, ArgumentParser, DefaultHelpFormatter, Namespace
+from jsonargparse.typing import NonNegativeInt
 
 from pyrovae.svi import NonFiniteLossError, StoppedError
 
@@ -26,6 +27,17 @@ class HelpFormatter(argparse.RawDescriptionHelpFormatter, DefaultHelpFormatter):
 def make_parser(**given: Any) -> ArgumentParser:
     """Make a parser that says what is wrong in one line; keyword arguments go to ArgumentParser."""
     return ArgumentParser(exit_on_error=False, allow_abbrev=False, formatter_class=HelpFormatter, **given)
+
+
+def make_run_parser(**given: Any) -> ArgumentParser:
+    """Make a parser with the flags of every script that takes a trained run."""
+    parser = make_parser(**given)
+    parser.add_argument("run", type=str, help="run folder of train.py")
+    parser.add_argument("--seed", type=NonNegativeInt, default=0, help="seed of the draws")
+    parser.add_argument("--device", type=str, default="auto", help="cpu, cuda, ... (auto: cuda where there is one)")
+    parser.add_argument("--data_dir", type=str | None, default=None, help="folder of MNIST, where it has moved")
+    parser.add_argument("--trust_imports", type=list[str], default=[], help="modules that the run's files may import")
+    return parser
 
 
 class Stopper:

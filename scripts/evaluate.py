@@ -7,50 +7,31 @@ python scripts/evaluate.py runs/mnist-001 --split validation --device cuda
 import sys
 from typing import Literal
 
-from jsonargparse.typing import NonNegativeInt, PositiveInt
+from jsonargparse.typing import PositiveInt
 from tqdm import tqdm
 
 from pyrovae.config import find_device
 from pyrovae.evaluation import caution, evaluate, table
 from pyrovae.report import baseline_summary, split_of, write_evaluation
-from pyrovae.run import Run
-from pyrovae.terminal import make_parser, parse_flags, run_script
+from pyrovae.run import open_run
+from pyrovae.terminal import make_run_parser, parse_flags, run_script
 
 
 def main() -> int:
     """Evaluate a run and print the table."""
-    parser = make_parser(prog="evaluate.py", description=__doc__)
-    parser.add_argument("run", type=str, help="run folder of train.py")
+    parser = make_run_parser(prog="evaluate.py", description=__doc__)
     parser.add_argument("--num_particles", type=PositiveInt, default=5000, help="draws per datum, K")
     parser.add_argument("--split", type=Literal["train", "validation", "test"], default="test", help="which data")
-    parser.add_argument("--seed", type=NonNegativeInt, default=0, help="seed of the draws")
-    parser.add_argument(
-        "--chunk_size",
-        type=int | None,
-        default=None,
-        help="latents decoded at once; bounds the memory",
-    )
-    parser.add_argument("--device", type=str, default="auto", help="cpu, cuda, ... (auto: cuda where there is one)")
-    parser.add_argument("--data_dir", type=str | None, default=None, help="folder of MNIST, where it has moved")
-    parser.add_argument(
-        "--trust_imports",
-        type=list[str],
-        default=[],
-        help="[modules] that the run's files may import",
-    )
+    parser.add_argument("--chunk_size", type=PositiveInt | None, default=None, help="latents decoded at once")
     args = parse_flags(parser, sys.argv[1:])
 
-    run = Run(args.run)
-    config = run.config(args.trust_imports)
-    device = find_device(args.device)
-    vae = run.vae(config).to(device)
-    data = run.data(config, data_dir=args.data_dir, bits=True)
+    run, vae, data = open_run(args, bits=True)
     x, _ = split_of(data, args.split)
     with tqdm(total=len(x), unit="datum", desc="log p(x)") as bar:
         evaluation = evaluate(
             vae.model,
             vae.guide,
-            x.to(device),
+            x.to(find_device(args.device)),
             num_particles=args.num_particles,
             seed=args.seed,
             chunk_size=args.chunk_size,

@@ -10,8 +10,9 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from types import FrameType
-from typing import Any
+from typing import Any, NoReturn
 
+import torch
 from jsonargparse import ArgumentError, ArgumentParser, DefaultHelpFormatter, Namespace
 from jsonargparse.typing import NonNegativeInt
 
@@ -105,6 +106,11 @@ def near(name: str, known: Iterable[str]) -> str:
     return f"did you mean {' or '.join(likely)}?" if likely else f"choose among {', '.join(known)}"
 
 
+def _fail(message: str) -> NoReturn:
+    print(f"{Path(sys.argv[0]).name}: error: {message}", file=sys.stderr)
+    sys.exit(1)
+
+
 def _plainly(message: str, parser: ArgumentParser) -> str:
     """The parser's message in the words of the command line."""
     if match := re.search(r"unrecognized arguments: --([\w.]+)", message):
@@ -140,5 +146,8 @@ def run_script(main: Callable[[], int | None]) -> None:
     except KeyboardInterrupt:
         sys.exit(_EXIT_CODES[signal.SIGINT])
     except (ValueError, OSError, NonFiniteLossError, StoppedError) as error:
-        print(f"{Path(sys.argv[0]).name}: error: {' '.join(str(error).split())}", file=sys.stderr)
-        sys.exit(1)
+        _fail(" ".join(str(error).split()))
+    except torch.OutOfMemoryError:
+        _fail(
+            "the device's memory is full; lower --batch_size in training, --chunk_size in evaluation, or use --device cpu"
+        )

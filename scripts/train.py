@@ -59,7 +59,8 @@ def main() -> int:
             print(f"{stop}; saved. Go on with: train.py --resume {run.path}", file=sys.stderr)
             return stopper.exit_code
         except Exception:
-            run.discard_unless_committed()
+            if not flags.resume:
+                run.discard_unless_committed()
             raise
     close(run, config, data, vae, history)
     return 0

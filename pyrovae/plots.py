@@ -80,9 +80,10 @@ def plot_grids(panels: Sequence[tuple[str, Tensor]], shape: Sequence[int], *, co
     low = min(float(x.min()) for _, x in panels)
     high = max(float(x.max()) for _, x in panels)
     rows = math.ceil(max(len(x) for _, x in panels) / columns)
-    size = 4.2
-    figure = Figure(figsize=(size * len(panels), size * rows / columns + 0.4), layout="constrained")
+    size = 4.2  # inches
     image = len(shape) == 2 or (len(shape) == 3 and shape[0] in (1, 3))
+    height = size * rows / columns * shape[-2] / shape[-1] + 0.4 if image else 3.0
+    figure = Figure(figsize=(size * len(panels), height), layout="constrained")
     for axes, (title, x) in zip(np.atleast_1d(figure.subplots(1, len(panels))), panels, strict=True):
         values = x.detach().cpu().float()
         axes.set_title(title, fontsize=10)

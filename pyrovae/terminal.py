@@ -148,6 +148,4 @@ def run_script(main: Callable[[], int | None]) -> None:
     except (ValueError, OSError, NonFiniteLossError, StoppedError) as error:
         _fail(" ".join(str(error).split()))
     except torch.OutOfMemoryError:
-        _fail(
-            "the device's memory is full; lower --batch_size in training, --chunk_size in evaluation, or use --device cpu"
-        )
+        _fail("the device's memory is full; lower --batch_size, or --chunk_size in evaluation, or use --device cpu")

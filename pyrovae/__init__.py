@@ -15,7 +15,19 @@ from pyrovae.likelihoods import (
     Likelihood,
     NormalLikelihood,
 )
-from pyrovae.nn import MLP, ConvNet, Network, Standardize, TransposedConvNet
+from pyrovae.nn import (
+    MLP,
+    ConvNet,
+    GatedMLP,
+    Network,
+    RecurrentDecoder,
+    RecurrentNet,
+    ResidualConvNet,
+    ResidualMLP,
+    ResidualTransposedConvNet,
+    Standardize,
+    TransposedConvNet,
+)
 from pyrovae.priors import MixturePrior, NormalPrior, Prior, StandardNormalPrior
 from pyrovae.run import load
 from pyrovae.stats import LogMarginal
@@ -30,6 +42,7 @@ __all__ = [
     "ContinuousBernoulliLikelihood",
     "ConvNet",
     "Encoder",
+    "GatedMLP",
     "Guide",
     "History",
     "Likelihood",
@@ -41,6 +54,11 @@ __all__ = [
     "NormalLikelihood",
     "NormalPrior",
     "Prior",
+    "RecurrentDecoder",
+    "RecurrentNet",
+    "ResidualConvNet",
+    "ResidualMLP",
+    "ResidualTransposedConvNet",
     "StandardNormalPrior",
     "Standardize",
     "TransposedConvNet",

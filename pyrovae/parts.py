@@ -55,14 +55,10 @@ def known_parts(kind: str) -> dict[str, type]:
     base, home = BASES[kind], _HOMES[kind]
     if kind == "elbo":
         return {name: getattr(home, name) for name in _OBJECTIVES}
-    found = inspect.getmembers(home, lambda c: inspect.isclass(c) and issubclass(c, base))
-    return {
-        name: part
-        for name, part in found
-        if part is not base
-        and not name.startswith("_")
-        and (part.__module__ == home.__name__ or (kind == "optimizer" and name not in _SPECIAL_OPTIMIZERS))
-    }
+    found = inspect.getmembers(home, lambda c: inspect.isclass(c) and issubclass(c, base) and c is not base)
+    if kind == "optimizer":
+        return {name: part for name, part in found if name not in _SPECIAL_OPTIMIZERS}
+    return {name: part for name, part in found if part.__module__.startswith(home.__name__)}
 
 
 def part_class(kind: str, name: str) -> type:

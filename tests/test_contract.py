@@ -14,10 +14,15 @@ from pyrovae import (
     BinomialLikelihood,
     ContinuousBernoulliLikelihood,
     ConvNet,
+    GatedMLP,
     MixturePrior,
     NormalEncoder,
     NormalLikelihood,
     NormalPrior,
+    RecurrentDecoder,
+    RecurrentNet,
+    ResidualConvNet,
+    ResidualMLP,
     Standardize,
     StandardNormalPrior,
     TransposedConvNet,
@@ -188,6 +193,9 @@ def test_a_bad_scale_is_refused(scale):
         (lambda: ConvNet(63, 4), "no square image"),
         (lambda: ConvNet(63, 4, shape=(8, 8)), "in_features is 63, but an image of shape"),
         (lambda: TransposedConvNet(4, 63, shape=(8, 8)), "not a multiple of the 64 values"),
+        (lambda: RecurrentNet(64, 4, shape=(5, 13)), "a sequence .5, 13. has 65 values"),
+        (lambda: RecurrentDecoder(4, 63, shape=(32, 2)), "not a multiple of the 64 values"),
+        (lambda: RecurrentNet(64, 4, shape=(4, 4, 4)), r"a sequence has shape \(T, F\)"),
         (lambda: ConvNet(64, 4, shape=(64,)), r"an image has shape \(H, W\) or \(C, H, W\)"),
     ],
 )
@@ -196,11 +204,69 @@ def test_wrong_sizes_are_refused(make, message):
         make()
 
 
+NETWORKS = {
+    MLP: {"hidden": [5]},
+    GatedMLP: {"hidden": [5]},
+    ResidualMLP: {"width": 5, "depth": 2},
+    ConvNet: {"shape": (5, 6), "channels": (2, 3), "hidden": 4, "activation": "tanh"},
+    ResidualConvNet: {"shape": (5, 6), "channels": (2, 3), "hidden": 4, "blocks": 2, "activation": "tanh"},
+    RecurrentNet: {"shape": (10, 3), "hidden": 4},
+}
+
+
+def test_every_network_of_the_library_signs():
+    signed = {network.__name__ for each in NETWORKS for network in (each, each.mirror())}
+    assert set(known_parts("network")) == signed
+
+
+@pytest.mark.parametrize("network", NETWORKS)
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_networks_keep_leading_dimensions_and_train_whole(network, dtype):
+    arguments = NETWORKS[network]
+    for made, size_in, size_out in (
+        (network(30, 7, **arguments), 30, 7),
+        (network.mirror()(7, 60, **arguments), 7, 60),
+    ):
+        made = made.to(dtype)
+        assert (made.in_features, made.out_features) == (size_in, size_out)
+        x = torch.randn(3, 4, size_in, dtype=dtype)
+        y = made(x)
+        assert y.shape == (3, 4, size_out)
+        assert y.dtype == dtype
+        assert made(x[0, 0]).shape == (size_out,)
+        torch.testing.assert_close(made(x[1, 2]), y[1, 2], rtol=1e-4, atol=1e-5)
+        with torch.no_grad():  # residual branches start at zero, and gradients stop there
+            for parameter in made.parameters():
+                parameter.add_(0.1 * torch.randn_like(parameter))
+        made(x).square().sum().backward()
+        for name, parameter in made.named_parameters():
+            assert parameter.grad is not None, name
+            assert bool((parameter.grad != 0).any()), name
+
+
+def test_residual_blocks_start_as_the_identity():
+    network = ResidualMLP(3, 2, width=4, depth=3)
+    plain = torch.nn.Sequential(network.first, network.last)
+    x = torch.randn(5, 3)
+    torch.testing.assert_close(network(x), plain(x), rtol=0, atol=0)
+
+
+def test_a_recurrent_decoder_keeps_numbers_in_blocks_and_time_first():
+    network = RecurrentDecoder(2, 2 * 12, shape=(4, 3), hidden=5)
+    with torch.no_grad():
+        network.last.weight.zero_()
+        network.last.bias.copy_(torch.arange(6.0))
+    loc, log_scale = network(torch.zeros(7, 2)).chunk(2, dim=-1)
+    torch.testing.assert_close(loc, torch.arange(3.0).repeat(4).expand(7, 12))
+    torch.testing.assert_close(log_scale, torch.arange(3.0, 6.0).repeat(4).expand(7, 12))
+
+
+@pytest.mark.parametrize("net", [ConvNet, ResidualConvNet])
 @pytest.mark.parametrize("shape", [(8, 8), (1, 28, 28), (3, 7, 5), (2, 1, 9)])
 @pytest.mark.parametrize("per_pixel", [1, 2])
-def test_convolutions_take_images_of_any_size(shape, per_pixel):
+def test_convolutions_take_images_of_any_size(net, shape, per_pixel):
     size = torch.Size(shape).numel()
-    down = ConvNet(size, 4, shape=shape, channels=(3, 5), hidden=7)
+    down = net(size, 4, shape=shape, channels=(3, 5), hidden=7)
     up = down.mirror()(4, per_pixel * size, shape=shape, channels=(3, 5), hidden=7)
     for leading in ((), (5,), (2, 5)):
         code = down(torch.randn(*leading, size))

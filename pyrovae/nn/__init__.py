@@ -1,0 +1,28 @@
+"""Networks: tensor in, tensor out.
+
+Any torch module serves as a network. Those below keep every leading dimension, so `[N, D]` and `[K, N, D]` go through
+the same code, and share one constructor, `(in_features, out_features, *, ...)`, by which the command line builds them.
+"""
+
+from pyrovae.nn.base import Activation, Network, Standardize, activation_module, join, out_features
+from pyrovae.nn.conv import ConvNet, ResidualConvNet, ResidualTransposedConvNet, TransposedConvNet
+from pyrovae.nn.dense import MLP, GatedMLP, ResidualMLP
+from pyrovae.nn.recurrent import RecurrentDecoder, RecurrentNet
+
+__all__ = [
+    "MLP",
+    "Activation",
+    "ConvNet",
+    "GatedMLP",
+    "Network",
+    "RecurrentDecoder",
+    "RecurrentNet",
+    "ResidualConvNet",
+    "ResidualMLP",
+    "ResidualTransposedConvNet",
+    "Standardize",
+    "TransposedConvNet",
+    "activation_module",
+    "join",
+    "out_features",
+]

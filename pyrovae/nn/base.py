@@ -1,0 +1,94 @@
+"""What all networks share: the base class, activations, and small helpers."""
+
+from typing import Literal, get_args
+
+import torch
+from torch import Tensor, nn
+
+Activation = Literal["relu", "tanh", "softplus", "silu", "gelu", "elu", "leaky_relu"]
+
+_ACTIVATIONS: dict[str, type[nn.Module]] = {
+    "relu": nn.ReLU,
+    "tanh": nn.Tanh,
+    "softplus": nn.Softplus,
+    "silu": nn.SiLU,
+    "gelu": nn.GELU,
+    "elu": nn.ELU,
+    "leaky_relu": nn.LeakyReLU,
+}
+
+
+def activation_module(name: str) -> nn.Module:
+    """Make the activation layer of this name; ValueError if there is none."""
+    if name not in _ACTIVATIONS:
+        known = ", ".join(get_args(Activation))
+        raise ValueError(f"unknown activation {name!r}; choose one of {known}")
+    return _ACTIVATIONS[name]()
+
+
+class Network(nn.Module):
+    """Base of the networks that can be named on the command line.
+
+    A new one takes `(in_features, out_features, *, ...)`, calls `super().__init__(in_features, out_features)`, and maps
+    tensors of shape (..., in_features) to (..., out_features).
+
+    Args:
+        in_features: Size of the last dimension of the input.
+        out_features: Size of the last dimension of the output.
+    """
+
+    def __init__(self, in_features: int, out_features: int) -> None:
+        super().__init__()
+        self.in_features = in_features
+        self.out_features = out_features
+
+    @classmethod
+    def mirror(cls) -> type["Network"]:
+        """The class that stands on the decoder's side when this one is the encoder's."""
+        return cls
+
+
+class Standardize(nn.Module):
+    """The affine layer (x - loc) / scale with constants taken from data, kept as buffers.
+
+    Args:
+        loc: Centre, with a shape that broadcasts against the data's last dimension.
+        scale: Positive scale, likewise.
+    """
+
+    loc: Tensor
+    scale: Tensor
+
+    def __init__(self, loc: Tensor, scale: Tensor) -> None:
+        super().__init__()
+        self.register_buffer("loc", loc)
+        self.register_buffer("scale", scale)
+
+    @classmethod
+    def from_data(cls, x: Tensor) -> "Standardize":
+        """Centre each dimension of x, with shape (N, D); divide all by one scale, the root mean variance."""
+        scale = x.var(0, correction=0).mean().sqrt()
+        return cls(x.mean(0), torch.where(scale > 0, scale, torch.ones_like(scale)))
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Map x, with shape (..., D), to the same shape."""
+        return (x - self.loc) / self.scale
+
+
+def join(x: Tensor, covariates: Tensor | None) -> Tensor:
+    """Append covariates, with shape (N, C), to x, with shape (..., N, D), along the last dimension."""
+    if covariates is None:
+        return x
+    return torch.cat([x, covariates.to(x.dtype).expand(*x.shape[:-1], covariates.shape[-1])], -1)
+
+
+def out_features(network: nn.Module) -> int:
+    """How many numbers a network gives: its own `out_features`, or that of its last layer that has one.
+
+    Raises:
+        ValueError: If no layer says.
+    """
+    for module in (network, *reversed(list(network.modules()))):
+        if isinstance(getattr(module, "out_features", None), int):
+            return int(module.out_features)  # type: ignore[arg-type]
+    raise ValueError(f"cannot tell how many numbers {type(network).__name__} gives; set its attribute out_features")

@@ -1,0 +1,121 @@
+"""Fully connected networks."""
+
+from collections.abc import Sequence
+from itertools import pairwise
+
+from torch import Tensor, nn
+
+from pyrovae.nn.base import Activation, Network, activation_module
+
+
+class MLP(Network):
+    """Multilayer perceptron: linear layers with an activation between them.
+
+    Weights start as torch's `nn.Linear` does: uniform on +-1/sqrt(fan_in), biases too.
+
+    Args:
+        in_features: Size of the last dimension of the input.
+        out_features: Size of the last dimension of the output.
+        hidden: Sizes of the hidden layers; empty for a linear map.
+        activation: Activation after each hidden layer.
+
+    Example:
+        >>> MLP(2, 784)(torch.zeros(5, 3, 2)).shape
+        torch.Size([5, 3, 784])
+    """
+
+    def __init__(
+        self,
+        in_features: int,
+        out_features: int,
+        *,
+        hidden: Sequence[int] = (200, 200),
+        activation: Activation = "relu",
+    ) -> None:
+        super().__init__(in_features, out_features)
+        sizes = [in_features, *hidden]
+        layers: list[nn.Module] = []
+        for fan_in, fan_out in pairwise(sizes):
+            layers += [nn.Linear(fan_in, fan_out), activation_module(activation)]
+        self.layers = nn.Sequential(*layers, nn.Linear(sizes[-1], out_features))
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Map x, with shape (..., in_features), to shape (..., out_features)."""
+        return self.layers(x)
+
+
+class GatedMLP(Network):
+    """Multilayer perceptron of gated layers, h' = (A h + a) * sigmoid(B h + b), then one linear layer.
+
+    The layer of Tomczak and Welling, "VAE with a VampPrior" (AISTATS 2018, https://arxiv.org/abs/1705.07120). Weights
+    start as torch's `nn.Linear` does: uniform on +-1/sqrt(fan_in), biases too.
+
+    Args:
+        in_features: Size of the last dimension of the input.
+        out_features: Size of the last dimension of the output.
+        hidden: Sizes of the hidden layers; empty for a linear map.
+    """
+
+    def __init__(self, in_features: int, out_features: int, *, hidden: Sequence[int] = (300, 300)) -> None:
+        super().__init__(in_features, out_features)
+        sizes = [in_features, *hidden]
+        layers: list[nn.Module] = []
+        for fan_in, fan_out in pairwise(sizes):
+            layers += [nn.Linear(fan_in, 2 * fan_out), nn.GLU()]
+        self.layers = nn.Sequential(*layers, nn.Linear(sizes[-1], out_features))
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Map x, with shape (..., in_features), to shape (..., out_features)."""
+        return self.layers(x)
+
+
+class ResidualMLP(Network):
+    """Residual perceptron: a linear layer, blocks h' = h + V act(U act(norm(h))), and a linear layer.
+
+    Pre-activation blocks after He, Zhang, Ren and Sun, "Identity mappings in deep residual networks" (ECCV 2016,
+    https://arxiv.org/abs/1603.05027), with layer normalisation, which keeps data apart. The V of every block starts at
+    zero, so each starts as the identity; the other weights start as torch's `nn.Linear` does.
+
+    Args:
+        in_features: Size of the last dimension of the input.
+        out_features: Size of the last dimension of the output.
+        width: Size of h.
+        depth: Number of blocks.
+        activation: Activation inside the blocks.
+    """
+
+    def __init__(
+        self,
+        in_features: int,
+        out_features: int,
+        *,
+        width: int = 200,
+        depth: int = 2,
+        activation: Activation = "relu",
+    ) -> None:
+        super().__init__(in_features, out_features)
+        self.first = nn.Linear(in_features, width)
+        self.blocks = nn.ModuleList(
+            nn.Sequential(
+                nn.LayerNorm(width),
+                activation_module(activation),
+                nn.Linear(width, width),
+                activation_module(activation),
+                _zeroed(nn.Linear(width, width)),
+            )
+            for _ in range(depth)
+        )
+        self.last = nn.Sequential(activation_module(activation), nn.Linear(width, out_features))
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Map x, with shape (..., in_features), to shape (..., out_features)."""
+        h = self.first(x)
+        for block in self.blocks:
+            h = h + block(h)
+        return self.last(h)
+
+
+def _zeroed(layer: nn.Linear) -> nn.Linear:
+    nn.init.zeros_(layer.weight)
+    nn.init.zeros_(layer.bias)
+    return layer

@@ -5,7 +5,9 @@ Everything here follows from the traces alone; nothing asks what a prior or a li
 """
 
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import ExitStack, contextmanager
+from contextlib import contextmanager
+from functools import partial
+from types import FunctionType, MethodType
 from typing import Any
 
 import pyro
@@ -15,6 +17,7 @@ from pyro import poutine
 from pyro.distributions import constraints
 from pyro.distributions.torch_distribution import ExpandedDistribution
 from pyro.distributions.util import scale_and_mask
+from pyro.poutine.messenger import unwrap
 from pyro.poutine.util import site_is_subsample
 from torch import Tensor, nn
 
@@ -56,7 +59,7 @@ def log_joint(model: Program, latents: Mapping[str, Tensor], *args: Any, **kwarg
     for name, site in sites.items():
         if not site["is_observed"]:
             raise ValueError(f"latents gives no value for site {name!r}; give one of shape (K, N, ...)")
-    return trace_log_density(trace, num_particles, "model")
+    return trace_log_density(trace, num_particles, "model")[0]
 
 
 def log_weights(model: Program, guide: Program, *args: Any, num_particles: int = 1, **kwargs: Any) -> Tensor:
@@ -78,8 +81,8 @@ def log_weights(model: Program, guide: Program, *args: Any, num_particles: int =
         Log weights in nats, with shape (K, N).
 
     Raises:
-        ValueError: If num_particles is below 1, a site lies outside the plate over the data or carries a scale other
-            than one, or the model has a latent that the guide does not draw.
+        ValueError: If num_particles is below 1, the sites do not lie inside one plate over the data, one carries a
+            scale other than one, or the guide's sites are not the model's latents, each under the same mask.
     """
     return log_weights_and_latents(model, guide, *args, num_particles=num_particles, **kwargs)[0]
 
@@ -101,39 +104,32 @@ def log_weights_and_latents(
     guide_trace = _trace(guide, num_particles, *args, **kwargs)
     replayed = poutine.replay(model, trace=guide_trace)
     model_trace = _trace(replayed, num_particles, *args, **kwargs)
-    latents = {name: site["value"] for name, site in sample_sites(guide_trace).items() if not site["is_observed"]}
-    for name, site in sample_sites(model_trace).items():
-        if not site["is_observed"] and name not in latents:
-            raise ValueError(
-                f"the guide does not draw site {name!r} of the model; it draws {sorted(latents)}. Give both the same "
-                "latent sites"
-            )
-    log_p = trace_log_density(model_trace, num_particles, "model")
-    log_q = trace_log_density(guide_trace, num_particles, "guide")
-    log_lik = trace_log_density(model_trace, num_particles, "model", observed=True)
+    drawn = _matched_latents(model_trace, guide_trace)
+    log_p, log_lik = trace_log_density(model_trace, num_particles, "model")
+    log_q, _ = trace_log_density(guide_trace, num_particles, "guide")
+    if log_p.shape != log_q.shape:
+        raise ValueError(f"the model has {log_p.shape[1]} data, the guide {log_q.shape[1]}; give both the same data")
+    latents = {name: site["value"] for name, site in drawn.items()}
     latents = {name: value.expand(num_particles, log_p.shape[1], *value.shape[2:]) for name, value in latents.items()}
     return log_p - log_q, latents, log_lik
 
 
-def trace_log_density(
-    trace: poutine.Trace, num_particles: int, program: str, *, observed: bool | None = None
-) -> Tensor:
+def trace_log_density(trace: poutine.Trace, num_particles: int, program: str) -> tuple[Tensor, Tensor]:
     """Sum the log densities of a trace's sites, per particle and datum.
 
     Args:
         trace: Trace of a program run inside the plate of particles.
         num_particles: K.
         program: "model" or "guide", for messages.
-        observed: True or False to take the observed or the latent sites only.
 
     Returns:
-        Log densities in nats, with shape (K, N).
+        Log densities of all sites, and of the observed sites alone, in nats, each with shape (K, N).
 
     Raises:
-        ValueError: If a site lies outside the plate at dim -1, or carries a scale other than one.
+        ValueError: If the sites do not lie inside one plate at dim -1, or one carries a scale other than one.
     """
-    total: Tensor | float = 0.0
-    num_data = None
+    total: dict[bool, Tensor | float] = {True: 0.0, False: 0.0}
+    plate = None
     for name, site in sample_sites(trace).items():
         frames = {f.dim: f for f in site["cond_indep_stack"] if f.vectorized}
         if -1 not in frames:
@@ -141,41 +137,100 @@ def trace_log_density(
                 f"site {name!r} of the {program} lies outside a plate over the data at dim -1, so log p(x_n) of one "
                 "datum is not defined; move it inside, or make it a parameter"
             )
+        plate = plate or frames[-1]
+        if (frames[-1].name, frames[-1].size) != (plate.name, plate.size):
+            raise ValueError(
+                f"site {name!r} of the {program} lies in plate {frames[-1].name!r} of size {frames[-1].size}, others "
+                f"in {plate.name!r} of size {plate.size}; put every site into one plate over the data"
+            )
         if not _is_one(site["scale"]):
             raise ValueError(
                 f"site {name!r} of the {program} carries scale {site['scale']} (poutine.scale or a subsampling plate), "
                 "which is no density; remove it here, and weight the objective instead"
             )
-        num_data = frames[-1].size
-        if observed is not None and site["is_observed"] is not observed:
-            continue
         log_p = scale_and_mask(site["fn"].log_prob(site["value"]), mask=site["mask"])
         if log_p.dim() > 2:
             raise ValueError(
                 f"site {name!r} of the {program} has log density of shape {tuple(log_p.shape)}; expected (K, N) = "
-                f"({num_particles}, {num_data}). Call .to_event on what belongs to one datum"
+                f"({num_particles}, {plate.size}). Call .to_event on what belongs to one datum"
             )
-        total = total + log_p
-    if num_data is None:
+        total[site["is_observed"]] = total[site["is_observed"]] + log_p
+    if plate is None:
         raise ValueError(f"the {program} has no sample site; write pyro.sample inside a plate at dim -1")
-    return torch.as_tensor(total).expand(num_particles, num_data)
+    shape = (num_particles, plate.size)
+    return torch.as_tensor(total[True] + total[False]).expand(shape), torch.as_tensor(total[True]).expand(shape)
 
 
-def check_support(model: Program, *args: Any, **kwargs: Any) -> None:
+def _matched_latents(model_trace: poutine.Trace, guide_trace: poutine.Trace) -> dict[str, Any]:
+    """The guide's sites, after seeing that they are the model's latents, each under the same mask."""
+    drawn = sample_sites(guide_trace)
+    wanted = {name: site for name, site in sample_sites(model_trace).items() if not site["is_observed"]}
+    for name in wanted:
+        if name not in drawn:
+            raise ValueError(
+                f"the guide does not draw site {name!r} of the model; it draws {sorted(drawn)}. Give both the same "
+                "latent sites"
+            )
+    for name, site in drawn.items():
+        if site["is_observed"] or name not in wanted:
+            raise ValueError(
+                f"site {name!r} of the guide is no latent of the model, which has {sorted(wanted)}; weights over "
+                "auxiliary or observed sites of a guide are not those of log p(x). Take it out of the guide"
+            )
+        ours, theirs = tuple(site["fn"].event_shape), tuple(wanted[name]["fn"].event_shape)
+        if ours != theirs:
+            raise ValueError(
+                f"site {name!r} has an event {_of(ours)} in the guide and {_of(theirs)} in the model; make the "
+                "encoder's latent as large as the prior's"
+            )
+        if not _same_mask(site["mask"], wanted[name]["mask"]):
+            raise ValueError(
+                f"site {name!r} carries one mask in the model and another in the guide, so their densities are not of "
+                "the same latents; mask it alike in both"
+            )
+    return drawn
+
+
+def _brief(support: Any) -> str:
+    """A constraint's name, with its bounds where it has some; they are equal for all data."""
+    bounds = [v.flatten()[0].item() if isinstance(v, Tensor) else v for v in vars(support).values()]
+    numbers = [f"{bound:g}" for bound in bounds if isinstance(bound, int | float) and not isinstance(bound, bool)]
+    name = type(support).__name__.strip("_")
+    return f"{name}({', '.join(numbers)})"
+
+
+def _of(shape: tuple[int, ...]) -> str:
+    return f"of {shape[0]}" if len(shape) == 1 else f"{shape}"
+
+
+def _same_mask(one: Any, other: Any) -> bool:
+    one, other = (True if mask is None else mask for mask in (one, other))
+    if isinstance(one, bool) and isinstance(other, bool):
+        return one == other
+    return bool((torch.as_tensor(one) == torch.as_tensor(other)).all())
+
+
+def check_support(model: Program, *args: Any, guide: Program | None = None, **kwargs: Any) -> None:
     """See that the observed values lie in the support of the distributions that the model gives them.
+
+    A support that differs from datum to datum, since it depends on latents, is left to the density.
 
     Args:
         model: Pyro program p(z) p(x|z); it is run once, and the random state is restored.
         *args: Its arguments, the data first, with shape (N, ...).
-        **kwargs: Its keyword arguments.
+        guide: Program to draw the latents from; None for the model itself.
+        **kwargs: Keyword arguments of both.
 
     Raises:
         ValueError: Naming the site, the first datum outside, and what to do.
     """
-    with evaluating(model), isolated_rng(), pyro.validation_enabled(False):
+    programs = (model,) if guide is None else (model, guide)
+    with evaluating(*programs), isolated_rng(), pyro.validation_enabled(False):
+        if guide is not None:
+            model = poutine.replay(model, trace=poutine.trace(guide).get_trace(*args, **kwargs))
         trace = poutine.trace(model).get_trace(*args, **kwargs)
     for name, site in sample_sites(trace).items():
-        if site["is_observed"]:
+        if site["is_observed"] and site["mask"] is not False:
             _check_site(name, site["fn"], site["value"], site["mask"])
 
 
@@ -185,6 +240,9 @@ def _check_site(name: str, fn: Any, value: Tensor, mask: Any) -> None:
         masks.append(getattr(entry, "_mask", None))
         entry = entry.base_dist
     support = entry.support
+    bounds = [bound for bound in vars(support).values() if isinstance(bound, Tensor) and bound.numel() > 1]
+    if any(bool((bound != bound.flatten()[0]).any()) for bound in bounds) or any(m is False for m in masks):
+        return
     inside = support.check(value)
     if value.is_floating_point():
         finite = torch.isfinite(value)
@@ -201,22 +259,21 @@ def _check_site(name: str, fn: Any, value: Tensor, mask: Any) -> None:
     where = f"datum {first[0]}" + (f", entry {first[1]}" if len(first) == 2 else "")
     shown = f"{worst.item():g}" if worst.dim() == 0 else f"{worst.tolist()}"
     hint = "give data in the support, or another likelihood"
-    unit = support is constraints.boolean and bool(((value >= 0) & (value <= 1)).all())
-    if unit:
+    if support is constraints.boolean and bool(((value >= 0) & (value <= 1)).all()):
         hint = (
             "these are grey values: binarise them (--binarize dynamic or static), or take a density for them, "
             "ContinuousBernoulliLikelihood"
         )
     raise ValueError(
         f"site {name!r}: {len(outside):,} of {inside.numel():,} values lie outside the support of "
-        f"{type(entry).__name__}, {support}; the first is {shown} at {where}; {hint}"
+        f"{type(entry).__name__}, {_brief(support)}; the first is {shown} at {where}; {hint}"
     )
 
 
 @contextmanager
 def evaluating(*programs: Program) -> Iterator[None]:
     """Switch the modules among the programs to evaluation mode (no dropout) without gradients, and back at the end."""
-    modules = [m for program in programs for m in module_of(program)]
+    modules = [module for program in programs for module in modules_of(program)]
     was_training = [(m, m.training) for module in modules for m in module.modules()]
     try:
         for module in modules:
@@ -238,9 +295,49 @@ def isolated_rng(seed: int | None = None) -> Iterator[None]:
 
 
 def module_of(program: Program) -> list[nn.Module]:
-    """List the torch modules a program is: itself, or the object whose bound method it is."""
+    """List the torch modules a program is: itself, or the object whose bound method it is, under any handlers."""
+    program = unwrap(program)
+    while isinstance(program, partial):
+        program = unwrap(program.func)
     owner = getattr(program, "__self__", program)
     return [owner] if isinstance(owner, nn.Module) else []
+
+
+def modules_of(program: Program) -> list[nn.Module]:
+    """List the torch modules a program can reach: what it is, closes over, is bound to, or names among its globals."""
+    found: dict[int, nn.Module] = {}
+    seen: set[int] = set()
+
+    def visit(thing: Any) -> None:
+        if id(thing) in seen:
+            return
+        seen.add(id(thing))
+        if isinstance(thing, nn.Module):
+            found[id(thing)] = thing
+        elif isinstance(thing, partial):
+            for part in (unwrap(thing), thing.func, *thing.args, *thing.keywords.values()):
+                visit(part)
+        elif isinstance(thing, MethodType):
+            owner = thing.__self__
+            visit(owner)
+            if not isinstance(owner, nn.Module):
+                for value in getattr(owner, "__dict__", {}).values():
+                    visit(value)
+            visit(thing.__func__)
+        elif isinstance(thing, FunctionType) and not thing.__module__.startswith(("torch", "pyro.")):
+            for cell in thing.__closure__ or ():
+                visit(cell.cell_contents)
+            for name in thing.__code__.co_names:
+                visit(thing.__globals__.get(name))
+        elif isinstance(thing, list | tuple):
+            for part in thing:
+                visit(part)
+        elif isinstance(thing, dict):
+            for part in thing.values():
+                visit(part)
+
+    visit(program)
+    return list(found.values())
 
 
 def num_data(args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> int:
@@ -250,6 +347,8 @@ def num_data(args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> int:
         ValueError: If there is none, or it is empty.
     """
     for value in (*args, *kwargs.values()):
+        if type(value).__module__ == "numpy":
+            raise ValueError("the data are a numpy array; give torch.as_tensor(x), as floating point numbers")
         if isinstance(value, Tensor) and value.dim() > 0:
             if not value.shape[0]:
                 raise ValueError("the data are empty: the first tensor has leading length 0; give at least one datum")
@@ -271,8 +370,7 @@ def take(
 
 
 def _trace(program: Program, num_particles: int, *args: Any, **kwargs: Any) -> poutine.Trace:
-    with ExitStack() as stack:
-        stack.enter_context(pyro.plate(_PARTICLES, num_particles, dim=-2))
+    with pyro.plate(_PARTICLES, num_particles, dim=-2):
         return poutine.trace(program).get_trace(*args, **kwargs)
 
 

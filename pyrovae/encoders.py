@@ -6,7 +6,7 @@ import pyro.distributions as dist
 from pyro.distributions.torch_distribution import TorchDistributionMixin
 from torch import Tensor, nn
 
-from pyrovae.nn import join
+from pyrovae.nn import join, split
 
 
 class Encoder(nn.Module):
@@ -56,5 +56,5 @@ class NormalEncoder(Encoder):
 
     def forward(self, x: Tensor, covariates: Tensor | None = None) -> TorchDistributionMixin:
         """Return q(z|x), with the batch_shape of x's leading dimensions."""
-        loc, log_scale = self.outputs(x, covariates).chunk(2, dim=-1)
+        loc, log_scale = split(self.outputs(x, covariates), 2)
         return dist.Normal(loc, log_scale.exp()).to_event(1)

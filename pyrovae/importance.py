@@ -80,11 +80,21 @@ def evidence_lower_bound(
     *args: Any,
     num_particles: int,
     chunk_size: int | None = None,
+    checked: bool = False,
     **kwargs: Any,
 ) -> LowerBound:
     """Estimate the ELBO, E_q[log p(x_n, z) - log q(z | x_n)], for each datum n.
 
-    Args and errors are those of `log_marginal`.
+    Args and errors are those of `log_marginal`, and
+
+    Args:
+        model: As there.
+        guide: As there.
+        *args: As there.
+        num_particles: As there.
+        chunk_size: As there.
+        checked: The data are known to lie in the support.
+        **kwargs: As there.
 
     Returns:
         LowerBound of value and std_error, each with shape (N,), in nats, float64.
@@ -92,15 +102,23 @@ def evidence_lower_bound(
     blocks = [
         summarize_lower_bound(log_w)
         for _, log_w in log_weight_blocks(
-            model, guide, *args, num_particles=num_particles, chunk_size=chunk_size, **kwargs
+            model, guide, *args, num_particles=num_particles, chunk_size=chunk_size, checked=checked, **kwargs
         )
     ]
     return LowerBound(*(torch.cat(parts) for parts in zip(*blocks, strict=True)))
 
 
 def summarize_lower_bound(log_w: Tensor) -> LowerBound:
-    """Reduce log weights, with shape (K, N), to their mean and its Monte Carlo standard error, over K."""
+    """Reduce log weights, with shape (K, N), to their mean and its Monte Carlo standard error, over K.
+
+    Raises:
+        ValueError: If a weight is NaN or unbounded.
+    """
     log_w = log_w.double()
+    bad = (log_w.isnan() | (log_w == torch.inf)).any(0)
+    if bool(bad.any()):
+        datum = int(bad.nonzero()[0])
+        raise ValueError(f"the log weights of datum {datum} are NaN or +inf; look for a scale that is 0 or not finite")
     draws = log_w.shape[0]
     spread = log_w.std(0) if draws > 1 else torch.full_like(log_w[0], torch.nan)
     return LowerBound(log_w.mean(0), spread / draws**0.5)
@@ -112,12 +130,13 @@ def log_weight_blocks(
     *args: Any,
     num_particles: int,
     chunk_size: int | None = None,
+    checked: bool = False,
     **kwargs: Any,
 ) -> Iterator[tuple[slice, Tensor]]:
     """Go through the data in blocks and yield each block's rows and log weights, with shape (K, n), in nats.
 
-    Memory is bounded whatever K and N are: at most chunk_size latents are decoded at once, and one block's weights
-    held. Args and errors are those of `log_marginal`.
+    Memory is bounded whatever N is: at most chunk_size latents are decoded at once, and one block's weights held, which
+    are K numbers at least. Args and errors are those of `evidence_lower_bound`.
     """
     chunk_size = DEFAULT_CHUNK_SIZE if chunk_size is None else chunk_size
     for name, given in (("num_particles", num_particles), ("chunk_size", chunk_size)):
@@ -133,10 +152,11 @@ def log_weight_blocks(
     for start in range(0, size, at_once):
         rows = slice(start, min(start + at_once, size))
         block_args, block_kwargs = take(args, kwargs, rows)
-        try:
-            check_support(model, *block_args, **block_kwargs)
-        except ValueError as error:
-            raise ValueError(f"data {rows.start} to {rows.stop - 1}: {error}") from error
+        if not checked:
+            try:
+                check_support(model, *block_args, guide=guide, **block_kwargs)
+            except ValueError as error:
+                raise ValueError(f"data {rows.start} to {rows.stop - 1}: {error}") from error
         parts = []
         for done in range(0, num_particles, particles_at_once):
             draws = min(particles_at_once, num_particles - done)

@@ -7,7 +7,7 @@ import torch
 from pyro.distributions.torch_distribution import TorchDistributionMixin
 from torch import Tensor, nn
 
-from pyrovae.nn import join, out_features
+from pyrovae.nn import join, out_features, split
 
 
 class Likelihood(nn.Module):
@@ -111,7 +111,7 @@ class NormalLikelihood(Likelihood):
         """Return p(x|z), with the batch_shape of z's leading dimensions."""
         outputs = self.outputs(z, covariates)
         if self.scale == "network":
-            loc, log_scale = outputs.chunk(2, dim=-1)
+            loc, log_scale = split(outputs, 2)
             return dist.Normal(loc, log_scale.exp()).to_event(1)
         scale = self.log_scale.exp() if isinstance(self.scale, str) else self.scale
         return dist.Normal(outputs, scale).to_event(1)

@@ -48,7 +48,8 @@ class Model(PyroModule):
             The data, with shape (N, D), or (K, N, D) inside a plate of K particles.
 
         Raises:
-            ValueError: If a mask over entries meets a likelihood that is not independent over D.
+            ValueError: If x is not floating point or not of the likelihood's size, or a mask over entries meets a
+            likelihood that is not independent over D.
         """
         for given in (x, covariates):
             if given is not None:
@@ -58,6 +59,8 @@ class Model(PyroModule):
         with pyro.plate("data", size, dim=-1):
             z = pyro.sample("z", self.prior(*conditions))
             p_x = self.likelihood(z, *conditions)
+            if x is not None:
+                _check_datum(x, p_x)
             if mask is not None:
                 p_x = _mask_entries(p_x, mask)
                 if x is not None:
@@ -90,8 +93,10 @@ class Guide(PyroModule):
             Latents with shape (N, Z), or (K, N, Z) inside a plate of K particles.
         """
         if mask is not None:
-            seen = mask if mask.dim() == x.dim() else mask.unsqueeze(-1)
+            seen = mask.reshape(mask.shape + (1,) * (x.dim() - mask.dim()))
             x = torch.where(seen, x, torch.zeros_like(x))
+        if not x.is_floating_point():
+            raise ValueError(f"x is of {x.dtype}; give x.float(), or .double() as the model's parameters are")
         conditions = () if covariates is None else (covariates,)
         with pyro.plate("data", x.shape[0], dim=-1):
             return pyro.sample("z", self.encoder(x, *conditions))
@@ -172,6 +177,16 @@ def _claim_name(name: str | None, owner: VAE) -> str:
 
 def _is_taken(name: str) -> bool:
     return name in _named or any(key.startswith(f"{name}.") for key in pyro.get_param_store())
+
+
+def _check_datum(x: Tensor, p_x: TorchDistributionMixin) -> None:
+    if not x.is_floating_point():
+        raise ValueError(f"x is of {x.dtype}; give x.float(), or .double() as the model's parameters are")
+    if x.shape[1:] != p_x.event_shape:
+        raise ValueError(
+            f"x has shape {tuple(x.shape)}, but the likelihood makes data of shape {tuple(p_x.event_shape)}; let its "
+            "network give as many numbers as a datum needs"
+        )
 
 
 def _over_event(mask: Tensor, distribution: TorchDistributionMixin) -> Tensor:

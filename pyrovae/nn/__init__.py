@@ -4,7 +4,7 @@ Any torch module serves as a network. Those below keep every leading dimension, 
 the same code, and share one constructor, `(in_features, out_features, *, ...)`, by which the command line builds them.
 """
 
-from pyrovae.nn.base import Activation, Network, Standardize, activation_module, join, out_features
+from pyrovae.nn.base import Activation, Network, Standardize, activation_module, join, out_features, split
 from pyrovae.nn.conv import ConvNet, ResidualConvNet, ResidualTransposedConvNet, TransposedConvNet
 from pyrovae.nn.dense import MLP, GatedMLP, ResidualMLP
 from pyrovae.nn.recurrent import RecurrentDecoder, RecurrentNet
@@ -25,4 +25,5 @@ __all__ = [
     "activation_module",
     "join",
     "out_features",
+    "split",
 ]

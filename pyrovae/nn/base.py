@@ -26,6 +26,16 @@ def activation_module(name: str) -> nn.Module:
     return _ACTIVATIONS[name]()
 
 
+def positive(name: str, *sizes: int) -> None:
+    """Refuse a layer's sizes below 1.
+
+    Raises:
+        ValueError: Naming them.
+    """
+    if any(size < 1 for size in sizes):
+        raise ValueError(f"{name} must be at least 1, got {list(sizes)}")
+
+
 class Network(nn.Module):
     """Base of the networks that can be named on the command line.
 
@@ -39,6 +49,7 @@ class Network(nn.Module):
 
     def __init__(self, in_features: int, out_features: int) -> None:
         super().__init__()
+        positive("in_features and out_features", in_features, out_features)
         self.in_features = in_features
         self.out_features = out_features
 
@@ -80,6 +91,17 @@ def join(x: Tensor, covariates: Tensor | None) -> Tensor:
     if covariates is None:
         return x
     return torch.cat([x, covariates.to(x.dtype).expand(*x.shape[:-1], covariates.shape[-1])], -1)
+
+
+def split(outputs: Tensor, parts: int) -> tuple[Tensor, ...]:
+    """Split a network's numbers, with shape (..., parts*D), into its parameters, each with shape (..., D).
+
+    Raises:
+        ValueError: If they do not divide.
+    """
+    if outputs.shape[-1] % parts:
+        raise ValueError(f"a network gives {outputs.shape[-1]} numbers, not a multiple of {parts}; see num_outputs")
+    return outputs.chunk(parts, dim=-1)
 
 
 def out_features(network: nn.Module) -> int:

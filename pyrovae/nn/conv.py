@@ -9,7 +9,7 @@ from itertools import pairwise
 
 from torch import Tensor, nn
 
-from pyrovae.nn.base import Activation, Network, activation_module
+from pyrovae.nn.base import Activation, Network, activation_module, positive
 
 
 class ConvNet(Network):
@@ -198,6 +198,7 @@ def _down(
     activation: Activation,
     blocks: int,
 ) -> nn.Sequential:
+    positive("channels and hidden", *channels, hidden)
     depths = [shape[0], *channels]
     layers: list[nn.Module] = []
     for depth_in, depth_out in pairwise(depths):
@@ -218,6 +219,7 @@ def _up(
     activation: Activation,
     blocks: int,
 ) -> nn.Sequential:
+    positive("channels and hidden", *channels, hidden)
     sizes = _halvings(shape, len(channels))
     depths = [per_pixel * shape[0], *channels]
     height, width = sizes[-1]

@@ -5,7 +5,7 @@ from itertools import pairwise
 
 from torch import Tensor, nn
 
-from pyrovae.nn.base import Activation, Network, activation_module
+from pyrovae.nn.base import Activation, Network, activation_module, positive
 
 
 class MLP(Network):
@@ -20,6 +20,7 @@ class MLP(Network):
         activation: Activation after each hidden layer.
 
     Example:
+        >>> import torch
         >>> MLP(2, 784)(torch.zeros(5, 3, 2)).shape
         torch.Size([5, 3, 784])
     """
@@ -33,6 +34,7 @@ class MLP(Network):
         activation: Activation = "relu",
     ) -> None:
         super().__init__(in_features, out_features)
+        positive("hidden", *hidden)
         sizes = [in_features, *hidden]
         layers: list[nn.Module] = []
         for fan_in, fan_out in pairwise(sizes):
@@ -58,6 +60,7 @@ class GatedMLP(Network):
 
     def __init__(self, in_features: int, out_features: int, *, hidden: Sequence[int] = (300, 300)) -> None:
         super().__init__(in_features, out_features)
+        positive("hidden", *hidden)
         sizes = [in_features, *hidden]
         layers: list[nn.Module] = []
         for fan_in, fan_out in pairwise(sizes):
@@ -94,6 +97,7 @@ class ResidualMLP(Network):
         activation: Activation = "relu",
     ) -> None:
         super().__init__(in_features, out_features)
+        positive("width", width)
         self.first = nn.Linear(in_features, width)
         self.blocks = nn.ModuleList(
             nn.Sequential(

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 
 from torch import Tensor, nn
 
-from pyrovae.nn.base import Network
+from pyrovae.nn.base import Network, positive
 
 
 class RecurrentNet(Network):
@@ -42,6 +42,7 @@ class RecurrentNet(Network):
                 f"in_features is {in_features}, but a sequence {self.shape} has {math.prod(self.shape)} values; "
                 "give the sequence's shape"
             )
+        positive("hidden and num_layers", hidden, num_layers)
         self.units = nn.GRU(self.shape[1], hidden, num_layers, batch_first=True)
         self.last = nn.Linear(hidden, out_features)
 
@@ -89,6 +90,7 @@ class RecurrentDecoder(Network):
                 f"out_features is {out_features}, not a multiple of the {math.prod(self.shape)} values of a sequence "
                 f"{self.shape}; give the sequence's shape"
             )
+        positive("hidden and num_layers", hidden, num_layers)
         self.units = nn.GRU(in_features, hidden, num_layers, batch_first=True)
         self.last = nn.Linear(hidden, self.per_value * self.shape[1])
 

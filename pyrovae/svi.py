@@ -21,7 +21,9 @@ from pyrovae.densities import (
     check_support,
     evaluating,
     isolated_rng,
+    log_weights,
     module_of,
+    modules_of,
     num_data,
     take,
 )
@@ -95,8 +97,9 @@ def fit(
 
     Each step takes the next `batch_size` data of the epoch's order (`epoch_order`) and lowers the loss of `elbo`, which
     Pyro sums over the batch, by one step of `optimizer`. All parameters train: those of the modules, and those that the
-    programs declare by `pyro.param` or `pyro.module`. With validation data the programs end at the best epoch, without
-    them at the last. Noise comes from the global generator; seed it with `pyro.set_rng_seed`.
+    programs declare by `pyro.param` or `pyro.module`; modules are put into training mode. With validation data the
+    programs end at the best epoch, without them at the last. Noise comes from the global generator; seed it with
+    `pyro.set_rng_seed`.
 
     Args:
         model: Pyro program p(z) p(x|z).
@@ -107,7 +110,7 @@ def fit(
             `differentiable_loss`.
         epochs: The number of passes over the data, at most.
         batch_size: Data per step; the last batch of an epoch may be smaller.
-        optimizer: Makes a torch optimizer from the parameters; None for Adam with lr 1e-3, fused where it can be.
+        optimizer: Makes a torch optimizer from the parameters; None for fused Adam with lr 1e-3.
         validation: Held-out arguments, like `data`.
         patience: Stop when the validation ELBO has not risen for so many epochs; None never to stop early.
         transform: Applied to x, the first argument, of every training batch anew (dynamic binarisation, say).
@@ -121,7 +124,8 @@ def fit(
         History, with the ELBO per datum of every epoch.
 
     Raises:
-        ValueError: If data lie outside the support, nothing is there to train, or an argument is out of range.
+        ValueError: If data lie outside the support, nothing is there to train, an argument is out of range, or, with
+            validation data, the programs break the contract of `log_weights`.
         NonFiniteLossError: If the loss or a parameter turns NaN or infinite.
         StoppedError: If should_stop said so.
     """
@@ -130,6 +134,8 @@ def fit(
             raise ValueError(f"{name} must be at least 1, got {value}")
     if patience is not None and validation is None:
         raise ValueError("patience needs validation data to watch; give validation, or leave patience out")
+    if isinstance(elbo, type):
+        raise ValueError(f"elbo is the class {elbo.__name__}; give an object, {elbo.__name__}()")
     if not hasattr(elbo, "differentiable_loss"):
         raise ValueError(f"{type(elbo).__name__} has no differentiable_loss, which fit steps on; use another objective")
     args, kwargs = _arguments(data)
@@ -138,13 +144,21 @@ def fit(
     device = next(v for v in (*args, *kwargs.values()) if isinstance(v, Tensor)).device
 
     if resume is None:
-        _check_data(model, args, kwargs, transform)
-        if validation is not None:
-            _check_data(model, *_arguments(validation), None)
+        _check_data(model, guide, args, kwargs, transform)
+    if validation is not None:
+        if resume is None:
+            _check_data(model, guide, *_arguments(validation), None)
+        # A pair that cannot be validated fails before it trains.
+        with isolated_rng(), evaluating(model, guide), pyro.validation_enabled(False):
+            first = take(*_arguments(validation), slice(0, 1))
+            log_weights(model, guide, *first[0], **first[1])
     with isolated_rng():
         first = _transformed(*take(args, kwargs, slice(0, min(size, batch_size))), transform)
         parameters = trainable_parameters(model, guide, *first[0], **first[1])
     make_optimizer = optimizer or partial(torch.optim.Adam, lr=1e-3, fused=True)
+    for program in (model, guide):
+        for module in modules_of(program):
+            module.train()
     chosen = make_optimizer(parameters)
     if isinstance(chosen, torch.optim.LBFGS):
         raise ValueError("LBFGS evaluates the loss several times a step, which fit does not; use Adam or another")
@@ -211,7 +225,7 @@ def trainable_parameters(model: Program, guide: Program, *args: Any, **kwargs: A
         **kwargs: Keyword arguments of both.
 
     Raises:
-        ValueError: If there are none, or the store holds another tensor under a module's name.
+        ValueError: If there are none.
     """
     found = {
         id(p): p for program in (model, guide) for m in module_of(program) for p in m.parameters() if p.requires_grad
@@ -248,6 +262,9 @@ class _State:
             for module in module_of(program):
                 inside.update(map(id, module.parameters()))
                 found.update({f"{part}.{name}": value for name, value in module.state_dict().items()})
+            others = [module for module in modules_of(program) if module not in module_of(program)]
+            for index, module in enumerate(others):  # pyro.module registers their parameters, not their buffers
+                found.update({f"{part}.buffer.{index}.{name}": value for name, value in module.named_buffers()})
         trained = {id(p) for group in self.optimizer.param_groups for p in group["params"]}
         for name, value in pyro.get_param_store().named_parameters():
             if id(value) in trained - inside:
@@ -341,6 +358,7 @@ def _transformed(
 
 def _check_data(
     model: Program,
+    guide: Program,
     args: tuple[Any, ...],
     kwargs: dict[str, Any],
     transform: Callable[[Tensor], Tensor] | None,
@@ -349,7 +367,7 @@ def _check_data(
         for start in range(0, num_data(args, kwargs), _CHECK_CHUNK):
             chunk = _transformed(*take(args, kwargs, slice(start, start + _CHECK_CHUNK)), transform)
             try:
-                check_support(model, *chunk[0], **chunk[1])
+                check_support(model, *chunk[0], guide=guide, **chunk[1])
             except ValueError as error:
                 rows = f"data {start} to {start + num_data(*chunk) - 1}"
                 raise ValueError(f"{rows}: {error}") from error
@@ -358,7 +376,12 @@ def _check_data(
 def _validate(model: Program, guide: Program, validation: Arguments) -> float:
     args, kwargs = _arguments(validation)
     with isolated_rng(_VALIDATION_SEED):
-        bound = evidence_lower_bound(model, guide, *args, num_particles=VALIDATION_PARTICLES, **kwargs)
+        try:
+            bound = evidence_lower_bound(
+                model, guide, *args, num_particles=VALIDATION_PARTICLES, checked=True, **kwargs
+            )
+        except ValueError as error:
+            raise NonFiniteLossError(f"on the validation data, {error}") from error
     return bound.value.mean().item()
 
 

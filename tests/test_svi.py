@@ -11,7 +11,18 @@ from oracles import HandWritten, LinearGaussian
 from pyro.infer import SVI, RenyiELBO, Trace_ELBO, TraceMeanField_ELBO
 from torch import nn
 
-from pyrovae import MLP, VAE, BernoulliLikelihood, MixturePrior, NormalEncoder, StandardNormalPrior, fit
+from pyrovae import (
+    MLP,
+    VAE,
+    BernoulliLikelihood,
+    MixturePrior,
+    NormalEncoder,
+    NormalLikelihood,
+    StandardNormalPrior,
+    evidence_lower_bound,
+    fit,
+    log_weights,
+)
 from pyrovae.svi import NonFiniteLossError, StoppedError, epoch_order
 
 PLAIN_ADAM = partial(torch.optim.Adam, lr=1e-2)
@@ -166,6 +177,56 @@ def test_the_programs_end_at_the_best_epoch(x):
     assert_same(weights(vae), seen[history.best_epoch])
 
 
+def test_the_train_elbo_is_per_datum(x):
+    # With a learning rate of zero the parameters stand still, and the running ELBO is the ELBO per datum.
+    vae = make_vae()
+    arguments = {"epochs": 60, "batch_size": 32, "optimizer": partial(torch.optim.SGD, lr=0.0), "validation": x}
+    history = fit(vae.model, vae.guide, x, elbo=TraceMeanField_ELBO(), **arguments)
+    bound = evidence_lower_bound(vae.model, vae.guide, x, num_particles=2000).value.mean().item()
+    values = torch.tensor(history["train_elbo"])
+    # Five standard errors of the mean of 60 epochs, the seed fixed.
+    assert abs(values.mean().item() - bound) < 5 * values.std().item() / 60**0.5 + 0.01
+    assert len(set(history["validation_elbo"])) == 1  # the same draws every time
+    assert abs(history["validation_elbo"][0] - bound) < 0.5
+    assert history.best_epoch == 1  # an equal epoch is no better one
+
+
+def test_a_hand_written_pair_resumes_and_ends_at_its_best_epoch():
+    pyro.set_rng_seed(1)
+    hand = HandWritten()
+    x = torch.randn(40, 4)
+    states = []
+    arguments = {"elbo": Trace_ELBO(), "epochs": 6, "batch_size": 16, "optimizer": PLAIN_ADAM, "validation": x[:5]}
+    start = copy.deepcopy(hand)
+    pyro.set_rng_seed(2)
+    history = fit(hand.model, hand.guide, x, commit=lambda s: states.append(copy.deepcopy(s)), **arguments)
+    ours = {name: value.clone() for name, value in pyro.get_param_store().items()}
+    assert_same(
+        {name: value for name, value in states[history.best_epoch - 1]["values"].items() if name.startswith("param.")},
+        {f"param.{name}": value.detach() for name, value in pyro.get_param_store().named_parameters()},
+    )
+    pyro.clear_param_store()
+    pyro.set_rng_seed(99)
+    fit(start.model, start.guide, x, resume=states[2], **arguments)
+    assert_same(ours, dict(pyro.get_param_store().items()))
+
+
+def test_fit_puts_modules_into_training_mode_and_keeps_their_buffers(x):
+    network = nn.Sequential(nn.Linear(2, 6), nn.BatchNorm1d(6))
+    vae = VAE(StandardNormalPrior(2), BernoulliLikelihood(network), NormalEncoder(MLP(6, 4))).eval()
+    states = []
+    fit(vae.model, vae.guide, x, elbo=Trace_ELBO(), epochs=1, commit=states.append)
+    assert network.training
+    assert bool((network[1].running_mean != 0).any())
+    assert any(name.endswith("running_mean") for name in states[0]["values"])
+
+
+def test_epochs_and_seeds_have_orders_of_their_own():
+    orders = [tuple(epoch_order(20, epoch=e, seed=s).tolist()) for e in range(4) for s in range(4)]
+    assert len(set(orders)) == 16
+    assert sorted(orders[0]) == list(range(20))
+
+
 def stop_after(steps):
     count = iter(range(1, 10**6))
     return lambda: next(count) == steps
@@ -315,6 +376,53 @@ class TestRefusals:
         vae = make_vae()
         with pytest.raises(ValueError, match="RenyiELBO has no differentiable_loss"):
             fit(vae.model, vae.guide, x, elbo=RenyiELBO(), epochs=1)
+
+    def test_validation_that_turns_nan(self, x):
+        class Broken(nn.Module):
+            def forward(self, z):
+                return z.repeat(1, 3) if self.training else z.repeat(1, 1, 3) * torch.nan
+
+        vae = VAE(StandardNormalPrior(2), NormalLikelihood(Broken()), NormalEncoder(MLP(6, 4)))
+        with pytest.raises(NonFiniteLossError, match="on the validation data, the log weights of datum 0 are NaN"):
+            fit(vae.model, vae.guide, x, elbo=Trace_ELBO(), epochs=2, validation=x[:3])
+
+    def test_validation_data_outside_the_support(self, x):
+        vae = make_vae()
+        with pytest.raises(ValueError, match="lie outside the support"):
+            fit(vae.model, vae.guide, x, elbo=Trace_ELBO(), epochs=1, validation=x + 0.5)
+
+    def test_an_objective_that_is_a_class(self, x):
+        vae = make_vae()
+        with pytest.raises(ValueError, match=r"give an object, Trace_ELBO\(\)"):
+            fit(vae.model, vae.guide, x, elbo=Trace_ELBO, epochs=1)
+
+    def test_arrays_and_integers_say_what_to_do(self, x):
+        vae = make_vae()
+        with pytest.raises(ValueError, match=r"numpy array; give torch.as_tensor"):
+            fit(vae.model, vae.guide, {"x": x.numpy()}, elbo=Trace_ELBO(), epochs=1)
+        with pytest.raises(ValueError, match=r"x is of torch.int64; give x.float\(\)"):
+            fit(vae.model, vae.guide, x.long(), elbo=Trace_ELBO(), epochs=1)
+
+    @pytest.mark.parametrize(
+        ("decoder", "encoder", "message"),
+        [
+            (
+                lambda: BernoulliLikelihood(MLP(2, 1)),
+                lambda: NormalEncoder(MLP(6, 4)),
+                "x has shape .70, 6.*of shape .1,",
+            ),
+            (
+                lambda: BernoulliLikelihood(MLP(2, 6)),
+                lambda: NormalEncoder(MLP(6, 3)),
+                "3 numbers, not a multiple of 2",
+            ),
+            (lambda: BernoulliLikelihood(MLP(3, 6)), lambda: NormalEncoder(MLP(6, 6)), "site 'z' .* of 3 .* of 2"),
+        ],
+    )
+    def test_sizes_that_do_not_match(self, x, decoder, encoder, message):
+        vae = VAE(StandardNormalPrior(2), BernoulliLikelihood(decoder), NormalEncoder(encoder))
+        with pytest.raises(ValueError, match=message):
+            log_weights(vae.model, vae.guide, x, num_particles=2)
 
     def test_a_state_of_another_model(self, x):
         states = []

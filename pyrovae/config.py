@@ -4,22 +4,23 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
+import pyro
 import torch
 import yaml
 from jsonargparse import ArgumentError, ArgumentParser, Namespace
-from jsonargparse.typing import NonNegativeInt, PositiveFloat, PositiveInt
+from jsonargparse.typing import PositiveFloat, PositiveInt
 from pyro.infer import ELBO
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from pyrovae.data import Data
-from pyrovae.densities import check_support
+from pyrovae.densities import check_support, evaluating, isolated_rng, log_weights
 from pyrovae.encoders import Encoder
 from pyrovae.likelihoods import Likelihood
 from pyrovae.nn import Network, Standardize
-from pyrovae.parts import BASES, checked_config, known_parts, part_class, part_path, read_yaml
+from pyrovae.parts import BASES, checked_config, describe, known_parts, part_class, part_path, read_yaml
 from pyrovae.priors import Prior, StandardNormalPrior
-from pyrovae.terminal import make_parser, names, parse_flags
+from pyrovae.terminal import Seed, make_parser, names, parse_flags
 from pyrovae.vae import VAE, Model
 
 # What belongs to one call and not to the run that its config.yaml describes.
@@ -87,20 +88,20 @@ def training_parser(**given: Any) -> ArgumentParser:
     add("--lr", type=PositiveFloat, default=1e-3, help="learning rate of the optimizer")
     add(
         "--patience",
-        type=int | None,
+        type=PositiveInt | None,
         default=30,
         help="epochs without a better validation ELBO before it stops",
     )
     add(
         "--num_particles",
-        type=int,
+        type=PositiveInt,
         default=1000,
         help="draws per test datum for log p(x) in the closing table",
     )
-    add("--seed", type=NonNegativeInt, default=0, help="seed of initial weights, order and noise")
+    add("--seed", type=Seed, default=0, help="seed of initial weights, order and noise")
     add(
         "--split_seed",
-        type=int,
+        type=Seed,
         default=0,
         help="seed of the split into train, validation and test",
     )
@@ -187,9 +188,11 @@ def resolve(config: Namespace, data: Data) -> Namespace:
     config = config.clone()
     config.binarize = data.binarize
     config.device = str(find_device(config.device))
-    for key in ("data", "data_dir"):  # a config.yaml means the same from any folder
-        if getattr(config, key) is not None and (key == "data_dir" or config.data not in ("digits", "mnist")):
-            setattr(config, key, _absolute(getattr(config, key)))
+    # A config.yaml means the same from any folder.
+    if data.name == "mnist":
+        config.data_dir = _absolute(config.data_dir or "data")
+    elif data.name != "digits":
+        config.data = _absolute(config.data)
     if config.likelihood is None:
         config.likelihood = Namespace(_default_likelihood(data))
     arguments = config.network.get("init_args") or Namespace()
@@ -223,9 +226,32 @@ def build_vae(config: Namespace, num_dims: int, standardize: Standardize | None 
         prior = make.prior(z)
         likelihood = make.likelihood(make_mirrored.network(z, decoder_size))
         encoder = make.encoder(nn.Sequential(standardize, make.network(num_dims, encoder_size)))
-    except TypeError as error:
-        raise ValueError(f"a part does not take what it is given: {error}; see the base class's docstring") from error
-    return VAE(prior, likelihood, encoder)
+        return VAE(prior, likelihood, encoder)
+    except ValueError:
+        raise
+    except Exception as error:  # the parts may be the reader's own, and fail in any way
+        raise ValueError(f"a part cannot be made: {describe(error)}; see the base classes' docstrings") from error
+
+
+def check_parts(vae: VAE, x: Tensor) -> None:
+    """See that the parts work together and with the data, before anything is trained or written.
+
+    Args:
+        vae: The VAE.
+        x: Data with shape (N, D).
+
+    Raises:
+        ValueError: In one line, for anything wrong.
+    """
+    try:
+        # Data outside the support are told better by their own check, below.
+        with evaluating(vae), isolated_rng(), pyro.validation_enabled(False):
+            log_weights(vae.model, vae.guide, x[:2], num_particles=2)
+    except Exception as error:
+        raise ValueError(
+            f"the parts do not work together: {describe(error)}; see the contract in the base classes' docstrings"
+        ) from error
+    check_support(vae.model, x, guide=vae.guide)
 
 
 def build_objective(config: Namespace) -> tuple[ELBO, Callable[[Iterable[Tensor]], Optimizer]]:
@@ -358,7 +384,8 @@ def _plain(value: Any) -> Any:
 
 def _absolute(path: str) -> str:
     file, colon, key = path.partition(".npz:")
-    return f"{Path(file + '.npz').resolve()}:{key}" if colon else str(Path(path).resolve())
+    whole = Path(f"{file}.npz" if colon else path).expanduser().resolve()
+    return f"{whole}:{key}" if colon else str(whole)
 
 
 def _parts_help() -> str:

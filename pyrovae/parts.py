@@ -8,8 +8,10 @@ import importlib
 import inspect
 import re
 import sys
+import traceback
 from collections.abc import Iterable, Mapping
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 import pyro.infer
@@ -47,7 +49,7 @@ _HOMES = {
 _OBJECTIVES = ("Trace_ELBO", "TraceMeanField_ELBO", "TraceEnum_ELBO")
 # They take a closure, sparse gradients, or matrices alone.
 _SPECIAL_OPTIMIZERS = ("LBFGS", "SparseAdam", "Muon")
-_IMPORT_PATH = re.compile(r"[A-Za-z_]\w*(\.[A-Za-z_]\w*)+")
+_IMPORT_PATH = re.compile(r"[^\W\d]\w*(\s*\.\s*[^\W\d]\w*)+")
 
 
 def known_parts(kind: str) -> dict[str, type]:
@@ -78,17 +80,11 @@ def part_class(kind: str, name: str) -> type:
         own = f"Or give the import path of your own subclass of {base.__name__}, module.Class"
         raise ValueError(f"--{kind} {name}: no such {kind}; {near(name, known)} {own}")
     module_name, class_name = name.rsplit(".", 1)
-    if "" not in sys.path and str(Path.cwd()) not in sys.path:
-        sys.path.insert(0, str(Path.cwd()))
-    try:
-        module = importlib.import_module(module_name)
-    except ModuleNotFoundError as error:
-        raise ValueError(
-            f"--{kind} {name}: no module {error.name!r}, neither installed nor in this directory; go where it is, "
-            "or correct the path"
-        ) from error
-    except (SyntaxError, ImportError) as error:
-        raise ValueError(f"--{kind} {name}: {module_name} cannot be imported: {error}; mend the module") from error
+    module = sys.modules.get(module_name)
+    if module is None and name.split(".", 1)[0] in TRUSTED:
+        raise ValueError(f"--{kind} {name}: no such {kind}; {near(class_name, known)}")
+    if module is None:
+        module = _import_own(module_name, f"--{kind} {name}")
     part = getattr(module, class_name, None)
     if part is None:
         there = dict(inspect.getmembers(module, inspect.isclass))
@@ -100,12 +96,39 @@ def part_class(kind: str, name: str) -> type:
     return part
 
 
+def _import_own(name: str, where: str) -> ModuleType:
+    """Import a reader's module, installed or in the current directory."""
+    here = str(Path.cwd())
+    sys.path.append(here)
+    try:
+        return importlib.import_module(name)
+    except ModuleNotFoundError as error:
+        raise ValueError(
+            f"{where}: no module {error.name!r}, neither installed nor in this directory; go where it is, "
+            "or correct the path"
+        ) from error
+    except Exception as error:
+        raise ValueError(f"{where}: importing {name} fails: {describe(error)}; mend the module") from error
+    finally:
+        sys.path.remove(here)
+
+
+def describe(error: BaseException) -> str:
+    """What went wrong and where, in one line."""
+    frames = traceback.extract_tb(error.__traceback__)
+    place = f" ({Path(frames[-1].filename).name}, line {frames[-1].lineno})" if frames else ""
+    first = str(error).strip().splitlines()[:1]
+    return f"{type(error).__name__}: {first[0] if first else 'no message'}{place}"
+
+
 def part_path(part: type) -> str:
     """The shortest import path of a part's class, which outlives a move of its module within its package."""
     steps = part.__module__.split(".")
     homes = [".".join(steps[:length]) for length in range(1, len(steps) + 1)]
-    home = next(home for home in homes if getattr(sys.modules.get(home), part.__name__, None) is part)
-    return f"{home}.{part.__name__}"
+    for home in homes:
+        if getattr(sys.modules.get(home), part.__name__, None) is part:
+            return f"{home}.{part.__name__}"
+    raise ValueError(f"{part.__module__}.{part.__qualname__} is not found under its own name; define it at top level")
 
 
 def checked_config(config: Any, *, source: str, keys: Iterable[str], trust_imports: Iterable[str]) -> dict[str, Any]:
@@ -156,20 +179,26 @@ def read_yaml(path: Path) -> Any:
 
 
 def _checked_part(kind: str, value: Any, source: str) -> Any:
-    if value is None:
-        return None
+    if value is None and kind == "likelihood":
+        return None  # the data's own
     if isinstance(value, str):
         value = {"class_path": value}
     if not (isinstance(value, Mapping) and isinstance(value.get("class_path"), str)):
         raise ValueError(f"{source}: {kind} must be a name, or class_path with init_args, got {value!r}")
+    for key in value:
+        if key not in ("class_path", "init_args"):
+            raise ValueError(f"{source}: {kind} has the key {key!r}; expected class_path and init_args alone")
+    arguments = value.get("init_args") or {}
+    if not isinstance(arguments, Mapping):
+        raise ValueError(f"{source}: init_args of {kind} must be names and values, got {arguments!r}")
     part = part_class(kind, value["class_path"])
-    return {"class_path": part_path(part), "init_args": dict(value.get("init_args") or {})}
+    return {"class_path": part_path(part), "init_args": dict(arguments)}
 
 
 def _import_paths(value: Any) -> list[str]:
-    """Everything in a part's configuration that could be taken for an import path."""
+    """Everything in a part's configuration that could be taken for an import path, inside longer texts too."""
     if isinstance(value, str):
-        return [value] if _IMPORT_PATH.fullmatch(value) else []
+        return ["".join(match[0].split()) for match in _IMPORT_PATH.finditer(value)]
     if isinstance(value, Mapping):
         return [path for item in value.values() for path in _import_paths(item)]
     if isinstance(value, list | tuple):

@@ -14,9 +14,11 @@ from typing import Any, NoReturn
 
 import torch
 from jsonargparse import ArgumentError, ArgumentParser, DefaultHelpFormatter, Namespace
-from jsonargparse.typing import NonNegativeInt
+from jsonargparse.typing import restricted_number_type
 
 from pyrovae.svi import NonFiniteLossError, StoppedError
+
+Seed = restricted_number_type("Seed", int, [(">=", 0), ("<", 2**32)], docstring="Whole number from 0 to 2**32 - 1")
 
 _EXIT_CODES = {signal.SIGINT: 130, signal.SIGTERM: 143}
 
@@ -34,7 +36,7 @@ def make_run_parser(**given: Any) -> ArgumentParser:
     """Make a parser with the flags of every script that takes a trained run."""
     parser = make_parser(**given)
     parser.add_argument("run", type=str, help="run folder of train.py")
-    parser.add_argument("--seed", type=NonNegativeInt, default=0, help="seed of the draws")
+    parser.add_argument("--seed", type=Seed, default=0, help="seed of the draws")
     parser.add_argument("--device", type=str, default="auto", help="cpu, cuda, ... (auto: cuda where there is one)")
     parser.add_argument("--data_dir", type=str | None, default=None, help="folder of MNIST, where it has moved")
     parser.add_argument("--trust_imports", type=list[str], default=[], help="modules that the run's files may import")
@@ -62,9 +64,9 @@ class Stopper:
         self.signal = signal.Signals(number)
 
     @property
-    def exit_code(self) -> int:
-        """130 for Ctrl-C, 143 for SIGTERM."""
-        return _EXIT_CODES[self.signal] if self.signal is not None else 1
+    def exit_code(self) -> int | None:
+        """130 for Ctrl-C, 143 for SIGTERM, None while no signal has come."""
+        return None if self.signal is None else _EXIT_CODES[self.signal]
 
 
 @contextmanager
@@ -107,23 +109,32 @@ def near(name: str, known: Iterable[str]) -> str:
 
 
 def _fail(message: str) -> NoReturn:
-    print(f"{Path(sys.argv[0]).name}: error: {message}", file=sys.stderr)
+    print(f"{Path(sys.argv[0]).name}: error: {' '.join(message.split())}", file=sys.stderr)
     sys.exit(1)
 
 
 def _plainly(message: str, parser: ArgumentParser) -> str:
     """The parser's message in the words of the command line."""
     if match := re.search(r"unrecognized arguments: --([\w.]+)", message):
-        flags = [action.dest for action in parser._actions]
-        return f"--{match[1]}: no such flag; {near(match[1], flags)} See --help"
+        flags = [action.dest for action in parser._actions if not action.dest.startswith("print_")]
+        return f"--{match[1]}: no such flag; {near(match[1], flags)}; see --help"
     if match := re.search(r'Parser key "(\w+)".*Option \'(\w+)\' is not accepted.*class_path=\'([\w.]+)\'', message):
         module, _, name = match[3].rpartition(".")
         options = inspect.signature(getattr(sys.modules[module], name)).parameters
         own = [option for option, given in options.items() if given.default is not given.empty]
         choice = near(match[2], own) if own else "it has none"
         return f"--{match[1]}.{match[2]}: {name} has no such option; {choice}"
+    if match := re.search(r'Parser key "(\w+)":.*arguments are required: (\w+)', message):
+        return f"--{match[1]}.{match[2]}: is required; give it"
     message = re.sub(r'Parser key "([\w.]+)":', r"--\1:", message)
     message = re.sub(r"<class '([\w.]+)'>", r"\1", message)
+    message = re.sub(r"Type \S*Callable.*? expects a function or a callable class: ", "", message)
+    message = re.sub(
+        r"Not of type \w+: (.*?) does not conform to restriction (.*?)(?=$|;)", r"\1 is out of range (\2)", message
+    )
+    message = re.sub(r"\.? Got value: Namespace\(.*$", "", message)
+    if "Sequence" in message:
+        message += " (a list is written [200,200])"
     return f"{message}; see --help"
 
 
@@ -145,7 +156,10 @@ def run_script(main: Callable[[], int | None]) -> None:
         sys.exit(main() or 0)
     except KeyboardInterrupt:
         sys.exit(_EXIT_CODES[signal.SIGINT])
-    except (ValueError, OSError, NonFiniteLossError, StoppedError) as error:
-        _fail(" ".join(str(error).split()))
+    except OSError as error:
+        what = error.strerror or str(error)
+        _fail(f"{error.filename}: {what}" if error.filename else what)
+    except (ValueError, NonFiniteLossError, StoppedError) as error:
+        _fail(str(error))
     except torch.OutOfMemoryError:
         _fail("the device's memory is full; lower --batch_size, or --chunk_size in evaluation, or use --device cpu")

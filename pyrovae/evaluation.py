@@ -12,7 +12,7 @@ import torch
 from pyro import poutine
 from torch import Tensor
 
-from pyrovae.densities import Program, isolated_rng, sample_sites
+from pyrovae.densities import Program, evaluating, isolated_rng, sample_sites
 from pyrovae.importance import log_weight_blocks, summarize_lower_bound
 from pyrovae.stats import (
     LogMarginal,
@@ -69,7 +69,7 @@ class Evaluation:
                 "max": khat.max().item(),
                 "share_above_0.7": (khat > KHAT_LIMIT).double().mean().item(),
             },
-            "ess": {"min": ess.min().item(), "median": ess.median().item()},
+            "ess": {"min": ess.min().item(), "median": ess.quantile(0.5).item()},
             "bits_per_dim": bits_per_dim(mean, self.num_dims) if self.base_measure == "counting" else None,
             "base_measure": self.base_measure,
             "proposal": self.proposal,
@@ -138,7 +138,7 @@ def evaluate(
 
 def base_measure(model: Program, *args: Any, **kwargs: Any) -> str:
     """Say whether the model gives its data probabilities ("counting") or densities ("lebesgue")."""
-    with torch.no_grad():
+    with evaluating(model), isolated_rng():
         trace = poutine.trace(model).get_trace(*args, **kwargs)
     observed = [site["fn"] for site in sample_sites(trace).values() if site["is_observed"]]
     return "counting" if all(fn.support.is_discrete for fn in observed) else "lebesgue"
@@ -150,6 +150,7 @@ def table(summaries: Mapping[str, Mapping[str, Any]]) -> str:
     lines = [header]
     for name, summary in summaries.items():
         marginal, khat = summary["log_marginal"], summary["khat"]
+        known = khat is not None and summary["num_particles"] >= KHAT_DRAWS
         lines.append(
             [
                 name,
@@ -157,7 +158,7 @@ def table(summaries: Mapping[str, Mapping[str, Any]]) -> str:
                 _number(marginal["mean"], 2),
                 _number(marginal["std_error"], 2),
                 _number(marginal["mc_std_error"], 3),
-                "-" if khat is None else f"{100 * khat['share_above_0.7']:.1f} %",
+                f"{100 * khat['share_above_0.7']:.1f} %" if known else "-",
                 _number(summary["bits_per_dim"], 4),
             ]
         )

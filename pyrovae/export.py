@@ -8,7 +8,6 @@ for each datum apart; ArviZ itself averages with equal weights.
 """
 
 import os
-import uuid
 import warnings
 from collections.abc import Mapping, Sequence
 from importlib import metadata
@@ -18,6 +17,8 @@ from typing import TYPE_CHECKING, NamedTuple
 import numpy as np
 import torch
 from torch import Tensor
+
+from pyrovae.files import write_whole
 
 if TYPE_CHECKING:
     from xarray import Dataset, DataTree
@@ -30,8 +31,8 @@ _COORDINATES = {
     "datum": "row of the datum in its data set",
 }
 _ABOUT = {
-    "comment": "Draws come from the guide q(z|x), not from MCMC, to be weighted by exp(log_weight) "
-    "and normalised per datum, with log_weight = log p(x,z) - log q(z|x).",
+    "comment": "Draws come from the guide q(z|x), not from MCMC, to be weighted by the softmax of "
+    "log_weight over the draws of each datum, with log_weight = log p(x,z) - log q(z|x).",
     "inference_library": "pyrovae",
 }
 
@@ -131,8 +132,7 @@ def to_arviz(
 def write_netcdf(tree: "DataTree", path: str | os.PathLike[str]) -> None:
     """Write ArviZ data as netCDF4, whole or not at all; ``arviz.from_netcdf`` reads it.
 
-    Arrays are compressed without loss. The bytes go into a file beside ``path``, which is flushed
-    to the disk and renamed into place. The same data give the same bytes.
+    Arrays are compressed without loss. The same data give the same bytes.
 
     Args:
         tree: What ``to_arviz`` returned, an ``xarray.DataTree`` or an ``arviz.InferenceData``.
@@ -156,17 +156,7 @@ def write_netcdf(tree: "DataTree", path: str | os.PathLike[str]) -> None:
     # HDF5 crashes the interpreter when the disk fills up under an open file
     # (https://github.com/h5py/h5py/issues/914), so it writes to memory and Python to the disk.
     content = whole.to_netcdf(engine="h5netcdf", encoding=encoding)
-    beside = path.with_name(f".{path.name}.{uuid.uuid4().hex[:8]}.tmp")
-    try:
-        with open(beside, "xb") as file:
-            file.write(content)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(beside, path)
-    except OSError as err:
-        raise OSError(err.errno, f"could not write {path}: {err.strerror}") from err
-    finally:
-        beside.unlink(missing_ok=True)
+    write_whole(path, bytes(content))
 
 
 def _sizes(posterior: Mapping[str, Tensor]) -> dict[str, int]:

@@ -3,8 +3,8 @@
 import hashlib
 import json
 import os
-import tempfile
-from collections.abc import Callable, Mapping
+import uuid
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -14,39 +14,41 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 from torch import Tensor
 
+_UNFINISHED = ".unfinished-"
 _DIGEST_LENGTH = hashlib.sha256().digest_size * 2
 
 
-def write_whole(path: Path, write: bytes | Callable[[Path], None]) -> None:
+def write_whole(path: Path, content: bytes) -> None:
     """Write a file so that a kill or a full disk leaves the old one or the new one, never a part.
 
     The bytes go to a file beside, are synced, and are renamed into place.
 
     Args:
         path: Where the file is to stand.
-        write: Its content, or a function that writes it to the path it is given, which has the same suffix.
+        content: What it is to hold.
 
     Raises:
-        OSError: If the disk is full or the folder is not writable; the old file is untouched.
+        OSError: If the disk is full or the folder is not there or not writable; the old file is untouched.
     """
-    handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.stem}-", suffix=path.suffix)
-    beside = Path(name)
+    beside = path.parent / f"{_UNFINISHED}{uuid.uuid4().hex}{path.suffix}"
     try:
-        with os.fdopen(handle, "wb") as file:
-            if isinstance(write, bytes):
-                file.write(write)
-        if not isinstance(write, bytes):
-            write(beside)
-        beside.chmod(0o666 & ~_umask())
-        _sync(beside)
+        with beside.open("xb") as file:
+            file.write(content)
+            file.flush()
+            os.fsync(file.fileno())
         os.replace(beside, path)
+        _sync(path.parent)
     except OSError as error:
-        raise OSError(
-            f"cannot write {path}: {error.strerror or error}; free some space, or choose another folder"
-        ) from error
+        message = f"cannot write {path}: {error.strerror}; free some space, or choose another folder"
+        raise OSError(error.errno, message) from error
     finally:
         beside.unlink(missing_ok=True)
-    _sync(path.parent)
+
+
+def remove_unfinished(folder: Path) -> None:
+    """Remove the files beside that a kill in the middle of `write_whole` left in a folder."""
+    for path in folder.glob(f"{_UNFINISHED}*"):
+        path.unlink(missing_ok=True)
 
 
 def write_json(path: Path, content: Any) -> None:
@@ -179,9 +181,3 @@ def _sync(path: Path) -> None:
         os.fsync(handle)
     finally:
         os.close(handle)
-
-
-def _umask() -> int:
-    mask = os.umask(0)
-    os.umask(mask)
-    return mask

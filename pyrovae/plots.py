@@ -3,6 +3,7 @@
 import io
 import math
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 import torch
@@ -28,7 +29,7 @@ def prior_samples(model: Program, size: int, *, seed: int) -> tuple[Tensor, Tens
     """
     with evaluating(model), isolated_rng(seed):
         site = sample_sites(poutine.trace(model).get_trace(size=size))["x"]
-    return site["value"], site["fn"].mean
+        return site["value"], _mean(site["fn"])
 
 
 def reconstructions(model: Program, guide: Program, x: Tensor, *, seed: int) -> Tensor:
@@ -46,7 +47,7 @@ def reconstructions(model: Program, guide: Program, x: Tensor, *, seed: int) -> 
     with evaluating(model, guide), isolated_rng(seed):
         guide_trace = poutine.trace(guide).get_trace(x)
         trace = poutine.trace(poutine.replay(model, trace=guide_trace)).get_trace(x)
-    return sample_sites(trace)["x"]["fn"].mean
+        return _mean(sample_sites(trace)["x"]["fn"])
 
 
 def plot_history(history: History) -> Figure:
@@ -103,6 +104,14 @@ def to_png(figure: Figure) -> bytes:
     buffer = io.BytesIO()
     figure.savefig(buffer, format="png", dpi=150, metadata={"Software": None})
     return buffer.getvalue()
+
+
+def _mean(distribution: Any) -> Tensor:
+    """The mean; over 100 draws where the distribution does not know it."""
+    try:
+        return distribution.mean
+    except NotImplementedError:
+        return distribution.sample((100,)).mean(0)
 
 
 def _tile(values: Tensor, shape: Sequence[int], columns: int) -> np.ndarray:

@@ -12,7 +12,7 @@ from pyrovae.export import to_arviz, write_netcdf
 from pyrovae.files import write_json, write_whole
 from pyrovae.plots import plot_grids, plot_history, prior_samples, reconstructions, to_png
 from pyrovae.run import POSTERIOR, Run
-from pyrovae.stats import LogMarginal
+from pyrovae.stats import summarize_log_weights
 from pyrovae.svi import History
 from pyrovae.vae import VAE
 
@@ -58,15 +58,16 @@ def write_sample_figures(run: Run, vae: VAE, x: Tensor, shape: tuple[int, ...], 
     write_whole(run.path / "reconstructions.png", to_png(figure))
 
 
-def write_posterior(run: Run, vae: VAE, x: Tensor, rows: Tensor, stats: LogMarginal, *, seed: int) -> None:
+def write_posterior(run: Run, vae: VAE, x: Tensor, rows: Tensor, *, seed: int) -> None:
     """Write posterior.nc: draws of z from the guide for the first data of x, with their weights, for ArviZ.
+
+    The log p(x), errors, effective sample sizes and k-hats in it are those of these draws.
 
     Args:
         run: The run folder.
         vae: The trained VAE.
         x: Data with shape (N, D).
         rows: Their rows in the source, with shape (N,).
-        stats: Their log p(x), errors, effective sample sizes and k-hats, each with shape (N,).
         seed: Seed of the draws.
     """
     x, rows = x[:POSTERIOR_DATA], rows[:POSTERIOR_DATA]
@@ -74,12 +75,13 @@ def write_posterior(run: Run, vae: VAE, x: Tensor, rows: Tensor, stats: LogMargi
     with isolated_rng(seed), evaluating(vae):
         for block in x.split(64):
             parts.append(log_weights_and_latents(vae.model, vae.guide, block, num_particles=POSTERIOR_DRAWS))
+    log_w = torch.cat([log_w for log_w, *_ in parts], 1).cpu()
     tree = to_arviz(
         {"z": torch.cat([latents["z"] for _, latents, _ in parts], 1).cpu()},
         observed={"x": x.cpu()},
         log_likelihood={"x": torch.cat([log_lik for *_, log_lik in parts], 1).cpu()},
-        log_weights=torch.cat([log_w for log_w, *_ in parts], 1).cpu(),
-        stats=LogMarginal(*(column[:POSTERIOR_DATA].cpu() for column in stats)),
+        log_weights=log_w,
+        stats=summarize_log_weights(log_w),
         data_index=rows,
         attrs={"data": run.manifest["data"]["name"], "binarize": run.manifest["data"]["binarize"]},
     )

@@ -28,6 +28,7 @@ from pyrovae.files import (
     read_json,
     read_state,
     read_tensors,
+    remove_unfinished,
     sha256_of,
     tensors_to_bytes,
     write_json,
@@ -157,6 +158,7 @@ class Run:
         Raises:
             ValueError: If the checkpoint is damaged.
         """
+        remove_unfinished(self.path)
         path = self.path / CHECKPOINT
         if not path.exists():
             return None
@@ -234,7 +236,7 @@ def load(run: str | Path, *, trust_imports: Iterable[str] = ()) -> VAE:
         ValueError: If the folder is no finished run, is damaged, or names a module that is not trusted.
     """
     folder = Run(run)
-    return folder.vae(folder.config(trust_imports))
+    return folder.vae(folder.config([trust_imports] if isinstance(trust_imports, str) else trust_imports))
 
 
 def open_run(flags: Namespace, *, bits: bool = False) -> tuple[Run, VAE, Data]:

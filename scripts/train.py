@@ -15,9 +15,8 @@ import pyro
 from jsonargparse import Namespace
 from tqdm import tqdm
 
-from pyrovae.config import build_objective, build_vae, parse_training, resolve
+from pyrovae.config import build_objective, build_vae, check_parts, parse_training, resolve
 from pyrovae.data import Binarize, Data, load_data
-from pyrovae.densities import check_support
 from pyrovae.evaluation import caution, evaluate, table
 from pyrovae.nn import Standardize
 from pyrovae.report import (
@@ -48,7 +47,7 @@ def main() -> int:
         data = load_data(flags.data, data_dir=flags.data_dir, binarize=flags.binarize, split_seed=flags.split_seed)
         config = resolve(flags, data)
         vae = make(config, data)
-        check_support(vae.model, data.test.to(config.device))
+        check_parts(vae, data.test.to(config.device))
         run = Run.create(flags.out, config, data)
 
     print(f"{run.path}: {len(data.train):,} training data, {config.device}", flush=True)
@@ -57,12 +56,18 @@ def main() -> int:
             history = train(run, config, data, vae, stopper)
         except StoppedError as stop:
             print(f"{stop}; saved. Go on with: train.py --resume {run.path}", file=sys.stderr)
-            return stopper.exit_code
+            return stopper.exit_code or 1
         except Exception:
             if not flags.resume:
                 run.discard_unless_committed()
             raise
-    close(run, config, data, vae, history)
+    try:
+        if stopper():
+            sys.exit(stopper.exit_code)
+        close(run, config, data, vae, history)
+    except (KeyboardInterrupt, SystemExit):
+        print(f"stopped before the evaluation was done. Go on with: train.py --resume {run.path}", file=sys.stderr)
+        raise
     return 0
 
 
@@ -104,7 +109,7 @@ def close(run: Run, config: Namespace, data: Data, vae: VAE, history: History) -
     summary = write_evaluation(run, evaluation, data, split="test")
     write_training_figure(run, history)
     write_sample_figures(run, vae, x, data.shape, size=64, seed=0)
-    write_posterior(run, vae, x, data.test_index, evaluation.log_marginal, seed=0)
+    write_posterior(run, vae, x, data.test_index, seed=0)
     run.finish(config, data)
 
     baseline = baseline_summary(data, split="test", base_measure=evaluation.base_measure)

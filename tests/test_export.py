@@ -118,7 +118,7 @@ def test_the_root_says_whose_draws_these_are() -> None:
     assert attrs["inference_library_version"]
     assert "created_at" not in attrs
     assert "guide q(z|x), not from MCMC" in attrs["comment"]
-    assert "exp(log_weight)" in attrs["comment"]
+    assert "softmax of log_weight" in attrs["comment"]
     assert (attrs["run"], attrs["seed"]) == ("digits", 0)
 
 
@@ -199,7 +199,7 @@ def test_a_full_disk_leaves_the_old_file(tmp_path: Path, limit: int) -> None:
     path.write_text("old")
     command = [sys.executable, "-c", FULL_DISK, str(path), str(limit)]
     done = subprocess.run(command, cwd=REPOSITORY, capture_output=True, text=True)
-    message = f"OSError [Errno 27] could not write {path}: File too large\n"
+    message = f"OSError [Errno 27] cannot write {path}: File too large; free some space, or choose another folder\n"
     assert (done.returncode, done.stdout, done.stderr) == (0, message, "")
     assert path.read_text() == "old"
     assert os.listdir(tmp_path) == ["run.nc"]
@@ -207,7 +207,7 @@ def test_a_full_disk_leaves_the_old_file(tmp_path: Path, limit: int) -> None:
 
 def test_a_missing_folder_is_named(tmp_path: Path) -> None:
     path = tmp_path / "nowhere" / "run.nc"
-    with pytest.raises(FileNotFoundError, match=f"could not write {path}"):
+    with pytest.raises(FileNotFoundError, match=f"cannot write {path}"):
         write_netcdf(export(), path)
 
 

@@ -37,6 +37,14 @@ class StudentTPrior(Prior):
 
     def forward(self, covariates=None):
         return dist.StudentT(self.df, self.loc, 1.0).to_event(1)
+
+class LazyPrior(StudentTPrior):
+    def __init__(self, latent_dim: int) -> None:
+        self.loc = torch.nn.Parameter(torch.zeros(latent_dim))
+
+class WidePrior(Prior):
+    def forward(self, covariates=None):
+        return dist.Normal(torch.zeros(7), 1.0).to_event(1)
 """
 
 
@@ -135,10 +143,17 @@ def test_posterior_opens_in_arviz_and_has_names(straight):
     assert dict(tree["posterior"]["z"].sizes) == {"chain": 1, "draw": 100, "datum": 12, "z_dim": 2}
     assert set(tree["sample_stats"]) >= {"log_weight", "khat", "ess", "log_marginal"}
     assert tree["log_likelihood"]["x"].dims == ("chain", "draw", "datum")
-    per_datum = list(csv.DictReader(lines(straight / "evaluation.csv")))
-    np.testing.assert_allclose(
-        tree["sample_stats"]["log_marginal"].values, [float(row["log_marginal"]) for row in per_datum]
-    )
+    weights = torch.from_numpy(tree["sample_stats"]["log_weight"].values[0])
+    own = pyrovae.stats.summarize_log_weights(weights)  # of the draws in the file, not of other ones
+    for name, value in {"log_marginal": own.value, "ess": own.ess, "khat": own.khat}.items():
+        np.testing.assert_allclose(tree["sample_stats"][name].values, value.numpy(), rtol=1e-6, err_msg=name)
+    vae = pyrovae.load(straight)
+    z = torch.from_numpy(tree["posterior"]["z"].values[0])
+    x = torch.from_numpy(tree["observed_data"]["x"].values)
+    log_lik = vae.model.likelihood(z).log_prob(x).detach()
+    np.testing.assert_allclose(tree["log_likelihood"]["x"].values[0], log_lik.numpy(), rtol=1e-4, atol=1e-4)
+    log_w = log_lik + vae.model.prior().log_prob(z) - vae.guide.encoder(x).log_prob(z).detach()
+    np.testing.assert_allclose(weights.numpy(), log_w.detach().numpy(), rtol=1e-4, atol=1e-4)
 
 
 def test_config_reproduces_the_run_to_the_bit(place, straight):
@@ -197,13 +212,17 @@ def test_a_run_killed_again_and_again_is_the_run_that_was_not(place, straight):
             time.sleep(0.001)
         process.kill()
         process.wait()
-    # A line past the commit, and a temporary file, as a kill between the two may leave them.
+    # A line past the commit, and a file beside, as a kill in the middle of a commit may leave them.
     with (killed / "metrics.jsonl").open("a") as file:
         file.write('{"epoch": 99')
+    (killed / ".unfinished-0.safetensors").touch()
+    committed = pyrovae.run.Run(killed).committed()
+    assert len(lines(killed / "metrics.jsonl")) == committed["epoch"]
     run("train", "--resume", killed, cwd=place)
     assert (killed / "weights.safetensors").read_bytes() == (straight / "weights.safetensors").read_bytes()
     assert (killed / "posterior.nc").read_bytes() == (straight / "posterior.nc").read_bytes()
     assert len(lines(killed / "metrics.jsonl")) == 12
+    assert {path.name for path in killed.iterdir()} == {path.name for path in straight.iterdir()}
     assert "finished" in run("train", "--resume", killed, cwd=place).stdout
 
 
@@ -335,7 +354,7 @@ BAD_FLAGS = {
     "--data both.npz:counts": "must be named: --likelihood BinomialLikelihood --likelihood.total_count 8",
     "--data both.npz:reals": "must be named: --likelihood NormalLikelihood",
     "--data both.npz:counts --likelihood BinomialLikelihood --likelihood.total_count 3": "the support of Binomial",
-    "--data both.npz:counts --likelihood BinomialLikelihood": "total_count",
+    "--data both.npz:counts --likelihood BinomialLikelihood": "--likelihood.total_count: is required",
     "--data both.npz:reals --binarize dynamic": "--binarize dynamic needs grey values",
     "--data grey.npy --likelihood BernoulliLikelihood": "ContinuousBernoulliLikelihood",
     "--data holes.npy --likelihood NormalLikelihood": "NaN",
@@ -349,6 +368,21 @@ BAD_FLAGS = {
     "--config unknown.yaml": "did you mean epochs",
     "--config sly.yaml": "--trust_imports os",
     "--config nested.yaml": "--trust_imports evil",
+    "--config hidden.yaml": "--trust_imports evil",
+    "--config lookalike.yaml": "--trust_imports torchevil",
+    "--config unloaded.yaml": "no such prior",
+    "--config arguments.yaml": "must be names and values",
+    "--config extra.yaml": "expected class_path and init_args alone",
+    "--config none.yaml": "prior must be a name",
+    "--config own.yaml --trust_imports broken": "importing broken fails: NameError",
+    "--num_particles 0": "--num_particles:",
+    "--patience 0": "--patience:",
+    "--seed 99999999999999999999": "--seed:",
+    "--network.hidden 200": "(a list is written [200,200])",
+    "--network.hidden [-3]": "hidden must be at least 1",
+    "--prior broken.Prior": "importing broken fails: NameError: name 'nonsense' is not defined (broken.py, line 2)",
+    "--prior mymodule.LazyPrior": "a part cannot be made: AttributeError",
+    "--prior mymodule.WidePrior": "the parts do not work together",
     "--resume nofolder": "no run folder",
     "--resume straight --seed 3": "leave the flag out",
     "--out taken": "not overwritten",
@@ -369,6 +403,16 @@ def traps(place, straight):
     (place / "nested.yaml").write_text(
         "prior: {class_path: pyrovae.MixturePrior, init_args: {num_components: {class_path: evil.Thing}}}"
     )
+    (place / "evil.py").write_text("import pathlib; pathlib.Path('was-here').touch()")
+    adam = "optimizer: {class_path: torch.optim.Adam, init_args: {betas: '[evil.Thing, 0.9]'}}"
+    (place / "hidden.yaml").write_text(adam)
+    (place / "lookalike.yaml").write_text("prior: torchevil.X")
+    (place / "unloaded.yaml").write_text("prior: torch.utils.tensorboard.Prior")
+    (place / "arguments.yaml").write_text("prior: {class_path: MixturePrior, init_args: 3}")
+    (place / "extra.yaml").write_text("prior: {class_path: MixturePrior, dict_kwargs: {a: 1}}")
+    (place / "none.yaml").write_text("prior: null")
+    (place / "own.yaml").write_text("prior: broken.Prior")
+    (place / "broken.py").write_text("import torch\nnonsense")
     (place / "taken").mkdir()
     (place / "taken/file").touch()
     return place

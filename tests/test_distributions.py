@@ -116,6 +116,13 @@ def test_continuous_bernoulli_is_accurate_for_all_logits():
     assert torch.autograd.gradcheck(lambda a: ContinuousBernoulli(a).log_prob(x[45_000:55_000:997]), (logits,))
 
 
+def test_continuous_bernoulli_has_no_step_where_its_series_ends():
+    p = ContinuousBernoulli(torch.tensor([0.3 - 1e-14, 0.3], dtype=torch.float64))
+    log_p = p.log_prob(torch.tensor(0.3, dtype=torch.float64))
+    for value in (log_p, p.mean, p.variance):
+        torch.testing.assert_close(value[0], value[1], rtol=0, atol=3e-11)
+
+
 @pytest.mark.parametrize(
     "p",
     [

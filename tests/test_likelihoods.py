@@ -374,9 +374,19 @@ def test_the_command_line_builds_every_likelihood():
         assert isinstance(vae.model.likelihood, part)
         assert vae.model(size=4).shape == (4, 3)
     flags = ["--likelihood=StudentTLikelihood", "--likelihood.df=network", "--likelihood.scale_bounds=[0.1, 3]"]
-    likelihood = build_vae(parse_training(flags), 3).model.likelihood
+    likelihood = build_vae(parse_training([*flags, "--likelihood.scale=network"]), 3).model.likelihood
     assert likelihood(torch.zeros(4, 10)).event_shape == (3,)
     assert likelihood.scale.high == 3
+
+
+def test_arguments_come_from_the_data():
+    x = torch.tensor([[0.0, 3.0, 1.0], [2.0, 1.0, 0.0]])
+    assert MultinomialLikelihood.arguments_for(x) == {"total_count": 4}
+    assert BinomialLikelihood.arguments_for(x) == BetaBinomialLikelihood.arguments_for(x) == {"total_count": 3}
+    assert CategoricalLikelihood.arguments_for(x) == {"num_classes": 4}
+    assert DiscretizedLogisticMixtureLikelihood.arguments_for(x) == {"num_bins": 4}
+    for part in known_parts("likelihood").values():
+        part(nn.Identity(), **part.arguments_for(torch.full((1, 2), -1e30)))
 
 
 def test_likelihoods_are_suggested_for_the_data_in_their_support():

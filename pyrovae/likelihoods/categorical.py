@@ -7,7 +7,7 @@ from pyro.distributions.torch_distribution import TorchDistributionMixin
 from torch import Tensor, nn
 
 from pyrovae.likelihoods.base import Likelihood, bounded_exp, largest_count
-from pyrovae.likelihoods.distributions import DiscreteMixture, DiscretizedLogistic, FloatCategorical
+from pyrovae.likelihoods.distributions import DiscretizedLogistic, FloatCategorical
 
 # With more values, the data are suggested no categorical: its network would give D C numbers.
 _MOST_CLASSES = 1024
@@ -95,4 +95,4 @@ class DiscretizedLogisticMixtureLikelihood(Likelihood):
         half = (self.num_bins - 1) / 2
         scale = half * bounded_exp(raw, start=1.0, low=1e-3, high=1e3)
         components = DiscretizedLogistic(half * (1 + loc), scale, self.num_bins)
-        return DiscreteMixture(dist.Categorical(logits=logits), components).to_event(1)
+        return dist.MixtureSameFamily(dist.Categorical(logits=logits), components).to_event(1)

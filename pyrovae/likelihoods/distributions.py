@@ -87,15 +87,9 @@ class _OpenUnitInterval(constraints.Constraint):
 
 
 class OpenBeta(dist.Beta):
-    """Beta on (0, 1), the ends left out, where the density is 0 or infinite; draws that round to an end are moved."""
+    """Beta on (0, 1), the ends left out, where the density is 0 or infinite and no draw falls."""
 
     support = _OpenUnitInterval()  # type: ignore[assignment]
-
-    def rsample(self, sample_shape: Shape = ()) -> Tensor:
-        """Draw, with pathwise gradients."""
-        x = super().rsample(sample_shape)
-        info = torch.finfo(x.dtype)
-        return x.clamp(info.tiny, 1 - info.eps)
 
 
 class ContinuousBernoulli(TorchDistribution):
@@ -228,15 +222,6 @@ class DiscretizedLogistic(TorchDistribution):
             u = torch.rand(self._extended_shape(sample_shape), dtype=self.loc.dtype, device=self.loc.device)
             x = self.loc + self.scale * torch.logit(u, eps=torch.finfo(u.dtype).eps)
             return x.round().clamp(0, self.num_bins - 1)
-
-
-class DiscreteMixture(dist.MixtureSameFamily):
-    """Mixture of discrete components of one support, which it tells as its own; torch's says that it is continuous."""
-
-    @constraints.dependent_property(is_discrete=True, event_dim=0)
-    def support(self) -> constraints.Constraint:
-        """The support of the components."""
-        return self.component_distribution.support
 
 
 class TruncatedNormal(TorchDistribution):

@@ -96,6 +96,7 @@ def call(part, leading, dtype=torch.float32):
 def test_every_part_of_the_library_signs():
     for kind, signed in (("prior", PRIORS), ("likelihood", LIKELIHOODS), ("encoder", ENCODERS)):
         assert set(known_parts(kind)) == {type(make()).__name__ for make in signed.values()}
+    assert not {"LBFGS", "SparseAdam", "Muon"} & set(known_parts("optimizer"))
 
 
 @pytest.mark.parametrize("make", PARTS)

@@ -6,7 +6,7 @@ import pyro.distributions as dist
 import pytest
 import torch
 from goodness import LEAST_P_VALUE, NUM_SAMPLES, p_value_of_uniform
-from scipy import stats
+from scipy import special, stats
 
 from pyrovae.likelihoods.distributions import (
     ContinuousBernoulli,
@@ -14,6 +14,7 @@ from pyrovae.likelihoods.distributions import (
     FloatCategorical,
     OpenBeta,
     TruncatedNormal,
+    _erfcx,
 )
 
 
@@ -67,6 +68,14 @@ def test_truncated_normal_draws_match_in_the_tails(loc, scale, dtype):
     draws = p.sample((NUM_SAMPLES,)).double()[:, 0].numpy()
     uniform = torch.as_tensor(stats.truncnorm((0 - loc) / scale, (1 - loc) / scale, loc, scale).cdf(draws))
     assert p_value_of_uniform(uniform.clamp(0, 1)) > LEAST_P_VALUE
+
+
+def test_erfcx_and_its_slope_are_accurate_where_the_series_begins():
+    x = torch.tensor([0.7, 24.9, 25.1, 40.0, 1e3], dtype=torch.float64, requires_grad=True)
+    exact = torch.as_tensor(special.erfcx(x.detach().numpy()))
+    torch.testing.assert_close(_erfcx(x).detach(), exact, rtol=1e-12, atol=0)
+    slope = torch.autograd.grad(_erfcx(x).sum(), x)[0]
+    torch.testing.assert_close(slope[:4], (2 * x.detach() * exact - 2 / math.sqrt(math.pi))[:4], rtol=1e-8, atol=0)
 
 
 def test_truncated_normal_gradients_are_right():

@@ -19,9 +19,9 @@ from pyrovae.encoders import Encoder
 from pyrovae.likelihoods import Likelihood
 from pyrovae.nn import Network, Standardize
 from pyrovae.parts import BASES, checked_config, describe, known_parts, part_class, part_path, read_yaml
-from pyrovae.priors import Prior, StandardNormalPrior
+from pyrovae.priors import Prior
 from pyrovae.terminal import Seed, make_parser, names, parse_flags
-from pyrovae.vae import VAE, Model
+from pyrovae.vae import VAE
 
 # What belongs to one call and not to the run that its config.yaml describes.
 CALL_ONLY = ("config", "out", "resume", "trust_imports")
@@ -282,13 +282,10 @@ def fitting_likelihoods(x: Tensor) -> list[str]:
     found = []
     for name, part in known_parts("likelihood").items():
         arguments = part.arguments_for(x)  # type: ignore[attr-defined]
-        network = nn.Linear(1, part.num_outputs(x.shape[-1], **arguments))  # type: ignore[attr-defined]
-        model = Model(StandardNormalPrior(1), part(network, **arguments))
-        try:
-            check_support(model, x)
-        except ValueError:
-            continue
-        found.append(" ".join([name, *(f"--likelihood.{key} {value}" for key, value in arguments.items())]))
+        size = part.num_outputs(x.shape[-1], **arguments)  # type: ignore[attr-defined]
+        p_x = part(nn.Linear(1, size), **arguments)(torch.zeros(1, 1))
+        if bool(p_x.support.check(x).all()):
+            found.append(" ".join([name, *(f"--likelihood.{key} {value}" for key, value in arguments.items())]))
     return found
 
 

@@ -57,10 +57,15 @@ def known_parts(kind: str) -> dict[str, type]:
     base, home = BASES[kind], _HOMES[kind]
     if kind == "elbo":
         return {name: getattr(home, name) for name in _OBJECTIVES}
-    found = inspect.getmembers(home, lambda c: inspect.isclass(c) and issubclass(c, base) and c is not base)
-    if kind == "optimizer":
-        return {name: part for name, part in found if name not in _SPECIAL_OPTIMIZERS}
-    return {name: part for name, part in found if part.__module__.startswith(home.__name__)}
+    found = inspect.getmembers(home, lambda c: inspect.isclass(c) and issubclass(c, base))
+    return {
+        name: part
+        for name, part in found
+        if part is not base
+        and not name.startswith("_")
+        and name not in _SPECIAL_OPTIMIZERS
+        and f"{part.__module__}.".startswith(f"{home.__name__}.")  # a home is a module or a folder of them
+    }
 
 
 def part_class(kind: str, name: str) -> type:

@@ -407,16 +407,16 @@ class TestRefusals:
         ("decoder", "encoder", "message"),
         [
             (
-                lambda: BernoulliLikelihood(MLP(2, 1)),
-                lambda: NormalEncoder(MLP(6, 4)),
+                MLP(2, 1),
+                MLP(6, 4),
                 "x has shape .70, 6.*of shape .1,",
             ),
             (
-                lambda: BernoulliLikelihood(MLP(2, 6)),
-                lambda: NormalEncoder(MLP(6, 3)),
+                MLP(2, 6),
+                MLP(6, 3),
                 "3 numbers, not a multiple of 2",
             ),
-            (lambda: BernoulliLikelihood(MLP(3, 6)), lambda: NormalEncoder(MLP(6, 6)), "site 'z' .* of 3 .* of 2"),
+            (MLP(3, 6), MLP(6, 6), "site 'z' .* of 3 .* of 2"),
         ],
     )
     def test_sizes_that_do_not_match(self, x, decoder, encoder, message):

@@ -1,0 +1,37 @@
+"""Likelihoods p(x|z) and p(x|z,c): modules whose forward returns a distribution of one datum."""
+
+from pyrovae.likelihoods.base import Likelihood
+from pyrovae.likelihoods.categorical import CategoricalLikelihood, DiscretizedLogisticMixtureLikelihood
+from pyrovae.likelihoods.counts import (
+    BernoulliLikelihood,
+    BetaBinomialLikelihood,
+    BinomialLikelihood,
+    MultinomialLikelihood,
+    NegativeBinomialLikelihood,
+    PoissonLikelihood,
+    ZeroInflatedNegativeBinomialLikelihood,
+    ZeroInflatedPoissonLikelihood,
+)
+from pyrovae.likelihoods.interval import BetaLikelihood, ContinuousBernoulliLikelihood, TruncatedNormalLikelihood
+from pyrovae.likelihoods.real import LaplaceLikelihood, LogNormalLikelihood, NormalLikelihood, StudentTLikelihood
+
+__all__ = [
+    "BernoulliLikelihood",
+    "BetaBinomialLikelihood",
+    "BetaLikelihood",
+    "BinomialLikelihood",
+    "CategoricalLikelihood",
+    "ContinuousBernoulliLikelihood",
+    "DiscretizedLogisticMixtureLikelihood",
+    "LaplaceLikelihood",
+    "Likelihood",
+    "LogNormalLikelihood",
+    "MultinomialLikelihood",
+    "NegativeBinomialLikelihood",
+    "NormalLikelihood",
+    "PoissonLikelihood",
+    "StudentTLikelihood",
+    "TruncatedNormalLikelihood",
+    "ZeroInflatedNegativeBinomialLikelihood",
+    "ZeroInflatedPoissonLikelihood",
+]

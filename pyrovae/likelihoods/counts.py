@@ -1,0 +1,218 @@
+"""Likelihoods of counts, out of a known total (0 or 1 too) and without one."""
+
+from typing import Any
+
+import pyro.distributions as dist
+import torch
+from pyro.distributions.torch_distribution import TorchDistributionMixin
+from torch import Tensor, nn
+
+from pyrovae.likelihoods.base import Choice, Likelihood, Positive, largest_count
+from pyrovae.likelihoods.distributions import WholeMultinomial, ZeroInflated
+
+
+class BernoulliLikelihood(Likelihood):
+    """Independent Bernoulli, for data that are 0 or 1: p(x|z) = prod_d Bernoulli(x_d; sigmoid(network(z)_d)).
+
+    Args:
+        network: Maps z to D logits.
+    """
+
+    def forward(self, z: Tensor, covariates: Tensor | None = None) -> TorchDistributionMixin:
+        """Return p(x|z), with the batch_shape of z's leading dimensions."""
+        return dist.Bernoulli(logits=self.outputs(z, covariates)).to_event(1)
+
+
+class BinomialLikelihood(Likelihood):
+    """Independent binomial, for counts out of a known total: p(x|z) = prod_d Bin(x_d; total_count, sigmoid(net(z)_d)).
+
+    Args:
+        network: Maps z to D logits.
+        total_count: The number of trials n of every dimension; data are integers 0..n.
+
+    Raises:
+        ValueError: If total_count is below 1.
+    """
+
+    def __init__(self, network: nn.Module, total_count: int) -> None:
+        super().__init__(network)
+        self.total_count = _checked_total(total_count)
+
+    @classmethod
+    def arguments_for(cls, x: Tensor) -> dict[str, Any]:
+        """The largest count seen, as total_count."""
+        return {"total_count": largest_count(x)}
+
+    def forward(self, z: Tensor, covariates: Tensor | None = None) -> TorchDistributionMixin:
+        """Return p(x|z), with the batch_shape of z's leading dimensions."""
+        return dist.Binomial(self.total_count, logits=self.outputs(z, covariates)).to_event(1)
+
+
+class BetaBinomialLikelihood(Likelihood):
+    """Independent beta-binomial, for counts out of a known total that vary more than a binomial.
+
+    p(x|z) = prod_d int Bin(x_d; n, p) Beta(p; m_d s_d, (1 - m_d) s_d) dp, m = sigmoid(network(z)); the mean is n m, the
+    variance n m (1 - m) (1 + (n - 1)/(s + 1)) (Skellam 1948, https://doi.org/10.1111/j.2517-6161.1948.tb00014.x).
+
+    Args:
+        network: Maps z to D logits of the mean, then D numbers for s where concentration is "network".
+        total_count: The number of trials n of every dimension; data are integers 0..n.
+        concentration: s: a number fixes it; "global" learns one for all dimensions; "dimension" learns one for each;
+            "network" lets the network give one per datum and dimension. Learned ones start at 10 and stay between
+            0.001 and 1000, beyond which float32 loses the probabilities (see `Positive`).
+
+    Raises:
+        ValueError: If total_count is below 1, a fixed concentration is not positive, or the word is none of these.
+    """
+
+    def __init__(self, network: nn.Module, total_count: int, concentration: Choice = "global") -> None:
+        super().__init__(network)
+        self.total_count = _checked_total(total_count)
+        num_blocks = self.num_outputs(1, concentration=concentration)
+        self.concentration = Positive(
+            "concentration", concentration, network, num_blocks, start=10.0, bounds=(1e-3, 1e3)
+        )
+
+    @classmethod
+    def arguments_for(cls, x: Tensor) -> dict[str, Any]:
+        """The largest count seen, as total_count."""
+        return BinomialLikelihood.arguments_for(x)
+
+    def forward(self, z: Tensor, covariates: Tensor | None = None) -> TorchDistributionMixin:
+        """Return p(x|z), with the batch_shape of z's leading dimensions."""
+        blocks = self.blocks(z, covariates)
+        logits, concentration = next(blocks), self.concentration(blocks)
+        shapes = (logits.sigmoid() * concentration, (-logits).sigmoid() * concentration)
+        return dist.BetaBinomial(*shapes, self.total_count).to_event(1)
+
+
+class PoissonLikelihood(Likelihood):
+    """Independent Poisson, for counts: p(x|z) = prod_d Poisson(x_d; exp(network(z)_d)).
+
+    Args:
+        network: Maps z to the D logarithms of the mean.
+    """
+
+    def forward(self, z: Tensor, covariates: Tensor | None = None) -> TorchDistributionMixin:
+        """Return p(x|z), with the batch_shape of z's leading dimensions."""
+        return dist.Poisson(self.outputs(z, covariates).exp()).to_event(1)
+
+
+class ZeroInflatedPoissonLikelihood(Likelihood):
+    """Independent Poisson with more zeros: p(x|z) = prod_d [g_d 1(x_d = 0) + (1 - g_d) Poisson(x_d; exp(a_d))].
+
+    Lambert, "Zero-inflated Poisson regression", Technometrics 1992, https://doi.org/10.2307/1269547.
+
+    Args:
+        network: Maps z to D logarithms a of the Poisson mean, then D logits of the share g of extra zeros.
+    """
+
+    num_blocks = 2
+
+    def forward(self, z: Tensor, covariates: Tensor | None = None) -> TorchDistributionMixin:
+        """Return p(x|z), with the batch_shape of z's leading dimensions."""
+        log_rate, gate_logits = self.blocks(z, covariates)
+        return ZeroInflated(dist.Poisson(log_rate.exp()), gate_logits=gate_logits).to_event(1)
+
+
+class _NegativeBinomial(Likelihood):
+    """Base of the negative binomials: what they need to make r.
+
+    Args:
+        network: As the class derived from it says.
+        total_count: r, as `NegativeBinomialLikelihood` takes it.
+
+    Raises:
+        ValueError: If a fixed total_count is not positive, or the word is none of these.
+    """
+
+    def __init__(self, network: nn.Module, total_count: Choice = "global") -> None:
+        super().__init__(network)
+        num_blocks = self.num_outputs(1, total_count=total_count)
+        self.total_count = Positive("total_count", total_count, network, num_blocks, bounds=(1e-3, 1e4))
+
+    @staticmethod
+    def logits(log_mean: Tensor, total_count: Tensor | float) -> Tensor:
+        """The log odds log(mean/r), with which a negative binomial of total_count r has this mean."""
+        return log_mean - torch.as_tensor(total_count, dtype=log_mean.dtype, device=log_mean.device).log()
+
+
+class NegativeBinomialLikelihood(_NegativeBinomial):
+    """Independent negative binomial, for counts that vary more than a Poisson: p(x|z) = prod_d NB(x_d; mean_d, r_d).
+
+    The mean is exp(network(z)), the variance mean + mean^2/r; r is Pyro's total_count, the inverse dispersion, and
+    mean/r the odds that its logits give (Lawless 1987, https://doi.org/10.2307/3314912; for gene counts Lopez et al.
+    2018, https://doi.org/10.1038/s41592-018-0229-2).
+
+    Args:
+        network: Maps z to D logarithms of the mean, then D numbers for r where total_count is "network".
+        total_count: r: a number fixes it; "global" learns one for all dimensions; "dimension" learns one for each;
+            "network" lets the network give one per datum and dimension. Learned ones start at 1 and stay between 0.001
+            and 10,000, beyond which float32 loses the probabilities (see `Positive`).
+
+    Raises:
+        ValueError: If a fixed total_count is not positive, or the word is none of these.
+    """
+
+    def forward(self, z: Tensor, covariates: Tensor | None = None) -> TorchDistributionMixin:
+        """Return p(x|z), with the batch_shape of z's leading dimensions."""
+        blocks = self.blocks(z, covariates)
+        log_mean, total_count = next(blocks), self.total_count(blocks)
+        return dist.NegativeBinomial(total_count, logits=self.logits(log_mean, total_count)).to_event(1)
+
+
+class ZeroInflatedNegativeBinomialLikelihood(_NegativeBinomial):
+    """Independent negative binomial with more zeros: p(x|z) = prod_d [g_d 1(x_d = 0) + (1 - g_d) NB(x_d; mean_d, r_d)].
+
+    The negative binomial is that of `NegativeBinomialLikelihood` (Greene 1994, https://ssrn.com/abstract=1293115).
+
+    Args:
+        network: Maps z to D logarithms of the mean of the negative binomial, then D logits of the share g of extra
+            zeros, then D numbers for r where total_count is "network".
+        total_count: r, as `NegativeBinomialLikelihood` takes it.
+
+    Raises:
+        ValueError: If a fixed total_count is not positive, or the word is none of these.
+    """
+
+    num_blocks = 2
+
+    def forward(self, z: Tensor, covariates: Tensor | None = None) -> TorchDistributionMixin:
+        """Return p(x|z), with the batch_shape of z's leading dimensions."""
+        blocks = self.blocks(z, covariates)
+        log_mean, gate_logits, total_count = next(blocks), next(blocks), self.total_count(blocks)
+        counts = dist.NegativeBinomial(total_count, logits=self.logits(log_mean, total_count))
+        return ZeroInflated(counts, gate_logits=gate_logits).to_event(1)
+
+
+class MultinomialLikelihood(Likelihood):
+    """Multinomial, for a vector of D counts whose sum is known: p(x|z) = Mult(x; total_count, softmax(network(z))).
+
+    The entries depend on one another, so single ones cannot be masked.
+
+    Args:
+        network: Maps z to D logits.
+        total_count: The sum of the D counts of every datum.
+
+    Raises:
+        ValueError: If total_count is below 1.
+    """
+
+    def __init__(self, network: nn.Module, total_count: int) -> None:
+        super().__init__(network)
+        self.total_count = _checked_total(total_count)
+
+    @classmethod
+    def arguments_for(cls, x: Tensor) -> dict[str, Any]:
+        """The largest sum of counts seen, as total_count; data with other sums lie outside the support."""
+        return {"total_count": largest_count(x.sum(-1))}
+
+    def forward(self, z: Tensor, covariates: Tensor | None = None) -> TorchDistributionMixin:
+        """Return p(x|z), with the batch_shape of z's leading dimensions."""
+        return WholeMultinomial(self.total_count, logits=self.outputs(z, covariates))
+
+
+def _checked_total(total_count: int) -> int:
+    if total_count < 1:
+        raise ValueError(f"total_count must be at least 1, got {total_count}")
+    return total_count

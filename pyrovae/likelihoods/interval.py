@@ -1,0 +1,91 @@
+"""Likelihoods of data in an interval: grey values, proportions."""
+
+import math
+
+from pyro.distributions.torch_distribution import TorchDistributionMixin
+from torch import Tensor, nn
+
+from pyrovae.likelihoods.base import Choice, Likelihood, LocationScaleLikelihood, Positive
+from pyrovae.likelihoods.distributions import ContinuousBernoulli, OpenBeta, TruncatedNormal
+
+
+class ContinuousBernoulliLikelihood(Likelihood):
+    """Independent continuous Bernoulli, a density for grey values in [0, 1].
+
+    p(x|z) = prod_d C(l_d) l_d^x_d (1 - l_d)^(1 - x_d), l = sigmoid(network(z)), with C the normalising constant of
+    Loaiza-Ganem and Cunningham, "The continuous Bernoulli: fixing a pervasive error in variational autoencoders"
+    (NeurIPS 2019, https://arxiv.org/abs/1907.06845).
+
+    Args:
+        network: Maps z to D logits.
+    """
+
+    def forward(self, z: Tensor, covariates: Tensor | None = None) -> TorchDistributionMixin:
+        """Return p(x|z), with the batch_shape of z's leading dimensions."""
+        return ContinuousBernoulli(self.outputs(z, covariates)).to_event(1)
+
+
+class BetaLikelihood(Likelihood):
+    """Independent beta, for proportions in (0, 1), the ends left out.
+
+    p(x|z) = prod_d Beta(x_d; m_d s_d, (1 - m_d) s_d), m = sigmoid(network(z)); the mean is m, the variance
+    m (1 - m)/(s + 1) (Ferrari and Cribari-Neto, "Beta regression for modelling rates and proportions", 2004,
+    https://doi.org/10.1080/0266476042000214501).
+
+    Args:
+        network: Maps z to D logits of the mean, then D numbers for s where concentration is "network".
+        concentration: s: a number fixes it; "global" learns one for all dimensions; "dimension" learns one for each;
+            "network" lets the network give one per datum and dimension. Learned ones start at 10 and stay between
+            0.001 and 1000, beyond which float32 loses the density (see `Positive`).
+
+    Raises:
+        ValueError: If a fixed concentration is not positive, or the word is none of these.
+    """
+
+    def __init__(self, network: nn.Module, concentration: Choice = "global") -> None:
+        super().__init__(network)
+        num_blocks = self.num_outputs(1, concentration=concentration)
+        self.concentration = Positive(
+            "concentration", concentration, network, num_blocks, start=10.0, bounds=(1e-3, 1e3)
+        )
+
+    def forward(self, z: Tensor, covariates: Tensor | None = None) -> TorchDistributionMixin:
+        """Return p(x|z), with the batch_shape of z's leading dimensions."""
+        blocks = self.blocks(z, covariates)
+        logits, concentration = next(blocks), self.concentration(blocks)
+        return OpenBeta(logits.sigmoid() * concentration, (-logits).sigmoid() * concentration).to_event(1)
+
+
+class TruncatedNormalLikelihood(LocationScaleLikelihood):
+    """Independent normal cut to [low, high]: p(x|z) = prod_d N(x_d; network(z)_d, scale_d^2) / P(low <= x_d <= high).
+
+    Args:
+        network: Maps z to the D locations of the normal before the cut; to them and then D numbers for the scales where
+            scale is "network".
+        low: Lower end, in the data's units.
+        high: Upper end.
+        scale: The standard deviation before the cut, as `NormalLikelihood` takes it.
+        scale_bounds: As `NormalLikelihood`.
+
+    Raises:
+        ValueError: As `NormalLikelihood`, and unless low < high are finite numbers.
+    """
+
+    def __init__(
+        self,
+        network: nn.Module,
+        low: float = 0.0,
+        high: float = 1.0,
+        scale: Choice = "global",
+        scale_bounds: tuple[float, float] = (1e-6, 1e6),
+    ) -> None:
+        super().__init__(network, scale, scale_bounds)
+        if not -math.inf < low < high < math.inf:
+            raise ValueError(f"low and high must be finite numbers, low < high, got {low} and {high}")
+        self.low = low
+        self.high = high
+
+    def forward(self, z: Tensor, covariates: Tensor | None = None) -> TorchDistributionMixin:
+        """Return p(x|z), with the batch_shape of z's leading dimensions."""
+        loc, scale = self.loc_and_scale(z, covariates)
+        return TruncatedNormal(loc, scale, self.low, self.high).to_event(1)

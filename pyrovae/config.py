@@ -26,6 +26,9 @@ from pyrovae.vae import VAE
 # What belongs to one call and not to the run that its config.yaml describes.
 CALL_ONLY = ("config", "out", "resume", "trust_imports")
 
+# Numbers in a batch of data below which a second thread does not pay.
+SMALL_BATCH = 20_000
+
 # What a resumed run may still be told.
 WITH_RESUME = ("resume", "trust_imports", "data_dir", "help")
 
@@ -112,6 +115,12 @@ def training_parser(**given: Any) -> ArgumentParser:
         help="cpu, cuda, cuda:1, ... (auto: cuda where there is one)",
     )
     add(
+        "--threads",
+        type=PositiveInt | None,
+        default=None,
+        help="CPU threads (default: one for small batches, which gain nothing from more, else torch's choice)",
+    )
+    add(
         "--out",
         type=str | None,
         default=None,
@@ -180,7 +189,7 @@ def config_to_yaml(config: Namespace) -> bytes:
 
 
 def resolve(config: Namespace, data: Data) -> Namespace:
-    """Fill in what depends on the data and the machine: binarisation, device, likelihood, the image's shape.
+    """Fill in what depends on the data and the machine: binarisation, device, threads, likelihood, image shape.
 
     Raises:
         ValueError: If the likelihood must be named, or the device is not there.
@@ -188,6 +197,9 @@ def resolve(config: Namespace, data: Data) -> Namespace:
     config = config.clone()
     config.binarize = data.binarize
     config.device = str(find_device(config.device))
+    if config.threads is None:  # a step this small waits for its threads longer than it computes
+        small = config.batch_size * data.train.shape[1] < SMALL_BATCH
+        config.threads = 1 if small else torch.get_num_threads()
     # A config.yaml means the same from any folder.
     if data.name == "mnist":
         config.data_dir = _absolute(config.data_dir or "data")

@@ -12,6 +12,7 @@ python scripts/train.py --resume runs/digits-001                     # go on aft
 import sys
 
 import pyro
+import torch
 from jsonargparse import Namespace
 from tqdm import tqdm
 
@@ -73,6 +74,7 @@ def main() -> int:
 
 def make(config: Namespace, data: Data) -> VAE:
     """Seed everything and build the VAE."""
+    torch.set_num_threads(config.threads)
     pyro.set_rng_seed(config.seed)
     standardize = Standardize.from_data(data.train)
     return build_vae(config, data.train.shape[1], standardize).to(config.device)

@@ -5,7 +5,17 @@ computed from them works for any such pair, the reader's own too.
 """
 
 from pyrovae.densities import log_joint, log_weights
-from pyrovae.encoders import Encoder, NormalEncoder
+from pyrovae.encoders import (
+    CategoricalEncoder,
+    ConstrainedEncoder,
+    Encoder,
+    FlowEncoder,
+    FullCovarianceNormalEncoder,
+    LowRankNormalEncoder,
+    MixtureEncoder,
+    NormalEncoder,
+    StudentTEncoder,
+)
 from pyrovae.export import to_arviz
 from pyrovae.importance import evidence_lower_bound, log_marginal
 from pyrovae.likelihoods import (
@@ -16,7 +26,22 @@ from pyrovae.likelihoods import (
     NormalLikelihood,
 )
 from pyrovae.nn import MLP, ConvNet, Network, Standardize, TransposedConvNet
-from pyrovae.priors import MixturePrior, NormalPrior, Prior, StandardNormalPrior
+from pyrovae.priors import (
+    AutoregressivePrior,
+    CategoricalPrior,
+    ConditionalNormalPrior,
+    DirichletPrior,
+    ExemplarPrior,
+    FlowPrior,
+    LaplacePrior,
+    LogisticNormalPrior,
+    MixturePrior,
+    NormalPrior,
+    Prior,
+    StandardNormalPrior,
+    StudentTPrior,
+    VampPrior,
+)
 from pyrovae.run import load
 from pyrovae.stats import LogMarginal
 from pyrovae.svi import History, fit
@@ -25,15 +50,29 @@ from pyrovae.vae import VAE, Guide, Model
 __all__ = [
     "MLP",
     "VAE",
+    "AutoregressivePrior",
     "BernoulliLikelihood",
     "BinomialLikelihood",
+    "CategoricalEncoder",
+    "CategoricalPrior",
+    "ConditionalNormalPrior",
+    "ConstrainedEncoder",
     "ContinuousBernoulliLikelihood",
     "ConvNet",
+    "DirichletPrior",
     "Encoder",
+    "ExemplarPrior",
+    "FlowEncoder",
+    "FlowPrior",
+    "FullCovarianceNormalEncoder",
     "Guide",
     "History",
+    "LaplacePrior",
     "Likelihood",
     "LogMarginal",
+    "LogisticNormalPrior",
+    "LowRankNormalEncoder",
+    "MixtureEncoder",
     "MixturePrior",
     "Model",
     "Network",
@@ -43,7 +82,10 @@ __all__ = [
     "Prior",
     "StandardNormalPrior",
     "Standardize",
+    "StudentTEncoder",
+    "StudentTPrior",
     "TransposedConvNet",
+    "VampPrior",
     "evidence_lower_bound",
     "fit",
     "load",

@@ -61,7 +61,8 @@ def known_parts(kind: str) -> dict[str, type]:
         for name, part in found
         if part is not base
         and not name.startswith("_")
-        and (part.__module__ == home.__name__ or (kind == "optimizer" and name not in _SPECIAL_OPTIMIZERS))
+        and name not in _SPECIAL_OPTIMIZERS
+        and f"{part.__module__}.".startswith(f"{home.__name__}.")
     }
 
 

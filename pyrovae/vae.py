@@ -8,9 +8,13 @@ from typing import Any
 import pyro
 import pyro.distributions as dist
 import torch
+from pyro.distributions import constraints
 from pyro.distributions.torch_distribution import TorchDistributionMixin
 from pyro.nn.module import PyroModule
+from pyro.poutine.runtime import InferDict
 from torch import Tensor, nn
+
+from pyrovae.encoders import carried
 
 
 class Model(PyroModule):
@@ -48,7 +52,8 @@ class Model(PyroModule):
             The data, with shape (N, D), or (K, N, D) inside a plate of K particles.
 
         Raises:
-            ValueError: If a mask over entries meets a likelihood that is not independent over D.
+            ValueError: If the guide's latents are not of the prior's size, or a mask over entries meets a likelihood
+                that is not independent over D.
         """
         for given in (x, covariates):
             if given is not None:
@@ -56,7 +61,13 @@ class Model(PyroModule):
                 break
         conditions = () if covariates is None else (covariates,)
         with pyro.plate("data", size, dim=-1):
-            z = pyro.sample("z", self.prior(*conditions))
+            p_z = self.prior(*conditions)
+            z = pyro.sample("z", p_z)
+            if z.shape[z.dim() - p_z.event_dim :] != p_z.event_shape:  # they might broadcast
+                raise ValueError(
+                    f"one latent of the prior has shape {tuple(p_z.event_shape)}, but the guide's latents have shape "
+                    f"{tuple(z.shape)}; give the encoder's network num_outputs(prior.encoder_dim) outputs"
+                )
             p_x = self.likelihood(z, *conditions)
             if mask is not None:
                 p_x = _mask_entries(p_x, mask)
@@ -94,7 +105,10 @@ class Guide(PyroModule):
             x = torch.where(seen, x, torch.zeros_like(x))
         conditions = () if covariates is None else (covariates,)
         with pyro.plate("data", x.shape[0], dim=-1):
-            return pyro.sample("z", self.encoder(x, *conditions))
+            q_z = self.encoder(x, *conditions)
+            # The hint lets TraceEnum_ELBO sum discrete latents out; others that see it warn.
+            infer: InferDict = {"enumerate": "parallel"} if q_z.has_enumerate_support else {}
+            return pyro.sample("z", q_z, infer=infer)
 
 
 class VAE(nn.Module):
@@ -106,11 +120,13 @@ class VAE(nn.Module):
     Args:
         prior: Module whose forward returns p(z).
         likelihood: Module whose forward returns p(x|z).
-        encoder: Module whose forward returns q(z|x).
+        encoder: Module whose forward returns q(z|x). One of real vectors is carried to where the prior lives, the
+            simplex say, by `ConstrainedEncoder`; it gives `prior.encoder_dim` real numbers.
         name: Name in Pyro's parameter store; None for one not yet taken.
 
     Raises:
-        ValueError: If the name is taken by another VAE or by parameters in the store.
+        ValueError: If prior and encoder cannot live on one space, or the name is taken by another VAE or by parameters
+            in the store.
 
     Example:
         >>> from pyrovae import BernoulliLikelihood, MLP, NormalEncoder, StandardNormalPrior
@@ -135,6 +151,7 @@ class VAE(nn.Module):
         name: str | None = None,
     ) -> None:
         super().__init__()
+        encoder = carried(encoder, getattr(prior, "support", constraints.real_vector))
         self.name = _claim_name(name, self)
         self.model = Model(prior, likelihood, name=f"{self.name}.model")
         self.guide = Guide(encoder, name=f"{self.name}.guide")

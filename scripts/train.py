@@ -19,7 +19,6 @@ from pyrovae.config import build_objective, build_vae, parse_training, resolve
 from pyrovae.data import Binarize, Data, load_data
 from pyrovae.densities import check_support
 from pyrovae.evaluation import caution, evaluate, table
-from pyrovae.nn import Standardize
 from pyrovae.report import (
     baseline_summary,
     write_evaluation,
@@ -68,8 +67,7 @@ def main() -> int:
 def make(config: Namespace, data: Data) -> VAE:
     """Seed everything and build the VAE."""
     pyro.set_rng_seed(config.seed)
-    standardize = Standardize.from_data(data.train)
-    return build_vae(config, data.train.shape[1], standardize).to(config.device)
+    return build_vae(config, data.train.shape[1], data.train).to(config.device)
 
 
 def train(run: Run, config: Namespace, data: Data, vae: VAE, stopper: Stopper) -> History:

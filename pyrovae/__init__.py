@@ -5,7 +5,17 @@ computed from them works for any such pair, the reader's own too.
 """
 
 from pyrovae.densities import log_joint, log_weights
-from pyrovae.encoders import Encoder, NormalEncoder
+from pyrovae.encoders import (
+    CategoricalEncoder,
+    ConstrainedEncoder,
+    Encoder,
+    FlowEncoder,
+    FullCovarianceNormalEncoder,
+    LowRankNormalEncoder,
+    MixtureEncoder,
+    NormalEncoder,
+    StudentTEncoder,
+)
 from pyrovae.export import to_arviz
 from pyrovae.importance import evidence_lower_bound, log_marginal
 from pyrovae.likelihoods import (
@@ -41,7 +51,22 @@ from pyrovae.nn import (
     Standardize,
     TransposedConvNet,
 )
-from pyrovae.priors import MixturePrior, NormalPrior, Prior, StandardNormalPrior
+from pyrovae.priors import (
+    AutoregressivePrior,
+    CategoricalPrior,
+    ConditionalNormalPrior,
+    DirichletPrior,
+    ExemplarPrior,
+    FlowPrior,
+    LaplacePrior,
+    LogisticNormalPrior,
+    MixturePrior,
+    NormalPrior,
+    Prior,
+    StandardNormalPrior,
+    StudentTPrior,
+    VampPrior,
+)
 from pyrovae.run import load
 from pyrovae.stats import LogMarginal
 from pyrovae.svi import History, fit
@@ -50,22 +75,36 @@ from pyrovae.vae import VAE, Guide, Model
 __all__ = [
     "MLP",
     "VAE",
+    "AutoregressivePrior",
     "BernoulliLikelihood",
     "BetaBinomialLikelihood",
     "BetaLikelihood",
     "BinomialLikelihood",
+    "CategoricalEncoder",
     "CategoricalLikelihood",
+    "CategoricalPrior",
+    "ConditionalNormalPrior",
+    "ConstrainedEncoder",
     "ContinuousBernoulliLikelihood",
     "ConvNet",
+    "DirichletPrior",
     "DiscretizedLogisticMixtureLikelihood",
     "Encoder",
+    "ExemplarPrior",
+    "FlowEncoder",
+    "FlowPrior",
+    "FullCovarianceNormalEncoder",
     "GatedMLP",
     "Guide",
     "History",
     "LaplaceLikelihood",
+    "LaplacePrior",
     "Likelihood",
     "LogMarginal",
     "LogNormalLikelihood",
+    "LogisticNormalPrior",
+    "LowRankNormalEncoder",
+    "MixtureEncoder",
     "MixturePrior",
     "Model",
     "MultinomialLikelihood",
@@ -83,9 +122,12 @@ __all__ = [
     "ResidualTransposedConvNet",
     "StandardNormalPrior",
     "Standardize",
+    "StudentTEncoder",
     "StudentTLikelihood",
+    "StudentTPrior",
     "TransposedConvNet",
     "TruncatedNormalLikelihood",
+    "VampPrior",
     "ZeroInflatedNegativeBinomialLikelihood",
     "ZeroInflatedPoissonLikelihood",
     "evidence_lower_bound",

@@ -9,7 +9,7 @@ import torch
 import yaml
 from jsonargparse import ArgumentError, ArgumentParser, Namespace
 from jsonargparse.typing import PositiveFloat, PositiveInt
-from pyro.infer import ELBO
+from pyro.infer import ELBO, TraceMeanField_ELBO
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
@@ -213,16 +213,17 @@ def resolve(config: Namespace, data: Data) -> Namespace:
     return config
 
 
-def build_vae(config: Namespace, num_dims: int, standardize: Standardize | None = None) -> VAE:
+def build_vae(config: Namespace, num_dims: int, x: Tensor | None = None) -> VAE:
     """Build the VAE that a resolved configuration describes.
 
     Args:
         config: Resolved configuration.
         num_dims: D, the size of one flat datum.
-        standardize: First layer of the encoder; None for one whose constants the weights will bring.
+        x: Training data, with shape (N, D), by which the encoder standardises and to which the prior is attached; None
+            where the weights will bring what was taken from them.
 
     Raises:
-        ValueError: If a part refuses its arguments, or does not take what the script gives it.
+        ValueError: If a part refuses its arguments or does not take what the script gives it, or parts do not match.
     """
     z = config.latent_dim
     likelihood_class, encoder_class = (part_class(k, config[k].class_path) for k in ("likelihood", "encoder"))
@@ -230,19 +231,24 @@ def build_vae(config: Namespace, num_dims: int, standardize: Standardize | None 
     network_class = part_class("network", config.network.class_path)
     mirrored.network.class_path = part_path(network_class.mirror())  # type: ignore[attr-defined]
     make, make_mirrored = (_instantiate(c, ("prior", "likelihood", "encoder", "network")) for c in (config, mirrored))
-    if standardize is None:
-        standardize = Standardize(torch.zeros(num_dims), torch.ones(()))
+    x = torch.zeros(1, num_dims) if x is None else x
     try:
         decoder_size = likelihood_class.num_outputs(num_dims, **_arguments(config.likelihood))  # type: ignore[attr-defined]
-        encoder_size = encoder_class.num_outputs(z, **_arguments(config.encoder))  # type: ignore[attr-defined]
         prior = make.prior(z)
+        encoder_size = encoder_class.num_outputs(prior.encoder_dim, **_arguments(config.encoder))  # type: ignore[attr-defined]
         likelihood = make.likelihood(make_mirrored.network(z, decoder_size))
-        encoder = make.encoder(nn.Sequential(standardize, make.network(num_dims, encoder_size)))
-        return VAE(prior, likelihood, encoder)
+        encoder = make.encoder(nn.Sequential(Standardize.from_data(x), make.network(num_dims, encoder_size)))
+        vae = VAE(prior.attach(encoder, x), likelihood, encoder)
     except ValueError:
         raise
     except Exception as error:  # the parts may be the reader's own, and fail in any way
         raise ValueError(f"a part cannot be made: {describe(error)}; see the base classes' docstrings") from error
+    if prior.support.is_discrete and issubclass(part_class("elbo", config.elbo.class_path), TraceMeanField_ELBO):
+        raise ValueError(
+            f"--elbo {config.elbo.class_path}: needs draws with gradients, which the discrete latents of "
+            f"{type(prior).__name__} have not; take --elbo TraceEnum_ELBO, which sums over them"
+        )
+    return vae
 
 
 def check_parts(vae: VAE, x: Tensor) -> None:

@@ -8,9 +8,13 @@ from typing import Any
 import pyro
 import pyro.distributions as dist
 import torch
+from pyro.distributions import constraints
 from pyro.distributions.torch_distribution import TorchDistributionMixin
 from pyro.nn.module import PyroModule
+from pyro.poutine.runtime import InferDict
 from torch import Tensor, nn
+
+from pyrovae.encoders import carried
 
 
 class Model(PyroModule):
@@ -48,8 +52,8 @@ class Model(PyroModule):
             The data, with shape (N, D), or (K, N, D) inside a plate of K particles.
 
         Raises:
-            ValueError: If x is not floating point or not of the likelihood's size, or a mask over entries meets a
-            likelihood that is not independent over D.
+            ValueError: If x is not floating point or not of the likelihood's size, the guide's latents are not of the
+                prior's, or a mask over entries meets a likelihood that is not independent over D.
         """
         for given in (x, covariates):
             if given is not None:
@@ -57,7 +61,13 @@ class Model(PyroModule):
                 break
         conditions = () if covariates is None else (covariates,)
         with pyro.plate("data", size, dim=-1):
-            z = pyro.sample("z", self.prior(*conditions))
+            p_z = self.prior(*conditions)
+            z = pyro.sample("z", p_z)
+            if z.shape[z.dim() - p_z.event_dim :] != p_z.event_shape:  # they might broadcast
+                raise ValueError(
+                    f"one latent of the prior has shape {tuple(p_z.event_shape)}, but the guide's latents have shape "
+                    f"{tuple(z.shape)}; give the encoder's network num_outputs(prior.encoder_dim) outputs"
+                )
             p_x = self.likelihood(z, *conditions)
             if x is not None:
                 _check_datum(x, p_x)
@@ -99,7 +109,10 @@ class Guide(PyroModule):
             raise ValueError(f"x is of {x.dtype}; give x.float(), or .double() as the model's parameters are")
         conditions = () if covariates is None else (covariates,)
         with pyro.plate("data", x.shape[0], dim=-1):
-            return pyro.sample("z", self.encoder(x, *conditions))
+            q_z = self.encoder(x, *conditions)
+            # The hint lets TraceEnum_ELBO sum discrete latents out; others that see it warn.
+            infer: InferDict = {"enumerate": "parallel"} if q_z.has_enumerate_support else {}
+            return pyro.sample("z", q_z, infer=infer)
 
 
 class VAE(nn.Module):
@@ -111,11 +124,13 @@ class VAE(nn.Module):
     Args:
         prior: Module whose forward returns p(z).
         likelihood: Module whose forward returns p(x|z).
-        encoder: Module whose forward returns q(z|x).
+        encoder: Module whose forward returns q(z|x). One of real vectors is carried to where the prior lives, the
+            simplex say, by `ConstrainedEncoder`; it gives `prior.encoder_dim` real numbers.
         name: Name in Pyro's parameter store; None for one not yet taken.
 
     Raises:
-        ValueError: If the name is taken by another VAE or by parameters in the store.
+        ValueError: If prior and encoder cannot live on one space, or the name is taken by another VAE or by parameters
+            in the store.
 
     Example:
         >>> from pyrovae import BernoulliLikelihood, MLP, NormalEncoder, StandardNormalPrior
@@ -140,6 +155,7 @@ class VAE(nn.Module):
         name: str | None = None,
     ) -> None:
         super().__init__()
+        encoder = carried(encoder, getattr(prior, "support", constraints.real_vector))
         self.name = _claim_name(name, self)
         self.model = Model(prior, likelihood, name=f"{self.name}.model")
         self.guide = Guide(encoder, name=f"{self.name}.guide")

@@ -19,7 +19,6 @@ from tqdm import tqdm
 from pyrovae.config import build_objective, build_vae, check_parts, parse_training, resolve
 from pyrovae.data import Binarize, Data, load_data
 from pyrovae.evaluation import caution, evaluate, table
-from pyrovae.nn import Standardize
 from pyrovae.report import (
     baseline_summary,
     write_evaluation,
@@ -76,8 +75,7 @@ def make(config: Namespace, data: Data) -> VAE:
     """Seed everything and build the VAE."""
     torch.set_num_threads(config.threads)
     pyro.set_rng_seed(config.seed)
-    standardize = Standardize.from_data(data.train)
-    return build_vae(config, data.train.shape[1], standardize).to(config.device)
+    return build_vae(config, data.train.shape[1], data.train).to(config.device)
 
 
 def train(run: Run, config: Namespace, data: Data, vae: VAE, stopper: Stopper) -> History:

@@ -416,7 +416,7 @@ class TestRefusals:
                 MLP(6, 3),
                 "3 numbers, not a multiple of 2",
             ),
-            (MLP(3, 6), MLP(6, 6), "site 'z' .* of 3 .* of 2"),
+            (MLP(3, 6), MLP(6, 6), "latent of the prior has shape .2,.*shape .2, 70, 3."),
         ],
     )
     def test_sizes_that_do_not_match(self, x, decoder, encoder, message):

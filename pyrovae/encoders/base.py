@@ -1,24 +1,25 @@
-"""Encoders q(z|x) and q(z|x,c): modules whose forward returns a distribution of one latent."""
+"""The base of the encoders."""
 
 from typing import Any
 
-import pyro.distributions as dist
+from pyro.distributions import constraints
 from pyro.distributions.torch_distribution import TorchDistributionMixin
 from torch import Tensor, nn
 
-from pyrovae.nn import join, split
+from pyrovae.nn import join
 
 
 class Encoder(nn.Module):
     """Base of the encoders. A new one is a forward that turns the network's numbers into a Pyro distribution.
 
     The distribution has event_shape (Z,) and the batch_shape of x's leading dimensions. `num_outputs` says how many
-    numbers the network must give.
+    numbers the network must give. One whose latents are not real vectors says so by the class attribute `support`.
 
     Args:
         network: Maps x, with shape (..., D), to shape (..., num_outputs(Z)).
 
     Example:
+        >>> import pyro.distributions as dist
         >>> import torch
         >>> from pyrovae.nn import MLP
         >>> class LaplaceEncoder(Encoder):
@@ -28,6 +29,8 @@ class Encoder(nn.Module):
         >>> LaplaceEncoder(MLP(5, LaplaceEncoder.num_outputs(2)))(torch.zeros(3, 5)).event_shape
         torch.Size([2])
     """
+
+    support: constraints.Constraint = constraints.real_vector
 
     def __init__(self, network: nn.Module) -> None:
         super().__init__()
@@ -47,14 +50,16 @@ class Encoder(nn.Module):
         raise NotImplementedError(f"{type(self).__name__} needs a forward that returns a distribution")
 
 
-class NormalEncoder(Encoder):
-    """Diagonal normal: q(z|x) = N(z; loc, diag(exp(log_scale))^2), loc and log_scale the halves of network(x).
+def latent_size(num_outputs: int, per_dim: int, rest: int, formula: str) -> int:
+    """Z, where a network gives num_outputs = per_dim * Z + rest numbers.
 
-    Args:
-        network: Maps x to Z locations and then Z log scales.
+    Raises:
+        ValueError: If there is no such Z; the message quotes the formula.
     """
-
-    def forward(self, x: Tensor, covariates: Tensor | None = None) -> TorchDistributionMixin:
-        """Return q(z|x), with the batch_shape of x's leading dimensions."""
-        loc, log_scale = split(self.outputs(x, covariates), 2)
-        return dist.Normal(loc, log_scale.exp()).to_event(1)
+    size, left = divmod(num_outputs - rest, per_dim)
+    if left or size < 1:
+        raise ValueError(
+            f"the encoder's network gives {num_outputs} numbers, expected {formula} for a latent of size Z; give it "
+            "num_outputs(Z)"
+        )
+    return size

@@ -1,0 +1,26 @@
+"""Encoders q(z|x) and q(z|x,c): modules whose forward returns a distribution of one latent."""
+
+from pyrovae.encoders.base import Encoder
+from pyrovae.encoders.constrained import ConstrainedEncoder, carried
+from pyrovae.encoders.discrete import CategoricalEncoder
+from pyrovae.encoders.elliptical import (
+    FullCovarianceNormalEncoder,
+    LowRankNormalEncoder,
+    NormalEncoder,
+    StudentTEncoder,
+)
+from pyrovae.encoders.flow import FlowEncoder
+from pyrovae.encoders.mixture import MixtureEncoder
+
+__all__ = [
+    "CategoricalEncoder",
+    "ConstrainedEncoder",
+    "Encoder",
+    "FlowEncoder",
+    "FullCovarianceNormalEncoder",
+    "LowRankNormalEncoder",
+    "MixtureEncoder",
+    "NormalEncoder",
+    "StudentTEncoder",
+    "carried",
+]

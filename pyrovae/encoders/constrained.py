@@ -1,0 +1,69 @@
+"""Encoders carried to where the prior lives."""
+
+import pyro.distributions as dist
+from pyro.distributions import constraints
+from pyro.distributions.torch_distribution import TorchDistributionMixin
+from torch import Tensor, nn
+
+from pyrovae.bijections import bijection
+
+
+class ConstrainedEncoder(nn.Module):
+    """An encoder of real vectors carried to a constrained space: z = f(y), y ~ encoder(x).
+
+    log q(z|x) = log q_y(f^-1(z)|x) - log |det df/dy|, f the `bijection` to the support. On the simplex of Z entries y
+    has Z - 1.
+
+    Args:
+        encoder: Module whose forward returns a distribution of real vectors.
+        support: Constraint of z.
+
+    Raises:
+        ValueError: If no bijection to the support is known.
+
+    Example:
+        >>> import torch
+        >>> from pyrovae import MLP, NormalEncoder
+        >>> encoder = ConstrainedEncoder(NormalEncoder(MLP(5, 2 * 2)), constraints.simplex)
+        >>> encoder(torch.zeros(4, 5)).event_shape
+        torch.Size([3])
+    """
+
+    def __init__(self, encoder: nn.Module, support: constraints.Constraint) -> None:
+        super().__init__()
+        bijection(support)
+        self.encoder = encoder
+        self.support = support
+
+    def forward(self, x: Tensor, covariates: Tensor | None = None) -> TorchDistributionMixin:
+        """Return q(z|x), with the batch_shape of x's leading dimensions."""
+        conditions = () if covariates is None else (covariates,)
+        return dist.TransformedDistribution(self.encoder(x, *conditions), bijection(self.support))
+
+
+def carried(encoder: nn.Module, support: constraints.Constraint) -> nn.Module:
+    """The encoder itself where it lives on the support, or one of real vectors carried there.
+
+    Args:
+        encoder: Module whose forward returns q(z|x); without an attribute `support` it is taken for real.
+        support: The prior's.
+
+    Raises:
+        ValueError: If the one is discrete and the other not, or the encoder's space is another constrained one.
+    """
+    own = getattr(encoder, "support", constraints.real_vector)
+    if repr(own) == repr(support) or (_is_real(own) and _is_real(support)):
+        return encoder
+    if _is_real(own) and not support.is_discrete:
+        return ConstrainedEncoder(encoder, support)
+    raise ValueError(
+        f"the prior's latents lie in {support}, those of {type(encoder).__name__} in {own}, and they cannot be "
+        "carried over; choose an encoder with the prior's support (CategoricalEncoder for CategoricalPrior), or "
+        "another prior"
+    )
+
+
+def _is_real(support: constraints.Constraint) -> bool:
+    while isinstance(support, constraints.independent):
+        support = support.base_constraint
+    return support is constraints.real

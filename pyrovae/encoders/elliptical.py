@@ -1,0 +1,108 @@
+"""Encoders with one mode: normal (diagonal, full covariance, low rank plus diagonal) and Student-t."""
+
+import math
+from typing import Any
+
+import pyro.distributions as dist
+import torch
+from pyro.distributions.torch_distribution import TorchDistributionMixin
+from torch import Tensor, nn
+
+from pyrovae.encoders.base import Encoder, latent_size
+from pyrovae.nn import split
+
+
+class NormalEncoder(Encoder):
+    """Diagonal normal: q(z|x) = N(z; loc, diag(exp(log_scale))^2), loc and log_scale the halves of network(x).
+
+    Args:
+        network: Maps x to Z locations and then Z log scales.
+    """
+
+    def forward(self, x: Tensor, covariates: Tensor | None = None) -> TorchDistributionMixin:
+        """Return q(z|x), with the batch_shape of x's leading dimensions."""
+        loc, log_scale = split(self.outputs(x, covariates), 2)
+        return dist.Normal(loc, log_scale.exp()).to_event(1)
+
+
+class FullCovarianceNormalEncoder(Encoder):
+    """Normal with full covariance: q(z|x) = N(z; loc, L L^T), L lower triangular with diagonal exp(log_scale).
+
+    Args:
+        network: Maps x to Z locations, Z log scales, and the Z (Z - 1) / 2 entries below the diagonal of L, by rows.
+
+    Raises:
+        ValueError: On a call, if the network gives another number of outputs.
+    """
+
+    @classmethod
+    def num_outputs(cls, latent_dim: int, **arguments: Any) -> int:
+        """Z (Z + 3) / 2."""
+        return latent_dim * (latent_dim + 3) // 2
+
+    def forward(self, x: Tensor, covariates: Tensor | None = None) -> TorchDistributionMixin:
+        """Return q(z|x), with the batch_shape of x's leading dimensions."""
+        outputs = self.outputs(x, covariates)
+        size = (math.isqrt(9 + 8 * outputs.shape[-1]) - 3) // 2
+        size = latent_size(outputs.shape[-1], 2, size * (size - 1) // 2, "Z (Z + 3) / 2")
+        loc, log_scale, below = outputs.tensor_split((size, 2 * size), -1)
+        scale_tril = torch.diag_embed(log_scale.exp())
+        rows, columns = torch.tril_indices(size, size, -1, device=outputs.device)
+        scale_tril[..., rows, columns] = below
+        return dist.MultivariateNormal(loc, scale_tril=scale_tril)
+
+
+class LowRankNormalEncoder(Encoder):
+    """Normal with covariance of low rank plus diagonal: q(z|x) = N(z; loc, W W^T + diag(exp(log_scale))^2).
+
+    Args:
+        network: Maps x to Z locations, Z log scales, and the Z times rank entries of W, by rows.
+        rank: Number of columns of W.
+
+    Raises:
+        ValueError: If rank is below 1; on a call, if the network gives another number of outputs.
+    """
+
+    def __init__(self, network: nn.Module, rank: int = 2) -> None:
+        super().__init__(network)
+        if rank < 1:
+            raise ValueError(f"rank must be at least 1, got {rank}")
+        self.rank = rank
+
+    @classmethod
+    def num_outputs(cls, latent_dim: int, *, rank: int = 2, **arguments: Any) -> int:
+        """Z (2 + rank)."""
+        return latent_dim * (2 + rank)
+
+    def forward(self, x: Tensor, covariates: Tensor | None = None) -> TorchDistributionMixin:
+        """Return q(z|x), with the batch_shape of x's leading dimensions."""
+        outputs = self.outputs(x, covariates)
+        size = latent_size(outputs.shape[-1], 2 + self.rank, 0, f"Z (2 + rank), rank {self.rank},")
+        loc, log_scale, factor = outputs.tensor_split((size, 2 * size), -1)
+        factor = factor.unflatten(-1, (size, self.rank))
+        return dist.LowRankMultivariateNormal(loc, factor, (2 * log_scale).exp())
+
+
+class StudentTEncoder(Encoder):
+    """Student-t: q(z|x) = prod_d t(z_d; df, loc_d, exp(log_scale_d)), tails heavier than a normal's.
+
+    Heavy tails keep importance weights bounded where a normal's are not.
+
+    Args:
+        network: Maps x to Z locations and then Z log scales.
+        df: Degrees of freedom, positive; the variance is finite above 2.
+
+    Raises:
+        ValueError: If df is not positive.
+    """
+
+    def __init__(self, network: nn.Module, df: float = 5.0) -> None:
+        super().__init__(network)
+        if not 0 < df < math.inf:
+            raise ValueError(f"df must be a positive number, got {df}")
+        self.df = df
+
+    def forward(self, x: Tensor, covariates: Tensor | None = None) -> TorchDistributionMixin:
+        """Return q(z|x), with the batch_shape of x's leading dimensions."""
+        loc, log_scale = split(self.outputs(x, covariates), 2)
+        return dist.StudentT(self.df, loc, log_scale.exp()).to_event(1)

@@ -1,0 +1,31 @@
+"""Discrete priors."""
+
+import pyro.distributions as dist
+import torch
+from pyro.distributions import constraints
+from pyro.distributions.torch_distribution import TorchDistributionMixin
+from torch import Tensor, nn
+
+from pyrovae.priors.base import Prior
+
+
+class CategoricalPrior(Prior):
+    """One of Z categories, with learned probabilities: p(z) = prod_d softmax(logits)_d^z_d, z one-hot.
+
+    The latent is a one-hot vector with event_shape (Z,), so that a decoder takes it as it takes any other. The
+    probabilities start equal. Draws have no gradient: train with `TraceEnum_ELBO`, which sums over the categories
+    exactly. `Trace_ELBO` scores single draws, and warns.
+
+    Args:
+        latent_dim: Number Z of categories.
+    """
+
+    support = constraints.one_hot
+
+    def __init__(self, latent_dim: int) -> None:
+        super().__init__(latent_dim)
+        self.logits = nn.Parameter(torch.zeros(latent_dim))
+
+    def forward(self, covariates: Tensor | None = None) -> TorchDistributionMixin:
+        """Return the one-hot categorical; covariates do not enter."""
+        return dist.OneHotCategorical(logits=self.logits)

@@ -1,0 +1,77 @@
+"""Priors on the simplex: Z positive entries that sum to one. `VAE` carries encoders of Z - 1 real numbers there."""
+
+import math
+
+import pyro.distributions as dist
+import torch
+from pyro.distributions import constraints
+from pyro.distributions.torch_distribution import TorchDistributionMixin
+from torch import Tensor, nn
+
+from pyrovae.bijections import bijection
+from pyrovae.priors.base import Prior
+
+
+class DirichletPrior(Prior):
+    """Dirichlet on the simplex: p(z) ~ prod_d z_d^(a_d - 1), a = concentration * exp(log_ratio).
+
+    Draws are reparameterised, by implicit differentiation.
+
+    Args:
+        latent_dim: Number Z of entries.
+        concentration: Positive a, the same for all entries; where it is learned, the start.
+        learned: Learn one concentration per entry.
+
+    Raises:
+        ValueError: If latent_dim is below 2, or the concentration is not positive.
+    """
+
+    support = constraints.simplex
+    log_ratio: Tensor
+
+    def __init__(self, latent_dim: int, concentration: float = 1.0, learned: bool = False) -> None:
+        super().__init__(latent_dim)
+        _check_entries(latent_dim)
+        if not 0 < concentration < math.inf:
+            raise ValueError(f"concentration must be a positive number, got {concentration}")
+        self.concentration = concentration
+        if learned:
+            self.log_ratio = nn.Parameter(torch.zeros(latent_dim))
+        else:
+            self.register_buffer("log_ratio", torch.zeros(latent_dim), persistent=False)
+
+    def forward(self, covariates: Tensor | None = None) -> TorchDistributionMixin:
+        """Return the Dirichlet; covariates do not enter."""
+        return dist.Dirichlet(self.concentration * self.log_ratio.exp())
+
+
+class LogisticNormalPrior(Prior):
+    """Logistic normal on the simplex: z = f(y), y ~ N(loc, diag(exp(log_scale))^2) with Z - 1 entries.
+
+    f is `StickBreaking`, which takes 0 to equal entries; loc and log_scale are learned, from 0. The encoder is carried
+    to the simplex by the same map, so under a normal encoder the KL divergence is in closed form.
+
+    Args:
+        latent_dim: Number Z of entries.
+
+    Raises:
+        ValueError: If latent_dim is below 2.
+    """
+
+    support = constraints.simplex
+
+    def __init__(self, latent_dim: int) -> None:
+        super().__init__(latent_dim)
+        _check_entries(latent_dim)
+        self.loc = nn.Parameter(torch.zeros(latent_dim - 1))
+        self.log_scale = nn.Parameter(torch.zeros(latent_dim - 1))
+
+    def forward(self, covariates: Tensor | None = None) -> TorchDistributionMixin:
+        """Return the logistic normal; covariates do not enter."""
+        normal = dist.Normal(self.loc, self.log_scale.exp()).to_event(1)
+        return dist.TransformedDistribution(normal, bijection(self.support))
+
+
+def _check_entries(latent_dim: int) -> None:
+    if latent_dim < 2:
+        raise ValueError(f"latent_dim must be at least 2 on the simplex, got {latent_dim}")

@@ -1,0 +1,159 @@
+"""Every prior, likelihood and encoder of the library, small: a new one joins the tests of its kind by one line."""
+
+import torch
+
+from pyrovae import (
+    MLP,
+    AutoregressivePrior,
+    BernoulliLikelihood,
+    BetaBinomialLikelihood,
+    BetaLikelihood,
+    BinomialLikelihood,
+    CategoricalEncoder,
+    CategoricalLikelihood,
+    CategoricalPrior,
+    ConditionalNormalPrior,
+    ContinuousBernoulliLikelihood,
+    DirichletPrior,
+    DiscretizedLogisticMixtureLikelihood,
+    ExemplarPrior,
+    FlowEncoder,
+    FlowPrior,
+    FullCovarianceNormalEncoder,
+    LaplaceLikelihood,
+    LaplacePrior,
+    LogisticNormalPrior,
+    LogNormalLikelihood,
+    LowRankNormalEncoder,
+    MixtureEncoder,
+    MixturePrior,
+    MultinomialLikelihood,
+    NegativeBinomialLikelihood,
+    NormalEncoder,
+    NormalLikelihood,
+    NormalPrior,
+    PoissonLikelihood,
+    Prior,
+    StandardNormalPrior,
+    StudentTEncoder,
+    StudentTLikelihood,
+    StudentTPrior,
+    TruncatedNormalLikelihood,
+    VampPrior,
+    ZeroInflatedNegativeBinomialLikelihood,
+    ZeroInflatedPoissonLikelihood,
+)
+
+Z, D, C = 2, 6, 3
+
+
+def network(num_outputs, num_inputs=D):
+    return MLP(num_inputs, num_outputs, hidden=[8], activation="tanh")
+
+
+def attached(prior, encoder=None):
+    return prior.attach(encoder or NormalEncoder(network(2 * prior.latent_dim)), torch.rand(7, D))
+
+
+# The size of the latent is an argument, so that densities can be integrated.
+PRIORS = {
+    "standard": lambda z=Z: StandardNormalPrior(z),
+    "normal": lambda z=Z: NormalPrior(z),
+    "laplace": lambda z=Z: LaplacePrior(z),
+    "student-t": lambda z=Z: StudentTPrior(z),
+    "mixture": lambda z=Z: MixturePrior(z, num_components=3),
+    "vamp": lambda z=Z: attached(VampPrior(z, num_components=4)),
+    "vamp, weights": lambda z=Z: attached(VampPrior(z, num_components=4, learn_weights=True)),
+    "exemplar": lambda z=Z: attached(ExemplarPrior(z, num_components=4)),
+    "flow, nsf": lambda z=Z: FlowPrior(z, hidden=[8]),
+    "flow, maf": lambda z=Z: FlowPrior(z, kind="maf", hidden=[8]),
+    "autoregressive": lambda z=Z: AutoregressivePrior(z, hidden=[8]),
+    "conditional": lambda z=Z: ConditionalNormalPrior(z, num_covariates=C, network=network(2 * z, C)),
+    "dirichlet": lambda z=Z: DirichletPrior(z, concentration=2.0),
+    "dirichlet, learned": lambda z=Z: DirichletPrior(z, concentration=2.0, learned=True),
+    "logistic normal": lambda z=Z: LogisticNormalPrior(z),
+    "categorical": lambda z=Z: CategoricalPrior(z),
+}
+LIKELIHOODS = {
+    "bernoulli": lambda: BernoulliLikelihood(MLP(Z, D)),
+    "continuous bernoulli": lambda: ContinuousBernoulliLikelihood(MLP(Z, D)),
+    "beta": lambda: BetaLikelihood(MLP(Z, D)),
+    "beta, network": lambda: BetaLikelihood(MLP(Z, 2 * D), concentration="network"),
+    "truncated normal": lambda: TruncatedNormalLikelihood(MLP(Z, D)),
+    "truncated normal, network": lambda: TruncatedNormalLikelihood(MLP(Z, 2 * D), low=-1, high=3, scale="network"),
+    "normal, fixed": lambda: NormalLikelihood(MLP(Z, D), scale=0.3),
+    "normal, global": lambda: NormalLikelihood(MLP(Z, D), scale="global"),
+    "normal, dimension": lambda: NormalLikelihood(MLP(Z, D), scale="dimension"),
+    "normal, network": lambda: NormalLikelihood(MLP(Z, 2 * D), scale="network"),
+    "normal, bounded": lambda: NormalLikelihood(MLP(Z, 2 * D), scale="network", scale_bounds=(0.01, 2.0)),
+    "laplace": lambda: LaplaceLikelihood(MLP(Z, D), scale="dimension"),
+    "laplace, network": lambda: LaplaceLikelihood(MLP(Z, 2 * D), scale="network"),
+    "student": lambda: StudentTLikelihood(MLP(Z, D), df="dimension"),
+    "student, network": lambda: StudentTLikelihood(MLP(Z, 3 * D), scale="network", df="network"),
+    "log-normal": lambda: LogNormalLikelihood(MLP(Z, D), scale=0.5),
+    "log-normal, network": lambda: LogNormalLikelihood(MLP(Z, 2 * D), scale="network"),
+    "binomial": lambda: BinomialLikelihood(MLP(Z, D), total_count=4),
+    "beta-binomial": lambda: BetaBinomialLikelihood(MLP(Z, D), total_count=4, concentration="dimension"),
+    "beta-binomial, network": lambda: BetaBinomialLikelihood(MLP(Z, 2 * D), total_count=4, concentration="network"),
+    "poisson": lambda: PoissonLikelihood(MLP(Z, D)),
+    "negative binomial": lambda: NegativeBinomialLikelihood(MLP(Z, D), total_count=3.0),
+    "negative binomial, network": lambda: NegativeBinomialLikelihood(MLP(Z, 2 * D), total_count="network"),
+    "zero-inflated poisson": lambda: ZeroInflatedPoissonLikelihood(MLP(Z, 2 * D)),
+    "zero-inflated negative binomial": lambda: ZeroInflatedNegativeBinomialLikelihood(
+        MLP(Z, 2 * D), total_count="dimension"
+    ),
+    "categorical": lambda: CategoricalLikelihood(MLP(Z, 5 * D), num_classes=5),
+    "logistic mixture": lambda: DiscretizedLogisticMixtureLikelihood(MLP(Z, 9 * D), num_bins=5, num_components=3),
+    "multinomial": lambda: MultinomialLikelihood(MLP(Z, D), total_count=4),
+}
+
+
+def _encoder(part, **arguments):
+    def make(z=Z, num_inputs=D):
+        return part(network(part.num_outputs(z, **arguments), num_inputs), **arguments)
+
+    return make
+
+
+ENCODERS = {
+    "normal": _encoder(NormalEncoder),
+    "full covariance": _encoder(FullCovarianceNormalEncoder),
+    "low rank": _encoder(LowRankNormalEncoder, rank=1),
+    "student-t": _encoder(StudentTEncoder),
+    "mixture": _encoder(MixtureEncoder, num_components=3),
+    "flow, maf": _encoder(FlowEncoder, num_features=3),
+    "flow, nsf": _encoder(FlowEncoder, kind="nsf", num_features=3),
+    "categorical": _encoder(CategoricalEncoder),
+}
+SIMPLEX = [name for name in PRIORS if "dirichlet" in name or "logistic" in name]
+REAL_PRIORS = [name for name in PRIORS if name not in (*SIMPLEX, "categorical")]
+REAL_ENCODERS = [name for name in ENCODERS if name != "categorical"]
+# Every pair that can live on one space.
+PAIRS = [(p, q) for p in (*REAL_PRIORS, *SIMPLEX) for q in REAL_ENCODERS] + [("categorical", "categorical")]
+
+
+def matching_encoder(prior, name=None):
+    """An encoder for this prior, of the size that the prior wants."""
+    conditional = isinstance(prior, ConditionalNormalPrior)
+    name = name or ("categorical" if prior.support.is_discrete else "normal")
+    return ENCODERS[name](prior.encoder_dim, D + C if conditional else D)
+
+
+def call(part, leading, dtype=torch.float32):
+    """The part's distribution at an argument of this leading shape; an unconditional prior takes none."""
+    if isinstance(part, ConditionalNormalPrior):
+        return part(torch.randn(leading[-1], C, dtype=dtype))
+    if isinstance(part, Prior):
+        return part()
+    size = Z if any(isinstance(part, type(make())) for make in LIKELIHOODS.values()) else D
+    return part(torch.randn(*leading, size, dtype=dtype))
+
+
+def perturbed(part):
+    """The part in double precision, its parameters moved off their start: less in flows, which get steep."""
+    part = part.double()
+    scale = 0.1 if hasattr(part, "transform") else 0.3
+    with torch.no_grad():
+        for parameter in part.parameters():
+            parameter.add_(scale * torch.randn_like(parameter))
+    return part

@@ -85,19 +85,20 @@ def evidence_lower_bound(
 ) -> LowerBound:
     """Estimate the ELBO, E_q[log p(x_n, z) - log q(z | x_n)], for each datum n.
 
-    Args and errors are those of `log_marginal`, and
-
     Args:
-        model: As there.
-        guide: As there.
-        *args: As there.
-        num_particles: As there.
-        chunk_size: As there.
-        checked: The data are known to lie in the support.
-        **kwargs: As there.
+        model: Pyro program p(z) p(x|z).
+        guide: Pyro program q(z|x), with the model's arguments.
+        *args: Arguments of both, the data first, with shape (N, ...).
+        num_particles: K, the draws per datum.
+        chunk_size: Latents (K times N) decoded at once; None for 8,192.
+        checked: The data are known to lie in the support, and are not checked again.
+        **kwargs: Keyword arguments of both.
 
     Returns:
         LowerBound of value and std_error, each with shape (N,), in nats, float64.
+
+    Raises:
+        ValueError: As `log_marginal`.
     """
     blocks = [
         summarize_lower_bound(log_w)

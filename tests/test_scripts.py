@@ -306,6 +306,16 @@ def test_own_arrays_own_prior_and_trust(place):
         pyrovae.load(place / "own")
 
 
+def test_a_run_is_evaluated_on_its_own_split(place, straight):
+    arguments = ["--data", "bits.npy", *TINY, "--epochs", 1, "--split_seed", 3, "--out", "split"]
+    run("train", *arguments, cwd=place)
+    before = [line.split(",")[0] for line in lines(place / "split/evaluation.csv")]
+    run("evaluate", "split", "--num_particles", 5, cwd=place)
+    assert [line.split(",")[0] for line in lines(place / "split/evaluation.csv")] == before
+    run("evaluate", straight, "--num_particles", 5, cwd=place)
+    assert [line.split(",")[0] for line in lines(straight / "evaluation.csv")] != before
+
+
 def test_densities_have_no_bits(place):
     arguments = ["--data", "both.npz:reals", "--likelihood", "NormalLikelihood", "--likelihood.scale", "dimension"]
     run("train", *arguments, *TINY, "--epochs", 2, "--out", "reals", cwd=place)

@@ -300,6 +300,21 @@ def test_fit_leaves_validation_and_random_state_alone(x):
     assert torch.equal(after_with, torch.rand(1))  # validating draws from a generator of its own
 
 
+def test_pyros_checks_are_on_for_the_first_batch_alone(x):
+    # Fact 7 of the design.
+    from torch.distributions import Distribution
+
+    vae, seen = make_vae(), []
+
+    class Watching(Trace_ELBO):
+        def differentiable_loss(self, model, guide, *args, **kwargs):
+            seen.append(Distribution._validate_args)
+            return super().differentiable_loss(model, guide, *args, **kwargs)
+
+    fit(vae.model, vae.guide, x, elbo=Watching(), epochs=2, batch_size=35)
+    assert seen == [True, False, False, False]
+
+
 def test_arguments_as_sequence_and_mapping(x):
     vae = make_vae()
     results = []

@@ -39,6 +39,8 @@ from pyrovae import (
     StudentTLikelihood,
     StudentTPrior,
     TruncatedNormalLikelihood,
+    TwoLayerEncoder,
+    TwoLayerPrior,
     VampPrior,
     ZeroInflatedNegativeBinomialLikelihood,
     ZeroInflatedPoissonLikelihood,
@@ -68,43 +70,51 @@ PRIORS = {
     "flow, nsf": lambda z=Z: FlowPrior(z, hidden=[8]),
     "flow, maf": lambda z=Z: FlowPrior(z, kind="maf", hidden=[8]),
     "autoregressive": lambda z=Z: AutoregressivePrior(z, hidden=[8]),
+    "two layers": lambda z=Z: TwoLayerPrior(z, hidden=[8]),
     "conditional": lambda z=Z: ConditionalNormalPrior(z, num_covariates=C, network=network(2 * z, C)),
     "dirichlet": lambda z=Z: DirichletPrior(z, concentration=2.0),
     "dirichlet, learned": lambda z=Z: DirichletPrior(z, concentration=2.0, learned=True),
     "logistic normal": lambda z=Z: LogisticNormalPrior(z),
     "categorical": lambda z=Z: CategoricalPrior(z),
 }
+
+
+def _likelihood(part, **arguments):
+    def make(num_inputs=Z, network=MLP):
+        return part(network(num_inputs, part.num_outputs(D, **arguments)), **arguments)
+
+    return make
+
+
 LIKELIHOODS = {
-    "bernoulli": lambda: BernoulliLikelihood(MLP(Z, D)),
-    "continuous bernoulli": lambda: ContinuousBernoulliLikelihood(MLP(Z, D)),
-    "beta": lambda: BetaLikelihood(MLP(Z, D)),
-    "beta, network": lambda: BetaLikelihood(MLP(Z, 2 * D), concentration="network"),
-    "truncated normal": lambda: TruncatedNormalLikelihood(MLP(Z, D)),
-    "truncated normal, network": lambda: TruncatedNormalLikelihood(MLP(Z, 2 * D), low=-1, high=3, scale="network"),
-    "normal, fixed": lambda: NormalLikelihood(MLP(Z, D), scale=0.3),
-    "normal, global": lambda: NormalLikelihood(MLP(Z, D), scale="global"),
-    "normal, dimension": lambda: NormalLikelihood(MLP(Z, D), scale="dimension"),
-    "normal, network": lambda: NormalLikelihood(MLP(Z, 2 * D), scale="network"),
-    "normal, bounded": lambda: NormalLikelihood(MLP(Z, 2 * D), scale="network", scale_bounds=(0.01, 2.0)),
-    "laplace": lambda: LaplaceLikelihood(MLP(Z, D), scale="dimension"),
-    "laplace, network": lambda: LaplaceLikelihood(MLP(Z, 2 * D), scale="network"),
-    "student": lambda: StudentTLikelihood(MLP(Z, D), df="dimension"),
-    "student, network": lambda: StudentTLikelihood(MLP(Z, 3 * D), scale="network", df="network"),
-    "log-normal": lambda: LogNormalLikelihood(MLP(Z, D), scale=0.5),
-    "log-normal, network": lambda: LogNormalLikelihood(MLP(Z, 2 * D), scale="network"),
-    "binomial": lambda: BinomialLikelihood(MLP(Z, D), total_count=4),
-    "beta-binomial": lambda: BetaBinomialLikelihood(MLP(Z, D), total_count=4, concentration="dimension"),
-    "beta-binomial, network": lambda: BetaBinomialLikelihood(MLP(Z, 2 * D), total_count=4, concentration="network"),
-    "poisson": lambda: PoissonLikelihood(MLP(Z, D)),
-    "negative binomial": lambda: NegativeBinomialLikelihood(MLP(Z, D), total_count=3.0),
-    "negative binomial, network": lambda: NegativeBinomialLikelihood(MLP(Z, 2 * D), total_count="network"),
-    "zero-inflated poisson": lambda: ZeroInflatedPoissonLikelihood(MLP(Z, 2 * D)),
-    "zero-inflated negative binomial": lambda: ZeroInflatedNegativeBinomialLikelihood(
-        MLP(Z, 2 * D), total_count="dimension"
-    ),
-    "categorical": lambda: CategoricalLikelihood(MLP(Z, 5 * D), num_classes=5),
-    "logistic mixture": lambda: DiscretizedLogisticMixtureLikelihood(MLP(Z, 9 * D), num_bins=5, num_components=3),
-    "multinomial": lambda: MultinomialLikelihood(MLP(Z, D), total_count=4),
+    "bernoulli": _likelihood(BernoulliLikelihood),
+    "continuous bernoulli": _likelihood(ContinuousBernoulliLikelihood),
+    "beta": _likelihood(BetaLikelihood),
+    "beta, network": _likelihood(BetaLikelihood, concentration="network"),
+    "truncated normal": _likelihood(TruncatedNormalLikelihood),
+    "truncated normal, network": _likelihood(TruncatedNormalLikelihood, low=-1, high=3, scale="network"),
+    "normal, fixed": _likelihood(NormalLikelihood, scale=0.3),
+    "normal, global": _likelihood(NormalLikelihood, scale="global"),
+    "normal, dimension": _likelihood(NormalLikelihood, scale="dimension"),
+    "normal, network": _likelihood(NormalLikelihood, scale="network"),
+    "normal, bounded": _likelihood(NormalLikelihood, scale="network", scale_bounds=(0.01, 2.0)),
+    "laplace": _likelihood(LaplaceLikelihood, scale="dimension"),
+    "laplace, network": _likelihood(LaplaceLikelihood, scale="network"),
+    "student": _likelihood(StudentTLikelihood, df="dimension"),
+    "student, network": _likelihood(StudentTLikelihood, scale="network", df="network"),
+    "log-normal": _likelihood(LogNormalLikelihood, scale=0.5),
+    "log-normal, network": _likelihood(LogNormalLikelihood, scale="network"),
+    "binomial": _likelihood(BinomialLikelihood, total_count=4),
+    "beta-binomial": _likelihood(BetaBinomialLikelihood, total_count=4, concentration="dimension"),
+    "beta-binomial, network": _likelihood(BetaBinomialLikelihood, total_count=4, concentration="network"),
+    "poisson": _likelihood(PoissonLikelihood),
+    "negative binomial": _likelihood(NegativeBinomialLikelihood, total_count=3.0),
+    "negative binomial, network": _likelihood(NegativeBinomialLikelihood, total_count="network"),
+    "zero-inflated poisson": _likelihood(ZeroInflatedPoissonLikelihood),
+    "zero-inflated negative binomial": _likelihood(ZeroInflatedNegativeBinomialLikelihood, total_count="dimension"),
+    "categorical": _likelihood(CategoricalLikelihood, num_classes=5),
+    "logistic mixture": _likelihood(DiscretizedLogisticMixtureLikelihood, num_bins=5, num_components=3),
+    "multinomial": _likelihood(MultinomialLikelihood, total_count=4),
 }
 
 
@@ -123,6 +133,8 @@ ENCODERS = {
     "mixture": _encoder(MixtureEncoder, num_components=3),
     "flow, maf": _encoder(FlowEncoder, num_features=3),
     "flow, nsf": _encoder(FlowEncoder, kind="nsf", num_features=3),
+    "two layers, up": _encoder(TwoLayerEncoder, num_features=4, hidden=[8]),
+    "two layers, down": _encoder(TwoLayerEncoder, direction="top-down", num_features=4, hidden=[8]),
     "categorical": _encoder(CategoricalEncoder),
 }
 SIMPLEX = [name for name in PRIORS if "dirichlet" in name or "logistic" in name]
@@ -130,6 +142,11 @@ REAL_PRIORS = [name for name in PRIORS if name not in (*SIMPLEX, "categorical")]
 REAL_ENCODERS = [name for name in ENCODERS if name != "categorical"]
 # Every pair that can live on one space.
 PAIRS = [(p, q) for p in (*REAL_PRIORS, *SIMPLEX) for q in REAL_ENCODERS] + [("categorical", "categorical")]
+
+
+def smallest(name):
+    """The least latent_dim that a prior or encoder takes, where one dimension would do for the others."""
+    return 2 if name.startswith("two layers") else 1
 
 
 def matching_encoder(prior, name=None):
@@ -150,9 +167,9 @@ def call(part, leading, dtype=torch.float32):
 
 
 def perturbed(part):
-    """The part in double precision, its parameters moved off their start: less in flows, which get steep."""
+    """The part in double precision, its parameters moved off their start: less where layers follow one another."""
     part = part.double()
-    scale = 0.1 if hasattr(part, "transform") else 0.3
+    scale = 0.1 if hasattr(part, "transform") or hasattr(part, "link") else 0.3
     with torch.no_grad():
         for parameter in part.parameters():
             parameter.add_(scale * torch.randn_like(parameter))

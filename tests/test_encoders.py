@@ -19,6 +19,7 @@ from catalogue import (
     matching_encoder,
     network,
     perturbed,
+    smallest,
 )
 from pyro.distributions import constraints
 from pyro.infer import SVI, Trace_ELBO, TraceEnum_ELBO, TraceMeanField_ELBO
@@ -64,8 +65,7 @@ def at_two(name, dim, carried=False):
     return encoder(torch.randn(2, D, dtype=torch.float64)), points, weights
 
 
-@pytest.mark.parametrize("name", REAL_ENCODERS)
-@pytest.mark.parametrize("dim", [1, 2])
+@pytest.mark.parametrize(("name", "dim"), [(n, d) for n in REAL_ENCODERS for d in (1, 2) if d >= smallest(n)])
 @pytest.mark.parametrize("carried", [False, True])
 def test_densities_integrate_to_one(name, dim, carried):
     q, points, weights = at_two(name, dim, carried)
@@ -113,7 +113,7 @@ def test_gradients_through_draws_are_those_of_the_expectation(name, carried):
         blocks.append(torch.autograd.grad(value, bias)[0])
     blocks = torch.stack(blocks)
     error = blocks.std(0) / len(blocks) ** 0.5
-    # At most 15 numbers by 14 tests, each a t statistic of 39 degrees: one beyond 5.5 has probability 5e-4, once.
+    # At most 15 numbers by 18 tests, each a t statistic of 39 degrees: one beyond 5.5 has probability 7e-4, once.
     assert ((blocks.mean(0) - exact).abs() < 5.5 * error + 1e-4).all()
     # The test has power: the gradient is seen to differ from half of itself.
     assert ((blocks.mean(0) - 0.5 * exact).abs() > 5.5 * error).any()
@@ -174,14 +174,15 @@ class TestMixture:
 def test_the_covariance_is_as_the_network_says():
     outputs = torch.randn(4, 9, dtype=torch.float64)
     q = FullCovarianceNormalEncoder(nn.Identity())(outputs)
-    tril = torch.zeros(3, 3, dtype=torch.float64)
-    tril[[0, 1, 2], [0, 1, 2]] = outputs[1, 3:6].exp()
-    tril[1, 0], tril[2, 0], tril[2, 1] = outputs[1, 6:]
+    unit = torch.eye(3, dtype=torch.float64)
+    unit[1, 0], unit[2, 0], unit[2, 1] = outputs[1, 6:]
+    tril = outputs[1, 3:6].exp().diag() @ unit
     torch.testing.assert_close(q.covariance_matrix[1], tril @ tril.T)
     outputs = torch.randn(4, 12, dtype=torch.float64)
     q = LowRankNormalEncoder(nn.Identity(), rank=2)(outputs)
-    factor = outputs[1, 6:].reshape(3, 2)
-    torch.testing.assert_close(q.covariance_matrix[1], factor @ factor.T + outputs[1, 3:6].exp().square().diag())
+    factor, scale = outputs[1, 6:].reshape(3, 2), outputs[1, 3:6].exp().diag()
+    within = factor @ factor.T + torch.eye(3, dtype=torch.float64)
+    torch.testing.assert_close(q.covariance_matrix[1], scale @ within @ scale)
 
 
 @pytest.mark.parametrize("kind", ["maf", "nsf"])
@@ -374,8 +375,9 @@ def test_log_marginal_agrees_with_quadrature(name):
     assert ((estimate.value - exact).abs() < SCORE * estimate.std_error + 1e-3).all()
 
 
-@pytest.mark.parametrize("name", ENCODERS)
-@pytest.mark.parametrize("latent_dim", [1, 3, 10])
+@pytest.mark.parametrize(
+    ("name", "latent_dim"), [(n, size) for n in ENCODERS for size in (1, 3, 10) if size >= smallest(n)]
+)
 def test_num_outputs_is_what_the_forward_takes(name, latent_dim):
     q = ENCODERS[name](latent_dim)(torch.zeros(2, D))
     assert q.event_shape == (latent_dim,)

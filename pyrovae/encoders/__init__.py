@@ -11,6 +11,7 @@ from pyrovae.encoders.elliptical import (
 )
 from pyrovae.encoders.flow import FlowEncoder
 from pyrovae.encoders.mixture import MixtureEncoder
+from pyrovae.encoders.two_layer import TwoLayerEncoder
 
 __all__ = [
     "CategoricalEncoder",
@@ -22,5 +23,6 @@ __all__ = [
     "MixtureEncoder",
     "NormalEncoder",
     "StudentTEncoder",
+    "TwoLayerEncoder",
     "carried",
 ]

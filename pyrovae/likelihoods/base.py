@@ -53,6 +53,28 @@ class Likelihood(nn.Module):
         """Constructor arguments without a default that the data, with shape (N, D), suggest."""
         return {}
 
+    def centre(self, x: Tensor) -> Tensor:
+        """The first block of the network's numbers at which p(x|z) has the means of the data.
+
+        Args:
+            x: Training data, with shape (N, D).
+
+        Returns:
+            D numbers.
+
+        Raises:
+            ValueError: If the class does not say.
+        """
+        raise ValueError(
+            f"{type(self).__name__} does not say at which numbers of the network it has the data's means; give it a "
+            "method centre(x), or leave the output bias as it starts"
+        )
+
+    def output_bias(self, x: Tensor) -> Tensor:
+        """Start of the network's last bias from data with shape (N, D): `centre`, then zeros for the other blocks."""
+        first = self.centre(x)
+        return torch.cat([first, first.new_zeros(out_features(self.network) - len(first))])
+
     def outputs(self, z: Tensor, covariates: Tensor | None = None) -> Tensor:
         """Run the network on z, with shape (..., N, Z), with covariates, with shape (N, C), appended."""
         return self.network(join(z, covariates))
@@ -158,6 +180,20 @@ class LocationScaleLikelihood(Likelihood):
         """Run the network; return locations, with shape (..., D), and scales, which broadcast against them."""
         blocks = self.blocks(z, covariates)
         return next(blocks), self.scale(blocks)
+
+    def centre(self, x: Tensor) -> Tensor:
+        """The data's means, as locations."""
+        return x.mean(0)
+
+
+def logit_of(share: Tensor) -> Tensor:
+    """The logit of shares, kept between 0.001 and 0.999, so that a pixel which is never on can still be learned."""
+    return torch.logit(share, eps=1e-3)
+
+
+def log_of(mean: Tensor) -> Tensor:
+    """The logarithm of means, kept above 0.001."""
+    return mean.clamp(min=1e-3).log()
 
 
 def largest_count(x: Tensor) -> int:

@@ -3,10 +3,11 @@
 from typing import Any
 
 import pyro.distributions as dist
+import torch
 from pyro.distributions.torch_distribution import TorchDistributionMixin
 from torch import Tensor, nn
 
-from pyrovae.likelihoods.base import Likelihood, bounded_exp, largest_count
+from pyrovae.likelihoods.base import Likelihood, bounded_exp, largest_count, log_of
 from pyrovae.likelihoods.distributions import DiscretizedLogistic, FloatCategorical
 
 # With more values, the data are suggested no categorical: its network would give D C numbers.
@@ -42,6 +43,10 @@ class CategoricalLikelihood(Likelihood):
         """The largest class seen and one, as num_classes; 2 where the data are no classes 0..1023."""
         classes = bool(((x >= 0) & (x < _MOST_CLASSES) & (x % 1 == 0)).all())
         return {"num_classes": largest_count(x) + 1 if classes else 2}
+
+    def centre(self, x: Tensor) -> Tensor:
+        """Logarithms of the shares of each class among the data, all C blocks of them."""
+        return torch.cat([log_of((x == c).to(x.dtype).mean(0)) for c in range(self.num_classes)])
 
     def forward(self, z: Tensor, covariates: Tensor | None = None) -> TorchDistributionMixin:
         """Return p(x|z), with the batch_shape of z's leading dimensions."""
@@ -87,6 +92,11 @@ class DiscretizedLogisticMixtureLikelihood(Likelihood):
     def arguments_for(cls, x: Tensor) -> dict[str, Any]:
         """The largest bin seen and one, as num_bins."""
         return {"num_bins": largest_count(x) + 1}
+
+    def output_bias(self, x: Tensor) -> Tensor:
+        """Start of the network's last bias from data with shape (N, D): the data's means as the location of each."""
+        loc = (2 * x.mean(0) / (self.num_bins - 1) - 1).repeat(self.num_components)
+        return torch.cat([torch.zeros_like(loc), loc, torch.zeros_like(loc)])
 
     def forward(self, z: Tensor, covariates: Tensor | None = None) -> TorchDistributionMixin:
         """Return p(x|z), with the batch_shape of z's leading dimensions."""

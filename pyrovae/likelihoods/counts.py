@@ -7,7 +7,7 @@ import torch
 from pyro.distributions.torch_distribution import TorchDistributionMixin
 from torch import Tensor, nn
 
-from pyrovae.likelihoods.base import Choice, Likelihood, Positive, largest_count
+from pyrovae.likelihoods.base import Choice, Likelihood, Positive, largest_count, log_of, logit_of
 from pyrovae.likelihoods.distributions import WholeMultinomial, ZeroInflated
 
 
@@ -17,6 +17,10 @@ class BernoulliLikelihood(Likelihood):
     Args:
         network: Maps z to D logits.
     """
+
+    def centre(self, x: Tensor) -> Tensor:
+        """Logits of the data's means."""
+        return logit_of(x.mean(0))
 
     def forward(self, z: Tensor, covariates: Tensor | None = None) -> TorchDistributionMixin:
         """Return p(x|z), with the batch_shape of z's leading dimensions."""
@@ -42,6 +46,10 @@ class BinomialLikelihood(Likelihood):
     def arguments_for(cls, x: Tensor) -> dict[str, Any]:
         """The largest count seen, as total_count."""
         return {"total_count": largest_count(x)}
+
+    def centre(self, x: Tensor) -> Tensor:
+        """Logits of the data's means over total_count."""
+        return logit_of(x.mean(0) / self.total_count)
 
     def forward(self, z: Tensor, covariates: Tensor | None = None) -> TorchDistributionMixin:
         """Return p(x|z), with the batch_shape of z's leading dimensions."""
@@ -78,6 +86,10 @@ class BetaBinomialLikelihood(Likelihood):
         """The largest count seen, as total_count."""
         return BinomialLikelihood.arguments_for(x)
 
+    def centre(self, x: Tensor) -> Tensor:
+        """Logits of the data's means over total_count."""
+        return logit_of(x.mean(0) / self.total_count)
+
     def forward(self, z: Tensor, covariates: Tensor | None = None) -> TorchDistributionMixin:
         """Return p(x|z), with the batch_shape of z's leading dimensions."""
         blocks = self.blocks(z, covariates)
@@ -92,6 +104,10 @@ class PoissonLikelihood(Likelihood):
     Args:
         network: Maps z to the D logarithms of the mean.
     """
+
+    def centre(self, x: Tensor) -> Tensor:
+        """Logarithms of the data's means."""
+        return log_of(x.mean(0))
 
     def forward(self, z: Tensor, covariates: Tensor | None = None) -> TorchDistributionMixin:
         """Return p(x|z), with the batch_shape of z's leading dimensions."""
@@ -108,6 +124,10 @@ class ZeroInflatedPoissonLikelihood(Likelihood):
     """
 
     num_blocks = 2
+
+    def centre(self, x: Tensor) -> Tensor:
+        """Logarithms of twice the data's means, as the share of extra zeros starts at a half."""
+        return log_of(2 * x.mean(0))
 
     def forward(self, z: Tensor, covariates: Tensor | None = None) -> TorchDistributionMixin:
         """Return p(x|z), with the batch_shape of z's leading dimensions."""
@@ -154,6 +174,10 @@ class NegativeBinomialLikelihood(_NegativeBinomial):
         ValueError: If a fixed total_count is not positive, or the word is none of these.
     """
 
+    def centre(self, x: Tensor) -> Tensor:
+        """Logarithms of the data's means."""
+        return log_of(x.mean(0))
+
     def forward(self, z: Tensor, covariates: Tensor | None = None) -> TorchDistributionMixin:
         """Return p(x|z), with the batch_shape of z's leading dimensions."""
         blocks = self.blocks(z, covariates)
@@ -176,6 +200,10 @@ class ZeroInflatedNegativeBinomialLikelihood(_NegativeBinomial):
     """
 
     num_blocks = 2
+
+    def centre(self, x: Tensor) -> Tensor:
+        """Logarithms of twice the data's means, as the share of extra zeros starts at a half."""
+        return log_of(2 * x.mean(0))
 
     def forward(self, z: Tensor, covariates: Tensor | None = None) -> TorchDistributionMixin:
         """Return p(x|z), with the batch_shape of z's leading dimensions."""
@@ -206,6 +234,10 @@ class MultinomialLikelihood(Likelihood):
     def arguments_for(cls, x: Tensor) -> dict[str, Any]:
         """The largest sum of counts seen, as total_count; data with other sums lie outside the support."""
         return {"total_count": largest_count(x.sum(-1))}
+
+    def centre(self, x: Tensor) -> Tensor:
+        """Logarithms of the data's means."""
+        return log_of(x.mean(0))
 
     def forward(self, z: Tensor, covariates: Tensor | None = None) -> TorchDistributionMixin:
         """Return p(x|z), with the batch_shape of z's leading dimensions."""

@@ -2,10 +2,11 @@
 
 import math
 
+import torch
 from pyro.distributions.torch_distribution import TorchDistributionMixin
 from torch import Tensor, nn
 
-from pyrovae.likelihoods.base import Choice, Likelihood, LocationScaleLikelihood, Positive
+from pyrovae.likelihoods.base import Choice, Likelihood, LocationScaleLikelihood, Positive, logit_of
 from pyrovae.likelihoods.distributions import ContinuousBernoulli, OpenBeta, TruncatedNormal
 
 
@@ -19,6 +20,16 @@ class ContinuousBernoulliLikelihood(Likelihood):
     Args:
         network: Maps z to D logits.
     """
+
+    def centre(self, x: Tensor) -> Tensor:
+        """The logits at which the mean, which rises with them, is the data's, by bisection in [-1000, 1000]."""
+        mean = x.mean(0).clamp(1e-3, 1 - 1e-3)
+        low, high = torch.full_like(mean, -1e3), torch.full_like(mean, 1e3)
+        for _ in range(60):
+            middle = (low + high) / 2
+            below = ContinuousBernoulli(middle).mean < mean
+            low, high = torch.where(below, middle, low), torch.where(below, high, middle)
+        return (low + high) / 2
 
     def forward(self, z: Tensor, covariates: Tensor | None = None) -> TorchDistributionMixin:
         """Return p(x|z), with the batch_shape of z's leading dimensions."""
@@ -48,6 +59,10 @@ class BetaLikelihood(Likelihood):
         self.concentration = Positive(
             "concentration", concentration, network, num_blocks, start=10.0, bounds=(1e-3, 1e3)
         )
+
+    def centre(self, x: Tensor) -> Tensor:
+        """Logits of the data's means."""
+        return logit_of(x.mean(0))
 
     def forward(self, z: Tensor, covariates: Tensor | None = None) -> TorchDistributionMixin:
         """Return p(x|z), with the batch_shape of z's leading dimensions."""

@@ -77,6 +77,10 @@ class StudentTLikelihood(Likelihood):
         self.scale = Positive("scale", scale, network, num_blocks, bounds=scale_bounds)
         self.df = Positive("df", df, network, num_blocks, start=10.0, bounds=(1.1, 1000.0))
 
+    def centre(self, x: Tensor) -> Tensor:
+        """The data's means, as locations."""
+        return x.mean(0)
+
     def forward(self, z: Tensor, covariates: Tensor | None = None) -> TorchDistributionMixin:
         """Return p(x|z), with the batch_shape of z's leading dimensions."""
         blocks = self.blocks(z, covariates)
@@ -95,6 +99,10 @@ class LogNormalLikelihood(LocationScaleLikelihood):
     Raises:
         ValueError: As `NormalLikelihood`.
     """
+
+    def centre(self, x: Tensor) -> Tensor:
+        """The means of log x."""
+        return x.log().mean(0)
 
     def forward(self, z: Tensor, covariates: Tensor | None = None) -> TorchDistributionMixin:
         """Return p(x|z), with the batch_shape of z's leading dimensions."""

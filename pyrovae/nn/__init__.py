@@ -4,7 +4,17 @@ Any torch module serves as a network. Those below keep every leading dimension, 
 the same code, and share one constructor, `(in_features, out_features, *, ...)`, by which the command line builds them.
 """
 
-from pyrovae.nn.base import Activation, Network, Standardize, activation_module, join, out_features, split
+from pyrovae.nn.base import (
+    Activation,
+    Network,
+    Offset,
+    Standardize,
+    WithCovariates,
+    activation_module,
+    join,
+    out_features,
+    split,
+)
 from pyrovae.nn.conv import ConvNet, ResidualConvNet, ResidualTransposedConvNet, TransposedConvNet
 from pyrovae.nn.dense import MLP, GatedMLP, ResidualMLP
 from pyrovae.nn.recurrent import RecurrentDecoder, RecurrentNet
@@ -15,6 +25,7 @@ __all__ = [
     "ConvNet",
     "GatedMLP",
     "Network",
+    "Offset",
     "RecurrentDecoder",
     "RecurrentNet",
     "ResidualConvNet",
@@ -22,6 +33,7 @@ __all__ = [
     "ResidualTransposedConvNet",
     "Standardize",
     "TransposedConvNet",
+    "WithCovariates",
     "activation_module",
     "join",
     "out_features",

@@ -1,6 +1,6 @@
 """What all networks share: the base class, activations, and small helpers."""
 
-from typing import Literal, get_args
+from typing import ClassVar, Literal, get_args
 
 import torch
 from torch import Tensor, nn
@@ -45,7 +45,13 @@ class Network(nn.Module):
     Args:
         in_features: Size of the last dimension of the input.
         out_features: Size of the last dimension of the output.
+
+    Attributes:
+        structured: Whether the place of a number in the input has a meaning, as in an image or a sequence, so that
+            covariates cannot simply be appended (see `WithCovariates`).
     """
+
+    structured: ClassVar[bool] = False
 
     def __init__(self, in_features: int, out_features: int) -> None:
         super().__init__()
@@ -76,21 +82,68 @@ class Standardize(nn.Module):
         self.register_buffer("scale", scale)
 
     @classmethod
-    def from_data(cls, x: Tensor) -> "Standardize":
-        """Centre each dimension of x, with shape (N, D); divide all by one scale, the root mean variance."""
+    def from_data(cls, x: Tensor, num_covariates: int = 0) -> "Standardize":
+        """Centre each dimension of x, with shape (N, D); divide all by one scale, the root mean variance.
+
+        Covariates that follow x stay as they are.
+        """
         scale = x.var(0, correction=0).mean().sqrt()
-        return cls(x.mean(0), torch.where(scale > 0, scale, torch.ones_like(scale)))
+        scale = torch.where(scale > 0, scale, torch.ones_like(scale))
+        if not num_covariates:
+            return cls(x.mean(0), scale)
+        zeros, ones = x.new_zeros(num_covariates), x.new_ones(num_covariates)
+        return cls(torch.cat([x.mean(0), zeros]), torch.cat([scale.expand(x.shape[1]), ones]))
 
     def forward(self, x: Tensor) -> Tensor:
         """Map x, with shape (..., D), to the same shape."""
         return (x - self.loc) / self.scale
 
 
+class Offset(nn.Module):
+    """Learned numbers added to a network's.
+
+    Args:
+        start: The numbers at the start, with shape (out_features,).
+    """
+
+    def __init__(self, start: Tensor) -> None:
+        super().__init__()
+        self.out_features = len(start)
+        self.bias = nn.Parameter(start.clone())
+
+    def forward(self, outputs: Tensor) -> Tensor:
+        """Map outputs, with shape (..., out_features), to the same shape."""
+        return outputs + self.bias
+
+
+class WithCovariates(nn.Module):
+    """A network of an image or a sequence, then one of its features with covariates appended.
+
+    Args:
+        features: Maps x, with shape (..., D), to H features.
+        head: Maps these and C covariates, with shape (..., H + C), to the outputs.
+        num_dims: D; what follows in the input are covariates.
+    """
+
+    def __init__(self, features: nn.Module, head: nn.Module, num_dims: int) -> None:
+        super().__init__()
+        self.features, self.head, self.num_dims = features, head, num_dims
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Map x with covariates appended, with shape (..., D + C), to the head's outputs."""
+        x, covariates = x.tensor_split((self.num_dims,), -1)
+        return self.head(torch.cat([self.features(x), covariates], -1))
+
+
 def join(x: Tensor, covariates: Tensor | None) -> Tensor:
-    """Append covariates, with shape (N, C), to x, with shape (..., N, D), along the last dimension."""
+    """Append covariates, with shape (N, C), to x, with shape (..., N, D), along the last dimension.
+
+    Leading shapes broadcast against each other.
+    """
     if covariates is None:
         return x
-    return torch.cat([x, covariates.to(x.dtype).expand(*x.shape[:-1], covariates.shape[-1])], -1)
+    leading = torch.broadcast_shapes(x.shape[:-1], covariates.shape[:-1])
+    return torch.cat([part.expand(*leading, part.shape[-1]) for part in (x, covariates.to(x.dtype))], -1)
 
 
 def split(outputs: Tensor, parts: int) -> tuple[Tensor, ...]:

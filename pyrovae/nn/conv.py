@@ -30,6 +30,8 @@ class ConvNet(Network):
         ValueError: If in_features is not the size of the image.
     """
 
+    structured = True
+
     def __init__(
         self,
         in_features: int,
@@ -112,6 +114,8 @@ class ResidualConvNet(Network):
     Raises:
         ValueError: If in_features is not the size of the image.
     """
+
+    structured = True
 
     def __init__(
         self,

@@ -26,6 +26,8 @@ class RecurrentNet(Network):
         ValueError: If in_features is not the size of the sequence.
     """
 
+    structured = True
+
     def __init__(
         self,
         in_features: int,

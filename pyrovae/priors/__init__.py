@@ -7,6 +7,7 @@ from pyrovae.priors.flows import AutoregressivePrior, FlowPrior
 from pyrovae.priors.independent import LaplacePrior, NormalPrior, StandardNormalPrior, StudentTPrior
 from pyrovae.priors.mixtures import ExemplarPrior, MixturePrior, VampPrior
 from pyrovae.priors.simplex import DirichletPrior, LogisticNormalPrior
+from pyrovae.priors.two_layer import TwoLayerPrior
 
 __all__ = [
     "AutoregressivePrior",
@@ -22,5 +23,6 @@ __all__ = [
     "Prior",
     "StandardNormalPrior",
     "StudentTPrior",
+    "TwoLayerPrior",
     "VampPrior",
 ]

@@ -73,7 +73,6 @@ class EncodedPrior(Prior):
         rows = torch.randperm(len(x), device=x.device).repeat(-(-self.num_components // len(x)))
         self.inputs = self.kept(x[rows[: self.num_components]].detach().clone())
         self.encoder = encoder
-        self.support = getattr(encoder, "support", self.support)
         return self
 
     def kept(self, x: Tensor) -> Tensor:
@@ -86,10 +85,7 @@ class EncodedPrior(Prior):
             name = type(self).__name__
             raise ValueError(f"{name} needs the encoder and training data: call {name}.attach(encoder, x) first")
         with _evaluation_mode(self.encoder):
-            if covariates is None:
-                q = self.encoder(self.inputs)
-            else:
-                q = self.encoder(self.inputs.expand(len(covariates), *self.inputs.shape), covariates.unsqueeze(-2))
+            q = self.encoder(self.inputs) if covariates is None else self.encoder(self.inputs, covariates.unsqueeze(-2))
         if q.event_shape != (self.latent_dim,):
             raise ValueError(
                 f"the encoder's latent has shape {tuple(q.event_shape)}, the prior's ({self.latent_dim},); give the "
@@ -123,6 +119,11 @@ class VampPrior(EncodedPrior):
             self.logits = nn.Parameter(torch.zeros(num_components))
         else:
             self.register_buffer("logits", torch.zeros(num_components), persistent=False)
+
+    def attach(self, encoder: nn.Module, x: Tensor) -> Self:
+        """Do as `EncodedPrior.attach`; the prior lives where the encoder does."""
+        self.support = getattr(encoder, "support", self.support)
+        return super().attach(encoder, x)
 
     def kept(self, x: Tensor) -> Tensor:
         """How u, with shape (M, D), is kept: as a parameter."""

@@ -4,6 +4,7 @@ import math
 import time
 import warnings
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
@@ -27,6 +28,7 @@ from pyrovae.densities import (
     num_data,
     take,
 )
+from pyrovae.handlers import temper
 from pyrovae.importance import evidence_lower_bound
 
 Arguments = Tensor | Sequence[Tensor] | Mapping[str, Tensor]
@@ -50,9 +52,10 @@ class History:
     """What a run of `fit` measured, one row per epoch.
 
     Attributes:
-        rows: Per epoch: epoch (from 1), train_elbo, validation_elbo (nats per datum; None without validation data) and
-            seconds. train_elbo is the running value of the objective while the parameters move, validation_elbo the
-            ELBO after the epoch, from the same draws every time.
+        rows: Per epoch: epoch (from 1), train_elbo, validation_elbo (nats per datum; None without validation data),
+            kl_weight (at the end of the epoch) and seconds. train_elbo is the running value of the objective while the
+            parameters move, and None for an epoch in which the KL divergence had another weight than 1 (its value is
+            no ELBO then); validation_elbo is the ELBO after the epoch, from the same draws every time.
         best_epoch: The epoch whose parameters the programs hold after `fit`: the best on validation data, or the last.
         stop_reason: "epochs" or "plateau"; None while it runs.
     """
@@ -87,6 +90,7 @@ def fit(
     validation: Arguments | None = None,
     patience: int | None = None,
     transform: Callable[[Tensor], Tensor] | None = None,
+    kl_weight: Callable[[float], float] | None = None,
     seed: int = 0,
     progress: bool = False,
     resume: Mapping[str, Any] | None = None,
@@ -114,6 +118,9 @@ def fit(
         validation: Held-out arguments, like `data`.
         patience: Stop when the validation ELBO has not risen for so many epochs; None never to stop early.
         transform: Applied to x, the first argument, of every training batch anew (dynamic binarisation, say).
+        kl_weight: The weight of the KL divergence in the objective (see `temper`) as a function of the passes over the
+            data so far, such as `LinearWarmup(10)`; None for 1 throughout. What is validated and reported is the ELBO
+            with weight 1.
         seed: Seed of the order of the data.
         progress: Show a progress bar with the ELBO per datum, in nats.
         resume: A state that `commit` was given; training goes on from it, to the same bits on CPU.
@@ -175,6 +182,7 @@ def fit(
         smoothing=0.05,
     )
     commit = commit or (lambda state: None)
+    weight_at = kl_weight or (lambda epoch: 1.0)
     first_step = True
     with bar, pyro.validation_enabled(False), warnings.catch_warnings():
         warnings.filterwarnings("ignore", message="Encountered NaN")  # an error here, and a better one
@@ -185,12 +193,14 @@ def fit(
                 rows = order[state.step * batch_size : (state.step + 1) * batch_size]
                 batch_args, batch_kwargs = _transformed(*take(args, kwargs, rows), transform)
                 # Pyro's checks of shapes and supports are for the first batch; afterwards they only cost time.
-                with pyro.validation_enabled(first_step):
+                weight = weight_at(state.epoch + state.step / steps)
+                with pyro.validation_enabled(first_step), temper(latent=weight) if weight != 1 else nullcontext():
                     loss = elbo.differentiable_loss(model, guide, *batch_args, **batch_kwargs)
                 state.optimizer.zero_grad(set_to_none=True)
                 loss.backward()
                 state.optimizer.step()
                 state.losses[state.step] = loss.detach()
+                state.weighted |= weight != 1
                 state.step += 1
                 first_step = False
                 bar.update()
@@ -201,8 +211,9 @@ def fit(
                     raise StoppedError(f"stopped in epoch {state.epoch + 1}, after step {state.step} of {steps}")
             _check_finite(state)
             state.end_epoch(
-                train_elbo=-state.losses.sum().item() / size,
+                train_elbo=None if state.weighted else -state.losses.sum().item() / size,
                 validation_elbo=None if validation is None else _validate(model, guide, validation),
+                kl_weight=weight_at(state.epoch + (steps - 1) / steps),
                 seconds=state.seconds + time.perf_counter() - started,
             )
             bar.set_postfix_str(_describe(state.history))
@@ -250,6 +261,7 @@ class _State:
         self.epoch = 0  # epochs finished
         self.step = 0  # steps of the current epoch finished
         self.seconds = 0.0  # of the current epoch, before a stop
+        self.weighted = False  # in the current epoch the KL divergence had another weight than 1
         self.losses = torch.full((steps,), torch.nan, device=device, dtype=torch.float64)
         self.history = History()
         self.best: dict[str, Tensor] = {}
@@ -271,14 +283,17 @@ class _State:
                 found[f"param.{name}"] = value.detach()
         return found
 
-    def end_epoch(self, *, train_elbo: float, validation_elbo: float | None, seconds: float) -> None:
+    def end_epoch(
+        self, *, train_elbo: float | None, validation_elbo: float | None, kl_weight: float, seconds: float
+    ) -> None:
         history = self.history
-        self.epoch, self.step, self.seconds = self.epoch + 1, 0, 0.0
+        self.epoch, self.step, self.seconds, self.weighted = self.epoch + 1, 0, 0.0, False
         self.losses.fill_(torch.nan)
         row = {
             "epoch": self.epoch,
             "train_elbo": train_elbo,
             "validation_elbo": validation_elbo,
+            "kl_weight": kl_weight,
             "seconds": round(seconds, 3),
         }
         best = history.rows[history.best_epoch - 1]["validation_elbo"] if history.best_epoch else -math.inf
@@ -296,6 +311,7 @@ class _State:
             "epoch": self.epoch,
             "step": self.step,
             "seconds": self.seconds,
+            "weighted": self.weighted,
             "losses": self.losses,
             "rows": self.history.rows,
             "best_epoch": self.history.best_epoch,
@@ -312,7 +328,8 @@ class _State:
                 f"the state to resume has {len(snapshot['losses'])} steps an epoch, these data and batch_size make "
                 f"{len(self.losses)}; resume with the same data and batch_size"
             )
-        self.epoch, self.step, self.seconds = (snapshot[key] for key in ("epoch", "step", "seconds"))
+        counters = ("epoch", "step", "seconds", "weighted")
+        self.epoch, self.step, self.seconds, self.weighted = (snapshot[key] for key in counters)
         self.losses.copy_(snapshot["losses"])
         self.history = History([dict(row) for row in snapshot["rows"]], snapshot["best_epoch"], snapshot["stop_reason"])
         self.best = {name: value.to(self.losses.device) for name, value in snapshot["best"].items()}
@@ -400,10 +417,8 @@ def _check_finite(state: _State) -> None:
 
 def _describe(history: History) -> str:
     row = history.rows[-1]
-    text = f"ELBO train {row['train_elbo']:.2f}"
-    if row["validation_elbo"] is not None:
-        text += f", validation {row['validation_elbo']:.2f}"
-    return f"{text} nats"
+    parts = [f"{kind} {row[f'{kind}_elbo']:.2f}" for kind in ("train", "validation") if row[f"{kind}_elbo"] is not None]
+    return f"ELBO {', '.join(parts)} nats" if parts else f"KL weight {row['kl_weight']:.2f}"
 
 
 def _clones(values: Mapping[str, Tensor]) -> dict[str, Tensor]:

@@ -51,7 +51,7 @@ def log_joint(model: Program, latents: Mapping[str, Tensor], *args: Any, **kwarg
                 f"latent {name!r} has shape {tuple(value.shape)}; expected ({num_particles}, N, ...), one K for all"
             )
     conditioned = poutine.condition(model, data=dict(latents))
-    trace = _trace(conditioned, num_particles, *args, **kwargs)
+    trace = trace_with_particles(conditioned, num_particles, *args, **kwargs)
     sites = sample_sites(trace)
     for name in latents:
         if name not in sites:
@@ -101,10 +101,10 @@ def log_weights_and_latents(
     """
     if num_particles < 1:
         raise ValueError(f"num_particles must be at least 1, got {num_particles}")
-    guide_trace = _trace(guide, num_particles, *args, **kwargs)
+    guide_trace = trace_with_particles(guide, num_particles, *args, **kwargs)
     replayed = poutine.replay(model, trace=guide_trace)
-    model_trace = _trace(replayed, num_particles, *args, **kwargs)
-    drawn = _matched_latents(model_trace, guide_trace)
+    model_trace = trace_with_particles(replayed, num_particles, *args, **kwargs)
+    drawn = matched_latents(model_trace, guide_trace)
     log_p, log_lik = trace_log_density(model_trace, num_particles, "model")
     log_q, _ = trace_log_density(guide_trace, num_particles, "guide")
     if log_p.shape != log_q.shape:
@@ -161,7 +161,7 @@ def trace_log_density(trace: poutine.Trace, num_particles: int, program: str) ->
     return torch.as_tensor(total[True] + total[False]).expand(shape), torch.as_tensor(total[True]).expand(shape)
 
 
-def _matched_latents(model_trace: poutine.Trace, guide_trace: poutine.Trace) -> dict[str, Any]:
+def matched_latents(model_trace: poutine.Trace, guide_trace: poutine.Trace) -> dict[str, Any]:
     """The guide's sites, after seeing that they are the model's latents, each under the same mask."""
     drawn = sample_sites(guide_trace)
     wanted = {name: site for name, site in sample_sites(model_trace).items() if not site["is_observed"]}
@@ -369,7 +369,8 @@ def take(
     return tuple(map(part, args)), {key: part(value) for key, value in kwargs.items()}
 
 
-def _trace(program: Program, num_particles: int, *args: Any, **kwargs: Any) -> poutine.Trace:
+def trace_with_particles(program: Program, num_particles: int, *args: Any, **kwargs: Any) -> poutine.Trace:
+    """Run a program inside a plate of K particles at dim -2, and trace it."""
     with pyro.plate(_PARTICLES, num_particles, dim=-2):
         return poutine.trace(program).get_trace(*args, **kwargs)
 

@@ -4,7 +4,7 @@ import csv
 import io
 import math
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -12,11 +12,13 @@ import torch
 from pyro import poutine
 from torch import Tensor
 
-from pyrovae.densities import Program, evaluating, isolated_rng, sample_sites
-from pyrovae.importance import log_weight_blocks, summarize_lower_bound
+from pyrovae.densities import Program, evaluating, isolated_rng, sample_sites, take
+from pyrovae.importance import evidence_lower_bound, log_weight_blocks
+from pyrovae.proposals import Proposal
 from pyrovae.stats import (
     LogMarginal,
     bits_per_dim,
+    component_shares,
     mean_and_std_error,
     monte_carlo_std_error,
     summarize_log_weights,
@@ -26,24 +28,30 @@ KHAT_LIMIT = 0.7  # above it, the Monte Carlo error is not to be relied on (Veht
 
 KHAT_DRAWS = 21  # fewer leave no tail to fit
 
+ELBO_DRAWS = 100  # from the guide for each datum, at most: over the data their error is far below that of the data
+
 
 @dataclass(frozen=True)
 class Evaluation:
     """Held-out ELBO and log p(x), per datum, in nats.
 
     Attributes:
-        elbo: ELBO with shape (N,).
+        elbo: ELBO with shape (N,), from draws of the guide's own.
         log_marginal: Estimates, errors, effective sample sizes and k-hats, each with shape (N,).
+        served: Which of the proposal's components drew the largest share of the weight, with shape (N,).
+        components: Their names.
         num_particles: K.
         num_dims: D, the size of one datum.
         base_measure: "counting" (probabilities) or "lebesgue" (densities).
-        proposal: What the draws came from.
+        proposal: What log p(x)'s draws came from.
         seed: Seed of the draws.
         seconds: Time taken.
     """
 
     elbo: Tensor
     log_marginal: LogMarginal
+    served: Tensor
+    components: tuple[str, ...]
     num_particles: int
     num_dims: int
     base_measure: str
@@ -59,11 +67,18 @@ class Evaluation:
         return {
             "num_data": len(value),
             "num_particles": self.num_particles,
-            "elbo": {"mean": elbo_mean, "std_error": elbo_error},
+            "elbo": {
+                "mean": elbo_mean,
+                "std_error": elbo_error,
+                "num_particles": min(self.num_particles, ELBO_DRAWS),
+            },
             "log_marginal": {
                 "mean": mean,
                 "std_error": over_data,
                 "mc_std_error": monte_carlo_std_error(std_error),
+                "bias_corrected_mean": (value + std_error.square() / 2).mean().item()
+                if self.num_particles > 1
+                else None,
             },
             "khat": {
                 "max": khat.max().item(),
@@ -73,6 +88,9 @@ class Evaluation:
             "bits_per_dim": bits_per_dim(mean, self.num_dims) if self.base_measure == "counting" else None,
             "base_measure": self.base_measure,
             "proposal": self.proposal,
+            "served": {
+                name: (self.served == index).double().mean().item() for index, name in enumerate(self.components)
+            },
             "seed": self.seed,
             "seconds": round(self.seconds, 3),
         }
@@ -81,11 +99,13 @@ class Evaluation:
         """One line per datum: its row in the source, and the values in nats."""
         text = io.StringIO()
         writer = csv.writer(text, lineterminator="\n")
-        writer.writerow(["row", "elbo", *("log_marginal" if f == "value" else f for f in LogMarginal._fields)])
+        fields = ("log_marginal" if field == "value" else field for field in LogMarginal._fields)
+        writer.writerow(["row", "elbo", *fields, "served"])
         columns = [
             rows.tolist(),
             self.elbo.tolist(),
             *(column.tolist() for column in self.log_marginal),
+            [self.components[index] for index in self.served.tolist()],
         ]
         writer.writerows(zip(*columns, strict=True))
         return text.getvalue().encode()
@@ -97,40 +117,59 @@ def evaluate(
     x: Tensor,
     *,
     num_particles: int,
+    proposal: Proposal | Program | None = None,
     seed: int = 0,
     chunk_size: int | None = None,
     on_progress: Callable[[int], Any] | None = None,
+    **kwargs: Any,
 ) -> Evaluation:
-    """Estimate ELBO and log p(x) of held-out data from one set of draws from the guide.
+    """Estimate ELBO and log p(x) of held-out data: the ELBO from the guide, log p(x) from the proposal.
 
     Args:
         model: Pyro program p(z) p(x|z).
         guide: Pyro program q(z|x).
         x: Data with shape (N, D).
-        num_particles: K, the draws per datum.
+        num_particles: K, the draws per datum for log p(x); the ELBO takes 100 of its own at most.
+        proposal: Where they come from, as `log_marginal` has it; None for the default.
         seed: Seed of the draws; the global random state is left as it was.
         chunk_size: Latents decoded at once.
         on_progress: Called with the number of data done, after each block.
+        **kwargs: The programs' keyword arguments, covariates say.
 
     Raises:
         ValueError: As `log_marginal`.
     """
     started = time.perf_counter()
-    bounds, marginals = [], []
+    marginals, served = [], []
     with isolated_rng(seed):
-        measure = base_measure(model, x[:1])
-        for rows, log_w in log_weight_blocks(model, guide, x, num_particles=num_particles, chunk_size=chunk_size):
-            bounds.append(summarize_lower_bound(log_w).value)
-            marginals.append(summarize_log_weights(log_w))
+        first, conditions = take((x,), kwargs, slice(0, 1))
+        measure = base_measure(model, *first, **conditions)
+        draws = min(num_particles, ELBO_DRAWS)
+        elbo = evidence_lower_bound(model, guide, x, num_particles=draws, chunk_size=chunk_size, **kwargs)
+        for block in log_weight_blocks(
+            model,
+            guide,
+            x,
+            num_particles=num_particles,
+            proposal=proposal,
+            chunk_size=chunk_size,
+            checked=True,
+            **kwargs,
+        ):
+            marginals.append(summarize_log_weights(block.log_w, block.component))
+            shares = component_shares(block.log_w, block.component, len(block.names))
+            served.append(shares.argmax(0))
             if on_progress is not None:
-                on_progress(rows.stop - rows.start)
+                on_progress(block.rows.stop - block.rows.start)
     return Evaluation(
-        elbo=torch.cat(bounds),
+        elbo=elbo.value,
         log_marginal=LogMarginal(*(torch.cat(parts) for parts in zip(*marginals, strict=True))),
+        served=torch.cat(served),
+        components=block.names,
         num_particles=num_particles,
         num_dims=math.prod(x.shape[1:]),
         base_measure=measure,
-        proposal="guide",
+        proposal=block.proposal,
         seed=seed,
         seconds=time.perf_counter() - started,
     )
@@ -162,14 +201,14 @@ def table(summaries: Mapping[str, Mapping[str, Any]]) -> str:
                 _number(summary["bits_per_dim"], 4),
             ]
         )
+    return aligned(lines)
+
+
+def aligned(lines: Sequence[Sequence[str]]) -> str:
+    """Lay out a table: the first column to the left, the others to the right."""
     widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
     return "\n".join(
-        "  ".join(
-            [
-                line[0].ljust(widths[0]),
-                *(c.rjust(w) for c, w in zip(line[1:], widths[1:], strict=True)),
-            ]
-        )
+        "  ".join([line[0].ljust(widths[0]), *(c.rjust(w) for c, w in zip(line[1:], widths[1:], strict=True))])
         for line in lines
     )
 
@@ -182,8 +221,8 @@ def caution(summary: Mapping[str, Any]) -> str:
     if not share:
         return "k-hat is below 0.7 for all data."
     return (
-        f"k-hat is above {KHAT_LIMIT} for {100 * share:.1f} % of the data: the {summary['proposal']} misses part of "
-        "their posterior,\nso their s.e. MC is not to be relied on and their log p(x) is likely too low."
+        f"k-hat is above {KHAT_LIMIT} for {100 * share:.1f} % of the data: the proposal misses part of their "
+        "posterior,\nso their s.e. MC is not to be relied on and their log p(x) is likely too low."
     )
 
 

@@ -8,12 +8,24 @@ import torch
 from torch import Tensor
 
 from pyrovae.densities import Program, check_support, evaluating, log_weights, num_data, take
-from pyrovae.stats import LogMarginal, summarize_log_weights
+from pyrovae.latents import LatentSpace
+from pyrovae.proposals import GuideProposal, Proposal, default_proposal
+from pyrovae.stats import (
+    LogMarginal,
+    Rung,
+    log_mean_std_error,
+    pareto_smoothed_log_weights,
+    summarize_log_weights,
+    summarize_rungs,
+)
 
 DEFAULT_CHUNK_SIZE = 8192
 
 # Log weights of one block of data are held together for the tail fit: 32 MiB of them at most, in float64.
 _HELD_WEIGHTS = 2**22
+
+# The first round of draws where a standard error is asked for: enough to know it by.
+_FIRST_ROUND = 200
 
 
 class LowerBound(NamedTuple):
@@ -28,50 +40,104 @@ class LowerBound(NamedTuple):
     std_error: Tensor
 
 
+class WeightBlock(NamedTuple):
+    """Log weights of some of the data.
+
+    Attributes:
+        rows: Which data.
+        log_w: Log weights in nats, with shape (K, n).
+        component: Which component of the proposal drew, with shape (K,).
+        names: The components' names.
+        proposal: The proposal's name.
+    """
+
+    rows: slice
+    log_w: Tensor
+    component: Tensor
+    names: tuple[str, ...]
+    proposal: str
+
+
 def log_marginal(
     model: Program,
     guide: Program,
     *args: Any,
     num_particles: int,
-    proposal: Program | None = None,
+    proposal: Proposal | Program | None = None,
     chunk_size: int | None = None,
+    until: float | None = None,
+    pareto_smoothed: bool = False,
     **kwargs: Any,
 ) -> LogMarginal:
     r"""Estimate log p(x_n) by importance sampling, for each datum n.
 
-    log p(x_n) ~ log 1/K sum_k p(x_n, z_kn) / q(z_kn | x_n),   z_kn ~ q(z | x_n),
+    log p(x_n) ~ log 1/K sum_k p(x_n, z_kn) / q_n(z_kn),   z_kn ~ q_n,
 
     whose expectation bounds log p(x_n) from below and rises with K (Burda, Grosse, Salakhutdinov 2016,
-    https://arxiv.org/abs/1509.00519). Modules are put into evaluation mode meanwhile, and no gradient is kept.
+    https://arxiv.org/abs/1509.00519, with the guide for q). By default q is `default_proposal`: where the latents are
+    continuous a mixture of a Student-t and a normal at the mode of p(z|x_n), the guide, and the prior; where one is
+    discrete, of guide and prior. Modules are put into evaluation mode meanwhile, and no gradient is kept.
 
     Args:
         model: Pyro program p(z) p(x|z).
         guide: Pyro program q(z|x), with the model's arguments.
         *args: Arguments of both, the data first, with shape (N, ...). Every tensor of leading length N is per datum.
-        num_particles: K, the draws per datum.
-        proposal: Program with the guide's arguments and sites to draw from in place of the guide.
+        num_particles: K, the draws per datum; with until, at most.
+        proposal: A `Proposal`: `GuideProposal()` for the published protocol; or a program with the guide's arguments
+            and sites to draw from in the guide's place. None for the default.
         chunk_size: Latents (K times N) decoded at once, which bounds the memory; None for 8,192.
+        until: Draw in rounds until the standard error of every datum is at most this, in nats, or K is reached.
+        pareto_smoothed: Smooth the largest weights (`pareto_smoothed_log_weights`): less variance, some bias, and no
+            lower bound any more.
         **kwargs: Keyword arguments of both.
 
     Returns:
         LogMarginal of value, std_error, ess and khat, each with shape (N,), in nats, float64.
 
     Raises:
-        ValueError: If num_particles or chunk_size is below 1, data lie outside the support, a weight is NaN or
-            unbounded, or a program breaks the contract of `log_weights`.
+        ValueError: If num_particles or chunk_size is below 1, until is not positive, data lie outside the support, a
+            weight is NaN or unbounded, or a program breaks the contract of `log_weights`.
+    """
+    blocks = []
+    for block in log_weight_blocks(
+        model,
+        guide,
+        *args,
+        num_particles=num_particles,
+        proposal=proposal,
+        chunk_size=chunk_size,
+        until=until,
+        **kwargs,
+    ):
+        log_w = pareto_smoothed_log_weights(block.log_w) if pareto_smoothed else block.log_w
+        blocks.append(summarize_log_weights(log_w, block.component))
+    return LogMarginal(*(torch.cat(parts) for parts in zip(*blocks, strict=True)))
+
+
+def ladder(model: Program, guide: Program, *args: Any, num_particles: int, **kwargs: Any) -> list[Rung]:
+    """Estimate log p(x_n) at K = 1, 10, 100, ... and num_particles, from the first draws of one set.
+
+    Args:
+        model: Pyro program p(z) p(x|z).
+        guide: Pyro program q(z|x), with the model's arguments.
+        *args: Arguments of both, the data first, with shape (N, ...).
+        num_particles: The largest K.
+        **kwargs: proposal and chunk_size, as `log_marginal` takes them; the rest are the programs'.
+
+    Returns:
+        A `Rung` for each K: the lower bound, the same with its bias corrected, and the standard error.
+
+    Raises:
+        ValueError: As `log_marginal`.
     """
     blocks = [
-        summarize_log_weights(log_w)
-        for _, log_w in log_weight_blocks(
-            model,
-            proposal or guide,
-            *args,
-            num_particles=num_particles,
-            chunk_size=chunk_size,
-            **kwargs,
-        )
+        summarize_rungs(block.log_w, block.component)
+        for block in log_weight_blocks(model, guide, *args, num_particles=num_particles, **kwargs)
     ]
-    return LogMarginal(*(torch.cat(parts) for parts in zip(*blocks, strict=True)))
+    return [
+        Rung(rungs[0].num_particles, *(torch.cat(parts) for parts in zip(*(r[1:] for r in rungs), strict=True)))
+        for rungs in zip(*blocks, strict=True)
+    ]
 
 
 def evidence_lower_bound(
@@ -101,9 +167,16 @@ def evidence_lower_bound(
         ValueError: As `log_marginal`.
     """
     blocks = [
-        summarize_lower_bound(log_w)
-        for _, log_w in log_weight_blocks(
-            model, guide, *args, num_particles=num_particles, chunk_size=chunk_size, checked=checked, **kwargs
+        summarize_lower_bound(block.log_w)
+        for block in log_weight_blocks(
+            model,
+            guide,
+            *args,
+            num_particles=num_particles,
+            proposal=GuideProposal(),
+            chunk_size=chunk_size,
+            checked=checked,
+            **kwargs,
         )
     ]
     return LowerBound(*(torch.cat(parts) for parts in zip(*blocks, strict=True)))
@@ -130,19 +203,23 @@ def log_weight_blocks(
     guide: Program,
     *args: Any,
     num_particles: int,
+    proposal: Proposal | Program | None = None,
     chunk_size: int | None = None,
+    until: float | None = None,
     checked: bool = False,
     **kwargs: Any,
-) -> Iterator[tuple[slice, Tensor]]:
-    """Go through the data in blocks and yield each block's rows and log weights, with shape (K, n), in nats.
+) -> Iterator[WeightBlock]:
+    """Go through the data in blocks, adapt the proposal to each, and yield its rows and log weights.
 
     Memory is bounded whatever N is: at most chunk_size latents are decoded at once, and one block's weights held, which
-    are K numbers at least. Args and errors are those of `evidence_lower_bound`.
+    are K numbers at least. Args and errors are those of `log_marginal`, with checked as of `evidence_lower_bound`.
     """
     chunk_size = DEFAULT_CHUNK_SIZE if chunk_size is None else chunk_size
     for name, given in (("num_particles", num_particles), ("chunk_size", chunk_size)):
         if given < 1:
             raise ValueError(f"{name} must be at least 1, got {given}")
+    if until is not None and not until > 0:
+        raise ValueError(f"until is a standard error in nats, above 0, but it is {until}; give 0.01, say")
     size = num_data(args, kwargs)
     # A block as tall as the chunk allows runs the encoder seldom; 64 data fill the matrix products all the same.
     at_once = max(
@@ -158,10 +235,56 @@ def log_weight_blocks(
                 check_support(model, *block_args, guide=guide, **block_kwargs)
             except ValueError as error:
                 raise ValueError(f"data {rows.start} to {rows.stop - 1}: {error}") from error
-        parts = []
-        for done in range(0, num_particles, particles_at_once):
-            draws = min(particles_at_once, num_particles - done)
+        with evaluating(model, guide), pyro.validation_enabled(False):
+            source = _Source(model, guide, proposal, chunk_size, block_args, block_kwargs)
+        parts: list[tuple[Tensor, Tensor]] = []
+        done, target = 0, num_particles if until is None else min(_FIRST_ROUND, num_particles)
+        while done < target:
+            draws = min(particles_at_once, target - done)
             with evaluating(model, guide), pyro.validation_enabled(False):
-                log_w = log_weights(model, guide, *block_args, num_particles=draws, **block_kwargs)
-            parts.append(log_w)
-        yield rows, torch.cat(parts)
+                parts.append(source.log_weights(draws))
+            done += draws
+            if done == target and until is not None:
+                worst = _worst_error(parts)
+                # The error falls as K^-1/2; what the first draws say of it is not certain, hence in rounds.
+                wanted = done * min(4.0, 1.1 * (worst / until) ** 2)
+                target = done if worst <= until else min(num_particles, max(int(wanted), done + 1))
+        log_w, component = (torch.cat(each) for each in zip(*parts, strict=True))
+        yield WeightBlock(rows, log_w, component, source.names, source.proposal)
+
+
+class _Source:
+    """Where one block's log weights come from: a program's own draws, or an adapted proposal's."""
+
+    def __init__(
+        self,
+        model: Program,
+        guide: Program,
+        proposal: Proposal | Program | None,
+        chunk_size: int,
+        args: tuple[Any, ...],
+        kwargs: dict[str, Any],
+    ) -> None:
+        self.program = None if proposal is None or isinstance(proposal, Proposal) else proposal
+        self.names: tuple[str, ...] = ("program",)
+        self.proposal = "program"
+        if isinstance(proposal, GuideProposal):
+            self.program, self.names, self.proposal = guide, (proposal.name,), proposal.name
+        if self.program is None:
+            space = LatentSpace(model, guide, *args, **kwargs)
+            chosen = default_proposal(space) if proposal is None else proposal
+            assert isinstance(chosen, Proposal)
+            self.component = chosen.adapt(space, chunk_size=chunk_size)
+            self.names, self.proposal = self.component.names, chosen.name
+        self.model, self.args, self.kwargs = model, args, kwargs
+
+    def log_weights(self, num_particles: int) -> tuple[Tensor, Tensor]:
+        if self.program is None:
+            return self.component.log_weights(num_particles)
+        log_w = log_weights(self.model, self.program, *self.args, num_particles=num_particles, **self.kwargs)
+        return log_w, torch.zeros(len(log_w), dtype=torch.long)
+
+
+def _worst_error(parts: list[tuple[Tensor, Tensor]]) -> float:
+    log_w, component = (torch.cat(each) for each in zip(*parts, strict=True))
+    return log_mean_std_error(log_w, component).max().item()

@@ -10,22 +10,27 @@ from typing import NamedTuple, TypeVar
 import torch
 from torch import Tensor
 
+from pyrovae.pareto import check_log_weights, pareto_khat, pareto_smoothed_log_weights
+
 __all__ = [
     "LogMarginal",
+    "Rung",
+    "bias_corrected_log_mean",
     "bits_per_dim",
+    "component_shares",
+    "crossed_mean_and_std_error",
     "effective_sample_size",
     "log_mean_exp",
     "log_mean_std_error",
     "mean_and_std_error",
     "monte_carlo_std_error",
     "pareto_khat",
+    "pareto_smoothed_log_weights",
     "summarize_log_weights",
+    "summarize_rungs",
 ]
 
 TensorOrFloat = TypeVar("TensorOrFloat", Tensor, float)
-
-_MIN_TAIL = 5  # fewer points than this fix no tail shape; ArviZ draws the line at the same place
-_MAX_CHUNK_ELEMENTS = 2**22  # float64 numbers in the largest array of pareto_khat: 32 MiB
 
 
 class LogMarginal(NamedTuple):
@@ -35,8 +40,8 @@ class LogMarginal(NamedTuple):
         value: Log-mean-exp of the K log weights in nats, with shape (N,). In expectation a lower
             bound of log p(x_n), tighter as K grows.
         std_error: Monte Carlo standard error of value in nats, with shape (N,), by the delta
-            method. Trust it only where khat is below 0.5: above, the variance of the weights is
-            infinite.
+            method. Where khat is above 0.5 the variance of the weights may be infinite, and it is
+            not to be trusted; a small khat does not prove the contrary, for a tail may be missed.
         ess: Effective sample size in draws, from 1 to K (0 if all weights are zero), with shape
             (N,).
         khat: Pareto shape of the largest weights, with shape (N,). Below 0.7 the estimate is
@@ -48,6 +53,23 @@ class LogMarginal(NamedTuple):
     std_error: Tensor
     ess: Tensor
     khat: Tensor
+
+
+class Rung(NamedTuple):
+    """Estimates of log p(x_n) from the first K draws.
+
+    Attributes:
+        num_particles: K.
+        lower_bound: Log-mean-exp of K log weights in nats, with shape (N,).
+        bias_corrected: The same plus half its variance, with shape (N,); see
+            ``bias_corrected_log_mean``. No lower bound any more.
+        std_error: Monte Carlo standard error of both in nats, with shape (N,); inf for K = 1.
+    """
+
+    num_particles: int
+    lower_bound: Tensor
+    bias_corrected: Tensor
+    std_error: Tensor
 
 
 def log_mean_exp(log_w: Tensor) -> Tensor:
@@ -71,7 +93,7 @@ def log_mean_exp(log_w: Tensor) -> Tensor:
         >>> log_mean_exp(w.log()).exp()
         tensor([2.0000, 4.0000], dtype=torch.float64)
     """
-    _check_log_weights(log_w)
+    check_log_weights(log_w)
     return log_w.double().logsumexp(0) - math.log(log_w.shape[0])
 
 
@@ -101,15 +123,21 @@ def effective_sample_size(log_w: Tensor) -> Tensor:
     return ess.clamp(max=w.shape[0])  # rounding can lift it by an ulp
 
 
-def log_mean_std_error(log_w: Tensor) -> Tensor:
-    """Monte Carlo standard error of log_mean_exp, sd(w) / (mean(w) sqrt(K)).
+def log_mean_std_error(log_w: Tensor, component: Tensor | None = None) -> Tensor:
+    r"""Monte Carlo standard error of log_mean_exp, sd(w) / (mean(w) sqrt(K)).
 
     The delta method for the log of a mean: d log(m) = dm / m, with K - 1 in the variance of w (Owen
     2013, "Monte Carlo theory, methods and examples", https://artowen.su.domains/mc/, section 2.7).
     It is no larger than 1, so a value near 1 says only that one weight outweighs all others.
 
+    Where the draws came from several components in fixed shares, the numbers n_s do not vary, and
+    only the variance within components counts: var(mean(w)) = sum_s n_s var_s(w) / K^2 (Owen 2013,
+    section 8.4). If a component drew once its variance is not known, and that of all draws, which
+    is larger, is taken.
+
     Args:
         log_w: Log weights in nats, with shape (K, N). ``-inf`` is a weight of zero.
+        component: Which component drew, with shape (K,); None for one and the same.
 
     Returns:
         The standard error in nats, with shape (N,), float64. ``inf`` where nothing is known of it:
@@ -119,79 +147,79 @@ def log_mean_std_error(log_w: Tensor) -> Tensor:
         ValueError: If log_w has no particle, or a log weight is nan or ``+inf``.
 
     Example:
-        >>> log_mean_std_error(torch.tensor([[0.0, 0.0], [0.0, -torch.inf]]))
+        >>> log_mean_std_error(torch.tensor([[0.0, 0.0], [0.0, -torch.inf]])).round(decimals=9)
         tensor([0., 1.], dtype=torch.float64)
     """
     w = _scaled_weights(log_w)
     num_particles, mean = w.shape[0], w.mean(0)
     if num_particles == 1:
         return torch.full_like(mean, math.inf)
-    sd = ((w - mean).square().sum(0) / (num_particles - 1)).sqrt()
+    strata = [w]
+    if component is not None:
+        component = component.to(w.device)
+        parts = [w[component == s] for s in component.unique()]
+        strata = parts if min(map(len, parts)) > 1 else strata
+    variance = [
+        len(part) / num_particles * ((part - part.mean(0)).square().sum(0) / (len(part) - 1)) for part in strata
+    ]
+    sd = torch.stack(variance).sum(0).sqrt()
     return torch.where(mean > 0, sd / (mean * math.sqrt(num_particles)), math.inf)
 
 
-def pareto_khat(log_w: Tensor) -> Tensor:
-    r"""Shape k of the generalised Pareto distribution fitted to the largest weights.
+def bias_corrected_log_mean(log_w: Tensor, component: Tensor | None = None) -> Tensor:
+    """Log-mean-exp plus half its variance, which takes out the first term of its bias.
 
-    The M = ceil(min(K/5, 3 sqrt(K))) largest weights, less the largest weight below them, are
-    fitted by
+    E log(mean w) = log E w - var(mean w) / (2 (E w)^2) + ..., by the delta method (Nowozin 2018,
+    "Debiasing evidence approximations", ICLR, https://openreview.net/forum?id=HyZoi-WRb, takes the
+    jackknife to the same end). Less biased than the lower bound, and a lower bound no more.
 
-        b_j = 1/x_max + (1 - sqrt(m / (j - 1/2))) / (3 x_*),  j = 1..m,  m = 30 + floor(sqrt(M)),
-        k(b) = (1/M) sum_i log(1 - b x_i),
-        b_hat = sum_j b_j L_j / sum_j L_j,  log L_j = M (log(-b_j / k(b_j)) - k(b_j) - 1),
-        khat = (M k(b_hat) + 5) / (M + 10),
+    Args and raises as ``log_mean_std_error``.
 
-    where x_* is the lower quartile of the excesses x, and the last line is a weak prior towards
-    1/2. Moments of the weights exist up to order 1/k: k < 1/2 a finite variance, k < 1 a finite
-    mean. Below 0.7 (or 1 - 1/log10(K), if that is less) the estimate of log p(x) is reliable.
+    Returns:
+        The estimate in nats, with shape (N,), float64; the lower bound where the variance is not
+        known.
+    """
+    std_error = log_mean_std_error(log_w, component)
+    return log_mean_exp(log_w) + torch.where(std_error.isfinite(), std_error, 0.0).square() / 2
 
-    Source: Vehtari, Simpson, Gelman, Yao and Gabry 2024, "Pareto smoothed importance sampling",
-    JMLR 25(72), https://jmlr.org/papers/v25/19-556.html; Zhang and Stephens 2009, "A new and
-    efficient estimation method for the generalized Pareto distribution", Technometrics 51(3).
-    Weights that tie with the cutoff, or fall short of the largest by a factor of 1e-308, stay out
-    of the tail, as in ArviZ 0.23. ArviZ 1.x keeps ties, and takes the floor for M, which is one
-    weight fewer where K/5 or 3 sqrt(K) is no integer.
+
+def component_shares(log_w: Tensor, component: Tensor, num_components: int) -> Tensor:
+    """Share of the weight that each component's draws carry, with shape (S, N); nan if all are zero.
 
     Args:
         log_w: Log weights in nats, with shape (K, N). ``-inf`` is a weight of zero.
-
-    Returns:
-        khat, with shape (N,), float64. Two cases have no fit, and none gives nan:
-
-        - ``inf``, unknown, hence not to be trusted: fewer than 5 weights in the tail. So it is for
-          K < 21 always, and for larger K where fewer than 5 weights are not negligible, or stand
-          above a tie at the cutoff.
-        - ``-inf``, no tail: the M + 1 largest weights are equal up to the rounding of log_w, as
-          when q is the posterior itself. Nothing is wrong that weights could show. (ArviZ 0.23
-          says ``inf``, 1.x raises.)
+        component: Which component drew, with shape (K,).
+        num_components: S.
 
     Raises:
         ValueError: If log_w has no particle, or a log weight is nan or ``+inf``.
-
-    Example:
-        >>> u = (torch.arange(10_000) + 0.5) / 10_000
-        >>> log_w = torch.stack([-0.2 * u.log(), -0.9 * u.log(), torch.zeros(10_000)], dim=1)
-        >>> [f"{k:.1f}" for k in pareto_khat(log_w)]
-        ['0.2', '0.9', '-inf']
     """
-    _check_log_weights(log_w)
-    num_particles, data_shape = log_w.shape[0], log_w.shape[1:]
-    tail = _tail_length(num_particles)
-    if tail < _MIN_TAIL:
-        return torch.full(data_shape, math.inf, dtype=torch.float64, device=log_w.device)
-    eps = torch.finfo(log_w.dtype if log_w.is_floating_point() else torch.float64).eps
-    largest = max(num_particles, tail * _num_candidates(tail))
-    chunk_size = max(1, _MAX_CHUNK_ELEMENTS // largest)
-    chunks = log_w.detach().reshape(num_particles, -1).split(chunk_size, dim=1)
-    fits = [_fit_tail(chunk.topk(tail + 1, dim=0).values.double().T, eps) for chunk in chunks]
-    return torch.cat(fits).reshape(data_shape)
+    w = _scaled_weights(log_w)
+    total = w.new_zeros(num_components, *w.shape[1:]).index_add_(0, component.to(w.device), w)
+    return total / total.sum(0)
 
 
-def summarize_log_weights(log_w: Tensor) -> LogMarginal:
+def summarize_rungs(log_w: Tensor, component: Tensor | None = None) -> list[Rung]:
+    """The ladder: estimates from the first 1, 10, 100, ... and all K log weights.
+
+    Args and raises as ``log_mean_std_error``.
+    """
+    draws = log_w.shape[0]
+    sizes = [10**power for power in range(len(str(draws))) if 10**power < draws] + [draws]
+    rungs = []
+    for size in sizes:
+        first, which = log_w[:size], None if component is None else component[:size]
+        error = log_mean_std_error(first, which)
+        rungs.append(Rung(size, log_mean_exp(first), bias_corrected_log_mean(first, which), error))
+    return rungs
+
+
+def summarize_log_weights(log_w: Tensor, component: Tensor | None = None) -> LogMarginal:
     """All that K log weights say of log p(x): the estimate, its error, and both diagnostics.
 
     Args:
         log_w: Log weights in nats, with shape (K, N). ``-inf`` is a weight of zero.
+        component: Which component of a proposal drew, with shape (K,); None for one and the same.
 
     Returns:
         A LogMarginal of ``log_mean_exp``, ``log_mean_std_error``, ``effective_sample_size`` and
@@ -210,7 +238,7 @@ def summarize_log_weights(log_w: Tensor) -> LogMarginal:
     """
     return LogMarginal(
         value=log_mean_exp(log_w),
-        std_error=log_mean_std_error(log_w),
+        std_error=log_mean_std_error(log_w, component),
         ess=effective_sample_size(log_w),
         khat=pareto_khat(log_w),
     )
@@ -241,6 +269,33 @@ def mean_and_std_error(values: Tensor) -> tuple[float, float]:
     if len(v) == 1:
         return v.item(), math.nan
     return v.mean().item(), (v.std() / math.sqrt(len(v))).item()
+
+
+def crossed_mean_and_std_error(values: Tensor) -> tuple[float, float]:
+    """Mean over runs and data, and its standard error over both, each as a random sample.
+
+    The squared error is the sum of var_s(mean over n)/S and var_n(mean over s)/N, which counts the noise of single
+    cells twice, and so errs on the safe side (crossed random effects: Searle, Casella and McCulloch, "Variance
+    components", 1992, https://doi.org/10.1002/9780470316856).
+
+    Args:
+        values: One value per run (training seed) and datum, with shape (S, N).
+
+    Returns:
+        The mean and its standard error, in the unit of values. With one run the error is over data alone.
+
+    Raises:
+        ValueError: If values is empty.
+
+    Example:
+        >>> crossed_mean_and_std_error(torch.tensor([[1.0, 3.0], [1.0, 3.0]]))
+        (2.0, 1.0)
+    """
+    mean, over_data = mean_and_std_error(values.double().mean(0))
+    if len(values) == 1:
+        return mean, over_data
+    _, over_runs = mean_and_std_error(values.double().mean(1))
+    return mean, math.hypot(over_data, over_runs)
 
 
 def monte_carlo_std_error(std_error: Tensor) -> float:
@@ -294,23 +349,6 @@ def bits_per_dim(log_p: TensorOrFloat, num_dims: int) -> TensorOrFloat:
     return -log_p / (num_dims * math.log(2))
 
 
-def _check_log_weights(log_w: Tensor) -> None:
-    """Raise ValueError unless log_w has shape (K, ...), K >= 1, without nan and ``+inf``."""
-    if log_w.dim() == 0 or log_w.shape[0] == 0:
-        raise ValueError(f"expected log weights of shape (K, N) with K >= 1 particles, got {tuple(log_w.shape)}")
-    largest = log_w.detach().amax(0)  # nan if one weight is
-    bad = largest.isnan() | (largest == math.inf)
-    if bad.any():
-        first = tuple(bad.nonzero()[0].tolist())
-        raise ValueError(
-            "expected log weights that are finite or -inf, "
-            f"got {largest[first].item()} for datum {', '.join(map(str, first)) or 0} "
-            f"(first of {int(bad.sum())}); "
-            "look there at log_prob of the model and of the guide: nan comes from data or "
-            "parameters that are nan, +inf from a scale that went to zero"
-        )
-
-
 def _check_not_empty(values: Tensor, name: str) -> None:
     """Raise ValueError if there is no datum to average over."""
     if values.numel() == 0:
@@ -319,53 +357,6 @@ def _check_not_empty(values: Tensor, name: str) -> None:
 
 def _scaled_weights(log_w: Tensor) -> Tensor:
     """Weights divided by the largest of their datum, with shape (K, N); nan if all are zero."""
-    _check_log_weights(log_w)
+    check_log_weights(log_w)
     log_w = log_w.double()
     return (log_w - log_w.amax(0)).exp()
-
-
-def _tail_length(num_particles: int) -> int:
-    """M = ceil(min(K/5, 3 sqrt(K))), in integers."""
-    return min((num_particles + 4) // 5, math.isqrt(9 * num_particles - 1) + 1)
-
-
-def _num_candidates(tail: int) -> int:
-    """Grid points for b, 30 + floor(sqrt(M))."""
-    return 30 + math.isqrt(tail)
-
-
-def _fit_tail(top: Tensor, eps: float) -> Tensor:
-    """Fit khat to the largest log weights of each datum.
-
-    Args:
-        top: The M + 1 largest log weights in nats, in descending order, with shape (N, M + 1),
-            float64.
-        eps: Machine epsilon of the dtype in which they were computed.
-
-    Returns:
-        khat, with shape (N,), with the conventions of ``pareto_khat``.
-    """
-    peak, lowest = top[:, :1], top[:, -1:]
-    cutoff = torch.maximum(lowest, peak + math.log(torch.finfo(top.dtype).tiny))
-    in_tail = top[:, :-1] > cutoff
-    n = in_tail.sum(1, keepdim=True)
-    # k has no scale: in units of the cutoff weight the excesses come without cancellation.
-    x = torch.where(in_tail, torch.expm1(top[:, :-1] - cutoff), 0.0)
-    x_max, x_star = x[:, :1], x.gather(1, n - (n + 2) // 4)
-
-    j = torch.arange(1, _num_candidates(x.shape[1]) + 1, dtype=x.dtype, device=x.device)
-    m = 30 + n.double().sqrt().floor()
-    b = 1 / x_max + (1 - (m / (j - 0.5)).sqrt()) / (3 * x_star)
-    eps64 = torch.finfo(x.dtype).eps
-    b = torch.where(b == 0, eps64 / x_max, b)  # k(b) / b has a limit there, but 0 / 0 is nan
-    k = torch.log1p(-b.unsqueeze(-1) * x.unsqueeze(-2)).sum(-1) / n
-    log_likelihood = torch.where(j <= m, n * ((-b / k).log() - k - 1), -math.inf)
-    weight = log_likelihood.softmax(-1)
-    weight = torch.where(weight < 10 * eps64, 0.0, weight)  # as ArviZ does
-    b_hat = (b * weight).sum(-1, keepdim=True) / weight.sum(-1, keepdim=True)
-    k_hat = torch.log1p(-b_hat * x).sum(-1, keepdim=True) / n
-    khat = (n * k_hat + 5) / (n + 10)
-
-    khat = torch.where((n >= _MIN_TAIL) & khat.isfinite(), khat, math.inf)
-    no_tail = peak - lowest <= 8 * eps * peak.abs().clamp(min=1)
-    return torch.where(no_tail, -math.inf, khat).squeeze(1)

@@ -28,6 +28,7 @@ from pyrovae import (
     log_weights,
 )
 from pyrovae.importance import log_weight_blocks
+from pyrovae.proposals import GuideProposal
 
 
 def test_with_the_posterior_as_guide_all_weights_are_log_p():
@@ -36,7 +37,7 @@ def test_with_the_posterior_as_guide_all_weights_are_log_p():
     log_w = log_weights(vae.model, vae.guide, x, num_particles=20)
     assert log_w.shape == (20, 7)
     torch.testing.assert_close(log_w, oracle.log_marginal(x).expand(20, 7), rtol=0, atol=1e-10)
-    estimate = log_marginal(vae.model, vae.guide, x, num_particles=20)
+    estimate = log_marginal(vae.model, vae.guide, x, num_particles=20, proposal=GuideProposal())
     torch.testing.assert_close(estimate.value, oracle.log_marginal(x), rtol=0, atol=1e-10)
     assert estimate.std_error.max() < 1e-10
     torch.testing.assert_close(estimate.ess, torch.full((7,), 20.0, dtype=torch.float64))
@@ -49,7 +50,7 @@ def test_log_marginal_is_within_four_standard_errors(latent_dim):
     # seed is fixed. A constant missing from either density (0.9 nats) is 100 standard errors.
     oracle = LinearGaussian(latent_dim=latent_dim)
     x, vae = oracle.data(400), oracle.vae(sd_factor=1.2)
-    estimate = log_marginal(vae.model, vae.guide, x, num_particles=4000)
+    estimate = log_marginal(vae.model, vae.guide, x, num_particles=4000, proposal=GuideProposal())
     z = (estimate.value - oracle.log_marginal(x)) / estimate.std_error
     assert z.abs().max() < 4
     # The mean of 400 z has sd 0.05; their sd is 1 within 0.035. Both bands are five of those wide.
@@ -64,7 +65,7 @@ def test_the_bias_shrinks_with_the_number_of_particles():
     exact = oracle.log_marginal(x)
     gaps = []
     for num_particles in (1, 4, 16, 64):
-        gap = exact - log_marginal(vae.model, vae.guide, x, num_particles=num_particles).value
+        gap = exact - log_marginal(vae.model, vae.guide, x, num_particles=num_particles, proposal=GuideProposal()).value
         error = gap.std() / len(gap) ** 0.5
         assert gap.mean() > -4 * error  # a lower bound: above log p(x) by chance in 3 runs of 100,000
         gaps.append(gap.mean())
@@ -89,7 +90,7 @@ def test_the_elbo_is_log_p_minus_the_kl():
 def test_a_hand_written_pair_is_evaluated_as_it_is():
     hand = HandWritten()
     x = torch.randn(30, 4)
-    estimate = log_marginal(hand.model, hand.guide, x, num_particles=5000)
+    estimate = log_marginal(hand.model, hand.guide, x, num_particles=5000, proposal=GuideProposal())
     z = (estimate.value - hand.log_marginal(x).double()) / estimate.std_error
     assert z.abs().max() < 4.5  # 30 data: 2e-4
 
@@ -144,9 +145,10 @@ def test_values_do_not_depend_on_chunks_or_order(chunk_size, reverse):
     x = oracle.data(9)
     draws = {round(float(row[0]), 9): torch.randn(50, 2, dtype=torch.float64) for row in x}
     model = oracle.vae().model
-    whole = log_marginal(model, _FixedDraws(oracle, draws), x, num_particles=50, chunk_size=10_000)
+    same = {"num_particles": 50, "proposal": GuideProposal()}
+    whole = log_marginal(model, _FixedDraws(oracle, draws), x, **same, chunk_size=10_000)
     order = torch.arange(9).flip(0) if reverse else torch.arange(9)
-    parts = log_marginal(model, _FixedDraws(oracle, draws), x[order], num_particles=50, chunk_size=chunk_size)
+    parts = log_marginal(model, _FixedDraws(oracle, draws), x[order], **same, chunk_size=chunk_size)
     for one, other in zip(whole, parts, strict=True):
         torch.testing.assert_close(one[order], other, rtol=1e-9, atol=1e-9)
 
@@ -156,7 +158,8 @@ def test_chunks_keep_the_asked_number_of_draws_and_bound_what_is_decoded():
     x, vae = oracle.data(100), oracle.vae(sd_factor=1.2)
     decoded = []
     vae.model.likelihood.network.register_forward_hook(lambda m, args, out: decoded.append(out[..., 0].numel()))
-    shapes = [log_w.shape for _, log_w in log_weight_blocks(vae.model, vae.guide, x, num_particles=333, chunk_size=50)]
+    blocks = log_weight_blocks(vae.model, vae.guide, x, num_particles=333, chunk_size=50)
+    shapes = [block.log_w.shape for block in blocks]
     assert sum(n for _, n in shapes) == 100
     assert {k for k, _ in shapes} == {333}
     assert max(decoded) <= max(50, 64)
@@ -195,7 +198,7 @@ def test_evaluation_is_in_eval_mode_without_gradients_and_steps_nothing():
 
     vae = VAE(StandardNormalPrior(2), NormalLikelihood(Dropping()), NormalEncoder(MLP(3, 4)))
     before = {name: value.clone() for name, value in vae.state_dict().items()}
-    log_marginal(vae.model, vae.guide, torch.randn(4, 3), num_particles=3)
+    log_marginal(vae.model, vae.guide, torch.randn(4, 3), num_particles=3, proposal=GuideProposal())
     assert vae.model.likelihood.network.training
     for name, value in vae.state_dict().items():
         torch.testing.assert_close(value, before[name], rtol=0, atol=0)
@@ -283,7 +286,8 @@ def test_covariates_reach_every_part():
         with pyro.plate("data", len(x), dim=-1):
             pyro.sample("z", dist.MultivariateNormal(mean + covariates, covariance))
 
-    estimate = log_marginal(vae.model, posterior, x, covariates=covariates, num_particles=3, chunk_size=10)
+    same = {"covariates": covariates, "num_particles": 3, "proposal": GuideProposal()}
+    estimate = log_marginal(vae.model, posterior, x, **same, chunk_size=10)
     torch.testing.assert_close(estimate.value, exact, rtol=0, atol=1e-9)
     assert torch.isfinite(log_marginal(vae.model, vae.guide, x, covariates=covariates, num_particles=3).value).all()
 

@@ -15,16 +15,19 @@ import pytest
 import torch
 from torch import Tensor
 
-from pyrovae import stats
+from pyrovae import pareto
 from pyrovae.stats import (
     LogMarginal,
+    bias_corrected_log_mean,
     bits_per_dim,
+    component_shares,
     effective_sample_size,
     log_mean_exp,
     log_mean_std_error,
     mean_and_std_error,
     monte_carlo_std_error,
     pareto_khat,
+    pareto_smoothed_log_weights,
     summarize_log_weights,
 )
 
@@ -48,20 +51,24 @@ def tail_length(num_particles: int) -> int:
     return math.ceil(min(num_particles / 5, 3 * math.sqrt(num_particles)))
 
 
-def arviz_khat(log_w: Tensor) -> np.ndarray:
-    """khat of ArviZ for log weights of shape (K, N), on either of its lines.
+def arviz_psis(log_w: Tensor) -> tuple[np.ndarray, np.ndarray]:
+    """Smoothed log weights, with shape (N, K), and khat of ArviZ for log weights of shape (K, N), on either line.
 
     ArviZ 0.23 takes log weights and the ceiling of 3 sqrt(K); 1.x takes minus the log weights and
     the floor of 3 sqrt(K / r_eff), so r_eff is set to give it the same tail.
     """
     log_w_last = log_w.T.double().numpy()
     if not ARVIZ_1:
-        return np.asarray(arviz.psislw(log_w_last)[1])
+        return tuple(map(np.asarray, arviz.psislw(log_w_last)))
     from arviz_stats.base import array_stats
 
     num_particles = len(log_w)
     r_eff = 9 * num_particles / (tail_length(num_particles) + 0.5) ** 2 if num_particles > 225 else 1
-    return np.asarray(array_stats.psislw(-log_w_last, r_eff=r_eff)[1])
+    return tuple(map(np.asarray, array_stats.psislw(-log_w_last, r_eff=r_eff)))
+
+
+def arviz_khat(log_w: Tensor) -> np.ndarray:
+    return arviz_psis(log_w)[1]
 
 
 # Log-mean-exp and its error
@@ -198,15 +205,15 @@ def test_chunks_do_not_change_khat(monkeypatch: pytest.MonkeyPatch) -> None:
     log_w = normal(300, 23)
     whole = pareto_khat(log_w)
     shapes: list[int] = []
-    fit_tail = stats._fit_tail
+    fit_tail = pareto._fit_tail
 
-    def spy(top: Tensor, eps: float) -> Tensor:
+    def spy(top: Tensor, eps: float) -> tuple[Tensor, Tensor]:
         shapes.append(len(top))
         return fit_tail(top, eps)
 
-    monkeypatch.setattr(stats, "_fit_tail", spy)
+    monkeypatch.setattr(pareto, "_fit_tail", spy)
     for elements, expected_shapes in [(1, [1] * 23), (20_000, [10, 10, 3])]:
-        monkeypatch.setattr(stats, "_MAX_CHUNK_ELEMENTS", elements)
+        monkeypatch.setattr(pareto, "_MAX_CHUNK_ELEMENTS", elements)
         torch.testing.assert_close(pareto_khat(log_w), whole, rtol=1e-13, atol=1e-13)
         assert shapes == expected_shapes
         shapes.clear()
@@ -384,3 +391,48 @@ def test_bits_per_dim() -> None:
     assert bits_per_dim(-math.log(8), 3) == pytest.approx(1.0, rel=1e-15)
     with pytest.raises(ValueError, match="num_dims"):
         bits_per_dim(0.0, 0)
+
+
+def test_strata_leave_out_the_variance_between_them():
+    # Two components that always give 1 and 3: the numbers of draws are fixed, so the mean does not vary.
+    log_w = torch.tensor([1.0, 3.0]).repeat(50).log().unsqueeze(1)
+    component = torch.arange(100) % 2
+    assert log_mean_std_error(log_w, component).item() < 1e-12
+    assert log_mean_std_error(log_w).item() == pytest.approx((100 / 99) ** 0.5 / 2 / 10)
+    assert log_mean_std_error(log_w, component * 0).item() == log_mean_std_error(log_w).item()
+    # One draw of a component has no variance that could be known: that of all draws is taken.
+    log_w = normal(6, 3)
+    torch.testing.assert_close(log_mean_std_error(log_w, torch.tensor([0, 0, 0, 0, 0, 1])), log_mean_std_error(log_w))
+
+
+def test_the_variance_within_strata_by_hand():
+    w = normal(30, 2).double().exp()
+    component = torch.tensor([0] * 20 + [1] * 10)
+    variance = (20 * w[:20].var(0) + 10 * w[20:].var(0)) / 30**2
+    torch.testing.assert_close(log_mean_std_error(w.log(), component), variance.sqrt() / w.mean(0))
+    corrected = bias_corrected_log_mean(w.log(), component)
+    torch.testing.assert_close(corrected, w.mean(0).log() + variance / w.mean(0) ** 2 / 2)
+
+
+def test_component_shares_by_hand():
+    log_w = torch.tensor([[1.0, 2.0], [3.0, 2.0], [4.0, 4.0]]).log()
+    shares = component_shares(log_w, torch.tensor([0, 2, 0]), 3)
+    torch.testing.assert_close(shares, torch.tensor([[5 / 8, 6 / 8], [0.0, 0.0], [3 / 8, 2 / 8]], dtype=torch.float64))
+
+
+@pytest.mark.parametrize("num_particles", [100, 333, 2000])
+def test_smoothed_weights_agree_with_arviz(num_particles: int) -> None:
+    log_w = 1.5 * normal(num_particles, 5)
+    ours = pareto_smoothed_log_weights(log_w)
+    theirs = torch.from_numpy(arviz_psis(log_w)[0]).T
+    torch.testing.assert_close(ours - ours.logsumexp(0), theirs - theirs.logsumexp(0), rtol=0, atol=1e-3)
+    untouched = ours == log_w.double()
+    assert untouched.sum(0).min() >= 0.7 * num_particles
+    assert (ours.amax(0) <= log_w.double().amax(0)).all()
+
+
+def test_too_few_weights_are_left_as_they_are() -> None:
+    log_w = normal(10, 3)
+    torch.testing.assert_close(pareto_smoothed_log_weights(log_w), log_w.double(), rtol=0, atol=0)
+    equal = torch.zeros(100, 2)
+    torch.testing.assert_close(pareto_smoothed_log_weights(equal), equal.double(), rtol=0, atol=0)

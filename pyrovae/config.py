@@ -1,6 +1,7 @@
 """The configuration of a run: the flags of `scripts/train.py`, checked, resolved, and turned into a VAE."""
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
@@ -9,19 +10,23 @@ import torch
 import yaml
 from jsonargparse import ArgumentError, ArgumentParser, Namespace
 from jsonargparse.typing import PositiveFloat, PositiveInt
+from pyro import poutine
 from pyro.infer import ELBO, TraceMeanField_ELBO
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from pyrovae.data import Data
-from pyrovae.densities import check_support, evaluating, isolated_rng, log_weights
+from pyrovae.densities import check_support, evaluating, isolated_rng, log_weights, sample_sites, take
 from pyrovae.encoders import Encoder
 from pyrovae.likelihoods import Likelihood
-from pyrovae.nn import Network, Standardize
+from pyrovae.nn import Network
+from pyrovae.objectives import KLWeight
 from pyrovae.parts import BASES, checked_config, describe, known_parts, part_class, part_path, read_yaml
 from pyrovae.priors import Prior
+from pyrovae.programs import Blueprint, OutputBias
+from pyrovae.proposals import ProposalName
 from pyrovae.terminal import Seed, make_parser, names, parse_flags
-from pyrovae.vae import VAE
+from pyrovae.vae import ProgramPair
 
 # What belongs to one call and not to the run that its config.yaml describes.
 CALL_ONLY = ("config", "out", "resume", "trust_imports")
@@ -63,6 +68,12 @@ def training_parser(**given: Any) -> ArgumentParser:
         default=None,
         help="dynamic: every training minibatch anew; static: once; none: as they are (default: dynamic for mnist)",
     )
+    add(
+        "--covariates",
+        type=str | None,
+        default=None,
+        help="c of p(x|c): labels (of digits and mnist, one-hot), PATH.npy or PATH.npz:key with a row for each datum",
+    )
     add("--prior", type=Callable[[int], Prior], help="p(z): a name below, or module.Class")
     add(
         "--likelihood",
@@ -79,8 +90,26 @@ def training_parser(**given: Any) -> ArgumentParser:
         type=Callable[[int, int], Network],
         help="of both encoder and decoder: a name below, or module.Class",
     )
+    add(
+        "--program",
+        type=Callable[[Blueprint], nn.Module] | None,
+        default=None,
+        help="a whole model in place of z -> x: a name below, or module.Class",
+    )
     add("--latent_dim", type=PositiveInt, default=10, help="size of z")
+    add(
+        "--output_bias",
+        type=OutputBias,
+        default="random",
+        help="data: the decoder's last bias starts where p(x|z) has the means of the training data",
+    )
     add("--elbo", type=ELBO, help="objective: a name below, or module.Class")
+    add(
+        "--kl_weight",
+        type=KLWeight | None,
+        default=None,
+        help="weight of the KL divergence in training, a name below (default: 1 throughout)",
+    )
     add(
         "--optimizer",
         type=Callable[[Iterable, float], Optimizer],
@@ -101,6 +130,7 @@ def training_parser(**given: Any) -> ArgumentParser:
         default=1000,
         help="draws per test datum for log p(x) in the closing table",
     )
+    add("--proposal", type=ProposalName, default="default", help="where those draws come from")
     add("--seed", type=Seed, default=0, help="seed of initial weights, order and noise")
     add(
         "--split_seed",
@@ -205,6 +235,8 @@ def resolve(config: Namespace, data: Data) -> Namespace:
         config.data_dir = _absolute(config.data_dir or "data")
     elif data.name != "digits":
         config.data = _absolute(config.data)
+    if config.covariates not in (None, "labels"):
+        config.covariates = _absolute(config.covariates)
     if config.likelihood is None:
         config.likelihood = Namespace(_default_likelihood(data))
     arguments = config.network.get("init_args") or Namespace()
@@ -213,69 +245,95 @@ def resolve(config: Namespace, data: Data) -> Namespace:
     return config
 
 
-def build_vae(config: Namespace, num_dims: int, x: Tensor | None = None) -> VAE:
-    """Build the VAE that a resolved configuration describes.
+def build_vae(config: Namespace, num_dims: int, num_covariates: int = 0, x: Tensor | None = None) -> ProgramPair:
+    """Build the model that a resolved configuration describes: a VAE, or another pair of programs `model` and `guide`.
 
     Args:
         config: Resolved configuration.
         num_dims: D, the size of one flat datum.
-        x: Training data, with shape (N, D), by which the encoder standardises and to which the prior is attached; None
-            where the weights will bring what was taken from them.
+        num_covariates: C.
+        x: Training data, with shape (N, D), as `Blueprint` takes them.
 
     Raises:
         ValueError: If a part refuses its arguments or does not take what the script gives it, or parts do not match.
     """
-    z = config.latent_dim
-    likelihood_class, encoder_class = (part_class(k, config[k].class_path) for k in ("likelihood", "encoder"))
-    mirrored = config.clone()
-    network_class = part_class("network", config.network.class_path)
-    mirrored.network.class_path = part_path(network_class.mirror())  # type: ignore[attr-defined]
-    make, make_mirrored = (_instantiate(c, ("prior", "likelihood", "encoder", "network")) for c in (config, mirrored))
-    x = torch.zeros(1, num_dims) if x is None else x
+    made = _instantiate(config, ("prior", "likelihood", "encoder", "network", "program"))
+    makers = {
+        kind: partial(part_class(kind, config[kind].class_path), **made[kind].keywords)
+        for kind in ("prior", "likelihood", "encoder", "network")
+    }
+    blueprint = Blueprint(
+        num_dims,
+        config.latent_dim,
+        num_covariates,
+        **makers,
+        x=x,
+        output_bias=config.output_bias,
+    )
     try:
-        decoder_size = likelihood_class.num_outputs(num_dims, **_arguments(config.likelihood))  # type: ignore[attr-defined]
-        prior = make.prior(z)
-        encoder_size = encoder_class.num_outputs(prior.encoder_dim, **_arguments(config.encoder))  # type: ignore[attr-defined]
-        likelihood = make.likelihood(make_mirrored.network(z, decoder_size))
-        encoder = make.encoder(nn.Sequential(Standardize.from_data(x), make.network(num_dims, encoder_size)))
-        vae = VAE(prior.attach(encoder, x), likelihood, encoder)
+        vae = blueprint.vae() if made.program is None else made.program(blueprint)
     except ValueError:
         raise
     except Exception as error:  # the parts may be the reader's own, and fail in any way
         raise ValueError(f"a part cannot be made: {describe(error)}; see the base classes' docstrings") from error
-    if prior.support.is_discrete and issubclass(part_class("elbo", config.elbo.class_path), TraceMeanField_ELBO):
-        raise ValueError(
-            f"--elbo {config.elbo.class_path}: needs draws with gradients, which the discrete latents of "
-            f"{type(prior).__name__} have not; take --elbo TraceEnum_ELBO, which sums over them"
-        )
+    for program in ("model", "guide"):
+        if not callable(getattr(vae, program, None)):
+            raise ValueError(
+                f"--program {config.program.class_path}: has no {program}; give it the programs model and guide"
+            )
     return vae
 
 
-def check_parts(vae: VAE, x: Tensor) -> None:
-    """See that the parts work together and with the data, before anything is trained or written.
+def check_parts(vae: ProgramPair, config: Namespace, x: Tensor, **kwargs: Tensor) -> None:
+    """See that the parts work together, with the data and with the objective, before anything is trained or written.
 
     Args:
-        vae: The VAE.
+        vae: What `build_vae` gave.
+        config: Its configuration.
         x: Data with shape (N, D).
+        **kwargs: The programs' keyword arguments, the covariates.
 
     Raises:
         ValueError: In one line, for anything wrong.
     """
+    first, conditions = take((x,), kwargs, slice(0, 2))
     try:
         # Data outside the support are told better by their own check, below.
         with evaluating(vae), isolated_rng(), pyro.validation_enabled(False):
-            log_weights(vae.model, vae.guide, x[:2], num_particles=2)
+            log_weights(vae.model, vae.guide, *first, num_particles=2, **conditions)
+            traced = poutine.trace(vae.guide).get_trace(*first, **conditions)
+            replayed = poutine.trace(poutine.replay(vae.model, trace=traced)).get_trace(*first, **conditions)
+            drawn, scored = sample_sites(traced), sample_sites(replayed)
     except Exception as error:
         raise ValueError(
             f"the parts do not work together: {describe(error)}; see the contract in the base classes' docstrings"
         ) from error
-    check_support(vae.model, x, guide=vae.guide)
+    if issubclass(part_class("elbo", config.elbo.class_path), TraceMeanField_ELBO):
+        for name, site in drawn.items():
+            if not site["fn"].has_rsample:
+                raise ValueError(
+                    f"--elbo {config.elbo.class_path}: needs draws with gradients, which latent {name!r} of "
+                    f"{type(site['fn']).__name__} has not; take --elbo TraceEnum_ELBO, which sums over discrete latents"
+                )
+        ours = [name for name in scored if name in drawn]
+        if ours != list(drawn):  # Pyro warns, and its objective is no bound of log p(x)
+            raise ValueError(
+                f"--elbo {config.elbo.class_path}: takes the divergence latent by latent, which is right only where "
+                f"the guide draws them in the model's order, {', '.join(ours)}; it draws {', '.join(drawn)}; take "
+                "--elbo Trace_ELBO"
+            )
+    check_support(vae.model, x, guide=vae.guide, **kwargs)
 
 
 def build_objective(config: Namespace) -> tuple[ELBO, Callable[[Iterable[Tensor]], Optimizer]]:
     """Build the objective, and the function that makes the optimizer from the parameters."""
     made = _instantiate(config, ("elbo", "optimizer"))
     return made.elbo, lambda parameters: made.optimizer(list(parameters), config.lr)
+
+
+def build_kl_weight(config: Namespace) -> KLWeight | None:
+    """Build the schedule of the KL divergence's weight; None for 1 throughout."""
+    return None if config.kl_weight is None else _instantiate(config, ("kl_weight",)).kl_weight
 
 
 def find_device(name: str) -> torch.device:
@@ -339,11 +397,6 @@ def _instantiate(config: Namespace, kinds: Iterable[str]) -> Namespace:
 def _full(kind: str, value: Mapping[str, Any]) -> dict[str, Any]:
     part = part_class(kind, value["class_path"])
     return {"class_path": part_path(part), "init_args": dict(value.get("init_args") or {})}
-
-
-def _arguments(part: Namespace) -> dict[str, Any]:
-    arguments = part.get("init_args")
-    return {} if arguments is None else dict(arguments.items())
 
 
 def _values_of(argv: Sequence[str], flag: str) -> list[str]:

@@ -19,11 +19,14 @@ import pyro.optim
 import torch
 import yaml
 from pyro.infer import ELBO
+from torch import nn
 
 import pyrovae.encoders
 import pyrovae.likelihoods
 import pyrovae.nn
+import pyrovae.objectives
 import pyrovae.priors
+import pyrovae.programs
 from pyrovae.terminal import near
 
 BASES: dict[str, type] = {
@@ -31,9 +34,14 @@ BASES: dict[str, type] = {
     "likelihood": pyrovae.likelihoods.Likelihood,
     "encoder": pyrovae.encoders.Encoder,
     "network": pyrovae.nn.Network,
+    "program": nn.Module,
     "elbo": ELBO,
+    "kl_weight": pyrovae.objectives.KLWeight,
     "optimizer": torch.optim.Optimizer,
 }
+
+# Kinds that a configuration may leave out.
+OPTIONAL = ("likelihood", "program", "kl_weight")
 
 TRUSTED = ("pyrovae", "torch", "pyro")
 
@@ -42,11 +50,15 @@ _HOMES = {
     "likelihood": pyrovae.likelihoods,
     "encoder": pyrovae.encoders,
     "network": pyrovae.nn,
+    "program": pyrovae.programs,
     "elbo": pyro.infer,
+    "kl_weight": pyrovae.objectives,
     "optimizer": torch.optim,
 }
 # Those of Pyro's objectives that have a differentiable loss and need no arguments.
 _OBJECTIVES = ("Trace_ELBO", "TraceMeanField_ELBO", "TraceEnum_ELBO")
+# Whole models; what else stands beside them are their programs.
+_PROGRAMS = ("TwoLayerVAE", "MixtureVAE")
 # They take a closure, sparse gradients, or matrices alone.
 _SPECIAL_OPTIMIZERS = ("LBFGS", "SparseAdam", "Muon")
 _IMPORT_PATH = re.compile(r"[^\W\d]\w*(\s*\.\s*[^\W\d]\w*)+")
@@ -55,8 +67,8 @@ _IMPORT_PATH = re.compile(r"[^\W\d]\w*(\s*\.\s*[^\W\d]\w*)+")
 def known_parts(kind: str) -> dict[str, type]:
     """The classes of a kind ("prior", "likelihood", ...) that go by their bare name."""
     base, home = BASES[kind], _HOMES[kind]
-    if kind == "elbo":
-        return {name: getattr(home, name) for name in _OBJECTIVES}
+    if listed := {"elbo": _OBJECTIVES, "program": _PROGRAMS}.get(kind):
+        return {name: getattr(home, name) for name in listed}
     found = inspect.getmembers(home, lambda c: inspect.isclass(c) and issubclass(c, base))
     return {
         name: part
@@ -72,7 +84,7 @@ def part_class(kind: str, name: str) -> type:
     """Find a part's class by its bare name, or by import path.
 
     Args:
-        kind: "prior", "likelihood", "encoder", "network", "elbo" or "optimizer".
+        kind: A key of `BASES`.
         name: A name among `known_parts`, or module.Class; modules are looked for in the current directory too.
 
     Raises:
@@ -184,8 +196,8 @@ def read_yaml(path: Path) -> Any:
 
 
 def _checked_part(kind: str, value: Any, source: str) -> Any:
-    if value is None and kind == "likelihood":
-        return None  # the data's own
+    if value is None and kind in OPTIONAL:
+        return None
     if isinstance(value, str):
         value = {"class_path": value}
     if not (isinstance(value, Mapping) and isinstance(value.get("class_path"), str)):

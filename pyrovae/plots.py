@@ -16,45 +16,49 @@ from pyrovae.densities import Program, evaluating, isolated_rng, sample_sites
 from pyrovae.svi import History
 
 
-def prior_samples(model: Program, size: int, *, seed: int) -> tuple[Tensor, Tensor]:
-    """Draw data from the model: z from p(z), then x from p(x|z).
+def prior_samples(model: Program, x: Tensor, *, seed: int, **kwargs: Any) -> tuple[Tensor, Tensor]:
+    """Draw data from the model: z from p(z), then as many data as are given, at their covariates, from p(x|z).
 
     Args:
-        model: Pyro program that takes `size` and has the site "x".
-        size: The number of draws.
+        model: Pyro program with one observed site.
+        x: Data with shape (N, D); their values do not enter.
         seed: Seed of the draws; the global random state is left as it was.
+        **kwargs: The program's keyword arguments.
 
     Returns:
-        The draws, and the means E[x|z], each with shape (size, D).
+        The draws, and the means E[x|z], each with shape (N, D).
     """
     with evaluating(model), isolated_rng(seed):
-        site = sample_sites(poutine.trace(model).get_trace(size=size))["x"]
+        name = _observed(poutine.trace(model).get_trace(x, **kwargs))
+        site = sample_sites(poutine.trace(poutine.uncondition(model)).get_trace(x, **kwargs))[name]
         return site["value"], _mean(site["fn"])
 
 
-def reconstructions(model: Program, guide: Program, x: Tensor, *, seed: int) -> Tensor:
+def reconstructions(model: Program, guide: Program, x: Tensor, *, seed: int, **kwargs: Any) -> Tensor:
     """Send data through q(z|x) and p(x|z).
 
     Args:
-        model: Pyro program with the site "x".
+        model: Pyro program with one observed site.
         guide: Pyro program q(z|x).
         x: Data with shape (N, D).
         seed: Seed of the latents; the global random state is left as it was.
+        **kwargs: The programs' keyword arguments.
 
     Returns:
         The means E[x|z] at one z from the guide, with shape (N, D).
     """
     with evaluating(model, guide), isolated_rng(seed):
-        guide_trace = poutine.trace(guide).get_trace(x)
-        trace = poutine.trace(poutine.replay(model, trace=guide_trace)).get_trace(x)
-        return _mean(sample_sites(trace)["x"]["fn"])
+        guide_trace = poutine.trace(guide).get_trace(x, **kwargs)
+        trace = poutine.trace(poutine.replay(model, trace=guide_trace)).get_trace(x, **kwargs)
+        return _mean(sample_sites(trace)[_observed(trace)]["fn"])
 
 
 def plot_history(history: History) -> Figure:
     """Draw the ELBO of training and validation data over the epochs, the best epoch marked."""
     figure = Figure(figsize=(6.4, 4.0), layout="constrained")
     axes = figure.subplots()
-    axes.plot(history["epoch"], history["train_elbo"], label="train (running)", color="0.6")
+    train = [math.nan if v is None else v for v in history["train_elbo"]]
+    axes.plot(history["epoch"], train, label="train (running)", color="0.6")
     if history.rows and history.rows[-1]["validation_elbo"] is not None:
         axes.plot(history["epoch"], history["validation_elbo"], label="validation", color="C0")
         best = history["validation_elbo"][history.best_epoch - 1]
@@ -104,6 +108,11 @@ def to_png(figure: Figure) -> bytes:
     buffer = io.BytesIO()
     figure.savefig(buffer, format="png", dpi=150, metadata={"Software": None})
     return buffer.getvalue()
+
+
+def _observed(trace: poutine.Trace) -> str:
+    """The name of the first observed site."""
+    return next(name for name, site in sample_sites(trace).items() if site["is_observed"])
 
 
 def _mean(distribution: Any) -> Tensor:

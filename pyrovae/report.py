@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from pyrovae.data import Data, IndependentPixels
-from pyrovae.densities import evaluating, isolated_rng, log_weights_and_latents
+from pyrovae.densities import evaluating, isolated_rng, log_weights_and_latents, take
 from pyrovae.evaluation import Evaluation, exact_summary
 from pyrovae.export import to_arviz, write_netcdf
 from pyrovae.files import write_json, write_whole
@@ -14,7 +14,7 @@ from pyrovae.plots import plot_grids, plot_history, prior_samples, reconstructio
 from pyrovae.run import POSTERIOR, Run
 from pyrovae.stats import summarize_log_weights
 from pyrovae.svi import History
-from pyrovae.vae import VAE
+from pyrovae.vae import ProgramPair
 
 POSTERIOR_DATA = 1000  # test data in posterior.nc, at most
 POSTERIOR_DRAWS = 100  # draws for each
@@ -47,37 +47,46 @@ def write_training_figure(run: Run, history: History) -> None:
     write_whole(run.path / "training.png", to_png(plot_history(history)))
 
 
-def write_sample_figures(run: Run, vae: VAE, x: Tensor, shape: tuple[int, ...], *, size: int, seed: int) -> None:
-    """Write samples.png, draws from the model, and reconstructions.png, the first data of x beside theirs."""
-    draws, means = prior_samples(vae.model, size, seed=seed)
+def write_sample_figures(run: Run, vae: ProgramPair, data: Data, *, size: int, seed: int) -> None:
+    """Write samples.png, draws from the model, and reconstructions.png, the first test data beside theirs.
+
+    Where there are covariates, both are at those of the test data.
+    """
+    device = _device(vae)
+    test, shape = (data.test.to(device),), data.shape
+    (like,), conditions = take(test, data.conditions("test", device), torch.arange(size) % len(data.test))
+    draws, means = prior_samples(vae.model, like, seed=seed, **conditions)
     figure = plot_grids([("draws x ~ p(x|z), z ~ p(z)", draws), ("means E[x|z] at the same z", means)], shape)
     write_whole(run.path / "samples.png", to_png(figure))
-    x = x[:size]
-    again = reconstructions(vae.model, vae.guide, x, seed=seed)
+    (x,), conditions = take(test, data.conditions("test", device), slice(0, size))
+    again = reconstructions(vae.model, vae.guide, x, seed=seed, **conditions)
     figure = plot_grids([("data x", x), ("reconstructions E[x|z], z ~ q(z|x)", again)], shape)
     write_whole(run.path / "reconstructions.png", to_png(figure))
 
 
-def write_posterior(run: Run, vae: VAE, x: Tensor, rows: Tensor, *, seed: int) -> None:
-    """Write posterior.nc: draws of z from the guide for the first data of x, with their weights, for ArviZ.
+def write_posterior(run: Run, vae: ProgramPair, data: Data, *, seed: int) -> None:
+    """Write posterior.nc: draws of the latents from the guide for the first test data, with their weights, for ArviZ.
 
     The log p(x), errors, effective sample sizes and k-hats in it are those of these draws.
 
     Args:
         run: The run folder.
-        vae: The trained VAE.
-        x: Data with shape (N, D).
-        rows: Their rows in the source, with shape (N,).
+        vae: The trained model.
+        data: The data.
         seed: Seed of the draws.
     """
-    x, rows = x[:POSTERIOR_DATA], rows[:POSTERIOR_DATA]
+    device = _device(vae)
+    x, rows = data.test[:POSTERIOR_DATA].to(device), data.test_index[:POSTERIOR_DATA]
+    whole = {name: value[:POSTERIOR_DATA] for name, value in data.conditions("test", device).items()}
     parts = []
     with isolated_rng(seed), evaluating(vae):
-        for block in x.split(64):
-            parts.append(log_weights_and_latents(vae.model, vae.guide, block, num_particles=POSTERIOR_DRAWS))
+        for start in range(0, len(x), 64):
+            block, conditions = take((x,), whole, slice(start, start + 64))
+            drawn = log_weights_and_latents(vae.model, vae.guide, *block, num_particles=POSTERIOR_DRAWS, **conditions)
+            parts.append(drawn)
     log_w = torch.cat([log_w for log_w, *_ in parts], 1).cpu()
     tree = to_arviz(
-        {"z": torch.cat([latents["z"] for _, latents, _ in parts], 1).cpu()},
+        {name: torch.cat([latents[name] for _, latents, _ in parts], 1).cpu() for name in parts[0][1]},
         observed={"x": x.cpu()},
         log_likelihood={"x": torch.cat([log_lik for *_, log_lik in parts], 1).cpu()},
         log_weights=log_w,
@@ -86,3 +95,7 @@ def write_posterior(run: Run, vae: VAE, x: Tensor, rows: Tensor, *, seed: int) -
         attrs={"data": run.manifest["data"]["name"], "binarize": run.manifest["data"]["binarize"]},
     )
     write_netcdf(tree, run.path / POSTERIOR)
+
+
+def _device(vae: ProgramPair) -> torch.device:
+    return next((parameter.device for parameter in vae.parameters()), torch.device("cpu"))

@@ -36,7 +36,7 @@ from pyrovae.files import (
     write_whole,
 )
 from pyrovae.parts import read_yaml
-from pyrovae.vae import VAE
+from pyrovae.vae import ProgramPair
 
 FORMAT = 1
 CONFIG, MANIFEST, CHECKPOINT = "config.yaml", "manifest.json", "checkpoint.safetensors"
@@ -135,6 +135,7 @@ class Run:
             data_dir=data_dir or config.data_dir,
             binarize=binarize,
             split_seed=config.split_seed,
+            covariates=config.covariates,
         )
         if data.sha256 != self.manifest["data"]["sha256"]:
             raise ValueError(
@@ -179,7 +180,7 @@ class Run:
         text = "".join(f"{json.dumps(row)}\n" for row in rows)
         write_whole(self.path / METRICS, text.encode())
 
-    def write_weights(self, vae: VAE) -> None:
+    def write_weights(self, vae: ProgramPair) -> None:
         """Write the parameters and buffers; equal weights make equal files."""
         write_whole(self.path / WEIGHTS, tensors_to_bytes(vae.state_dict()))
 
@@ -190,8 +191,8 @@ class Run:
         write_json(self.path / MANIFEST, manifest)
         self.manifest = manifest
 
-    def vae(self, config: Namespace) -> VAE:
-        """Build the run's VAE and give it the trained weights.
+    def vae(self, config: Namespace) -> ProgramPair:
+        """Build the run's model and give it the trained weights.
 
         Raises:
             ValueError: If the run is not finished, or the weights are damaged or another model's.
@@ -199,7 +200,8 @@ class Run:
         if not self.finished:
             raise ValueError(f"{self.path}: the run is not finished; go on with train.py --resume {self.path}")
         self._check_sum(WEIGHTS)
-        vae = build_vae(config, self.manifest["data"]["num_dims"])
+        about = self.manifest["data"]
+        vae = build_vae(config, about["num_dims"], about.get("num_covariates", 0))
         weights, _ = read_tensors(self.path / WEIGHTS)
         expected = vae.state_dict()
         for name in sorted(set(weights) ^ set(expected)):
@@ -225,12 +227,15 @@ class Run:
             )
 
 
-def load(run: str | Path, *, trust_imports: Iterable[str] = ()) -> VAE:
-    """Load the trained VAE of a run folder, on the CPU and in evaluation mode.
+def load(run: str | Path, *, trust_imports: Iterable[str] = ()) -> ProgramPair:
+    """Load the trained model of a run folder, on the CPU and in evaluation mode.
 
     Args:
         run: The run folder.
         trust_imports: Modules beyond pyrovae, torch and Pyro that its configuration may import, which runs their code.
+
+    Returns:
+        The VAE, or the whole model that --program named: either has the programs `model` and `guide`.
 
     Raises:
         ValueError: If the folder is no finished run, is damaged, or names a module that is not trusted.
@@ -239,8 +244,8 @@ def load(run: str | Path, *, trust_imports: Iterable[str] = ()) -> VAE:
     return folder.vae(folder.config([trust_imports] if isinstance(trust_imports, str) else trust_imports))
 
 
-def open_run(flags: Namespace, *, bits: bool = False) -> tuple[Run, VAE, Data]:
-    """Open the run that a script's flags name: the folder, the trained VAE on the device asked for, and its data.
+def open_run(flags: Namespace, *, bits: bool = False) -> tuple[Run, ProgramPair, Data]:
+    """Open the run that a script's flags name: the folder, the trained model on the device asked for, and its data.
 
     Args:
         flags: What a parser of `make_run_parser` gave.
@@ -278,6 +283,7 @@ def _manifest(status: str, sums: dict[str, str], config: Namespace, data: Data) 
             "binarize": data.binarize,
             "shape": list(data.shape),
             "num_dims": data.train.shape[1],
+            "num_covariates": data.num_covariates,
             "num_train": len(data.train),
             "num_validation": len(data.validation),
             "num_test": len(data.test),

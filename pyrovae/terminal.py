@@ -118,12 +118,16 @@ def _plainly(message: str, parser: ArgumentParser) -> str:
     if match := re.search(r"unrecognized arguments: --([\w.]+)", message):
         flags = [action.dest for action in parser._actions if not action.dest.startswith("print_")]
         return f"--{match[1]}: no such flag; {near(match[1], flags)}; see --help"
-    if match := re.search(r'Parser key "(\w+)".*Option \'(\w+)\' is not accepted.*class_path=\'([\w.]+)\'', message):
-        module, _, name = match[3].rpartition(".")
+    key, option, path = (
+        re.search(pattern, message)
+        for pattern in (r'Parser key "(\w+)"', r"Option '(\w+)' is not accepted", r"class_path[= ]'([\w.]+)'")
+    )
+    if key and option and path:
+        module, _, name = path[1].rpartition(".")
         options = inspect.signature(getattr(sys.modules[module], name)).parameters
         own = [option for option, given in options.items() if given.default is not given.empty]
-        choice = near(match[2], own) if own else "it has none"
-        return f"--{match[1]}.{match[2]}: {name} has no such option; {choice}"
+        choice = near(option[1], own) if own else "it has none"
+        return f"--{key[1]}.{option[1]}: {name} has no such option; {choice}"
     if match := re.search(r'Parser key "(\w+)":.*arguments are required: (\w+)', message):
         return f"--{match[1]}.{match[2]}: is required; give it"
     message = re.sub(r'Parser key "([\w.]+)":', r"--\1:", message)

@@ -3,7 +3,7 @@
 import itertools
 import weakref
 from copy import copy, deepcopy
-from typing import Any
+from typing import Any, Self
 
 import pyro
 import pyro.distributions as dist
@@ -55,12 +55,8 @@ class Model(PyroModule):
             ValueError: If x is not floating point or not of the likelihood's size, the guide's latents are not of the
                 prior's, or a mask over entries meets a likelihood that is not independent over D.
         """
-        for given in (x, covariates):
-            if given is not None:
-                size = given.shape[0]
-                break
         conditions = () if covariates is None else (covariates,)
-        with pyro.plate("data", size, dim=-1):
+        with data_plate(x, covariates, size):
             p_z = self.prior(*conditions)
             z = pyro.sample("z", p_z)
             if z.shape[z.dim() - p_z.event_dim :] != p_z.event_shape:  # they might broadcast
@@ -68,15 +64,7 @@ class Model(PyroModule):
                     f"one latent of the prior has shape {tuple(p_z.event_shape)}, but the guide's latents have shape "
                     f"{tuple(z.shape)}; give the encoder's network num_outputs(prior.encoder_dim) outputs"
                 )
-            p_x = self.likelihood(z, *conditions)
-            if x is not None:
-                _check_datum(x, p_x)
-            if mask is not None:
-                p_x = _mask_entries(p_x, mask)
-                if x is not None:
-                    # Any value in the support will do where nothing was observed: it gets no weight.
-                    x = torch.where(_over_event(mask, p_x), x, p_x.sample().detach())
-            return pyro.sample("x", p_x, obs=x)
+            return sample_datum(self.likelihood(z, *conditions), x, mask)
 
 
 class Guide(PyroModule):
@@ -102,24 +90,46 @@ class Guide(PyroModule):
         Returns:
             Latents with shape (N, Z), or (K, N, Z) inside a plate of K particles.
         """
-        if mask is not None:
-            seen = mask.reshape(mask.shape + (1,) * (x.dim() - mask.dim()))
-            x = torch.where(seen, x, torch.zeros_like(x))
-        if not x.is_floating_point():
-            raise ValueError(f"x is of {x.dtype}; give x.float(), or .double() as the model's parameters are")
+        x = seen(x, mask)
         conditions = () if covariates is None else (covariates,)
-        with pyro.plate("data", x.shape[0], dim=-1):
-            q_z = self.encoder(x, *conditions)
-            # The hint lets TraceEnum_ELBO sum discrete latents out; others that see it warn.
-            infer: InferDict = {"enumerate": "parallel"} if q_z.has_enumerate_support else {}
-            return pyro.sample("z", q_z, infer=infer)
+        with data_plate(x):
+            return sample_latent("z", self.encoder(x, *conditions))
 
 
-class VAE(nn.Module):
-    """A variational autoencoder: the programs `model` and `guide`, made from a prior, a likelihood and an encoder.
+class ProgramPair(nn.Module):
+    """Base of what holds two programs, `model` and `guide`, under a name of its own in Pyro's parameter store.
 
-    Pyro's parameter store tells modules apart by name alone, and of two with one name it trains the first; so each VAE
+    Pyro's parameter store tells modules apart by name alone, and of two with one name it trains the first; so each pair
     in a process takes a name of its own.
+
+    Args:
+        name: Name in Pyro's parameter store; None for one not yet taken.
+
+    Raises:
+        ValueError: If the name is taken by another pair or by parameters in the store.
+    """
+
+    model: PyroModule
+    guide: PyroModule
+
+    def __init__(self, name: str | None = None) -> None:
+        super().__init__()
+        self.name = _claim_name(name, self)
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> Self:
+        """Copy under a name of its own, so that the copy trains too."""
+        twin = copy(self)
+        memo[id(self)] = twin
+        twin.__dict__ = deepcopy(self.__dict__, memo)
+        twin.name = _claim_name(None, twin)
+        for part in ("model", "guide"):
+            program = getattr(twin, part)
+            program._pyro_set_supermodule(f"{twin.name}.{part}", program._pyro_context)
+        return twin
+
+
+class VAE(ProgramPair):
+    """A variational autoencoder: the programs `model` and `guide`, made from a prior, a likelihood and an encoder.
 
     Args:
         prior: Module whose forward returns p(z).
@@ -154,28 +164,59 @@ class VAE(nn.Module):
         *,
         name: str | None = None,
     ) -> None:
-        super().__init__()
         encoder = carried(encoder, getattr(prior, "support", constraints.real_vector))
-        self.name = _claim_name(name, self)
+        super().__init__(name)
         self.model = Model(prior, likelihood, name=f"{self.name}.model")
         self.guide = Guide(encoder, name=f"{self.name}.guide")
 
-    def __deepcopy__(self, memo: dict[int, Any]) -> "VAE":
-        """Copy under a name of its own, so that the copy trains too."""
-        twin = copy(self)
-        memo[id(self)] = twin
-        twin.__dict__ = deepcopy(self.__dict__, memo)
-        twin.name = _claim_name(None, twin)
-        for part in ("model", "guide"):
-            program = getattr(twin, part)
-            program._pyro_set_supermodule(f"{twin.name}.{part}", program._pyro_context)
-        return twin
+
+def data_plate(x: Tensor | None, covariates: Tensor | None = None, size: int = 1) -> Any:
+    """The plate "data" at dim -1, over as many data as x or the covariates have, or else size."""
+    given = x if x is not None else covariates
+    return pyro.plate("data", size if given is None else given.shape[0], dim=-1)
 
 
-_named: "weakref.WeakValueDictionary[str, VAE]" = weakref.WeakValueDictionary()
+def seen(x: Tensor, mask: Tensor | None) -> Tensor:
+    """What an encoder is given of x, with shape (N, D): 0 where a mask, with shape (N, D) or (N,), is false."""
+    if mask is not None:
+        x = torch.where(mask.reshape(mask.shape + (1,) * (x.dim() - mask.dim())), x, torch.zeros_like(x))
+    if not x.is_floating_point():
+        raise ValueError(f"x is of {x.dtype}; give x.float(), or .double() as the model's parameters are")
+    return x
 
 
-def _claim_name(name: str | None, owner: VAE) -> str:
+def sample_latent(name: str, distribution: TorchDistributionMixin) -> Tensor:
+    """Sample a latent site of a guide; a discrete one with the hint that lets TraceEnum_ELBO sum it out."""
+    infer: InferDict = {"enumerate": "parallel"} if distribution.has_enumerate_support else {}  # others warn
+    return pyro.sample(name, distribution, infer=infer)
+
+
+def sample_datum(p_x: TorchDistributionMixin, x: Tensor | None, mask: Tensor | None) -> Tensor:
+    """Sample the site "x" of a model inside its plate, or score x, with shape (N, D), there.
+
+    Args:
+        p_x: p(x|z).
+        x: Data, or None to generate.
+        mask: True where x is observed, with shape (N, D) or (N,).
+
+    Raises:
+        ValueError: If x is not floating point or not of the likelihood's size, or a mask over entries meets a
+            likelihood that is not independent over D.
+    """
+    if x is not None:
+        _check_datum(x, p_x)
+    if mask is not None:
+        p_x = _mask_entries(p_x, mask)
+        if x is not None:
+            # Any value in the support will do where nothing was observed: it gets no weight.
+            x = torch.where(_over_event(mask, p_x), x, p_x.sample().detach())
+    return pyro.sample("x", p_x, obs=x)
+
+
+_named: "weakref.WeakValueDictionary[str, ProgramPair]" = weakref.WeakValueDictionary()
+
+
+def _claim_name(name: str | None, owner: ProgramPair) -> str:
     if name is None:
         name = next(
             candidate

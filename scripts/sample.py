@@ -8,7 +8,6 @@ import sys
 
 from jsonargparse.typing import PositiveInt
 
-from pyrovae.config import find_device
 from pyrovae.report import write_sample_figures
 from pyrovae.run import open_run
 from pyrovae.terminal import make_run_parser, parse_flags, run_script
@@ -21,8 +20,7 @@ def main() -> int:
     args = parse_flags(parser, sys.argv[1:])
 
     run, vae, data = open_run(args)
-    x = data.test.to(find_device(args.device))
-    write_sample_figures(run, vae, x, data.shape, size=args.num_samples, seed=args.seed)
+    write_sample_figures(run, vae, data, size=args.num_samples, seed=args.seed)
     print(f"wrote {run.path / 'samples.png'} and {run.path / 'reconstructions.png'}")
     return 0
 

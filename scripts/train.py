@@ -14,11 +14,13 @@ import sys
 import pyro
 import torch
 from jsonargparse import Namespace
+from torch import Tensor
 from tqdm import tqdm
 
-from pyrovae.config import build_objective, build_vae, check_parts, parse_training, resolve
+from pyrovae.config import build_kl_weight, build_objective, build_vae, check_parts, parse_training, resolve
 from pyrovae.data import Binarize, Data, load_data
 from pyrovae.evaluation import caution, evaluate, table
+from pyrovae.proposals import PROPOSALS
 from pyrovae.report import (
     baseline_summary,
     write_evaluation,
@@ -29,7 +31,7 @@ from pyrovae.report import (
 from pyrovae.run import Run
 from pyrovae.svi import History, StoppedError, fit
 from pyrovae.terminal import Stopper, finishing_steps, run_script
-from pyrovae.vae import VAE
+from pyrovae.vae import ProgramPair
 
 
 def main() -> int:
@@ -44,10 +46,16 @@ def main() -> int:
         data = run.data(config, data_dir=flags.data_dir)
         vae = make(config, data)
     else:
-        data = load_data(flags.data, data_dir=flags.data_dir, binarize=flags.binarize, split_seed=flags.split_seed)
+        data = load_data(
+            flags.data,
+            data_dir=flags.data_dir,
+            binarize=flags.binarize,
+            split_seed=flags.split_seed,
+            covariates=flags.covariates,
+        )
         config = resolve(flags, data)
         vae = make(config, data)
-        check_parts(vae, data.test.to(config.device))
+        check_parts(vae, config, data.test.to(config.device), **data.conditions("test", config.device))
         run = Run.create(flags.out, config, data)
 
     print(f"{run.path}: {len(data.train):,} training data, {config.device}", flush=True)
@@ -71,27 +79,34 @@ def main() -> int:
     return 0
 
 
-def make(config: Namespace, data: Data) -> VAE:
-    """Seed everything and build the VAE."""
+def make(config: Namespace, data: Data) -> ProgramPair:
+    """Seed everything and build the VAE, or the whole model that --program names."""
     torch.set_num_threads(config.threads)
     pyro.set_rng_seed(config.seed)
-    return build_vae(config, data.train.shape[1], data.train).to(config.device)
+    return build_vae(config, data.train.shape[1], data.num_covariates, data.train).to(config.device)
 
 
-def train(run: Run, config: Namespace, data: Data, vae: VAE, stopper: Stopper) -> History:
+def arguments(data: Data, split: str, device: str) -> Tensor | dict[str, Tensor]:
+    """The programs' arguments: x, with covariates where there are some."""
+    x, conditions = getattr(data, split).to(device), data.conditions(split, device)
+    return {"x": x, **conditions} if conditions else x
+
+
+def train(run: Run, config: Namespace, data: Data, vae: ProgramPair, stopper: Stopper) -> History:
     """Run SVI, committing every epoch to the run folder."""
     elbo, optimizer = build_objective(config)
     return fit(
         vae.model,
         vae.guide,
-        data.train.to(config.device),
+        arguments(data, "train", config.device),
         elbo=elbo,
         epochs=config.epochs,
         batch_size=config.batch_size,
         optimizer=optimizer,
-        validation=data.validation.to(config.device),
+        validation=arguments(data, "validation", config.device),
         patience=config.patience,
         transform=Binarize() if data.binarize == "dynamic" else None,
+        kl_weight=build_kl_weight(config),
         seed=config.seed,
         progress=True,
         resume=run.committed(),
@@ -100,22 +115,31 @@ def train(run: Run, config: Namespace, data: Data, vae: VAE, stopper: Stopper) -
     )
 
 
-def close(run: Run, config: Namespace, data: Data, vae: VAE, history: History) -> None:
+def close(run: Run, config: Namespace, data: Data, vae: ProgramPair, history: History) -> None:
     """Write weights, table, figures and draws; the manifest, last, says that all is there."""
     x = data.test.to(config.device)
     run.write_weights(vae)
     with tqdm(total=len(x), unit="datum", desc="log p(x)") as bar:
-        evaluation = evaluate(vae.model, vae.guide, x, num_particles=config.num_particles, on_progress=bar.update)
+        evaluation = evaluate(
+            vae.model,
+            vae.guide,
+            x,
+            num_particles=config.num_particles,
+            proposal=PROPOSALS[config.proposal],
+            on_progress=bar.update,
+            **data.conditions("test", config.device),
+        )
     summary = write_evaluation(run, evaluation, data, split="test")
     write_training_figure(run, history)
-    write_sample_figures(run, vae, x, data.shape, size=64, seed=0)
-    write_posterior(run, vae, x, data.test_index, seed=0)
+    write_sample_figures(run, vae, data, size=64, seed=0)
+    write_posterior(run, vae, data, seed=0)
     run.finish(config, data)
 
     baseline = baseline_summary(data, split="test", base_measure=evaluation.base_measure)
     reason = "no better epoch came" if history.stop_reason == "plateau" else "all epochs done"
     print(f"\nstopped after epoch {len(history)} ({reason}); the best on validation data is epoch {history.best_epoch}")
-    print(f"{len(x):,} test data, K = {config.num_particles:,} draws each; nats per datum\n")
+    print(f"{len(x):,} test data, K = {config.num_particles:,} draws each; nats per datum")
+    print(f"proposal: {evaluation.proposal}\n")
     print(table({"VAE": summary, "independent pixels": baseline}))
     print(caution(summary))
     print(f"wrote {run.path}")

@@ -4,6 +4,7 @@ import csv
 import json
 import os
 import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -15,11 +16,9 @@ import pytest
 import torch
 from data_helpers import write_fake_mnist
 from safetensors import safe_open
+from script_helpers import SCRIPTS, TINY, call, help_of, lines, run, start
 
 import pyrovae
-
-SCRIPTS = Path(__file__).parent.parent / "scripts"
-TINY = ["--network.hidden", "[6]", "--latent_dim", "2", "--batch_size", "16", "--num_particles", "25"]
 
 OWN_MODULE = """
 import pathlib
@@ -46,25 +45,6 @@ class WidePrior(Prior):
     def forward(self, covariates=None):
         return dist.Normal(torch.zeros(7), 1.0).to_event(1)
 """
-
-
-def run(script, *arguments, cwd, check=True, **options):
-    """Run a script in a process of its own, warnings as errors."""
-    command = [sys.executable, "-W", "error", str(SCRIPTS / f"{script}.py"), *map(str, arguments)]
-    result = subprocess.run(command, cwd=cwd, capture_output=True, text=True, timeout=300, **options)
-    assert "Traceback" not in result.stderr, result.stderr
-    if check:
-        assert result.returncode == 0, result.stderr
-    return result
-
-
-def start(*arguments, cwd):
-    command = [sys.executable, str(SCRIPTS / "train.py"), *map(str, arguments)]
-    return subprocess.Popen(command, cwd=cwd, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
-
-
-def lines(path):
-    return path.read_text().splitlines() if path.exists() else []
 
 
 @pytest.fixture(scope="module")
@@ -117,7 +97,7 @@ def test_the_run_folder_holds_what_it_says(straight):
     assert len(manifest["data"]["sha256"]) == 64
     rows = [json.loads(line) for line in lines(straight / "metrics.jsonl")]
     assert [row["epoch"] for row in rows] == list(range(1, 13))
-    assert set(rows[0]) == {"epoch", "train_elbo", "validation_elbo", "seconds"}
+    assert set(rows[0]) == {"epoch", "train_elbo", "validation_elbo", "kl_weight", "seconds"}
     with safe_open(straight / "weights.safetensors", framework="pt") as file:
         assert len(file.metadata() or {}) <= 1
     for figure in straight.glob("*.png"):
@@ -172,15 +152,17 @@ def test_evaluate_writes_every_key(place, straight):
     summary = json.loads((straight / "evaluation.json").read_text())
     assert set(summary) == {
         "split", "num_data", "num_particles", "elbo", "log_marginal", "khat", "ess", "bits_per_dim", "base_measure",
-        "proposal", "binarize", "seed", "seconds",
+        "proposal", "served", "binarize", "seed", "seconds",
     }  # fmt: skip
-    assert set(summary["elbo"]) == {"mean", "std_error"}
-    assert set(summary["log_marginal"]) == {"mean", "std_error", "mc_std_error"}
+    assert set(summary["elbo"]) == {"mean", "std_error", "num_particles"}
+    assert set(summary["log_marginal"]) == {"mean", "std_error", "mc_std_error", "bias_corrected_mean"}
     assert set(summary["khat"]) == {"max", "share_above_0.7"}
     assert set(summary["ess"]) == {"min", "median"}
     assert (summary["num_data"], summary["num_particles"], summary["seed"]) == (12, 300, 2)
     assert summary["base_measure"] == "counting"
-    assert summary["proposal"] == "guide"
+    assert summary["proposal"] == "0.6 Laplace t(5) + 0.1 Laplace normal + 0.1 guide + 0.2 prior"
+    assert f"proposal: {summary['proposal']}" in result.stdout
+    assert sum(summary["served"].values()) == pytest.approx(1.0)
     rows = list(csv.DictReader(lines(straight / "evaluation.csv")))
     values = np.array([float(row["log_marginal"]) for row in rows])
     assert summary["log_marginal"]["mean"] == pytest.approx(values.mean())
@@ -189,8 +171,10 @@ def test_evaluate_writes_every_key(place, straight):
     assert summary["log_marginal"]["mc_std_error"] == pytest.approx((errors**2).sum() ** 0.5 / len(values))
     assert summary["elbo"]["mean"] < summary["log_marginal"]["mean"]
     assert summary["bits_per_dim"] == pytest.approx(-values.mean() / (12 * np.log(2)))
-    run("evaluate", straight, "--num_particles", 30, "--split", "train", cwd=place)
-    assert json.loads((straight / "evaluation.json").read_text())["num_data"] == 96
+    assert {row["served"] for row in rows} <= set(summary["served"])
+    run("evaluate", straight, "--num_particles", 30, "--split", "train", "--proposal", "guide", cwd=place)
+    summary = json.loads((straight / "evaluation.json").read_text())
+    assert (summary["num_data"], summary["proposal"], summary["served"]) == (96, "guide", {"guide": 1.0})
 
 
 def test_sample_writes_both_grids(place, straight):
@@ -282,17 +266,9 @@ runpy.run_path("{SCRIPTS}/train.py", run_name="__main__")
 
 
 def test_own_arrays_own_prior_and_trust(place):
-    arguments = [
-        "--data",
-        "both.npz:counts",
-        "--likelihood",
-        "BinomialLikelihood",
-        "--likelihood.total_count",
-        8,
-        *TINY,
-    ]
+    counts = ["--data", "both.npz:counts", "--likelihood", "BinomialLikelihood", "--likelihood.total_count", 8]
     own = ["--prior", "mymodule.StudentTPrior", "--prior.df", 3.5, "--epochs", 2, "--out", "own"]
-    run("train", *arguments, *own, cwd=place)
+    run("train", *counts, *TINY, *own, cwd=place)
     marker = place / "mymodule.imported"
     marker.unlink()
     for script, extra in (("evaluate", ["own"]), ("sample", ["own"]), ("train", ["--config", "own/config.yaml"])):
@@ -309,11 +285,12 @@ def test_own_arrays_own_prior_and_trust(place):
 def test_a_run_is_evaluated_on_its_own_split(place, straight):
     arguments = ["--data", "bits.npy", *TINY, "--epochs", 1, "--split_seed", 3, "--out", "split"]
     run("train", *arguments, cwd=place)
-    before = [line.split(",")[0] for line in lines(place / "split/evaluation.csv")]
+    rows = lambda folder: [line.split(",")[0] for line in lines(folder / "evaluation.csv")]  # noqa: E731
+    before = rows(place / "split")
     run("evaluate", "split", "--num_particles", 5, cwd=place)
-    assert [line.split(",")[0] for line in lines(place / "split/evaluation.csv")] == before
+    assert rows(place / "split") == before
     run("evaluate", straight, "--num_particles", 5, cwd=place)
-    assert [line.split(",")[0] for line in lines(straight / "evaluation.csv")] != before
+    assert rows(straight) != before
 
 
 def test_densities_have_no_bits(place):
@@ -428,21 +405,6 @@ def traps(place, straight):
     return place
 
 
-def call(capsys, monkeypatch, script, *arguments):
-    """Run a script's main in this process; return its exit code and what it wrote to stderr."""
-    import runpy
-
-    before = signal.getsignal(signal.SIGTERM)
-    monkeypatch.setattr(sys, "argv", [f"{script}.py", *map(str, arguments)])
-    monkeypatch.setattr(sys, "path", list(sys.path))
-    try:
-        with pytest.raises(SystemExit) as stop:
-            runpy.run_path(str(SCRIPTS / f"{script}.py"), run_name="__main__")
-    finally:
-        signal.signal(signal.SIGTERM, before)
-    return stop.value.code, capsys.readouterr().err
-
-
 def whats_there(folder):
     passing = {"__pycache__", "runs", "mymodule.imported"}
     return sorted(path for path in folder.rglob("*") if not passing & {*path.parts} or path.parent.name == "runs")
@@ -482,8 +444,6 @@ def damage(path, how):
     ],
 )
 def test_a_damaged_run_is_refused(straight, tmp_path, capsys, monkeypatch, name, how, message):
-    import shutil
-
     copy = tmp_path / "copy"
     shutil.copytree(straight, copy)
     if how == "remove":
@@ -497,8 +457,6 @@ def test_a_damaged_run_is_refused(straight, tmp_path, capsys, monkeypatch, name,
 
 
 def test_a_checkpoint_of_another_model_or_damaged_is_refused(place, straight, tmp_path, capsys, monkeypatch):
-    import shutil
-
     monkeypatch.chdir(place)
     wider = ["--network.hidden", "[7]", *TINY[2:]]
     assert call(capsys, monkeypatch, "train", "--data", "bits.npy", *wider, "--epochs", 1, "--out", "wider")[0] == 0
@@ -529,19 +487,14 @@ def test_other_data_are_refused_at_evaluation(place, straight, capsys, monkeypat
 
 
 def test_help_lists_the_parts(capsys, monkeypatch):
-    import runpy
-
-    monkeypatch.setattr(sys, "argv", ["train.py", "--help"])
-    with pytest.raises(SystemExit):
-        runpy.run_path(str(SCRIPTS / "train.py"), run_name="__main__")
-    text = capsys.readouterr().out
+    text = help_of(capsys, monkeypatch, "train")
     for name in ("MixturePrior", "NormalLikelihood", "NormalEncoder", "ConvNet", "Trace_ELBO", "Adam"):
         assert re.search(rf"^ +{name} +\w", text, re.MULTILINE), name
     assert "python scripts/train.py --resume" in text
 
 
 def test_no_script_is_left_out():
-    text = Path(__file__).read_text()
+    text = "".join(file.read_text() for file in Path(__file__).parent.glob("test_*.py"))
     for script in SCRIPTS.glob("*.py"):
-        assert f'run("{script.stem}"' in text
+        assert any(call in text for call in (f'run("{script.stem}"', f'runs, "{script.stem}"', f"/{script.name}"))
         assert os.access(script, os.R_OK)

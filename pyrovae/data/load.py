@@ -18,6 +18,7 @@ EVALUATION_SEED = 20160304
 """Seed of the bits that evaluation and static binarisation use: no run may change it."""
 
 BINARIZATIONS = ("dynamic", "static", "none")
+_MOST_CLASSES = 1000  # of a covariate of integers; more are a quantity rather
 _CHUNK = 4096  # data whose uniform draws are held at once
 
 
@@ -38,9 +39,11 @@ class Data:
         test_index: Rows of the test data in the source, with shape (N_test,). For MNIST they
             count in the test file, the other two in the training file.
         sha256: Hexadecimal digest of the source's dtype, shape and values, all rows in source
-            order. It depends neither on the split nor on the binarisation.
+            order, and of the covariates' where there are some. It depends neither on the split
+            nor on the binarisation.
         labels: Class labels by split ("train", "validation", "test"), each with shape (N_split,),
             int64. None for the reader's own arrays.
+        covariates: Covariates by split, each with shape (N_split, C), float32. None without.
     """
 
     name: str
@@ -54,6 +57,16 @@ class Data:
     test_index: Tensor
     sha256: str
     labels: dict[str, Tensor] | None = None
+    covariates: dict[str, Tensor] | None = None
+
+    @property
+    def num_covariates(self) -> int:
+        """C; 0 without covariates."""
+        return 0 if self.covariates is None else self.covariates["train"].shape[1]
+
+    def conditions(self, split: str, device: torch.device | str = "cpu") -> dict[str, Tensor]:
+        """Keyword arguments of the programs beside x for "train", "validation" or "test": the covariates."""
+        return {} if self.covariates is None else {"covariates": self.covariates[split].to(device)}
 
     @cached_property
     def maximum(self) -> int | None:
@@ -103,6 +116,7 @@ def load_data(
     data_dir: str | os.PathLike[str] | None = None,
     binarize: str | None = None,
     split_seed: int = 0,
+    covariates: str | os.PathLike[str] | None = None,
 ) -> Data:
     """Read a data set, check it, split it, and binarise it where asked.
 
@@ -127,6 +141,9 @@ def load_data(
         data_dir: Folder that holds MNIST/raw; "data" if None. The other sources ignore it.
         binarize: "dynamic", "static" or "none". None means "dynamic" for MNIST, else "none".
         split_seed: Seed of the split.
+        covariates: "labels" of digits and MNIST, one-hot, or an array as above with a row for each
+            datum of the source: integers with shape (N,) are taken for classes and made one-hot,
+            anything else for real numbers, one column or C of them, used as they are.
 
     Returns:
         The three splits, and where they came from.
@@ -148,6 +165,7 @@ def load_data(
         raise ValueError(unknown("--binarize", binarize, BINARIZATIONS))
     labels: Tensor | None = None
     num_test_file = 0
+    digest = ""
     if name == "digits":
         source, labels = read_digits()
     elif name == "mnist":
@@ -155,6 +173,11 @@ def load_data(
     else:
         source = read_array(name)
     num_data, shape = len(source), tuple(source.shape[1:])
+
+    conditions = None
+    if covariates is not None:
+        conditions = _covariates(os.fspath(covariates), labels, num_data, name)
+        digest = _sha256(conditions.numpy())
 
     generator = torch.Generator().manual_seed(split_seed)
     order = torch.randperm(num_data - num_test_file, generator=generator)
@@ -191,9 +214,33 @@ def load_data(
         train_index=train,
         validation_index=validation,
         test_index=test - len(order) if num_test_file else test,
-        sha256=_sha256(source),
+        sha256=_sha256(source, digest),
         labels=None if labels is None else {split: labels[rows] for split, rows in splits.items()},
+        covariates=None if conditions is None else {split: conditions[rows] for split, rows in splits.items()},
     )
+
+
+def _covariates(given: str, labels: Tensor | None, num_data: int, name: str) -> Tensor:
+    """Covariates of all data in source order, with shape (N, C), float32."""
+    if given == "labels":
+        if labels is None:
+            raise ValueError(f"--covariates labels: {name} has none; give an array, PATH.npy or PATH.npz:KEY")
+        classes = labels
+    else:
+        array = read_array(given, flag="--covariates")
+        if len(array) != num_data:
+            raise ValueError(
+                f"--covariates {given} has {len(array)} rows and {name} {num_data}: give one row for each datum"
+            )
+        if array.ndim > 1 or array.dtype.kind == "f":
+            return torch.from_numpy(array.astype(np.float32).reshape(num_data, -1))
+        classes = torch.from_numpy(array.astype(np.int64))
+        if int(classes.min()) < 0 or int(classes.max()) >= _MOST_CLASSES:
+            raise ValueError(
+                f"--covariates {given}: integers with shape (N,) are classes, 0 to {_MOST_CLASSES - 1}, and these run "
+                f"from {int(classes.min())} to {int(classes.max())}: number the classes from 0, or give real numbers"
+            )
+    return torch.nn.functional.one_hot(classes).float()
 
 
 def _evaluation_bits(grey: Tensor) -> Tensor:
@@ -203,9 +250,10 @@ def _evaluation_bits(grey: Tensor) -> Tensor:
     return torch.cat(list(draws))
 
 
-def _sha256(source: np.ndarray) -> str:
-    """Digest of dtype, shape and values; in little-endian order, so that machines agree."""
+def _sha256(source: np.ndarray, more: str = "") -> str:
+    """Digest of dtype, shape and values, and more; in little-endian order, so that machines agree."""
     source = np.ascontiguousarray(source, dtype=source.dtype.newbyteorder("<"))
     digest = hashlib.sha256(f"{source.dtype.str} {source.shape}".encode())
     digest.update(source.reshape(-1).view(np.uint8).data)
+    digest.update(more.encode())
     return digest.hexdigest()

@@ -113,11 +113,12 @@ def _socket_timeout() -> Iterator[None]:
         socket.setdefaulttimeout(before)
 
 
-def read_array(name: str) -> np.ndarray:
+def read_array(name: str, flag: str = "--data") -> np.ndarray:
     """The reader's own array, checked: finite numbers that float32 holds, with shape (N, ...).
 
     Args:
         name: PATH.npy, PATH.npz:KEY, or PATH.npz where the file holds one array.
+        flag: "--data", or "--covariates", which may have shape (N,) too.
 
     Raises:
         FileNotFoundError: There is no such file.
@@ -126,15 +127,16 @@ def read_array(name: str) -> np.ndarray:
     stem, has_key, key = name.partition(".npz:")
     path = Path(stem + ".npz" if has_key else name).expanduser()
     if path.suffix not in (".npy", ".npz"):
-        raise ValueError(unknown("--data", name, ("digits", "mnist")) + ", or a file: PATH.npy or PATH.npz:KEY")
+        names = ("digits", "mnist") if flag == "--data" else ("labels",)
+        raise ValueError(unknown(flag, name, names) + ", or a file: PATH.npy or PATH.npz:KEY")
     if not os.path.isfile(path):
-        raise FileNotFoundError(f"{path}: there is no such file; check the path given to --data")
+        raise FileNotFoundError(f"{path}: there is no such file; check the path given to {flag}")
     array = _load(path, key)
     if array.dtype.kind not in "buif":
         raise ValueError(
             f"{name} has dtype {array.dtype}: expected booleans, integers or real numbers; convert it before saving"
         )
-    if array.ndim < 2 or array.size == 0 or len(array) < 10:
+    if array.ndim < (2 if flag == "--data" else 1) or array.size == 0 or len(array) < 10:
         raise ValueError(
             f"{name} has shape {array.shape}: expected (N, ...) with at least ten data in rows and "
             "one value in each; reshape it, or bring more data"

@@ -1,0 +1,145 @@
+"""The whole matrix: every prior with every encoder and every likelihood is trained, weighed, saved and exported."""
+
+from functools import partial
+
+import pyro
+import pytest
+import torch
+from catalogue import ENCODERS, LIKELIHOODS, PRIORS, C, D
+from pyro.distributions import constraints
+from pyro.infer import Trace_ELBO, TraceEnum_ELBO
+from safetensors.torch import load as tensors_of
+
+from pyrovae import MLP, VAE, log_marginal, log_weights, to_arviz
+from pyrovae.densities import evaluating, log_weights_and_latents
+from pyrovae.files import tensors_to_bytes
+
+N, K, STEPS, LATENT = 4, 3, 4, 3
+
+# Many draws, since the components that a mixture's draws come from change with its parameters under one seed too.
+SAMPLED = Trace_ELBO(num_particles=10, vectorize_particles=True, max_plate_nesting=1)
+ENUMERATED = TraceEnum_ELBO(max_plate_nesting=1)
+
+
+def of_each_class(parts, most=1):
+    """The first names of every class, so many of each at most."""
+    names = {}
+    for name, make in parts.items():
+        names.setdefault(type(make()), []).append(name)
+    return [name for each in names.values() for name in each[:most]]
+
+
+# One variant of each class: tests of their kind have the others, and each with each of the other kind.
+PRIOR_NAMES, LIKELIHOOD_NAMES = of_each_class(PRIORS), of_each_class(LIKELIHOODS)
+ENCODER_NAMES = of_each_class(ENCODERS, most=2)
+DISCRETE = [("categorical", "categorical"), ("vamp", "categorical")]
+MEANLESS = [("exemplar", name) for name in ENCODER_NAMES if name.startswith(("flow", "two layers"))]
+PAIRS = [(p, q) for p in PRIOR_NAMES for q in ENCODER_NAMES]
+UNMATCHED = [pair for pair in PAIRS if "categorical" in pair and pair not in DISCRETE]
+CELLS = [pair for pair in PAIRS if pair not in (*UNMATCHED, *MEANLESS)]
+
+
+def some_data(support, generator):
+    """N data in the support of one datum, without asking a model for draws."""
+    u = torch.rand(N, D, generator=generator)
+    while isinstance(support, constraints.independent):
+        support = support.base_constraint
+    if support is constraints.real:
+        return 6 * u - 3
+    if support is constraints.positive:
+        return 0.1 + 3 * u
+    if support is constraints.nonnegative_integer:
+        return (8 * u).floor()
+    if support.event_dim == 1:  # counts with a sum
+        return torch.nn.functional.one_hot((u[:, : support.total_count] * D).long(), D).sum(1).float()
+    low, high = (
+        torch.as_tensor(getattr(support, f"{end}_bound", default)) for end, default in (("lower", 0), ("upper", 1))
+    )
+    if support.is_discrete:
+        return low + ((high - low + 1) * u).floor()
+    return low + (high - low) * (0.01 + 0.98 * u)
+
+
+def seed(value):
+    torch.default_generator.manual_seed(value)  # `pyro.set_rng_seed` seeds six generators, for 3 ms
+
+
+def build(prior, encoder, likelihood, x):
+    """The VAE of a cell, its parts attached as `Blueprint` does."""
+    conditions = C if prior == "conditional" else 0
+    p_z = PRIORS[prior](LATENT)
+    q_z = ENCODERS[encoder](p_z.encoder_dim, D + conditions)
+    decoder = LIKELIHOODS[likelihood](LATENT + conditions, partial(MLP, hidden=[6], activation="tanh"))
+    return VAE(p_z.attach(q_z, x), decoder, q_z)
+
+
+def check_cell(prior, encoder, likelihood):
+    generator = torch.Generator().manual_seed(1)
+    support = LIKELIHOODS[likelihood]()(torch.zeros(2)).support
+    x = some_data(support, generator)
+    assert bool(support.check(x).all())
+    kwargs = {"covariates": torch.randn(N, C, generator=generator)} if prior == "conditional" else {}
+    pyro.clear_param_store()
+    seed(0)
+    vae = build(prior, encoder, likelihood, x)
+
+    elbo = ENUMERATED if (prior, encoder) in DISCRETE else SAMPLED
+    optimizer = torch.optim.Adam(vae.parameters(), lr=0.01)
+    losses = []
+    for step in range(STEPS):
+        seed(1)
+        with pyro.validation_enabled(step == 0):
+            loss = elbo.differentiable_loss(vae.model, vae.guide, x, **kwargs)
+        losses.append(loss.item())
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+    seed(1)
+    losses.append(elbo.loss(vae.model, vae.guide, x, **kwargs))
+    assert losses[-1] < losses[0] - 0.01, losses
+
+    estimate = log_marginal(vae.model, vae.guide, x, num_particles=K, **kwargs)
+    assert estimate.value.shape == (N,)
+    assert bool(torch.isfinite(estimate.value).all())
+
+    with evaluating(vae):
+        drawn = vae.model(**kwargs) if kwargs else vae.model(size=N)
+        assert drawn.shape == (N, D)
+        assert bool(support.check(drawn).all())
+
+        again = build(prior, encoder, likelihood, torch.zeros(1, D)).eval()
+        again.load_state_dict(tensors_of(tensors_to_bytes(vae.state_dict())))
+        vae.eval()
+        seed(2)
+        log_w, latents, log_lik = log_weights_and_latents(vae.model, vae.guide, x, num_particles=K, **kwargs)
+        seed(2)
+        assert torch.equal(log_weights(again.model, again.guide, x, num_particles=K, **kwargs), log_w)
+
+    tree = to_arviz(latents, observed={"x": x}, log_likelihood={"x": log_lik}, log_weights=log_w, stats=estimate)
+    assert tree["posterior"]["z"].shape == (1, K, N, LATENT)
+    assert tree["observed_data"]["x"].shape == (N, D)
+    for group, name in (("log_likelihood", "x"), ("sample_stats", "log_weight")):
+        assert tree[group][name].shape == (1, K, N)
+    return losses[0] - losses[-1]
+
+
+@pytest.mark.parametrize(("prior", "encoder"), CELLS)
+def test_every_cell_is_trained_weighed_sampled_saved_and_exported(prior, encoder):
+    for likelihood in LIKELIHOOD_NAMES:
+        try:
+            check_cell(prior, encoder, likelihood)
+        except Exception as error:
+            error.add_note(f"in the cell of prior {prior!r}, encoder {encoder!r}, likelihood {likelihood!r}")
+            raise
+
+
+@pytest.mark.parametrize("likelihood", LIKELIHOOD_NAMES)
+def test_pairs_that_cannot_match_are_refused_with_every_likelihood(likelihood):
+    x = torch.rand(N, D)
+    for prior, encoder in UNMATCHED:
+        with pytest.raises(ValueError, match="cannot be carried over"):
+            build(prior, encoder, likelihood, x)
+    for prior, encoder in MEANLESS:
+        vae = build(prior, encoder, likelihood, x)
+        with pytest.raises(ValueError, match="has none in closed form"):
+            log_weights(vae.model, vae.guide, x)

@@ -4,6 +4,8 @@ A VAE is made of a prior, a likelihood and an encoder; its `model` and `guide` a
 computed from them works for any such pair, the reader's own too.
 """
 
+from pyrovae.ais import adaptive_schedule, ais, linear_schedule, sigmoidal_schedule
+from pyrovae.brackets import Bracket, bracket
 from pyrovae.densities import log_joint, log_weights
 from pyrovae.encoders import (
     CategoricalEncoder,
@@ -15,9 +17,11 @@ from pyrovae.encoders import (
     MixtureEncoder,
     NormalEncoder,
     StudentTEncoder,
+    TwoLayerEncoder,
 )
 from pyrovae.export import to_arviz
-from pyrovae.importance import evidence_lower_bound, log_marginal
+from pyrovae.handlers import temper
+from pyrovae.importance import evidence_lower_bound, ladder, log_marginal
 from pyrovae.likelihoods import (
     BernoulliLikelihood,
     BetaBinomialLikelihood,
@@ -51,6 +55,7 @@ from pyrovae.nn import (
     Standardize,
     TransposedConvNet,
 )
+from pyrovae.objectives import KLWeight, LinearWarmup
 from pyrovae.priors import (
     AutoregressivePrior,
     CategoricalPrior,
@@ -65,8 +70,20 @@ from pyrovae.priors import (
     Prior,
     StandardNormalPrior,
     StudentTPrior,
+    TwoLayerPrior,
     VampPrior,
 )
+from pyrovae.programs import Blueprint, MixtureVAE, TwoLayerVAE
+from pyrovae.proposals import (
+    DefensiveProposal,
+    GuideProposal,
+    LaplaceProposal,
+    MixtureProposal,
+    PriorProposal,
+    Proposal,
+    WidenedProposal,
+)
+from pyrovae.refinement import Refinement, refine
 from pyrovae.run import load
 from pyrovae.stats import LogMarginal
 from pyrovae.svi import History, fit
@@ -80,6 +97,8 @@ __all__ = [
     "BetaBinomialLikelihood",
     "BetaLikelihood",
     "BinomialLikelihood",
+    "Blueprint",
+    "Bracket",
     "CategoricalEncoder",
     "CategoricalLikelihood",
     "CategoricalPrior",
@@ -87,6 +106,7 @@ __all__ = [
     "ConstrainedEncoder",
     "ContinuousBernoulliLikelihood",
     "ConvNet",
+    "DefensiveProposal",
     "DirichletPrior",
     "DiscretizedLogisticMixtureLikelihood",
     "Encoder",
@@ -96,16 +116,22 @@ __all__ = [
     "FullCovarianceNormalEncoder",
     "GatedMLP",
     "Guide",
+    "GuideProposal",
     "History",
+    "KLWeight",
     "LaplaceLikelihood",
     "LaplacePrior",
+    "LaplaceProposal",
     "Likelihood",
+    "LinearWarmup",
     "LogMarginal",
     "LogNormalLikelihood",
     "LogisticNormalPrior",
     "LowRankNormalEncoder",
     "MixtureEncoder",
     "MixturePrior",
+    "MixtureProposal",
+    "MixtureVAE",
     "Model",
     "MultinomialLikelihood",
     "NegativeBinomialLikelihood",
@@ -115,8 +141,11 @@ __all__ = [
     "NormalPrior",
     "PoissonLikelihood",
     "Prior",
+    "PriorProposal",
+    "Proposal",
     "RecurrentDecoder",
     "RecurrentNet",
+    "Refinement",
     "ResidualConvNet",
     "ResidualMLP",
     "ResidualTransposedConvNet",
@@ -127,14 +156,26 @@ __all__ = [
     "StudentTPrior",
     "TransposedConvNet",
     "TruncatedNormalLikelihood",
+    "TwoLayerEncoder",
+    "TwoLayerPrior",
+    "TwoLayerVAE",
     "VampPrior",
+    "WidenedProposal",
     "ZeroInflatedNegativeBinomialLikelihood",
     "ZeroInflatedPoissonLikelihood",
+    "adaptive_schedule",
+    "ais",
+    "bracket",
     "evidence_lower_bound",
     "fit",
+    "ladder",
+    "linear_schedule",
     "load",
     "log_joint",
     "log_marginal",
     "log_weights",
+    "refine",
+    "sigmoidal_schedule",
+    "temper",
     "to_arviz",
 ]

@@ -1,0 +1,50 @@
+"""Compare finished runs by log p(x) of the same test data: a table sorted by it, paired differences, and a figure.
+
+python scripts/compare.py runs/digits-001 runs/digits-002
+python scripts/compare.py runs/mnist-* --figure comparison.png
+
+It takes each run's last evaluation (of train.py or evaluate.py), and refuses runs on other data, binarisation, split or
+base measure. ArviZ's own `compare` and `loo` on a run's posterior.nc are about the conditional log p(x|z), which rises
+with the freedom of z; what is compared here is the marginal, log p(x).
+"""
+
+import sys
+from pathlib import Path
+
+from pyrovae.comparison import Evaluated, compare, plot_comparison
+from pyrovae.evaluation import aligned
+from pyrovae.files import write_whole
+from pyrovae.plots import to_png
+from pyrovae.terminal import make_parser, parse_flags, run_script
+
+
+def main() -> int:
+    """Print the table, and draw the figure."""
+    parser = make_parser(prog="compare.py", description=__doc__)
+    parser.add_argument("runs", type=str, nargs="+", help="run folders of train.py, two or more")
+    parser.add_argument("--figure", type=str | None, default=None, help="PNG file for the figure")
+    args = parse_flags(parser, sys.argv[1:])
+    if len(set(args.runs)) < max(2, len(args.runs)):
+        raise ValueError("give two run folders or more, each once")
+
+    runs = [Evaluated.of(path) for path in args.runs]
+    found = compare(runs)
+    protocols = {run.name: run.protocol for run in runs}
+    lines = [["", "log p(x)", "s.e. data", "s.e. MC", "difference", "s.e. data", "s.e. MC", "proposal"]]
+    for name, row in found.items():
+        gap = (row.difference, row.difference_std_error, row.difference_mc_std_error)
+        numbers = [f"{row.mean:.2f}", f"{row.std_error:.2f}", f"{row.mc_std_error:.3f}"]
+        differences = [""] * 3 if gap[0] is None else [f"{gap[0]:+.2f}", f"{gap[1]:.2f}", f"{gap[2]:.3f}"]
+        lines.append([name, *numbers, *differences, protocols[name]])
+    print(f"{len(runs[0].value):,} {runs[0].about['split']} data; nats per datum; differences from the best run\n")
+    print(aligned(lines))
+    if len(set(protocols.values())) > 1:
+        print("the proposals differ: a difference smaller than what more draws would gain is none of the models")
+    if args.figure:
+        write_whole(Path(args.figure), to_png(plot_comparison(found)))
+        print(f"wrote {args.figure}")
+    return 0
+
+
+if __name__ == "__main__":
+    run_script(main)

@@ -1,0 +1,141 @@
+"""Runs side by side: paired differences, their errors, and what is not comparable."""
+
+import json
+import math
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from pyrovae.comparison import Evaluated, compare, marginal_to_arviz, plot_comparison
+from pyrovae.stats import crossed_mean_and_std_error
+
+SCRIPTS = Path(__file__).parent.parent / "scripts"
+ABOUT = {"data (SHA-256)": "abc", "binarisation": "none", "split": "test", "base measure": "counting"}
+
+
+def evaluated(name, value, std_error=0.0, rows=None, **about):
+    value = torch.as_tensor(value, dtype=torch.float64)
+    rows = torch.arange(len(value)) if rows is None else rows
+    return Evaluated(name, value, torch.full_like(value, std_error), rows, {**ABOUT, **about}, "guide, K = 10")
+
+
+def test_differences_are_paired_and_sorted():
+    datum = 10 * torch.randn(400, dtype=torch.float64)  # shared by both runs, so it drops out
+    noise = 0.1 * torch.randn(400, dtype=torch.float64)
+    found = compare([evaluated("worse", datum - 1 + noise, 0.3), evaluated("better", datum, 0.4)])
+    assert list(found) == ["better", "worse"]
+    assert found["better"].difference is None
+    row = found["worse"]
+    assert row.difference == pytest.approx(-1 + noise.mean().item())
+    assert row.difference_std_error == pytest.approx(noise.std().item() / 20)
+    assert row.difference_mc_std_error == pytest.approx(0.5 / 20)
+    assert row.std_error > 0.4
+    assert plot_comparison(found).axes
+
+
+@pytest.mark.parametrize("key", ABOUT)
+def test_what_is_not_of_the_same_thing_is_refused(key):
+    with pytest.raises(ValueError, match="cannot be compared") as refusal:
+        compare([evaluated("a", [1.0, 2.0]), evaluated("b", [1.0, 2.0], **{key: "other"})])
+    assert key in str(refusal.value)
+    assert "other" in str(refusal.value)
+
+
+def test_other_test_rows_are_refused():
+    with pytest.raises(ValueError, match="other test rows"):
+        compare([evaluated("a", [1.0, 2.0]), evaluated("b", [1.0, 2.0], rows=torch.tensor([1, 0]))])
+
+
+def test_the_error_over_runs_and_data_is_that_of_a_simulation():
+    # values[s, n] = run[s] + datum[n]; the error of the mean is known. 2,000 tables, so 10 % is six standard errors.
+    runs, data = 0.5 * torch.randn(2000, 4, 1), 2 * torch.randn(2000, 1, 50)
+    true = math.sqrt(0.25 / 4 + 4 / 50)
+    found = [crossed_mean_and_std_error(table)[1] for table in runs + data]
+    assert np.sqrt(np.mean(np.square(found))) == pytest.approx(true, rel=0.1)
+    one_run = crossed_mean_and_std_error(data[0])
+    assert one_run[1] == pytest.approx(data[0].std().item() / math.sqrt(50))
+
+
+@pytest.mark.filterwarnings("ignore::UserWarning", "ignore::DeprecationWarning", "ignore::FutureWarning")
+def test_arviz_is_given_the_marginal():
+    import arviz
+
+    log_p = torch.randn(60, dtype=torch.float64)
+    loo = arviz.loo(marginal_to_arviz(log_p, torch.zeros(60, 2)))
+    found = getattr(loo, "elpd_loo", None) if hasattr(loo, "elpd_loo") else loo.elpd
+    assert float(found) == pytest.approx(log_p.sum().item())
+
+
+@pytest.fixture(scope="module")
+def runs(tmp_path_factory):
+    root = tmp_path_factory.mktemp("runs")
+    np.save(root / "bits.npy", np.random.default_rng(0).integers(0, 2, (60, 6)))
+    np.save(root / "others.npy", np.random.default_rng(1).integers(0, 2, (60, 6)))
+    for name, data in (("a", "bits"), ("b", "bits"), ("c", "others")):
+        flags = [
+            "--data",
+            f"{data}.npy",
+            "--network.hidden",
+            "[4]",
+            "--latent_dim",
+            "2",
+            "--epochs",
+            "1",
+            "--out",
+            name,
+        ]
+        script(root, "train", *flags, "--num_particles", "30", "--seed", "1" if name == "b" else "0")
+    return root
+
+
+def script(cwd, name, *arguments, check=True):
+    command = [sys.executable, "-W", "error", str(SCRIPTS / f"{name}.py"), *arguments]
+    result = subprocess.run(command, cwd=cwd, capture_output=True, text=True, timeout=300, check=False)
+    assert "Traceback" not in result.stderr, result.stderr
+    assert not check or result.returncode == 0, result.stderr
+    return result
+
+
+def test_the_script_compares_and_draws(runs):
+    result = script(runs, "compare", "a", "b", "--figure", "differences.png")
+    values = {name: Evaluated.of(runs / name).value.mean().item() for name in "ab"}
+    assert f"{max(values.values()):.2f}" in result.stdout
+    assert f"{min(values.values()) - max(values.values()):+.2f}" in result.stdout
+    assert (runs / "differences.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_the_script_refuses_in_one_line(runs, tmp_path):
+    for arguments, message in (
+        (["a", "c"], "cannot be compared: data"),
+        (["a"], "two run folders or more"),
+        (["a", "nowhere"], "no run folder"),
+    ):
+        result = script(runs, "compare", *arguments, check=False)
+        assert result.returncode == 1
+        assert message in result.stderr
+        assert result.stderr.count("\n") == 1
+
+
+def test_swapping_trains_tabulates_and_goes_on(runs):
+    training = ["--data", "bits.npy", "--network.hidden", "[4]", "--latent_dim", "2", "--epochs", "2"]
+    table = ["--out", "table", "--seeds", "[0,1]", "--only", "two-layer-program", "--num_particles", "20"]
+    result = script(runs, "swap", *table, "--ladder", "[5,20]", "--", *training)
+    assert "two-layer-program" in result.stdout
+    rows = json.loads((runs / "table/table.json").read_text())["rows"]
+    assert set(rows) == {"standard", "two-layer-program"}
+    assert rows["standard"]["difference"] == 0
+    assert len(rows["standard"]["ladder"]) == 2
+    stamps = {path: path.stat().st_mtime_ns for path in (runs / "table").glob("*/weights.safetensors")}
+    assert len(stamps) == 4
+    again = script(runs, "swap", *table, "--ladder", "[5,20]", "--", *training)
+    assert stamps == {path: path.stat().st_mtime_ns for path in stamps}
+    assert again.stdout == result.stdout
+    wrong = script(runs, "swap", "--out", "table", "--only", "flow-priors", check=False)
+    assert "did you mean flow-prior" in wrong.stderr
+    failed = script(runs, "swap", "--out", "other", "--only", "low-rank", "--", "--epochz", "3", check=False)
+    assert failed.returncode == 1
+    assert "--epochz: no such flag" in failed.stderr

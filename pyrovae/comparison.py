@@ -63,8 +63,9 @@ class Evaluated:
                 "split": summary["split"],
                 "base measure": summary["base_measure"],
             }
-            protocol = f"{summary['proposal']}, K = {summary['num_particles']:,}"
-        except (KeyError, ValueError) as error:
+            marginal = summary["log_marginal"]
+            protocol = f"{marginal['proposal']}, K = {marginal['num_particles']:,}"
+        except (KeyError, TypeError, ValueError) as error:
             raise ValueError(f"{where}: damaged or of another version; make it again with evaluate.py") from error
         return cls(str(path), columns["log_marginal"], columns["std_error"], columns["row"].long(), about, protocol)
 

@@ -1,17 +1,20 @@
 """What the scripts write into a run folder beside the weights: the table, the figures, and draws for ArviZ."""
 
+from contextlib import suppress
 from typing import Any
 
 import torch
 from torch import Tensor
+from tqdm import tqdm
 
 from pyrovae.data import Data, IndependentPixels
 from pyrovae.densities import evaluating, isolated_rng, log_weights_and_latents, take
-from pyrovae.evaluation import Evaluation, exact_summary
+from pyrovae.evaluation import Evaluation, evaluate, exact_summary
 from pyrovae.export import to_arviz, write_netcdf
-from pyrovae.files import write_json, write_whole
+from pyrovae.files import read_state, sha256_of, write_json, write_state, write_whole
 from pyrovae.plots import plot_grids, plot_history, prior_samples, reconstructions, to_png
-from pyrovae.run import POSTERIOR, Run
+from pyrovae.proposals import PROPOSALS, ProposalName
+from pyrovae.run import POSTERIOR, WEIGHTS, Run
 from pyrovae.stats import summarize_log_weights
 from pyrovae.svi import History
 from pyrovae.vae import ProgramPair
@@ -19,10 +22,72 @@ from pyrovae.vae import ProgramPair
 POSTERIOR_DATA = 1000  # test data in posterior.nc, at most
 POSTERIOR_DRAWS = 100  # draws for each
 
+PARTIAL = "evaluation.partial.safetensors"  # of an evaluation that is under way
+
 
 def split_of(data: Data, split: str) -> tuple[Tensor, Tensor]:
     """The values, with shape (N, D), and source rows, with shape (N,), of "train", "validation" or "test"."""
     return getattr(data, split), getattr(data, f"{split}_index")
+
+
+def evaluate_run(
+    run: Run,
+    vae: ProgramPair,
+    data: Data,
+    *,
+    split: str,
+    num_particles: int,
+    proposal: ProposalName = "default",
+    until: float | None = None,
+    seed: int = 0,
+    chunk_size: int | None = None,
+) -> Evaluation:
+    """Evaluate a run, with a progress bar; a second call with the same arguments goes on where one was stopped.
+
+    Args:
+        run: The run folder, with its weights.
+        vae: The trained model.
+        data: The data.
+        split: "train", "validation" or "test".
+        num_particles: As for `evaluate`, and so are the rest.
+        proposal: Its name, as the scripts have it.
+        until: Standard error to reach.
+        seed: Seed of the draws.
+        chunk_size: Latents decoded at once.
+    """
+    device, path = _device(vae), run.path / PARTIAL
+    x, _ = split_of(data, split)
+    about = {
+        "weights": sha256_of(run.path / WEIGHTS),
+        "data": data.sha256,
+        "split": split,
+        "proposal": proposal,
+        "num_particles": num_particles,
+        "until": until,
+        "seed": seed,
+        "chunk_size": chunk_size,
+        "device": device.type,
+    }
+    begun: dict[str, Any] = {"about": None}
+    with suppress(ValueError, FileNotFoundError):  # a damaged one is begun anew
+        begun = read_state(path)
+    with tqdm(total=len(x), unit="datum", desc="log p(x)") as bar:
+        evaluation = evaluate(
+            vae.model,
+            vae.guide,
+            x.to(device),
+            num_particles=num_particles,
+            guide_particles=num_particles,
+            proposal=PROPOSALS[proposal],
+            until=until,
+            seed=seed,
+            chunk_size=chunk_size,
+            on_progress=bar.update,
+            commit=lambda state: write_state(path, {"about": about, "state": state}),
+            resume=begun["state"] if begun["about"] == about else None,
+            **data.conditions(split, device),
+        )
+    return evaluation
 
 
 def write_evaluation(run: Run, evaluation: Evaluation, data: Data, *, split: str) -> dict[str, Any]:
@@ -32,6 +97,7 @@ def write_evaluation(run: Run, evaluation: Evaluation, data: Data, *, split: str
     _, rows = split_of(data, split)
     write_whole(run.path / "evaluation.csv", evaluation.per_datum_csv(rows))
     write_json(run.path / "evaluation.json", summary)
+    (run.path / PARTIAL).unlink(missing_ok=True)
     return summary
 
 

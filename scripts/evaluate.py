@@ -2,19 +2,21 @@
 
 python scripts/evaluate.py runs/digits-001 --num_particles 5000
 python scripts/evaluate.py runs/digits-001 --num_particles 5000 --proposal guide    # as most papers do
+python scripts/evaluate.py runs/digits-001 --until 0.05 --num_particles 100000        # as many draws as it takes
 python scripts/evaluate.py runs/mnist-001 --split validation --device cuda
+
+Stopped and called again with the same flags, it goes on where it was. The published protocol, the guide alone, is
+always estimated beside.
 """
 
 import sys
 from typing import Literal
 
-from jsonargparse.typing import PositiveInt
-from tqdm import tqdm
+from jsonargparse.typing import PositiveFloat, PositiveInt
 
-from pyrovae.config import find_device
-from pyrovae.evaluation import caution, evaluate, table
-from pyrovae.proposals import PROPOSALS, ProposalName
-from pyrovae.report import baseline_summary, split_of, write_evaluation
+from pyrovae.evaluation import caution, ladder_lines, table
+from pyrovae.proposals import ProposalName
+from pyrovae.report import baseline_summary, evaluate_run, write_evaluation
 from pyrovae.run import open_run
 from pyrovae.terminal import make_run_parser, parse_flags, run_script
 
@@ -24,31 +26,41 @@ def main() -> int:
     parser = make_run_parser(prog="evaluate.py", description=__doc__)
     parser.add_argument("--num_particles", type=PositiveInt, default=5000, help="draws per datum, K")
     parser.add_argument("--proposal", type=ProposalName, default="default", help="where the draws come from")
+    parser.add_argument(
+        "--until",
+        type=PositiveFloat | None,
+        default=None,
+        help="draw until the standard error of each datum's log p(x) is this, in nats; K draws at most",
+    )
     parser.add_argument("--split", type=Literal["train", "validation", "test"], default="test", help="which data")
     parser.add_argument("--chunk_size", type=PositiveInt | None, default=None, help="latents decoded at once")
     args = parse_flags(parser, sys.argv[1:])
 
     run, vae, data = open_run(args, bits=True)
-    device = find_device(args.device)
-    x, _ = split_of(data, args.split)
-    with tqdm(total=len(x), unit="datum", desc="log p(x)") as bar:
-        evaluation = evaluate(
-            vae.model,
-            vae.guide,
-            x.to(device),
-            num_particles=args.num_particles,
-            proposal=PROPOSALS[args.proposal],
-            seed=args.seed,
-            chunk_size=args.chunk_size,
-            on_progress=bar.update,
-            **data.conditions(args.split, device),
-        )
+    evaluation = evaluate_run(
+        run,
+        vae,
+        data,
+        split=args.split,
+        num_particles=args.num_particles,
+        proposal=args.proposal,
+        until=args.until,
+        seed=args.seed,
+        chunk_size=args.chunk_size,
+    )
     summary = write_evaluation(run, evaluation, data, split=args.split)
     baseline = baseline_summary(data, split=args.split, base_measure=evaluation.base_measure)
-    print(f"\n{len(x):,} {args.split} data, K = {args.num_particles:,} draws each; nats per datum")
-    print(f"proposal: {evaluation.proposal}\n")
+    marginal = evaluation.marginal
+    drawn = f"K = {args.num_particles:,} draws each"
+    if args.until is not None:
+        reached = (marginal.log_marginal.std_error <= args.until).double().mean().item()
+        drawn = f"{marginal.draws.double().mean().item():,.0f} draws each on average, {args.num_particles:,} at most"
+        drawn += f"; a standard error of {args.until:g} is reached by {100 * reached:.1f} %"
+    print(f"\n{len(evaluation.elbo):,} {args.split} data, {drawn}; nats per datum")
+    print(f"proposal: {marginal.proposal}\n")
     print(table({"VAE": summary, "independent pixels": baseline}))
     print(caution(summary))
+    print(f"\nlog p(x) from the first K draws\n\n{ladder_lines(summary)}\n")
     print(f"wrote {run.path / 'evaluation.json'} and, per datum, evaluation.csv")
     return 0
 

@@ -15,14 +15,13 @@ import pyro
 import torch
 from jsonargparse import Namespace
 from torch import Tensor
-from tqdm import tqdm
 
 from pyrovae.config import build_kl_weight, build_objective, build_vae, check_parts, parse_training, resolve
 from pyrovae.data import Binarize, Data, load_data
-from pyrovae.evaluation import caution, evaluate, table
-from pyrovae.proposals import PROPOSALS
+from pyrovae.evaluation import caution, table
 from pyrovae.report import (
     baseline_summary,
+    evaluate_run,
     write_evaluation,
     write_posterior,
     write_sample_figures,
@@ -117,18 +116,10 @@ def train(run: Run, config: Namespace, data: Data, vae: ProgramPair, stopper: St
 
 def close(run: Run, config: Namespace, data: Data, vae: ProgramPair, history: History) -> None:
     """Write weights, table, figures and draws; the manifest, last, says that all is there."""
-    x = data.test.to(config.device)
     run.write_weights(vae)
-    with tqdm(total=len(x), unit="datum", desc="log p(x)") as bar:
-        evaluation = evaluate(
-            vae.model,
-            vae.guide,
-            x,
-            num_particles=config.num_particles,
-            proposal=PROPOSALS[config.proposal],
-            on_progress=bar.update,
-            **data.conditions("test", config.device),
-        )
+    evaluation = evaluate_run(
+        run, vae, data, split="test", num_particles=config.num_particles, proposal=config.proposal
+    )
     summary = write_evaluation(run, evaluation, data, split="test")
     write_training_figure(run, history)
     write_sample_figures(run, vae, data, size=64, seed=0)
@@ -138,8 +129,8 @@ def close(run: Run, config: Namespace, data: Data, vae: ProgramPair, history: Hi
     baseline = baseline_summary(data, split="test", base_measure=evaluation.base_measure)
     reason = "no better epoch came" if history.stop_reason == "plateau" else "all epochs done"
     print(f"\nstopped after epoch {len(history)} ({reason}); the best on validation data is epoch {history.best_epoch}")
-    print(f"{len(x):,} test data, K = {config.num_particles:,} draws each; nats per datum")
-    print(f"proposal: {evaluation.proposal}\n")
+    print(f"{len(data.test):,} test data, K = {config.num_particles:,} draws each; nats per datum")
+    print(f"proposal: {evaluation.marginal.proposal}\n")
     print(table({"VAE": summary, "independent pixels": baseline}))
     print(caution(summary))
     print(f"wrote {run.path}")

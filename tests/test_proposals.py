@@ -30,7 +30,6 @@ from pyrovae import (
     log_joint,
     log_marginal,
 )
-from pyrovae.evaluation import evaluate
 from pyrovae.importance import log_weight_blocks
 from pyrovae.laplace import climb, derivatives, laplace_fit
 from pyrovae.latents import LatentSpace
@@ -527,24 +526,6 @@ class TestHowMany:
         )
         assert smooth.std() < raw.std()
         assert smooth.abs().mean() < raw.abs().mean()
-
-
-def test_an_evaluation_says_which_component_served_and_takes_its_elbo_from_the_guide():
-    oracle = LinearGaussian()
-    x, vae = oracle.data(20), oracle.vae(sd_factor=1.0, shift=1.0)
-    made = evaluate(vae.model, vae.guide, x, num_particles=300)
-    assert made.components == ("Laplace t(5)", "Laplace normal", "guide", "prior")
-    assert (made.served == 0).all()
-    summary = made.summary()
-    assert summary["served"] == {"Laplace t(5)": 1.0, "Laplace normal": 0.0, "guide": 0.0, "prior": 0.0}
-    assert summary["elbo"]["num_particles"] == 100
-    assert summary["log_marginal"]["mean"] < summary["log_marginal"]["bias_corrected_mean"]
-    # The guide is diagonal, shifted by one sd: KL is half of Z at least; draws of the mixture would give another bound.
-    exact = oracle.log_marginal(x)
-    assert ((exact - made.elbo).mean() - 1).abs() < 0.35
-    assert made.per_datum_csv(torch.arange(20)).decode().splitlines()[1].endswith(",Laplace t(5)")
-    alone = evaluate(vae.model, vae.guide, x, num_particles=300, proposal=GuideProposal())
-    assert (alone.proposal, alone.components) == ("guide", ("guide",))
 
 
 def test_a_normal_likelihood_far_from_its_guide_is_found():

@@ -19,6 +19,8 @@ from safetensors import safe_open
 from script_helpers import SCRIPTS, TINY, call, help_of, lines, run, start
 
 import pyrovae
+import pyrovae.evaluation
+import pyrovae.report
 
 OWN_MODULE = """
 import pathlib
@@ -151,30 +153,41 @@ def test_evaluate_writes_every_key(place, straight):
     assert "k-hat > 0.7" in result.stdout
     summary = json.loads((straight / "evaluation.json").read_text())
     assert set(summary) == {
-        "split", "num_data", "num_particles", "elbo", "log_marginal", "khat", "ess", "bits_per_dim", "base_measure",
-        "proposal", "served", "binarize", "seed", "seconds",
+        "split", "num_data", "elbo", "log_marginal", "log_marginal_guide", "bits_per_dim", "base_measure", "binarize",
+        "seed", "seconds",
     }  # fmt: skip
+    marginal, guide = summary["log_marginal"], summary["log_marginal_guide"]
     assert set(summary["elbo"]) == {"mean", "std_error", "num_particles"}
-    assert set(summary["log_marginal"]) == {"mean", "std_error", "mc_std_error", "bias_corrected_mean"}
-    assert set(summary["khat"]) == {"max", "share_above_0.7"}
-    assert set(summary["ess"]) == {"min", "median"}
-    assert (summary["num_data"], summary["num_particles"], summary["seed"]) == (12, 300, 2)
+    assert set(marginal) == set(guide) == {
+        "mean", "std_error", "mc_std_error", "bias_corrected_mean", "num_particles", "proposal", "khat", "ess",
+        "served", "ladder",
+    }  # fmt: skip
+    assert set(marginal["khat"]) == {"max", "share_above_0.7"}
+    assert set(marginal["ess"]) == {"min", "median"}
+    assert [rung["num_particles"] for rung in marginal["ladder"]] == [1, 10, 100, 300]
+    assert marginal["ladder"][-1]["lower_bound"] == marginal["mean"]
+    assert (summary["num_data"], marginal["num_particles"], summary["seed"]) == (12, 300, 2)
     assert summary["base_measure"] == "counting"
-    assert summary["proposal"] == "0.6 Laplace t(5) + 0.1 Laplace normal + 0.1 guide + 0.2 prior"
-    assert f"proposal: {summary['proposal']}" in result.stdout
-    assert sum(summary["served"].values()) == pytest.approx(1.0)
+    assert marginal["proposal"] == "0.6 Laplace t(5) + 0.1 Laplace normal + 0.1 guide + 0.2 prior"
+    assert f"proposal: {marginal['proposal']}" in result.stdout
+    assert (guide["proposal"], guide["served"]) == ("guide", {"guide": 1.0})
+    assert "L_300, guide alone" in result.stdout
+    assert sum(marginal["served"].values()) == pytest.approx(1.0)
     rows = list(csv.DictReader(lines(straight / "evaluation.csv")))
     values = np.array([float(row["log_marginal"]) for row in rows])
-    assert summary["log_marginal"]["mean"] == pytest.approx(values.mean())
-    assert summary["log_marginal"]["std_error"] == pytest.approx(values.std(ddof=1) / len(values) ** 0.5)
+    assert marginal["mean"] == pytest.approx(values.mean())
+    assert guide["mean"] == pytest.approx(np.mean([float(row["log_marginal_guide"]) for row in rows]))
+    assert marginal["std_error"] == pytest.approx(values.std(ddof=1) / len(values) ** 0.5)
     errors = np.array([float(row["std_error"]) for row in rows])
-    assert summary["log_marginal"]["mc_std_error"] == pytest.approx((errors**2).sum() ** 0.5 / len(values))
+    assert marginal["mc_std_error"] == pytest.approx((errors**2).sum() ** 0.5 / len(values))
     assert summary["elbo"]["mean"] < summary["log_marginal"]["mean"]
     assert summary["bits_per_dim"] == pytest.approx(-values.mean() / (12 * np.log(2)))
-    assert {row["served"] for row in rows} <= set(summary["served"])
+    assert {row["served"] for row in rows} <= set(marginal["served"])
     run("evaluate", straight, "--num_particles", 30, "--split", "train", "--proposal", "guide", cwd=place)
     summary = json.loads((straight / "evaluation.json").read_text())
-    assert (summary["num_data"], summary["proposal"], summary["served"]) == (96, "guide", {"guide": 1.0})
+    assert summary["num_data"] == 96
+    assert summary["log_marginal"] == summary["log_marginal_guide"]
+    assert summary["log_marginal"]["proposal"] == "guide"
 
 
 def test_sample_writes_both_grids(place, straight):
@@ -498,3 +511,35 @@ def test_no_script_is_left_out():
     for script in SCRIPTS.glob("*.py"):
         assert any(call in text for call in (f'run("{script.stem}"', f'runs, "{script.stem}"', f"/{script.name}"))
         assert os.access(script, os.R_OK)
+
+
+def test_an_interrupted_evaluation_goes_on_to_the_same_file(place, straight, monkeypatch, capsys):
+    again = place / "interrupted"
+    shutil.copytree(straight, again)
+    flags = [again, "--num_particles", 40, "--split", "train", "--until", 0.5]
+    run("evaluate", *flags, cwd=place)
+    whole = (again / "evaluation.csv").read_bytes()
+    monkeypatch.setattr(pyrovae.evaluation, "BLOCK", 20)
+    assert call(capsys, monkeypatch, "evaluate", *flags)[0] == 0
+    blocks = (again / "evaluation.csv").read_bytes()
+    assert blocks != whole  # other blocks, other seeds
+    write_state, written = pyrovae.report.write_state, []
+
+    def stop_after_two(path, state):
+        write_state(path, state)
+        written.append(path)
+        if len(written) == 2:
+            raise KeyboardInterrupt
+
+    monkeypatch.setattr(pyrovae.report, "write_state", stop_after_two)
+    code, message = call(capsys, monkeypatch, "evaluate", *flags)
+    assert (code, "Traceback" in message) == (130, False)
+    assert (again / "evaluation.csv").read_bytes() == blocks  # the last whole one stands
+    assert call(capsys, monkeypatch, "evaluate", *flags)[0] == 0
+    assert len(written) == 4  # of five blocks, the last one commits nothing
+    assert (again / "evaluation.csv").read_bytes() == blocks
+    assert not written[0].exists()
+    # Other flags begin anew; a damaged state too.
+    written[0].write_bytes(b"no state")
+    assert call(capsys, monkeypatch, "evaluate", again, "--num_particles", 40)[0] == 0
+    assert not written[0].exists()

@@ -93,12 +93,7 @@ def climb(space: LatentSpace, *, steps: int = 8, starts: int = 1, chunk_size: in
         unit = _prior_scale(space, chunk_size)
         u, value = _starts(space, starts, chunk_size)
         for step in range(steps + 1):
-            gradient, hessian = derivatives(space, u, chunk_size)
-            gradient = (gradient * unit).double().nan_to_num(0.0, 0.0, 0.0)
-            hessian = (unit[..., None] * hessian * unit[..., None, :]).double().nan_to_num(0.0, 0.0, 0.0)
-            curvature, axes = torch.linalg.eigh(-hessian)
-            # A flat spot of a kinked density says nothing of its width; the prior's does.
-            curvature = curvature.abs().clamp(min=_FLOOR)
+            gradient, curvature, axes = _curvature(space, u, unit, chunk_size)
             slope = _across(axes, gradient)
             if step == steps or bool((slope.square() / curvature).sum(-1).max() < 2 * _GAIN):
                 break
@@ -107,12 +102,24 @@ def climb(space: LatentSpace, *, steps: int = 8, starts: int = 1, chunk_size: in
                     gradient = (_gradient(space, u, chunk_size) * unit).double().nan_to_num(0.0, 0.0, 0.0)
                     slope = _across(axes, gradient)
                 u, value = _best_step(space, u, value, slope, curvature, axes, unit, chunk_size)
-        root = unit.double().unsqueeze(-1) * axes / curvature.sqrt().unsqueeze(-2)
-        root = root / _measured(space, u, value, root, chunk_size).sqrt().unsqueeze(-2)
-        # R of root' = Q R gives the Cholesky factor of root root' without squaring its condition.
-        tril = torch.linalg.qr(root.mT).R.mT
-        tril = tril * tril.diagonal(dim1=-2, dim2=-1).sign().unsqueeze(-2)
-    return LaplaceFit(u, tril, value)
+        return LaplaceFit(u, _scale_tril(space, u, value, curvature, axes, unit, chunk_size), value)
+
+
+def normal_at(space: LatentSpace, u: Tensor, *, chunk_size: int = 8192) -> LaplaceFit:
+    """The normal that `climb` would give points u if they were modes: with the curvature and the widths found there.
+
+    Args:
+        space: Latents of a model and a guide at N data; continuous ones.
+        u: The points, with shape (S, N, U).
+        chunk_size: Latents decoded at once.
+
+    Returns:
+        LaplaceFit of mode (S, N, U), which is u, scale_tril (S, N, U, U) and log_joint (S, N).
+    """
+    with evaluating(space.model, space.guide), _frozen(space.model, space.guide):
+        unit, value = _prior_scale(space, chunk_size), _value(space, u, chunk_size)
+        _, curvature, axes = _curvature(space, u, unit, chunk_size)
+        return LaplaceFit(u, _scale_tril(space, u, value, curvature, axes, unit, chunk_size), value)
 
 
 def derivatives(space: LatentSpace, u: Tensor, chunk_size: int = 8192) -> tuple[Tensor, Tensor]:
@@ -194,9 +201,14 @@ def _highest(space: LatentSpace, u: Tensor, chunk_size: int) -> Tensor:
 
 def _from_prior(space: LatentSpace, draws: int, chunk_size: int) -> Tensor:
     """Draws of the prior, with shape (K, N, U), a few of the K at once: the model decodes them too."""
-    at_once = max(1, chunk_size // space.num_data)
-    counts = [min(at_once, draws - done) for done in range(0, draws, at_once)]
+    counts = chunks(draws, chunk_size // space.num_data)
     return torch.cat([space.pack(space.from_prior(count)) for count in counts])
+
+
+def chunks(draws: int, at_once: int) -> list[int]:
+    """Split a number of draws into parts of at most at_once, one at least."""
+    at_once = max(1, at_once)
+    return [min(at_once, draws - done) for done in range(0, draws, at_once)]
 
 
 def _prior_scale(space: LatentSpace, chunk_size: int) -> Tensor:
@@ -224,6 +236,27 @@ def _best_step(
     values = torch.cat([value.unsqueeze(0), values])
     best = values.argmax(0, keepdim=True)  # the first of equals: where nothing is gained, u stays
     return trials.gather(0, best.unsqueeze(-1).expand(-1, *u.shape))[0], values.gather(0, best)[0]
+
+
+def _curvature(space: LatentSpace, u: Tensor, unit: Tensor, chunk_size: int) -> tuple[Tensor, Tensor, Tensor]:
+    """In units of the prior's width: the gradient of f, the eigenvalues of P, and their eigenvectors."""
+    gradient, hessian = derivatives(space, u, chunk_size)
+    gradient = (gradient * unit).double().nan_to_num(0.0, 0.0, 0.0)
+    hessian = (unit[..., None] * hessian * unit[..., None, :]).double().nan_to_num(0.0, 0.0, 0.0)
+    curvature, axes = torch.linalg.eigh(-hessian)
+    # A flat spot of a kinked density says nothing of its width; the prior's does.
+    return gradient, curvature.abs().clamp(min=_FLOOR), axes
+
+
+def _scale_tril(
+    space: LatentSpace, u: Tensor, value: Tensor, curvature: Tensor, axes: Tensor, unit: Tensor, chunk_size: int
+) -> Tensor:
+    """Cholesky factor of the covariance, with shape (S, N, U, U): the axes of P, their widths measured."""
+    root = unit.double().unsqueeze(-1) * axes / curvature.sqrt().unsqueeze(-2)
+    root = root / _measured(space, u, value, root, chunk_size).sqrt().unsqueeze(-2)
+    # R of root' = Q R gives the Cholesky factor of root root' without squaring its condition.
+    tril = torch.linalg.qr(root.mT).R.mT
+    return tril * tril.diagonal(dim1=-2, dim2=-1).sign().unsqueeze(-2)
 
 
 def _measured(space: LatentSpace, u: Tensor, value: Tensor, steps: Tensor, chunk_size: int) -> Tensor:

@@ -168,7 +168,7 @@ def test_evaluate_writes_every_key(place, straight):
     assert marginal["ladder"][-1]["lower_bound"] == marginal["mean"]
     assert (summary["num_data"], marginal["num_particles"], summary["seed"]) == (12, 300, 2)
     assert summary["base_measure"] == "counting"
-    assert marginal["proposal"] == "0.6 Laplace t(5) + 0.1 Laplace normal + 0.1 guide + 0.2 prior"
+    assert marginal["proposal"] == "0.6 adapted Laplace t(5) + 0.1 adapted Laplace normal + 0.1 guide + 0.2 prior"
     assert f"proposal: {marginal['proposal']}" in result.stdout
     assert (guide["proposal"], guide["served"]) == ("guide", {"guide": 1.0})
     assert "L_300, guide alone" in result.stdout

@@ -19,6 +19,7 @@ from pyrovae.encoders import (
     StudentTEncoder,
     TwoLayerEncoder,
 )
+from pyrovae.exact import ExactMarginal, exact_log_marginal, linear_gaussian_log_marginal
 from pyrovae.export import to_arviz
 from pyrovae.handlers import temper
 from pyrovae.importance import evidence_lower_bound, ladder, log_marginal
@@ -110,6 +111,7 @@ __all__ = [
     "DirichletPrior",
     "DiscretizedLogisticMixtureLikelihood",
     "Encoder",
+    "ExactMarginal",
     "ExemplarPrior",
     "FlowEncoder",
     "FlowPrior",
@@ -167,8 +169,10 @@ __all__ = [
     "ais",
     "bracket",
     "evidence_lower_bound",
+    "exact_log_marginal",
     "fit",
     "ladder",
+    "linear_gaussian_log_marginal",
     "linear_schedule",
     "load",
     "log_joint",

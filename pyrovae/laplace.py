@@ -90,7 +90,7 @@ def climb(space: LatentSpace, *, steps: int = 8, starts: int = 1, chunk_size: in
         if given < 1:
             raise ValueError(f"{name} must be at least 1, got {given}")
     with evaluating(space.model, space.guide), _frozen(space.model, space.guide):
-        unit = _prior_scale(space, chunk_size)
+        _, unit = prior_scale(space, chunk_size)
         u, value = _starts(space, starts, chunk_size)
         for step in range(steps + 1):
             gradient, curvature, axes = _curvature(space, u, unit, chunk_size)
@@ -117,7 +117,7 @@ def normal_at(space: LatentSpace, u: Tensor, *, chunk_size: int = 8192) -> Lapla
         LaplaceFit of mode (S, N, U), which is u, scale_tril (S, N, U, U) and log_joint (S, N).
     """
     with evaluating(space.model, space.guide), _frozen(space.model, space.guide):
-        unit, value = _prior_scale(space, chunk_size), _value(space, u, chunk_size)
+        (_, unit), value = prior_scale(space, chunk_size), _value(space, u, chunk_size)
         _, curvature, axes = _curvature(space, u, unit, chunk_size)
         return LaplaceFit(u, _scale_tril(space, u, value, curvature, axes, unit, chunk_size), value)
 
@@ -211,12 +211,12 @@ def chunks(draws: int, at_once: int) -> list[int]:
     return [min(at_once, draws - done) for done in range(0, draws, at_once)]
 
 
-def _prior_scale(space: LatentSpace, chunk_size: int) -> Tensor:
-    """The prior's width in each coordinate, with shape (N, U), by its quartiles, which heavy tails leave alone."""
+def prior_scale(space: LatentSpace, chunk_size: int = 8192) -> tuple[Tensor, Tensor]:
+    """The prior's middle and width in each coordinate, with shape (N, U), by its quartiles: tails leave them alone."""
     u = _from_prior(space, _PRIOR_DRAWS, chunk_size)
     lower, upper = torch.where(u.isfinite(), u, 0.0).quantile(u.new_tensor([0.25, 0.75]), dim=0)
     width = (upper - lower) / 1.349
-    return torch.where(width > 0, width, 1.0)
+    return (lower + upper) / 2, torch.where(width > 0, width, 1.0)
 
 
 def _best_step(

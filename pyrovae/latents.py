@@ -87,6 +87,12 @@ class LatentSpace:
         if self.continuous:
             self.size = sum(math.prod(shape) for shape in self._event_shapes.values())
 
+    def prior_sites(self) -> dict[str, Any]:
+        """The distribution of each latent site in one run of the model."""
+        with isolated_rng():
+            sites = sample_sites(trace_with_particles(self.model, 1, *self.args, **self.kwargs))
+        return {name: sites[name]["fn"] for name in self.supports}
+
     def log_model(self, latents: Latents) -> tuple[Tensor, Tensor]:
         """Log p(z) and log p(x|z) in nats, each with shape (K, N), of latents with shape (K, N, ...)."""
         draws = next(iter(latents.values())).shape[0]

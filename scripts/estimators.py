@@ -1,7 +1,7 @@
 """Nats against seconds: estimators of log p(x) side by side, on the first test data of one trained run.
 
 python scripts/estimators.py runs/mnist-001 --out estimators.json
-python scripts/estimators.py runs/mnist-001 --num_data 20 --only guide,default
+python scripts/estimators.py runs/mnist-001 --num_data 20 --ais_prior [] --ais_guide [100] --ais_laplace [100]
 
 Importance sampling from the guide, as most papers do; the default proposal of `log_marginal`; and annealed importance
 sampling with 16 chains from the prior, the guide, and the Laplace approximation. All bound log p(x) from below in
@@ -27,10 +27,9 @@ from pyrovae.laplace import laplace_fit
 from pyrovae.latents import LatentSpace
 from pyrovae.run import open_run
 from pyrovae.stats import mean_and_std_error, monte_carlo_std_error
-from pyrovae.terminal import make_run_parser, near, parse_flags, run_script
+from pyrovae.terminal import make_run_parser, parse_flags, run_script
 
 CHAINS = 16
-REFERENCE = "AIS from Laplace, T = 400"  # what others are compared with
 
 
 def laplace(space: LatentSpace) -> tuple[Tensor, Tensor]:
@@ -39,16 +38,18 @@ def laplace(space: LatentSpace) -> tuple[Tensor, Tensor]:
     return fit.mode, fit.scale_tril
 
 
-# Where draws or chains start, and K draws or T temperatures of each.
-LADDERS = {"guide": (1000, 5000, 50_000), "default": (500, 5000)}
-STARTS = {"prior": (100, 1000), "guide": (100, 400), "Laplace": (100, 400)}
-
-
 def main() -> int:
     """Estimate, and print the table."""
     parser = make_run_parser(prog="estimators.py", description=__doc__)
     parser.add_argument("--num_data", type=PositiveInt, default=50, help="test data, the first ones")
-    parser.add_argument("--only", type=str, default="", help="names of estimators, or their beginnings")
+    for flag, counts, what in (
+        ("guide", [1000, 5000, 50_000], "draws K from the guide"),
+        ("default", [500, 5000], "draws K from the default proposal"),
+        ("ais_prior", [100, 1000], "temperatures of AIS from the prior"),
+        ("ais_guide", [100, 400], "temperatures of AIS from the guide"),
+        ("ais_laplace", [100, 400], "temperatures of AIS from the Laplace approximation"),
+    ):
+        parser.add_argument(f"--{flag}", type=list[PositiveInt], default=counts, help=f"{what}, of each row")
     parser.add_argument("--out", type=str, default="estimators.json", help="file for the table")
     args = parse_flags(parser, sys.argv[1:])
 
@@ -57,29 +58,27 @@ def main() -> int:
     x = data.test[: args.num_data].to(device)
     conditions = {name: value[: len(x)] for name, value in data.conditions("test", device).items()}
     estimators: dict[str, Any] = {}
-    for name, counts in LADDERS.items():
-        proposal = GuideProposal() if name == "guide" else None
-        for count in counts:
+    for name, proposal in (("guide", GuideProposal()), ("default", None)):
+        for count in args[name]:
             estimators[f"{name}, K = {count:,}"] = partial(
                 log_marginal, vae.model, vae.guide, x, num_particles=count, proposal=proposal, **conditions
             )
-    for name, counts in STARTS.items():
-        start = {"prior": {}, "guide": {"guide": vae.guide}, "Laplace": {"guide": vae.guide, "start": laplace}}[name]
-        for count in counts:
+    starts = {"prior": {}, "guide": {"guide": vae.guide}, "laplace": {"guide": vae.guide, "start": laplace}}
+    for name, start in starts.items():
+        for count in args[f"ais_{name}"]:
             betas = sigmoidal_schedule(count)
-            estimators[f"AIS from {name}, T = {count:,}"] = partial(
+            estimators[f"AIS from {name.capitalize() if name == 'laplace' else name}, T = {count:,}"] = partial(
                 ais, vae.model, x, num_particles=CHAINS, betas=betas, progress=True, **start, **conditions
             )
-    wanted = [name for name in estimators if any(name.startswith(word) for word in args.only.split(","))]
-    if not wanted:
-        raise ValueError(f"--only {args.only}: no such estimator; {near(args.only, estimators)}")
+    if not estimators:
+        raise ValueError("no estimator is asked for; give one of the flags a number")
 
     out, about = Path(args.out), {"weights": run.manifest["files"], "num_data": len(x), "seed": args.seed}
     table = read_json(out) if out.exists() else {"about": about, "rows": {}}
     if table.get("about") != about:
         raise ValueError(f"--out {out}: holds the table of another run, seed or number of data; name another file")
     partial_path = out.with_name(f"{out.name}.partial")
-    for name in wanted:
+    for name in estimators:
         if name not in table["rows"]:
             made, seconds = estimate(name, estimators[name], args.seed, partial_path)
             table["rows"][name] = {
@@ -89,7 +88,7 @@ def main() -> int:
             }
             write_json(out, table)
             partial_path.unlink(missing_ok=True)
-    print(f"\n{len(x):,} test data; nats per datum; AIS with {CHAINS} chains; differences from {REFERENCE}\n")
+    print(f"\n{len(x):,} test data; nats per datum; AIS with {CHAINS} chains; differences from the last\n")
     print(layout({name: table["rows"][name] for name in estimators if name in table["rows"]}))
     print(f"wrote {out}")
     return 0
@@ -117,12 +116,12 @@ def estimate(name: str, estimator: Any, seed: int, path: Path) -> tuple[LogMargi
 def layout(rows: dict[str, dict[str, Any]]) -> str:
     """The table: means, Monte Carlo errors, paired differences from the reference, and seconds."""
     lines = [["", "log p(x)", "s.e. MC", "difference", "s.e. data", "s.e. MC", "seconds"]]
-    reference = rows.get(REFERENCE)
+    reference = list(rows.values())[-1]
     for name, row in rows.items():
         value, error = (torch.tensor(row[key], dtype=torch.float64) for key in ("value", "std_error"))
         numbers = [f"{value.mean():.3f}", f"{monte_carlo_std_error(error):.3f}"]
         differences = ["", "", ""]
-        if reference and row is not reference:
+        if row is not reference:
             other, other_error = (torch.tensor(reference[key], dtype=torch.float64) for key in ("value", "std_error"))
             mean, over_data = mean_and_std_error(value - other)
             both = monte_carlo_std_error(torch.hypot(error, other_error))

@@ -19,6 +19,7 @@ COMPUTE_TOWER = {"pareto": set(), "stats": {"pareto"}, "handlers": set(), "densi
 COMPUTE_TOWER["latents"] = {"stats", "densities", "handlers", "bijections"}
 COMPUTE_TOWER["laplace"] = {"latents", "densities"}
 COMPUTE_TOWER["proposals"] = {"laplace", "latents", "densities"}
+COMPUTE_TOWER["exact"] = {"laplace", "latents", "densities"}
 COMPUTE_TOWER["ais"] = {"stats", "densities", "latents"}
 COMPUTE_TOWER["brackets"] = {"stats", "densities", "latents", "proposals", "ais"}
 COMPUTE_TOWER["refinement"] = {"stats", "densities", "latents", "ais"}

@@ -275,3 +275,20 @@ def test_help_lists_programs_and_schedules_with_one_line_each(capsys, monkeypatc
         assert len(re.findall(rf"^ +{name} +\w.*\.$", text, re.MULTILINE)) == 1, name
     for flag in ("covariates", "program", "output_bias", "kl_weight"):
         assert f"--{flag}" in text
+
+
+def test_estimators_side_by_side(place, capsys, monkeypatch):
+    run("train", "--data", "digits", *TINY, "--epochs", 1, "--out", "side", cwd=place)
+    flags = ["--num_data", 4, "--guide", "[20,30]", "--default", "[20]", "--ais_prior", "[]", "--ais_guide", "[]"]
+    table = run("estimators", "side", *flags, "--ais_laplace", "[2]", "--out", "side.json", cwd=place).stdout
+    for name in ("guide, K = 20", "guide, K = 30", "default, K = 20", "AIS from Laplace, T = 2"):
+        assert name in table
+    rows = json.loads((place / "side.json").read_text())["rows"]
+    assert len(rows) == 4
+    assert all(len(row["value"]) == 4 and row["seconds"] > 0 for row in rows.values())
+    assert not (place / "side.json.partial").exists()
+    again = run("estimators", "side", *flags, "--ais_laplace", "[2]", "--out", "side.json", cwd=place).stdout
+    assert again == table  # all of it was there
+    other = run("estimators", "side", "--num_data", 5, "--out", "side.json", cwd=place, check=False)
+    assert other.returncode == 1
+    assert "another run, seed or number of data" in other.stderr

@@ -1,0 +1,140 @@
+"""Exact log p(x), against closed forms and against one another."""
+
+import math
+
+import pyro
+import pyro.distributions as dist
+import pytest
+import torch
+from goodness import within
+from oracles import LinearGaussian
+from torch import nn
+
+from pyrovae import (
+    MLP,
+    VAE,
+    BernoulliLikelihood,
+    CategoricalEncoder,
+    CategoricalPrior,
+    DirichletPrior,
+    NormalEncoder,
+    PoissonLikelihood,
+    StudentTPrior,
+    exact_log_marginal,
+    linear_gaussian_log_marginal,
+    log_joint,
+    log_marginal,
+)
+
+F64 = torch.float64
+
+
+@pytest.mark.parametrize("latent_dim", [1, 2, 3])
+def test_quadrature_and_closed_form_agree(latent_dim):
+    oracle = LinearGaussian(4, latent_dim)
+    x = oracle.data(5)
+    closed = linear_gaussian_log_marginal(x, oracle.weight, oracle.bias, oracle.scale)
+    torch.testing.assert_close(closed, oracle.log_marginal(x))
+    made = exact_log_marginal(oracle.vae().model, x)
+    torch.testing.assert_close(made.value, closed, rtol=0, atol=1e-5)
+    assert (made.error < 1e-3).all()
+    assert ((made.value - closed).abs() <= made.error + 1e-9).all()
+    chunked = exact_log_marginal(oracle.vae().model, x, chunk_size=1000 if latent_dim < 3 else 40_000)
+    torch.testing.assert_close(made.value, chunked.value, rtol=0, atol=1e-9)
+
+
+def test_the_error_says_so_where_points_are_too_few():
+    oracle = LinearGaussian(6, 2, scale=0.05)
+    x = oracle.data(5)
+    rough = exact_log_marginal(oracle.vae().model, x, num_points=20)
+    wrong = (rough.value - oracle.log_marginal(x)).abs()
+    assert (wrong > 0.1).any()
+    assert (rough.error > 0.1)[wrong > 0.1].all()
+
+
+def test_a_scale_for_each_dimension():
+    x, weight, bias = torch.randn(3, 4, dtype=F64), torch.randn(4, 2, dtype=F64), torch.randn(4, dtype=F64)
+    scale = torch.tensor([0.5, 1.0, 2.0, 3.0], dtype=F64)
+    whole = dist.LowRankMultivariateNormal(bias, weight, scale**2).log_prob(x)
+    torch.testing.assert_close(linear_gaussian_log_marginal(x, weight, bias, scale), whole)
+    with pytest.raises(ValueError, match=r"expected x \(N, D\)"):
+        linear_gaussian_log_marginal(x[:, :3], weight, bias, scale)
+    with pytest.raises(ValueError, match="positive"):
+        linear_gaussian_log_marginal(x, weight, bias, -1.0)
+
+
+def test_heavy_tails_and_estimates_agree_with_quadrature():
+    vae = VAE(StudentTPrior(1), PoissonLikelihood(MLP(1, 3, hidden=[4])), NormalEncoder(MLP(3, 2))).double()
+    x = torch.poisson(torch.full((10, 3), 2.0, dtype=F64))
+    made = exact_log_marginal(vae.model, x)
+    assert (made.error < 1e-6).all()
+    assert within(log_marginal(vae.model, vae.guide, x, num_particles=4000), made.value)
+
+
+def test_a_simplex_is_integrated_with_its_jacobian():
+    # x|z ~ Bernoulli(z_0), z ~ Dirichlet(a, b): p(x = 1) = a / (a + b).
+    def model(x):
+        with pyro.plate("data", len(x), dim=-1):
+            z = pyro.sample("z", dist.Dirichlet(torch.tensor([2.0, 3.0], dtype=F64)))
+            pyro.sample("x", dist.Bernoulli(z[..., :1]).to_event(1), obs=x)
+
+    made = exact_log_marginal(model, torch.tensor([[1.0], [0.0]], dtype=F64))
+    torch.testing.assert_close(made.value.exp(), torch.tensor([0.4, 0.6], dtype=F64), rtol=1e-6, atol=0)
+
+
+def test_enumeration_of_several_sites_and_of_one_hot_vectors():
+    p = torch.tensor([0.2, 0.3, 0.5], dtype=F64)
+
+    def model(x):
+        with pyro.plate("data", len(x), dim=-1):
+            y = pyro.sample("y", dist.Categorical(p))
+            s = pyro.sample("s", dist.Bernoulli(torch.tensor([0.1, 0.9, 0.4], dtype=F64)[y]))
+            pyro.sample("x", dist.Normal((y + 2 * s).unsqueeze(-1), 1.0).to_event(1), obs=x)
+
+    x = torch.tensor([[0.3], [2.0]], dtype=F64)
+    switch = torch.tensor([0.1, 0.9, 0.4], dtype=F64)
+    exact = sum(
+        p[y] * (switch[y] if s else 1 - switch[y]) * dist.Normal(y + 2.0 * s, 1.0).log_prob(x[:, 0]).exp()
+        for y in range(3)
+        for s in range(2)
+    )
+    for chunk_size in (8192, 3):
+        made = exact_log_marginal(model, x, chunk_size=chunk_size)
+        torch.testing.assert_close(made.value, exact.log())
+        assert (made.error == 0).all()
+
+    vae = VAE(CategoricalPrior(3), BernoulliLikelihood(MLP(3, 4)), CategoricalEncoder(MLP(4, 3))).double()
+    x = torch.bernoulli(torch.full((6, 4), 0.5, dtype=F64))
+    latents = torch.eye(3, dtype=F64).unsqueeze(1).expand(3, 6, 3)
+    with torch.no_grad():
+        torch.testing.assert_close(
+            exact_log_marginal(vae.model, x).value, log_joint(vae.model, {"z": latents}, x).logsumexp(0)
+        )
+
+
+def test_what_is_too_large_or_mixed_is_refused():
+    def vae_of(size):
+        return VAE(DirichletPrior(size), PoissonLikelihood(nn.Linear(size, 3)), NormalEncoder(MLP(3, 2 * (size - 1))))
+
+    x = torch.ones(2, 3)
+    with pytest.raises(ValueError, match="one to three latent coordinates, and these are 4"):
+        exact_log_marginal(vae_of(5).model, x)
+    with pytest.raises(ValueError, match="num_points must be 4 at least"):
+        exact_log_marginal(vae_of(2).model, x, num_points=3)
+
+    def both(x):
+        with pyro.plate("data", len(x), dim=-1):
+            y = pyro.sample("y", dist.Bernoulli(0.5))
+            z = pyro.sample("z", dist.Normal(y, 1.0))
+            pyro.sample("x", dist.Normal(z.unsqueeze(-1), 1.0).to_event(1), obs=x)
+
+    with pytest.raises(ValueError, match="site 'z' cannot be summed out"):
+        exact_log_marginal(both, x[:, :1])
+
+    def many(x):
+        with pyro.plate("data", len(x), dim=-1):
+            z = [pyro.sample(f"z{i}", dist.Categorical(torch.ones(10))) for i in range(7)]
+            pyro.sample("x", dist.Normal(sum(z).unsqueeze(-1) / math.pi, 1.0).to_event(1), obs=x)
+
+    with pytest.raises(ValueError, match="10,000,000 combinations"):
+        exact_log_marginal(many, x[:, :1])

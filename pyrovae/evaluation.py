@@ -15,6 +15,7 @@ from torch import Tensor
 from pyrovae.densities import Program, evaluating, isolated_rng, sample_sites, take
 from pyrovae.importance import evidence_lower_bound, log_weight_blocks
 from pyrovae.proposals import Proposal
+from pyrovae.recording import Execution
 from pyrovae.stats import (
     LogMarginal,
     bits_per_dim,
@@ -121,6 +122,7 @@ def evaluate(
     seed: int = 0,
     chunk_size: int | None = None,
     on_progress: Callable[[int], Any] | None = None,
+    execution: Execution = "auto",
     **kwargs: Any,
 ) -> Evaluation:
     """Estimate ELBO and log p(x) of held-out data: the ELBO from the guide, log p(x) from the proposal.
@@ -134,6 +136,7 @@ def evaluate(
         seed: Seed of the draws; the global random state is left as it was.
         chunk_size: Latents decoded at once.
         on_progress: Called with the number of data done, after each block.
+        execution: How chunks are evaluated, as `log_marginal` has it.
         **kwargs: The programs' keyword arguments, covariates say.
 
     Raises:
@@ -145,16 +148,16 @@ def evaluate(
         first, conditions = take((x,), kwargs, slice(0, 1))
         measure = base_measure(model, *first, **conditions)
         draws = min(num_particles, ELBO_DRAWS)
-        elbo = evidence_lower_bound(model, guide, x, num_particles=draws, chunk_size=chunk_size, **kwargs)
+        options: dict[str, Any] = {"chunk_size": chunk_size, "execution": execution, **kwargs}
+        elbo = evidence_lower_bound(model, guide, x, num_particles=draws, **options)
         for block in log_weight_blocks(
             model,
             guide,
             x,
             num_particles=num_particles,
             proposal=proposal,
-            chunk_size=chunk_size,
             checked=True,
-            **kwargs,
+            **options,
         ):
             marginals.append(summarize_log_weights(block.log_w, block.component))
             shares = component_shares(block.log_w, block.component, len(block.names))

@@ -21,7 +21,6 @@ from typing import Any, Literal
 import pyro
 import torch
 from torch import Tensor, fx
-from torch.fx.experimental.proxy_tensor import make_fx
 
 from pyrovae.densities import isolated_rng
 
@@ -130,6 +129,58 @@ class Recorded:
         return replay
 
 
+class Chunks:
+    """Functions that are asked for chunk after chunk of an evaluation, without gradients, each replayed once recorded.
+
+    Args:
+        execution: "eager", "recorded" or "compiled".
+        shape: (K, N) of a whole chunk, the one that is worth compiling.
+    """
+
+    def __init__(self, execution: Execution, shape: tuple[int, int]) -> None:
+        self.execution, self.shape = execution, shape
+        self._recorded: dict[Hashable, Recorded] = {}
+        self._refused: set[str] = set()
+
+    def __call__(
+        self,
+        name: str,
+        function: Callable[[dict[str, Tensor], tuple[Any, ...], dict[str, Any]], Outputs],
+        shape: tuple[int, int],
+        latents: Mapping[str, Tensor],
+        args: tuple[Any, ...],
+        kwargs: Mapping[str, Any],
+    ) -> Outputs:
+        """Evaluate a function of latents by site and of the programs' arguments.
+
+        Args:
+            name: Of the function, one and the same whenever it is asked for.
+            function: Takes latents, args and kwargs, returns tensors.
+            shape: (K, N) of this chunk.
+            latents: Values by site, none for a function that draws.
+            args: The programs' arguments.
+            kwargs: Their keyword arguments.
+        """
+        if self.execution == "eager" or name in self._refused or torch.is_grad_enabled():
+            return function(dict(latents), args, dict(kwargs))
+        others = signature(value for value in (*args, *kwargs.values()) if not isinstance(value, Tensor))
+        key = name, shape, tuple(latents), tuple(kwargs), others
+
+        def flat(*tensors: Tensor) -> Outputs:
+            values = dict(zip(latents, tensors, strict=False))
+            return function(values, *with_tensors(args, kwargs, tensors[len(latents) :]))
+
+        if key not in self._recorded:
+            self._recorded[key] = Recorded(flat)
+        inputs = [*latents.values(), *tensors_of(args, kwargs)]
+        try:
+            return self._recorded[key](*inputs, compiled=self.execution == "compiled" and shape == self.shape)
+        except NotRecordedError as error:
+            self._refused.add(name)
+            refuse(name, error)
+            return function(dict(latents), args, dict(kwargs))
+
+
 def signature(values: Iterable[Any]) -> Hashable:
     """What a record holds fast: layout, type and device of tensors, other values themselves."""
 
@@ -158,6 +209,8 @@ def record(function: Callable[..., Outputs], inputs: Sequence[Tensor]) -> tuple[
         NotRecordedError: If an operation's shape depends on the values of tensors.
         RuntimeError: As make_fx raises where Python asks for a tensor's value, and what the function raises.
     """
+    from torch.fx.experimental.proxy_tensor import make_fx  # seconds of import, for those alone who record
+
     graph = make_fx(function)(*(value.detach() for value in inputs))
     for node in graph.graph.nodes:
         _check_static(node)
@@ -173,7 +226,7 @@ def record(function: Callable[..., Outputs], inputs: Sequence[Tensor]) -> tuple[
 
 def compile_graph(graph: fx.GraphModule, inputs: Sequence[Tensor]) -> Callable[..., Outputs]:
     """Compile a recorded graph with Inductor; its draws stay those of torch's generator."""
-    import torch._inductor  # seconds of import, for those alone who compile
+    import torch._inductor
 
     with torch.no_grad(), isolated_rng(), warnings.catch_warnings():
         warnings.simplefilter("ignore")  # of torch's own making

@@ -14,6 +14,7 @@ from tqdm import tqdm
 from pyrovae.config import find_device
 from pyrovae.evaluation import caution, evaluate, table
 from pyrovae.proposals import PROPOSALS, ProposalName
+from pyrovae.recording import Execution
 from pyrovae.report import baseline_summary, split_of, write_evaluation
 from pyrovae.run import open_run
 from pyrovae.terminal import make_run_parser, parse_flags, run_script
@@ -26,6 +27,7 @@ def main() -> int:
     parser.add_argument("--proposal", type=ProposalName, default="default", help="where the draws come from")
     parser.add_argument("--split", type=Literal["train", "validation", "test"], default="test", help="which data")
     parser.add_argument("--chunk_size", type=PositiveInt | None, default=None, help="latents decoded at once")
+    parser.add_argument("--execution", type=Execution, default="auto", help="of chunks: eager, recorded or compiled")
     args = parse_flags(parser, sys.argv[1:])
 
     run, vae, data = open_run(args, bits=True)
@@ -41,6 +43,7 @@ def main() -> int:
             seed=args.seed,
             chunk_size=args.chunk_size,
             on_progress=bar.update,
+            execution=args.execution,
             **data.conditions(args.split, device),
         )
     summary = write_evaluation(run, evaluation, data, split=args.split)

@@ -16,14 +16,14 @@ MODEL_TOWER["vae"] = set(MODEL_TOWER)
 MODEL_TOWER["programs"] = set(MODEL_TOWER)
 COMPUTE_TOWER = {"pareto": set(), "stats": {"pareto"}, "handlers": set(), "densities": {"stats", "handlers"}}
 # Torch alone, and no part of a model: the ground under both towers.
-COMPUTE_TOWER["latents"] = {"stats", "densities", "handlers", "bijections"}
+COMPUTE_TOWER["recording"] = {"densities"}
+COMPUTE_TOWER["latents"] = {"stats", "densities", "handlers", "bijections", "recording"}
 COMPUTE_TOWER["laplace"] = {"latents", "densities"}
 COMPUTE_TOWER["proposals"] = {"laplace", "latents", "densities"}
 COMPUTE_TOWER["ais"] = {"stats", "densities", "latents"}
 COMPUTE_TOWER["brackets"] = {"stats", "densities", "latents", "proposals", "ais"}
 COMPUTE_TOWER["refinement"] = {"stats", "densities", "latents", "ais"}
-COMPUTE_TOWER["importance"] = {"stats", "densities", "latents", "proposals"}
-COMPUTE_TOWER["recording"] = {"densities"}
+COMPUTE_TOWER["importance"] = {"stats", "densities", "latents", "proposals", "recording"}
 COMPUTE_TOWER["steps"] = {"densities", "handlers", "recording"}
 COMPUTE_TOWER["objectives"] = set(COMPUTE_TOWER)
 COMPUTE_TOWER["svi"] = set(COMPUTE_TOWER)

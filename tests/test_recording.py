@@ -14,7 +14,17 @@ from pyro.infer import Trace_ELBO, TraceEnum_ELBO, TraceMeanField_ELBO
 from test_matrix import N, build, seed, some_data
 from torch import nn
 
-from pyrovae import VAE, BernoulliLikelihood, LinearWarmup, NormalEncoder, StandardNormalPrior, fit
+from pyrovae import (
+    VAE,
+    BernoulliLikelihood,
+    DefensiveProposal,
+    GuideProposal,
+    LinearWarmup,
+    NormalEncoder,
+    StandardNormalPrior,
+    fit,
+    log_marginal,
+)
 from pyrovae.recording import NotRecordedWarning, Recorded, choose_execution, record
 from pyrovae.steps import PlainTrace_ELBO, Stepper
 from pyrovae.svi import StoppedError
@@ -159,7 +169,7 @@ def test_batch_norm_keeps_its_running_means(x):
     runs = [trained(how, x, partial(make_vae, nn.BatchNorm1d(8)), optimizer=SGD) for how in ("eager", "recorded")]
     assert_trained_alike(*runs)
     counts = [value for name, value in runs[1][0].items() if name.endswith("num_batches_tracked")]
-    assert [int(count) for count in counts] == [9, 9]
+    assert [int(count) for count in counts] == [18, 18]  # one module in both networks, nine steps
 
 
 def test_dropout_draws_anew_at_every_replay(x):
@@ -338,6 +348,63 @@ def test_a_refusal_is_resumed_without_a_word(x):
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         fit(programs.model, programs.guide, x, elbo=Trace_ELBO(), epochs=3, batch_size=32, resume=states[-1])
+
+
+PROPOSALS = {"default": None, "guide": GuideProposal(), "defensive": DefensiveProposal()}
+
+
+@pytest.mark.parametrize("proposal", PROPOSALS)
+def test_log_marginal_recorded_is_log_marginal_eager(x, proposal):
+    vae = make_vae()
+    arguments = {"num_particles": 60, "chunk_size": 300, "proposal": PROPOSALS[proposal]}  # 3 blocks, one less tall
+    estimates = []
+    for how in ("eager", "recorded"):
+        pyro.set_rng_seed(4)
+        estimates.append(log_marginal(vae.model, vae.guide, x, execution=how, **arguments))
+    for eager, recorded in zip(*estimates, strict=True):
+        torch.testing.assert_close(eager, recorded, rtol=1e-5, atol=1e-5, equal_nan=True)
+
+
+def test_log_marginal_with_masks_is_recorded(x):
+    vae = make_vae()
+    mask = torch.rand(70, 6) < 0.7
+    estimates = []
+    for how in ("eager", "recorded"):
+        pyro.set_rng_seed(4)
+        estimates.append(log_marginal(vae.model, vae.guide, x, mask=mask, num_particles=20, execution=how))
+    torch.testing.assert_close(estimates[0].value, estimates[1].value)
+
+
+@pytest.mark.compiles
+def test_log_marginal_compiled_is_log_marginal_eager(x):
+    vae = make_vae()
+    estimates = []
+    for how in ("eager", "compiled"):
+        pyro.set_rng_seed(4)
+        estimate = log_marginal(
+            vae.model,
+            vae.guide,
+            x[:64],
+            num_particles=40,
+            chunk_size=640,
+            proposal=GuideProposal(),
+            execution=how,
+        )
+        estimates.append(estimate.value)
+    torch.testing.assert_close(*estimates, rtol=1e-4, atol=1e-4)
+
+
+def test_a_guide_that_cannot_be_recorded_is_weighed_eagerly(x):
+    pair = Pair(branching, NORMAL)
+    pyro.set_rng_seed(4)
+    eager = log_marginal(pair.model, pair.guide, x, num_particles=30, proposal=GuideProposal(), execution="eager")
+    pyro.set_rng_seed(4)
+    with pytest.warns(NotRecordedWarning, match=r"log w runs eagerly.*value of a tensor") as caught:
+        found = log_marginal(
+            pair.model, pair.guide, x, num_particles=30, proposal=GuideProposal(), execution="recorded"
+        )
+    assert len(caught) == 1
+    assert torch.equal(eager.value, found.value)
 
 
 def test_auto_follows_from_the_number_of_calls_alone():

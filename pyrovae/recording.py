@@ -120,7 +120,7 @@ class Recorded:
             try:
                 run = compile_graph(graph, [*held, *inputs])
             except Exception as error:
-                _warn(f"replayed as recorded, since Inductor cannot compile it: {_first_line(error)}")
+                warn(f"replayed as recorded, since Inductor cannot compile it: {_first_line(error)}")
 
         def replay(*tensors: Tensor) -> Outputs:
             with torch.no_grad():
@@ -234,9 +234,14 @@ def compile_graph(graph: fx.GraphModule, inputs: Sequence[Tensor]) -> Callable[.
     return compiled
 
 
+def warn(message: str) -> None:
+    """Say that something runs slower than it was asked to, and why."""
+    warnings.warn(message, NotRecordedWarning, stacklevel=2)
+
+
 def refuse(what: str, reason: object) -> None:
-    """Say, once for each time it is found out, that something runs eagerly."""
-    _warn(f"{what} runs eagerly, since it cannot be recorded: {reason}")
+    """Say that something runs eagerly, and why."""
+    warn(f"{what} runs eagerly, since it cannot be recorded: {reason}")
 
 
 class State:
@@ -366,7 +371,3 @@ def _reason(error: Exception) -> str:
 def _first_line(error: Exception) -> str:
     lines = str(error).strip().splitlines()
     return f"{type(error).__name__}: {lines[0]}" if lines else type(error).__name__
-
-
-def _warn(message: str) -> None:
-    warnings.warn(message, NotRecordedWarning, stacklevel=2)

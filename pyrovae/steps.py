@@ -25,6 +25,7 @@ from pyrovae.recording import (
     refuse,
     signature,
     tensors_of,
+    warn,
     with_tensors,
 )
 
@@ -143,7 +144,7 @@ class Stepper:
         self.weight = torch.ones((), dtype=torch.float64, device=device) if weighted else None
         self.refused: str | None = None
         self._recorded: Recorded | None = None
-        self._captured: dict[Hashable, CapturedStep] = {}
+        self._captured: dict[Hashable, CapturedStep | None] = {}
         if set(self.executions.values()) != {"eager"}:
             try:
                 plain(elbo)
@@ -176,9 +177,10 @@ class Stepper:
         Returns:
             The loss before the step, a scalar.
         """
-        if self.refused is None and self.executions[size] != "eager":
+        how = "eager" if self.refused else self.executions.get(size, "eager")
+        if how != "eager":
             try:
-                return self._replayed(args, kwargs, weight, checked, compiled=self.executions[size] == "compiled")
+                return self._replayed(args, kwargs, weight, checked, compiled=how == "compiled")
             except NotRecordedError as error:
                 self._refuse(error)
         loss = self._eager(args, kwargs, weight, checked)
@@ -202,20 +204,28 @@ class Stepper:
             inputs = [self.weight, *inputs]
         if self._recorded is None:
             self._recorded = self._record(args, kwargs)
-        replay = self._recorded.checked(*inputs)
-        if replay is not None and self.device.type == "cuda":
-            key = signature(inputs)
-            if key not in self._captured:
-                self._captured[key] = CapturedStep(
-                    replay, inputs, self.parameters, self.optimizer, self._recorded.buffers
-                )
-            return self._captured[key](*inputs)
+        if self.device.type == "cuda" and (captured := self._capture(inputs, self._recorded)):
+            return captured(*inputs)
         self._checked, self._weight = checked, weight
         loss, *gradients = self._recorded(*inputs, compiled=compiled)
         assert loss is not None
         _set_gradients(self.parameters, gradients)
         self.optimizer.step()
         return loss
+
+    def _capture(self, inputs: Sequence[Tensor], recorded: Recorded) -> "CapturedStep | None":
+        """The CUDA graph of a step of this shape, made at the first one that needs no comparison; None before."""
+        replay, key = recorded.checked(*inputs), signature(inputs)
+        if replay is not None and key not in self._captured:
+            before = State(recorded.buffers)
+            try:
+                self._captured[key] = CapturedStep(replay, inputs, self.parameters, self.optimizer)
+            except RuntimeError as error:
+                self._captured[key] = None
+                reason = str(error).partition("\n")[0]
+                warn(f"steps are replayed kernel by kernel, since CUDA cannot capture them as one graph: {reason}")
+            before.restore()
+        return self._captured.get(key)
 
     def _record(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Recorded:
         objective = plain(self.elbo)
@@ -254,7 +264,9 @@ class CapturedStep:
         inputs: Tensors of the shapes to come.
         parameters: What is trained.
         optimizer: An optimizer that has taken a step before, so that it has its state.
-        buffers: What the replay may change.
+
+    Raises:
+        RuntimeError: If an operation cannot be captured.
     """
 
     def __init__(
@@ -263,17 +275,15 @@ class CapturedStep:
         inputs: Sequence[Tensor],
         parameters: Sequence[Tensor],
         optimizer: Optimizer,
-        buffers: Iterable[Tensor],
     ) -> None:
         self.inputs = [value.clone() for value in inputs]
         self.parameters, self.optimizer = parameters, optimizer
         self.whole = all(group.get("capturable", False) for group in optimizer.param_groups)
-        before, side = State(buffers), torch.cuda.Stream()
+        side = torch.cuda.Stream()
         side.wait_stream(torch.cuda.current_stream())
         with torch.cuda.stream(side):  # libraries make their workspaces outside of a capture
             replay(*self.inputs)
         torch.cuda.current_stream().wait_stream(side)
-        before.restore()
         self.graph = torch.cuda.CUDAGraph()
         with torch.cuda.graph(self.graph):
             self.loss, *self.gradients = replay(*self.inputs)

@@ -28,7 +28,7 @@ DEFAULT_CHUNK_SIZE = 8192
 _HELD_WEIGHTS = 2**22
 
 # Chunks from which recording them, and compiling, pays.
-_RECORDED_FROM = 20
+_RECORDED_FROM = 100
 _COMPILED_FROM = 400
 
 # The first round of draws where a standard error is asked for: enough to know it by.

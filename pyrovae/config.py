@@ -25,6 +25,7 @@ from pyrovae.parts import BASES, checked_config, describe, known_parts, part_cla
 from pyrovae.priors import Prior
 from pyrovae.programs import Blueprint, OutputBias
 from pyrovae.proposals import ProposalName
+from pyrovae.recording import Execution
 from pyrovae.terminal import Seed, make_parser, names, parse_flags
 from pyrovae.vae import ProgramPair
 
@@ -131,6 +132,12 @@ def training_parser(**given: Any) -> ArgumentParser:
         help="draws per test datum for log p(x) in the closing table",
     )
     add("--proposal", type=ProposalName, default="default", help="where those draws come from")
+    add(
+        "--execution",
+        type=Execution,
+        default="auto",
+        help="of training: eager, recorded (run once, replayed) or compiled (auto: by the number of steps)",
+    )
     add("--seed", type=Seed, default=0, help="seed of initial weights, order and noise")
     add(
         "--split_seed",

@@ -16,6 +16,7 @@ from torch import Tensor
 from pyrovae.densities import Program, evaluating, isolated_rng, sample_sites, take
 from pyrovae.importance import WeightBlock, log_weight_blocks, summarize_lower_bound
 from pyrovae.proposals import GuideProposal, Proposal
+from pyrovae.recording import Execution
 from pyrovae.stats import (
     LogMarginal,
     Rung,
@@ -177,6 +178,7 @@ def evaluate(
     until: float | None = None,
     seed: int = 0,
     chunk_size: int | None = None,
+    execution: Execution = "auto",
     on_progress: Callable[[int], Any] | None = None,
     commit: Callable[[dict[str, Any]], None] | None = None,
     resume: Mapping[str, Any] | None = None,
@@ -197,6 +199,7 @@ def evaluate(
         until: Standard error that every datum's log p(x) is to reach, in nats, as `log_marginal` has it.
         seed: Seed of the draws; the global random state is left as it was.
         chunk_size: Latents decoded at once.
+        execution: How chunks are evaluated, as `log_marginal` has it.
         on_progress: Called with the number of data done, after each block.
         commit: Called after each block but the last with the state so far: nested dicts and lists of tensors and
             plain values.
@@ -231,6 +234,7 @@ def evaluate(
                 chunk_size=chunk_size,
                 until=until,
                 checked=True,
+                execution=execution,
                 **conditions,  # noqa: B023
             )
             return list(found)

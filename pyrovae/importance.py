@@ -1,6 +1,8 @@
 """Importance sampling: log p(x) per datum, with its Monte Carlo error, for any model and guide."""
 
+import math
 from collections.abc import Iterator
+from functools import partial
 from typing import Any, NamedTuple
 
 import pyro
@@ -10,6 +12,7 @@ from torch import Tensor
 from pyrovae.densities import Program, check_support, evaluating, log_weights, num_data, take
 from pyrovae.latents import LatentSpace
 from pyrovae.proposals import GuideProposal, Proposal, default_proposal
+from pyrovae.recording import Chunks, Execution, choose_execution
 from pyrovae.stats import (
     LogMarginal,
     Rung,
@@ -23,6 +26,10 @@ DEFAULT_CHUNK_SIZE = 8192
 
 # Log weights of one block of data are held together for the tail fit: 32 MiB of them at most, in float64.
 _HELD_WEIGHTS = 2**22
+
+# Chunks from which recording them, and compiling, pays.
+_RECORDED_FROM = 100
+_COMPILED_FROM = 400
 
 # The first round of draws where a standard error is asked for: enough to know it by.
 _FIRST_ROUND = 200
@@ -67,6 +74,7 @@ def log_marginal(
     chunk_size: int | None = None,
     until: float | None = None,
     pareto_smoothed: bool = False,
+    execution: Execution = "auto",
     **kwargs: Any,
 ) -> LogMarginal:
     r"""Estimate log p(x_n) by importance sampling, for each datum n.
@@ -89,6 +97,9 @@ def log_marginal(
         until: Draw in rounds until the standard error of every datum is at most this, in nats, or K is reached.
         pareto_smoothed: Smooth the largest weights (`pareto_smoothed_log_weights`): less variance, some bias, and no
             lower bound any more.
+        execution: "eager" runs the programs for every chunk; "recorded" runs them once for each shape of a chunk and
+            replays their tensor operations; "compiled" has Inductor compile these first. Equal up to rounding; "auto"
+            follows from the number of chunks. What cannot be recorded runs eagerly, with a `NotRecordedWarning`.
         **kwargs: Keyword arguments of both.
 
     Returns:
@@ -107,6 +118,7 @@ def log_marginal(
         proposal=proposal,
         chunk_size=chunk_size,
         until=until,
+        execution=execution,
         **kwargs,
     ):
         log_w = pareto_smoothed_log_weights(block.log_w) if pareto_smoothed else block.log_w
@@ -122,7 +134,7 @@ def ladder(model: Program, guide: Program, *args: Any, num_particles: int, **kwa
         guide: Pyro program q(z|x), with the model's arguments.
         *args: Arguments of both, the data first, with shape (N, ...).
         num_particles: The largest K.
-        **kwargs: proposal and chunk_size, as `log_marginal` takes them; the rest are the programs'.
+        **kwargs: proposal, chunk_size and execution, as `log_marginal` takes them; the rest are the programs'.
 
     Returns:
         A `Rung` for each K: the lower bound, the same with its bias corrected, and the standard error.
@@ -158,7 +170,7 @@ def evidence_lower_bound(
         num_particles: K, the draws per datum.
         chunk_size: Latents (K times N) decoded at once; None for 8,192.
         checked: The data are known to lie in the support, and are not checked again.
-        **kwargs: Keyword arguments of both.
+        **kwargs: execution, as `log_marginal` takes it; the rest are keyword arguments of both.
 
     Returns:
         LowerBound of value and std_error, each with shape (N,), in nats, float64.
@@ -207,6 +219,7 @@ def log_weight_blocks(
     chunk_size: int | None = None,
     until: float | None = None,
     checked: bool = False,
+    execution: Execution = "auto",
     **kwargs: Any,
 ) -> Iterator[WeightBlock]:
     """Go through the data in blocks, adapt the proposal to each, and yield its rows and log weights.
@@ -227,6 +240,9 @@ def log_weight_blocks(
         min(size, chunk_size, max(64, chunk_size // num_particles), _HELD_WEIGHTS // num_particles),
     )
     particles_at_once = max(1, chunk_size // at_once)
+    count = math.ceil(size / at_once) * math.ceil(num_particles / particles_at_once)
+    how = choose_execution(execution, count, recorded_from=_RECORDED_FROM, compiled_from=_COMPILED_FROM)
+    chunks = Chunks(how, (min(particles_at_once, num_particles), at_once))
     for start in range(0, size, at_once):
         rows = slice(start, min(start + at_once, size))
         block_args, block_kwargs = take(args, kwargs, rows)
@@ -236,7 +252,7 @@ def log_weight_blocks(
             except ValueError as error:
                 raise ValueError(f"data {rows.start} to {rows.stop - 1}: {error}") from error
         with evaluating(model, guide), pyro.validation_enabled(False):
-            source = _Source(model, guide, proposal, chunk_size, block_args, block_kwargs)
+            source = _Source(model, guide, proposal, chunk_size, chunks, block_args, block_kwargs)
         parts: list[tuple[Tensor, Tensor]] = []
         done, target = 0, num_particles if until is None else min(_FIRST_ROUND, num_particles)
         while done < target:
@@ -262,9 +278,11 @@ class _Source:
         guide: Program,
         proposal: Proposal | Program | None,
         chunk_size: int,
+        chunks: Chunks,
         args: tuple[Any, ...],
         kwargs: dict[str, Any],
     ) -> None:
+        self.chunks = chunks
         self.program = None if proposal is None or isinstance(proposal, Proposal) else proposal
         self.names: tuple[str, ...] = ("program",)
         self.proposal = "program"
@@ -275,14 +293,29 @@ class _Source:
             chosen = default_proposal(space) if proposal is None else proposal
             assert isinstance(chosen, Proposal)
             self.component = chosen.adapt(space, chunk_size=chunk_size)
+            space.chunks = chunks  # from here on all chunks have one shape
             self.names, self.proposal = self.component.names, chosen.name
         self.model, self.args, self.kwargs = model, args, kwargs
 
     def log_weights(self, num_particles: int) -> tuple[Tensor, Tensor]:
         if self.program is None:
             return self.component.log_weights(num_particles)
-        log_w = log_weights(self.model, self.program, *self.args, num_particles=num_particles, **self.kwargs)
+        shape = num_particles, num_data(self.args, self.kwargs)
+        function = partial(_log_weights, self.model, self.program, num_particles)
+        log_w = self.chunks("log w", function, shape, {}, self.args, self.kwargs)[0]
+        assert log_w is not None
         return log_w, torch.zeros(len(log_w), dtype=torch.long)
+
+
+def _log_weights(
+    model: Program,
+    program: Program,
+    num_particles: int,
+    latents: dict[str, Tensor],
+    args: tuple[Any, ...],
+    kwargs: dict[str, Any],
+) -> list[Tensor]:
+    return [log_weights(model, program, *args, num_particles=num_particles, **kwargs)]
 
 
 def _worst_error(parts: list[tuple[Tensor, Tensor]]) -> float:

@@ -4,6 +4,7 @@ Proposals, annealing and refinement stand on this: they see log densities and ve
 """
 
 import math
+from functools import partial
 from typing import Any
 
 import pyro
@@ -23,6 +24,7 @@ from pyrovae.densities import (
     trace_with_particles,
 )
 from pyrovae.handlers import at
+from pyrovae.recording import Chunks
 
 Latents = dict[str, Tensor]
 
@@ -44,6 +46,7 @@ class LatentSpace:
         ValueError: If the programs break the contract of `log_weights`, or the model has no latent site.
 
     Attributes:
+        chunks: Replays densities that are asked for without gradients; None where they run eagerly.
         num_data: N.
         continuous: Whether there are coordinates u: no site is discrete, and each support has a known bijection.
         size: U; 0 where there are none.
@@ -54,6 +57,7 @@ class LatentSpace:
     def __init__(self, model: Program, guide: Program | None, *args: Any, **kwargs: Any) -> None:
         self.model, self.args, self.kwargs = model, args, kwargs
         self.guide: Any = guide  # None where nothing asks of it
+        self.chunks: Chunks | None = None
         self.num_data = num_data(args, kwargs)
         with isolated_rng(), torch.no_grad(), pyro.validation_enabled(False):
             if guide is not None:
@@ -95,16 +99,18 @@ class LatentSpace:
 
     def log_model(self, latents: Latents) -> tuple[Tensor, Tensor]:
         """Log p(z) and log p(x|z) in nats, each with shape (K, N), of latents with shape (K, N, ...)."""
-        draws = next(iter(latents.values())).shape[0]
-        trace = trace_with_particles(at(latents)(self.model), draws, *self.args, **self.kwargs)
-        log_p, log_lik = trace_log_density(trace, draws, "model")
-        return _where_supported(trace, log_p - log_lik), log_lik
+        log_prior, log_lik = self._evaluated("log p(x, z)", _log_model, self.model, latents)
+        return log_prior, log_lik
 
     def log_guide(self, latents: Latents) -> Tensor:
         """Log q(z|x) in nats, with shape (K, N), of latents with shape (K, N, ...)."""
-        draws = next(iter(latents.values())).shape[0]
-        trace = trace_with_particles(at(latents)(self._given_guide()), draws, *self.args, **self.kwargs)
-        return _where_supported(trace, trace_log_density(trace, draws, "guide")[0])
+        return self._evaluated("log q(z|x)", _log_guide, self._given_guide(), latents)[0]
+
+    def _evaluated(self, name: str, function: Any, program: Program, latents: Latents) -> Any:
+        if self.chunks is None:
+            return function(program, latents, self.args, self.kwargs)
+        shape = next(iter(latents.values())).shape[0], self.num_data
+        return self.chunks(name, partial(function, program), shape, latents, self.args, self.kwargs)
 
     def from_guide(self, num_particles: int) -> Latents:
         """Draw latents from the guide, each with shape (K, N, ...)."""
@@ -149,6 +155,21 @@ class LatentSpace:
         sites = sample_sites(trace_with_particles(program, num_particles, *self.args, **self.kwargs))
         shape = (num_particles, self.num_data)
         return {name: sites[name]["value"].expand(*shape, *sites[name]["fn"].event_shape) for name in self.supports}
+
+
+def _log_model(
+    model: Program, latents: Latents, args: tuple[Any, ...], kwargs: dict[str, Any]
+) -> tuple[Tensor, Tensor]:
+    draws = next(iter(latents.values())).shape[0]
+    trace = trace_with_particles(at(latents)(model), draws, *args, **kwargs)
+    log_p, log_lik = trace_log_density(trace, draws, "model")
+    return _where_supported(trace, log_p - log_lik), log_lik
+
+
+def _log_guide(guide: Program, latents: Latents, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[Tensor]:
+    draws = next(iter(latents.values())).shape[0]
+    trace = trace_with_particles(at(latents)(guide), draws, *args, **kwargs)
+    return (_where_supported(trace, trace_log_density(trace, draws, "guide")[0]),)
 
 
 def _where_supported(trace: poutine.Trace, log_p: Tensor) -> Tensor:

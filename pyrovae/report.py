@@ -14,6 +14,7 @@ from pyrovae.export import to_arviz, write_netcdf
 from pyrovae.files import read_state, sha256_of, write_json, write_state, write_whole
 from pyrovae.plots import plot_grids, plot_history, prior_samples, reconstructions, to_png
 from pyrovae.proposals import PROPOSALS, ProposalName
+from pyrovae.recording import Execution
 from pyrovae.run import POSTERIOR, WEIGHTS, Run
 from pyrovae.stats import summarize_log_weights
 from pyrovae.svi import History
@@ -41,6 +42,7 @@ def evaluate_run(
     until: float | None = None,
     seed: int = 0,
     chunk_size: int | None = None,
+    execution: Execution = "auto",
 ) -> Evaluation:
     """Evaluate a run, with a progress bar; a second call with the same arguments goes on where one was stopped.
 
@@ -54,6 +56,7 @@ def evaluate_run(
         until: Standard error to reach.
         seed: Seed of the draws.
         chunk_size: Latents decoded at once.
+        execution: How chunks are evaluated.
     """
     device, path = _device(vae), run.path / PARTIAL
     x, _ = split_of(data, split)
@@ -66,6 +69,7 @@ def evaluate_run(
         "until": until,
         "seed": seed,
         "chunk_size": chunk_size,
+        "execution": execution,
         "device": device.type,
     }
     begun: dict[str, Any] = {"about": None}
@@ -82,6 +86,7 @@ def evaluate_run(
             until=until,
             seed=seed,
             chunk_size=chunk_size,
+            execution=execution,
             on_progress=bar.update,
             commit=lambda state: write_state(path, {"about": about, "state": state}),
             resume=begun["state"] if begun["about"] == about else None,

@@ -4,7 +4,6 @@ import math
 import time
 import warnings
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from contextlib import nullcontext
 from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
@@ -12,7 +11,7 @@ from typing import Any
 import pyro
 import torch
 from pyro import poutine
-from pyro.infer import ELBO
+from pyro.infer import ELBO, TraceEnum_ELBO
 from torch import Tensor
 from torch.optim import Optimizer
 from tqdm import tqdm
@@ -28,8 +27,9 @@ from pyrovae.densities import (
     num_data,
     take,
 )
-from pyrovae.handlers import temper
 from pyrovae.importance import evidence_lower_bound
+from pyrovae.recording import Execution
+from pyrovae.steps import Stepper
 
 Arguments = Tensor | Sequence[Tensor] | Mapping[str, Tensor]
 OptimizerFactory = Callable[[Iterable[Tensor]], Optimizer]
@@ -91,6 +91,7 @@ def fit(
     patience: int | None = None,
     transform: Callable[[Tensor], Tensor] | None = None,
     kl_weight: Callable[[float], float] | None = None,
+    execution: Execution = "auto",
     seed: int = 0,
     progress: bool = False,
     resume: Mapping[str, Any] | None = None,
@@ -121,6 +122,10 @@ def fit(
         kl_weight: The weight of the KL divergence in the objective (see `temper`) as a function of the passes over the
             data so far, such as `LinearWarmup(10)`; None for 1 throughout. What is validated and reported is the ELBO
             with weight 1.
+        execution: "eager" runs the programs at every step; "recorded" runs them once for each shape of a batch and
+            replays their tensor operations; "compiled" has Inductor compile these first. Equal up to rounding; "auto"
+            follows from the number of steps, and a resumed run goes on as it began. What cannot be recorded runs
+            eagerly, with a `NotRecordedWarning` that says why.
         seed: Seed of the order of the data.
         progress: Show a progress bar with the ELBO per datum, in nats.
         resume: A state that `commit` was given; training goes on from it, to the same bits on CPU.
@@ -162,6 +167,11 @@ def fit(
     with isolated_rng():
         first = _transformed(*take(args, kwargs, slice(0, min(size, batch_size))), transform)
         parameters = trainable_parameters(model, guide, *first[0], **first[1])
+        # Some objectives run the programs once to count the plates: here, so that no step draws for it.
+        guesses = elbo.vectorize_particles or isinstance(elbo, TraceEnum_ELBO)
+        if guesses and elbo.max_plate_nesting == math.inf:
+            with evaluating(model, guide):
+                elbo.loss(model, guide, *first[0], **first[1])  # type: ignore[attr-defined]
     make_optimizer = optimizer or partial(torch.optim.Adam, lr=1e-3, fused=True)
     for program in (model, guide):
         for module in modules_of(program):
@@ -169,7 +179,18 @@ def fit(
     chosen = make_optimizer(parameters)
     if isinstance(chosen, torch.optim.LBFGS):
         raise ValueError("LBFGS evaluates the loss several times a step, which fit does not; use Adam or another")
-    state = _State(model, guide, chosen, steps, device)
+    stepper = Stepper(
+        model,
+        guide,
+        elbo,
+        parameters,
+        chosen,
+        execution=execution,
+        calls={min(size, batch_size): epochs * max(1, size // batch_size), size % batch_size: epochs},
+        weighted=kl_weight is not None,
+        device=device,
+    )
+    state = _State(model, guide, chosen, stepper, steps, device)
     if resume is not None:
         state.restore(resume)
 
@@ -194,12 +215,8 @@ def fit(
                 batch_args, batch_kwargs = _transformed(*take(args, kwargs, rows), transform)
                 # Pyro's checks of shapes and supports are for the first batch; afterwards they only cost time.
                 weight = weight_at(state.epoch + state.step / steps)
-                with pyro.validation_enabled(first_step), temper(latent=weight) if weight != 1 else nullcontext():
-                    loss = elbo.differentiable_loss(model, guide, *batch_args, **batch_kwargs)
-                state.optimizer.zero_grad(set_to_none=True)
-                loss.backward()
-                state.optimizer.step()
-                state.losses[state.step] = loss.detach()
+                loss = stepper(len(rows), batch_args, batch_kwargs, weight=weight, checked=first_step)
+                state.losses[state.step] = loss
                 state.weighted |= weight != 1
                 state.step += 1
                 first_step = False
@@ -255,9 +272,17 @@ def trainable_parameters(model: Program, guide: Program, *args: Any, **kwargs: A
 class _State:
     """All that a run needs to go on: programs, optimizer, generators, counters, and what was best."""
 
-    def __init__(self, model: Program, guide: Program, optimizer: Optimizer, steps: int, device: torch.device) -> None:
+    def __init__(
+        self,
+        model: Program,
+        guide: Program,
+        optimizer: Optimizer,
+        stepper: Stepper,
+        steps: int,
+        device: torch.device,
+    ) -> None:
         self.programs = {"model": model, "guide": guide}
-        self.optimizer = optimizer
+        self.optimizer, self.stepper = optimizer, stepper
         self.epoch = 0  # epochs finished
         self.step = 0  # steps of the current epoch finished
         self.seconds = 0.0  # of the current epoch, before a stop
@@ -319,6 +344,7 @@ class _State:
             "values": self.values(),
             "best": self.best,
             "optimizer": self.optimizer.state_dict(),
+            "stepper": self.stepper.state(),
             "generators": _generator_states(self.losses.device),
         }
 
@@ -335,6 +361,7 @@ class _State:
         self.best = {name: value.to(self.losses.device) for name, value in snapshot["best"].items()}
         self._set_values(snapshot["values"])
         self.optimizer.load_state_dict(snapshot["optimizer"])
+        self.stepper.restore(snapshot["stepper"])
         _set_generator_states(snapshot["generators"], self.losses.device)
 
     def _set_values(self, values: Mapping[str, Tensor]) -> None:

@@ -6,6 +6,7 @@ import inspect
 import re
 import signal
 import sys
+import warnings
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -16,10 +17,12 @@ import torch
 from jsonargparse import ArgumentError, ArgumentParser, DefaultHelpFormatter, Namespace
 from jsonargparse.typing import restricted_number_type
 
+from pyrovae.recording import NotRecordedWarning
 from pyrovae.svi import NonFiniteLossError, StoppedError
 
 Seed = restricted_number_type("Seed", int, [(">=", 0), ("<", 2**32)], docstring="Whole number from 0 to 2**32 - 1")
 
+_FORMAT_WARNING = warnings.formatwarning
 _EXIT_CODES = {signal.SIGINT: 130, signal.SIGTERM: 143}
 
 
@@ -108,6 +111,13 @@ def near(name: str, known: Iterable[str]) -> str:
     return f"did you mean {' or '.join(likely)}?" if likely else f"choose among {', '.join(known)}"
 
 
+def _format_warning(message: Any, category: type[Warning], *where: Any) -> str:
+    """One line for what is ours to say; where it was said helps with others' warnings alone."""
+    if issubclass(category, NotRecordedWarning):
+        return f"{Path(sys.argv[0]).name}: {message}\n"
+    return _FORMAT_WARNING(message, category, *where)
+
+
 def _fail(message: str) -> NoReturn:
     print(f"{Path(sys.argv[0]).name}: error: {' '.join(message.split())}", file=sys.stderr)
     sys.exit(1)
@@ -156,6 +166,7 @@ def _listed(argv: Sequence[str], flag: str) -> list[str]:
 def run_script(main: Callable[[], int | None]) -> None:
     """Run a script: what the reader can mend becomes one line on stderr and exit code 1, a signal 130 or 143."""
     signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(_EXIT_CODES[signal.SIGTERM]))
+    warnings.formatwarning = _format_warning  # type: ignore[assignment]
     try:
         sys.exit(main() or 0)
     except KeyboardInterrupt:

@@ -16,6 +16,7 @@ from jsonargparse.typing import PositiveFloat, PositiveInt
 
 from pyrovae.evaluation import caution, ladder_lines, table
 from pyrovae.proposals import ProposalName
+from pyrovae.recording import Execution
 from pyrovae.report import baseline_summary, evaluate_run, write_evaluation
 from pyrovae.run import open_run
 from pyrovae.terminal import make_run_parser, parse_flags, run_script
@@ -34,6 +35,7 @@ def main() -> int:
     )
     parser.add_argument("--split", type=Literal["train", "validation", "test"], default="test", help="which data")
     parser.add_argument("--chunk_size", type=PositiveInt | None, default=None, help="latents decoded at once")
+    parser.add_argument("--execution", type=Execution, default="auto", help="of chunks: eager, recorded or compiled")
     args = parse_flags(parser, sys.argv[1:])
 
     run, vae, data = open_run(args, bits=True)
@@ -47,6 +49,7 @@ def main() -> int:
         until=args.until,
         seed=args.seed,
         chunk_size=args.chunk_size,
+        execution=args.execution,
     )
     summary = write_evaluation(run, evaluation, data, split=args.split)
     baseline = baseline_summary(data, split=args.split, base_measure=evaluation.base_measure)

@@ -106,6 +106,7 @@ def train(run: Run, config: Namespace, data: Data, vae: ProgramPair, stopper: St
         patience=config.patience,
         transform=Binarize() if data.binarize == "dynamic" else None,
         kl_weight=build_kl_weight(config),
+        execution=config.execution,
         seed=config.seed,
         progress=True,
         resume=run.committed(),

@@ -1,0 +1,342 @@
+"""The training step: Pyro's own, or the same recorded once for each shape of a batch and replayed."""
+
+from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
+from typing import Any
+
+import pyro
+import torch
+from pyro.distributions.util import is_identically_zero, scale_and_mask
+from pyro.infer import ELBO, Trace_ELBO, TraceMeanField_ELBO
+from pyro.infer.util import MultiFrameTensor, get_plate_stacks
+from torch import Tensor
+from torch.distributions import kl_divergence
+from torch.optim import Optimizer
+
+from pyrovae.densities import Program, modules_of
+from pyrovae.handlers import temper
+from pyrovae.recording import (
+    Execution,
+    NotRecordedError,
+    Outputs,
+    Recorded,
+    State,
+    choose_execution,
+    refuse,
+    signature,
+    tensors_of,
+    warn,
+    with_tensors,
+)
+
+# Steps of one shape from which recording (a second at most) and compiling (a minute at most) pay.
+RECORDED_FROM = 1_000
+COMPILED_FROM = 20_000
+
+
+class PlainTrace_ELBO(Trace_ELBO):  # noqa: N801  # named as Pyro names its own
+    r"""Trace_ELBO with a loss that is a plain sum of log densities, which can be recorded.
+
+    loss = sum_q log q(z|x) - sum_p log p(x, z), whose gradient goes through the draws where these have one, and adds
+    log q times the detached terms downstream where they have none (Ranganath, Gerrish, Blei 2014,
+    https://arxiv.org/abs/1401.0118), as in Pyro.
+    """
+
+    def differentiable_loss(self, model: Program, guide: Program, *args: Any, **kwargs: Any) -> Tensor:
+        """The loss of a batch, in nats, a scalar."""
+        traces = self._get_traces(model, guide, args, kwargs)
+        return sum(self._loss_of(*pair) for pair in traces) / self.num_particles
+
+    def _loss_of(self, model_trace: Any, guide_trace: Any) -> Tensor:
+        drawn, scored = _sites(guide_trace), _sites(model_trace)
+        log_p = sum(site["log_prob_sum"] for site in scored.values())
+        loss = sum(site["log_prob_sum"] for site in drawn.values()) - log_p
+        surrogate, log_r = -log_p, None
+        for site in drawn.values():
+            _, score_function, entropy = site["score_parts"]
+            if not is_identically_zero(entropy):
+                surrogate = surrogate + entropy.sum()
+            if not is_identically_zero(score_function):
+                log_r = log_r or _log_r(scored, drawn, get_plate_stacks(model_trace))
+                surrogate = surrogate - (log_r.sum_to(site["cond_indep_stack"]) * score_function).sum()
+        return surrogate if log_r is None else surrogate + (loss - surrogate).detach()
+
+
+class PlainTraceMeanField_ELBO(PlainTrace_ELBO):  # noqa: N801
+    """TraceMeanField_ELBO with a loss that can be recorded: the KL divergence site by site, in closed form if known."""
+
+    def _loss_of(self, model_trace: Any, guide_trace: Any) -> Tensor:
+        drawn, scored = _sites(guide_trace), _sites(model_trace)
+        loss: Any = 0.0
+        for name, site in scored.items():
+            if site["is_observed"]:
+                loss = loss - site["log_prob_sum"]
+                continue
+            q, p = drawn[name], site
+            try:
+                kl = scale_and_mask(kl_divergence(q["fn"], p["fn"]), scale=q["scale"], mask=q["mask"])
+            except NotImplementedError:
+                loss = loss + q["score_parts"].entropy_term.sum() - p["log_prob_sum"]
+            else:
+                loss = loss + torch.as_tensor(kl).expand(q["fn"].batch_shape).sum()
+        for name, site in drawn.items():
+            if name not in scored:
+                loss = loss + site["score_parts"].entropy_term.sum()
+        return loss
+
+
+_PLAIN: dict[type, type[ELBO]] = {Trace_ELBO: PlainTrace_ELBO, TraceMeanField_ELBO: PlainTraceMeanField_ELBO}
+
+
+def plain(elbo: ELBO) -> Any:
+    """The objective with a loss that can be recorded.
+
+    One of the reader's own is taken as it is where it has `recordable = True`: its differentiable_loss is made of
+    tensor operations, asks for no value, and keeps no state.
+
+    Raises:
+        NotRecordedError: If there is none.
+    """
+    if type(elbo) in _PLAIN:
+        objective: Any = _PLAIN[type(elbo)]()
+        vars(objective).update(vars(elbo))
+        return objective
+    if getattr(elbo, "recordable", False):
+        return elbo
+    raise NotRecordedError(f"{type(elbo).__name__} is not known to be made of tensor operations alone")
+
+
+class Stepper:
+    """Takes one step of SVI after another: gradients of the loss of a batch, and one step of the optimizer.
+
+    Args:
+        model: Pyro program.
+        guide: Pyro program.
+        elbo: The objective.
+        parameters: What is trained.
+        optimizer: Its optimizer. Where steps are recorded, torch's Adam is made to run fused.
+        execution: How steps are taken; "auto" follows from calls.
+        calls: For each size of a batch, the steps of the whole run.
+        weighted: The KL divergence has a weight.
+        device: Where the parameters are.
+    """
+
+    def __init__(
+        self,
+        model: Program,
+        guide: Program,
+        elbo: ELBO,
+        parameters: Sequence[Tensor],
+        optimizer: Optimizer,
+        *,
+        execution: Execution,
+        calls: Mapping[int, int],
+        weighted: bool,
+        device: torch.device,
+    ) -> None:
+        self.model, self.guide = model, guide
+        self.elbo: Any = elbo  # not every ELBO of Pyro's has a differentiable_loss
+        self.parameters, self.optimizer, self.device = list(parameters), optimizer, device
+        self.executions = {
+            size: choose_execution(execution, count, recorded_from=RECORDED_FROM, compiled_from=COMPILED_FROM)
+            for size, count in calls.items()
+        }
+        self.weight = torch.ones((), dtype=torch.float64, device=device) if weighted else None
+        self.refused: str | None = None
+        self._recorded: Recorded | None = None
+        self._captured: dict[Hashable, CapturedStep | None] = {}
+        if set(self.executions.values()) != {"eager"}:
+            try:
+                plain(elbo)
+            except NotRecordedError as error:
+                self._refuse(error)
+            else:
+                _prepare(optimizer, device)
+
+    def state(self) -> dict[str, Any]:
+        """How steps are taken, in plain values: a resumed run goes on as it began."""
+        return {"executions": {str(size): how for size, how in self.executions.items()}, "refused": self.refused}
+
+    def restore(self, state: Mapping[str, Any]) -> None:
+        """Go on as the run of this state did."""
+        self.executions = {int(size): how for size, how in state["executions"].items()}
+        self.refused = state["refused"]
+
+    def __call__(
+        self, size: int, args: tuple[Any, ...], kwargs: dict[str, Any], *, weight: float = 1.0, checked: bool = False
+    ) -> Tensor:
+        """Take a step.
+
+        Args:
+            size: The number of data.
+            args: The programs' arguments.
+            kwargs: Their keyword arguments.
+            weight: The weight of the KL divergence.
+            checked: With Pyro's checks of shapes and supports.
+
+        Returns:
+            The loss before the step, a scalar.
+        """
+        how = "eager" if self.refused else self.executions.get(size, "eager")
+        if how != "eager":
+            try:
+                return self._replayed(args, kwargs, weight, checked, compiled=how == "compiled")
+            except NotRecordedError as error:
+                self._refuse(error)
+        loss = self._eager(args, kwargs, weight, checked)
+        self.optimizer.step()
+        return loss
+
+    def _eager(self, args: tuple[Any, ...], kwargs: dict[str, Any], weight: float, checked: bool) -> Tensor:
+        """The loss of Pyro's objective, its gradients in the parameters' grad."""
+        with pyro.validation_enabled(checked), _weighing(weight):
+            loss = self.elbo.differentiable_loss(self.model, self.guide, *args, **kwargs)
+        self.optimizer.zero_grad(set_to_none=True)
+        loss.backward()
+        return loss.detach()
+
+    def _replayed(
+        self, args: tuple[Any, ...], kwargs: dict[str, Any], weight: float, checked: bool, *, compiled: bool
+    ) -> Tensor:
+        inputs = tensors_of(args, kwargs)
+        if self.weight is not None:  # a tensor, since a number would be held fast
+            self.weight.fill_(weight)
+            inputs = [self.weight, *inputs]
+        if self._recorded is None:
+            self._recorded = self._record(args, kwargs)
+        if self.device.type == "cuda" and (captured := self._capture(inputs, self._recorded)):
+            return captured(*inputs)
+        self._checked, self._weight = checked, weight
+        loss, *gradients = self._recorded(*inputs, compiled=compiled)
+        assert loss is not None
+        _set_gradients(self.parameters, gradients)
+        self.optimizer.step()
+        return loss
+
+    def _capture(self, inputs: Sequence[Tensor], recorded: Recorded) -> "CapturedStep | None":
+        """The CUDA graph of a step of this shape, made at the first one that needs no comparison; None before."""
+        replay, key = recorded.checked(*inputs), signature(inputs)
+        if replay is not None and key not in self._captured:
+            before = State(recorded.buffers)
+            try:
+                self._captured[key] = CapturedStep(replay, inputs, self.parameters, self.optimizer)
+            except RuntimeError as error:
+                self._captured[key] = None
+                reason = str(error).partition("\n")[0]
+                warn(f"steps are replayed kernel by kernel, since CUDA cannot capture them as one graph: {reason}")
+            before.restore()
+        return self._captured.get(key)
+
+    def _record(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Recorded:
+        objective = plain(self.elbo)
+
+        def function(*tensors: Tensor) -> list[Tensor | None]:
+            weight, given = (None, tensors) if self.weight is None else (tensors[0], tensors[1:])
+            now_args, now_kwargs = with_tensors(args, kwargs, given)
+            with torch.enable_grad(), pyro.validation_enabled(False), _weighing(weight):
+                loss = objective.differentiable_loss(self.model, self.guide, *now_args, **now_kwargs)
+                gradients = torch.autograd.grad(loss, self.parameters, allow_unused=True)
+            laid_out = [_laid_out(*pair) for pair in zip(gradients, self.parameters, strict=True)]
+            return [loss.detach(), *laid_out]
+
+        def reference(*tensors: Tensor) -> list[Tensor | None]:
+            given = tensors if self.weight is None else tensors[1:]
+            loss = self._eager(*with_tensors(args, kwargs, given), self._weight, self._checked)
+            return [loss, *(parameter.grad for parameter in self.parameters)]
+
+        modules = [module for program in (self.model, self.guide) for module in modules_of(program)]
+        buffers = {id(buffer): buffer for module in modules for buffer in module.buffers()}
+        return Recorded(function, reference=reference, buffers=buffers.values())
+
+    def _refuse(self, error: NotRecordedError) -> None:
+        self.refused = str(error)
+        refuse("training", error)
+
+
+class CapturedStep:
+    """A step of SVI as one CUDA graph: loss, gradients and, where it can be captured, the optimizer.
+
+    https://docs.pytorch.org/docs/stable/notes/cuda.html#cuda-graphs. Draws come from torch's CUDA generator, which
+    advances with every replay as it does without a graph.
+
+    Args:
+        replay: From inputs to loss and gradients; it has run before.
+        inputs: Tensors of the shapes to come.
+        parameters: What is trained.
+        optimizer: An optimizer that has taken a step before, so that it has its state.
+
+    Raises:
+        RuntimeError: If an operation cannot be captured.
+    """
+
+    def __init__(
+        self,
+        replay: Callable[..., Outputs],
+        inputs: Sequence[Tensor],
+        parameters: Sequence[Tensor],
+        optimizer: Optimizer,
+    ) -> None:
+        self.inputs = [value.clone() for value in inputs]
+        self.parameters, self.optimizer = parameters, optimizer
+        self.whole = all(group.get("capturable", False) for group in optimizer.param_groups)
+        side = torch.cuda.Stream()
+        side.wait_stream(torch.cuda.current_stream())
+        with torch.cuda.stream(side):  # libraries make their workspaces outside of a capture
+            replay(*self.inputs)
+        torch.cuda.current_stream().wait_stream(side)
+        self.graph = torch.cuda.CUDAGraph()
+        with torch.cuda.graph(self.graph):
+            self.loss, *self.gradients = replay(*self.inputs)
+            if self.whole:
+                _set_gradients(parameters, self.gradients)
+                optimizer.step()
+
+    def __call__(self, *inputs: Tensor) -> Tensor:
+        """Take a step; the loss is overwritten by the next."""
+        for mine, given in zip(self.inputs, inputs, strict=True):
+            mine.copy_(given)
+        self.graph.replay()
+        if not self.whole:
+            _set_gradients(self.parameters, self.gradients)
+            self.optimizer.step()
+        assert self.loss is not None
+        return self.loss
+
+
+def _prepare(optimizer: Optimizer, device: torch.device) -> None:
+    """Let torch's Adam run fused where the reader left it open, and optimizers run inside a CUDA graph."""
+    for group in optimizer.param_groups:
+        if type(optimizer) in (torch.optim.Adam, torch.optim.AdamW):
+            open_ = group["fused"] is None and group["foreach"] is None and not group["differentiable"]
+            group["fused"] = True if open_ else group["fused"]
+        if device.type == "cuda" and "capturable" in group:
+            group["capturable"] = True
+
+
+def _set_gradients(parameters: Iterable[Tensor], gradients: Iterable[Tensor | None]) -> None:
+    for parameter, gradient in zip(parameters, gradients, strict=True):
+        parameter.grad = gradient
+
+
+def _laid_out(gradient: Tensor | None, parameter: Tensor) -> Tensor | None:
+    """The gradient with the parameter's strides, which a fused optimizer takes for granted."""
+    if gradient is None or gradient.stride() == parameter.stride():
+        return gradient
+    return torch.empty_like(parameter).copy_(gradient)
+
+
+def _weighing(weight: float | Tensor | None) -> AbstractContextManager[Any]:
+    plain_elbo = weight is None or (not isinstance(weight, Tensor) and weight == 1)
+    return nullcontext() if plain_elbo else temper(latent=weight)  # type: ignore[arg-type]
+
+
+def _sites(trace: Any) -> dict[str, Any]:
+    return {name: site for name, site in trace.nodes.items() if site["type"] == "sample"}
+
+
+def _log_r(scored: Mapping[str, Any], drawn: Mapping[str, Any], stacks: Mapping[str, Any]) -> MultiFrameTensor:
+    log_r = MultiFrameTensor()
+    for name, site in scored.items():
+        log_q = 0.0 if site["is_observed"] else drawn[name]["log_prob"]
+        log_r.add((stacks[name], (site["log_prob"] - log_q).detach()))
+    return log_r

@@ -1,0 +1,432 @@
+"""Recorded programs: the numbers, gradients and draws of the programs themselves, or a word why not."""
+
+import copy
+import warnings
+from functools import partial
+
+import pyro
+import pyro.distributions as dist
+import pytest
+import torch
+from catalogue import ENCODERS, LIKELIHOODS, PRIORS, C
+from oracles import HandWritten
+from pyro.infer import Trace_ELBO, TraceEnum_ELBO, TraceMeanField_ELBO
+from test_matrix import N, build, seed, some_data
+from torch import nn
+
+from pyrovae import (
+    VAE,
+    BernoulliLikelihood,
+    DefensiveProposal,
+    GuideProposal,
+    LinearWarmup,
+    NormalEncoder,
+    StandardNormalPrior,
+    fit,
+    log_marginal,
+)
+from pyrovae.recording import NotRecordedWarning, Recorded, choose_execution, record
+from pyrovae.steps import PlainTrace_ELBO, Stepper
+from pyrovae.svi import StoppedError
+
+PLAIN_ADAM = partial(torch.optim.Adam, lr=1e-2)
+SGD = partial(torch.optim.SGD, lr=1e-2)
+CPU = torch.device("cpu")
+
+# Every part once or more: each prior and each encoder with a neighbour, each likelihood behind the plainest pair.
+CELLS = [(p, "normal", "bernoulli") for p in PRIORS if p != "categorical"]
+CELLS += [(p, q, "poisson") for p, q in zip(("standard", "mixture", "logistic normal") * 3, ENCODERS, strict=False)]
+CELLS += [("standard", "normal", name) for name in LIKELIHOODS]
+COMPILED_CELLS = [("standard", "normal", "bernoulli"), ("mixture", "full covariance", "negative binomial")]
+
+
+def steps_of(cell, elbo, execution, steps=3):
+    """Losses and gradients of some steps on a cell, each with its own data, and the state of the generator after."""
+    prior, encoder, likelihood = cell
+    generator = torch.Generator().manual_seed(1)
+    support = LIKELIHOODS[likelihood]()(torch.zeros(2)).support
+    batches = [some_data(support, generator) for _ in range(steps)]
+    conditions = [
+        {"covariates": torch.randn(N, C, generator=generator)} if prior == "conditional" else {} for _ in range(steps)
+    ]
+    pyro.clear_param_store()
+    seed(0)
+    vae = build(prior, encoder, likelihood, batches[0])
+    parameters = list(vae.parameters())
+    stepper = Stepper(
+        vae.model,
+        vae.guide,
+        elbo,
+        parameters,
+        SGD(parameters),
+        execution=execution,
+        calls={N: steps},
+        weighted=False,
+        device=CPU,
+    )
+    out = []
+    for batch, condition in zip(batches, conditions, strict=True):
+        loss = stepper(N, (batch,), condition).clone()
+        out.append([loss, *(None if p.grad is None else p.grad.clone() for p in parameters)])
+    return out, torch.rand(())
+
+
+def assert_close(one, other, tolerance):
+    for theirs, ours in zip(one, other, strict=True):
+        for a, b in zip(theirs, ours, strict=True):
+            assert (a is None) == (b is None)
+            if a is not None:
+                torch.testing.assert_close(a, b, rtol=tolerance, atol=tolerance * (1 + float(a.abs().max())))
+
+
+@pytest.mark.parametrize("cell", CELLS, ids=" ".join)
+def test_every_part_is_recorded_to_the_value_and_gradients_of_pyros_objective(cell):
+    elbo = (Trace_ELBO, TraceMeanField_ELBO)[CELLS.index(cell) % 2]()
+    eager, draw = steps_of(cell, elbo, "eager")
+    recorded, same_draw = steps_of(cell, elbo, "recorded")  # a warning that it is not would be an error
+    assert_close(eager, recorded, 2e-6)
+    assert draw == same_draw
+
+
+@pytest.mark.compiles
+@pytest.mark.parametrize("cell", COMPILED_CELLS, ids=" ".join)
+def test_inductor_keeps_the_numbers(cell):
+    eager, draw = steps_of(cell, TraceMeanField_ELBO(), "eager")
+    compiled, same_draw = steps_of(cell, TraceMeanField_ELBO(), "compiled")
+    assert_close(eager, compiled, 1e-4)
+    assert draw == same_draw
+
+
+def network(num_inputs, num_outputs, *extra):
+    return nn.Sequential(nn.Linear(num_inputs, 8), *extra, nn.Tanh(), nn.Linear(8, num_outputs))
+
+
+def make_vae(*extra, seed=5):
+    pyro.set_rng_seed(seed)
+    return VAE(StandardNormalPrior(2), BernoulliLikelihood(network(2, 6, *extra)), NormalEncoder(network(6, 4, *extra)))
+
+
+@pytest.fixture
+def x():
+    return torch.bernoulli(torch.full((70, 6), 0.3))
+
+
+def trained(execution, x, make=make_vae, elbo=None, seed=3, **arguments):
+    """The values after a `fit` from one seed, and its history."""
+    programs = make()
+    pyro.clear_param_store()
+    pyro.set_rng_seed(seed)
+    arguments = {"epochs": 3, "batch_size": 32, "optimizer": PLAIN_ADAM, **arguments}
+    states = []
+    history = fit(
+        programs.model,
+        programs.guide,
+        x,
+        elbo=elbo or Trace_ELBO(),
+        execution=execution,
+        commit=lambda state: states.append(copy.deepcopy(state)),
+        **arguments,
+    )
+    return states[-1]["values"], history, states
+
+
+def assert_trained_alike(one, other, tolerance=1e-5):
+    assert one[0].keys() == other[0].keys()
+    for name, value in one[0].items():
+        torch.testing.assert_close(value, other[0][name], rtol=tolerance, atol=tolerance)
+    for a, b in zip(one[1]["train_elbo"], other[1]["train_elbo"], strict=True):
+        assert a is b is None or abs(a - b) < 1e-4
+
+
+@pytest.mark.parametrize(
+    "elbo",
+    [
+        Trace_ELBO(),
+        TraceMeanField_ELBO(),
+        Trace_ELBO(num_particles=2),
+        TraceMeanField_ELBO(num_particles=3, vectorize_particles=True),
+    ],
+    ids=["sampled", "closed form", "particles in turn", "particles at once"],
+)
+def test_fit_recorded_is_fit_eager(x, elbo):
+    runs = [trained(how, x, elbo=copy.deepcopy(elbo), validation=x[:9]) for how in ("eager", "recorded")]
+    assert_trained_alike(*runs)
+    assert runs[0][1]["validation_elbo"] == pytest.approx(runs[1][1]["validation_elbo"], abs=1e-4)
+    assert runs[1][2][-1]["stepper"] == {"executions": {"32": "recorded", "6": "recorded"}, "refused": None}
+
+
+def test_the_kl_weight_is_no_constant_of_the_record(x):
+    # Seven steps of one shape, each with a weight of its own, after the two that are compared.
+    arguments = {"elbo": TraceMeanField_ELBO(), "kl_weight": LinearWarmup(4), "batch_size": 35}
+    runs = [trained(how, x, **arguments) for how in ("eager", "recorded")]
+    assert_trained_alike(*runs)
+    other = trained("recorded", x, **{**arguments, "kl_weight": lambda epoch: min(1.0, epoch / 4) if epoch < 2 else 9})
+    assert any(not torch.allclose(value, runs[1][0][name], atol=1e-4) for name, value in other[0].items())
+
+
+def test_batch_norm_keeps_its_running_means(x):
+    # SGD, since the bias before it has a gradient of rounding errors alone, which Adam would blow up.
+    runs = [trained(how, x, partial(make_vae, nn.BatchNorm1d(8)), optimizer=SGD) for how in ("eager", "recorded")]
+    assert_trained_alike(*runs)
+    counts = [value for name, value in runs[1][0].items() if name.endswith("num_batches_tracked")]
+    assert [int(count) for count in counts] == [18, 18]  # one module in both networks, nine steps
+
+
+def test_dropout_draws_anew_at_every_replay(x):
+    assert_trained_alike(*(trained(how, x, partial(make_vae, nn.Dropout(0.4))) for how in ("eager", "recorded")))
+    dropped = Recorded(lambda x: [nn.functional.dropout(x, 0.5)])
+    torch.manual_seed(1)
+    draws = [dropped(x + 1)[0] for _ in range(4)]
+    torch.manual_seed(1)
+    assert all(torch.equal(draw, nn.functional.dropout(x + 1, 0.5)) for draw in draws)
+    assert not torch.equal(draws[2], draws[3])
+
+
+@pytest.mark.parametrize("elbo", [Trace_ELBO, TraceMeanField_ELBO])
+def test_masks_are_recorded(x, elbo):
+    mask = torch.rand(70, 6) < 0.7
+    data = {"x": x.where(mask, torch.nan), "mask": mask}
+    assert_trained_alike(*(trained(how, data, elbo=elbo()) for how in ("eager", "recorded")))
+
+
+def test_a_hand_written_pair_with_parameters_in_pyros_store_is_recorded():
+    x = torch.randn(40, 4)
+
+    def make():
+        pyro.set_rng_seed(1)
+        return HandWritten()
+
+    runs = [trained(how, x, make, batch_size=16) for how in ("eager", "recorded")]
+    assert len(runs[0][0]) == 6
+    assert_trained_alike(*runs)
+
+
+class Pair(nn.Module):
+    """One latent: a guide of the test's own around a network, before a Bernoulli of six."""
+
+    def __init__(self, draw, prior):
+        super().__init__()
+        pyro.set_rng_seed(5)
+        self.encoder, self.decoder = network(6, 2), network(2, 6)
+        self.draw, self.prior = draw, prior
+
+    def model(self, x):
+        with pyro.plate("data", len(x), dim=-1):
+            z = pyro.sample("z", self.prior)
+            pyro.sample("x", dist.Bernoulli(logits=self.decoder(z)).to_event(1), obs=x)
+
+    def guide(self, x):
+        with pyro.plate("data", len(x), dim=-1):
+            pyro.sample("z", self.draw(self.encoder(x)))
+
+
+NORMAL = dist.Normal(torch.zeros(2), 1.0).to_event(1)
+
+
+def test_draws_without_gradients_are_recorded_with_their_score_function(x):
+    make = partial(
+        Pair, lambda h: dist.Bernoulli(logits=h).to_event(1), dist.Bernoulli(torch.full((2,), 0.4)).to_event(1)
+    )
+    assert_trained_alike(*(trained(how, x, make) for how in ("eager", "recorded")))
+
+
+def calls_of(factors):
+    """A draw whose scale is another Python number at each call."""
+    numbers = iter(factors)
+    return lambda h: dist.Normal(h, next(numbers)).to_event(1)
+
+
+def branching(h):
+    return dist.Normal(h if h.sum() > 0 else 2 * h, 0.3).to_event(1)
+
+
+def selecting(h):
+    return dist.Normal(h + h[h[:, 0] > -9].mean(0), 0.3).to_event(1)
+
+
+class Own(Trace_ELBO):
+    pass
+
+
+@pytest.mark.parametrize(
+    ("make", "elbo", "reason"),
+    [
+        (partial(Pair, branching, NORMAL), Trace_ELBO(), r"value of a tensor.* in test_recording.py, line \d+"),
+        (partial(Pair, selecting, NORMAL), Trace_ELBO(), "shape of what aten.index.Tensor gives depends on"),
+        (make_vae, Own(), "Own is not known to be made of tensor operations alone"),
+        (make_vae, TraceEnum_ELBO(strict_enumeration_warning=False), "TraceEnum_ELBO is not known"),
+    ],
+    ids=["control flow", "selection", "own objective", "enumeration"],
+)
+def test_what_cannot_be_recorded_says_why_once_and_runs_eagerly(x, make, elbo, reason):
+    eager = trained("eager", x, make, elbo)
+    with pytest.warns(NotRecordedWarning, match=f"training runs eagerly, .* recorded: .*{reason}") as caught:
+        runs = trained("recorded", x, make, elbo)
+    assert len(caught) == 1
+    assert_trained_alike(eager, runs, 1e-6)
+
+
+def test_a_number_that_changes_from_step_to_step_is_found_out(x):
+    numbers = [0.1] * 4 + [0.9] * 30  # two checks of the data, a comparison and the record meet 0.1, the next one 0.9
+    with pytest.warns(NotRecordedWarning, match="its record gives other numbers"):
+        trained("recorded", x, lambda: Pair(calls_of(numbers), NORMAL), batch_size=70)
+
+
+def test_a_derivative_that_recording_loses_is_found_out(x):
+    class Doubled(torch.autograd.Function):
+        @staticmethod
+        def forward(ctx, value):
+            return value.clone()
+
+        @staticmethod
+        def backward(ctx, gradient):
+            return gradient * (2.0 if torch.utils._python_dispatch._get_current_dispatch_mode() is None else 1.0)
+
+    make = partial(Pair, lambda h: dist.Normal(Doubled.apply(h), 0.3).to_event(1), NORMAL)
+    eager = trained("eager", x, make)
+    with pytest.warns(NotRecordedWarning, match="its record gives other numbers"):
+        found = trained("recorded", x, make)
+    assert_trained_alike(eager, found, 1e-6)
+
+
+def test_an_objective_of_the_readers_own_that_says_so_is_recorded(x):
+    class Halved(PlainTrace_ELBO):
+        recordable = True
+
+        def differentiable_loss(self, *args, **kwargs):
+            return super().differentiable_loss(*args, **kwargs) / 2
+
+    runs = [trained(how, x, elbo=Halved(), optimizer=SGD) for how in ("eager", "recorded")]
+    assert runs[1][2][-1]["stepper"]["refused"] is None
+    assert_trained_alike(*runs)
+
+
+def stop_after(steps):
+    count = iter(range(1, 10**6))
+    return lambda: next(count) == steps
+
+
+@pytest.mark.parametrize("stop_at", [1, 4, 6])
+def test_a_resumed_recorded_run_is_the_run_that_never_stopped(x, stop_at):
+    arguments = {"validation": x[:9], "kl_weight": LinearWarmup(2), "transform": noisy}
+    straight = trained("recorded", x, partial(make_vae, nn.Dropout(0.2)), **arguments)
+    broken, states = make_vae(nn.Dropout(0.2)), []
+    pyro.clear_param_store()
+    pyro.set_rng_seed(3)
+    arguments |= {"elbo": Trace_ELBO(), "epochs": 3, "batch_size": 32, "optimizer": PLAIN_ADAM}
+    with pytest.raises(StoppedError):
+        fit(
+            broken.model,
+            broken.guide,
+            x,
+            **arguments,
+            execution="recorded",
+            commit=lambda state: states.append(copy.deepcopy(state)),
+            should_stop=stop_after(stop_at),
+        )
+    fresh = make_vae(nn.Dropout(0.2), seed=77)
+    again = fit(fresh.model, fresh.guide, x, **arguments, resume=states[-1])  # auto: as it began
+    values = {
+        f"{part}.{name}": v for part in ("model", "guide") for name, v in getattr(fresh, part).state_dict().items()
+    }
+    best = straight[2][straight[1].best_epoch - 1]["values"]
+    assert all(torch.equal(value, best[name]) for name, value in values.items())
+    for key in ("epoch", "train_elbo", "validation_elbo"):
+        assert straight[1][key] == again[key]
+
+
+def noisy(x):
+    return torch.where(torch.rand_like(x) < 0.1, 1 - x, x)
+
+
+def test_a_refusal_is_resumed_without_a_word(x):
+    make = partial(Pair, branching, NORMAL)
+    with pytest.warns(NotRecordedWarning):
+        states = trained("recorded", x, make, epochs=2)[2]
+    programs = make()
+    pyro.clear_param_store()
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        fit(programs.model, programs.guide, x, elbo=Trace_ELBO(), epochs=3, batch_size=32, resume=states[-1])
+
+
+PROPOSALS = {"default": None, "guide": GuideProposal(), "defensive": DefensiveProposal()}
+
+
+@pytest.mark.parametrize("proposal", PROPOSALS)
+def test_log_marginal_recorded_is_log_marginal_eager(x, proposal):
+    vae = make_vae()
+    arguments = {"num_particles": 60, "chunk_size": 300, "proposal": PROPOSALS[proposal]}  # 3 blocks, one less tall
+    estimates = []
+    for how in ("eager", "recorded"):
+        pyro.set_rng_seed(4)
+        estimates.append(log_marginal(vae.model, vae.guide, x, execution=how, **arguments))
+    for eager, recorded in zip(*estimates, strict=True):
+        torch.testing.assert_close(eager, recorded, rtol=1e-5, atol=1e-5, equal_nan=True)
+
+
+def test_log_marginal_with_masks_is_recorded(x):
+    vae = make_vae()
+    mask = torch.rand(70, 6) < 0.7
+    estimates = []
+    for how in ("eager", "recorded"):
+        pyro.set_rng_seed(4)
+        estimates.append(log_marginal(vae.model, vae.guide, x, mask=mask, num_particles=20, execution=how))
+    torch.testing.assert_close(estimates[0].value, estimates[1].value)
+
+
+@pytest.mark.compiles
+def test_log_marginal_compiled_is_log_marginal_eager(x):
+    vae = make_vae()
+    estimates = []
+    for how in ("eager", "compiled"):
+        pyro.set_rng_seed(4)
+        estimate = log_marginal(
+            vae.model,
+            vae.guide,
+            x[:64],
+            num_particles=40,
+            chunk_size=640,
+            proposal=GuideProposal(),
+            execution=how,
+        )
+        estimates.append(estimate.value)
+    torch.testing.assert_close(*estimates, rtol=1e-4, atol=1e-4)
+
+
+def test_a_guide_that_cannot_be_recorded_is_weighed_eagerly(x):
+    pair = Pair(branching, NORMAL)
+    pyro.set_rng_seed(4)
+    eager = log_marginal(pair.model, pair.guide, x, num_particles=30, proposal=GuideProposal(), execution="eager")
+    pyro.set_rng_seed(4)
+    with pytest.warns(NotRecordedWarning, match=r"log w runs eagerly.*value of a tensor") as caught:
+        found = log_marginal(
+            pair.model, pair.guide, x, num_particles=30, proposal=GuideProposal(), execution="recorded"
+        )
+    assert len(caught) == 1
+    assert torch.equal(eager.value, found.value)
+
+
+def test_auto_follows_from_the_number_of_calls_alone():
+    choose = partial(choose_execution, recorded_from=100, compiled_from=1000)
+    assert [choose("auto", calls) for calls in (99, 100, 999, 1000)] == ["eager", "recorded", "recorded", "compiled"]
+    assert [choose(how, 5) for how in ("eager", "recorded", "compiled")] == ["eager", "recorded", "compiled"]
+    with pytest.raises(ValueError, match="execution must be"):
+        choose("fast", 5)
+
+
+def test_a_record_holds_tensors_by_reference_and_drops_what_nobody_reads(x):
+    weight, unread = nn.Parameter(torch.ones(6)), torch.ones(3)
+
+    def function(x):
+        unread.exp()
+        return [(x * weight.exp()).sum(), None]
+
+    graph, held = record(function, [x])
+    assert len(held) == 1
+    with torch.no_grad():
+        weight.zero_()
+    total, nothing = graph(*held, x)
+    assert nothing is None
+    assert torch.equal(total, x.sum())
+    assert [node.op for node in graph.graph.nodes].count("call_function") == 3  # exp, mul, sum

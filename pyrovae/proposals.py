@@ -409,7 +409,9 @@ def default_proposal(space: LatentSpace) -> Proposal:
         return DefensiveProposal()
     # Few latents may have several modes, which cost little to look for; with many latents a start costs much.
     starts = max(1, min(4, 12 // space.size))
-    laplace = LaplaceProposal(starts=starts, modes="all", rounds=3 if space.size <= 6 else 0)
+    # More latents have more places to be missed; with many, a place is worth less than the draws it takes.
+    rounds = 0 if space.size > 6 else 8 if space.size > 2 else 3
+    laplace = LaplaceProposal(starts=starts, modes="all", rounds=rounds)
     parts = (laplace, replace(laplace, df=None), GuideProposal(), PriorProposal())
     return MixtureProposal(parts, (0.6, 0.1, 0.1, 0.2))
 

@@ -292,3 +292,23 @@ def test_estimators_side_by_side(place, capsys, monkeypatch):
     other = run("estimators", "side", "--num_data", 5, "--out", "side.json", cwd=place, check=False)
     assert other.returncode == 1
     assert "another run, seed or number of data" in other.stderr
+
+
+def test_the_benchmark_takes_turns_and_keeps_its_numbers(place):
+    flags = [
+        "--parts",
+        "[steps]",
+        "--batch_sizes",
+        "[20]",
+        "--execution",
+        "[eager,recorded]",
+        "--rounds",
+        2,
+        "--steps",
+        2,
+    ]
+    table = run("benchmark", *flags, "--json", "speed.json", cwd=place).stdout
+    for way in ("ours, eager", "ours, recorded", "hand-written", "Pyro SVI.step"):
+        assert way in table
+    tables = json.loads((place / "speed.json").read_text())["tables"]
+    assert len(tables) == 1

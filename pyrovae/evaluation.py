@@ -6,6 +6,7 @@ import math
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -223,26 +224,13 @@ def evaluate(
     for start in range(BLOCK * len(blocks), len(x), BLOCK):
         rows = slice(start, min(start + BLOCK, len(x)))
         part, conditions = take((x,), kwargs, rows)
-
-        def weigh(proposal: Proposal | Program | None, count: int, until: float | None = None) -> list[WeightBlock]:
-            found = log_weight_blocks(
-                model,
-                guide,
-                *part,  # noqa: B023
-                num_particles=count,
-                proposal=proposal,
-                chunk_size=chunk_size,
-                until=until,
-                checked=True,
-                execution=execution,
-                **conditions,  # noqa: B023
-            )
-            return list(found)
-
+        options = {"chunk_size": chunk_size, "checked": True, "execution": execution, **conditions}
+        weigh = partial(log_weight_blocks, model, guide, *part, **options)
         with isolated_rng(int(np.random.SeedSequence([seed, start]).generate_state(1)[0])):
             published = isinstance(proposal, GuideProposal)
-            marginal = weigh(proposal, num_particles, until)
-            by_guide = marginal if published and until is None else weigh(GuideProposal(), draws)
+            marginal = list(weigh(num_particles=num_particles, proposal=proposal, until=until))
+            alone = published and until is None and draws == num_particles
+            by_guide = marginal if alone else list(weigh(num_particles=draws, proposal=GuideProposal()))
         blocks.append(
             {
                 "elbo": torch.cat([summarize_lower_bound(block.log_w).value.cpu() for block in by_guide]),

@@ -8,12 +8,12 @@ The model is one VAE, 784-400-50 and back, softplus. All ways take turns in ever
 does meets all alike; what counts are ratios within the run. The first calls, recording and compiling, are timed apart.
 """
 
-import json
 import platform
 import statistics
 import sys
 import time
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any, Literal
 
 import pyro
@@ -26,6 +26,7 @@ from torch.nn import functional
 from pyrovae import MLP, VAE, BernoulliLikelihood, GuideProposal, NormalEncoder, StandardNormalPrior
 from pyrovae.data import load_data
 from pyrovae.densities import evaluating, trace_with_particles
+from pyrovae.files import write_json
 from pyrovae.importance import DEFAULT_CHUNK_SIZE, log_weight_blocks
 from pyrovae.recording import Execution
 from pyrovae.steps import Stepper
@@ -91,8 +92,7 @@ def main() -> int:
             "machine": platform.processor() or platform.machine(),
             "device": torch.cuda.get_device_name(device) if device.type == "cuda" else "cpu",
         }
-        with open(args.json, "w") as file:
-            json.dump({"about": about, "tables": found}, file, indent=1)
+        write_json(Path(args.json), {"about": about, "tables": found})
     return 0
 
 

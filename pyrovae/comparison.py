@@ -126,7 +126,7 @@ def compare(runs: list[Evaluated]) -> dict[str, Difference]:
 
 def plot_comparison(found: dict[str, Difference]) -> Figure:
     """Draw each run's paired difference from the best, with two standard errors to either side."""
-    figure = Figure(figsize=(6.4, 1.2 + 0.4 * len(found)), layout="constrained")
+    figure = Figure(figsize=(6.4, 1.4 + 0.4 * len(found)), layout="constrained")
     axes = figure.subplots()
     names = list(found)
     values = [row.difference or 0.0 for row in found.values()]
@@ -134,8 +134,8 @@ def plot_comparison(found: dict[str, Difference]) -> Figure:
     axes.errorbar(values, range(len(names)), xerr=errors, fmt="o", color="C0", capsize=3)
     axes.axvline(0, color="0.7", linewidth=0.8, zorder=0)
     axes.set_yticks(range(len(names)), names)
-    axes.invert_yaxis()
-    axes.set_xlabel("log p(x) less that of the best run (nats per datum, 2 s.e. over data)")
+    axes.set_ylim(len(names) - 0.5, -0.5)  # the best on top
+    axes.set_xlabel("log p(x) less that of the best run\n(nats per datum, 2 s.e. over data)")
     return figure
 
 

@@ -15,7 +15,7 @@ from pyro import poutine
 from torch import Tensor
 
 from pyrovae.densities import Program, evaluating, isolated_rng, sample_sites, take
-from pyrovae.importance import WeightBlock, log_weight_blocks, summarize_lower_bound
+from pyrovae.importance import WeightBlock, chunks_of, log_weight_blocks, summarize_lower_bound
 from pyrovae.proposals import GuideProposal, Proposal
 from pyrovae.recording import Execution
 from pyrovae.stats import (
@@ -28,6 +28,7 @@ from pyrovae.stats import (
     summarize_log_weights,
     summarize_rungs,
 )
+from pyrovae.workers import Workers
 
 KHAT_LIMIT = 0.7  # above it, the Monte Carlo error is not to be relied on (Vehtari et al. 2024, arXiv:1507.02646)
 
@@ -188,7 +189,7 @@ def evaluate(
     """Estimate ELBO and log p(x) of held-out data: the ELBO from the guide, log p(x) from the proposal and the guide.
 
     Data are taken in blocks, each with a seed of its own, so that an evaluation that was stopped goes on to the same
-    numbers.
+    numbers, and where torch.distributed is initialised the processes, called alike, share the blocks.
 
     Args:
         model: Pyro program p(z) p(x|z).
@@ -202,8 +203,8 @@ def evaluate(
         chunk_size: Latents decoded at once.
         execution: How chunks are evaluated, as `log_marginal` has it.
         on_progress: Called with the number of data done, after each block.
-        commit: Called after each block but the last with the state so far: nested dicts and lists of tensors and
-            plain values.
+        commit: Called, on rank 0, after each block but the last with the state so far: nested dicts and lists of
+            tensors and plain values.
         resume: A state that `commit` was given.
         **kwargs: The programs' keyword arguments, covariates say.
 
@@ -221,27 +222,36 @@ def evaluate(
     with isolated_rng(seed):
         first, conditions = take((x,), kwargs, slice(0, 1))
         measure = base_measure(model, *first, **conditions)
-    for start in range(BLOCK * len(blocks), len(x), BLOCK):
-        rows = slice(start, min(start + BLOCK, len(x)))
-        part, conditions = take((x,), kwargs, rows)
-        options = {"chunk_size": chunk_size, "checked": True, "execution": execution, **conditions}
-        weigh = partial(log_weight_blocks, model, guide, *part, **options)
-        with isolated_rng(int(np.random.SeedSequence([seed, start]).generate_state(1)[0])):
-            published = isinstance(proposal, GuideProposal)
-            marginal = list(weigh(num_particles=num_particles, proposal=proposal, until=until))
-            alone = published and until is None and draws == num_particles
-            by_guide = marginal if alone else list(weigh(num_particles=draws, proposal=GuideProposal()))
-        blocks.append(
-            {
-                "elbo": torch.cat([summarize_lower_bound(block.log_w).value.cpu() for block in by_guide]),
-                "marginal": asdict(Estimate.joined([Estimate.of(block) for block in marginal])),
-                "guide": asdict(Estimate.joined([Estimate.of(block) for block in by_guide])),
-            }
+    workers = Workers.current()
+    weighed = [(num_particles, proposal, until)]
+    if not isinstance(proposal, GuideProposal) or until is not None or draws != num_particles:
+        weighed.append((draws, GuideProposal(), None))
+    weigh = [
+        partial(
+            log_weight_blocks,
+            model,
+            guide,
+            num_particles=count,
+            proposal=source,
+            until=error,
+            chunk_size=chunk_size,
+            checked=True,
+            execution=chunks_of(-(-len(x) // workers.size), BLOCK, count, chunk_size, execution),
         )
-        if commit is not None and rows.stop < len(x):
+        for count, source, error in weighed
+    ]
+    while len(blocks) * BLOCK < len(x):
+        # A round: the next blocks, one for each process.
+        start = BLOCK * (len(blocks) + workers.rank)
+        part, conditions = take((x,), kwargs, slice(start, min(start + BLOCK, len(x))))
+        with isolated_rng(int(np.random.SeedSequence([seed, start]).generate_state(1)[0])):
+            mine = _block([list(each(*part, **conditions)) for each in weigh]) if start < len(x) else None
+        done = [block for block in workers.gathered(mine) if block is not None]
+        blocks.extend(done)
+        if commit is not None and len(blocks) * BLOCK < len(x) and workers.rank == 0:
             commit({"about": about, "blocks": blocks})
         if on_progress is not None:
-            on_progress(rows.stop - rows.start)
+            on_progress(sum(len(block["elbo"]) for block in done))
     return Evaluation(
         elbo=torch.cat([block["elbo"] for block in blocks]),
         marginal=Estimate.joined([_restored(block["marginal"]) for block in blocks]),
@@ -251,6 +261,16 @@ def evaluate(
         seed=seed,
         seconds=time.perf_counter() - started,
     )
+
+
+def _block(weighed: Sequence[Sequence[WeightBlock]]) -> dict[str, Any]:
+    """The ELBO and both estimates of log p(x), in plain values; the last weights are the guide's."""
+    marginal, by_guide = weighed[0], weighed[-1]
+    return {
+        "elbo": torch.cat([summarize_lower_bound(block.log_w).value.cpu() for block in by_guide]),
+        "marginal": asdict(Estimate.joined([Estimate.of(block) for block in marginal])),
+        "guide": asdict(Estimate.joined([Estimate.of(block) for block in by_guide])),
+    }
 
 
 def _joined(parts: Sequence[Sequence[Tensor]]) -> list[Tensor]:

@@ -219,30 +219,21 @@ def log_weight_blocks(
     chunk_size: int | None = None,
     until: float | None = None,
     checked: bool = False,
-    execution: Execution = "auto",
+    execution: Execution | Chunks = "auto",
     **kwargs: Any,
 ) -> Iterator[WeightBlock]:
     """Go through the data in blocks, adapt the proposal to each, and yield its rows and log weights.
 
     Memory is bounded whatever N is: at most chunk_size latents are decoded at once, and one block's weights held, which
-    are K numbers at least. Args and errors are those of `log_marginal`, with checked as of `evidence_lower_bound`.
+    are K numbers at least. Args and errors are those of `log_marginal`, with checked as of `evidence_lower_bound`; in
+    the place of an execution stand the `Chunks` of earlier calls with the same programs and proposal.
     """
-    chunk_size = DEFAULT_CHUNK_SIZE if chunk_size is None else chunk_size
-    for name, given in (("num_particles", num_particles), ("chunk_size", chunk_size)):
-        if given < 1:
-            raise ValueError(f"{name} must be at least 1, got {given}")
+    size = num_data(args, kwargs)
+    chunks = chunks_of(size, size, num_particles, chunk_size, execution) if isinstance(execution, str) else execution
+    chunk_size = chunk_size or DEFAULT_CHUNK_SIZE
     if until is not None and not until > 0:
         raise ValueError(f"until is a standard error in nats, above 0, but it is {until}; give 0.01, say")
-    size = num_data(args, kwargs)
-    # A block as tall as the chunk allows runs the encoder seldom; 64 data fill the matrix products all the same.
-    at_once = max(
-        1,
-        min(size, chunk_size, max(64, chunk_size // num_particles), _HELD_WEIGHTS // num_particles),
-    )
-    particles_at_once = max(1, chunk_size // at_once)
-    count = math.ceil(size / at_once) * math.ceil(num_particles / particles_at_once)
-    how = choose_execution(execution, count, recorded_from=_RECORDED_FROM, compiled_from=_COMPILED_FROM)
-    chunks = Chunks(how, (min(particles_at_once, num_particles), at_once))
+    at_once, particles_at_once = _shape(size, num_particles, chunk_size)
     for start in range(0, size, at_once):
         rows = slice(start, min(start + at_once, size))
         block_args, block_kwargs = take(args, kwargs, rows)
@@ -267,6 +258,36 @@ def log_weight_blocks(
                 target = done if worst <= until else min(num_particles, max(int(wanted), done + 1))
         log_w, component = (torch.cat(each) for each in zip(*parts, strict=True))
         yield WeightBlock(rows, log_w, component, source.names, source.proposal)
+
+
+def chunks_of(num_data: int, block: int, num_particles: int, chunk_size: int | None, execution: Execution) -> Chunks:
+    """How the chunks of calls of `log_weight_blocks` are evaluated.
+
+    Args:
+        num_data: The data of all calls.
+        block: The data of one call.
+        num_particles: K.
+        chunk_size: Latents decoded at once; None for 8,192.
+        execution: As `log_marginal` has it; "auto" follows from the number of chunks.
+
+    Raises:
+        ValueError: If num_particles or chunk_size is below 1.
+    """
+    chunk_size = DEFAULT_CHUNK_SIZE if chunk_size is None else chunk_size
+    for name, given in (("num_particles", num_particles), ("chunk_size", chunk_size)):
+        if given < 1:
+            raise ValueError(f"{name} must be at least 1, got {given}")
+    at_once, particles_at_once = _shape(min(block, num_data), num_particles, chunk_size)
+    count = math.ceil(num_data / at_once) * math.ceil(num_particles / particles_at_once)
+    how = choose_execution(execution, count, recorded_from=_RECORDED_FROM, compiled_from=_COMPILED_FROM)
+    return Chunks(how, (particles_at_once, at_once))
+
+
+def _shape(size: int, num_particles: int, chunk_size: int) -> tuple[int, int]:
+    """Data and particles of a whole chunk: a block as tall as the chunk allows runs the encoder seldom."""
+    # 64 data fill the matrix products all the same.
+    at_once = max(1, min(size, chunk_size, max(64, chunk_size // num_particles), _HELD_WEIGHTS // num_particles))
+    return at_once, min(num_particles, max(1, chunk_size // at_once))
 
 
 class _Source:

@@ -1,6 +1,7 @@
 """What the scripts write into a run folder beside the weights: the table, the figures, and draws for ArviZ."""
 
 from contextlib import suppress
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -19,6 +20,7 @@ from pyrovae.run import POSTERIOR, WEIGHTS, Run
 from pyrovae.stats import summarize_log_weights
 from pyrovae.svi import History
 from pyrovae.vae import ProgramPair
+from pyrovae.workers import Workers
 
 POSTERIOR_DATA = 1000  # test data in posterior.nc, at most
 POSTERIOR_DRAWS = 100  # draws for each
@@ -46,6 +48,8 @@ def evaluate_run(
 ) -> Evaluation:
     """Evaluate a run, with a progress bar; a second call with the same arguments goes on where one was stopped.
 
+    Where torch.distributed is initialised the processes share the data, and all get the whole evaluation.
+
     Args:
         run: The run folder, with its weights.
         vae: The trained model.
@@ -72,10 +76,9 @@ def evaluate_run(
         "execution": execution,
         "device": device.type,
     }
-    begun: dict[str, Any] = {"about": None}
-    with suppress(ValueError, FileNotFoundError):  # a damaged one is begun anew
-        begun = read_state(path)
-    with tqdm(total=len(x), unit="datum", desc="log p(x)") as bar:
+    workers = Workers.current()
+    begun = workers.from_first(lambda: _begun(path))
+    with tqdm(total=len(x), unit="datum", desc="log p(x)", disable=workers.rank > 0) as bar:
         evaluation = evaluate(
             vae.model,
             vae.guide,
@@ -93,6 +96,13 @@ def evaluate_run(
             **data.conditions(split, device),
         )
     return evaluation
+
+
+def _begun(path: Path) -> dict[str, Any]:
+    """An evaluation that was stopped, with what it is about; one that is damaged is begun anew."""
+    with suppress(ValueError, FileNotFoundError):
+        return read_state(path)
+    return {"about": None}
 
 
 def write_evaluation(run: Run, evaluation: Evaluation, data: Data, *, split: str) -> dict[str, Any]:

@@ -13,7 +13,7 @@ from torch import Tensor
 from torch.distributions import kl_divergence
 from torch.optim import Optimizer
 
-from pyrovae.densities import Program, modules_of
+from pyrovae.densities import Program, modules_of, take
 from pyrovae.handlers import temper
 from pyrovae.recording import (
     Execution,
@@ -28,6 +28,7 @@ from pyrovae.recording import (
     warn,
     with_tensors,
 )
+from pyrovae.workers import Share, Workers
 
 # Steps of one shape from which recording (a second at most) and compiling (a minute at most) pay.
 RECORDED_FROM = 1_000
@@ -117,6 +118,7 @@ class Stepper:
         optimizer: Its optimizer. Where steps are recorded, torch's Adam is made to run fused.
         execution: How steps are taken; "auto" follows from calls.
         calls: For each size of a batch, the steps of the whole run.
+        workers: The processes that share each batch.
         weighted: The KL divergence has a weight.
         device: Where the parameters are.
     """
@@ -133,8 +135,9 @@ class Stepper:
         calls: Mapping[int, int],
         weighted: bool,
         device: torch.device,
+        workers: Workers = Workers(),  # noqa: B008  # it cannot change
     ) -> None:
-        self.model, self.guide = model, guide
+        self.model, self.guide, self.workers = model, guide, workers
         self.elbo: Any = elbo  # not every ELBO of Pyro's has a differentiable_loss
         self.parameters, self.optimizer, self.device = list(parameters), optimizer, device
         self.executions = {
@@ -143,7 +146,7 @@ class Stepper:
         }
         self.weight = torch.ones((), dtype=torch.float64, device=device) if weighted else None
         self.refused: str | None = None
-        self._recorded: Recorded | None = None
+        self._recorded: dict[Share, Recorded] = {}
         self._captured: dict[Hashable, CapturedStep | None] = {}
         if set(self.executions.values()) != {"eager"}:
             try:
@@ -177,49 +180,77 @@ class Stepper:
         Returns:
             The loss before the step, a scalar.
         """
+        share = self.workers.share(size)
+        if self.workers.size > 1:
+            args, kwargs = take(args, kwargs, share.rows)
         how = "eager" if self.refused else self.executions.get(size, "eager")
         if how != "eager":
             try:
-                return self._replayed(args, kwargs, weight, checked, compiled=how == "compiled")
+                return self._replayed(share, args, kwargs, weight, checked, compiled=how == "compiled")
             except NotRecordedError as error:
                 self._refuse(error)
-        loss = self._eager(args, kwargs, weight, checked)
-        self.optimizer.step()
+        loss = self._eager(share, args, kwargs, weight, checked)
+        self._descend(share, loss)
         return loss
 
-    def _eager(self, args: tuple[Any, ...], kwargs: dict[str, Any], weight: float, checked: bool) -> Tensor:
+    def _eager(
+        self, share: Share, args: tuple[Any, ...], kwargs: dict[str, Any], weight: float, checked: bool
+    ) -> Tensor:
         """The loss of Pyro's objective, its gradients in the parameters' grad."""
-        with pyro.validation_enabled(checked), _weighing(weight):
+        with pyro.validation_enabled(checked), _weighing(weight), self.workers.drawing(share):
             loss = self.elbo.differentiable_loss(self.model, self.guide, *args, **kwargs)
         self.optimizer.zero_grad(set_to_none=True)
         loss.backward()
         return loss.detach()
 
+    def _descend(self, share: Share, loss: Tensor) -> None:
+        """Take the optimizer's step, with loss and gradients summed over the processes before."""
+        if self.workers.size > 1:
+            summed = [loss, *(parameter.grad for parameter in self.parameters)]
+            if share.empty:
+                for value in summed:
+                    if value is not None:
+                        value.zero_()
+            self.workers.add(summed)
+        self.optimizer.step()
+
     def _replayed(
-        self, args: tuple[Any, ...], kwargs: dict[str, Any], weight: float, checked: bool, *, compiled: bool
+        self,
+        share: Share,
+        args: tuple[Any, ...],
+        kwargs: dict[str, Any],
+        weight: float,
+        checked: bool,
+        *,
+        compiled: bool,
     ) -> Tensor:
         inputs = tensors_of(args, kwargs)
         if self.weight is not None:  # a tensor, since a number would be held fast
             self.weight.fill_(weight)
             inputs = [self.weight, *inputs]
-        if self._recorded is None:
-            self._recorded = self._record(args, kwargs)
-        if self.device.type == "cuda" and (captured := self._capture(inputs, self._recorded)):
-            return captured(*inputs)
+        if share not in self._recorded:
+            self._recorded[share] = self._record(share, args, kwargs)
+        recorded = self._recorded[share]
+        if self.device.type == "cuda" and (captured := self._capture(share, inputs, recorded)):
+            loss = captured(*inputs)
+            if not captured.whole:
+                self._descend(share, loss)
+            return loss
         self._checked, self._weight = checked, weight
-        loss, *gradients = self._recorded(*inputs, compiled=compiled)
-        assert loss is not None
+        found, *gradients = recorded(*inputs, compiled=compiled)
+        assert found is not None
         _set_gradients(self.parameters, gradients)
-        self.optimizer.step()
-        return loss
+        self._descend(share, found)
+        return found
 
-    def _capture(self, inputs: Sequence[Tensor], recorded: Recorded) -> "CapturedStep | None":
+    def _capture(self, share: Share, inputs: Sequence[Tensor], recorded: Recorded) -> "CapturedStep | None":
         """The CUDA graph of a step of this shape, made at the first one that needs no comparison; None before."""
-        replay, key = recorded.checked(*inputs), signature(inputs)
+        replay, key = recorded.checked(*inputs), (share, signature(inputs))
         if replay is not None and key not in self._captured:
             before = State(recorded.buffers)
+            alone = self.workers.size == 1
             try:
-                self._captured[key] = CapturedStep(replay, inputs, self.parameters, self.optimizer)
+                self._captured[key] = CapturedStep(replay, inputs, self.parameters, self.optimizer if alone else None)
             except RuntimeError as error:
                 self._captured[key] = None
                 reason = str(error).partition("\n")[0]
@@ -227,13 +258,14 @@ class Stepper:
             before.restore()
         return self._captured.get(key)
 
-    def _record(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Recorded:
+    def _record(self, share: Share, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Recorded:
         objective = plain(self.elbo)
 
         def function(*tensors: Tensor) -> list[Tensor | None]:
             weight, given = (None, tensors) if self.weight is None else (tensors[0], tensors[1:])
             now_args, now_kwargs = with_tensors(args, kwargs, given)
-            with torch.enable_grad(), pyro.validation_enabled(False), _weighing(weight):
+            drawing = self.workers.drawing(share)
+            with torch.enable_grad(), pyro.validation_enabled(False), _weighing(weight), drawing:
                 loss = objective.differentiable_loss(self.model, self.guide, *now_args, **now_kwargs)
                 gradients = torch.autograd.grad(loss, self.parameters, allow_unused=True)
             laid_out = [_laid_out(*pair) for pair in zip(gradients, self.parameters, strict=True)]
@@ -241,7 +273,7 @@ class Stepper:
 
         def reference(*tensors: Tensor) -> list[Tensor | None]:
             given = tensors if self.weight is None else tensors[1:]
-            loss = self._eager(*with_tensors(args, kwargs, given), self._weight, self._checked)
+            loss = self._eager(share, *with_tensors(args, kwargs, given), self._weight, self._checked)
             return [loss, *(parameter.grad for parameter in self.parameters)]
 
         modules = [module for program in (self.model, self.guide) for module in modules_of(program)]
@@ -263,7 +295,10 @@ class CapturedStep:
         replay: From inputs to loss and gradients; it has run before.
         inputs: Tensors of the shapes to come.
         parameters: What is trained.
-        optimizer: An optimizer that has taken a step before, so that it has its state.
+        optimizer: An optimizer that has taken a step before, so that it has its state; None to leave it out.
+
+    Attributes:
+        whole: The graph holds the optimizer's step too.
 
     Raises:
         RuntimeError: If an operation cannot be captured.
@@ -274,11 +309,12 @@ class CapturedStep:
         replay: Callable[..., Outputs],
         inputs: Sequence[Tensor],
         parameters: Sequence[Tensor],
-        optimizer: Optimizer,
+        optimizer: Optimizer | None,
     ) -> None:
         self.inputs = [value.clone() for value in inputs]
-        self.parameters, self.optimizer = parameters, optimizer
-        self.whole = all(group.get("capturable", False) for group in optimizer.param_groups)
+        self.parameters = parameters
+        capturable = optimizer and all(group.get("capturable", False) for group in optimizer.param_groups)
+        self.whole = bool(capturable)
         side = torch.cuda.Stream()
         side.wait_stream(torch.cuda.current_stream())
         with torch.cuda.stream(side):  # libraries make their workspaces outside of a capture
@@ -287,18 +323,17 @@ class CapturedStep:
         self.graph = torch.cuda.CUDAGraph()
         with torch.cuda.graph(self.graph):
             self.loss, *self.gradients = replay(*self.inputs)
-            if self.whole:
+            if optimizer and self.whole:
                 _set_gradients(parameters, self.gradients)
                 optimizer.step()
 
     def __call__(self, *inputs: Tensor) -> Tensor:
-        """Take a step; the loss is overwritten by the next."""
+        """Replay, and return the loss, which the next replay overwrites; gradients stay in the parameters' grad."""
         for mine, given in zip(self.inputs, inputs, strict=True):
             mine.copy_(given)
         self.graph.replay()
         if not self.whole:
             _set_gradients(self.parameters, self.gradients)
-            self.optimizer.step()
         assert self.loss is not None
         return self.loss
 

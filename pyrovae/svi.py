@@ -27,9 +27,10 @@ from pyrovae.densities import (
     num_data,
     take,
 )
-from pyrovae.importance import evidence_lower_bound
+from pyrovae.importance import DEFAULT_CHUNK_SIZE, evidence_lower_bound
 from pyrovae.recording import Execution
 from pyrovae.steps import Stepper
+from pyrovae.workers import Workers
 
 Arguments = Tensor | Sequence[Tensor] | Mapping[str, Tensor]
 OptimizerFactory = Callable[[Iterable[Tensor]], Optimizer]
@@ -106,6 +107,10 @@ def fit(
     programs end at the best epoch, without them at the last. Noise comes from the global generator; seed it with
     `pyro.set_rng_seed`.
 
+    Where torch.distributed is initialised, each process takes its share of every batch, and gradients are summed: all
+    are to call this with the same arguments and random state, and all get what one process alone would get, up to the
+    order of summation. `commit` is called on rank 0 alone.
+
     Args:
         model: Pyro program p(z) p(x|z).
         guide: Pyro program q(z|x), with the model's arguments.
@@ -154,6 +159,9 @@ def fit(
     size = num_data(args, kwargs)
     steps = math.ceil(size / batch_size)
     device = next(v for v in (*args, *kwargs.values()) if isinstance(v, Tensor)).device
+    workers = Workers.current()
+    if workers.size > 1:
+        _check_shared(model, guide)
 
     if resume is None:
         _check_data(model, guide, args, kwargs, transform)
@@ -189,6 +197,7 @@ def fit(
         calls={min(size, batch_size): epochs * max(1, size // batch_size), size % batch_size: epochs},
         weighted=kl_weight is not None,
         device=device,
+        workers=workers,
     )
     state = _State(model, guide, chosen, stepper, steps, device)
     if resume is not None:
@@ -198,11 +207,12 @@ def fit(
         total=epochs * steps,
         initial=min(state.epoch, epochs) * steps + state.step,
         unit="step",
-        disable=not progress,
+        disable=not progress or workers.rank > 0,
         dynamic_ncols=True,
         smoothing=0.05,
     )
-    commit = commit or (lambda state: None)
+    if commit is None or workers.rank > 0:
+        commit = _no_commit
     weight_at = kl_weight or (lambda epoch: 1.0)
     first_step = True
     with bar, pyro.validation_enabled(False), warnings.catch_warnings():
@@ -221,7 +231,7 @@ def fit(
                 state.step += 1
                 first_step = False
                 bar.update()
-                if should_stop is not None and should_stop():
+                if should_stop is not None and workers.any(should_stop()):
                     _check_finite(state)
                     state.seconds += time.perf_counter() - started
                     commit(state.snapshot())
@@ -229,7 +239,7 @@ def fit(
             _check_finite(state)
             state.end_epoch(
                 train_elbo=None if state.weighted else -state.losses.sum().item() / size,
-                validation_elbo=None if validation is None else _validate(model, guide, validation),
+                validation_elbo=None if validation is None else _validate(model, guide, validation, workers),
                 kl_weight=weight_at(state.epoch + (steps - 1) / steps),
                 seconds=state.seconds + time.perf_counter() - started,
             )
@@ -389,6 +399,10 @@ def _arguments(data: Arguments) -> tuple[tuple[Any, ...], dict[str, Any]]:
     return tuple(data), {}
 
 
+def _no_commit(state: dict[str, Any]) -> None:
+    """What is given for a commit where there is none."""
+
+
 def _transformed(
     args: tuple[Any, ...], kwargs: dict[str, Any], transform: Callable[[Tensor], Tensor] | None
 ) -> tuple[tuple[Any, ...], dict[str, Any]]:
@@ -417,16 +431,44 @@ def _check_data(
                 raise ValueError(f"{rows}: {error}") from error
 
 
-def _validate(model: Program, guide: Program, validation: Arguments) -> float:
+def _validate(model: Program, guide: Program, validation: Arguments, workers: Workers) -> float:
+    """The ELBO per datum, each process taking its share of every chunk."""
     args, kwargs = _arguments(validation)
+    size, at_once = num_data(args, kwargs), DEFAULT_CHUNK_SIZE // VALIDATION_PARTICLES
+    device = next(value for value in (*args, *kwargs.values()) if isinstance(value, Tensor)).device
+    total, reason = torch.zeros((), dtype=torch.float64, device=device), "log weights are NaN in another process"
     with isolated_rng(_VALIDATION_SEED):
-        try:
-            bound = evidence_lower_bound(
-                model, guide, *args, num_particles=VALIDATION_PARTICLES, checked=True, **kwargs
-            )
-        except ValueError as error:
-            raise NonFiniteLossError(f"on the validation data, {error}") from error
-    return bound.value.mean().item()
+        for start in range(0, size, at_once):
+            rows = slice(start, min(start + at_once, size))
+            share = workers.share(rows.stop - rows.start)
+            own_args, own_kwargs = take(*take(args, kwargs, rows), share.rows)
+            with workers.drawing(share):
+                try:
+                    bound = evidence_lower_bound(
+                        model, guide, *own_args, num_particles=VALIDATION_PARTICLES, checked=True, **own_kwargs
+                    )
+                except ValueError as error:
+                    total, reason = total + torch.nan, str(error)
+                    continue
+            if not share.empty:
+                total += bound.value.sum()
+    workers.add([total])
+    mean = total.item() / size
+    if math.isnan(mean):
+        raise NonFiniteLossError(f"on the validation data, {reason}")
+    return mean
+
+
+def _check_shared(model: Program, guide: Program) -> None:
+    """Refuse modules whose state comes from the data of the process they run in."""
+    for program in (model, guide):
+        for module in modules_of(program):
+            for part in module.modules():
+                if isinstance(part, torch.nn.modules.batchnorm._BatchNorm):
+                    raise ValueError(
+                        f"{type(part).__name__} takes means over the data of one process, so several would train "
+                        "another model; use LayerNorm, or one process"
+                    )
 
 
 def _check_finite(state: _State) -> None:

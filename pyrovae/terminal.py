@@ -3,6 +3,7 @@
 import argparse
 import difflib
 import inspect
+import os
 import re
 import signal
 import sys
@@ -19,6 +20,7 @@ from jsonargparse.typing import restricted_number_type
 
 from pyrovae.recording import NotRecordedWarning
 from pyrovae.svi import NonFiniteLossError, StoppedError
+from pyrovae.workers import Workers
 
 Seed = restricted_number_type("Seed", int, [(">=", 0), ("<", 2**32)], docstring="Whole number from 0 to 2**32 - 1")
 
@@ -119,7 +121,11 @@ def _format_warning(message: Any, category: type[Warning], *where: Any) -> str:
 
 
 def _fail(message: str) -> NoReturn:
-    print(f"{Path(sys.argv[0]).name}: error: {' '.join(message.split())}", file=sys.stderr)
+    """Say in one line what is wrong; of several processes, that have not met yet, one says it for all."""
+    rank, met = int(os.environ.get("RANK", "0")), Workers.current().size > 1
+    if met or rank == 0:
+        who = f" in process {rank}" if met and rank else ""
+        print(f"{Path(sys.argv[0]).name}: error{who}: {' '.join(message.split())}", file=sys.stderr)
     sys.exit(1)
 
 

@@ -4,6 +4,7 @@ python scripts/evaluate.py runs/digits-001 --num_particles 5000
 python scripts/evaluate.py runs/digits-001 --num_particles 5000 --proposal guide    # as most papers do
 python scripts/evaluate.py runs/digits-001 --until 0.05 --num_particles 100000        # as many draws as it takes
 python scripts/evaluate.py runs/mnist-001 --split validation --device cuda
+torchrun --nproc-per-node=2 scripts/evaluate.py runs/mnist-001                     # several processes share the data
 
 Stopped and called again with the same flags, it goes on where it was. The published protocol, the guide alone, is
 always estimated beside.
@@ -20,6 +21,7 @@ from pyrovae.recording import Execution
 from pyrovae.report import baseline_summary, evaluate_run, write_evaluation
 from pyrovae.run import open_run
 from pyrovae.terminal import make_run_parser, parse_flags, run_script
+from pyrovae.workers import joined
 
 
 def main() -> int:
@@ -39,18 +41,21 @@ def main() -> int:
     args = parse_flags(parser, sys.argv[1:])
 
     run, vae, data = open_run(args, bits=True)
-    evaluation = evaluate_run(
-        run,
-        vae,
-        data,
-        split=args.split,
-        num_particles=args.num_particles,
-        proposal=args.proposal,
-        until=args.until,
-        seed=args.seed,
-        chunk_size=args.chunk_size,
-        execution=args.execution,
-    )
+    with joined() as workers:
+        evaluation = evaluate_run(
+            run,
+            vae,
+            data,
+            split=args.split,
+            num_particles=args.num_particles,
+            proposal=args.proposal,
+            until=args.until,
+            seed=args.seed,
+            chunk_size=args.chunk_size,
+            execution=args.execution,
+        )
+        if workers.rank > 0:
+            return 0
     summary = write_evaluation(run, evaluation, data, split=args.split)
     baseline = baseline_summary(data, split=args.split, base_measure=evaluation.base_measure)
     marginal = evaluation.marginal

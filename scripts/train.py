@@ -7,6 +7,7 @@ python scripts/train.py --data counts.npy --likelihood BinomialLikelihood --like
 python scripts/train.py --prior mymodule.StudentTPrior               # a class of your own, mymodule.py beside you
 python scripts/train.py --config runs/digits-001/config.yaml         # the same run again
 python scripts/train.py --resume runs/digits-001                     # go on after a kill
+torchrun --nproc-per-node=2 scripts/train.py --data mnist            # several processes share each batch
 """
 
 import sys
@@ -31,6 +32,7 @@ from pyrovae.run import Run
 from pyrovae.svi import History, StoppedError, fit
 from pyrovae.terminal import Stopper, finishing_steps, run_script
 from pyrovae.vae import ProgramPair
+from pyrovae.workers import Workers, joined
 
 
 def main() -> int:
@@ -55,26 +57,33 @@ def main() -> int:
         config = resolve(flags, data)
         vae = make(config, data)
         check_parts(vae, config, data.test.to(config.device), **data.conditions("test", config.device))
-        run = Run.create(flags.out, config, data)
+        run = None
 
-    print(f"{run.path}: {len(data.train):,} training data, {config.device}", flush=True)
-    with finishing_steps() as stopper:
+    with joined() as workers:
+        if run is None:
+            run = Run(workers.from_first(lambda: Run.create(flags.out, config, data).path))
+        print(f"{run.path}: {len(data.train):,} training data, {config.device}", flush=True)
+        with finishing_steps() as stopper:
+            try:
+                history = train(run, config, data, vae, stopper, workers)
+            except StoppedError as stop:
+                if workers.rank == 0:
+                    print(f"{stop}; saved. Go on with: train.py --resume {run.path}", file=sys.stderr)
+                return stopper.exit_code or 1
+            except Exception:
+                if not flags.resume and workers.rank == 0:
+                    run.discard_unless_committed()
+                raise
         try:
-            history = train(run, config, data, vae, stopper)
-        except StoppedError as stop:
-            print(f"{stop}; saved. Go on with: train.py --resume {run.path}", file=sys.stderr)
-            return stopper.exit_code or 1
-        except Exception:
-            if not flags.resume:
-                run.discard_unless_committed()
+            if workers.any(stopper()):
+                sys.exit(stopper.exit_code or 1)
+            close(run, config, data, vae, history, workers)
+        except (KeyboardInterrupt, SystemExit):
+            if workers.rank == 0:
+                print(
+                    f"stopped before the evaluation was done. Go on with: train.py --resume {run.path}", file=sys.stderr
+                )
             raise
-    try:
-        if stopper():
-            sys.exit(stopper.exit_code)
-        close(run, config, data, vae, history)
-    except (KeyboardInterrupt, SystemExit):
-        print(f"stopped before the evaluation was done. Go on with: train.py --resume {run.path}", file=sys.stderr)
-        raise
     return 0
 
 
@@ -91,7 +100,7 @@ def arguments(data: Data, split: str, device: str) -> Tensor | dict[str, Tensor]
     return {"x": x, **conditions} if conditions else x
 
 
-def train(run: Run, config: Namespace, data: Data, vae: ProgramPair, stopper: Stopper) -> History:
+def train(run: Run, config: Namespace, data: Data, vae: ProgramPair, stopper: Stopper, workers: Workers) -> History:
     """Run SVI, committing every epoch to the run folder."""
     elbo, optimizer = build_objective(config)
     return fit(
@@ -109,18 +118,20 @@ def train(run: Run, config: Namespace, data: Data, vae: ProgramPair, stopper: St
         execution=config.execution,
         seed=config.seed,
         progress=True,
-        resume=run.committed(),
+        resume=workers.from_first(run.committed),
         commit=run.commit,
         should_stop=stopper,
     )
 
 
-def close(run: Run, config: Namespace, data: Data, vae: ProgramPair, history: History) -> None:
+def close(run: Run, config: Namespace, data: Data, vae: ProgramPair, history: History, workers: Workers) -> None:
     """Write weights, table, figures and draws; the manifest, last, says that all is there."""
-    run.write_weights(vae)
+    workers.from_first(lambda: run.write_weights(vae))
     evaluation = evaluate_run(
         run, vae, data, split="test", num_particles=config.num_particles, proposal=config.proposal
     )
+    if workers.rank > 0:
+        return
     summary = write_evaluation(run, evaluation, data, split="test")
     write_training_figure(run, history)
     write_sample_figures(run, vae, data, size=64, seed=0)

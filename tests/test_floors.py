@@ -16,6 +16,7 @@ MODEL_TOWER["vae"] = set(MODEL_TOWER)
 MODEL_TOWER["programs"] = set(MODEL_TOWER)
 COMPUTE_TOWER = {"pareto": set(), "stats": {"pareto"}, "handlers": set(), "densities": {"stats", "handlers"}}
 # Torch alone, and no part of a model: the ground under both towers.
+COMPUTE_TOWER["workers"] = set()
 COMPUTE_TOWER["recording"] = {"densities"}
 COMPUTE_TOWER["latents"] = {"stats", "densities", "handlers", "bijections", "recording"}
 COMPUTE_TOWER["laplace"] = {"latents", "densities"}
@@ -25,7 +26,7 @@ COMPUTE_TOWER["ais"] = {"stats", "densities", "latents"}
 COMPUTE_TOWER["brackets"] = {"stats", "densities", "latents", "proposals", "ais"}
 COMPUTE_TOWER["refinement"] = {"stats", "densities", "latents", "ais"}
 COMPUTE_TOWER["importance"] = {"stats", "densities", "latents", "proposals", "recording"}
-COMPUTE_TOWER["steps"] = {"densities", "handlers", "recording"}
+COMPUTE_TOWER["steps"] = {"densities", "handlers", "recording", "workers"}
 COMPUTE_TOWER["objectives"] = set(COMPUTE_TOWER)
 COMPUTE_TOWER["svi"] = set(COMPUTE_TOWER)
 TOWERS = {**MODEL_TOWER, **COMPUTE_TOWER}

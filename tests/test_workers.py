@@ -1,0 +1,117 @@
+"""Two and three processes against one: the same draws, and the same result up to the order of summation."""
+
+import json
+import subprocess
+import sys
+
+import pytest
+import torch
+import workers_job
+from pyro.infer import TraceMeanField_ELBO
+from script_helpers import SCRIPTS, call
+
+from pyrovae import VAE, BernoulliLikelihood, NormalEncoder, StandardNormalPrior, fit
+from pyrovae.files import write_state
+from pyrovae.workers import Share, Workers
+
+TORCHRUN = [sys.executable, "-m", "torch.distributed.run", "--standalone"]
+
+
+@pytest.fixture(scope="module")
+def resumed(tmp_path_factory):
+    """The state of one process after one epoch of three, for others to go on from."""
+    path, states = tmp_path_factory.mktemp("state") / "state.safetensors", []
+    workers_job.train("normal", "eager", epochs=1, commit=states.append)
+    states[-1]["stop_reason"] = None
+    write_state(path, states[-1])
+    return path
+
+
+@pytest.fixture(scope="module", params=[2, 3])
+def outcome(request, tmp_path_factory, resumed):
+    """What so many processes left, and how many they were."""
+    out = tmp_path_factory.mktemp(f"by-{request.param}")
+    command = [*TORCHRUN, f"--nproc-per-node={request.param}", workers_job.__file__, str(out), str(resumed)]
+    result = subprocess.run(command, capture_output=True, text=True, timeout=300, check=False)
+    assert result.returncode == 0, result.stderr
+    assert result.stdout.split() == ["rank", "0"]  # the others are silent
+    return out, request.param
+
+
+@pytest.mark.parametrize(("name", "execution"), workers_job.CASES)
+def test_many_processes_train_as_one(outcome, name, execution):
+    out, size = outcome
+    alone = workers_job.train(name, execution)
+    for rank in range(size):
+        found = torch.load(out / f"{name}-{execution}-{rank}.pt")
+        for mine, theirs in zip(alone["parameters"], found["parameters"], strict=True):
+            torch.testing.assert_close(theirs, mine, rtol=0, atol=1e-12)
+        torch.testing.assert_close(found["validation"], alone["validation"], rtol=1e-12, atol=0)
+        assert torch.equal(found["after"], alone["after"])
+
+
+def test_a_run_goes_on_with_another_number_of_processes(outcome):
+    out, _ = outcome
+    alone, found = workers_job.train("normal", "eager", epochs=3), torch.load(out / "resumed.pt")
+    for mine, theirs in zip(alone["parameters"], found["parameters"], strict=True):
+        torch.testing.assert_close(theirs, mine, rtol=0, atol=1e-12)
+    assert torch.equal(found["after"], alone["after"])
+
+
+def test_an_evaluation_is_the_same_to_the_bit_and_committed_by_the_first(outcome):
+    out, size = outcome
+    alone, _ = workers_job.weighed()
+    for rank in range(size):
+        found = torch.load(out / f"evaluation-{rank}.pt")
+        assert torch.equal(found["log_marginal"], alone["log_marginal"])
+        assert torch.equal(found["elbo"], alone["elbo"])
+        assert found["commits"] == ((1 if size == 2 else 0) if rank == 0 else 0)
+        assert found["states"] == (2 if rank == 0 else 0)
+
+
+@pytest.mark.parametrize("size", [1, 2, 3, 7])
+@pytest.mark.parametrize("total", [1, 5, 100])
+def test_shares_are_a_partition(size, total):
+    shares = [Workers(rank, size).share(total) for rank in range(size)]
+    assert [row for share in shares for row in range(share.start, share.stop)] == list(range(total))
+    counts = [share.stop - share.start for share in shares]
+    assert max(counts) - min(counts) <= 1
+
+
+def test_an_empty_share_runs_on_one_row():
+    assert Share(1, 0, 0).rows == slice(0, 1)
+    assert Share(1, 0, 0).empty
+
+
+def test_batch_normalisation_is_refused(monkeypatch):
+    monkeypatch.setattr(Workers, "current", classmethod(lambda cls: Workers(0, 2)))
+    network = torch.nn.Sequential(torch.nn.Linear(6, 4), torch.nn.BatchNorm1d(4))
+    vae = VAE(StandardNormalPrior(2), BernoulliLikelihood(torch.nn.Linear(2, 6)), NormalEncoder(network))
+    with pytest.raises(ValueError, match="BatchNorm1d takes means over the data of one process"):
+        fit(vae.model, vae.guide, torch.ones(4, 6), elbo=TraceMeanField_ELBO(), epochs=1)
+
+
+def test_scripts_train_and_evaluate_by_several(tmp_path):
+    def start(script, *flags, processes=1):
+        python = [*TORCHRUN, f"--nproc-per-node={processes}"] if processes > 1 else [sys.executable]
+        command = [*python, str(SCRIPTS / f"{script}.py"), *flags]
+        result = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=300, check=False)
+        return result.returncode, result.stdout, result.stderr
+
+    flags = ["--epochs", "1", "--network.hidden", "[6]", "--latent_dim", "2", "--num_particles", "25"]
+    code, out, err = start("train", *flags, "--out", "two", processes=2)
+    assert code == 0, err
+    assert out.count("wrote two") == 1
+    assert json.loads((tmp_path / "two" / "manifest.json").read_text())["status"] == "finished"
+    shared = (tmp_path / "two" / "evaluation.csv").read_bytes()
+    assert start("evaluate", "two", "--num_particles", "25")[0] == 0
+    assert (tmp_path / "two" / "evaluation.csv").read_bytes() == shared
+
+
+@pytest.mark.parametrize("rank", [0, 1])
+def test_one_process_says_for_all_what_is_wrong(capsys, monkeypatch, rank):
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    monkeypatch.setenv("RANK", str(rank))
+    code, err = call(capsys, monkeypatch, "train", "--epochs", "none")
+    assert code == 1
+    assert err.count("error: --epochs") == (1 if rank == 0 else 0)

@@ -244,19 +244,24 @@ def log_weight_blocks(
                 raise ValueError(f"data {rows.start} to {rows.stop - 1}: {error}") from error
         with evaluating(model, guide), pyro.validation_enabled(False):
             source = _Source(model, guide, proposal, chunk_size, chunks, block_args, block_kwargs)
-        parts: list[tuple[Tensor, Tensor]] = []
+        held: tuple[Tensor, Tensor] | None = None
         done, target = 0, num_particles if until is None else min(_FIRST_ROUND, num_particles)
         while done < target:
             draws = min(particles_at_once, target - done)
             with evaluating(model, guide), pyro.validation_enabled(False):
-                parts.append(source.log_weights(draws))
+                found = source.log_weights(draws)
+            if held is None:  # one piece: small ones that stay, among large ones that go, would break the heap up
+                held = found[0].new_empty(num_particles, len(found[0].T)), found[1].new_empty(num_particles)
+            for whole, part in zip(held, found, strict=True):
+                whole[done : done + draws] = part
             done += draws
             if done == target and until is not None:
-                worst = _worst_error(parts)
+                worst = log_mean_std_error(held[0][:done], held[1][:done]).max().item()
                 # The error falls as K^-1/2; what the first draws say of it is not certain, hence in rounds.
                 wanted = done * min(4.0, 1.1 * (worst / until) ** 2)
                 target = done if worst <= until else min(num_particles, max(int(wanted), done + 1))
-        log_w, component = (torch.cat(each) for each in zip(*parts, strict=True))
+        assert held is not None
+        log_w, component = held[0][:done], held[1][:done]
         yield WeightBlock(rows, log_w, component, source.names, source.proposal)
 
 
@@ -337,8 +342,3 @@ def _log_weights(
     kwargs: dict[str, Any],
 ) -> list[Tensor]:
     return [log_weights(model, program, *args, num_particles=num_particles, **kwargs)]
-
-
-def _worst_error(parts: list[tuple[Tensor, Tensor]]) -> float:
-    log_w, component = (torch.cat(each) for each in zip(*parts, strict=True))
-    return log_mean_std_error(log_w, component).max().item()

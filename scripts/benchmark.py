@@ -1,20 +1,24 @@
-"""Measure pyrovae against hand-written PyTorch and Pyro, side by side in one run.
+"""Measure pyrovae against hand-written PyTorch, Pyro and NumPyro, side by side in one run.
 
-python scripts/benchmark.py                                    # the table, on random bits
+python scripts/benchmark.py                                    # all tables, on random bits
 python scripts/benchmark.py --data_dir data --json speed.json  # on MNIST, numbers kept
 python scripts/benchmark.py --parts [steps] --batch_sizes [20,256] --rounds 40
 
 The model is one VAE, 784-400-50 and back, softplus. All ways take turns in every round, so that what else the machine
 does meets all alike; what counts are ratios within the run. The first calls, recording and compiling, are timed apart.
+NumPyro is measured where it is installed (pip install numpyro).
 """
 
+import importlib.util
+import os
 import platform
 import statistics
 import sys
+import tempfile
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 import pyro
 import torch
@@ -26,15 +30,18 @@ from torch.nn import functional
 from pyrovae import MLP, VAE, BernoulliLikelihood, GuideProposal, NormalEncoder, StandardNormalPrior
 from pyrovae.data import load_data
 from pyrovae.densities import evaluating, trace_with_particles
-from pyrovae.files import write_json
-from pyrovae.importance import DEFAULT_CHUNK_SIZE, log_weight_blocks
+from pyrovae.files import read_json, write_json
+from pyrovae.importance import DEFAULT_CHUNK_SIZE, log_marginal, log_weight_blocks
 from pyrovae.recording import Execution
 from pyrovae.steps import Stepper
 from pyrovae.svi import trainable_parameters
 from pyrovae.terminal import make_parser, parse_flags, run_script
+from pyrovae.workers import Workers
 
 D, H, Z = 784, 400, 50
-NUM_DATA, PARTICLES = 64, 256  # of importance sampling: two chunks of the default size
+NUM_DATA, PARTICLES = 64, 160  # of importance sampling: 10,240 latents, which the others decode at once
+GROWTH_DATA, GROWTH_PARTICLES, TENFOLD = 64, 500, 10
+Part = Literal["floor", "growth", "steps", "sampling", "processes"]
 FIRST_CALLS = 3  # which record, compile and compare
 Times = dict[str, list[float]]
 
@@ -44,7 +51,7 @@ def main() -> int:
     parser = make_parser(prog="benchmark.py", description=__doc__)
     add = parser.add_argument
     add("--data_dir", type=str | None, default=None, help="folder with MNIST (default: random bits)")
-    add("--parts", type=list[Literal["steps", "sampling"]], default=["steps", "sampling"], help="what to measure")
+    add("--parts", type=list[Part], default=list(get_args(Part)), help="what to measure")
     add("--batch_sizes", type=list[PositiveInt], default=[20, 100, 256, 1024], help="of the training steps")
     add("--execution", type=list[Execution], default=["recorded", "compiled"], help="of ours")
     add("--rounds", type=PositiveInt, default=20, help="turns that each way takes")
@@ -56,6 +63,8 @@ def main() -> int:
     args = parse_flags(parser, sys.argv[1:])
     if args.threads:
         torch.set_num_threads(args.threads)
+        if args.threads == 1:  # JAX has no other way to be told
+            os.environ["XLA_FLAGS"] = "--xla_cpu_multi_thread_eigen=false intra_op_parallelism_threads=1"
     device = torch.device(args.device)
     pyro.enable_validation(False)
     pyro.set_rng_seed(0)
@@ -66,9 +75,19 @@ def main() -> int:
     x = x.to(device)
 
     found = []
+    if "floor" in args.parts:
+        found.append(floor(device, args.rounds))
+    if "growth" in args.parts:  # before anything else has taken memory
+        found.append(growth(x, args.execution[0], max(3, args.rounds // 5)))
     for size in args.batch_sizes if "steps" in args.parts else ():
         ways = {f"ours, {how}": ours_step(x[:size], how) for how in args.execution}
-        ways |= {"hand-written, fused Adam": hand_written_step(x[:size]), "Pyro SVI.step": svi_step(x[:size])}
+        ways |= {
+            "hand-written, fused Adam": hand_written_step(x[:size]),
+            "hand-written, torch.compile": hand_written_step(x[:size], compiled=True),
+            "Pyro SVI.step": svi_step(x[:size]),
+        }
+        if importlib.util.find_spec("numpyro"):
+            ways["NumPyro, steps in one jit"] = numpyro_steps(x[:size], args.steps)
         first, times = measure(ways, args.rounds, args.steps)
         found.append(report(f"training step, batch {size}: ms", first, times, 1e3))
     if "sampling" in args.parts:
@@ -79,11 +98,16 @@ def main() -> int:
         }
         ways |= {
             "hand-written": hand_written_sampling(x[:NUM_DATA]),
+            "hand-written, torch.compile": hand_written_sampling(x[:NUM_DATA], compiled=True),
             "Pyro, vectorised plate": pyro_sampling(x[:NUM_DATA]),
             "matrix products alone": products(device),
         }
+        if importlib.util.find_spec("numpyro"):
+            ways["NumPyro RenyiELBO(0)"] = numpyro_sampling(x[:NUM_DATA])
         first, times = measure(ways, args.rounds, 1)
         found.append(report("importance sampling: s per million latents", first, times, 1e6 / NUM_DATA / PARTICLES))
+    if "processes" in args.parts and device.type == "cpu":
+        found.append(processes(args.rounds, args.steps))
     if args.json:
         about = {
             "torch": torch.__version__,
@@ -110,7 +134,7 @@ def measure(ways: dict[str, Callable[[], Any]], rounds: int, calls: int) -> tupl
         names = list(ways)
         for name in names[turn % len(names) :] + names[: turn % len(names)]:
             started = time.perf_counter()
-            for _ in range(calls):
+            for _ in range(1 if hasattr(ways[name], "steps") else calls):
                 ways[name]()
             synchronize()
             times[name].append((time.perf_counter() - started) / calls)
@@ -120,7 +144,7 @@ def measure(ways: dict[str, Callable[[], Any]], rounds: int, calls: int) -> tupl
 def report(title: str, first: dict[str, float], times: Times, unit: float) -> dict[str, Any]:
     """Print medians with quartiles, and the medians of the ratios within each round; return them."""
     heads = f"{'':30}{'median':>9}{'quartiles':>18}{'first, s':>10}   ratios of {'; '.join(_ours(times))}"
-    print(f"\n{title}\n{heads}")
+    print(f"\n{title}\n{heads}", flush=True)
     rows = []
     for name, values in times.items():
         low, middle, high = (unit * q for q in statistics.quantiles(values, n=4))
@@ -144,7 +168,7 @@ def make_vae(device: torch.device) -> VAE:
     return VAE(StandardNormalPrior(Z), BernoulliLikelihood(decoder), NormalEncoder(encoder)).to(device)
 
 
-def ours_step(x: Tensor, execution: Execution) -> Callable[[], Any]:
+def ours_step(x: Tensor, execution: Execution, workers: Workers = Workers()) -> Callable[[], Any]:  # noqa: B008
     """A step of `fit`."""
     vae = make_vae(x.device)
     parameters = trainable_parameters(vae.model, vae.guide, x)
@@ -158,6 +182,7 @@ def ours_step(x: Tensor, execution: Execution) -> Callable[[], Any]:
         calls={len(x): 1},
         weighted=False,
         device=x.device,
+        workers=workers,
     )
     return lambda: stepper(len(x), (x,), {})
 
@@ -195,14 +220,15 @@ class HandWritten(nn.Module):
         return log_lik - 0.5 * z.square().sum(-1) + 0.5 * noise.square().sum(-1) + log_scale.sum(-1)
 
 
-def hand_written_step(x: Tensor) -> Callable[[], Any]:
-    """A step without Pyro, eager."""
+def hand_written_step(x: Tensor, *, compiled: bool = False) -> Callable[[], Any]:
+    """A step without Pyro, eager or compiled."""
     model = HandWritten().to(x.device)
     optimizer = torch.optim.Adam(model.parameters(), lr=1e-3, fused=True)
+    loss = torch.compile(model.loss) if compiled else model.loss
 
     def step() -> None:
         optimizer.zero_grad(set_to_none=True)
-        model.loss(x).backward()
+        loss(x).backward()
         optimizer.step()
 
     return step
@@ -224,14 +250,14 @@ def ours_sampling(x: Tensor, execution: Execution, chunk: int, calls: int) -> Ca
     return lambda: next(blocks)
 
 
-def hand_written_sampling(x: Tensor) -> Callable[[], Any]:
+def hand_written_sampling(x: Tensor, *, compiled: bool = False) -> Callable[[], Any]:
     """The same without Pyro."""
     model = HandWritten().to(x.device)
+    log_weights = torch.compile(model.log_weights) if compiled else model.log_weights
 
-    def sample() -> None:
+    def sample() -> Tensor:
         with torch.no_grad():
-            for _ in range(len(x) * PARTICLES // DEFAULT_CHUNK_SIZE):
-                model.log_weights(x, DEFAULT_CHUNK_SIZE // len(x))
+            return log_weights(x, PARTICLES)
 
     return sample
 
@@ -242,27 +268,184 @@ def pyro_sampling(x: Tensor) -> Callable[[], Any]:
 
     def sample() -> None:
         with evaluating(vae):
-            for _ in range(len(x) * PARTICLES // DEFAULT_CHUNK_SIZE):
-                guide = trace_with_particles(vae.guide, DEFAULT_CHUNK_SIZE // len(x), x)
-                replayed = pyro.poutine.replay(vae.model, trace=guide)
-                model = trace_with_particles(replayed, DEFAULT_CHUNK_SIZE // len(x), x)
-                for trace in (guide, model):
-                    trace.compute_log_prob()
+            guide = trace_with_particles(vae.guide, PARTICLES, x)
+            model = trace_with_particles(pyro.poutine.replay(vae.model, trace=guide), PARTICLES, x)
+            for trace in (guide, model):
+                trace.compute_log_prob()
 
     return sample
 
 
+def numpyro_svi(loss: str, **options: Any) -> tuple[Any, Any]:
+    """The same VAE in NumPyro, and a random key."""
+    import jax
+    import numpyro
+    import numpyro.distributions as dist
+    from numpyro import infer
+
+    def dense(name: str, value: Any, num_inputs: int, num_outputs: int) -> Any:
+        scale = num_inputs**-0.5
+        weight = numpyro.param(
+            f"{name}.weight",
+            lambda key: jax.random.uniform(key, (num_inputs, num_outputs), minval=-scale, maxval=scale),
+        )
+        return value @ weight + numpyro.param(f"{name}.bias", lambda key: jax.numpy.zeros(num_outputs))
+
+    def model(x: Any) -> None:
+        with numpyro.plate("data", len(x)):
+            z = numpyro.sample("z", dist.Normal(jax.numpy.zeros(Z), 1.0).to_event(1))
+            logits = dense("decoder.1", jax.nn.softplus(dense("decoder.0", z, Z, H)), H, D)
+            numpyro.sample("x", dist.Bernoulli(logits=logits).to_event(1), obs=x)
+
+    def guide(x: Any) -> None:
+        outputs = dense("encoder.1", jax.nn.softplus(dense("encoder.0", x, D, H)), H, 2 * Z)
+        with numpyro.plate("data", len(x)):
+            numpyro.sample("z", dist.Normal(outputs[:, :Z], jax.numpy.exp(outputs[:, Z:])).to_event(1))
+
+    svi = infer.SVI(model, guide, numpyro.optim.Adam(1e-3), getattr(infer, loss)(**options))
+    return svi, jax.random.PRNGKey(0)
+
+
+def numpyro_steps(x: Tensor, steps: int) -> Callable[[], Any]:
+    """So many steps in one jitted loop, as NumPyro's users run an epoch."""
+    import jax
+
+    data = jax.numpy.asarray(x.cpu().numpy())
+    svi, key = numpyro_svi("TraceMeanField_ELBO")
+    state = [svi.init(key, data)]
+    epoch = jax.jit(lambda state: jax.lax.scan(lambda now, _: svi.update(now, data), state, None, length=steps))
+
+    def call() -> None:
+        state[0], losses = epoch(state[0])
+        losses.block_until_ready()
+
+    call.steps = steps  # type: ignore[attr-defined]  # measure calls it once
+    return call
+
+
+def numpyro_sampling(x: Tensor) -> Callable[[], Any]:
+    """NumPyro's importance weighted bound, jitted."""
+    import jax
+
+    data = jax.numpy.asarray(x.cpu().numpy())
+    svi, key = numpyro_svi("RenyiELBO", alpha=0.0, num_particles=PARTICLES)
+    parameters = svi.get_params(svi.init(key, data))
+    loss = jax.jit(lambda key, parameters: svi.loss.loss(key, parameters, svi.model, svi.guide, data))
+    keys = iter(jax.random.split(key, 10_000))
+    return lambda: loss(next(keys), parameters).block_until_ready()
+
+
 def products(device: torch.device) -> Callable[[], Any]:
     """The decoder's two matrix products: the floor."""
-    z, h = (torch.randn(DEFAULT_CHUNK_SIZE, size, device=device) for size in (Z, H))
+    z, h = (torch.randn(NUM_DATA * PARTICLES, size, device=device) for size in (Z, H))
     one, two = torch.randn(Z, H, device=device), torch.randn(H, D, device=device)
 
     def multiply() -> None:
-        for _ in range(NUM_DATA * PARTICLES // DEFAULT_CHUNK_SIZE):
-            z @ one
-            h @ two
+        z @ one
+        h @ two
 
     return multiply
+
+
+def floor(device: torch.device, rounds: int) -> dict[str, Any]:
+    """What the machine can do: the rate of a large matrix product, and of copying."""
+    a, b = (torch.randn(2048, 2048, device=device) for _ in range(2))
+    source = torch.randn(2**24, device=device)
+    target = torch.empty_like(source)
+    _, times = measure({"product": lambda: a @ b, "copy": lambda: target.copy_(source)}, rounds, 1)
+    product, copy = (statistics.median(times[name]) for name in ("product", "copy"))
+    rows = {"GFLOP/s, float32": 2 * 2048**3 / product / 1e9, "GB/s, copied": 2 * 4 * 2**24 / copy / 1e9}
+    print("\nthe machine: " + "; ".join(f"{value:,.0f} {name}" for name, value in rows.items()), flush=True)
+    return {"title": "the machine", "rows": rows}
+
+
+def growth(x: Tensor, execution: Execution, rounds: int) -> dict[str, Any]:
+    """Time and peak memory of `log_marginal` under the guide, as K and N grow tenfold."""
+    vae = make_vae(x.device)
+    whole = x.repeat(-(-GROWTH_DATA * TENFOLD // len(x)), 1)[: GROWTH_DATA * TENFOLD]
+    cells = [(1, GROWTH_PARTICLES), (1, GROWTH_PARTICLES * TENFOLD), (TENFOLD, GROWTH_PARTICLES)]
+
+    def weigh(times: int, particles: int) -> None:
+        log_marginal(
+            vae.model,
+            vae.guide,
+            whole[: GROWTH_DATA * times],
+            num_particles=particles,
+            proposal=GuideProposal(),
+            execution=execution,
+        )
+
+    memory = {}
+    for cell in cells:
+        weigh(*cell)
+        reset_peak(x.device)
+        weigh(*cell)
+        memory[cell] = peak(x.device)
+    seconds: dict[tuple[int, int], list[float]] = {cell: [] for cell in cells}
+    for _ in range(rounds):
+        for cell in cells:
+            started = time.perf_counter()
+            weigh(*cell)
+            seconds[cell].append(time.perf_counter() - started)
+    print(f"\ngrowth, {execution}{'':22}{'s':>9}{'ratio':>9}{'peak, MB':>12}")
+    rows = []
+    for cell in cells:
+        taken = statistics.median(seconds[cell])
+        ratio = statistics.median(a / b for a, b in zip(seconds[cell], seconds[cells[0]], strict=True))
+        name = f"N = {GROWTH_DATA * cell[0]:,}, K = {cell[1]:,}"
+        print(f"{name:30}{taken:>11.2f}{ratio:>9.2f}{memory[cell]:>12.0f}", flush=True)
+        rows.append({"cell": name, "seconds": seconds[cell], "ratio": ratio, "peak_megabytes": memory[cell]})
+    return {"title": "growth", "rows": rows}
+
+
+def reset_peak(device: torch.device) -> None:
+    """Let the peak of memory be counted from here."""
+    if device.type == "cuda":
+        torch.cuda.reset_peak_memory_stats(device)
+    elif Path("/proc/self/clear_refs").exists():
+        Path("/proc/self/clear_refs").write_text("5")
+
+
+def peak(device: torch.device) -> float:
+    """The peak of memory in MB: the card's, or the resident memory of the process (NaN where the system hides it)."""
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device) / 1e6
+    status = Path("/proc/self/status")
+    lines = status.read_text().splitlines() if status.exists() else []
+    return next((int(line.split()[1]) / 1e3 for line in lines if line.startswith("VmHWM")), float("nan"))
+
+
+def processes(rounds: int, steps: int) -> dict[str, Any]:
+    """Training steps of a batch of 1,024 by one process and by two, one thread each."""
+    with tempfile.TemporaryDirectory() as folder:
+        out = Path(folder) / "steps.json"
+        torch.multiprocessing.spawn(_share_steps, args=(2, Path(folder), out, rounds, steps), nprocs=2)
+        found = read_json(out)
+    ratio = statistics.median(a / b for a, b in zip(found["two"], found["one"], strict=True))
+    print(f"\ntwo processes, one thread each: a step of a batch of 1,024 takes {ratio:.2f} of one process' time")
+    return {"title": "two processes", "rows": found, "ratio": ratio}
+
+
+def _share_steps(rank: int, size: int, folder: Path, out: Path, rounds: int, steps: int) -> None:
+    torch.set_num_threads(1)
+    pyro.enable_validation(False)
+    torch.distributed.init_process_group("gloo", init_method=f"file://{folder}/meet", rank=rank, world_size=size)
+    x = torch.bernoulli(torch.full((1024, D), 0.3))
+    alone, together = ours_step(x, "recorded", Workers()), ours_step(x, "recorded", Workers.current())
+    times: Times = {"one": [], "two": []}
+    for turn in range(rounds + 1):
+        for name, way in (("one", alone), ("two", together)):
+            torch.distributed.barrier()
+            started = time.perf_counter()
+            if name == "two" or rank == 0:
+                for _ in range(max(steps, FIRST_CALLS) if turn == 0 else steps):
+                    way()
+            torch.distributed.barrier()
+            if turn:
+                times[name].append((time.perf_counter() - started) / steps)
+    if rank == 0:
+        write_json(out, times)
+    torch.distributed.destroy_process_group()
 
 
 if __name__ == "__main__":

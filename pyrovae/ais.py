@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from pyrovae.densities import Program, check_support, evaluating, isolated_rng, num_data, take
+from pyrovae.densities import Program, check_support, check_weights, evaluating, isolated_rng, num_data, take
 from pyrovae.latents import LatentSpace
 from pyrovae.stats import LogMarginal, summarize_log_weights
 
@@ -180,7 +180,7 @@ def ais(
     with bar, quiet(model, guide):
         for index in range(state["block"], len(blocks)):
             part, options = take(args, kwargs, blocks[index])
-            check_support(model, *part, **options)
+            check_support(model, *part, first=blocks[index].start, **options)
             path = Path(continuous_space(model, guide, part, options), start_of(start, blocks[index]))
             if not state["temperature"]:
                 tuning = tune(path, betas, num_leapfrog=num_leapfrog, acceptance=acceptance, num_tuning=num_tuning)
@@ -197,6 +197,7 @@ def ais(
                 if done % _COMMIT_EVERY == 0 and done < len(betas) - 1:
                     state |= {"temperature": done, "tuning": tuple(tuning), "walk": tuple(walk)}
                     save()
+            check_weights(walk.log_w, model, guide, *part, first=blocks[index].start, **options)
             state["done"].append(tuple(summarize_log_weights(walk.log_w)))
             state |= {"block": index + 1, "temperature": 0, "tuning": (), "walk": ()}
             save()

@@ -128,7 +128,7 @@ def bracket(
     with quiet(model, guide):
         for rows in data_blocks(size, num_particles, chunk_size):
             part, options = take(args, kwargs, rows)
-            check_support(model, *part, **options)
+            check_support(model, *part, first=rows.start, **options)
             space = LatentSpace(model, guide, *part, **options)
             if set(latents) != set(space.supports):
                 raise ValueError(f"latents are of sites {sorted(latents)}, the model's are {sorted(space.supports)}")

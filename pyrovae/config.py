@@ -1,5 +1,6 @@
 """The configuration of a run: the flags of `scripts/train.py`, checked, resolved, and turned into a VAE."""
 
+import inspect
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
@@ -16,7 +17,7 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from pyrovae.data import Data
-from pyrovae.densities import check_support, evaluating, isolated_rng, log_weights, sample_sites, take
+from pyrovae.densities import evaluating, isolated_rng, log_weights, sample_sites, take
 from pyrovae.encoders import Encoder
 from pyrovae.likelihoods import Likelihood
 from pyrovae.nn import Network
@@ -44,6 +45,14 @@ _DEFAULTS: dict[str, dict[str, Any]] = {
     "network": {"class_path": "pyrovae.nn.MLP"},
     "elbo": {"class_path": "pyro.infer.TraceMeanField_ELBO"},
     "optimizer": {"class_path": "torch.optim.Adam", "init_args": {"fused": True}},
+}
+
+# What stands there where nobody chose; a likelihood follows from the data then.
+_UNCHOSEN = {
+    "prior": {"StandardNormalPrior"},
+    "likelihood": {"BernoulliLikelihood", "BinomialLikelihood"},
+    "encoder": {"NormalEncoder"},
+    "network": {"MLP"},
 }
 
 
@@ -269,7 +278,7 @@ def build_vae(config: Namespace, num_dims: int, num_covariates: int = 0, x: Tens
         kind: partial(part_class(kind, config[kind].class_path), **made[kind].keywords)
         for kind in ("prior", "likelihood", "encoder", "network")
     }
-    blueprint = Blueprint(
+    blueprint = _WatchedBlueprint(
         num_dims,
         config.latent_dim,
         num_covariates,
@@ -288,11 +297,31 @@ def build_vae(config: Namespace, num_dims: int, num_covariates: int = 0, x: Tens
             raise ValueError(
                 f"--program {config.program.class_path}: has no {program}; give it the programs model and guide"
             )
+    for kind in makers:
+        if kind not in vars(blueprint).get("asked", ()) and _is_chosen(makers[kind], _UNCHOSEN[kind]):
+            raise ValueError(
+                f"--{kind} {config[kind].class_path}: {config.program.class_path} never asks its blueprint for one, "
+                "so the flag would change nothing; leave it out"
+            )
     return vae
 
 
+class _WatchedBlueprint(Blueprint):  # it remembers which of its makers were asked for
+    def __getattribute__(self, name: str) -> Any:
+        if name in _UNCHOSEN:
+            vars(self).setdefault("asked", set()).add(name)
+        return super().__getattribute__(name)
+
+
+def _is_chosen(maker: partial[Any], unchosen: set[str]) -> bool:
+    defaults = {name: given.default for name, given in inspect.signature(maker.func).parameters.items()}
+    others = [name for name, value in maker.keywords.items() if value != defaults.get(name)]
+    # A network's size follows habits, a likelihood's arguments the data.
+    return maker.func.__name__ not in unchosen or bool(others and issubclass(maker.func, Prior | Encoder))  # type: ignore[arg-type]
+
+
 def check_parts(vae: ProgramPair, config: Namespace, x: Tensor, **kwargs: Tensor) -> None:
-    """See that the parts work together, with the data and with the objective, before anything is trained or written.
+    """See that the parts work together, and with the objective, before anything is trained or written.
 
     Args:
         vae: What `build_vae` gave.
@@ -329,7 +358,6 @@ def check_parts(vae: ProgramPair, config: Namespace, x: Tensor, **kwargs: Tensor
                 f"the guide draws them in the model's order, {', '.join(ours)}; it draws {', '.join(drawn)}; take "
                 "--elbo Trace_ELBO"
             )
-    check_support(vae.model, x, guide=vae.guide, **kwargs)
 
 
 def build_objective(config: Namespace) -> tuple[ELBO, Callable[[Iterable[Tensor]], Optimizer]]:

@@ -5,7 +5,7 @@ Everything here follows from the traces alone; nothing asks what a prior or a li
 """
 
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from functools import partial
 from types import FunctionType, MethodType
 from typing import Any
@@ -210,7 +210,19 @@ def _same_mask(one: Any, other: Any) -> bool:
     return bool((torch.as_tensor(one) == torch.as_tensor(other)).all())
 
 
-def check_support(model: Program, *args: Any, guide: Program | None = None, **kwargs: Any) -> None:
+class SupportError(ValueError):
+    """A datum lies outside the support.
+
+    Attributes:
+        datum: Its number.
+    """
+
+    def __init__(self, message: str, datum: int) -> None:
+        super().__init__(message)
+        self.datum = datum
+
+
+def check_support(model: Program, *args: Any, guide: Program | None = None, first: int = 0, **kwargs: Any) -> None:
     """See that the observed values lie in the support of the distributions that the model gives them.
 
     A support that differs from datum to datum, since it depends on latents, is left to the density.
@@ -219,10 +231,11 @@ def check_support(model: Program, *args: Any, guide: Program | None = None, **kw
         model: Pyro program p(z) p(x|z); it is run once, and the random state is restored.
         *args: Its arguments, the data first, with shape (N, ...).
         guide: Program to draw the latents from; None for the model itself.
+        first: The number that the first of these data has for the reader.
         **kwargs: Keyword arguments of both.
 
     Raises:
-        ValueError: Naming the site, the first datum outside, and what to do.
+        SupportError: Naming the site, the first datum outside, and what to do.
     """
     programs = (model,) if guide is None else (model, guide)
     with evaluating(*programs), isolated_rng(), pyro.validation_enabled(False):
@@ -231,10 +244,10 @@ def check_support(model: Program, *args: Any, guide: Program | None = None, **kw
         trace = poutine.trace(model).get_trace(*args, **kwargs)
     for name, site in sample_sites(trace).items():
         if site["is_observed"] and site["mask"] is not False:
-            _check_site(name, site["fn"], site["value"], site["mask"])
+            _check_site(name, site["fn"], site["value"], site["mask"], first)
 
 
-def _check_site(name: str, fn: Any, value: Tensor, mask: Any) -> None:
+def _check_site(name: str, fn: Any, value: Tensor, mask: Any, number: int) -> None:
     entry, masks = fn, [mask]
     while isinstance(entry, _WRAPPERS):  # down to single entries, so that the message can name one
         masks.append(getattr(entry, "_mask", None))
@@ -256,7 +269,7 @@ def _check_site(name: str, fn: Any, value: Tensor, mask: Any) -> None:
     outside = (~inside).nonzero()
     first = outside[0].tolist()
     worst = value[tuple(first)]
-    where = f"datum {first[0]}" + (f", entry {first[1]}" if len(first) == 2 else "")
+    where = f"datum {number + first[0]}" + (f", entry {first[1]}" if len(first) == 2 else "")
     shown = f"{worst.item():g}" if worst.dim() == 0 else f"{worst.tolist()}"
     hint = "give data in the support, or another likelihood"
     if support is constraints.boolean and bool(((value >= 0) & (value <= 1)).all()):
@@ -264,10 +277,55 @@ def _check_site(name: str, fn: Any, value: Tensor, mask: Any) -> None:
             "these are grey values: binarise them (--binarize dynamic or static), or take a density for them, "
             "ContinuousBernoulliLikelihood"
         )
-    raise ValueError(
+    raise SupportError(
         f"site {name!r}: {len(outside):,} of {inside.numel():,} values lie outside the support of "
-        f"{type(entry).__name__}, {_brief(support)}; the first is {shown} at {where}; {hint}"
+        f"{type(entry).__name__}, {_brief(support)}; the first is {shown} at {where}; {hint}",
+        number + first[0],
     )
+
+
+def check_weights(
+    log_w: Tensor, model: Program, guide: Program | None, *args: Any, first: int = 0, **kwargs: Any
+) -> None:
+    """See that no log weight is NaN or +inf.
+
+    Args:
+        log_w: With shape (K, N).
+        model: Pyro program whose weights they are.
+        guide: Pyro program; None where it has no part in them.
+        *args: Arguments of both.
+        first: The number that the first of these data has for the reader.
+        **kwargs: Keyword arguments of both.
+
+    Raises:
+        ValueError: Naming the first such datum, and the sites whose density shows it at a draw.
+    """
+    largest = log_w.detach().amax(0)  # nan if one weight is
+    bad = largest.isnan() | (largest == torch.inf)
+    if not bool(bad.any()):
+        return
+    datum = int(bad.nonzero()[0])
+    where = _strange_sites(model, guide, datum, args, kwargs)
+    raise ValueError(
+        f"the log weights of datum {first + datum} are {'NaN' if bool(largest[datum].isnan()) else 'unbounded'} "
+        f"({int(bad.sum()):,} of {len(bad):,} data); {where}; look for data or parameters that are NaN, or a scale "
+        "that went to zero"
+    )
+
+
+def _strange_sites(
+    model: Program, guide: Program | None, datum: int, args: tuple[Any, ...], kwargs: Mapping[str, Any]
+) -> str:
+    found = []
+    with suppress(Exception), evaluating(model), isolated_rng(), pyro.validation_enabled(False):
+        drawn = poutine.trace(model if guide is None else guide).get_trace(*args, **kwargs)
+        scored = poutine.trace(poutine.replay(model, trace=drawn)).get_trace(*args, **kwargs)
+        for program, trace in (("guide", None if guide is None else drawn), ("model", scored)):
+            for name, site in ({} if trace is None else sample_sites(trace)).items():
+                log_p = site["fn"].log_prob(site["value"])
+                if not bool((log_p[..., datum] if log_p.dim() else log_p).isfinite().all()):
+                    found.append(f"site {name!r} of the {program}")
+    return f"the density of {' and '.join(found)} is not finite there" if found else "a draw of now does not show where"
 
 
 @contextmanager

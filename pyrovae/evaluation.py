@@ -15,7 +15,7 @@ from pyro import poutine
 from torch import Tensor
 
 from pyrovae.densities import Program, evaluating, isolated_rng, sample_sites, take
-from pyrovae.importance import WeightBlock, chunks_of, log_weight_blocks, summarize_lower_bound
+from pyrovae.importance import WeightBlock, chunks_of, log_weight_blocks
 from pyrovae.proposals import GuideProposal, Proposal
 from pyrovae.recording import Execution
 from pyrovae.stats import (
@@ -26,6 +26,7 @@ from pyrovae.stats import (
     mean_and_std_error,
     monte_carlo_std_error,
     summarize_log_weights,
+    summarize_lower_bound,
     summarize_rungs,
 )
 from pyrovae.workers import Workers
@@ -34,7 +35,8 @@ KHAT_LIMIT = 0.7  # above it, the Monte Carlo error is not to be relied on (Veht
 
 KHAT_DRAWS = 21  # fewer leave no tail to fit
 
-BLOCK = 256  # data between two commits; each block has a seed of its own
+BLOCK = 256  # data between two commits, at most; each block has a seed of its own
+BLOCK_DRAWS = 2**22  # draws between two commits, about
 
 
 @dataclass(frozen=True)
@@ -213,12 +215,13 @@ def evaluate(
     """
     started = time.perf_counter()
     draws = guide_particles or num_particles
+    size = max(1, min(BLOCK, BLOCK_DRAWS // max(1, num_particles, draws)))
     about = {"num_data": len(x), "num_particles": num_particles, "guide_particles": draws, "until": until, "seed": seed}
     if resume is not None and resume["about"] != about:
         raise ValueError(f"the state to resume is of another evaluation: {resume['about']}, and this one is {about}")
     blocks: list[dict[str, Any]] = [] if resume is None else list(resume["blocks"])
     if on_progress is not None:
-        on_progress(min(len(x), BLOCK * len(blocks)))
+        on_progress(min(len(x), size * len(blocks)))
     with isolated_rng(seed):
         first, conditions = take((x,), kwargs, slice(0, 1))
         measure = base_measure(model, *first, **conditions)
@@ -236,19 +239,19 @@ def evaluate(
             until=error,
             chunk_size=chunk_size,
             checked=True,
-            execution=chunks_of(-(-len(x) // workers.size), BLOCK, count, chunk_size, execution),
+            execution=chunks_of(-(-len(x) // workers.size), size, count, chunk_size, execution),
         )
         for count, source, error in weighed
     ]
-    while len(blocks) * BLOCK < len(x):
+    while len(blocks) * size < len(x):
         # A round: the next blocks, one for each process.
-        start = BLOCK * (len(blocks) + workers.rank)
-        part, conditions = take((x,), kwargs, slice(start, min(start + BLOCK, len(x))))
+        start = size * (len(blocks) + workers.rank)
+        part, conditions = take((x,), kwargs, slice(start, min(start + size, len(x))))
         with isolated_rng(int(np.random.SeedSequence([seed, start]).generate_state(1)[0])):
-            mine = _block([list(each(*part, **conditions)) for each in weigh]) if start < len(x) else None
+            mine = _block([list(each(*part, first=start, **conditions)) for each in weigh]) if start < len(x) else None
         done = [block for block in workers.gathered(mine) if block is not None]
         blocks.extend(done)
-        if commit is not None and len(blocks) * BLOCK < len(x) and workers.rank == 0:
+        if commit is not None and len(blocks) * size < len(x) and workers.rank == 0:
             commit({"about": about, "blocks": blocks})
         if on_progress is not None:
             on_progress(sum(len(block["elbo"]) for block in done))

@@ -14,7 +14,8 @@ class temper(Messenger):  # noqa: N801  # a handler, named as Pyro names its own
     Around model and guide, `temper(latent=b)` turns the ELBO into E_q[log p(x|z)] - b KL(q, p(z)) (Higgins et al.,
     "beta-VAE", ICLR 2017, https://openreview.net/forum?id=Sy2fzU9gl; raised from 0 to 1 in training, Bowman et al.,
     "Generating sentences from a continuous space", 2016, https://arxiv.org/abs/1511.06349). Around the model alone,
-    `temper(observed=b)` gives log p(z) + b log p(x|z), the path of annealed importance sampling.
+    `temper(observed=b)` gives log p(z) + b log p(x|z), the path from prior to posterior on which annealed importance
+    sampling walks (`ais` forms it from the two log densities by itself, since its start need not be the prior).
 
     Args:
         latent: Weight of the sites that are not observed.

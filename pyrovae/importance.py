@@ -1,7 +1,7 @@
 """Importance sampling: log p(x) per datum, with its Monte Carlo error, for any model and guide."""
 
 import math
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from functools import partial
 from typing import Any, NamedTuple
 
@@ -9,16 +9,18 @@ import pyro
 import torch
 from torch import Tensor
 
-from pyrovae.densities import Program, check_support, evaluating, log_weights, num_data, take
+from pyrovae.densities import Program, check_support, check_weights, evaluating, log_weights, num_data, take
 from pyrovae.latents import LatentSpace
 from pyrovae.proposals import GuideProposal, Proposal, default_proposal
 from pyrovae.recording import Chunks, Execution, choose_execution
 from pyrovae.stats import (
     LogMarginal,
+    LowerBound,
     Rung,
     log_mean_std_error,
     pareto_smoothed_log_weights,
     summarize_log_weights,
+    summarize_lower_bound,
     summarize_rungs,
 )
 
@@ -31,20 +33,9 @@ _HELD_WEIGHTS = 2**22
 _RECORDED_FROM = 100
 _COMPILED_FROM = 400
 
-# The first round of draws where a standard error is asked for: enough to know it by.
+# The first round of pilot draws where a standard error is asked for, and what is drawn beyond their word.
 _FIRST_ROUND = 200
-
-
-class LowerBound(NamedTuple):
-    """The ELBO per datum, in nats, each of shape (N,).
-
-    Attributes:
-        value: Mean of log w over the particles.
-        std_error: Monte Carlo standard error of that mean; nan for one particle.
-    """
-
-    value: Tensor
-    std_error: Tensor
+_MARGIN = 1.2
 
 
 class WeightBlock(NamedTuple):
@@ -94,7 +85,9 @@ def log_marginal(
         proposal: A `Proposal`: `GuideProposal()` for the published protocol; or a program with the guide's arguments
             and sites to draw from in the guide's place. None for the default.
         chunk_size: Latents (K times N) decoded at once, which bounds the memory; None for 8,192.
-        until: Draw in rounds until the standard error of every datum is at most this, in nats, or K is reached.
+        until: A standard error in nats: K is chosen for each block of data by pilot draws, which the estimate does not
+            use, so that all of them are to reach it, up to num_particles. (Stopping at the draws one averages biases
+            the average where weights are heavy-tailed.)
         pareto_smoothed: Smooth the largest weights (`pareto_smoothed_log_weights`): less variance, some bias, and no
             lower bound any more.
         execution: "eager" runs the programs for every chunk; "recorded" runs them once for each shape of a chunk and
@@ -142,6 +135,9 @@ def ladder(model: Program, guide: Program, *args: Any, num_particles: int, **kwa
     Raises:
         ValueError: As `log_marginal`.
     """
+    for name in ("until", "pareto_smoothed"):
+        if name in kwargs:
+            raise ValueError(f"the ladder takes no {name}: its rungs are numbers of draws, the same for all data")
     blocks = [
         summarize_rungs(block.log_w, block.component)
         for block in log_weight_blocks(model, guide, *args, num_particles=num_particles, **kwargs)
@@ -194,22 +190,6 @@ def evidence_lower_bound(
     return LowerBound(*(torch.cat(parts) for parts in zip(*blocks, strict=True)))
 
 
-def summarize_lower_bound(log_w: Tensor) -> LowerBound:
-    """Reduce log weights, with shape (K, N), to their mean and its Monte Carlo standard error, over K.
-
-    Raises:
-        ValueError: If a weight is NaN or unbounded.
-    """
-    log_w = log_w.double()
-    bad = (log_w.isnan() | (log_w == torch.inf)).any(0)
-    if bool(bad.any()):
-        datum = int(bad.nonzero()[0])
-        raise ValueError(f"the log weights of datum {datum} are NaN or +inf; look for a scale that is 0 or not finite")
-    draws = log_w.shape[0]
-    spread = log_w.std(0) if draws > 1 else torch.full_like(log_w[0], torch.nan)
-    return LowerBound(log_w.mean(0), spread / draws**0.5)
-
-
 def log_weight_blocks(
     model: Program,
     guide: Program,
@@ -220,49 +200,52 @@ def log_weight_blocks(
     until: float | None = None,
     checked: bool = False,
     execution: Execution | Chunks = "auto",
+    first: int = 0,
     **kwargs: Any,
 ) -> Iterator[WeightBlock]:
     """Go through the data in blocks, adapt the proposal to each, and yield its rows and log weights.
 
     Memory is bounded whatever N is: at most chunk_size latents are decoded at once, and one block's weights held, which
     are K numbers at least. Args and errors are those of `log_marginal`, with checked as of `evidence_lower_bound`; in
-    the place of an execution stand the `Chunks` of earlier calls with the same programs and proposal.
+    the place of an execution stand the `Chunks` of earlier calls with the same programs and proposal, and first is the
+    number that the first of the data has for the reader.
     """
     size = num_data(args, kwargs)
     chunks = chunks_of(size, size, num_particles, chunk_size, execution) if isinstance(execution, str) else execution
     chunk_size = chunk_size or DEFAULT_CHUNK_SIZE
-    if until is not None and not until > 0:
+    if until is not None and not 0 < until < math.inf:
         raise ValueError(f"until is a standard error in nats, above 0, but it is {until}; give 0.01, say")
     at_once, particles_at_once = _shape(size, num_particles, chunk_size)
     for start in range(0, size, at_once):
         rows = slice(start, min(start + at_once, size))
         block_args, block_kwargs = take(args, kwargs, rows)
         if not checked:
-            try:
-                check_support(model, *block_args, guide=guide, **block_kwargs)
-            except ValueError as error:
-                raise ValueError(f"data {rows.start} to {rows.stop - 1}: {error}") from error
+            check_support(model, *block_args, guide=guide, first=first + rows.start, **block_kwargs)
         with evaluating(model, guide), pyro.validation_enabled(False):
             source = _Source(model, guide, proposal, chunk_size, chunks, block_args, block_kwargs)
-        held: tuple[Tensor, Tensor] | None = None
-        done, target = 0, num_particles if until is None else min(_FIRST_ROUND, num_particles)
-        while done < target:
-            draws = min(particles_at_once, target - done)
-            with evaluating(model, guide), pyro.validation_enabled(False):
-                found = source.log_weights(draws)
-            if held is None:  # one piece: small ones that stay, among large ones that go, would break the heap up
-                held = found[0].new_empty(num_particles, len(found[0].T)), found[1].new_empty(num_particles)
-            for whole, part in zip(held, found, strict=True):
-                whole[done : done + draws] = part
-            done += draws
-            if done == target and until is not None:
-                worst = log_mean_std_error(held[0][:done], held[1][:done]).max().item()
-                # The error falls as K^-1/2; what the first draws say of it is not certain, hence in rounds.
-                wanted = done * min(4.0, 1.1 * (worst / until) ** 2)
-                target = done if worst <= until else min(num_particles, max(int(wanted), done + 1))
-        assert held is not None
-        log_w, component = held[0][:done], held[1][:done]
+
+        def draw(count: int, source: _Source = source, number: int = first + rows.start) -> tuple[Tensor, Tensor]:
+            log_w, component = source.draw(count, particles_at_once)
+            check_weights(log_w, model, guide, *source.args, first=number, **source.kwargs)
+            return log_w, component
+
+        log_w, component = draw(num_particles if until is None else _enough(draw, until, num_particles))
         yield WeightBlock(rows, log_w, component, source.names, source.proposal)
+
+
+def _enough(draw: Callable[[int], tuple[Tensor, Tensor]], until: float, most: int) -> int:
+    """How many draws the standard error takes, by pilot draws that are thrown away.
+
+    What few draws say of heavy tails is not certain: the pilot grows until its own error is twice the one that is asked
+    for, or it has a quarter of what may be drawn. From there the error falls as K^-1/2.
+    """
+    log_w, component = draw(min(_FIRST_ROUND, most))
+    while True:
+        worst, done = log_mean_std_error(log_w, component).max().item(), len(log_w)
+        if worst <= 2 * until or done >= most // 4:
+            return max(2, min(most, math.ceil(min(_MARGIN * done * (worst / until) ** 2, most))))
+        more = draw(min(3 * done, most // 4 - done))
+        log_w, component = torch.cat([log_w, more[0]]), torch.cat([component, more[1]])
 
 
 def chunks_of(num_data: int, block: int, num_particles: int, chunk_size: int | None, execution: Execution) -> Chunks:
@@ -280,8 +263,8 @@ def chunks_of(num_data: int, block: int, num_particles: int, chunk_size: int | N
     """
     chunk_size = DEFAULT_CHUNK_SIZE if chunk_size is None else chunk_size
     for name, given in (("num_particles", num_particles), ("chunk_size", chunk_size)):
-        if given < 1:
-            raise ValueError(f"{name} must be at least 1, got {given}")
+        if not isinstance(given, int) or given < 1:
+            raise ValueError(f"{name} must be a whole number, at least 1, got {given}")
     at_once, particles_at_once = _shape(min(block, num_data), num_particles, chunk_size)
     count = math.ceil(num_data / at_once) * math.ceil(num_particles / particles_at_once)
     how = choose_execution(execution, count, recorded_from=_RECORDED_FROM, compiled_from=_COMPILED_FROM)
@@ -308,6 +291,8 @@ class _Source:
         args: tuple[Any, ...],
         kwargs: dict[str, Any],
     ) -> None:
+        if isinstance(proposal, str | type):
+            raise ValueError(f"proposal is {proposal!r}; give an object, such as GuideProposal(), or a program")
         self.chunks = chunks
         self.program = None if proposal is None or isinstance(proposal, Proposal) else proposal
         self.names: tuple[str, ...] = ("program",)
@@ -321,7 +306,20 @@ class _Source:
             self.component = chosen.adapt(space, chunk_size=chunk_size)
             space.chunks = chunks  # from here on all chunks have one shape
             self.names, self.proposal = self.component.names, chosen.name
-        self.model, self.args, self.kwargs = model, args, kwargs
+        self.model, self.guide, self.args, self.kwargs = model, guide, args, kwargs
+
+    def draw(self, num_particles: int, at_once: int) -> tuple[Tensor, Tensor]:
+        """Log weights, with shape (K, N), and which component drew, (K,), chunk by chunk."""
+        held: tuple[Tensor, Tensor] | None = None
+        for done in range(0, num_particles, at_once):
+            with evaluating(self.model, self.guide), pyro.validation_enabled(False):
+                found = self.log_weights(min(at_once, num_particles - done))
+            if held is None:  # one piece: small ones that stay, among large ones that go, would break the heap up
+                held = found[0].new_empty(num_particles, found[0].shape[1]), found[1].new_empty(num_particles)
+            for whole, part in zip(held, found, strict=True):
+                whole[done : done + at_once] = part
+        assert held is not None
+        return held
 
     def log_weights(self, num_particles: int) -> tuple[Tensor, Tensor]:
         if self.program is None:

@@ -383,11 +383,14 @@ class _Mixture(Component):
         return Points(self.space, latents, u, which)
 
     def log_density(self, points: Points) -> Tensor:
-        each = [
-            math.log(share) + part.log_density(points).double()
-            for share, part in zip(self.shares, self.parts, strict=True)
-        ]
-        return torch.stack([torch.where(log_q.isnan(), -torch.inf, log_q) for log_q in each]).logsumexp(0)
+        each = []
+        for index, (share, part) in enumerate(zip(self.shares, self.parts, strict=True)):
+            log_q = math.log(share) + part.log_density(points).double()
+            far = log_q.isnan()
+            if part.names == ("guide",):  # which has a density where it drew: NaN there is to be refused
+                far &= (points.component != index).to(log_q.device).unsqueeze(-1)
+            each.append(torch.where(far, -torch.inf, log_q))
+        return torch.stack(each).logsumexp(0)
 
     def _log_joint(self, points: Points, log_p: Tensor) -> Tensor:
         guides = torch.tensor([part.names == ("guide",) for part in self.parts])

@@ -6,9 +6,9 @@ import torch
 from torch import Tensor
 
 from pyrovae.ais import continuous_space, data_blocks, quiet
-from pyrovae.densities import Program, check_support, num_data, take
+from pyrovae.densities import Program, check_support, check_weights, num_data, take
 from pyrovae.latents import LatentSpace
-from pyrovae.stats import LogMarginal
+from pyrovae.stats import LogMarginal, summarize_lower_bound
 
 Family = Literal["diagonal", "full"]
 
@@ -116,14 +116,16 @@ def refine(
     with quiet(model, guide):
         for rows in data_blocks(size, max(draws_per_step, 64), chunk_size):
             part, options = take(args, kwargs, rows)
-            check_support(model, *part, guide=guide, **options)
+            check_support(model, *part, guide=guide, first=rows.start, **options)
             space = continuous_space(model, guide, part, options)
             if space.masked:
                 raise ValueError("a mask leaves latents out, which have no posterior to refine; take their data out")
             normal = _optimise(space, family, steps, lr, draws_per_step)
             at_once = max(1, (chunk_size or 8192) // space.num_data)
-            best = _elbo(space, normal, num_particles, at_once)
-            ours = _elbo(space, None, num_particles, at_once)
+            drawn = [_log_weights(space, q, num_particles, at_once) for q in (normal, None)]
+            for log_w in drawn:
+                check_weights(log_w, model, guide, *part, first=rows.start, **options)
+            best, ours = map(summarize_lower_bound, drawn)
             found.append((normal.loc, normal.scale_tril, *best, *ours))
     mean, scale_tril, elbo, elbo_error, guide_elbo, guide_error = (torch.cat(p) for p in zip(*found, strict=True))
     value, log_p_error = value.to(elbo), log_p_error.to(elbo)
@@ -181,10 +183,10 @@ def _optimise(
     return torch.distributions.MultivariateNormal(mean, scale_tril=start @ factor, validate_args=False)
 
 
-def _elbo(
+def _log_weights(
     space: LatentSpace, normal: torch.distributions.MultivariateNormal | None, num_particles: int, at_once: int
-) -> tuple[Tensor, Tensor]:
-    """The ELBO of a normal in u, or of the guide, and its error; each with shape (N,)."""
+) -> Tensor:
+    """Log weights under a normal in u, or the guide, with shape (K, N)."""
     parts = []
     for done in range(0, num_particles, at_once):
         count = min(at_once, num_particles - done)
@@ -195,9 +197,4 @@ def _elbo(
         else:
             u = normal.sample((count,))
             parts.append((space.log_joint(u) - normal.log_prob(u)).double())
-    log_w = torch.cat(parts)
-    if bool(log_w.isnan().any()):
-        datum = int(log_w.isnan().any(0).nonzero()[0])
-        raise ValueError(f"the ELBO of datum {datum} of a block is NaN; look for a scale that is 0 or not finite")
-    error = log_w.std(0) / num_particles**0.5 if num_particles > 1 else torch.full_like(log_w[0], torch.nan)
-    return log_w.mean(0), error
+    return torch.cat(parts)

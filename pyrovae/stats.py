@@ -55,6 +55,18 @@ class LogMarginal(NamedTuple):
     khat: Tensor
 
 
+class LowerBound(NamedTuple):
+    """The ELBO per datum, in nats, each of shape (N,).
+
+    Attributes:
+        value: Mean of log w over the particles.
+        std_error: Monte Carlo standard error of that mean; nan for one particle.
+    """
+
+    value: Tensor
+    std_error: Tensor
+
+
 class Rung(NamedTuple):
     """Estimates of log p(x_n) from the first K draws.
 
@@ -197,6 +209,19 @@ def component_shares(log_w: Tensor, component: Tensor, num_components: int) -> T
     w = _scaled_weights(log_w)
     total = w.new_zeros(num_components, *w.shape[1:]).index_add_(0, component.to(w.device), w)
     return total / total.sum(0)
+
+
+def summarize_lower_bound(log_w: Tensor) -> LowerBound:
+    """Reduce log weights, with shape (K, N), to their mean and its Monte Carlo standard error, over K.
+
+    Raises:
+        ValueError: If a weight is NaN or unbounded.
+    """
+    check_log_weights(log_w)
+    log_w = log_w.double()
+    draws = log_w.shape[0]
+    spread = log_w.std(0) if draws > 1 else torch.full_like(log_w[0], torch.nan)
+    return LowerBound(log_w.mean(0), spread / draws**0.5)
 
 
 def summarize_rungs(log_w: Tensor, component: Tensor | None = None) -> list[Rung]:

@@ -164,10 +164,10 @@ def fit(
         _check_shared(model, guide)
 
     if resume is None:
-        _check_data(model, guide, args, kwargs, transform)
+        check_data(model, guide, args, kwargs, transform)
     if validation is not None:
         if resume is None:
-            _check_data(model, guide, *_arguments(validation), None)
+            check_data(model, guide, *_arguments(validation), None)
         # A pair that cannot be validated fails before it trains.
         with isolated_rng(), evaluating(model, guide), pyro.validation_enabled(False):
             first = take(*_arguments(validation), slice(0, 1))
@@ -414,21 +414,29 @@ def _transformed(
     return args, {**kwargs, first: transform(kwargs[first])}
 
 
-def _check_data(
+def check_data(
     model: Program,
     guide: Program,
     args: tuple[Any, ...],
     kwargs: dict[str, Any],
     transform: Callable[[Tensor], Tensor] | None,
 ) -> None:
+    """See, chunk by chunk, that all data lie in the support after the transform.
+
+    Args:
+        model: Pyro program.
+        guide: Pyro program to draw the latents from.
+        args: Arguments of both, the data first, with shape (N, ...).
+        kwargs: Keyword arguments of both.
+        transform: As `fit` has it.
+
+    Raises:
+        SupportError: If a datum lies outside.
+    """
     with isolated_rng():
         for start in range(0, num_data(args, kwargs), _CHECK_CHUNK):
             chunk = _transformed(*take(args, kwargs, slice(start, start + _CHECK_CHUNK)), transform)
-            try:
-                check_support(model, *chunk[0], guide=guide, **chunk[1])
-            except ValueError as error:
-                rows = f"data {start} to {start + num_data(*chunk) - 1}"
-                raise ValueError(f"{rows}: {error}") from error
+            check_support(model, *chunk[0], guide=guide, first=start, **chunk[1])
 
 
 def _validate(model: Program, guide: Program, validation: Arguments, workers: Workers) -> float:

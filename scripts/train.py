@@ -19,6 +19,7 @@ from torch import Tensor
 
 from pyrovae.config import build_kl_weight, build_objective, build_vae, check_parts, parse_training, resolve
 from pyrovae.data import Binarize, Data, load_data
+from pyrovae.densities import SupportError
 from pyrovae.evaluation import caution, table
 from pyrovae.report import (
     baseline_summary,
@@ -29,10 +30,12 @@ from pyrovae.report import (
     write_training_figure,
 )
 from pyrovae.run import Run
-from pyrovae.svi import History, StoppedError, fit
+from pyrovae.svi import History, StoppedError, check_data, fit
 from pyrovae.terminal import Stopper, finishing_steps, run_script
 from pyrovae.vae import ProgramPair
 from pyrovae.workers import Workers, joined
+
+SPLITS = ("train", "validation", "test")
 
 
 def main() -> int:
@@ -57,6 +60,7 @@ def main() -> int:
         config = resolve(flags, data)
         vae = make(config, data)
         check_parts(vae, config, data.test.to(config.device), **data.conditions("test", config.device))
+        check_values(data, vae, config.device)
         run = None
 
     with joined() as workers:
@@ -98,6 +102,18 @@ def arguments(data: Data, split: str, device: str) -> Tensor | dict[str, Tensor]
     """The programs' arguments: x, with covariates where there are some."""
     x, conditions = getattr(data, split).to(device), data.conditions(split, device)
     return {"x": x, **conditions} if conditions else x
+
+
+def check_values(data: Data, vae: ProgramPair, device: str) -> None:
+    """See that all data lie in the support, and name the source's row where one does not."""
+    for split in SPLITS:
+        x, conditions = getattr(data, split).to(device), data.conditions(split, device)
+        transform = Binarize() if split == "train" and data.binarize == "dynamic" else None
+        try:
+            check_data(vae.model, vae.guide, (x,), conditions, transform)
+        except SupportError as error:
+            row = int(getattr(data, f"{split}_index")[error.datum])
+            raise ValueError(f"{data.name}, row {row} ({split} datum {error.datum}): {error}") from error
 
 
 def train(run: Run, config: Namespace, data: Data, vae: ProgramPair, stopper: Stopper, workers: Workers) -> History:

@@ -377,9 +377,9 @@ class TestRefusals:
         vae = self.oracle.vae(sd_factor=1.0)
         return vae.model, vae.guide, self.oracle.data(4)
 
-    @pytest.mark.parametrize(("name", "given"), [("num_particles", 0), ("chunk_size", -1)])
+    @pytest.mark.parametrize(("name", "given"), [("num_particles", 0), ("chunk_size", -1), ("num_particles", 2.5)])
     def test_counts_below_one(self, pair, name, given):
-        with pytest.raises(ValueError, match=f"{name} must be at least 1, got {given}"):
+        with pytest.raises(ValueError, match=f"{name} must be a whole number, at least 1, got {given}"):
             log_marginal(*pair, **{"num_particles": 2, name: given})
 
     def test_a_site_outside_the_plate_is_named(self, pair):
@@ -465,21 +465,6 @@ class TestRefusals:
         with pytest.raises(ValueError, match="the model has 4 data, the guide 1"):
             log_weights(model, guide, pair[2])
 
-    def test_nan_weights_name_the_datum(self, pair):
-        class Broken(nn.Module):
-            def forward(self, z):
-                return torch.where(torch.arange(z.shape[-2])[:, None] == 2, torch.nan, 1.0) * z
-
-        vae = VAE(StandardNormalPrior(5).double(), NormalLikelihood(Broken(), scale=1.0), nn.Identity())
-
-        def guide(x):
-            with pyro.plate("data", len(x), dim=-1):
-                pyro.sample("z", dist.Normal(x, 1.0).to_event(1))
-
-        for estimate in (log_marginal, evidence_lower_bound):
-            with pytest.raises(ValueError, match=r"\b2\b"):
-                estimate(vae.model, guide, pair[2], num_particles=30)
-
     def test_an_event_dimension_left_out_is_named(self, pair):
         def guide(x):
             with pyro.plate("data", len(x), dim=-1):
@@ -492,7 +477,7 @@ class TestRefusals:
         vae = VAE(StandardNormalPrior(2), BernoulliLikelihood(MLP(2, 3)), NormalEncoder(MLP(3, 4)))
         x = torch.zeros(200, 3)
         x[150, 2] = 0.5
-        with pytest.raises(ValueError, match=r"data 128 to 191.*0\.5 at datum 22, entry 2.*ContinuousBernoulli"):
+        with pytest.raises(ValueError, match=r"0\.5 at datum 150, entry 2.*ContinuousBernoulli"):
             log_marginal(vae.model, vae.guide, x, num_particles=5, chunk_size=64)
 
     def test_nan_data_are_refused(self, pair):

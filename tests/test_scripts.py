@@ -26,7 +26,7 @@ OWN_MODULE = """
 import pathlib
 import pyro.distributions as dist
 import torch
-from pyrovae import Prior
+from pyrovae import Encoder, Likelihood, Prior
 
 pathlib.Path(__file__).with_suffix(".imported").touch()
 
@@ -42,6 +42,23 @@ class StudentTPrior(Prior):
 class LazyPrior(StudentTPrior):
     def __init__(self, latent_dim: int) -> None:
         self.loc = torch.nn.Parameter(torch.zeros(latent_dim))
+
+class CauchyLikelihood(Likelihood):
+    def __init__(self, network, scale: float = 1.0) -> None:
+        super().__init__(network)
+        self.scale = scale
+
+    def forward(self, z, covariates=None):
+        return dist.Cauchy(self.outputs(z, covariates), self.scale).to_event(1)
+
+class TiedEncoder(Encoder):
+    @classmethod
+    def num_outputs(cls, latent_dim: int) -> int:
+        return latent_dim + 1
+
+    def forward(self, x, covariates=None):
+        outputs = self.outputs(x, covariates)
+        return dist.Normal(outputs[..., :-1], outputs[..., -1:].exp()).to_event(1)
 
 class WidePrior(Prior):
     def forward(self, covariates=None):
@@ -293,6 +310,30 @@ def test_own_arrays_own_prior_and_trust(place):
     assert marker.exists()
     with pytest.raises(ValueError, match="--trust_imports mymodule"):
         pyrovae.load(place / "own")
+
+
+def test_own_likelihood_and_encoder(place):
+    own = ["--likelihood", "mymodule.CauchyLikelihood", "--likelihood.scale", 0.5, "--encoder", "mymodule.TiedEncoder"]
+    run("train", "--data", "both.npz:reals", *own, *TINY, "--epochs", 1, "--out", "own-parts", cwd=place)
+    run("evaluate", "own-parts", "--num_particles", 30, "--trust_imports", "mymodule", cwd=place)
+    held = json.loads((place / "own-parts/evaluation.json").read_text())
+    assert held["base_measure"] == "lebesgue"
+    config = (place / "own-parts/config.yaml").read_text()
+    assert "mymodule.CauchyLikelihood" in config
+    assert "mymodule.TiedEncoder" in config
+
+
+@pytest.mark.parametrize("row", [3, 50])
+def test_the_row_of_a_value_outside_the_support_is_named(place, row):
+    shares = np.full((60, 5), 0.5)
+    shares[row, 2] = 1.0
+    np.save(place / "shares.npy", shares)
+    arguments = ["--data", "shares.npy", "--likelihood", "BetaLikelihood", "--out", "outside"]
+    result = run("train", *arguments, cwd=place, check=False)
+    assert result.returncode == 1
+    assert f"shares.npy, row {row} (" in result.stderr
+    assert len(result.stderr.splitlines()) == 1
+    assert not (place / "outside").exists()
 
 
 def test_a_run_is_evaluated_on_its_own_split(place, straight):

@@ -237,6 +237,8 @@ BAD_FLAGS = {
     "--program TwoLayerVAE --program.direction bottom-up --prior VampPrior": 'take direction "top-down"',
     "--program TwoLayerVAE --program.direction bottom-up": "it draws z1, z2; take --elbo Trace_ELBO",
     "--program ownmodels.OwnLayers": "take --elbo Trace_ELBO",
+    "--program ownmodels.OwnLayers --prior VampPrior": "OwnLayers never asks its blueprint for one",
+    "--program ownmodels.OwnLayers --network GatedMLP": "the flag would change nothing",
     "--program MixtureVAE": "'y' of OneHotCategorical has not; take --elbo TraceEnum_ELBO",
     "--program MixtureVAE --program.num_classes 1": "num_classes must be at least 2",
     "--program ownmodels.Headless": "has no model; give it the programs model and guide",

@@ -30,15 +30,20 @@ def main() -> int:
     runs = [Evaluated.of(path) for path in args.runs]
     found = compare(runs)
     protocols = {run.name: run.protocol for run in runs}
-    lines = [["", "log p(x)", "s.e. data", "s.e. MC", "difference", "s.e. data", "s.e. MC", "proposal"]]
+    alike = len(set(protocols.values())) == 1
+    lines = [
+        ["", "log p(x)", "s.e. data", "s.e. MC", "difference", "s.e. data", "s.e. MC", *["proposal"] * (not alike)]
+    ]
     for name, row in found.items():
         gap = (row.difference, row.difference_std_error, row.difference_mc_std_error)
         numbers = [f"{row.mean:.2f}", f"{row.std_error:.2f}", f"{row.mc_std_error:.3f}"]
         differences = [""] * 3 if gap[0] is None else [f"{gap[0]:+.2f}", f"{gap[1]:.2f}", f"{gap[2]:.3f}"]
-        lines.append([name, *numbers, *differences, protocols[name]])
+        lines.append([name, *numbers, *differences, *[protocols[name]] * (not alike)])
     print(f"{len(runs[0].value):,} {runs[0].about['split']} data; nats per datum; differences from the best run\n")
     print(aligned(lines))
-    if len(set(protocols.values())) > 1:
+    if alike:
+        print(f"proposal of all: {runs[0].protocol}")
+    else:
         print("the proposals differ: a difference smaller than what more draws would gain is none of the models")
     if args.figure:
         write_whole(Path(args.figure), to_png(plot_comparison(found)))

@@ -156,14 +156,14 @@ def matching_encoder(prior, name=None):
     return ENCODERS[name](prior.encoder_dim, D + C if conditional else D)
 
 
-def call(part, leading, dtype=torch.float32):
+def call(part, leading, dtype=torch.float32, device="cpu"):
     """The part's distribution at an argument of this leading shape; an unconditional prior takes none."""
     if isinstance(part, ConditionalNormalPrior):
-        return part(torch.randn(leading[-1], C, dtype=dtype))
+        return part(torch.randn(leading[-1], C, dtype=dtype, device=device))
     if isinstance(part, Prior):
         return part()
     size = Z if any(isinstance(part, type(make())) for make in LIKELIHOODS.values()) else D
-    return part(torch.randn(*leading, size, dtype=dtype))
+    return part(torch.randn(*leading, size, dtype=dtype, device=device))
 
 
 def perturbed(part):

@@ -419,8 +419,11 @@ class TestBracket:
         self.close(found, self.oracle.log_marginal(x), 0.1)
         above = (found.upper - self.oracle.log_marginal(x)).neg().exp()
         assert abs(above.mean() - 1) < 4 * above.std() / 150**0.5  # 1 / p(x) is unbiased
-        z = (found.upper - self.oracle.log_marginal(x)) / found.upper_error
-        assert 0.75 < z.std() < 1.3
+        for value, error in ((found.lower, found.lower_error), (found.upper, found.upper_error)):
+            z = (value - self.oracle.log_marginal(x)) / error
+            assert 0.75 < z.std() < 1.3
+        # Both ends are drawn apart: the error of the gap holds both, and either alone would make this 1.4.
+        assert 0.8 < found.gap.std() / found.gap_error.square().mean().sqrt() < 1.2
 
     def test_refusals(self):
         vae = self.oracle.vae(sd_factor=1.0)

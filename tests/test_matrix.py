@@ -133,6 +133,18 @@ def test_every_cell_is_trained_weighed_sampled_saved_and_exported(prior, encoder
             raise
 
 
+VARIANTS = [
+    *((name, "normal", "bernoulli") for name in PRIORS if name not in {prior for prior, _ in CELLS}),
+    *(("standard", name, "bernoulli") for name in ENCODERS if name not in {encoder for _, encoder in CELLS}),
+    *(("standard", "normal", name) for name in LIKELIHOODS if name not in LIKELIHOOD_NAMES),
+]
+
+
+@pytest.mark.parametrize(("prior", "encoder", "likelihood"), VARIANTS)
+def test_every_variant_of_a_part_goes_the_same_way(prior, encoder, likelihood):
+    check_cell(prior, encoder, likelihood)
+
+
 @pytest.mark.parametrize("likelihood", LIKELIHOOD_NAMES)
 def test_pairs_that_cannot_match_are_refused_with_every_likelihood(likelihood):
     x = torch.rand(N, D)

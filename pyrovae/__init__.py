@@ -5,6 +5,13 @@ computed from them works for any such pair, the reader's own too.
 """
 
 from pyrovae.ais import adaptive_schedule, ais, linear_schedule, sigmoidal_schedule
+from pyrovae.bounds import (
+    CombinedImportanceWeightedELBO,
+    ImportanceWeightedELBO,
+    MultiplyImportanceWeightedELBO,
+    PartiallyImportanceWeightedELBO,
+    RenyiELBO,
+)
 from pyrovae.brackets import Bracket, bracket
 from pyrovae.densities import log_joint, log_weights
 from pyrovae.encoders import (
@@ -103,6 +110,7 @@ __all__ = [
     "CategoricalEncoder",
     "CategoricalLikelihood",
     "CategoricalPrior",
+    "CombinedImportanceWeightedELBO",
     "ConditionalNormalPrior",
     "ConstrainedEncoder",
     "ContinuousBernoulliLikelihood",
@@ -120,6 +128,7 @@ __all__ = [
     "Guide",
     "GuideProposal",
     "History",
+    "ImportanceWeightedELBO",
     "KLWeight",
     "LaplaceLikelihood",
     "LaplacePrior",
@@ -136,11 +145,13 @@ __all__ = [
     "MixtureVAE",
     "Model",
     "MultinomialLikelihood",
+    "MultiplyImportanceWeightedELBO",
     "NegativeBinomialLikelihood",
     "Network",
     "NormalEncoder",
     "NormalLikelihood",
     "NormalPrior",
+    "PartiallyImportanceWeightedELBO",
     "PoissonLikelihood",
     "Prior",
     "PriorProposal",
@@ -148,6 +159,7 @@ __all__ = [
     "RecurrentDecoder",
     "RecurrentNet",
     "Refinement",
+    "RenyiELBO",
     "ResidualConvNet",
     "ResidualMLP",
     "ResidualTransposedConvNet",

@@ -21,6 +21,7 @@ import yaml
 from pyro.infer import ELBO
 from torch import nn
 
+import pyrovae.bounds
 import pyrovae.encoders
 import pyrovae.likelihoods
 import pyrovae.nn
@@ -55,7 +56,7 @@ _HOMES = {
     "kl_weight": pyrovae.objectives,
     "optimizer": torch.optim,
 }
-# Those of Pyro's objectives that have a differentiable loss and need no arguments.
+# Those of Pyro's objectives that have a differentiable loss and need no arguments; ours stand beside them.
 _OBJECTIVES = ("Trace_ELBO", "TraceMeanField_ELBO", "TraceEnum_ELBO")
 # Whole models; what else stands beside them are their programs.
 _PROGRAMS = ("TwoLayerVAE", "MixtureVAE")
@@ -67,13 +68,20 @@ _IMPORT_PATH = re.compile(r"[^\W\d]\w*(\s*\.\s*[^\W\d]\w*)+")
 def known_parts(kind: str) -> dict[str, type]:
     """The classes of a kind ("prior", "likelihood", ...) that go by their bare name."""
     base, home = BASES[kind], _HOMES[kind]
-    if listed := {"elbo": _OBJECTIVES, "program": _PROGRAMS}.get(kind):
-        return {name: getattr(home, name) for name in listed}
+    if kind == "program":
+        return {name: getattr(home, name) for name in _PROGRAMS}
+    if kind == "elbo":
+        return {name: getattr(home, name) for name in _OBJECTIVES} | _parts_in(pyrovae.bounds, base)
+    return _parts_in(home, base)
+
+
+def _parts_in(home: ModuleType, base: type) -> dict[str, type]:
     found = inspect.getmembers(home, lambda c: inspect.isclass(c) and issubclass(c, base))
     return {
         name: part
         for name, part in found
         if part is not base
+        and not inspect.isabstract(part)
         and not name.startswith("_")
         and name not in _SPECIAL_OPTIMIZERS
         and f"{part.__module__}.".startswith(f"{home.__name__}.")  # a home is a module or a folder of them

@@ -26,6 +26,7 @@ COMPUTE_TOWER["brackets"] = {"stats", "densities", "latents", "proposals", "ais"
 COMPUTE_TOWER["refinement"] = {"stats", "densities", "latents", "ais"}
 COMPUTE_TOWER["importance"] = {"stats", "densities", "latents", "proposals", "recording"}
 COMPUTE_TOWER["steps"] = {"densities", "handlers", "recording"}
+COMPUTE_TOWER["bounds"] = {"densities", "handlers"}
 COMPUTE_TOWER["objectives"] = set(COMPUTE_TOWER)
 COMPUTE_TOWER["svi"] = set(COMPUTE_TOWER)
 TOWERS = {**MODEL_TOWER, **COMPUTE_TOWER}

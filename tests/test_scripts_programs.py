@@ -207,7 +207,17 @@ def _interrupted(place, out, arguments, *with_resume):
     run("train", "--resume", out, *with_resume, cwd=place)
 
 
-# Warm-up
+# Objectives and warm-up
+
+
+def test_bounds_of_many_draws_go_by_their_names(place, script):
+    flags = ["--elbo", "ImportanceWeightedELBO", "--elbo.num_particles", 7, "--elbo.gradient", "dreg"]
+    script("train", "--data", "bits.npy", *TINY, *flags, "--epochs", 1, "--out", "bound")
+    written = (place / "bound/config.yaml").read_text()
+    assert "class_path: pyrovae.ImportanceWeightedELBO" in written
+    assert "num_particles: 7" in written
+    assert "gradient: dreg" in written
+    script("evaluate", "bound", "--num_particles", 5)
 
 
 def test_warm_up_is_recorded_and_resumed_to_the_bit(place, script):
@@ -253,6 +263,11 @@ BAD_FLAGS = {
     "--kl_weight LinearWarmup --kl_weight.epochs 0": "epochs must be positive",
     "--kl_weight LinearWarmup --kl_weight.epoch 2": "did you mean epochs",
     "--output_bias date": "--output_bias",
+    "--elbo ImportanceWeightedElbo": "did you mean ImportanceWeightedELBO",
+    "--elbo ImportanceWeightedELBO --elbo.gradient reinforce": "reinforce",
+    "--elbo ImportanceWeightedELBO --elbo.num_particles 0": "num_particles must be at least 1, got 0",
+    "--elbo RenyiELBO --elbo.alpha=-inf --elbo.gradient dreg": "weights without jumps",
+    "--program MixtureVAE --elbo ImportanceWeightedELBO": "latent 'y', of",
 }
 
 

@@ -30,6 +30,18 @@ from pyrovae.exact import ExactMarginal, exact_log_marginal, linear_gaussian_log
 from pyrovae.export import to_arviz
 from pyrovae.handlers import temper
 from pyrovae.importance import evidence_lower_bound, ladder, log_marginal
+from pyrovae.kl import (
+    GECO,
+    Beta,
+    Capacity,
+    CyclicalWarmup,
+    FreeBits,
+    KLConstraint,
+    KLWeight,
+    LearnedKLWeight,
+    LinearWarmup,
+    ShapedKL,
+)
 from pyrovae.likelihoods import (
     BernoulliLikelihood,
     BetaBinomialLikelihood,
@@ -63,7 +75,7 @@ from pyrovae.nn import (
     Standardize,
     TransposedConvNet,
 )
-from pyrovae.objectives import KLWeight, LinearWarmup
+from pyrovae.objectives import WeightedELBO, elbo_parts
 from pyrovae.priors import (
     AutoregressivePrior,
     CategoricalPrior,
@@ -98,15 +110,18 @@ from pyrovae.svi import History, fit
 from pyrovae.vae import VAE, Guide, Model
 
 __all__ = [
+    "GECO",
     "MLP",
     "VAE",
     "AutoregressivePrior",
     "BernoulliLikelihood",
+    "Beta",
     "BetaBinomialLikelihood",
     "BetaLikelihood",
     "BinomialLikelihood",
     "Blueprint",
     "Bracket",
+    "Capacity",
     "CategoricalEncoder",
     "CategoricalLikelihood",
     "CategoricalPrior",
@@ -115,6 +130,7 @@ __all__ = [
     "ConstrainedEncoder",
     "ContinuousBernoulliLikelihood",
     "ConvNet",
+    "CyclicalWarmup",
     "DefensiveProposal",
     "DirichletPrior",
     "DiscretizedLogisticMixtureLikelihood",
@@ -123,16 +139,19 @@ __all__ = [
     "ExemplarPrior",
     "FlowEncoder",
     "FlowPrior",
+    "FreeBits",
     "FullCovarianceNormalEncoder",
     "GatedMLP",
     "Guide",
     "GuideProposal",
     "History",
     "ImportanceWeightedELBO",
+    "KLConstraint",
     "KLWeight",
     "LaplaceLikelihood",
     "LaplacePrior",
     "LaplaceProposal",
+    "LearnedKLWeight",
     "Likelihood",
     "LinearWarmup",
     "LogMarginal",
@@ -163,6 +182,7 @@ __all__ = [
     "ResidualConvNet",
     "ResidualMLP",
     "ResidualTransposedConvNet",
+    "ShapedKL",
     "StandardNormalPrior",
     "Standardize",
     "StudentTEncoder",
@@ -174,12 +194,14 @@ __all__ = [
     "TwoLayerPrior",
     "TwoLayerVAE",
     "VampPrior",
+    "WeightedELBO",
     "WidenedProposal",
     "ZeroInflatedNegativeBinomialLikelihood",
     "ZeroInflatedPoissonLikelihood",
     "adaptive_schedule",
     "ais",
     "bracket",
+    "elbo_parts",
     "evidence_lower_bound",
     "exact_log_marginal",
     "fit",

@@ -23,6 +23,7 @@ from torch import nn
 
 import pyrovae.bounds
 import pyrovae.encoders
+import pyrovae.kl
 import pyrovae.likelihoods
 import pyrovae.nn
 import pyrovae.objectives
@@ -37,7 +38,7 @@ BASES: dict[str, type] = {
     "network": pyrovae.nn.Network,
     "program": nn.Module,
     "elbo": ELBO,
-    "kl_weight": pyrovae.objectives.KLWeight,
+    "kl_weight": pyrovae.kl.KLWeight,
     "optimizer": torch.optim.Optimizer,
 }
 
@@ -53,7 +54,7 @@ _HOMES = {
     "network": pyrovae.nn,
     "program": pyrovae.programs,
     "elbo": pyro.infer,
-    "kl_weight": pyrovae.objectives,
+    "kl_weight": pyrovae.kl,
     "optimizer": torch.optim,
 }
 # Those of Pyro's objectives that have a differentiable loss and need no arguments; ours stand beside them.
@@ -71,7 +72,8 @@ def known_parts(kind: str) -> dict[str, type]:
     if kind == "program":
         return {name: getattr(home, name) for name in _PROGRAMS}
     if kind == "elbo":
-        return {name: getattr(home, name) for name in _OBJECTIVES} | _parts_in(pyrovae.bounds, base)
+        ours = _parts_in(pyrovae.bounds, base) | {"WeightedELBO": pyrovae.objectives.WeightedELBO}
+        return {name: getattr(home, name) for name in _OBJECTIVES} | ours
     return _parts_in(home, base)
 
 

@@ -163,7 +163,13 @@ class Stepper:
         self.refused = state["refused"]
 
     def __call__(
-        self, size: int, args: tuple[Any, ...], kwargs: dict[str, Any], *, weight: float = 1.0, checked: bool = False
+        self,
+        size: int,
+        args: tuple[Any, ...],
+        kwargs: dict[str, Any],
+        *,
+        weight: float | Tensor = 1.0,
+        checked: bool = False,
     ) -> Tensor:
         """Take a step.
 
@@ -171,7 +177,7 @@ class Stepper:
             size: The number of data.
             args: The programs' arguments.
             kwargs: Their keyword arguments.
-            weight: The weight of the KL divergence.
+            weight: The weight of the KL divergence; a tensor where it is learned.
             checked: With Pyro's checks of shapes and supports.
 
         Returns:
@@ -187,7 +193,7 @@ class Stepper:
         self.optimizer.step()
         return loss
 
-    def _eager(self, args: tuple[Any, ...], kwargs: dict[str, Any], weight: float, checked: bool) -> Tensor:
+    def _eager(self, args: tuple[Any, ...], kwargs: dict[str, Any], weight: float | Tensor, checked: bool) -> Tensor:
         """The loss of Pyro's objective, its gradients in the parameters' grad."""
         with pyro.validation_enabled(checked), _weighing(weight):
             loss = self.elbo.differentiable_loss(self.model, self.guide, *args, **kwargs)
@@ -196,7 +202,7 @@ class Stepper:
         return loss.detach()
 
     def _replayed(
-        self, args: tuple[Any, ...], kwargs: dict[str, Any], weight: float, checked: bool, *, compiled: bool
+        self, args: tuple[Any, ...], kwargs: dict[str, Any], weight: float | Tensor, checked: bool, *, compiled: bool
     ) -> Tensor:
         inputs = tensors_of(args, kwargs)
         if self.weight is not None:  # a tensor, since a number would be held fast

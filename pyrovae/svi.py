@@ -27,16 +27,18 @@ from pyrovae.densities import (
     num_data,
     take,
 )
-from pyrovae.importance import evidence_lower_bound
+from pyrovae.objectives import KLControl
 from pyrovae.recording import Execution
 from pyrovae.steps import Stepper
+from pyrovae.validation import Validation, validate, validate_objective
 
 Arguments = Tensor | Sequence[Tensor] | Mapping[str, Tensor]
 OptimizerFactory = Callable[[Iterable[Tensor]], Optimizer]
 
-VALIDATION_PARTICLES = 4
-_VALIDATION_SEED = 20_160_419
 _CHECK_CHUNK = 4096
+
+# The true ELBO with its parts, and the objective if it is to choose the best epoch.
+_Validated = tuple[Validation, float | None]
 
 
 class NonFiniteLossError(ArithmeticError):
@@ -52,10 +54,12 @@ class History:
     """What a run of `fit` measured, one row per epoch.
 
     Attributes:
-        rows: Per epoch: epoch (from 1), train_elbo, validation_elbo (nats per datum; None without validation data),
-            kl_weight (at the end of the epoch) and seconds. train_elbo is the running value of the objective while the
-            parameters move, and None for an epoch in which the KL divergence had another weight than 1 (its value is
-            no ELBO then); validation_elbo is the ELBO after the epoch, from the same draws every time.
+        rows: Per epoch, in nats per datum, None where there is none: epoch (from 1); train_objective, the running value
+            of what is optimised while the parameters move; train_elbo, the same where that is the ELBO (no bound of
+            several draws, the KL divergence with weight 1 in all of the epoch); validation_elbo, the true ELBO after
+            the epoch, from the same draws every time; validation_reconstruction and validation_kl, E_q[log p(x|z)] and
+            KL(q(z|x), p(z)), its parts; validation_objective, by which the best epoch is chosen; kl_weight and
+            kl_target, in force at the end of the epoch; and seconds.
         best_epoch: The epoch whose parameters the programs hold after `fit`: the best on validation data, or the last.
         stop_reason: "epochs" or "plateau"; None while it runs.
     """
@@ -103,7 +107,8 @@ def fit(
     Each step takes the next `batch_size` data of the epoch's order (`epoch_order`) and lowers the loss of `elbo`, which
     Pyro sums over the batch, by one step of `optimizer`. All parameters train: those of the modules, and those that the
     programs declare by `pyro.param` or `pyro.module`; modules are put into training mode. With validation data the
-    programs end at the best epoch, without them at the last. Noise comes from the global generator; seed it with
+    programs end at the best epoch by the objective, and without them, or where its weight of the KL divergence follows
+    the divergence itself (a capacity, a constraint), at the last. Noise comes from the global generator; seed it with
     `pyro.set_rng_seed`.
 
     Args:
@@ -117,11 +122,11 @@ def fit(
         batch_size: Data per step; the last batch of an epoch may be smaller.
         optimizer: Makes a torch optimizer from the parameters; None for fused Adam with lr 1e-3.
         validation: Held-out arguments, like `data`.
-        patience: Stop when the validation ELBO has not risen for so many epochs; None never to stop early.
+        patience: Stop when no better epoch has come for so many; None never to stop early.
         transform: Applied to x, the first argument, of every training batch anew (dynamic binarisation, say).
         kl_weight: The weight of the KL divergence in the objective (see `temper`) as a function of the passes over the
-            data so far, such as `LinearWarmup(10)`; None for 1 throughout. What is validated and reported is the ELBO
-            with weight 1.
+            data so far, such as `LinearWarmup(10)`, or what looks at the divergence itself, such as `Capacity()` or
+            `KLConstraint()`; None for 1 throughout. What is validated and reported is the ELBO with weight 1.
         execution: "eager" runs the programs at every step; "recorded" runs them once for each shape of a batch and
             replays their tensor operations; "compiled" has Inductor compile these first. Equal up to rounding; "auto"
             follows from the number of steps, and a resumed run goes on as it began. What cannot be recorded runs
@@ -176,13 +181,14 @@ def fit(
     for program in (model, guide):
         for module in modules_of(program):
             module.train()
+    control = KLControl(kl_weight, elbo, device)
     chosen = make_optimizer(parameters)
     if isinstance(chosen, torch.optim.LBFGS):
         raise ValueError("LBFGS evaluates the loss several times a step, which fit does not; use Adam or another")
     stepper = Stepper(
         model,
         guide,
-        elbo,
+        control.elbo,
         parameters,
         chosen,
         execution=execution,
@@ -190,7 +196,7 @@ def fit(
         weighted=kl_weight is not None,
         device=device,
     )
-    state = _State(model, guide, chosen, stepper, steps, device)
+    state = _State(model, guide, chosen, stepper, control, steps, device)
     if resume is not None:
         state.restore(resume)
 
@@ -203,7 +209,6 @@ def fit(
         smoothing=0.05,
     )
     commit = commit or (lambda state: None)
-    weight_at = kl_weight or (lambda epoch: 1.0)
     first_step = True
     with bar, pyro.validation_enabled(False), warnings.catch_warnings():
         warnings.filterwarnings("ignore", message="Encountered NaN")  # an error here, and a better one
@@ -214,10 +219,11 @@ def fit(
                 rows = order[state.step * batch_size : (state.step + 1) * batch_size]
                 batch_args, batch_kwargs = _transformed(*take(args, kwargs, rows), transform)
                 # Pyro's checks of shapes and supports are for the first batch; afterwards they only cost time.
-                weight = weight_at(state.epoch + state.step / steps)
+                weight = control.at(state.epoch + state.step / steps)
                 loss = stepper(len(rows), batch_args, batch_kwargs, weight=weight, checked=first_step)
                 state.losses[state.step] = loss
-                state.weighted |= weight != 1
+                state.weighted |= isinstance(weight, Tensor) or weight != 1
+                control.learn()
                 state.step += 1
                 first_step = False
                 bar.update()
@@ -227,10 +233,11 @@ def fit(
                     commit(state.snapshot())
                     raise StoppedError(f"stopped in epoch {state.epoch + 1}, after step {state.step} of {steps}")
             _check_finite(state)
+            objective = -state.losses.sum().item() / size
             state.end_epoch(
-                train_elbo=None if state.weighted else -state.losses.sum().item() / size,
-                validation_elbo=None if validation is None else _validate(model, guide, validation),
-                kl_weight=weight_at(state.epoch + (steps - 1) / steps),
+                train_objective=objective,
+                train_elbo=objective if control.is_elbo and not state.weighted else None,
+                validation=None if validation is None else _validate(model, guide, validation, control),
                 seconds=state.seconds + time.perf_counter() - started,
             )
             bar.set_postfix_str(_describe(state.history))
@@ -278,11 +285,12 @@ class _State:
         guide: Program,
         optimizer: Optimizer,
         stepper: Stepper,
+        control: KLControl,
         steps: int,
         device: torch.device,
     ) -> None:
         self.programs = {"model": model, "guide": guide}
-        self.optimizer, self.stepper = optimizer, stepper
+        self.optimizer, self.stepper, self.control = optimizer, stepper, control
         self.epoch = 0  # epochs finished
         self.step = 0  # steps of the current epoch finished
         self.seconds = 0.0  # of the current epoch, before a stop
@@ -309,23 +317,28 @@ class _State:
         return found
 
     def end_epoch(
-        self, *, train_elbo: float | None, validation_elbo: float | None, kl_weight: float, seconds: float
+        self, *, train_objective: float, train_elbo: float | None, validation: _Validated | None, seconds: float
     ) -> None:
-        history = self.history
+        history, steps = self.history, len(self.losses)
+        in_force = self.control.row(self.epoch + (steps - 1) / steps)
         self.epoch, self.step, self.seconds, self.weighted = self.epoch + 1, 0, 0.0, False
         self.losses.fill_(torch.nan)
+        found, objective = validation or (None, None)
+        held_out = dict.fromkeys(Validation._fields) if found is None else found._asdict()
         row = {
             "epoch": self.epoch,
+            "train_objective": train_objective,
             "train_elbo": train_elbo,
-            "validation_elbo": validation_elbo,
-            "kl_weight": kl_weight,
+            **{f"validation_{name}": value for name, value in held_out.items()},
+            "validation_objective": objective,
+            **in_force,
             "seconds": round(seconds, 3),
         }
-        best = history.rows[history.best_epoch - 1]["validation_elbo"] if history.best_epoch else -math.inf
+        best = history.rows[history.best_epoch - 1]["validation_objective"] if history.best_epoch else -math.inf
         history.rows.append(row)
-        if validation_elbo is None or validation_elbo > best:
+        if objective is None or objective > best:
             history.best_epoch = self.epoch
-            self.best = {} if validation_elbo is None else _clones(self.values())
+            self.best = {} if objective is None else _clones(self.values())
 
     def take_best(self) -> None:
         if self.best:
@@ -345,6 +358,7 @@ class _State:
             "best": self.best,
             "optimizer": self.optimizer.state_dict(),
             "stepper": self.stepper.state(),
+            "control": self.control.state(),
             "generators": _generator_states(self.losses.device),
         }
 
@@ -362,6 +376,7 @@ class _State:
         self._set_values(snapshot["values"])
         self.optimizer.load_state_dict(snapshot["optimizer"])
         self.stepper.restore(snapshot["stepper"])
+        self.control.restore(snapshot["control"])
         _set_generator_states(snapshot["generators"], self.losses.device)
 
     def _set_values(self, values: Mapping[str, Tensor]) -> None:
@@ -417,16 +432,17 @@ def _check_data(
                 raise ValueError(f"{rows}: {error}") from error
 
 
-def _validate(model: Program, guide: Program, validation: Arguments) -> float:
+def _validate(model: Program, guide: Program, validation: Arguments, control: KLControl) -> _Validated:
     args, kwargs = _arguments(validation)
-    with isolated_rng(_VALIDATION_SEED):
-        try:
-            bound = evidence_lower_bound(
-                model, guide, *args, num_particles=VALIDATION_PARTICLES, checked=True, **kwargs
-            )
-        except ValueError as error:
-            raise NonFiniteLossError(f"on the validation data, {error}") from error
-    return bound.value.mean().item()
+    try:
+        found, weight = validate(model, guide, *args, **kwargs), control.lasting
+        if weight is None:
+            return found, None
+        if control.is_elbo:
+            return found, found.elbo if weight == 1 else found.reconstruction - weight * found.kl
+        return found, validate_objective(control.elbo, model, guide, *args, weight=weight, **kwargs)
+    except ValueError as error:
+        raise NonFiniteLossError(f"on the validation data, {error}") from error
 
 
 def _check_finite(state: _State) -> None:
@@ -445,7 +461,7 @@ def _check_finite(state: _State) -> None:
 def _describe(history: History) -> str:
     row = history.rows[-1]
     parts = [f"{kind} {row[f'{kind}_elbo']:.2f}" for kind in ("train", "validation") if row[f"{kind}_elbo"] is not None]
-    return f"ELBO {', '.join(parts)} nats" if parts else f"KL weight {row['kl_weight']:.2f}"
+    return f"ELBO {', '.join(parts)} nats" if parts else f"objective {row['train_objective']:.2f} nats"
 
 
 def _clones(values: Mapping[str, Tensor]) -> dict[str, Tensor]:

@@ -27,10 +27,12 @@ COMPUTE_TOWER["refinement"] = {"stats", "densities", "latents", "ais"}
 COMPUTE_TOWER["importance"] = {"stats", "densities", "latents", "proposals", "recording"}
 COMPUTE_TOWER["steps"] = {"densities", "handlers", "recording"}
 COMPUTE_TOWER["bounds"] = {"densities", "handlers"}
-COMPUTE_TOWER["objectives"] = set(COMPUTE_TOWER)
+COMPUTE_TOWER["kl"] = set()
+COMPUTE_TOWER["objectives"] = {"densities", "kl"}
+COMPUTE_TOWER["validation"] = {"densities", "handlers", "importance"}
 COMPUTE_TOWER["svi"] = set(COMPUTE_TOWER)
 TOWERS = {**MODEL_TOWER, **COMPUTE_TOWER}
-TORCH_ONLY = {"pareto", "stats", "nn", "bijections"}
+TORCH_ONLY = {"pareto", "kl", "stats", "nn", "bijections"}
 
 
 def imports_of(path: Path) -> set[str]:

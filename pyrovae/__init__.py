@@ -13,6 +13,7 @@ from pyrovae.bounds import (
     RenyiELBO,
 )
 from pyrovae.brackets import Bracket, bracket
+from pyrovae.decompositions import BetaTCELBO, InfoVAEELBO
 from pyrovae.densities import log_joint, log_weights
 from pyrovae.encoders import (
     CategoricalEncoder,
@@ -118,6 +119,7 @@ __all__ = [
     "Beta",
     "BetaBinomialLikelihood",
     "BetaLikelihood",
+    "BetaTCELBO",
     "BinomialLikelihood",
     "Blueprint",
     "Bracket",
@@ -146,6 +148,7 @@ __all__ = [
     "GuideProposal",
     "History",
     "ImportanceWeightedELBO",
+    "InfoVAEELBO",
     "KLConstraint",
     "KLWeight",
     "LaplaceLikelihood",

@@ -22,10 +22,8 @@ from collections.abc import Sequence
 from typing import Any, Literal, NamedTuple
 
 import torch
-from pyro.infer import ELBO
 from pyro.poutine.messenger import Messenger
 from pyro.poutine.util import site_is_subsample
-from pyro.util import warn_if_nan
 from torch import Tensor
 
 from pyrovae.densities import (
@@ -38,6 +36,7 @@ from pyrovae.densities import (
     trace_with_particles,
 )
 from pyrovae.handlers import at
+from pyrovae.losses import TensorELBO
 
 Gradient = Literal["pathwise", "stl", "dreg", "vimco"]
 
@@ -104,7 +103,7 @@ def without_each(log_w: Tensor, order: float = 1.0) -> Tensor:
     return (torch.logaddexp(others, order * stand_in) - math.log(draws)) / order
 
 
-class ParticleBound(ELBO):
+class ParticleBound(TensorELBO):
     """Base of the bounds: an objective for `elbo(model, guide)(x)`, for Pyro's `SVI` and for `fit`.
 
     The loss of a batch is minus the bound, in nats, summed over the data. The guide's sites must be the model's
@@ -124,9 +123,6 @@ class ParticleBound(ELBO):
             contract of `log_weights`, or a latent has no reparameterised draw where the gradient needs one.
     """
 
-    recordable = True  # `fit` may record the loss: it is made of tensor operations alone
-    is_elbo = False  # what it gives is no ELBO
-
     def __init__(self, num_particles: int, gradient: Gradient) -> None:
         least = 2 if gradient == "vimco" else 1
         if gradient not in _GRADIENTS:
@@ -134,7 +130,7 @@ class ParticleBound(ELBO):
         if num_particles < least:
             why = '; "vimco" compares each draw with the others' if least > 1 else ""
             raise ValueError(f"num_particles must be at least {least}, got {num_particles}{why}")
-        super().__init__(num_particles=num_particles, max_plate_nesting=1, vectorize_particles=True)
+        super().__init__(num_particles)
         self.gradient: Gradient = gradient
         self.is_elbo = num_particles == 1
 
@@ -191,22 +187,6 @@ class ParticleBound(ELBO):
                 signal = self._guide_mean(known).value - self.without_each(known)
                 surrogate = surrogate + (signal * torch.stack(score).sum(0)).sum()
         return -_with_value(mean.value.detach().sum(), surrogate)
-
-    def loss(self, model: Program, guide: Program, *args: Any, **kwargs: Any) -> float:
-        """The loss of a batch, in nats."""
-        with torch.no_grad():
-            loss = self.differentiable_loss(model, guide, *args, **kwargs)
-        return warn_if_nan(loss, "loss").item()
-
-    def loss_and_grads(self, model: Program, guide: Program, *args: Any, **kwargs: Any) -> float:
-        """The loss of a batch, in nats; gradients are added to those of the parameters."""
-        loss = self.differentiable_loss(model, guide, *args, **kwargs)
-        if loss.requires_grad:
-            loss.backward()
-        return warn_if_nan(loss.detach(), "loss").item()
-
-    def _get_trace(self, model: Any, guide: Any, args: Any, kwargs: Any) -> Any:
-        raise NotImplementedError("the bound draws all particles at once; call differentiable_loss")
 
     def _guide_mean(self, log_w: Tensor) -> Mean:
         return self.guide_mean(log_w) or self.mean(log_w)

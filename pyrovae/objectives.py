@@ -8,7 +8,6 @@ import torch
 from pyro import poutine
 from pyro.distributions.util import scale_and_mask
 from pyro.infer import ELBO, Trace_ELBO, TraceMeanField_ELBO
-from pyro.util import warn_if_nan
 from torch import Tensor
 from torch.distributions import Independent, kl_divergence
 
@@ -22,6 +21,7 @@ from pyrovae.densities import (
     trace_with_particles,
 )
 from pyrovae.kl import LearnedKLWeight, Per, ShapedKL
+from pyrovae.losses import TensorELBO
 
 
 class Parts(NamedTuple):
@@ -84,7 +84,7 @@ def elbo_parts(
     return Parts(log_lik, divergences, weight)
 
 
-class WeightedELBO(ELBO):
+class WeightedELBO(TensorELBO):
     """ELBO with a weight for each part: L = sum_n a E_q[log p(x_n|z)] - b KL(q(z|x_n), p(z)), in nats.
 
     With both weights 1 it is Pyro's TraceMeanField_ELBO; b = 0 leaves a plain autoencoder (with the guide's noise), a =
@@ -101,14 +101,10 @@ class WeightedELBO(ELBO):
         ValueError: If num_particles is below 1; when it is used, as `elbo_parts`.
     """
 
-    recordable = True
-
     def __init__(
         self, reconstruction: float = 1.0, kl: float = 1.0, num_particles: int = 1, analytic: bool = True
     ) -> None:
-        if num_particles < 1:
-            raise ValueError(f"num_particles must be at least 1, got {num_particles}")
-        super().__init__(num_particles=num_particles, max_plate_nesting=1, vectorize_particles=True)
+        super().__init__(num_particles)
         self.reconstruction, self.kl, self.analytic = reconstruction, kl, analytic
         self.is_elbo = reconstruction == kl == 1
 
@@ -122,27 +118,11 @@ class WeightedELBO(ELBO):
         weight = self.kl if parts.weight is None else self.kl * parts.weight
         return weight * divergence - self.reconstruction * reconstruction.sum()
 
-    def loss(self, model: Program, guide: Program, *args: Any, **kwargs: Any) -> float:
-        """The loss of a batch, in nats."""
-        with torch.no_grad():
-            loss = self.differentiable_loss(model, guide, *args, **kwargs)
-        return warn_if_nan(loss, "loss").item()
-
-    def loss_and_grads(self, model: Program, guide: Program, *args: Any, **kwargs: Any) -> float:
-        """The loss of a batch, in nats; gradients are added to those of the parameters."""
-        loss = self.differentiable_loss(model, guide, *args, **kwargs)
-        if loss.requires_grad:
-            loss.backward()
-        return warn_if_nan(loss.detach(), "loss").item()
-
     _per: Per = "site"
 
     def _shaped(self, reconstruction: Tensor, divergences: Mapping[str, Tensor]) -> Tensor:
         """What stands for the batch's divergence."""
         return torch.stack([kl.mean(0).sum() for kl in divergences.values()]).sum()
-
-    def _get_trace(self, model: Any, guide: Any, args: Any, kwargs: Any) -> Any:
-        raise NotImplementedError("all particles are drawn at once; call differentiable_loss")
 
 
 class ControlledELBO(WeightedELBO):
@@ -157,8 +137,6 @@ class ControlledELBO(WeightedELBO):
     Attributes:
         parts: Reconstruction and divergence per datum in the last batch, with shape (2,), in nats.
     """
-
-    is_elbo = False
 
     def __init__(
         self, control: ShapedKL | LearnedKLWeight, num_particles: int, analytic: bool, device: torch.device

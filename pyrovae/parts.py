@@ -22,6 +22,7 @@ from pyro.infer import ELBO
 from torch import nn
 
 import pyrovae.bounds
+import pyrovae.decompositions
 import pyrovae.encoders
 import pyrovae.kl
 import pyrovae.likelihoods
@@ -72,7 +73,8 @@ def known_parts(kind: str) -> dict[str, type]:
     if kind == "program":
         return {name: getattr(home, name) for name in _PROGRAMS}
     if kind == "elbo":
-        ours = _parts_in(pyrovae.bounds, base) | {"WeightedELBO": pyrovae.objectives.WeightedELBO}
+        ours: dict[str, type] = {"WeightedELBO": pyrovae.objectives.WeightedELBO}
+        ours |= _parts_in(pyrovae.bounds, base) | _parts_in(pyrovae.decompositions, base)
         return {name: getattr(home, name) for name in _OBJECTIVES} | ours
     return _parts_in(home, base)
 

@@ -5,7 +5,15 @@ computed from them works for any such pair, the reader's own too.
 """
 
 from pyrovae.ais import adaptive_schedule, ais, linear_schedule, sigmoidal_schedule
+from pyrovae.bounds import (
+    CombinedImportanceWeightedELBO,
+    ImportanceWeightedELBO,
+    MultiplyImportanceWeightedELBO,
+    PartiallyImportanceWeightedELBO,
+    RenyiELBO,
+)
 from pyrovae.brackets import Bracket, bracket
+from pyrovae.decompositions import BetaTCELBO, InfoVAEELBO
 from pyrovae.densities import log_joint, log_weights
 from pyrovae.encoders import (
     CategoricalEncoder,
@@ -23,6 +31,18 @@ from pyrovae.exact import ExactMarginal, exact_log_marginal, linear_gaussian_log
 from pyrovae.export import to_arviz
 from pyrovae.handlers import temper
 from pyrovae.importance import evidence_lower_bound, ladder, log_marginal
+from pyrovae.kl import (
+    GECO,
+    Beta,
+    Capacity,
+    CyclicalWarmup,
+    FreeBits,
+    KLConstraint,
+    KLWeight,
+    LearnedKLWeight,
+    LinearWarmup,
+    ShapedKL,
+)
 from pyrovae.likelihoods import (
     BernoulliLikelihood,
     BetaBinomialLikelihood,
@@ -56,7 +76,7 @@ from pyrovae.nn import (
     Standardize,
     TransposedConvNet,
 )
-from pyrovae.objectives import KLWeight, LinearWarmup
+from pyrovae.objectives import WeightedELBO, elbo_parts
 from pyrovae.priors import (
     AutoregressivePrior,
     CategoricalPrior,
@@ -91,22 +111,28 @@ from pyrovae.svi import History, fit
 from pyrovae.vae import VAE, Guide, Model
 
 __all__ = [
+    "GECO",
     "MLP",
     "VAE",
     "AutoregressivePrior",
     "BernoulliLikelihood",
+    "Beta",
     "BetaBinomialLikelihood",
     "BetaLikelihood",
+    "BetaTCELBO",
     "BinomialLikelihood",
     "Blueprint",
     "Bracket",
+    "Capacity",
     "CategoricalEncoder",
     "CategoricalLikelihood",
     "CategoricalPrior",
+    "CombinedImportanceWeightedELBO",
     "ConditionalNormalPrior",
     "ConstrainedEncoder",
     "ContinuousBernoulliLikelihood",
     "ConvNet",
+    "CyclicalWarmup",
     "DefensiveProposal",
     "DirichletPrior",
     "DiscretizedLogisticMixtureLikelihood",
@@ -115,15 +141,20 @@ __all__ = [
     "ExemplarPrior",
     "FlowEncoder",
     "FlowPrior",
+    "FreeBits",
     "FullCovarianceNormalEncoder",
     "GatedMLP",
     "Guide",
     "GuideProposal",
     "History",
+    "ImportanceWeightedELBO",
+    "InfoVAEELBO",
+    "KLConstraint",
     "KLWeight",
     "LaplaceLikelihood",
     "LaplacePrior",
     "LaplaceProposal",
+    "LearnedKLWeight",
     "Likelihood",
     "LinearWarmup",
     "LogMarginal",
@@ -136,11 +167,13 @@ __all__ = [
     "MixtureVAE",
     "Model",
     "MultinomialLikelihood",
+    "MultiplyImportanceWeightedELBO",
     "NegativeBinomialLikelihood",
     "Network",
     "NormalEncoder",
     "NormalLikelihood",
     "NormalPrior",
+    "PartiallyImportanceWeightedELBO",
     "PoissonLikelihood",
     "Prior",
     "PriorProposal",
@@ -148,9 +181,11 @@ __all__ = [
     "RecurrentDecoder",
     "RecurrentNet",
     "Refinement",
+    "RenyiELBO",
     "ResidualConvNet",
     "ResidualMLP",
     "ResidualTransposedConvNet",
+    "ShapedKL",
     "StandardNormalPrior",
     "Standardize",
     "StudentTEncoder",
@@ -162,12 +197,14 @@ __all__ = [
     "TwoLayerPrior",
     "TwoLayerVAE",
     "VampPrior",
+    "WeightedELBO",
     "WidenedProposal",
     "ZeroInflatedNegativeBinomialLikelihood",
     "ZeroInflatedPoissonLikelihood",
     "adaptive_schedule",
     "ais",
     "bracket",
+    "elbo_parts",
     "evidence_lower_bound",
     "exact_log_marginal",
     "fit",

@@ -19,9 +19,9 @@ from torch.optim import Optimizer
 from pyrovae.data import Data
 from pyrovae.densities import evaluating, isolated_rng, log_weights, sample_sites, take
 from pyrovae.encoders import Encoder
+from pyrovae.kl import KLWeight
 from pyrovae.likelihoods import Likelihood
 from pyrovae.nn import Network
-from pyrovae.objectives import KLWeight
 from pyrovae.parts import BASES, checked_config, describe, known_parts, part_class, part_path, read_yaml
 from pyrovae.priors import Prior
 from pyrovae.programs import Blueprint, OutputBias

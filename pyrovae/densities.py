@@ -148,7 +148,7 @@ def trace_log_density(trace: poutine.Trace, num_particles: int, program: str) ->
                 f"site {name!r} of the {program} carries scale {site['scale']} (poutine.scale or a subsampling plate), "
                 "which is no density; remove it here, and weight the objective instead"
             )
-        log_p = scale_and_mask(site["fn"].log_prob(site["value"]), mask=site["mask"])
+        log_p = site_log_density(site)
         if log_p.dim() > 2:
             raise ValueError(
                 f"site {name!r} of the {program} has log density of shape {tuple(log_p.shape)}; expected (K, N) = "
@@ -159,6 +159,41 @@ def trace_log_density(trace: poutine.Trace, num_particles: int, program: str) ->
         raise ValueError(f"the {program} has no sample site; write pyro.sample inside a plate at dim -1")
     shape = (num_particles, plate.size)
     return torch.as_tensor(total[True] + total[False]).expand(shape), torch.as_tensor(total[True]).expand(shape)
+
+
+def site_log_density(site: Mapping[str, Any]) -> Tensor:
+    """The log density of one site of a trace, in nats, its mask heeded, its scale not."""
+    return scale_and_mask(site["fn"].log_prob(site["value"]), mask=site["mask"])
+
+
+def take_kl_weight(model_trace: poutine.Trace, guide_trace: poutine.Trace) -> float | Tensor | None:
+    """Take the weight of the KL divergence (`temper`) off the latent sites of both programs' traces.
+
+    Returns:
+        The one scale that all latents carry in both programs; None where it is the number 1.
+
+    Raises:
+        ValueError: If they carry different ones.
+    """
+    latents = [
+        (program, name, site)
+        for program, trace in (("model", model_trace), ("guide", guide_trace))
+        for name, site in sample_sites(trace).items()
+        if not site["is_observed"]
+    ]
+    if not latents:
+        return None
+    weight = latents[0][2]["scale"]
+    for program, name, site in latents:
+        scale = site["scale"]
+        # The very same tensor needs no look at its value, so that this can be recorded.
+        if scale is not weight and not bool(torch.as_tensor(scale == weight).all()):
+            raise ValueError(
+                f"site {name!r} of the {program} carries scale {scale}, site {latents[0][1]!r} of the model {weight}; "
+                "a weight of the KL divergence is one and the same for all latents of both programs (`temper`)"
+            )
+        site["scale"] = 1.0
+    return None if not isinstance(weight, Tensor) and weight == 1 else weight
 
 
 def matched_latents(model_trace: poutine.Trace, guide_trace: poutine.Trace) -> dict[str, Any]:

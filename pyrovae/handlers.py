@@ -37,7 +37,9 @@ class temper(Messenger):  # noqa: N801  # a handler, named as Pyro names its own
 
     def _pyro_sample(self, msg: Any) -> None:
         if not site_is_subsample(msg) and not msg["infer"].get("_deterministic"):
-            msg["scale"] = msg["scale"] * (self.observed if msg["is_observed"] else self.latent)
+            weight = self.observed if msg["is_observed"] else self.latent
+            untouched = not isinstance(msg["scale"], Tensor) and msg["scale"] == 1
+            msg["scale"] = weight if untouched else msg["scale"] * weight  # one object for all, which can be told
 
 
 class at(Messenger):  # noqa: N801

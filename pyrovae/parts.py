@@ -21,7 +21,10 @@ import yaml
 from pyro.infer import ELBO
 from torch import nn
 
+import pyrovae.bounds
+import pyrovae.decompositions
 import pyrovae.encoders
+import pyrovae.kl
 import pyrovae.likelihoods
 import pyrovae.nn
 import pyrovae.objectives
@@ -36,7 +39,7 @@ BASES: dict[str, type] = {
     "network": pyrovae.nn.Network,
     "program": nn.Module,
     "elbo": ELBO,
-    "kl_weight": pyrovae.objectives.KLWeight,
+    "kl_weight": pyrovae.kl.KLWeight,
     "optimizer": torch.optim.Optimizer,
 }
 
@@ -52,10 +55,10 @@ _HOMES = {
     "network": pyrovae.nn,
     "program": pyrovae.programs,
     "elbo": pyro.infer,
-    "kl_weight": pyrovae.objectives,
+    "kl_weight": pyrovae.kl,
     "optimizer": torch.optim,
 }
-# Those of Pyro's objectives that have a differentiable loss and need no arguments.
+# Those of Pyro's objectives that have a differentiable loss and need no arguments; ours stand beside them.
 _OBJECTIVES = ("Trace_ELBO", "TraceMeanField_ELBO", "TraceEnum_ELBO")
 # Whole models; what else stands beside them are their programs.
 _PROGRAMS = ("TwoLayerVAE", "MixtureVAE")
@@ -67,13 +70,22 @@ _IMPORT_PATH = re.compile(r"[^\W\d]\w*(\s*\.\s*[^\W\d]\w*)+")
 def known_parts(kind: str) -> dict[str, type]:
     """The classes of a kind ("prior", "likelihood", ...) that go by their bare name."""
     base, home = BASES[kind], _HOMES[kind]
-    if listed := {"elbo": _OBJECTIVES, "program": _PROGRAMS}.get(kind):
-        return {name: getattr(home, name) for name in listed}
+    if kind == "program":
+        return {name: getattr(home, name) for name in _PROGRAMS}
+    if kind == "elbo":
+        ours: dict[str, type] = {"WeightedELBO": pyrovae.objectives.WeightedELBO}
+        ours |= _parts_in(pyrovae.bounds, base) | _parts_in(pyrovae.decompositions, base)
+        return {name: getattr(home, name) for name in _OBJECTIVES} | ours
+    return _parts_in(home, base)
+
+
+def _parts_in(home: ModuleType, base: type) -> dict[str, type]:
     found = inspect.getmembers(home, lambda c: inspect.isclass(c) and issubclass(c, base))
     return {
         name: part
         for name, part in found
         if part is not base
+        and not inspect.isabstract(part)
         and not name.startswith("_")
         and name not in _SPECIAL_OPTIMIZERS
         and f"{part.__module__}.".startswith(f"{home.__name__}.")  # a home is a module or a folder of them

@@ -166,7 +166,13 @@ class Stepper:
         self.refused = state["refused"]
 
     def __call__(
-        self, size: int, args: tuple[Any, ...], kwargs: dict[str, Any], *, weight: float = 1.0, checked: bool = False
+        self,
+        size: int,
+        args: tuple[Any, ...],
+        kwargs: dict[str, Any],
+        *,
+        weight: float | Tensor = 1.0,
+        checked: bool = False,
     ) -> Tensor:
         """Take a step.
 
@@ -174,7 +180,7 @@ class Stepper:
             size: The number of data.
             args: The programs' arguments.
             kwargs: Their keyword arguments.
-            weight: The weight of the KL divergence.
+            weight: The weight of the KL divergence; a tensor where it is learned.
             checked: With Pyro's checks of shapes and supports.
 
         Returns:
@@ -194,7 +200,7 @@ class Stepper:
         return loss
 
     def _eager(
-        self, share: Share, args: tuple[Any, ...], kwargs: dict[str, Any], weight: float, checked: bool
+        self, share: Share, args: tuple[Any, ...], kwargs: dict[str, Any], weight: float | Tensor, checked: bool
     ) -> Tensor:
         """The loss of Pyro's objective, its gradients in the parameters' grad."""
         with pyro.validation_enabled(checked), _weighing(weight), self.workers.drawing(share):
@@ -219,7 +225,7 @@ class Stepper:
         share: Share,
         args: tuple[Any, ...],
         kwargs: dict[str, Any],
-        weight: float,
+        weight: float | Tensor,
         checked: bool,
         *,
         compiled: bool,

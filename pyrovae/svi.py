@@ -4,7 +4,6 @@ import math
 import time
 import warnings
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
 
@@ -27,16 +26,16 @@ from pyrovae.densities import (
     num_data,
     take,
 )
-from pyrovae.importance import DEFAULT_CHUNK_SIZE, evidence_lower_bound
+from pyrovae.objectives import KLControl
+from pyrovae.progress import History, TrainingState, Validated
 from pyrovae.recording import Execution
 from pyrovae.steps import Stepper
+from pyrovae.validation import validate, validate_objective
 from pyrovae.workers import Workers
 
 Arguments = Tensor | Sequence[Tensor] | Mapping[str, Tensor]
 OptimizerFactory = Callable[[Iterable[Tensor]], Optimizer]
 
-VALIDATION_PARTICLES = 4
-_VALIDATION_SEED = 20_160_419
 _CHECK_CHUNK = 4096
 
 
@@ -46,31 +45,6 @@ class NonFiniteLossError(ArithmeticError):
 
 class StoppedError(Exception):
     """The reader asked `fit` to stop; the state up to the last step has been committed."""
-
-
-@dataclass
-class History:
-    """What a run of `fit` measured, one row per epoch.
-
-    Attributes:
-        rows: Per epoch: epoch (from 1), train_elbo, validation_elbo (nats per datum; None without validation data),
-            kl_weight (at the end of the epoch) and seconds. train_elbo is the running value of the objective while the
-            parameters move, and None for an epoch in which the KL divergence had another weight than 1 (its value is
-            no ELBO then); validation_elbo is the ELBO after the epoch, from the same draws every time.
-        best_epoch: The epoch whose parameters the programs hold after `fit`: the best on validation data, or the last.
-        stop_reason: "epochs" or "plateau"; None while it runs.
-    """
-
-    rows: list[dict[str, Any]] = field(default_factory=list)
-    best_epoch: int = 0
-    stop_reason: str | None = None
-
-    def __getitem__(self, key: str) -> list[Any]:
-        """One column of the rows."""
-        return [row[key] for row in self.rows]
-
-    def __len__(self) -> int:
-        return len(self.rows)
 
 
 def epoch_order(size: int, *, epoch: int, seed: int) -> Tensor:
@@ -104,7 +78,8 @@ def fit(
     Each step takes the next `batch_size` data of the epoch's order (`epoch_order`) and lowers the loss of `elbo`, which
     Pyro sums over the batch, by one step of `optimizer`. All parameters train: those of the modules, and those that the
     programs declare by `pyro.param` or `pyro.module`; modules are put into training mode. With validation data the
-    programs end at the best epoch, without them at the last. Noise comes from the global generator; seed it with
+    programs end at the best epoch by the objective, and without them, or where its weight of the KL divergence follows
+    the divergence itself (a capacity, a constraint), at the last. Noise comes from the global generator; seed it with
     `pyro.set_rng_seed`.
 
     Where torch.distributed is initialised, each process takes its share of every batch, and gradients are summed: all
@@ -122,11 +97,11 @@ def fit(
         batch_size: Data per step; the last batch of an epoch may be smaller.
         optimizer: Makes a torch optimizer from the parameters; None for fused Adam with lr 1e-3.
         validation: Held-out arguments, like `data`.
-        patience: Stop when the validation ELBO has not risen for so many epochs; None never to stop early.
+        patience: Stop when no better epoch has come for so many; None never to stop early.
         transform: Applied to x, the first argument, of every training batch anew (dynamic binarisation, say).
         kl_weight: The weight of the KL divergence in the objective (see `temper`) as a function of the passes over the
-            data so far, such as `LinearWarmup(10)`; None for 1 throughout. What is validated and reported is the ELBO
-            with weight 1.
+            data so far, such as `LinearWarmup(10)`, or what looks at the divergence itself, such as `Capacity()` or
+            `KLConstraint()`; None for 1 throughout. What is validated and reported is the ELBO with weight 1.
         execution: "eager" runs the programs at every step; "recorded" runs them once for each shape of a batch and
             replays their tensor operations; "compiled" has Inductor compile these first. Equal up to rounding; "auto"
             follows from the number of steps, and a resumed run goes on as it began. What cannot be recorded runs
@@ -160,8 +135,6 @@ def fit(
     steps = math.ceil(size / batch_size)
     device = next(v for v in (*args, *kwargs.values()) if isinstance(v, Tensor)).device
     workers = Workers.current()
-    if workers.size > 1:
-        _check_shared(model, guide)
 
     if resume is None:
         check_data(model, guide, args, kwargs, transform)
@@ -184,13 +157,16 @@ def fit(
     for program in (model, guide):
         for module in modules_of(program):
             module.train()
+    control = KLControl(kl_weight, elbo, device)
+    if workers.size > 1:
+        _check_shared(model, guide, control.elbo)
     chosen = make_optimizer(parameters)
     if isinstance(chosen, torch.optim.LBFGS):
         raise ValueError("LBFGS evaluates the loss several times a step, which fit does not; use Adam or another")
     stepper = Stepper(
         model,
         guide,
-        elbo,
+        control.elbo,
         parameters,
         chosen,
         execution=execution,
@@ -199,7 +175,7 @@ def fit(
         device=device,
         workers=workers,
     )
-    state = _State(model, guide, chosen, stepper, steps, device)
+    state = TrainingState(model, guide, chosen, stepper, control, steps, device)
     if resume is not None:
         state.restore(resume)
 
@@ -213,7 +189,6 @@ def fit(
     )
     if commit is None or workers.rank > 0:
         commit = _no_commit
-    weight_at = kl_weight or (lambda epoch: 1.0)
     first_step = True
     with bar, pyro.validation_enabled(False), warnings.catch_warnings():
         warnings.filterwarnings("ignore", message="Encountered NaN")  # an error here, and a better one
@@ -224,10 +199,11 @@ def fit(
                 rows = order[state.step * batch_size : (state.step + 1) * batch_size]
                 batch_args, batch_kwargs = _transformed(*take(args, kwargs, rows), transform)
                 # Pyro's checks of shapes and supports are for the first batch; afterwards they only cost time.
-                weight = weight_at(state.epoch + state.step / steps)
+                weight = control.at(state.epoch + state.step / steps)
                 loss = stepper(len(rows), batch_args, batch_kwargs, weight=weight, checked=first_step)
                 state.losses[state.step] = loss
-                state.weighted |= weight != 1
+                state.weighted |= isinstance(weight, Tensor) or weight != 1
+                control.learn()
                 state.step += 1
                 first_step = False
                 bar.update()
@@ -237,10 +213,11 @@ def fit(
                     commit(state.snapshot())
                     raise StoppedError(f"stopped in epoch {state.epoch + 1}, after step {state.step} of {steps}")
             _check_finite(state)
+            objective = -state.losses.sum().item() / size
             state.end_epoch(
-                train_elbo=None if state.weighted else -state.losses.sum().item() / size,
-                validation_elbo=None if validation is None else _validate(model, guide, validation, workers),
-                kl_weight=weight_at(state.epoch + (steps - 1) / steps),
+                train_objective=objective,
+                train_elbo=objective if control.is_elbo and not state.weighted else None,
+                validation=None if validation is None else _validate(model, guide, validation, control, workers),
                 seconds=state.seconds + time.perf_counter() - started,
             )
             bar.set_postfix_str(_describe(state.history))
@@ -277,118 +254,6 @@ def trainable_parameters(model: Program, guide: Program, *args: Any, **kwargs: A
             "pyro.param"
         )
     return list(found.values())
-
-
-class _State:
-    """All that a run needs to go on: programs, optimizer, generators, counters, and what was best."""
-
-    def __init__(
-        self,
-        model: Program,
-        guide: Program,
-        optimizer: Optimizer,
-        stepper: Stepper,
-        steps: int,
-        device: torch.device,
-    ) -> None:
-        self.programs = {"model": model, "guide": guide}
-        self.optimizer, self.stepper = optimizer, stepper
-        self.epoch = 0  # epochs finished
-        self.step = 0  # steps of the current epoch finished
-        self.seconds = 0.0  # of the current epoch, before a stop
-        self.weighted = False  # in the current epoch the KL divergence had another weight than 1
-        self.losses = torch.full((steps,), torch.nan, device=device, dtype=torch.float64)
-        self.history = History()
-        self.best: dict[str, Tensor] = {}
-
-    def values(self) -> dict[str, Tensor]:
-        """The programs' parameters and buffers, by name, as they are now."""
-        found: dict[str, Tensor] = {}
-        inside: set[int] = set()
-        for part, program in self.programs.items():
-            for module in module_of(program):
-                inside.update(map(id, module.parameters()))
-                found.update({f"{part}.{name}": value for name, value in module.state_dict().items()})
-            others = [module for module in modules_of(program) if module not in module_of(program)]
-            for index, module in enumerate(others):  # pyro.module registers their parameters, not their buffers
-                found.update({f"{part}.buffer.{index}.{name}": value for name, value in module.named_buffers()})
-        trained = {id(p) for group in self.optimizer.param_groups for p in group["params"]}
-        for name, value in pyro.get_param_store().named_parameters():
-            if id(value) in trained - inside:
-                found[f"param.{name}"] = value.detach()
-        return found
-
-    def end_epoch(
-        self, *, train_elbo: float | None, validation_elbo: float | None, kl_weight: float, seconds: float
-    ) -> None:
-        history = self.history
-        self.epoch, self.step, self.seconds, self.weighted = self.epoch + 1, 0, 0.0, False
-        self.losses.fill_(torch.nan)
-        row = {
-            "epoch": self.epoch,
-            "train_elbo": train_elbo,
-            "validation_elbo": validation_elbo,
-            "kl_weight": kl_weight,
-            "seconds": round(seconds, 3),
-        }
-        best = history.rows[history.best_epoch - 1]["validation_elbo"] if history.best_epoch else -math.inf
-        history.rows.append(row)
-        if validation_elbo is None or validation_elbo > best:
-            history.best_epoch = self.epoch
-            self.best = {} if validation_elbo is None else _clones(self.values())
-
-    def take_best(self) -> None:
-        if self.best:
-            self._set_values(self.best)
-
-    def snapshot(self) -> dict[str, Any]:
-        return {
-            "epoch": self.epoch,
-            "step": self.step,
-            "seconds": self.seconds,
-            "weighted": self.weighted,
-            "losses": self.losses,
-            "rows": self.history.rows,
-            "best_epoch": self.history.best_epoch,
-            "stop_reason": self.history.stop_reason,
-            "values": self.values(),
-            "best": self.best,
-            "optimizer": self.optimizer.state_dict(),
-            "stepper": self.stepper.state(),
-            "generators": _generator_states(self.losses.device),
-        }
-
-    def restore(self, snapshot: Mapping[str, Any]) -> None:
-        if len(snapshot["losses"]) != len(self.losses):
-            raise ValueError(
-                f"the state to resume has {len(snapshot['losses'])} steps an epoch, these data and batch_size make "
-                f"{len(self.losses)}; resume with the same data and batch_size"
-            )
-        counters = ("epoch", "step", "seconds", "weighted")
-        self.epoch, self.step, self.seconds, self.weighted = (snapshot[key] for key in counters)
-        self.losses.copy_(snapshot["losses"])
-        self.history = History([dict(row) for row in snapshot["rows"]], snapshot["best_epoch"], snapshot["stop_reason"])
-        self.best = {name: value.to(self.losses.device) for name, value in snapshot["best"].items()}
-        self._set_values(snapshot["values"])
-        self.optimizer.load_state_dict(snapshot["optimizer"])
-        self.stepper.restore(snapshot["stepper"])
-        _set_generator_states(snapshot["generators"], self.losses.device)
-
-    def _set_values(self, values: Mapping[str, Tensor]) -> None:
-        here = self.values()
-        if set(here) != set(values):
-            raise ValueError(
-                "the state to resume is of another model: parameters differ in "
-                f"{sorted(set(here) ^ set(values))[0]!r}; build the programs as they were"
-            )
-        with torch.no_grad():
-            for name, value in here.items():
-                if value.shape != values[name].shape:
-                    raise ValueError(
-                        f"the state to resume is of another model: {name!r} has shape {tuple(values[name].shape)}, "
-                        f"{tuple(value.shape)} here; build the programs as they were"
-                    )
-                value.copy_(values[name])
 
 
 def _arguments(data: Arguments) -> tuple[tuple[Any, ...], dict[str, Any]]:
@@ -439,36 +304,23 @@ def check_data(
             check_support(model, *chunk[0], guide=guide, first=start, **chunk[1])
 
 
-def _validate(model: Program, guide: Program, validation: Arguments, workers: Workers) -> float:
-    """The ELBO per datum, each process taking its share of every chunk."""
+def _validate(model: Program, guide: Program, validation: Arguments, control: KLControl, workers: Workers) -> Validated:
     args, kwargs = _arguments(validation)
-    size, at_once = num_data(args, kwargs), DEFAULT_CHUNK_SIZE // VALIDATION_PARTICLES
-    device = next(value for value in (*args, *kwargs.values()) if isinstance(value, Tensor)).device
-    total, reason = torch.zeros((), dtype=torch.float64, device=device), "log weights are NaN in another process"
-    with isolated_rng(_VALIDATION_SEED):
-        for start in range(0, size, at_once):
-            rows = slice(start, min(start + at_once, size))
-            share = workers.share(rows.stop - rows.start)
-            own_args, own_kwargs = take(*take(args, kwargs, rows), share.rows)
-            with workers.drawing(share):
-                try:
-                    bound = evidence_lower_bound(
-                        model, guide, *own_args, num_particles=VALIDATION_PARTICLES, checked=True, **own_kwargs
-                    )
-                except ValueError as error:
-                    total, reason = total + torch.nan, str(error)
-                    continue
-            if not share.empty:
-                total += bound.value.sum()
-    workers.add([total])
-    mean = total.item() / size
-    if math.isnan(mean):
-        raise NonFiniteLossError(f"on the validation data, {reason}")
-    return mean
+    try:
+        found, weight = validate(model, guide, *args, workers=workers, **kwargs), control.lasting
+        if weight is None:
+            return found, None
+        if control.is_elbo:
+            return found, found.elbo if weight == 1 else found.reconstruction - weight * found.kl
+        return found, validate_objective(control.elbo, model, guide, *args, weight=weight, workers=workers, **kwargs)
+    except ValueError as error:
+        raise NonFiniteLossError(f"on the validation data, {error}") from error
 
 
-def _check_shared(model: Program, guide: Program) -> None:
-    """Refuse modules whose state comes from the data of the process they run in."""
+def _check_shared(model: Program, guide: Program, elbo: ELBO) -> None:
+    """Refuse what several processes would train to something else: means over the data of the process they run in."""
+    if not getattr(elbo, "sums_over_data", True):
+        raise ValueError(f"{type(elbo).__name__} looks at the data of a batch together; train by one process")
     for program in (model, guide):
         for module in modules_of(program):
             for part in module.modules():
@@ -479,7 +331,7 @@ def _check_shared(model: Program, guide: Program) -> None:
                     )
 
 
-def _check_finite(state: _State) -> None:
+def _check_finite(state: TrainingState) -> None:
     """Refuse a state with a loss or a parameter that is NaN or infinite, so that none is committed."""
     advice = "lower the learning rate, or look for a scale that collapses to 0 or grows without bound"
     bad = (~torch.isfinite(state.losses[: state.step])).nonzero()
@@ -495,11 +347,7 @@ def _check_finite(state: _State) -> None:
 def _describe(history: History) -> str:
     row = history.rows[-1]
     parts = [f"{kind} {row[f'{kind}_elbo']:.2f}" for kind in ("train", "validation") if row[f"{kind}_elbo"] is not None]
-    return f"ELBO {', '.join(parts)} nats" if parts else f"KL weight {row['kl_weight']:.2f}"
-
-
-def _clones(values: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    return {name: value.detach().clone() for name, value in values.items()}
+    return f"ELBO {', '.join(parts)} nats" if parts else f"objective {row['train_objective']:.2f} nats"
 
 
 def _param_sites(model: Program, guide: Program, *args: Any, **kwargs: Any) -> dict[str, Any]:
@@ -507,18 +355,3 @@ def _param_sites(model: Program, guide: Program, *args: Any, **kwargs: Any) -> d
         guide_trace = poutine.trace(guide).get_trace(*args, **kwargs)
         poutine.replay(model, trace=guide_trace)(*args, **kwargs)
     return dict(capture.trace.nodes)
-
-
-def _generator_states(device: torch.device) -> dict[str, Any]:
-    states: dict[str, Any] = dict(pyro.util.get_rng_state())
-    if device.type == "cuda":
-        states["cuda"] = torch.cuda.get_rng_state(device)
-    return states
-
-
-def _set_generator_states(states: Mapping[str, Any], device: torch.device) -> None:
-    states = dict(states)
-    cuda = states.pop("cuda", None)
-    pyro.util.set_rng_state(states)
-    if cuda is not None:
-        torch.cuda.set_rng_state(cuda, device)

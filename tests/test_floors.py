@@ -27,10 +27,16 @@ COMPUTE_TOWER["brackets"] = {"stats", "densities", "latents", "proposals", "ais"
 COMPUTE_TOWER["refinement"] = {"stats", "densities", "latents", "ais"}
 COMPUTE_TOWER["importance"] = {"stats", "densities", "latents", "proposals", "recording"}
 COMPUTE_TOWER["steps"] = {"densities", "handlers", "recording", "workers"}
-COMPUTE_TOWER["objectives"] = set(COMPUTE_TOWER)
+COMPUTE_TOWER["losses"] = {"densities"}
+COMPUTE_TOWER["bounds"] = {"densities", "handlers", "losses"}
+COMPUTE_TOWER["decompositions"] = {"densities", "losses"}
+COMPUTE_TOWER["kl"] = set()
+COMPUTE_TOWER["objectives"] = {"densities", "kl", "losses"}
+COMPUTE_TOWER["validation"] = {"densities", "handlers", "importance", "stats", "workers"}
+COMPUTE_TOWER["progress"] = {"densities", "objectives", "steps", "validation"}
 COMPUTE_TOWER["svi"] = set(COMPUTE_TOWER)
 TOWERS = {**MODEL_TOWER, **COMPUTE_TOWER}
-TORCH_ONLY = {"pareto", "stats", "nn", "bijections"}
+TORCH_ONLY = {"pareto", "kl", "stats", "nn", "bijections"}
 
 
 def imports_of(path: Path) -> set[str]:

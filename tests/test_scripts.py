@@ -116,7 +116,10 @@ def test_the_run_folder_holds_what_it_says(straight):
     assert len(manifest["data"]["sha256"]) == 64
     rows = [json.loads(line) for line in lines(straight / "metrics.jsonl")]
     assert [row["epoch"] for row in rows] == list(range(1, 13))
-    assert set(rows[0]) == {"epoch", "train_elbo", "validation_elbo", "kl_weight", "seconds"}
+    assert set(rows[0]) == {
+        "epoch", "train_objective", "train_elbo", "validation_elbo", "validation_reconstruction", "validation_kl",
+        "validation_objective", "kl_weight", "kl_target", "seconds",
+    }  # fmt: skip
     with safe_open(straight / "weights.safetensors", framework="pt") as file:
         assert len(file.metadata() or {}) <= 1
     for figure in straight.glob("*.png"):

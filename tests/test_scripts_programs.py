@@ -207,7 +207,33 @@ def _interrupted(place, out, arguments, *with_resume):
     run("train", "--resume", out, *with_resume, cwd=place)
 
 
-# Warm-up
+# Objectives and warm-up
+
+
+def test_bounds_of_many_draws_go_by_their_names(place, script):
+    flags = ["--elbo", "ImportanceWeightedELBO", "--elbo.num_particles", 7, "--elbo.gradient", "dreg"]
+    script("train", "--data", "bits.npy", *TINY, *flags, "--epochs", 1, "--out", "bound")
+    written = (place / "bound/config.yaml").read_text()
+    assert "class_path: pyrovae.ImportanceWeightedELBO" in written
+    assert "num_particles: 7" in written
+    assert "gradient: dreg" in written
+    script("evaluate", "bound", "--num_particles", 5)
+
+
+def test_a_capacity_and_a_constraint_go_by_their_names(place, script):
+    capacity = ["--kl_weight", "Capacity", "--kl_weight.final", 25, "--kl_weight.epochs", 4]
+    script("train", "--data", "bits.npy", *TINY, *capacity, "--epochs", 2, "--out", "capacity")
+    rows = [json.loads(line) for line in lines(place / "capacity/metrics.jsonl")]
+    assert [row["kl_target"] for row in rows] == [pytest.approx(25 * t / 4) for t in (5 / 6, 11 / 6)]
+    assert [row["kl_weight"] for row in rows] == [100.0, 100.0]
+    geco = ["--kl_weight", "GECO", "--kl_weight.tolerance", 6.5, "--epochs", 4]
+    script("train", "--data", "bits.npy", *TINY, *geco, "--out", "geco")
+    rows = [json.loads(line) for line in lines(place / "geco/metrics.jsonl")]
+    assert len({row["kl_weight"] for row in rows}) == 4
+    assert all(row["train_elbo"] is None for row in rows)
+    assert (place / "geco/training.png").read_bytes().startswith(b"\x89PNG")
+    _interrupted(place, "geco2", ["--data", "bits.npy", *TINY, *geco])
+    assert (place / "geco2/weights.safetensors").read_bytes() == (place / "geco/weights.safetensors").read_bytes()
 
 
 def test_warm_up_is_recorded_and_resumed_to_the_bit(place, script):
@@ -255,6 +281,14 @@ BAD_FLAGS = {
     "--kl_weight LinearWarmup --kl_weight.epochs 0": "epochs must be positive",
     "--kl_weight LinearWarmup --kl_weight.epoch 2": "did you mean epochs",
     "--output_bias date": "--output_bias",
+    "--kl_weight GECO": "--kl_weight.tolerance: is required",
+    "--kl_weight Capacity --elbo ImportanceWeightedELBO": "Capacity looks at reconstruction and divergence",
+    "--kl_weight FreeBits --kl_weight.per pixel": "--kl_weight",
+    "--elbo ImportanceWeightedElbo": "did you mean ImportanceWeightedELBO",
+    "--elbo ImportanceWeightedELBO --elbo.gradient reinforce": "reinforce",
+    "--elbo ImportanceWeightedELBO --elbo.num_particles 0": "num_particles must be at least 1, got 0",
+    "--elbo RenyiELBO --elbo.alpha=-.inf --elbo.gradient dreg": "weights without jumps",
+    "--program MixtureVAE --elbo ImportanceWeightedELBO": "latent 'y', of",
 }
 
 

@@ -7,10 +7,10 @@ import sys
 import pytest
 import torch
 import workers_job
-from pyro.infer import TraceMeanField_ELBO
+from pyro.infer import Trace_ELBO, TraceMeanField_ELBO
 from script_helpers import SCRIPTS, call
 
-from pyrovae import VAE, BernoulliLikelihood, NormalEncoder, StandardNormalPrior, fit
+from pyrovae import VAE, BernoulliLikelihood, BetaTCELBO, Capacity, NormalEncoder, StandardNormalPrior, fit
 from pyrovae.files import write_state
 from pyrovae.workers import Share, Workers
 
@@ -89,6 +89,14 @@ def test_batch_normalisation_is_refused(monkeypatch):
     vae = VAE(StandardNormalPrior(2), BernoulliLikelihood(torch.nn.Linear(2, 6)), NormalEncoder(network))
     with pytest.raises(ValueError, match="BatchNorm1d takes means over the data of one process"):
         fit(vae.model, vae.guide, torch.ones(4, 6), elbo=TraceMeanField_ELBO(), epochs=1)
+
+
+@pytest.mark.parametrize("options", [{"elbo": BetaTCELBO(num_data=4)}, {"elbo": Trace_ELBO(), "kl_weight": Capacity()}])
+def test_objectives_of_a_whole_batch_are_refused(monkeypatch, options):
+    monkeypatch.setattr(Workers, "current", classmethod(lambda cls: Workers(0, 2)))
+    vae = VAE(StandardNormalPrior(2), BernoulliLikelihood(torch.nn.Linear(2, 6)), NormalEncoder(torch.nn.Linear(6, 4)))
+    with pytest.raises(ValueError, match="looks at the data of a batch together; train by one process"):
+        fit(vae.model, vae.guide, torch.ones(4, 6), epochs=1, **options)
 
 
 def test_scripts_train_and_evaluate_by_several(tmp_path):

@@ -17,6 +17,7 @@ from pyrovae import (
     CategoricalPrior,
     DirichletPrior,
     FlowEncoder,
+    ImportanceWeightedELBO,
     LinearWarmup,
     MixtureEncoder,
     NormalEncoder,
@@ -68,7 +69,7 @@ def programs(name):
     elif name == "dirichlet":
         return own_programs()
     else:
-        vae = VAE(StandardNormalPrior(Z), likelihood(), ENCODERS[name]())
+        vae = VAE(StandardNormalPrior(Z), likelihood(), ENCODERS["normal" if name == "bound" else name]())
     vae.double()
     return vae.model, vae.guide, list(vae.parameters())
 
@@ -97,6 +98,7 @@ def own_programs():
 # What is trained, and how steps are taken.
 CASES = [
     ("normal", "eager"),
+    ("bound", "recorded"),  # many particles, and DReG gradients
     ("normal", "recorded"),
     ("student-t", "recorded"),  # which refuses, in all processes alike
     ("flow", "recorded"),
@@ -117,13 +119,16 @@ def train(name, execution, *, epochs=2, **options):
     pyro.set_rng_seed(3)
     model, guide, parameters = programs(name)
     scored = name in ("categorical", "dirichlet", "mixture")
+    elbo = Trace_ELBO() if scored else TraceMeanField_ELBO()
+    if name == "bound":
+        elbo = ImportanceWeightedELBO(num_particles=3, gradient="dreg")
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # of sites to enumerate, and of what is not recorded
         history = fit(
             model,
             guide,
             bits(N),
-            elbo=Trace_ELBO() if scored else TraceMeanField_ELBO(),
+            elbo=elbo,
             epochs=epochs,
             batch_size=BATCH,
             optimizer=lambda parameters: torch.optim.SGD(parameters, lr=0.02),

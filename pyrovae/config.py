@@ -23,8 +23,9 @@ from pyrovae.kl import KLWeight
 from pyrovae.likelihoods import Likelihood
 from pyrovae.nn import Network
 from pyrovae.parts import BASES, checked_config, describe, known_parts, part_class, part_path, read_yaml
+from pyrovae.precision import Precision
 from pyrovae.priors import Prior
-from pyrovae.programs import Blueprint, OutputBias
+from pyrovae.programs import Blueprint, OutputBias, WatchedBlueprint
 from pyrovae.proposals import ProposalName
 from pyrovae.recording import Execution
 from pyrovae.terminal import Seed, make_parser, names, parse_flags
@@ -147,6 +148,7 @@ def training_parser(**given: Any) -> ArgumentParser:
         default="auto",
         help="of training: eager, recorded (run once, replayed) or compiled (auto: by the number of steps)",
     )
+    add("--precision", type=Precision, default="full", help="of the products of layers in training: full or bfloat16")
     add("--seed", type=Seed, default=0, help="seed of initial weights, order and noise")
     add(
         "--split_seed",
@@ -278,7 +280,7 @@ def build_vae(config: Namespace, num_dims: int, num_covariates: int = 0, x: Tens
         kind: partial(part_class(kind, config[kind].class_path), **made[kind].keywords)
         for kind in ("prior", "likelihood", "encoder", "network")
     }
-    blueprint = _WatchedBlueprint(
+    blueprint = WatchedBlueprint(
         num_dims,
         config.latent_dim,
         num_covariates,
@@ -298,19 +300,12 @@ def build_vae(config: Namespace, num_dims: int, num_covariates: int = 0, x: Tens
                 f"--program {config.program.class_path}: has no {program}; give it the programs model and guide"
             )
     for kind in makers:
-        if kind not in vars(blueprint).get("asked", ()) and _is_chosen(makers[kind], _UNCHOSEN[kind]):
+        if kind not in blueprint.asked and _is_chosen(makers[kind], _UNCHOSEN[kind]):
             raise ValueError(
                 f"--{kind} {config[kind].class_path}: {config.program.class_path} never asks its blueprint for one, "
                 "so the flag would change nothing; leave it out"
             )
     return vae
-
-
-class _WatchedBlueprint(Blueprint):  # it remembers which of its makers were asked for
-    def __getattribute__(self, name: str) -> Any:
-        if name in _UNCHOSEN:
-            vars(self).setdefault("asked", set()).add(name)
-        return super().__getattribute__(name)
 
 
 def _is_chosen(maker: partial[Any], unchosen: set[str]) -> bool:

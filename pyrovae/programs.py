@@ -119,6 +119,20 @@ class Blueprint:
         return part(MLP(num_inputs, part.num_outputs(latent_dim, **arguments), hidden=hidden), **arguments)
 
 
+class WatchedBlueprint(Blueprint):
+    """A blueprint that remembers which of its makers were asked for."""
+
+    def __getattribute__(self, name: str) -> Any:
+        if name in ("prior", "likelihood", "encoder", "network"):
+            self.asked.add(name)
+        return super().__getattribute__(name)
+
+    @property
+    def asked(self) -> set[str]:
+        """The kinds of parts: "prior", "likelihood", "encoder", "network"."""
+        return vars(self).setdefault("asked_for", set())
+
+
 class TwoLayerVAE(ProgramPair):
     """Two layers of latents, p(z2) p(z1|z2) p(x|z1), with sites "z2", "z1" and "x".
 

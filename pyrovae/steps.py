@@ -1,7 +1,7 @@
 """The training step: Pyro's own, or the same recorded once for each shape of a batch and replayed."""
 
-from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any
 
 import pyro
@@ -15,6 +15,7 @@ from torch.optim import Optimizer
 
 from pyrovae.densities import Program, modules_of, take
 from pyrovae.handlers import temper
+from pyrovae.precision import Precision, products_in
 from pyrovae.recording import (
     Execution,
     NotRecordedError,
@@ -119,6 +120,7 @@ class Stepper:
         execution: How steps are taken; "auto" follows from calls.
         calls: For each size of a batch, the steps of the whole run.
         workers: The processes that share each batch.
+        precision: Of the products of layers.
         weighted: The KL divergence has a weight.
         device: Where the parameters are.
     """
@@ -136,8 +138,9 @@ class Stepper:
         weighted: bool,
         device: torch.device,
         workers: Workers = Workers(),  # noqa: B008  # it cannot change
+        precision: Precision = "full",
     ) -> None:
-        self.model, self.guide, self.workers = model, guide, workers
+        self.model, self.guide, self.workers, self.precision = model, guide, workers, precision
         self.elbo: Any = elbo  # not every ELBO of Pyro's has a differentiable_loss
         self.parameters, self.optimizer, self.device = list(parameters), optimizer, device
         self.executions = {
@@ -203,11 +206,17 @@ class Stepper:
         self, share: Share, args: tuple[Any, ...], kwargs: dict[str, Any], weight: float | Tensor, checked: bool
     ) -> Tensor:
         """The loss of Pyro's objective, its gradients in the parameters' grad."""
-        with pyro.validation_enabled(checked), _weighing(weight), self.workers.drawing(share):
+        with pyro.validation_enabled(checked), self._around(share, weight):
             loss = self.elbo.differentiable_loss(self.model, self.guide, *args, **kwargs)
         self.optimizer.zero_grad(set_to_none=True)
         loss.backward()
         return loss.detach()
+
+    @contextmanager
+    def _around(self, share: Share, weight: float | Tensor | None) -> Iterator[None]:
+        """What the programs run inside of, eagerly and while they are recorded."""
+        with _weighing(weight), self.workers.drawing(share), products_in(self.precision):
+            yield
 
     def _descend(self, share: Share, loss: Tensor) -> None:
         """Take the optimizer's step, with loss and gradients summed over the processes before."""
@@ -270,8 +279,7 @@ class Stepper:
         def function(*tensors: Tensor) -> list[Tensor | None]:
             weight, given = (None, tensors) if self.weight is None else (tensors[0], tensors[1:])
             now_args, now_kwargs = with_tensors(args, kwargs, given)
-            drawing = self.workers.drawing(share)
-            with torch.enable_grad(), pyro.validation_enabled(False), _weighing(weight), drawing:
+            with torch.enable_grad(), pyro.validation_enabled(False), self._around(share, weight):
                 loss = objective.differentiable_loss(self.model, self.guide, *now_args, **now_kwargs)
                 gradients = torch.autograd.grad(loss, self.parameters, allow_unused=True)
             laid_out = [_laid_out(*pair) for pair in zip(gradients, self.parameters, strict=True)]

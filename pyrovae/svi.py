@@ -27,6 +27,7 @@ from pyrovae.densities import (
     take,
 )
 from pyrovae.objectives import KLControl
+from pyrovae.precision import Precision
 from pyrovae.progress import History, TrainingState, Validated
 from pyrovae.recording import Execution
 from pyrovae.steps import Stepper
@@ -67,6 +68,7 @@ def fit(
     transform: Callable[[Tensor], Tensor] | None = None,
     kl_weight: Callable[[float], float] | None = None,
     execution: Execution = "auto",
+    precision: Precision = "full",
     seed: int = 0,
     progress: bool = False,
     resume: Mapping[str, Any] | None = None,
@@ -106,6 +108,8 @@ def fit(
             replays their tensor operations; "compiled" has Inductor compile these first. Equal up to rounding; "auto"
             follows from the number of steps, and a resumed run goes on as it began. What cannot be recorded runs
             eagerly, with a `NotRecordedWarning` that says why.
+        precision: "bfloat16" has the products of layers (linear and convolutional) take their operands so rounded;
+            parameters, latents and log densities stay in single precision, and validation is in full.
         seed: Seed of the order of the data.
         progress: Show a progress bar with the ELBO per datum, in nats.
         resume: A state that `commit` was given; training goes on from it, to the same bits on CPU.
@@ -174,6 +178,7 @@ def fit(
         weighted=kl_weight is not None,
         device=device,
         workers=workers,
+        precision=precision,
     )
     state = TrainingState(model, guide, chosen, stepper, control, steps, device)
     if resume is not None:

@@ -132,6 +132,7 @@ def train(run: Run, config: Namespace, data: Data, vae: ProgramPair, stopper: St
         transform=Binarize() if data.binarize == "dynamic" else None,
         kl_weight=build_kl_weight(config),
         execution=config.execution,
+        precision=config.precision,
         seed=config.seed,
         progress=True,
         resume=workers.from_first(run.committed),

@@ -17,6 +17,7 @@ MODEL_TOWER["programs"] = set(MODEL_TOWER)
 COMPUTE_TOWER = {"pareto": set(), "stats": {"pareto"}, "handlers": set(), "densities": {"stats", "handlers"}}
 # Torch alone, and no part of a model: the ground under both towers.
 COMPUTE_TOWER["workers"] = set()
+COMPUTE_TOWER["precision"] = set()
 COMPUTE_TOWER["recording"] = {"densities"}
 COMPUTE_TOWER["latents"] = {"stats", "densities", "handlers", "bijections", "recording"}
 COMPUTE_TOWER["laplace"] = {"latents", "densities"}
@@ -26,7 +27,7 @@ COMPUTE_TOWER["ais"] = {"stats", "densities", "latents"}
 COMPUTE_TOWER["brackets"] = {"stats", "densities", "latents", "proposals", "ais"}
 COMPUTE_TOWER["refinement"] = {"stats", "densities", "latents", "ais"}
 COMPUTE_TOWER["importance"] = {"stats", "densities", "latents", "proposals", "recording"}
-COMPUTE_TOWER["steps"] = {"densities", "handlers", "recording", "workers"}
+COMPUTE_TOWER["steps"] = {"densities", "handlers", "precision", "recording", "workers"}
 COMPUTE_TOWER["losses"] = {"densities"}
 COMPUTE_TOWER["bounds"] = {"densities", "handlers", "losses"}
 COMPUTE_TOWER["decompositions"] = {"densities", "losses"}
@@ -36,7 +37,7 @@ COMPUTE_TOWER["validation"] = {"densities", "handlers", "importance", "stats", "
 COMPUTE_TOWER["progress"] = {"densities", "objectives", "steps", "validation"}
 COMPUTE_TOWER["svi"] = set(COMPUTE_TOWER)
 TOWERS = {**MODEL_TOWER, **COMPUTE_TOWER}
-TORCH_ONLY = {"pareto", "kl", "stats", "nn", "bijections"}
+TORCH_ONLY = {"pareto", "precision", "kl", "stats", "nn", "bijections"}
 
 
 def imports_of(path: Path) -> set[str]:

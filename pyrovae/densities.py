@@ -340,7 +340,10 @@ def check_weights(
     if not bool(bad.any()):
         return
     datum = int(bad.nonzero()[0])
-    where = _strange_sites(model, guide, datum, args, kwargs)
+    sites = strange_sites(model, guide, args, kwargs, datum)
+    where = (
+        f"the density of {' and '.join(sites)} is not finite there" if sites else "a draw of now does not show where"
+    )
     raise ValueError(
         f"the log weights of datum {first + datum} are {'NaN' if bool(largest[datum].isnan()) else 'unbounded'} "
         f"({int(bad.sum()):,} of {len(bad):,} data); {where}; look for data or parameters that are NaN, or a scale "
@@ -348,9 +351,18 @@ def check_weights(
     )
 
 
-def _strange_sites(
-    model: Program, guide: Program | None, datum: int, args: tuple[Any, ...], kwargs: Mapping[str, Any]
-) -> str:
+def strange_sites(
+    model: Program, guide: Program | None, args: tuple[Any, ...], kwargs: Mapping[str, Any], datum: int | None = None
+) -> list[str]:
+    """The sites whose log density is not finite at a draw of now, in the order of the programs; the guide's first.
+
+    Args:
+        model: Pyro program.
+        guide: Pyro program; None for the model alone.
+        args: Arguments of both.
+        kwargs: Keyword arguments of both.
+        datum: The datum to look at; None for all.
+    """
     found = []
     with suppress(Exception), evaluating(model), isolated_rng(), pyro.validation_enabled(False):
         drawn = poutine.trace(model if guide is None else guide).get_trace(*args, **kwargs)
@@ -358,9 +370,9 @@ def _strange_sites(
         for program, trace in (("guide", None if guide is None else drawn), ("model", scored)):
             for name, site in ({} if trace is None else sample_sites(trace)).items():
                 log_p = site["fn"].log_prob(site["value"])
-                if not bool((log_p[..., datum] if log_p.dim() else log_p).isfinite().all()):
+                if not bool((log_p if datum is None or not log_p.dim() else log_p[..., datum]).isfinite().all()):
                     found.append(f"site {name!r} of the {program}")
-    return f"the density of {' and '.join(found)} is not finite there" if found else "a draw of now does not show where"
+    return found
 
 
 @contextmanager

@@ -24,6 +24,7 @@ from pyrovae.densities import (
     module_of,
     modules_of,
     num_data,
+    strange_sites,
     take,
 )
 from pyrovae.objectives import KLControl
@@ -199,6 +200,11 @@ def fit(
         warnings.filterwarnings("ignore", message="Encountered NaN")  # an error here, and a better one
         while state.history.stop_reason is None:
             order = epoch_order(size, epoch=state.epoch, seed=seed).to(device)
+
+            def where(step: int, order: Tensor = order) -> list[str]:
+                rows = order[step * batch_size : (step + 1) * batch_size]
+                return strange_sites(model, guide, *_transformed(*take(args, kwargs, rows), transform))
+
             started = time.perf_counter()
             while state.step < steps:
                 rows = order[state.step * batch_size : (state.step + 1) * batch_size]
@@ -213,11 +219,11 @@ def fit(
                 first_step = False
                 bar.update()
                 if should_stop is not None and workers.any(should_stop()):
-                    _check_finite(state)
+                    _check_finite(state, where)
                     state.seconds += time.perf_counter() - started
                     commit(state.snapshot())
                     raise StoppedError(f"stopped in epoch {state.epoch + 1}, after step {state.step} of {steps}")
-            _check_finite(state)
+            _check_finite(state, where)
             objective = -state.losses.sum().item() / size
             state.end_epoch(
                 train_objective=objective,
@@ -336,13 +342,20 @@ def _check_shared(model: Program, guide: Program, elbo: ELBO) -> None:
                     )
 
 
-def _check_finite(state: TrainingState) -> None:
-    """Refuse a state with a loss or a parameter that is NaN or infinite, so that none is committed."""
+def _check_finite(state: TrainingState, where: Callable[[int], list[str]]) -> None:
+    """Refuse a state with a loss or a parameter that is NaN or infinite, so that none is committed.
+
+    Args:
+        state: The state after some steps of an epoch.
+        where: The sites whose density is not finite, for the batch of a step.
+    """
     advice = "lower the learning rate, or look for a scale that collapses to 0 or grows without bound"
     bad = (~torch.isfinite(state.losses[: state.step])).nonzero()
     if len(bad):
         step = int(bad[0])
         found = f"the loss became {state.losses[step].item()} in epoch {state.epoch + 1}, step {step + 1}"
+        sites = where(step)
+        found += f", the density of {sites[0]} is not finite now" if sites else ""
         raise NonFiniteLossError(f"{found}; {advice}")
     for name, value in state.values().items():
         if not bool(torch.isfinite(value).all()):

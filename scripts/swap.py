@@ -12,7 +12,6 @@ draws still gain, on a common subset: no difference smaller than that is a win.
 
 import json
 import shlex
-import subprocess
 import sys
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -23,7 +22,7 @@ from tqdm import tqdm
 
 from pyrovae.evaluation import aligned, evaluate
 from pyrovae.files import write_json
-from pyrovae.run import MANIFEST, Run
+from pyrovae.run import Run, train_unless_done
 from pyrovae.stats import crossed_mean_and_std_error
 from pyrovae.terminal import make_parser, near, parse_flags, run_script
 
@@ -109,16 +108,9 @@ def main() -> int:
 
 def train(path: Path, name: str, seed: int, training: list[str]) -> str | None:
     """Train a combination unless it is trained; return what went wrong, in one line."""
-    if (path / MANIFEST).is_file():
-        if Run(path).finished:
-            return None
-        flags = ["--resume", str(path)]
-    else:
-        flags = [*shlex.split(COMBINATIONS[name]), *training, "--seed", str(seed), "--out", str(path)]
-        flags += ["--num_particles", "25", "--proposal", "guide"]  # the table has draws of its own
-    command = [sys.executable, str(Path(__file__).with_name("train.py")), *flags]
-    result = subprocess.run(command, capture_output=True, text=True, check=False)
-    return f"{path.name}: {result.stderr.strip().splitlines()[-1]}" if result.returncode else None
+    flags = [*shlex.split(COMBINATIONS[name]), *training, "--seed", str(seed)]
+    flags += ["--num_particles", "25", "--proposal", "guide"]  # the table has draws of its own
+    return train_unless_done(Path(__file__).with_name("train.py"), path, flags)
 
 
 def values(path: Path, num_data: int, num_particles: int) -> dict[str, torch.Tensor]:

@@ -148,3 +148,24 @@ def test_swapping_trains_tabulates_and_goes_on(runs):
     failed = script(runs, "swap", "--out", "other", "--only", "low-rank", "--", "--epochz", "3", check=False)
     assert failed.returncode == 1
     assert "--epochz: no such flag" in failed.stderr
+
+
+def test_betas_are_a_dial(runs):
+    training = ["--data", "bits.npy", "--network.hidden", "[8]", "--latent_dim", "2", "--epochs", "40"]
+    flags = ["--out", "dial", "--betas", "[4,0.1]", "--num_particles", "25", "--", *training, "--lr", "0.01"]
+    result = script(runs, "betas", *flags)
+    rows = json.loads((runs / "dial/betas.json").read_text())["betas"]
+    assert list(rows) == ["0.1", "4"]
+    low, high = rows.values()
+    assert low["kl"] > high["kl"] + 0.1
+    assert low["reconstruction"] > high["reconstruction"]
+    assert low["log_marginal"] > low["elbo"]
+    assert (runs / "dial/betas.png").read_bytes().startswith(b"\x89PNG")
+    assert script(runs, "betas", *flags).stdout == result.stdout  # all of it was there
+
+
+def test_a_beta_below_zero_is_refused(runs):
+    result = script(runs, "betas", "--out", "none", "--betas", "[-1]", check=False)
+    assert result.returncode == 1
+    assert "--betas" in result.stderr
+    assert not (runs / "none").exists()

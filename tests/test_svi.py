@@ -338,7 +338,8 @@ class TestRefusals:
         vae = make_vae()
         commits = []
         pyro.set_rng_seed(0)
-        with pytest.raises(NonFiniteLossError, match=r"became nan in epoch \d+, step \d+; lower the learning rate"):
+        message = r"became nan in epoch \d+, step \d+, the density of site 'z' of the guide is not finite now; lower"
+        with pytest.raises(NonFiniteLossError, match=message):
             fit(
                 vae.model,
                 vae.guide,

@@ -60,9 +60,7 @@ def main() -> int:
     for beta, row in rows.items():
         numbers = [row[key] for key in ("reconstruction", "kl", "elbo", "log_marginal", "std_error")]
         lines.append([f"{beta:g}", *(f"{value:.2f}" for value in numbers), f"{row['mc_std_error']:.3f}"])
-    print(
-        "\nnats per datum; reconstruction and KL of the validation data, ELBO (weight 1) and log p(x) of the test data\n"
-    )
+    print("\nnats per datum; reconstruction and KL of the validation data, ELBO and log p(x) of the test data\n")
     print(aligned(lines))
     print(f"wrote {out / 'betas.png'} and betas.json")
     return 0

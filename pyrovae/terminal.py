@@ -146,10 +146,12 @@ def _plainly(message: str, parser: ArgumentParser) -> str:
         return f"--{key[1]}.{option[1]}: {name} has no such option; {choice}"
     if match := re.search(r'Parser key "(\w+)":.*arguments are required: (\w+)', message):
         return f"--{match[1]}.{match[2]}: is required; give it"
-    literal = re.search(r'Parser key "([\w.]+)": Expected a typing.Literal\[(.*?)\]. Got value: (.*)$', message)
+    literal = re.search(r'^Parser key "([\w.]+)": Expected a typing.Literal\[(.*?)\]. Got value: (\S+)$', message)
     if literal:
         return f"--{literal[1]}: {literal[3]} is no choice; {near(literal[3], names(literal[2]))}; see --help"
-    union = re.search(r'Parser key "([\w.]+)": Does not validate .*? Errors: - (.*?) - .* Given value: (.*)$', message)
+    union = re.search(
+        r'^Parser key "([\w.]+)": Does not validate .*? Errors: - (.*?) - .* Given value: (\S+)$', message
+    )
     if union:
         reason = re.sub(r"^Not of type \w+: ", "", union[2])
         reason = re.sub(r"^does not conform to restriction (.*)", rf"{union[3]} is out of range (\1)", reason)

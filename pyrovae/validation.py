@@ -31,20 +31,20 @@ class Validation(NamedTuple):
     kl: float
 
 
-def validate(model: Program, guide: Program, *args: Any, workers: Workers, **kwargs: Any) -> Validation:
+def validate(model: Program, guide: Program, *args: Any, workers: Workers | None = None, **kwargs: Any) -> Validation:
     """Estimate the ELBO and its parts, from the same draws whenever it is asked, whatever the number of processes.
 
     Args:
         model: Pyro program p(z) p(x|z).
         guide: Pyro program q(z|x), with the model's arguments.
         *args: Arguments of both, the data first, with shape (N, ...).
-        workers: The processes that share the data.
+        workers: The processes that share the data; None for this one alone.
         **kwargs: Keyword arguments of both.
 
     Raises:
         ValueError: If a weight is NaN or unbounded, or a program breaks the contract of `log_weights`.
     """
-    size = num_data(args, kwargs)
+    size, workers = num_data(args, kwargs), workers or Workers()
     device = next(value for value in (*args, *kwargs.values()) if isinstance(value, Tensor)).device
     sums, reason = torch.zeros(2, dtype=torch.float64, device=device), "log weights are NaN in another process"
     with isolated_rng(_SEED), evaluating(model, guide), pyro.validation_enabled(False):
@@ -72,7 +72,7 @@ def validate(model: Program, guide: Program, *args: Any, workers: Workers, **kwa
 
 
 def validate_objective(
-    elbo: ELBO, model: Program, guide: Program, *args: Any, weight: float, workers: Workers, **kwargs: Any
+    elbo: ELBO, model: Program, guide: Program, *args: Any, weight: float, workers: Workers | None = None, **kwargs: Any
 ) -> float:
     """Minus the loss of held-out data, per datum, from the same draws whenever it is asked, in nats.
 
@@ -82,10 +82,10 @@ def validate_objective(
         guide: Pyro program q(z|x), with the model's arguments.
         *args: Arguments of both, the data first, with shape (N, ...).
         weight: The weight of the KL divergence.
-        workers: The processes that share the data.
+        workers: The processes that share the data; None for this one alone.
         **kwargs: Keyword arguments of both.
     """
-    size, total = num_data(args, kwargs), 0.0
+    size, total, workers = num_data(args, kwargs), 0.0, workers or Workers()
     at_once = max(1, _DATA_AT_ONCE * VALIDATION_PARTICLES // elbo.num_particles)
     with isolated_rng(_SEED), evaluating(model, guide), pyro.validation_enabled(False), temper(latent=weight):
         for start in range(0, size, at_once):

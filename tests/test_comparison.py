@@ -129,6 +129,7 @@ def test_the_script_refuses_in_one_line(runs, tmp_path):
         assert result.stderr.count("\n") == 1
 
 
+@pytest.mark.slow  # CI trains a table by the script itself
 def test_swapping_trains_tabulates_and_goes_on(runs):
     training = ["--data", "bits.npy", "--network.hidden", "[4]", "--latent_dim", "2", "--epochs", "2"]
     table = ["--out", "table", "--seeds", "[0,1]", "--only", "two-layer-program", "--num_particles", "20"]

@@ -38,6 +38,7 @@ def test_every_guides_interval_covers(name):
     assert 0.93 <= sum(cell.coverage for cell in cells.values()) / len(cells) <= 0.97, cells
 
 
+@pytest.mark.slow
 def test_three_latents_with_heavy_tails_are_covered():
     # The hardest cell of the table: with the mode alone and three more places it is at 0.93, and k-hat finds nothing.
     problem = study.curved("poisson", "heavy", 3, 40)

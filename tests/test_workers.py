@@ -27,7 +27,7 @@ def resumed(tmp_path_factory):
     return path
 
 
-@pytest.fixture(scope="module", params=[2, 3])
+@pytest.fixture(scope="module", params=[2, pytest.param(3, marks=pytest.mark.slow)])
 def outcome(request, tmp_path_factory, resumed):
     """What so many processes left, and how many they were."""
     out = tmp_path_factory.mktemp(f"by-{request.param}")

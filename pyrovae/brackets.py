@@ -21,7 +21,7 @@ from pyrovae.ais import (
     transition,
     tune,
 )
-from pyrovae.densities import Program, check_support, num_data, take
+from pyrovae.densities import Program, check_support, check_weights, num_data, take
 from pyrovae.latents import Latents, LatentSpace
 from pyrovae.proposals import Component, Points, Proposal, default_proposal
 from pyrovae.stats import log_mean_exp, summarize_log_weights
@@ -134,7 +134,7 @@ def bracket(
                 raise ValueError(f"latents are of sites {sorted(latents)}, the model's are {sorted(space.supports)}")
             true = {name: value[rows].unsqueeze(0) for name, value in latents.items()}
             if betas is None:
-                found.append(_by_importance(space, true, num_particles, proposal, chunk_size))
+                found.append(_by_importance(space, true, num_particles, proposal, chunk_size, rows.start))
             else:
                 path = Path(continuous_space(model, guide, part, options), start_of(start, rows))
                 found.append(_by_annealing(path, true, num_particles, betas, num_equilibrium, settings))
@@ -142,7 +142,12 @@ def bracket(
 
 
 def _by_importance(
-    space: LatentSpace, true: Latents, num_particles: int, proposal: Proposal | None, chunk_size: int | None
+    space: LatentSpace,
+    true: Latents,
+    num_particles: int,
+    proposal: Proposal | None,
+    chunk_size: int | None,
+    first: int,
 ) -> Bracket:
     chosen = default_proposal(space) if proposal is None else proposal
     component = chosen.adapt(space, chunk_size=chunk_size or DEFAULT_CHUNK_SIZE)
@@ -151,6 +156,8 @@ def _by_importance(
     drawn, which = (torch.cat(each) for each in zip(*map(component.log_weights, counts), strict=True))
     drawn, point = drawn.double(), Points(space, true)
     true_log_w = (sum(point.log_prior_and_likelihood) - component.log_density(point)).double()
+    for log_w in (drawn, true_log_w):
+        check_weights(log_w, space.model, space.guide, *space.args, first=first, **space.kwargs)
     slots = drawn.scatter(0, _slot(component, point, which).to(drawn.device).unsqueeze(0), true_log_w)
     lower, upper = summarize_log_weights(drawn, which), log_mean_exp(slots)
     # Weights in units of their mean: of variance s2 under q, and by those same draws of variance t2 under p(z|x).

@@ -19,7 +19,7 @@ class Chain(TorchDistribution):
         reverse: Write the vector as (b, a).
     """
 
-    arg_constraints: dict[str, constraints.Constraint] = {}  # noqa: RUF012
+    arg_constraints: dict[str, constraints.Constraint] = {}  # noqa: RUF012  # torch's name and kind, read only
     support = constraints.real_vector
     has_rsample = True
 

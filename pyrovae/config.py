@@ -312,7 +312,8 @@ def _is_chosen(maker: partial[Any], unchosen: set[str]) -> bool:
     defaults = {name: given.default for name, given in inspect.signature(maker.func).parameters.items()}
     others = [name for name, value in maker.keywords.items() if value != defaults.get(name)]
     # A network's size follows habits, a likelihood's arguments the data.
-    return maker.func.__name__ not in unchosen or bool(others and issubclass(maker.func, Prior | Encoder))  # type: ignore[arg-type]
+    part: Any = maker.func  # a class, as part_class gives it
+    return part.__name__ not in unchosen or bool(others and issubclass(part, Prior | Encoder))
 
 
 def check_parts(vae: ProgramPair, config: Namespace, x: Tensor, **kwargs: Tensor) -> None:
@@ -386,9 +387,10 @@ def find_device(name: str) -> torch.device:
 def fitting_likelihoods(x: Tensor) -> list[str]:
     """Flags of the likelihoods in whose support the data, with shape (N, D), lie."""
     found = []
-    for name, part in known_parts("likelihood").items():
-        arguments = part.arguments_for(x)  # type: ignore[attr-defined]
-        size = part.num_outputs(x.shape[-1], **arguments)  # type: ignore[attr-defined]
+    likelihoods: Mapping[str, Any] = known_parts("likelihood")
+    for name, part in likelihoods.items():
+        arguments = part.arguments_for(x)
+        size = part.num_outputs(x.shape[-1], **arguments)
         p_x = part(nn.Linear(1, size), **arguments)(torch.zeros(1, 1))
         if bool(p_x.support.check(x).all()):
             found.append(" ".join([name, *(f"--likelihood.{key} {value}" for key, value in arguments.items())]))
@@ -415,9 +417,10 @@ def _adopt(parser: ArgumentParser, config: Any, *, source: str, trust_imports: I
 def _instantiate(config: Namespace, kinds: Iterable[str]) -> Namespace:
     wanted = Namespace({kind: config[kind] for kind in kinds})
     parser = make_parser()
-    for action in training_parser()._actions:
+    actions: Iterable[Any] = training_parser()._actions  # those with a class for a value keep its type to themselves
+    for action in actions:
         if action.dest in wanted:
-            parser.add_argument(f"--{action.dest}", type=action._typehint)  # type: ignore[attr-defined]
+            parser.add_argument(f"--{action.dest}", type=action._typehint)
     try:
         return parser.instantiate(wanted)
     except (ArgumentError, TypeError) as error:

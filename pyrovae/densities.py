@@ -364,7 +364,8 @@ def strange_sites(
         datum: The datum to look at; None for all.
     """
     found = []
-    with suppress(Exception), evaluating(model), isolated_rng(), pyro.validation_enabled(False):
+    programs = (model,) if guide is None else (model, guide)
+    with suppress(Exception), evaluating(*programs), isolated_rng(), pyro.validation_enabled(False):
         drawn = poutine.trace(model if guide is None else guide).get_trace(*args, **kwargs)
         scored = poutine.trace(poutine.replay(model, trace=drawn)).get_trace(*args, **kwargs)
         for program, trace in (("guide", None if guide is None else drawn), ("model", scored)):

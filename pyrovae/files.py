@@ -90,7 +90,7 @@ def read_tensors(path: Path) -> tuple[dict[str, Tensor], str | None]:
     try:
         with safe_open(path, framework="pt") as file:
             note = (file.metadata() or {}).get("note")
-            return {name: file.get_tensor(name) for name in file.keys()}, note  # noqa: SIM118
+            return {name: file.get_tensor(name) for name in file.keys()}, note  # noqa: SIM118  # it is no dict
     except SafetensorError as error:
         raise ValueError(f"{path} is no whole safetensors file ({error}); take it from a copy") from error
 

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torch.distributions import AffineTransform, Distribution, Transform
 
 _validate_args = Distribution._validate_args
-import zuko  # noqa: E402
+import zuko  # noqa: E402  # it switches validation off, which is put back below
 
 Distribution.set_default_validate_args(_validate_args)
 
@@ -36,7 +36,7 @@ class FlowDistribution(ZukoToPyro):
         base: Distribution with event_shape (Z,), whose batch_shape is the flow's.
     """
 
-    arg_constraints: dict[str, Any] = {}  # noqa: RUF012
+    arg_constraints: dict[str, Any] = {}  # noqa: RUF012  # as above
     support = constraints.real_vector
 
     def __init__(self, transform: Transform, base: Distribution) -> None:

@@ -119,10 +119,10 @@ class Stepper:
         optimizer: Its optimizer. Where steps are recorded, torch's Adam is made to run fused.
         execution: How steps are taken; "auto" follows from calls.
         calls: For each size of a batch, the steps of the whole run.
-        workers: The processes that share each batch.
-        precision: Of the products of layers.
         weighted: The KL divergence has a weight.
         device: Where the parameters are.
+        workers: The processes that share each batch; None for this one alone.
+        precision: Of the products of layers.
     """
 
     def __init__(
@@ -137,10 +137,10 @@ class Stepper:
         calls: Mapping[int, int],
         weighted: bool,
         device: torch.device,
-        workers: Workers = Workers(),  # noqa: B008  # it cannot change
+        workers: Workers | None = None,
         precision: Precision = "full",
     ) -> None:
-        self.model, self.guide, self.workers, self.precision = model, guide, workers, precision
+        self.model, self.guide, self.workers, self.precision = model, guide, workers or Workers(), precision
         self.elbo: Any = elbo  # not every ELBO of Pyro's has a differentiable_loss
         self.parameters, self.optimizer, self.device = list(parameters), optimizer, device
         self.executions = {

@@ -70,6 +70,7 @@ def fit(
     kl_weight: Callable[[float], float] | None = None,
     execution: Execution = "auto",
     precision: Precision = "full",
+    checked: bool = False,
     seed: int = 0,
     progress: bool = False,
     resume: Mapping[str, Any] | None = None,
@@ -111,6 +112,7 @@ def fit(
             eagerly, with a `NotRecordedWarning` that says why.
         precision: "bfloat16" has the products of layers (linear and convolutional) take their operands so rounded;
             parameters, latents and log densities stay in single precision, and validation is in full.
+        checked: The data are known to lie in the support, and are not checked again.
         seed: Seed of the order of the data.
         progress: Show a progress bar with the ELBO per datum, in nats.
         resume: A state that `commit` was given; training goes on from it, to the same bits on CPU.
@@ -141,10 +143,11 @@ def fit(
     device = next(v for v in (*args, *kwargs.values()) if isinstance(v, Tensor)).device
     workers = Workers.current()
 
-    if resume is None:
+    checked = checked or resume is not None
+    if not checked:
         check_data(model, guide, args, kwargs, transform)
     if validation is not None:
-        if resume is None:
+        if not checked:
             check_data(model, guide, *_arguments(validation), None)
         # A pair that cannot be validated fails before it trains.
         with isolated_rng(), evaluating(model, guide), pyro.validation_enabled(False):

@@ -168,7 +168,7 @@ def make_vae(device: torch.device) -> VAE:
     return VAE(StandardNormalPrior(Z), BernoulliLikelihood(decoder), NormalEncoder(encoder)).to(device)
 
 
-def ours_step(x: Tensor, execution: Execution, workers: Workers = Workers()) -> Callable[[], Any]:  # noqa: B008
+def ours_step(x: Tensor, execution: Execution, workers: Workers | None = None) -> Callable[[], Any]:
     """A step of `fit`."""
     vae = make_vae(x.device)
     parameters = trainable_parameters(vae.model, vae.guide, x)

@@ -110,3 +110,15 @@ def test_the_table_and_the_csv_hold_both():
     alone = evaluate(vae.model, vae.guide, x, num_particles=10, proposal=GuideProposal())
     assert len(table({"VAE": alone.summary()}).splitlines()) == 2
     assert "at least 21" in caution(alone.summary())
+
+
+def test_long_evaluations_commit_by_the_draws_they_took(monkeypatch):
+    monkeypatch.setattr(pyrovae.evaluation, "BLOCK_DRAWS", 40)
+    oracle, done = LinearGaussian(), []
+    vae, x = oracle.vae(sd_factor=1.0), oracle.data(10)
+
+    def commit(state):
+        done.append(len(state["blocks"]))
+
+    evaluate(vae.model, vae.guide, x, num_particles=10, proposal=GuideProposal(), commit=commit)
+    assert done == [1, 2]  # blocks of 4, 4 and 2 data, the last of which needs no commit

@@ -15,6 +15,7 @@ from pyrovae import (
     PriorProposal,
     StandardNormalPrior,
     ais,
+    bracket,
     evidence_lower_bound,
     ladder,
     linear_schedule,
@@ -55,9 +56,12 @@ def broken():
         lambda *pair: evidence_lower_bound(*pair, num_particles=20, chunk_size=640),
         lambda model, _, x: ais(model, x, num_particles=2, betas=linear_schedule(3), chunk_size=128),
         lambda *pair: evaluate(*pair, num_particles=20, chunk_size=640),
+        lambda *pair: bracket(
+            *pair[:2], {"z": torch.zeros(SIZE, 2)}, pair[2], num_particles=20, proposal=GuideProposal(), chunk_size=640
+        ),
         lambda *pair: refine(*pair, log_p=torch.zeros(SIZE), steps=1, num_particles=4, chunk_size=640),
     ],
-    ids=["default", "guide", "until", "ELBO", "AIS", "evaluate", "refine"],
+    ids=["default", "guide", "until", "ELBO", "AIS", "evaluate", "bracket", "refine"],
 )
 def test_the_datum_and_the_site_are_named(broken, estimate):
     with pytest.raises(ValueError, match=r"of datum 250 are NaN .*site 'pixels' of the model is not finite"):

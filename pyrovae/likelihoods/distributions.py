@@ -89,7 +89,7 @@ class _OpenUnitInterval(constraints.Constraint):
 class OpenBeta(dist.Beta):
     """Beta on (0, 1), the ends left out, where the density is 0 or infinite and no draw falls."""
 
-    support = _OpenUnitInterval()  # type: ignore[assignment]
+    support = _OpenUnitInterval()  # type: ignore[assignment]  # torch types it as a property
 
 
 class ContinuousBernoulli(TorchDistribution):
@@ -104,7 +104,7 @@ class ContinuousBernoulli(TorchDistribution):
         validate_args: Whether arguments and values are checked; None for the global setting.
     """
 
-    arg_constraints = {"logits": constraints.real}  # noqa: RUF012
+    arg_constraints = {"logits": constraints.real}  # noqa: RUF012  # torch's name and kind, read only
     support = constraints.unit_interval
     has_rsample = True
 
@@ -170,7 +170,7 @@ class DiscretizedLogistic(TorchDistribution):
         validate_args: Whether arguments and values are checked; None for the global setting.
     """
 
-    arg_constraints = {"loc": constraints.real, "scale": constraints.positive}  # noqa: RUF012
+    arg_constraints = {"loc": constraints.real, "scale": constraints.positive}  # noqa: RUF012  # torch's name and kind, read only
 
     def __init__(self, loc: Tensor, scale: Tensor, num_bins: int, validate_args: bool | None = None) -> None:
         self.loc, self.scale = broadcast_all(loc, scale)
@@ -241,7 +241,7 @@ class TruncatedNormal(TorchDistribution):
         validate_args: Whether arguments and values are checked; None for the global setting.
     """
 
-    arg_constraints = {"loc": constraints.real, "scale": constraints.positive}  # noqa: RUF012
+    arg_constraints = {"loc": constraints.real, "scale": constraints.positive}  # noqa: RUF012  # torch's name and kind, read only
 
     def __init__(
         self,

@@ -13,7 +13,7 @@ from pyrovae.bounds import (
     RenyiELBO,
 )
 from pyrovae.brackets import Bracket, bracket
-from pyrovae.decompositions import BetaTCELBO, InfoVAEELBO
+from pyrovae.decompositions import DIPVAEELBO, BetaTCELBO, FactorVAEELBO, InfoVAEELBO
 from pyrovae.densities import log_joint, log_weights
 from pyrovae.encoders import (
     CategoricalEncoder,
@@ -111,6 +111,7 @@ from pyrovae.svi import History, fit
 from pyrovae.vae import VAE, Guide, Model
 
 __all__ = [
+    "DIPVAEELBO",
     "GECO",
     "MLP",
     "VAE",
@@ -139,6 +140,7 @@ __all__ = [
     "Encoder",
     "ExactMarginal",
     "ExemplarPrior",
+    "FactorVAEELBO",
     "FlowEncoder",
     "FlowPrior",
     "FreeBits",

@@ -5,15 +5,21 @@ each docstring says.
 """
 
 from abc import abstractmethod
-from typing import Any, NamedTuple
+from collections.abc import Sequence
+from itertools import count
+from typing import Any, ClassVar, Literal, NamedTuple
 
+import pyro
 import torch
 from pyro import poutine
-from torch import Tensor
-from torch.distributions import Independent
+from torch import Tensor, nn
+from torch.distributions import Independent, LowRankMultivariateNormal, MultivariateNormal
+from torch.func import functional_call
+from torch.nn.functional import softplus
 
 from pyrovae.densities import Program, matched_latents, sample_sites, trace_log_density, trace_with_particles
 from pyrovae.losses import TensorELBO
+from pyrovae.nn import MLP
 
 
 class OneLatent(NamedTuple):
@@ -151,6 +157,128 @@ class InfoVAEELBO(AggregateELBO):
         return (1 - self.alpha) * kl + (self.alpha + self.scale - 1) * size * discrepancy
 
 
+class FactorVAEELBO(AggregateELBO, nn.Module):
+    """FactorVAE: E_q[log p(x|z)] - KL(q(z|x), p(z)) - gamma KL(q(z), prod_j q(z_j)), in nats per datum.
+
+    Kim and Mnih, "Disentangling by factorising" (ICML 2018, https://arxiv.org/abs/1802.05983, eq. 2). The last term,
+    the total correlation, is E_q(z)[log D(z) / (1 - D(z))], where a network D learns beside the programs to tell draws
+    of q(z) from the same with each dimension permuted over the batch. That is exact for the best D, and neither a lower
+    nor an upper bound for another: at the start of training, when D sees no difference, it is near 0. The prior has no
+    part in it, and any will do. The value leaves the loss of D out; the gradient holds it, for D's own parameters
+    alone, so that one optimizer trains all, a step each (Kim and Mnih give D a lower learning rate and a batch of its
+    own).
+
+    The objective is a module: `fit`, `elbo(model, guide).parameters()` and Pyro's `SVI` train D with the programs.
+
+    Args:
+        latent_dim: D, the length of the latent.
+        gamma: Weight of the total correlation; Kim and Mnih take 6.4 to 35.
+        hidden: Sizes of the hidden layers of D; Kim and Mnih have six of 1,000.
+
+    Raises:
+        ValueError: If latent_dim is below 2; when it is used, if the latent has another length, or the batch has one
+            datum.
+    """
+
+    _numbers: ClassVar = count()
+
+    def __init__(self, latent_dim: int, gamma: float = 10.0, hidden: Sequence[int] = (200, 200, 200)) -> None:
+        nn.Module.__init__(self)
+        AggregateELBO.__init__(self)
+        if latent_dim < 2:
+            raise ValueError(f"latent_dim must be at least 2 for a total correlation, got {latent_dim}")
+        self.latent_dim, self.gamma = latent_dim, gamma
+        self.discriminator = MLP(latent_dim, 1, hidden=hidden, activation="leaky_relu")
+        self._name = f"discriminator.{next(self._numbers)}"  # Pyro's store holds one module of a name
+
+    def divergence(self, one: OneLatent) -> Tensor:
+        """KL divergence and weighted total correlation; beside them, in the gradient alone, what D learns from."""
+        size, dim = one.z.shape
+        if dim != self.latent_dim:
+            raise ValueError(f"latent_dim is {self.latent_dim} and the latent has {dim}; give FactorVAEELBO({dim})")
+        if size < 2:
+            raise ValueError("the batch has one datum, and permuting dimensions over it needs two")
+        pyro.module(self._name, self.discriminator)
+        learns = self.discriminator_loss(one.z.detach())
+        correlation = self.log_ratio(one.z).sum()
+        return (one.log_q - one.log_p).sum() + self.gamma * correlation + (learns - learns.detach())
+
+    def log_ratio(self, z: Tensor) -> Tensor:
+        """Log D / (1 - D) at draws with shape (N, D), as D is now: the gradient is that of the draws; shape (N,)."""
+        weights = {name: value.detach() for name, value in self.discriminator.named_parameters()}
+        return functional_call(self.discriminator, weights, (z,)).squeeze(-1)
+
+    def discriminator_loss(self, z: Tensor) -> Tensor:
+        """The cross-entropy of D over draws with shape (N, D) and their permutations, in nats; a scalar."""
+        permuted = z.gather(0, torch.rand_like(z).argsort(0))
+        together, apart = self.discriminator(z), self.discriminator(permuted)
+        return (softplus(-together) + softplus(apart)).mean() / 2
+
+
+class DIPVAEELBO(AggregateELBO):
+    """DIP-VAE: the ELBO less off_diagonal sum_{i != j} R_ij^2 + diagonal sum_i R_ii^2, per datum, R = C - Cov p(z).
+
+    Kumar, Sattigeri, Balakrishnan, "Variational inference of disentangled latent concepts from unlabeled observations"
+    (ICLR 2018, https://arxiv.org/abs/1711.00848, eq. 6-7). C is of the batch: for "i" the covariance of the posterior
+    means E[z|x], for "ii" that of q(z), to which the mean of Cov(z|x) is added. Both are unbiased, their squares too
+    large by their sampling variance, of order 1 / batch. The penalty has the unit of z^4, and is added to nats.
+
+    Args:
+        kind: "i" or "ii".
+        off_diagonal: Weight of the covariances.
+        diagonal: Weight of the variances; None for ten times off_diagonal for "i", and off_diagonal for "ii".
+
+    Raises:
+        ValueError: If a weight is negative; when it is used, if guide or prior have no covariance in closed form
+            (normals and what is independent over dimensions have one), or the batch has one datum.
+    """
+
+    def __init__(
+        self, kind: Literal["i", "ii"] = "ii", off_diagonal: float = 10.0, diagonal: float | None = None
+    ) -> None:
+        super().__init__()
+        if kind not in ("i", "ii"):
+            raise ValueError(f"kind must be 'i' or 'ii', got {kind!r}")
+        if diagonal is None:
+            diagonal = 10 * off_diagonal if kind == "i" else off_diagonal
+        if off_diagonal < 0 or diagonal < 0:
+            raise ValueError(f"weights must not be negative, got off_diagonal {off_diagonal} and diagonal {diagonal}")
+        self.kind, self.off_diagonal, self.diagonal = kind, off_diagonal, diagonal
+
+    def divergence(self, one: OneLatent) -> Tensor:
+        """KL divergence and the weighted squares."""
+        size = len(one.z)
+        if size < 2:
+            raise ValueError("the batch has one datum, and a covariance over data needs two")
+        of_means, of_draws = _covariances(one.q, "guide")
+        covariance = of_means if self.kind == "i" else of_draws
+        squares = (covariance - _covariances(one.p, "prior")[1]).square()
+        diagonal = squares.diagonal().sum()
+        penalty = self.off_diagonal * (squares.sum() - diagonal) + self.diagonal * diagonal
+        return (one.log_q - one.log_p).sum() + size * penalty
+
+
+def _covariances(distribution: Any, of: str) -> tuple[Tensor, Tensor]:
+    """Covariance over the batch of the means, and of draws: that, with the mean covariance within; each (D, D)."""
+    try:
+        if isinstance(distribution, MultivariateNormal | LowRankMultivariateNormal):
+            within = distribution.covariance_matrix
+        elif isinstance(distribution, Independent) and distribution.reinterpreted_batch_ndims == 1:
+            within = distribution.variance.diag_embed()
+        else:
+            raise NotImplementedError
+        mean = distribution.mean[0]
+    except NotImplementedError:
+        pass
+    else:
+        of_means = (mean - mean.mean(0)).T @ (mean - mean.mean(0)) / (len(mean) - 1)
+        return of_means, of_means + within.mean((0, 1))
+    raise ValueError(
+        f"the {of} is {type(distribution).__name__}, whose covariance is not known in closed form; take one that is "
+        "normal or independent over dimensions"
+    )
+
+
 def squared_mmd(x: Tensor, y: Tensor, bandwidth: float) -> Tensor:
     """Estimate MMD^2 = E k(x, x') - 2 E k(x, y) + E k(y, y') with k = exp(-|x - y|^2 / (2 bandwidth)), without bias.
 
@@ -184,5 +312,6 @@ def _one_latent(model: Program, guide: Program, args: tuple[Any, ...], kwargs: d
         )
     log_joint, log_lik = trace_log_density(model_trace, 1, "model")
     log_q, _ = trace_log_density(guide_trace, 1, "guide")
-    p = sample_sites(model_trace)[name]["fn"]
-    return OneLatent(site["value"][0], log_lik[0], (log_joint - log_lik)[0], log_q[0], site["fn"], p)
+    shape = log_q.shape
+    q, p = (each.expand(shape) for each in (site["fn"], sample_sites(model_trace)[name]["fn"]))
+    return OneLatent(site["value"].expand(q.shape())[0], log_lik[0], (log_joint - log_lik)[0], log_q[0], q, p)

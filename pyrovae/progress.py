@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 from torch.optim import Optimizer
 
-from pyrovae.densities import Program, module_of, modules_of
+from pyrovae.densities import module_of, modules_of
 from pyrovae.objectives import KLControl
 from pyrovae.steps import Stepper
 from pyrovae.validation import Validation
@@ -47,19 +47,18 @@ class History:
 
 
 class TrainingState:
-    """All that a run needs to go on: programs, optimizer, generators, counters, and what was best."""
+    """All that a run needs to go on: what trains, its optimizer, generators, counters, and what was best."""
 
     def __init__(
         self,
-        model: Program,
-        guide: Program,
+        programs: Mapping[str, Any],
         optimizer: Optimizer,
         stepper: Stepper,
         control: KLControl,
         steps: int,
         device: torch.device,
     ) -> None:
-        self.programs = {"model": model, "guide": guide}
+        self.programs = programs  # the objective too, which may be a module
         self.optimizer, self.stepper, self.control = optimizer, stepper, control
         self.epoch = 0  # epochs finished
         self.step = 0  # steps of the current epoch finished

@@ -96,7 +96,7 @@ def fit(
         data: The programs' arguments: x alone with shape (N, ...), a sequence of positional ones, or a mapping of
             keyword ones, each of leading length N.
         elbo: An objective of Pyro's, such as `Trace_ELBO()` or `TraceMeanField_ELBO()`, or any with
-            `differentiable_loss`.
+            `differentiable_loss`. Where it is a module, its parameters train too.
         epochs: The number of passes over the data, at most.
         batch_size: Data per step; the last batch of an epoch may be smaller.
         optimizer: Makes a torch optimizer from the parameters; None for fused Adam with lr 1e-3.
@@ -156,6 +156,8 @@ def fit(
     with isolated_rng():
         first = _transformed(*take(args, kwargs, slice(0, min(size, batch_size))), transform)
         parameters = trainable_parameters(model, guide, *first[0], **first[1])
+        if isinstance(elbo, torch.nn.Module):
+            parameters += elbo.to(device).parameters()
         # Some objectives run the programs once to count the plates: here, so that no step draws for it.
         guesses = elbo.vectorize_particles or isinstance(elbo, TraceEnum_ELBO)
         if guesses and elbo.max_plate_nesting == math.inf:
@@ -184,7 +186,7 @@ def fit(
         workers=workers,
         precision=precision,
     )
-    state = TrainingState(model, guide, chosen, stepper, control, steps, device)
+    state = TrainingState({"model": model, "guide": guide, "elbo": elbo}, chosen, stepper, control, steps, device)
     if resume is not None:
         state.restore(resume)
 

@@ -107,6 +107,7 @@ from pyrovae.proposals import (
 from pyrovae.refinement import Refinement, refine
 from pyrovae.run import load
 from pyrovae.stats import LogMarginal
+from pyrovae.streamed import Streamed
 from pyrovae.svi import History, fit
 from pyrovae.vae import VAE, Guide, Model
 
@@ -190,6 +191,7 @@ __all__ = [
     "ShapedKL",
     "StandardNormalPrior",
     "Standardize",
+    "Streamed",
     "StudentTEncoder",
     "StudentTLikelihood",
     "StudentTPrior",

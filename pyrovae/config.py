@@ -150,6 +150,7 @@ def training_parser(**given: Any) -> ArgumentParser:
     )
     add("--precision", type=Precision, default="full", help="of the products of layers in training: full or bfloat16")
     add("--seed", type=Seed, default=0, help="seed of initial weights, order and noise")
+    add("--stream", type=bool, default=False, help="leave training data of a PATH.npy on disk, read batch by batch")
     add(
         "--split_seed",
         type=Seed,
@@ -398,11 +399,11 @@ def fitting_likelihoods(x: Tensor) -> list[str]:
 
 
 def _default_likelihood(data: Data) -> dict[str, Any]:
-    x = torch.cat([data.train, data.validation, data.test])
     name, arguments = "BernoulliLikelihood", {}
     if data.name == "digits" and data.binarize == "none":
         name, arguments = "BinomialLikelihood", {"total_count": 16}
-    elif data.name != "mnist" and data.binarize != "dynamic" and not bool(((x == 0) | (x == 1)).all()):
+    elif data.name != "mnist" and data.binarize != "dynamic" and not data.binary:
+        x = torch.cat([data.examples, data.validation, data.test])
         fitting = ", or ".join(f"--likelihood {flags}" for flags in fitting_likelihoods(x))
         raise ValueError(f"{data.name}: the values are not all 0 or 1, so the likelihood must be named: {fitting}")
     return _full("likelihood", {"class_path": name, "init_args": arguments})

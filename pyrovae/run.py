@@ -12,10 +12,8 @@ posterior.nc             draws from the guide, for ArviZ
 
 import json
 import platform
-import subprocess
-import sys
 import tempfile
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from contextlib import suppress
 from importlib.metadata import version
 from pathlib import Path
@@ -137,6 +135,7 @@ class Run:
             data_dir=data_dir or config.data_dir,
             binarize=binarize,
             split_seed=config.split_seed,
+            stream=config.stream and not bits,
             covariates=config.covariates,
         )
         if data.sha256 != self.manifest["data"]["sha256"]:
@@ -227,27 +226,6 @@ class Run:
             raise ValueError(
                 f"{path}: its SHA-256 is not the manifest's, so it was changed or damaged; take it from a copy"
             )
-
-
-def train_unless_done(script: Path, path: Path, flags: Sequence[str]) -> str | None:
-    """Have train.py train a run in a process of its own, go on with one that was stopped, or leave a finished one.
-
-    Args:
-        script: Where train.py is.
-        path: The run folder.
-        flags: Its flags for a new run, without --out.
-
-    Returns:
-        What went wrong, in one line; None if the run is finished.
-    """
-    if (path / MANIFEST).is_file():
-        if Run(path).finished:
-            return None
-        flags = ["--resume", str(path)]
-    else:
-        flags = [*flags, "--out", str(path)]
-    result = subprocess.run([sys.executable, str(script), *flags], capture_output=True, text=True, check=False)
-    return f"{path.name}: {result.stderr.strip().splitlines()[-1]}" if result.returncode else None
 
 
 def load(run: str | Path, *, trust_imports: Iterable[str] = ()) -> ProgramPair:

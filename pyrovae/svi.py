@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import partial
 from typing import Any
 
+import numpy as np
 import pyro
 import torch
 from pyro import poutine
@@ -18,6 +19,7 @@ from tqdm import tqdm
 from pyrovae.densities import (
     Program,
     check_support,
+    device_of,
     evaluating,
     isolated_rng,
     log_weights,
@@ -32,10 +34,12 @@ from pyrovae.precision import Precision
 from pyrovae.progress import History, TrainingState, Validated
 from pyrovae.recording import Execution
 from pyrovae.steps import Stepper
+from pyrovae.streamed import Streamed, prepared
 from pyrovae.validation import validate, validate_objective
 from pyrovae.workers import Workers
 
-Arguments = Tensor | Sequence[Tensor] | Mapping[str, Tensor]
+Argument = Tensor | Streamed
+Arguments = Argument | Sequence[Argument] | Mapping[str, Argument]
 OptimizerFactory = Callable[[Iterable[Tensor]], Optimizer]
 
 _CHECK_CHUNK = 4096
@@ -94,7 +98,7 @@ def fit(
         model: Pyro program p(z) p(x|z).
         guide: Pyro program q(z|x), with the model's arguments.
         data: The programs' arguments: x alone with shape (N, ...), a sequence of positional ones, or a mapping of
-            keyword ones, each of leading length N.
+            keyword ones, each of leading length N. Of one that is `Streamed`, batches are read from disk ahead.
         elbo: An objective of Pyro's, such as `Trace_ELBO()` or `TraceMeanField_ELBO()`, or any with
             `differentiable_loss`. Where it is a module, its parameters train too.
         epochs: The number of passes over the data, at most.
@@ -140,7 +144,8 @@ def fit(
     args, kwargs = _arguments(data)
     size = num_data(args, kwargs)
     steps = math.ceil(size / batch_size)
-    device = next(v for v in (*args, *kwargs.values()) if isinstance(v, Tensor)).device
+    device = device_of(args, kwargs)
+    streamed = any(isinstance(value, Streamed) for value in (*args, *kwargs.values()))
     workers = Workers.current()
 
     checked = checked or resume is not None
@@ -206,17 +211,21 @@ def fit(
         while state.history.stop_reason is None:
             order = epoch_order(size, epoch=state.epoch, seed=seed).to(device)
 
-            def where(step: int, order: Tensor = order) -> list[str]:
-                rows = order[step * batch_size : (step + 1) * batch_size]
-                return strange_sites(model, guide, *_transformed(*take(args, kwargs, rows), transform))
+            def batch(step: int, order: Tensor = order) -> tuple[tuple[Any, ...], dict[str, Any]]:
+                return take(args, kwargs, order[step * batch_size : (step + 1) * batch_size])
+
+            def where(step: int, batch: Callable[[int], Any] = batch) -> list[str]:
+                given, named = batch(step)
+                return strange_sites(model, guide, *_transformed(given, named, transform))
 
             started = time.perf_counter()
-            while state.step < steps:
-                rows = order[state.step * batch_size : (state.step + 1) * batch_size]
-                batch_args, batch_kwargs = _transformed(*take(args, kwargs, rows), transform)
+            batches = prepared(batch, state.step, steps) if streamed else map(batch, range(state.step, steps))
+            for some_args, some_kwargs in batches:
+                batch_args, batch_kwargs = _transformed(some_args, some_kwargs, transform)
                 # Pyro's checks of shapes and supports are for the first batch; afterwards they only cost time.
                 weight = control.at(state.epoch + state.step / steps)
-                loss = stepper(len(rows), batch_args, batch_kwargs, weight=weight, checked=first_step)
+                now = num_data(batch_args, batch_kwargs)
+                loss = stepper(now, batch_args, batch_kwargs, weight=weight, checked=first_step)
                 state.losses[state.step] = loss
                 state.weighted |= isinstance(weight, Tensor) or weight != 1
                 control.learn()
@@ -273,7 +282,7 @@ def trainable_parameters(model: Program, guide: Program, *args: Any, **kwargs: A
 
 
 def _arguments(data: Arguments) -> tuple[tuple[Any, ...], dict[str, Any]]:
-    if isinstance(data, Tensor):
+    if isinstance(data, Tensor | Streamed | np.ndarray):  # of which the last is refused
         return (data,), {}
     if isinstance(data, Mapping):
         return (), dict(data)

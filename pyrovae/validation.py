@@ -5,9 +5,17 @@ from typing import Any, NamedTuple
 import pyro
 import torch
 from pyro.infer import ELBO
-from torch import Tensor
 
-from pyrovae.densities import Program, check_weights, evaluating, isolated_rng, log_weights_and_latents, num_data, take
+from pyrovae.densities import (
+    Program,
+    check_weights,
+    device_of,
+    evaluating,
+    isolated_rng,
+    log_weights_and_latents,
+    num_data,
+    take,
+)
 from pyrovae.handlers import temper
 from pyrovae.workers import Workers
 
@@ -45,7 +53,7 @@ def validate(model: Program, guide: Program, *args: Any, workers: Workers | None
         ValueError: If a weight is NaN or unbounded, or a program breaks the contract of `log_weights`.
     """
     size, workers = num_data(args, kwargs), workers or Workers()
-    device = next(value for value in (*args, *kwargs.values()) if isinstance(value, Tensor)).device
+    device = device_of(args, kwargs)
     sums, reason = torch.zeros(2, dtype=torch.float64, device=device), "log weights are NaN in another process"
     with isolated_rng(_SEED), evaluating(model, guide), pyro.validation_enabled(False):
         for start in range(0, size, _DATA_AT_ONCE):

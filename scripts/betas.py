@@ -10,18 +10,17 @@ weight in training; reconstruction and divergence are of the validation data at 
 
 import json
 import sys
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
 from jsonargparse.typing import NonNegativeFloat, PositiveInt
 from matplotlib.figure import Figure
-from tqdm import tqdm
 
 from pyrovae.evaluation import aligned
 from pyrovae.files import read_json, write_json, write_whole
 from pyrovae.plots import to_png
-from pyrovae.run import METRICS, train_unless_done
+from pyrovae.run import METRICS
+from pyrovae.sweep import split_flags, train_all
 from pyrovae.terminal import Seed, make_parser, parse_flags, run_script
 
 
@@ -34,24 +33,17 @@ def main() -> int:
     add("--num_particles", type=PositiveInt, default=1000, help="draws per test datum for log p(x)")
     add("--seed", type=Seed, default=0, help="training seed")
     add("--jobs", type=PositiveInt, default=1, help="trainings side by side")
-    argv = sys.argv[1:]
-    cut = argv.index("--") if "--" in argv else len(argv)
-    flags, training = parse_flags(parser, argv[:cut]), argv[cut + 1 :]
+    own, training = split_flags(sys.argv[1:])
+    flags = parse_flags(parser, own)
     if len(set(flags.betas)) < len(flags.betas):
         raise ValueError("--betas: name each weight once")
-    out, script = Path(flags.out), Path(__file__).with_name("train.py")
+    out = Path(flags.out)
     out.mkdir(parents=True, exist_ok=True)
-
-    def train(beta: float) -> str | None:
-        own = ["--kl_weight", "Beta", "--kl_weight.beta", str(beta), "--seed", str(flags.seed)]
-        own += ["--num_particles", str(flags.num_particles)]
-        return train_unless_done(script, out / f"beta-{beta:g}", [*training, *own])
-
-    with ThreadPoolExecutor(flags.jobs) as pool, tqdm(total=len(flags.betas), unit="run", desc="training") as bar:
-        for problem in pool.map(train, flags.betas):
-            if problem:
-                raise ValueError(problem)
-            bar.update()
+    of_all = [*training, "--seed", str(flags.seed), "--num_particles", str(flags.num_particles)]
+    runs = {
+        out / f"beta-{beta:g}": [*of_all, "--kl_weight", "Beta", "--kl_weight.beta", str(beta)] for beta in flags.betas
+    }
+    train_all(Path(__file__).with_name("train.py"), runs, jobs=flags.jobs)
 
     rows = {beta: point(out / f"beta-{beta:g}") for beta in sorted(flags.betas)}
     write_json(out / "betas.json", {"training": training, "betas": {f"{beta:g}": row for beta, row in rows.items()}})

@@ -13,7 +13,6 @@ draws still gain, on a common subset: no difference smaller than that is a win.
 import json
 import shlex
 import sys
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import torch
@@ -22,8 +21,9 @@ from tqdm import tqdm
 
 from pyrovae.evaluation import aligned, evaluate
 from pyrovae.files import write_json
-from pyrovae.run import Run, train_unless_done
+from pyrovae.run import Run
 from pyrovae.stats import crossed_mean_and_std_error
+from pyrovae.sweep import split_flags, train_all
 from pyrovae.terminal import make_parser, near, parse_flags, run_script
 
 ELBO_DRAWS = 100  # from the guide for each datum: over the data their error is far below that of the data
@@ -59,9 +59,8 @@ def main() -> int:
     parser.add_argument(
         "--ladder_data", type=PositiveInt, default=25, help="test data in the ladder, of the first seed"
     )
-    argv = sys.argv[1:]
-    cut = argv.index("--") if "--" in argv else len(argv)
-    flags, training = parse_flags(parser, argv[:cut]), argv[cut + 1 :]
+    own, training = split_flags(sys.argv[1:])
+    flags = parse_flags(parser, own)
     wanted = flags.only.split(",")
     for name in wanted:
         if name not in COMBINATIONS:
@@ -71,11 +70,16 @@ def main() -> int:
     out.mkdir(parents=True, exist_ok=True)
     jobs = [(out / f"{name}-{seed}", name, seed) for seed in flags.seeds for name in names]
 
-    with ThreadPoolExecutor(flags.jobs) as pool, tqdm(total=len(jobs), unit="run", desc="training") as bar:
-        for problem in pool.map(lambda job: train(*job, training), jobs):
-            if problem:
-                raise ValueError(problem)
-            bar.update()
+    runs = {
+        # The table has draws of its own.
+        path: [
+            *shlex.split(COMBINATIONS[name]),
+            *training,
+            *f"--seed {seed} --num_particles 25 --proposal guide".split(),
+        ]
+        for path, name, seed in jobs
+    }
+    train_all(Path(__file__).with_name("train.py"), runs, jobs=flags.jobs)
 
     measured: dict[str, dict[int, dict[str, torch.Tensor]]] = {name: {} for name in names}
     ladder: dict[str, list[float]] = {}
@@ -104,13 +108,6 @@ def main() -> int:
     print(aligned([columns, *lines]))
     print(f"wrote {out / 'table.json'}")
     return 0
-
-
-def train(path: Path, name: str, seed: int, training: list[str]) -> str | None:
-    """Train a combination unless it is trained; return what went wrong, in one line."""
-    flags = [*shlex.split(COMBINATIONS[name]), *training, "--seed", str(seed)]
-    flags += ["--num_particles", "25", "--proposal", "guide"]  # the table has draws of its own
-    return train_unless_done(Path(__file__).with_name("train.py"), path, flags)
 
 
 def values(path: Path, num_data: int, num_particles: int) -> dict[str, torch.Tensor]:

@@ -15,7 +15,6 @@ import sys
 import pyro
 import torch
 from jsonargparse import Namespace
-from torch import Tensor
 
 from pyrovae.config import build_kl_weight, build_objective, build_vae, check_parts, parse_training, resolve
 from pyrovae.data import Binarize, Data, load_data
@@ -30,7 +29,7 @@ from pyrovae.report import (
     write_training_figure,
 )
 from pyrovae.run import Run
-from pyrovae.svi import History, StoppedError, check_data, fit
+from pyrovae.svi import Argument, History, StoppedError, check_data, fit
 from pyrovae.terminal import Stopper, finishing_steps, run_script
 from pyrovae.vae import ProgramPair
 from pyrovae.workers import Workers, joined
@@ -55,6 +54,7 @@ def main() -> int:
             data_dir=flags.data_dir,
             binarize=flags.binarize,
             split_seed=flags.split_seed,
+            stream=flags.stream,
             covariates=flags.covariates,
         )
         config = resolve(flags, data)
@@ -95,10 +95,10 @@ def make(config: Namespace, data: Data) -> ProgramPair:
     """Seed everything and build the VAE, or the whole model that --program names."""
     torch.set_num_threads(config.threads)
     pyro.set_rng_seed(config.seed)
-    return build_vae(config, data.train.shape[1], data.num_covariates, data.train).to(config.device)
+    return build_vae(config, data.train.shape[1], data.num_covariates, data.examples).to(config.device)
 
 
-def arguments(data: Data, split: str, device: str) -> Tensor | dict[str, Tensor]:
+def arguments(data: Data, split: str, device: str) -> Argument | dict[str, Argument]:
     """The programs' arguments: x, with covariates where there are some."""
     x, conditions = getattr(data, split).to(device), data.conditions(split, device)
     return {"x": x, **conditions} if conditions else x

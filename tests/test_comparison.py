@@ -2,6 +2,7 @@
 
 import json
 import math
+import runpy
 import subprocess
 import sys
 import warnings
@@ -170,3 +171,55 @@ def test_a_beta_below_zero_is_refused(runs):
     assert result.returncode == 1
     assert "--betas" in result.stderr
     assert not (runs / "none").exists()
+
+
+def test_gains_are_paired_over_data_and_seeds():
+    module = runpy.run_path(str(SCRIPTS / "bounds.py"))
+    datum, seed = torch.randn(500, dtype=torch.float64) * 5, torch.tensor([[0.3], [-0.3]], dtype=torch.float64)
+    better = torch.tensor([[0.1], [0.2]], dtype=torch.float64)  # of each seed
+    one, few = {"bound": datum + seed}, {"bound": datum + seed + 1}
+    found = {("VAE", 1): one, ("VAE", 5): one, ("IWAE", 1): one, ("IWAE", 5): few}
+    found["DReG", 5] = {"bound": few["bound"] + better}
+    gains = module["compared"](found)
+    assert list(gains) == [
+        "VAE, k = 5, over VAE, k = 1",
+        "IWAE, k = 5, over IWAE, k = 1",
+        "IWAE, k = 5, over VAE, k = 5",
+        "DReG, k = 5, over IWAE, k = 5",
+    ]
+    assert [row["gain"] for row in gains.values()] == pytest.approx([0, 1, 1, 0.15])
+    last = gains["DReG, k = 5, over IWAE, k = 5"]
+    assert last["sd"] == pytest.approx(0.1 / 2**0.5)
+    assert last["std_error"] == pytest.approx(0.05)
+    values = {"log_marginal": one["bound"], "elbo": one["bound"], "activity": torch.tensor([[0.5, 0.0], [0.02, 0.011]])}
+    row = module["summary"]({**one, **values})
+    assert row["active"] == 1.5
+    assert row["bound"] == pytest.approx(datum.mean().item())
+    assert row["bound_sd"] == pytest.approx(0.6 / 2**0.5)
+
+
+@pytest.mark.slow  # four trainings
+def test_bounds_side_by_side(runs):
+    training = ["--data", "bits.npy", "--network.hidden", "[8]", "--latent_dim", "2", "--epochs", "3"]
+    flags = [
+        "--out",
+        "bounds",
+        "--draws",
+        "[1,4]",
+        "--seeds",
+        "[0]",
+        "--guide_particles",
+        "30",
+        "--num_particles",
+        "30",
+    ]
+    result = script(runs, "bounds", *flags, "--", *training)
+    made = json.loads((runs / "bounds/bounds.json").read_text())
+    assert list(made["rows"]) == ["VAE, k = 1", "VAE, k = 4", "IWAE, k = 4", "DReG, k = 1", "DReG, k = 4"]
+    for row in made["rows"].values():
+        assert row["elbo"] < row["bound"] < 0
+        assert 0 <= row["active"] <= 2
+    assert len({row["bound"] for row in made["rows"].values()}) == 5
+    assert script(runs, "bounds", *flags, "--", *training).stdout == result.stdout
+    twice = script(runs, "bounds", "--out", "none", "--draws", "[1,1]", check=False)
+    assert "--draws: name each once" in twice.stderr

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator
 
 import torch
 from torch import Tensor
 
 from pyrovae.data.load import Data
+from pyrovae.streamed import Streamed
 
 _CHUNK = 4096  # data whose cell numbers are held at once
 
@@ -45,47 +47,51 @@ class IndependentPixels:
 
     def __init__(
         self,
-        train: Tensor,
+        train: Tensor | Streamed,
         *,
         maximum: int | None = None,
         pseudo_count: float = 1.0,
         scale_floor: float = 1e-3,
     ) -> None:
-        if train.ndim != 2 or train.numel() == 0:
+        if train.dim() != 2 or 0 in train.shape:
             raise ValueError(f"train must have shape (N, D) without zeros, got {tuple(train.shape)}")
         if not (pseudo_count > 0 and scale_floor > 0):
             raise ValueError(
                 f"pseudo_count and scale_floor must be above 0, got {pseudo_count} and "
                 f"{scale_floor}: without them an unseen value has log p(x) = -inf"
             )
-        train = train.detach().cpu()
         self.base_measure = "lebesgue" if maximum is None else "counting"
         self._maximum = maximum
         self._pseudo_count = pseudo_count
         self._num_data = len(train)
         if maximum is None:
-            variance, mean = torch.var_mean(train.double(), dim=0, correction=0)
-            self._normal = torch.distributions.Normal(mean, variance.sqrt().clamp(min=scale_floor), validate_args=False)
+            mean = sum(x.double().sum(0) for x in _chunks(train)) / len(train)
+            variance = sum((x - mean).square().sum(0) for x in _chunks(train)) / len(train)
+            scale = torch.as_tensor(variance).sqrt().clamp(min=scale_floor)
+            self._normal = torch.distributions.Normal(mean, scale, validate_args=False)
             return
         is_grey = maximum == 1
-        inside = (train >= 0) & (train <= maximum) & (is_grey | (train == train.floor()))
-        if not inside.all():
+        outside, last = 0, torch.ones(train.shape[1], dtype=torch.long)
+        for x in _chunks(train):
+            outside += int((~((x >= 0) & (x <= maximum) & (is_grey | (x == x.floor())))).sum())
+            last = torch.maximum(last, x.amax(dim=0).ceil().long())
+        if outside:
             raise ValueError(
                 f"a histogram over 0..{maximum} needs integers in that range, and "
-                f"{int((~inside).sum())} training values are not: pass the source's maximum, "
+                f"{outside} training values are not: pass the source's maximum, "
                 "or None for normals"
             )
         # One row of cells per pixel, as long as that pixel's largest training value: counts such
         # as genes' have a few large values, and a full table of D (M + 1) cells would not fit.
-        self._last = train.amax(dim=0).ceil().long().clamp(min=1)
+        self._last = last
         self._first = (self._last + 1).cumsum(0) - (self._last + 1)
         self._counts = torch.zeros(int((self._last + 1).sum()), dtype=torch.float64)
         if is_grey:
-            ones = train.sum(dim=0, dtype=torch.float64)
+            ones = torch.as_tensor(sum(x.double().sum(0) for x in _chunks(train)))
             self._counts[self._first] = self._num_data - ones
             self._counts[self._first + 1] = ones
         else:
-            for x in train.split(_CHUNK):
+            for x in _chunks(train):
                 cells = (x.long() + self._first).flatten()
                 self._counts += torch.bincount(cells, minlength=len(self._counts))
 
@@ -132,3 +138,8 @@ class IndependentPixels:
         total = self._num_data + self._pseudo_count * (self._maximum + 1)
         log_p = torch.log((count + self._pseudo_count) / total)
         return torch.where(support, log_p, -math.inf).sum(dim=-1)
+
+
+def _chunks(train: Tensor | Streamed) -> Iterator[Tensor]:
+    for x in train.split(_CHUNK):
+        yield x.detach().cpu()

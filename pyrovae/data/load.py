@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import os
+from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -13,12 +14,14 @@ import torch
 from torch import Tensor
 
 from pyrovae.data.sources import read_array, read_digits, read_mnist, unknown
+from pyrovae.streamed import Streamed
 
 EVALUATION_SEED = 20160304
 """Seed of the bits that evaluation and static binarisation use: no run may change it."""
 
 BINARIZATIONS = ("dynamic", "static", "none")
 _MOST_CLASSES = 1000  # of a covariate of integers; more are a quantity rather
+_EXAMPLES = 10_000
 _CHUNK = 4096  # data whose uniform draws are held at once
 
 
@@ -28,8 +31,8 @@ class Data:
 
     Attributes:
         name: "digits", "mnist", or the path the data came from.
-        train: Training data, with shape (N_train, D), float32. Under dynamic binarisation these
-            are grey values in [0, 1], and `Binarize` makes bits of every minibatch.
+        train: Training data, with shape (N_train, D), float32, in memory or on disk. Under dynamic
+            binarisation these are grey values in [0, 1], and `Binarize` makes bits of every minibatch.
         validation: Validation data as the model sees them, with shape (N_validation, D), float32.
         test: Test data as the model sees them, with shape (N_test, D), float32.
         shape: Event shape of a datum before it was flattened; its product is D.
@@ -47,7 +50,7 @@ class Data:
     """
 
     name: str
-    train: Tensor
+    train: Tensor | Streamed
     validation: Tensor
     test: Tensor
     shape: tuple[int, ...]
@@ -58,6 +61,11 @@ class Data:
     sha256: str
     labels: dict[str, Tensor] | None = None
     covariates: dict[str, Tensor] | None = None
+
+    @property
+    def examples(self) -> Tensor:
+        """Training data to build a model by: all, or of those on disk 10,000 in the split's random order."""
+        return self.train if isinstance(self.train, Tensor) else self.train[:_EXAMPLES]
 
     @property
     def num_covariates(self) -> int:
@@ -73,10 +81,13 @@ class Data:
         """Largest value over all splits if the model sees non-negative integers, else None."""
         if self.binarize != "none":
             return 1
-        parts = (self.train, self.validation, self.test)
-        if all(bool(((x >= 0) & (x == x.floor())).all()) for x in parts):
-            return max(int(x.max()) for x in parts)
-        return None
+        largest = 0
+        for part in (self.train, self.validation, self.test):
+            for x in part.split(_CHUNK):
+                if not bool(((x >= 0) & (x == x.floor())).all()):
+                    return None
+                largest = max(largest, int(x.max()))
+        return largest
 
     @property
     def binary(self) -> bool:
@@ -117,6 +128,7 @@ def load_data(
     binarize: str | None = None,
     split_seed: int = 0,
     covariates: str | os.PathLike[str] | None = None,
+    stream: bool = False,
 ) -> Data:
     """Read a data set, check it, split it, and binarise it where asked.
 
@@ -144,13 +156,16 @@ def load_data(
         covariates: "labels" of digits and MNIST, one-hot, or an array as above with a row for each
             datum of the source: integers with shape (N,) are taken for classes and made one-hot,
             anything else for real numbers, one column or C of them, used as they are.
+        stream: Leave the training data of PATH.npy on disk, to be read batch by batch; the other
+            two splits come into memory.
 
     Returns:
         The three splits, and where they came from.
 
     Raises:
         ValueError: The name, the binarisation, the key, or the content of a file is not one that
-            can be used; values outside [0, 1] are to be binarised.
+            can be used; values outside [0, 1] are to be binarised; what is to be streamed is no
+            PATH.npy, or is to be binarised once and for all.
         FileNotFoundError: The file is missing, or MNIST is missing and cannot be downloaded.
 
     Example:
@@ -163,6 +178,10 @@ def load_data(
         binarize = "dynamic" if name == "mnist" else "none"
     if binarize not in BINARIZATIONS:
         raise ValueError(unknown("--binarize", binarize, BINARIZATIONS))
+    if stream and not name.endswith(".npy"):
+        raise ValueError(f"--stream reads batches of a PATH.npy, and this is {name}; save it with numpy.save")
+    if stream and binarize == "static":
+        raise ValueError("--stream keeps no bits: binarise the file beforehand, or use --binarize dynamic")
     labels: Tensor | None = None
     num_test_file = 0
     digest = ""
@@ -171,7 +190,7 @@ def load_data(
     elif name == "mnist":
         source, labels, num_test_file = read_mnist(Path(data_dir or "data").expanduser())
     else:
-        source = read_array(name)
+        source = read_array(name, stream=stream)
     num_data, shape = len(source), tuple(source.shape[1:])
 
     conditions = None
@@ -189,26 +208,29 @@ def load_data(
         tenth = len(order) // 10
         train, validation, test = order.split([len(order) - 2 * tenth, tenth, tenth])
 
-    values = torch.from_numpy(source.astype(np.float32).reshape(num_data, -1))
-    if name == "mnist":
-        values /= 255
+    on_disk = Streamed(source)
+    values = on_disk if stream else on_disk[:] / (255 if name == "mnist" else 1)
     splits = {"train": train, "validation": validation, "test": test}
+    parts: dict[str, Tensor]
     if binarize == "none":
-        parts = {split: values[rows] for split, rows in splits.items()}
+        parts = {split: values[rows] for split, rows in splits.items() if not (stream and split == "train")}
     else:
-        low, high = float(values.min()), float(values.max())
+        ends = [torch.aminmax(part) for part in values.split(_CHUNK)]
+        low, high = min(float(one.min) for one in ends), max(float(one.max) for one in ends)
         if low < 0 or high > 1:
             raise ValueError(
                 f"--binarize {binarize} needs grey values in [0, 1], and {name} runs from {low:g} "
                 f"to {high:g}: rescale the data, or use --binarize none"
             )
-        bits = _evaluation_bits(values)
-        parts = {split: bits[rows].float() for split, rows in splits.items()}
-        if binarize == "dynamic":
+        bits = {split: rows for split, rows in splits.items() if split != "train" or binarize == "static"}
+        parts = _evaluation_bits(values, bits)
+        if binarize == "dynamic" and not stream:
             parts["train"] = values[train]
     return Data(
         name=name,
-        **parts,
+        train=Streamed(source, train) if stream else parts["train"],
+        validation=parts["validation"],
+        test=parts["test"],
         shape=shape,
         binarize=binarize,
         train_index=train,
@@ -243,17 +265,26 @@ def _covariates(given: str, labels: Tensor | None, num_data: int, name: str) -> 
     return torch.nn.functional.one_hot(classes).float()
 
 
-def _evaluation_bits(grey: Tensor) -> Tensor:
-    """Bits of all data in source order, with shape (N, D), bool: the same in every run."""
+def _evaluation_bits(grey: Tensor | Streamed, splits: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Bits of some splits, each with shape (N_split, D), float32, drawn in source order: the same in every run."""
     generator = torch.Generator().manual_seed(EVALUATION_SEED)
-    draws = (torch.rand(g.shape, generator=generator) < g for g in grey.split(_CHUNK))
-    return torch.cat(list(draws))
+    bits = {split: torch.empty(len(rows), grey.shape[1]) for split, rows in splits.items()}
+    start = 0
+    for part in grey.split(_CHUNK):
+        drawn = (torch.rand(part.shape, generator=generator) < part).float()
+        for split, rows in splits.items():
+            here = (rows >= start) & (rows < start + len(part))
+            bits[split][here] = drawn[rows[here] - start]
+        start += len(part)
+    return bits
 
 
 def _sha256(source: np.ndarray, more: str = "") -> str:
     """Digest of dtype, shape and values, and more; in little-endian order, so that machines agree."""
-    source = np.ascontiguousarray(source, dtype=source.dtype.newbyteorder("<"))
-    digest = hashlib.sha256(f"{source.dtype.str} {source.shape}".encode())
-    digest.update(source.reshape(-1).view(np.uint8).data)
+    dtype = source.dtype.newbyteorder("<")
+    digest = hashlib.sha256(f"{dtype.str} {source.shape}".encode())
+    for start in range(0, len(source), _CHUNK):
+        part = np.ascontiguousarray(source[start : start + _CHUNK], dtype=dtype)
+        digest.update(part.reshape(-1).view(np.uint8).data)
     digest.update(more.encode())
     return digest.hexdigest()

@@ -22,6 +22,7 @@ MNIST_FILES = (
     "t10k-images-idx3-ubyte",
     "t10k-labels-idx1-ubyte",
 )
+_CHUNK = 4096  # data that are checked at once
 _TIMEOUT = 20.0  # seconds without an answer until a download is given up
 
 
@@ -113,12 +114,13 @@ def _socket_timeout() -> Iterator[None]:
         socket.setdefaulttimeout(before)
 
 
-def read_array(name: str, flag: str = "--data") -> np.ndarray:
+def read_array(name: str, flag: str = "--data", *, stream: bool = False) -> np.ndarray:
     """The reader's own array, checked: finite numbers that float32 holds, with shape (N, ...).
 
     Args:
         name: PATH.npy, PATH.npz:KEY, or PATH.npz where the file holds one array.
         flag: "--data", or "--covariates", which may have shape (N,) too.
+        stream: Map PATH.npy into memory instead of reading it.
 
     Raises:
         FileNotFoundError: There is no such file.
@@ -131,7 +133,7 @@ def read_array(name: str, flag: str = "--data") -> np.ndarray:
         raise ValueError(unknown(flag, name, names) + ", or a file: PATH.npy or PATH.npz:KEY")
     if not os.path.isfile(path):
         raise FileNotFoundError(f"{path}: there is no such file; check the path given to {flag}")
-    array = _load(path, key)
+    array = _load(path, key, stream)
     if array.dtype.kind not in "buif":
         raise ValueError(
             f"{name} has dtype {array.dtype}: expected booleans, integers or real numbers; convert it before saving"
@@ -141,26 +143,32 @@ def read_array(name: str, flag: str = "--data") -> np.ndarray:
             f"{name} has shape {array.shape}: expected (N, ...) with at least ten data in rows and "
             "one value in each; reshape it, or bring more data"
         )
-    if array.dtype.kind in "iu":
-        largest = max(abs(int(array.min())), abs(int(array.max())))
-        if largest >= 2**24:
-            raise ValueError(
-                f"{name} has the integer {largest} in absolute value: float32 is exact below "
-                f"{2**24} only; rescale it, or save it as floating point"
-            )
-    with np.errstate(over="ignore"):  # an overflow is found below, as infinity
-        bad = ~np.isfinite(array.astype(np.float32)).reshape(len(array), -1)
-    if bad.any():
-        row, column = divmod(int(bad.argmax()), bad.shape[1])
+    bad_values, first = 0, (0, 0)
+    for start in range(0, len(array), _CHUNK):
+        part = array[start : start + _CHUNK]
+        if array.dtype.kind in "iu":
+            largest = max(abs(int(part.min())), abs(int(part.max())))
+            if largest >= 2**24:
+                raise ValueError(
+                    f"{name} has the integer {largest} in absolute value: float32 is exact below "
+                    f"{2**24} only; rescale it, or save it as floating point"
+                )
+        with np.errstate(over="ignore"):  # an overflow is found here, as infinity
+            bad = ~np.isfinite(part.astype(np.float32)).reshape(len(part), -1)
+        if bad.any() and not bad_values:
+            row, column = divmod(int(bad.argmax()), bad.shape[1])
+            first = start + row, column
+        bad_values += int(bad.sum())
+    if bad_values:
         raise ValueError(
-            f"{name} has {int(bad.sum())} values that are NaN, infinite or too large for float32, "
-            f"the first in row {row}, column {column} (counted from 0, each datum flattened): "
+            f"{name} has {bad_values} values that are NaN, infinite or too large for float32, "
+            f"the first in row {first[0]}, column {first[1]} (counted from 0, each datum flattened): "
             "remove or replace them"
         )
     return array
 
 
-def _load(path: Path, key: str) -> np.ndarray:
+def _load(path: Path, key: str, stream: bool) -> np.ndarray:
     """One array of a file, whatever its shape and dtype."""
     is_npz = path.suffix == ".npz"
     try:
@@ -168,7 +176,7 @@ def _load(path: Path, key: str) -> np.ndarray:
             complete = zipfile.is_zipfile(file) if is_npz else file.read(6) == b"\x93NUMPY"
         if not complete:
             raise ValueError(f"it does not {'end' if is_npz else 'begin'} as such a file does")
-        content: Any = np.load(path, allow_pickle=False)
+        content: Any = np.load(path, allow_pickle=False, mmap_mode="r" if stream else None)
         if not is_npz:
             return content
         with content:

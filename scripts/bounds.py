@@ -1,0 +1,152 @@
+"""Compare what is optimised: the VAE's bound, the importance-weighted one and DReG, with several draws and seeds.
+
+python scripts/bounds.py --out bounds
+python scripts/bounds.py --out bounds --draws [1,10] -- --data mnist --data_dir data --batch_size 20 --epochs 5
+
+Each is trained by scripts/train.py with every seed into a run folder of its own; what stands behind -- goes to train.py
+as it is. A second call goes on where the first was stopped. L_K is the published protocol, the guide's draws; log p(x)
+is by the default proposal, with fewer draws. Errors are over data and seeds, those of differences paired. VAE means the
+ELBO averaged over k draws; with one draw the importance-weighted bound is the same, and is not trained again.
+"""
+
+import json
+import sys
+from itertools import pairwise
+from pathlib import Path
+
+import torch
+from jsonargparse.typing import PositiveInt
+from torch import Tensor
+from tqdm import tqdm
+
+from pyrovae.activity import ACTIVE_FROM, unit_activity
+from pyrovae.evaluation import aligned, evaluate
+from pyrovae.files import write_json
+from pyrovae.run import Run
+from pyrovae.stats import crossed_mean_and_std_error
+from pyrovae.sweep import split_flags, train_all
+from pyrovae.terminal import Seed, make_parser, parse_flags, run_script
+
+OBJECTIVES = {
+    "VAE": "--elbo MultiplyImportanceWeightedELBO --elbo.num_particles 1 --elbo.num_groups {k}",
+    "IWAE": "--elbo ImportanceWeightedELBO --elbo.num_particles {k}",
+    "DReG": "--elbo ImportanceWeightedELBO --elbo.num_particles {k} --elbo.gradient dreg",
+}
+Cell = tuple[str, int]
+
+
+def main() -> int:
+    """Train what is not trained yet, evaluate, and print the tables."""
+    parser = make_parser(prog="bounds.py", description=__doc__)
+    add = parser.add_argument
+    add("--out", type=str, required=True, help="folder of the runs and of bounds.json")
+    add("--draws", type=list[PositiveInt], default=[1, 5, 50], help="draws per datum in training, k")
+    add("--seeds", type=list[Seed], default=[0, 1, 2], help="training seeds")
+    add("--jobs", type=PositiveInt, default=1, help="trainings side by side")
+    add("--num_data", type=PositiveInt, default=1000, help="test data in the table, at most")
+    add("--guide_particles", type=PositiveInt, default=5000, help="draws of the guide per test datum, K of L_K")
+    add("--num_particles", type=PositiveInt, default=500, help="draws of the default proposal per test datum")
+    own, training = split_flags(sys.argv[1:])
+    flags = parse_flags(parser, own)
+    for name in ("draws", "seeds"):
+        if len(set(flags[name])) < len(flags[name]):
+            raise ValueError(f"--{name}: name each once")
+    out = Path(flags.out)
+    out.mkdir(parents=True, exist_ok=True)
+    cells: list[Cell] = [(name, k) for name in OBJECTIVES for k in sorted(flags.draws) if (name, k) != ("IWAE", 1)]
+    folders = {(cell, seed): out / f"{cell[0]}-{cell[1]}-{seed}" for seed in flags.seeds for cell in cells}
+    few = ["--num_particles", "25", "--proposal", "guide"]  # the table has draws of its own
+    runs = {
+        folder: [*OBJECTIVES[name].format(k=k).split(), *training, "--seed", str(seed), *few]
+        for ((name, k), seed), folder in folders.items()
+    }
+    train_all(Path(__file__).with_name("train.py"), runs, jobs=flags.jobs)
+
+    found: dict[Cell, dict[str, Tensor]] = {}
+    with tqdm(total=len(folders), unit="run", desc="log p(x)") as bar:
+        for cell in cells:
+            by_seed = []
+            for seed in flags.seeds:
+                by_seed.append(measured(folders[cell, seed], flags))
+                bar.update()
+            found[cell] = {key: torch.stack([one[key] for one in by_seed]) for key in by_seed[0]}
+    if ("VAE", 1) in found:
+        found["IWAE", 1] = found["VAE", 1]
+    rows = {f"{name}, k = {k}": summary(values) for (name, k), values in found.items() if (name, k) in cells}
+    differences = compared(found)
+    write_json(out / "bounds.json", {"training": training, "flags": vars(flags), "rows": rows, "gains": differences})
+
+    size = next(iter(found.values()))["bound"].shape[1]
+    print(f"\n{size:,} test data, {len(flags.seeds)} seeds; nats per datum; sd: over the seeds\n")
+    head = ["", f"L_{flags.guide_particles}", "s.e.", "sd", "log p(x)", "ELBO", "active units"]
+    columns = ("bound", "bound_std_error", "bound_sd", "log_marginal", "elbo")
+    print(aligned([head, *([k, *(f"{r[c]:.2f}" for c in columns), f"{r['active']:.1f}"] for k, r in rows.items())]))
+    print(f"\ngain in L_{flags.guide_particles}, paired\n")
+    numbers = ("gain", "std_error", "sd")
+    print(
+        aligned(
+            [["", "gain", "s.e.", "sd"], *([k, *(f"{r[c]:+.3f}" for c in numbers)] for k, r in differences.items())]
+        )
+    )
+    print(f"wrote {out / 'bounds.json'}")
+    return 0
+
+
+def measured(path: Path, flags: object) -> dict[str, Tensor]:
+    """ELBO, L_K and log p(x) of the first test data, each with shape (N,), and activities; kept beside the run."""
+    settings = {key: getattr(flags, key) for key in ("num_data", "guide_particles", "num_particles")}
+    kept = path.with_name(f"{path.name}-{'-'.join(map(str, settings.values()))}.json")
+    if not kept.exists():
+        run = Run(path)
+        config = run.config()
+        model, data = run.vae(config), run.data(config)
+        x = data.test[: settings["num_data"]]
+        conditions = {key: value[: len(x)] for key, value in data.conditions("test").items()}
+        draws = {key: settings[key] for key in ("guide_particles", "num_particles")}
+        made = evaluate(model.model, model.guide, x, **draws, **conditions)
+        activity = unit_activity(model.guide, x, **conditions)
+        values = {
+            "elbo": made.elbo,
+            "bound": made.guide.log_marginal.value,
+            "log_marginal": made.marginal.log_marginal.value,
+            "activity": torch.cat([value.flatten() for value in activity.values()]),
+        }
+        write_json(kept, {key: value.tolist() for key, value in values.items()})
+    return {key: torch.tensor(value, dtype=torch.float64) for key, value in json.loads(kept.read_text()).items()}
+
+
+def summary(values: dict[str, Tensor]) -> dict[str, float]:
+    """Means over seeds and data of values with shape (S, N), and the errors of L_K."""
+    bound, error = crossed_mean_and_std_error(values["bound"])
+    return {
+        "bound": bound,
+        "bound_std_error": error,
+        "bound_sd": over_seeds(values["bound"]),
+        "log_marginal": values["log_marginal"].mean().item(),
+        "elbo": values["elbo"].mean().item(),
+        "active": (values["activity"] > ACTIVE_FROM).double().sum(1).mean().item(),
+    }
+
+
+def compared(found: dict[Cell, dict[str, Tensor]]) -> dict[str, dict[str, float]]:
+    """Paired gains: of each objective with more draws, and of one objective over another with the same."""
+    counts = sorted({k for _, k in found})
+    pairs = [((name, low), (name, high)) for name in OBJECTIVES for low, high in pairwise(counts)]
+    pairs += [((low, k), (high, k)) for low, high in (("VAE", "IWAE"), ("IWAE", "DReG")) for k in counts if k > 1]
+    gains = {}
+    for low, high in pairs:
+        if low in found and high in found:
+            difference = found[high]["bound"] - found[low]["bound"]
+            gain, error = crossed_mean_and_std_error(difference)
+            name = f"{high[0]}, k = {high[1]}, over {low[0]}, k = {low[1]}"
+            gains[name] = {"gain": gain, "std_error": error, "sd": over_seeds(difference)}
+    return gains
+
+
+def over_seeds(values: Tensor) -> float:
+    """Standard deviation over seeds of the mean over data; 0 for one seed."""
+    return values.mean(1).std().item() if len(values) > 1 else 0.0
+
+
+if __name__ == "__main__":
+    run_script(main)

@@ -6,7 +6,7 @@ each docstring says.
 
 from abc import abstractmethod
 from collections.abc import Sequence
-from itertools import count
+from itertools import count, pairwise
 from typing import Any, ClassVar, Literal, NamedTuple
 
 import pyro
@@ -19,7 +19,6 @@ from torch.nn.functional import softplus
 
 from pyrovae.densities import Program, matched_latents, sample_sites, trace_log_density, trace_with_particles
 from pyrovae.losses import TensorELBO
-from pyrovae.nn import MLP
 
 
 class OneLatent(NamedTuple):
@@ -176,8 +175,8 @@ class FactorVAEELBO(AggregateELBO, nn.Module):
         hidden: Sizes of the hidden layers of D; Kim and Mnih have six of 1,000.
 
     Raises:
-        ValueError: If latent_dim is below 2; when it is used, if the latent has another length, or the batch has one
-            datum.
+        ValueError: If latent_dim is below 2 or a size below 1; when it is used, if the latent has another length, or
+            the batch has one datum.
     """
 
     _numbers: ClassVar = count()
@@ -187,8 +186,12 @@ class FactorVAEELBO(AggregateELBO, nn.Module):
         AggregateELBO.__init__(self)
         if latent_dim < 2:
             raise ValueError(f"latent_dim must be at least 2 for a total correlation, got {latent_dim}")
+        if any(size < 1 for size in hidden):
+            raise ValueError(f"hidden must be at least 1, got {list(hidden)}")
         self.latent_dim, self.gamma = latent_dim, gamma
-        self.discriminator = MLP(latent_dim, 1, hidden=hidden, activation="leaky_relu")
+        sizes = [latent_dim, *hidden]
+        layers = [layer for pair in pairwise(sizes) for layer in (nn.Linear(*pair), nn.LeakyReLU(0.2))]
+        self.discriminator = nn.Sequential(*layers, nn.Linear(sizes[-1], 1))
         self._name = f"discriminator.{next(self._numbers)}"  # Pyro's store holds one module of a name
 
     def divergence(self, one: OneLatent) -> Tensor:

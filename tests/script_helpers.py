@@ -1,9 +1,16 @@
 """The scripts as the tests run them: in a process of their own, or in this one."""
 
+import atexit
+import json
+import os
 import runpy
+import shutil
 import signal
 import subprocess
 import sys
+import tempfile
+from functools import cache
+from itertools import count
 from pathlib import Path
 
 import pytest
@@ -12,19 +19,75 @@ SCRIPTS = Path(__file__).parent.parent / "scripts"
 TINY = ["--network.hidden", "[6]", "--latent_dim", "2", "--batch_size", "16", "--num_particles", "25"]
 
 
-def run(script, *arguments, cwd, check=True, **options):
+class Script:
+    """A script that runs in a process of its own, with the methods of subprocess.Popen that the tests ask for."""
+
+    _server = None
+    _numbers = count()
+
+    def __init__(self, script, arguments, *, cwd, strict=True):
+        self.files = {name: Path(self._folder(), f"{next(self._numbers)}.{name}") for name in ("out", "err")}
+        argv = [str(SCRIPTS / f"{script}.py"), *map(str, arguments)]
+        files = {name: str(path) for name, path in self.files.items()}
+        self.pid = self._ask({"argv": argv, "cwd": str(cwd), "strict": strict, **files})
+        self.returncode = None
+
+    @staticmethod
+    @cache
+    def _folder():
+        folder = tempfile.mkdtemp()
+        atexit.register(shutil.rmtree, folder, ignore_errors=True)
+        return folder
+
+    @classmethod
+    def _ask(cls, request):
+        if cls._server is None:
+            command = [sys.executable, str(Path(__file__).with_name("script_server.py"))]
+            environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+            cls._server = subprocess.Popen(
+                command, env=environment, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+            )
+            atexit.register(cls._server.kill)
+        print(json.dumps(request), file=cls._server.stdin, flush=True)
+        return json.loads(cls._server.stdout.readline())
+
+    def poll(self, seconds=0):
+        if self.returncode is None:
+            self.returncode = self._ask({"wait": self.pid, "seconds": seconds})
+        return self.returncode
+
+    def wait(self, seconds=300):
+        if self.poll(seconds) is None:
+            self.kill()
+            raise TimeoutError(f"still running after {seconds} s:\n{self.stderr}")
+        return self.returncode
+
+    def send_signal(self, number):
+        os.kill(self.pid, number)
+
+    def kill(self):
+        self.send_signal(signal.SIGKILL)
+
+    @property
+    def stdout(self):
+        return self.files["out"].read_text()
+
+    @property
+    def stderr(self):
+        return self.files["err"].read_text()
+
+
+def run(script, *arguments, cwd, check=True):
     """Run a script in a process of its own, warnings as errors."""
-    command = [sys.executable, "-W", "error", str(SCRIPTS / f"{script}.py"), *map(str, arguments)]
-    result = subprocess.run(command, cwd=cwd, capture_output=True, text=True, timeout=300, **options)
+    result = Script(script, arguments, cwd=cwd)
+    result.wait()
     assert "Traceback" not in result.stderr, result.stderr
-    if check:
-        assert result.returncode == 0, result.stderr
+    assert not check or result.returncode == 0, result.stderr
     return result
 
 
 def start(*arguments, cwd):
-    command = [sys.executable, str(SCRIPTS / "train.py"), *map(str, arguments)]
-    return subprocess.Popen(command, cwd=cwd, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    return Script("train", arguments, cwd=cwd, strict=False)
 
 
 def lines(path):

@@ -3,19 +3,16 @@
 import json
 import math
 import runpy
-import subprocess
-import sys
 import warnings
-from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from script_helpers import SCRIPTS, run
 
 from pyrovae.comparison import Evaluated, compare, marginal_to_arviz, plot_comparison
 from pyrovae.stats import crossed_mean_and_std_error
 
-SCRIPTS = Path(__file__).parent.parent / "scripts"
 ABOUT = {"data (SHA-256)": "abc", "binarisation": "none", "split": "test", "base measure": "counting"}
 
 
@@ -103,11 +100,7 @@ def runs(tmp_path_factory):
 
 
 def script(cwd, name, *arguments, check=True):
-    command = [sys.executable, "-W", "error", str(SCRIPTS / f"{name}.py"), *arguments]
-    result = subprocess.run(command, cwd=cwd, capture_output=True, text=True, timeout=300, check=False)
-    assert "Traceback" not in result.stderr, result.stderr
-    assert not check or result.returncode == 0, result.stderr
-    return result
+    return run(name, *arguments, cwd=cwd, check=check)
 
 
 def test_the_script_compares_and_draws(runs):
@@ -152,6 +145,7 @@ def test_swapping_trains_tabulates_and_goes_on(runs):
     assert "--epochz: no such flag" in failed.stderr
 
 
+@pytest.mark.slow
 def test_betas_are_a_dial(runs):
     training = ["--data", "bits.npy", "--network.hidden", "[8]", "--latent_dim", "2", "--epochs", "40"]
     flags = ["--out", "dial", "--betas", "[4,0.1]", "--num_particles", "25", "--", *training, "--lr", "0.01"]
@@ -198,7 +192,22 @@ def test_gains_are_paired_over_data_and_seeds():
     assert row["bound_sd"] == pytest.approx(0.6 / 2**0.5)
 
 
-@pytest.mark.slow  # four trainings
+def test_gradients_are_measured_and_drawn(tmp_path):
+    flags = ["--out", "g.png", "--particles", "[8]", "--num_copies", "4000"]
+    table = script(tmp_path, "gradients", *flags).stdout
+    found = {name: row["8"] for name, row in json.loads((tmp_path / "g.json").read_text())["estimators"].items()}
+    for name in ("pathwise", "VIMCO"):
+        error = math.hypot(found[name]["std_error"], found["DReG"]["std_error"])
+        assert abs(found[name]["mean"] - found["DReG"]["mean"]) < 5 * error
+    assert abs(found["STL"]["mean"] - found["DReG"]["mean"]) > 20 * found["STL"]["std_error"]  # it is biased
+    assert found["DReG"]["snr"] > 10 * found["pathwise"]["snr"]
+    assert f"{found['DReG']['snr']:.4f}" in table
+    assert (tmp_path / "g.png").read_bytes().startswith(b"\x89PNG")
+    wrong = script(tmp_path, "gradients", "--out", "g.pdf", check=False)
+    assert "give a name that ends in .png" in wrong.stderr
+
+
+@pytest.mark.slow  # five trainings
 def test_bounds_side_by_side(runs):
     training = ["--data", "bits.npy", "--network.hidden", "[8]", "--latent_dim", "2", "--epochs", "3"]
     flags = [

@@ -150,11 +150,13 @@ def test_the_discriminator_finds_the_total_correlation():
     elbo = FactorVAEELBO(2, hidden=[32, 32])
     factor = torch.linalg.cholesky(torch.tensor([[1.0, 0.8], [0.8, 1.0]]))
     optimizer = torch.optim.Adam(elbo.parameters(), lr=1e-2)
+    schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, 400)
     for _ in range(400):
         loss = elbo.discriminator_loss(torch.randn(1000, 2) @ factor.T)
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()
+        schedule.step()
     z = torch.randn(20_000, 2) @ factor.T
     found = elbo.log_ratio(z)
     assert found.mean().item() == pytest.approx(-0.5 * math.log(1 - 0.64), abs=0.04)

@@ -14,7 +14,9 @@ MODEL_TOWER = {"nn": set(), "bijections": set(), "chains": set(), "flows": set()
 MODEL_TOWER |= {kind: {"nn", "bijections", "chains", "flows"} for kind in ("priors", "encoders")}
 MODEL_TOWER["vae"] = set(MODEL_TOWER)
 MODEL_TOWER["programs"] = set(MODEL_TOWER)
-COMPUTE_TOWER = {"pareto": set(), "stats": {"pareto"}, "handlers": set(), "densities": {"stats", "handlers"}}
+COMPUTE_TOWER = {"pareto": set(), "stats": {"pareto"}, "handlers": set(), "streamed": set()}
+COMPUTE_TOWER["densities"] = {"stats", "handlers", "streamed"}
+COMPUTE_TOWER["activity"] = {"densities"}
 # Torch alone, and no part of a model: the ground under both towers.
 COMPUTE_TOWER["workers"] = set()
 COMPUTE_TOWER["precision"] = set()

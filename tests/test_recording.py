@@ -38,6 +38,20 @@ CELLS = [(p, "normal", "bernoulli") for p in PRIORS if p != "categorical"]
 CELLS += [(p, q, "poisson") for p, q in zip(("standard", "mixture", "logistic normal") * 3, ENCODERS, strict=False)]
 CELLS += [("standard", "normal", name) for name in LIKELIHOODS]
 COMPILED_CELLS = [("standard", "normal", "bernoulli"), ("mixture", "full covariance", "negative binomial")]
+MORE_COMPILED_CELLS = [
+    ("student-t", "student-t", "student"),
+    ("laplace", "mixture", "negative binomial, network"),
+    ("vamp", "flow, maf", "poisson"),
+    ("vamp, weights", "normal", "beta, network"),
+    ("flow, maf", "low rank", "normal, network"),
+    ("flow, nsf", "flow, nsf", "bernoulli"),
+    ("autoregressive", "normal", "laplace, network"),
+    ("two layers", "two layers, up", "binomial"),
+    ("standard", "two layers, down", "zero-inflated poisson"),
+    ("conditional", "full covariance", "categorical"),
+    ("logistic normal", "normal", "logistic mixture"),
+    ("dirichlet", "normal", "multinomial"),
+]
 
 
 def steps_of(cell, elbo, execution, steps=3):
@@ -89,7 +103,11 @@ def test_every_part_is_recorded_to_the_value_and_gradients_of_pyros_objective(ce
 
 
 @pytest.mark.compiles
-@pytest.mark.parametrize("cell", COMPILED_CELLS, ids=" ".join)
+@pytest.mark.parametrize(
+    "cell",
+    [*COMPILED_CELLS, *(pytest.param(cell, marks=pytest.mark.slow) for cell in MORE_COMPILED_CELLS)],
+    ids=" ".join,
+)
 def test_inductor_keeps_the_numbers(cell):
     eager, draw = steps_of(cell, TraceMeanField_ELBO(), "eager")
     compiled, same_draw = steps_of(cell, TraceMeanField_ELBO(), "compiled")

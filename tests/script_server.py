@@ -1,0 +1,84 @@
+"""Runs scripts in forks of a process that has imported what they take, for that takes most of a short run's time.
+
+One request per line on stdin, JSON: {"argv": [...], "cwd": ..., "out": ..., "err": ..., "strict": ...} starts a script
+and answers with its pid; {"wait": pid, "seconds": ...} answers with its exit code, or null if it still runs.
+"""
+
+import importlib
+import json
+import os
+import runpy
+import signal
+import sys
+import time
+import traceback
+import warnings
+from pathlib import Path
+
+SLOW_IMPORTS = [
+    "arviz",
+    "matplotlib.backends.backend_agg",
+    "scipy.stats",
+    "sklearn.datasets",
+    "torch._dynamo",
+    "torchvision.datasets",
+    "pyrovae.comparison",
+    "pyrovae.report",
+    "pyrovae.sweep",
+]
+
+
+def run_script(request):
+    """Become the script: what follows a fork."""
+    os.chdir(request["cwd"])
+    files = [os.open(os.devnull, os.O_RDONLY)]
+    files += [os.open(request[name], os.O_WRONLY | os.O_CREAT | os.O_TRUNC) for name in ("out", "err")]
+    for number, file in enumerate(files):
+        os.dup2(file, number)
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+    if request["strict"]:
+        warnings.simplefilter("error")
+    sys.argv = request["argv"]
+    sys.path[0] = str(Path(sys.argv[0]).parent)
+    code = 1
+    try:
+        runpy.run_path(sys.argv[0], run_name="__main__")
+        code = 0
+    except SystemExit as stop:
+        code = stop.code if isinstance(stop.code, int) else int(stop.code is not None)
+    except BaseException:
+        traceback.print_exc()
+    finally:
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(code)
+
+
+def wait(pid, seconds):
+    """The exit code as subprocess has it, None after so many seconds."""
+    end = time.monotonic() + seconds
+    while True:
+        done, status = os.waitpid(pid, os.WNOHANG)
+        if done:
+            return os.waitstatus_to_exitcode(status)
+        if time.monotonic() >= end:
+            return None
+        time.sleep(0.005)
+
+
+def main():
+    for name in SLOW_IMPORTS:
+        importlib.import_module(name)
+    for line in sys.stdin:
+        request = json.loads(line)
+        if "wait" in request:
+            answer = wait(request["wait"], request["seconds"])
+        else:
+            answer = os.fork()
+            if answer == 0:
+                run_script(request)
+        print(json.dumps(answer), flush=True)
+
+
+if __name__ == "__main__":
+    main()

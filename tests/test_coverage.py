@@ -14,14 +14,15 @@ _SPEC.loader.exec_module(study)
 
 PAIRS = 500
 PROBLEMS = {
-    "linear": lambda: study.linear(16, 6, 0.7, 100),
+    "linear": lambda: study.linear(16, 6, 0.7, 100),  # 50 s
+    "plane": lambda: study.linear(16, 2, 0.7, 100),
     "bernoulli": lambda: study.curved("bernoulli", "mixture", 1, 100),
     "poisson": lambda: study.curved("poisson", "heavy", 2, 100),
     "student-t": lambda: study.curved("student-t", "normal", 1, 100),
 }
 
 
-@pytest.mark.parametrize("name", PROBLEMS)
+@pytest.mark.parametrize("name", [pytest.param("linear", marks=pytest.mark.slow), *list(PROBLEMS)[1:]])
 def test_every_guides_interval_covers(name):
     # 500 pairs know a coverage of 0.95 to 0.0097: a right cell leaves the band of 4.2 of those in 3 of 100,000, once,
     # since the seed is fixed; one at 0.87, as the guide alone often has, stays in 3 of 1,000. The five cells of a

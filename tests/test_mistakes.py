@@ -58,10 +58,10 @@ def blind(logit=0.3):
     return VAE(StandardNormalPrior(1), likelihood, NormalEncoder(Constant(0.0, 0.0)))
 
 
-@pytest.mark.parametrize("num_particles", [1, 3, 17, 500])
+@pytest.mark.parametrize("num_particles", [1, 3, 60])
 def test_k_is_what_was_drawn(num_particles):
-    vae, x = blind(), torch.tensor([[0.0, 1.0]] * 40 + [[1.0, 1.0]])
-    exact = vae.model.likelihood(torch.zeros(41, 1)).log_prob(x).double()
+    vae, x = blind(), torch.tensor([[0.0, 1.0]] * 10 + [[1.0, 1.0]])
+    exact = vae.model.likelihood(torch.zeros(11, 1)).log_prob(x).double()
     for proposal in (GuideProposal(), None):
         made = log_marginal(vae.model, vae.guide, x, num_particles=num_particles, proposal=proposal, chunk_size=7)
         tolerance = 1e-6 if proposal else 6 / num_particles**0.5

@@ -46,8 +46,9 @@ from pyrovae.parts import known_parts
 @pytest.mark.parametrize(("name", "dim"), [(n, d) for n in REAL_PRIORS for d in (1, 2) if d >= smallest(n)])
 def test_densities_integrate_to_one(name, dim):
     p = call(perturbed(PRIORS[name](dim)), (1,), torch.float64)
-    points, weights = plane(dim, 20_000 if dim == 1 else 800)
-    total = log_integral(p.log_prob(points), weights).exp()
+    points, weights = plane(dim, 20_000 if dim == 1 else 600 if "nsf" in name else 800)
+    with torch.no_grad():
+        total = log_integral(p.log_prob(points), weights).exp()
     # Splines have a jump in their second derivative at every knot, a Laplace one in its first.
     assert total.item() == pytest.approx(1, abs=1e-4 if dim == 2 else 1e-5)
 
@@ -73,12 +74,12 @@ def test_draws_match_densities(name):
     if name == "categorical":
         points, weights = torch.eye(3, dtype=torch.float64), torch.ones(3, dtype=torch.float64)
     with torch.no_grad():
-        draws = p.expand([20_000]).sample()
-    scores = moment_scores(draws, points, p.log_prob(points), weights)
+        draws, log_p = p.expand([20_000]).sample(), p.log_prob(points)
+    scores = moment_scores(draws, points, log_p, weights)
     assert scores.abs().max() < SCORE
     # The test has power: draws a tenth too wide, or too near the middle of the simplex, fail by a wide margin.
     wrong = 1.1 * draws if name in REAL_PRIORS else 0.9 * draws + 0.1 / 3
-    assert moment_scores(wrong, points, p.log_prob(points), weights).abs().max() > 6
+    assert moment_scores(wrong, points, log_p, weights).abs().max() > 6
 
 
 @pytest.mark.parametrize("name", PRIORS)

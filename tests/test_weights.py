@@ -54,7 +54,7 @@ def broken():
         lambda *pair: log_marginal(*pair, num_particles=20, chunk_size=640, proposal=GuideProposal()),
         lambda *pair: log_marginal(*pair, num_particles=900, chunk_size=640, until=1.0, proposal=PriorProposal()),
         lambda *pair: evidence_lower_bound(*pair, num_particles=20, chunk_size=640),
-        lambda model, _, x: ais(model, x, num_particles=2, betas=linear_schedule(3), chunk_size=128),
+        lambda model, _, x: ais(model, x, num_particles=2, betas=linear_schedule(3), num_leapfrog=1, num_tuning=1),
         lambda *pair: evaluate(*pair, num_particles=20, chunk_size=640),
         lambda *pair: bracket(
             *pair[:2], {"z": torch.zeros(SIZE, 2)}, pair[2], num_particles=20, proposal=GuideProposal(), chunk_size=640

@@ -208,8 +208,7 @@ def load_data(
         tenth = len(order) // 10
         train, validation, test = order.split([len(order) - 2 * tenth, tenth, tenth])
 
-    on_disk = Streamed(source)
-    values = on_disk if stream else on_disk[:] / (255 if name == "mnist" else 1)
+    values: Tensor | Streamed = Streamed(source) if stream else _floats(source, 255 if name == "mnist" else 1)
     splits = {"train": train, "validation": validation, "test": test}
     parts: dict[str, Tensor]
     if binarize == "none":
@@ -240,6 +239,11 @@ def load_data(
         labels=None if labels is None else {split: labels[rows] for split, rows in splits.items()},
         covariates=None if conditions is None else {split: conditions[rows] for split, rows in splits.items()},
     )
+
+
+def _floats(source: np.ndarray, unit: int) -> Tensor:
+    values = torch.from_numpy(source.astype(np.float32).reshape(len(source), -1))
+    return values.div_(unit) if unit != 1 else values
 
 
 def _covariates(given: str, labels: Tensor | None, num_data: int, name: str) -> Tensor:

@@ -215,6 +215,7 @@ def test_the_discriminator_trains_with_the_programs(x):
     given = {"batch_size": 10, "validation": x}
     fit(vae.model, vae.guide, x, elbo=elbo, epochs=3, commit=lambda state: states.append(deepcopy(state)), **given)
     end = {name: value.clone() for name, value in elbo.state_dict().items()}
+    assert all(bool((value != before[name]).any()) for name, value in end.items())
     vae, elbo = corner()
     fit(vae.model, vae.guide, x, elbo=elbo, epochs=3, resume=states[1], **given)
     assert all(torch.equal(value, end[name]) for name, value in elbo.state_dict().items())

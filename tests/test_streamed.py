@@ -118,6 +118,24 @@ def test_the_splits_are_those_in_memory(tmp_path, monkeypatch, binarize):
         torch.testing.assert_close(ours, theirs)
 
 
+def test_every_chunk_of_a_file_counts(tmp_path, monkeypatch):
+    grey = np.random.default_rng(0).random((40, 3)).astype(np.float32)
+    np.save(tmp_path / "x.npy", grey)
+    whole = load_data(tmp_path / "x.npy").sha256
+    monkeypatch.setattr("pyrovae.data.load._CHUNK", 7)
+    monkeypatch.setattr("pyrovae.data.sources._CHUNK", 7)
+    assert load_data(tmp_path / "x.npy", stream=True).sha256 == whole
+    for row in (0, 20, 39):
+        other = grey.copy()
+        other[row, 1] = 0.5
+        np.save(tmp_path / "x.npy", other)
+        assert load_data(tmp_path / "x.npy", stream=True).sha256 != whole
+        other[row:, 1] = np.nan
+        np.save(tmp_path / "x.npy", other)
+        with pytest.raises(ValueError, match=rf"has {40 - row} values that are NaN.* first in row {row}, column 1"):
+            load_data(tmp_path / "x.npy", stream=True)
+
+
 def test_a_run_on_disk_is_the_run_in_memory(file, tmp_path, capsys, monkeypatch):
     monkeypatch.chdir(tmp_path)
     for name, stream in (("memory", "false"), ("disk", "true")):

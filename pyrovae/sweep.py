@@ -2,13 +2,17 @@
 
 import subprocess
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
+import torch
+from torch import Tensor
 from tqdm import tqdm
 
+from pyrovae.files import read_json, write_json
 from pyrovae.run import MANIFEST, Run
+from pyrovae.vae import ProgramPair
 
 
 def split_flags(argv: Sequence[str]) -> tuple[list[str], list[str]]:
@@ -44,3 +48,18 @@ def train_all(script: Path, runs: Mapping[Path, Sequence[str]], *, jobs: int = 1
             if problem:
                 raise ValueError(problem)
             bar.update()
+
+
+def on_test_data(path: Path, num_data: int) -> tuple[ProgramPair, Tensor, dict[str, Tensor]]:
+    """The trained model of a run, and the first of its test data: x with shape (N, D), and covariates."""
+    run = Run(path)
+    config = run.config()
+    data = run.data(config)
+    return run.vae(config), data.test[:num_data], {k: v[:num_data] for k, v in data.conditions("test").items()}
+
+
+def kept(path: Path, make: Callable[[], Mapping[str, Tensor]]) -> dict[str, Tensor]:
+    """What make gives, by name, in double precision; made once and kept in a JSON file."""
+    if not path.exists():
+        write_json(path, {key: value.tolist() for key, value in make().items()})
+    return {key: torch.tensor(value, dtype=torch.float64) for key, value in read_json(path).items()}

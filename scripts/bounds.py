@@ -9,7 +9,6 @@ is by the default proposal, with fewer draws. Errors are over data and seeds, th
 ELBO averaged over k draws; with one draw the importance-weighted bound is the same, and is not trained again.
 """
 
-import json
 import sys
 from itertools import pairwise
 from pathlib import Path
@@ -22,9 +21,8 @@ from tqdm import tqdm
 from pyrovae.activity import ACTIVE_FROM, unit_activity
 from pyrovae.evaluation import aligned, evaluate
 from pyrovae.files import write_json
-from pyrovae.run import Run
 from pyrovae.stats import crossed_mean_and_std_error
-from pyrovae.sweep import split_flags, train_all
+from pyrovae.sweep import kept, on_test_data, split_flags, train_all
 from pyrovae.terminal import Seed, make_parser, parse_flags, run_script
 
 OBJECTIVES = {
@@ -62,12 +60,13 @@ def main() -> int:
     }
     train_all(Path(__file__).with_name("train.py"), runs, jobs=flags.jobs)
 
+    settings = {key: flags[key] for key in ("num_data", "guide_particles", "num_particles")}
     found: dict[Cell, dict[str, Tensor]] = {}
     with tqdm(total=len(folders), unit="run", desc="log p(x)") as bar:
         for cell in cells:
             by_seed = []
             for seed in flags.seeds:
-                by_seed.append(measured(folders[cell, seed], flags))
+                by_seed.append(measured(folders[cell, seed], settings))
                 bar.update()
             found[cell] = {key: torch.stack([one[key] for one in by_seed]) for key in by_seed[0]}
     if ("VAE", 1) in found:
@@ -80,42 +79,34 @@ def main() -> int:
     print(f"\n{size:,} test data, {len(flags.seeds)} seeds; nats per datum; sd: over the seeds\n")
     head = ["", f"L_{flags.guide_particles}", "s.e.", "sd", "log p(x)", "ELBO", "active units"]
     columns = ("bound", "bound_std_error", "bound_sd", "log_marginal", "elbo")
-    print(aligned([head, *([k, *(f"{r[c]:.2f}" for c in columns), f"{r['active']:.1f}"] for k, r in rows.items())]))
+    lines = [[k, *(number(r[c], ".2f") for c in columns), number(r["active"], ".1f")] for k, r in rows.items()]
+    print(aligned([head, *lines]))
     print(f"\ngain in L_{flags.guide_particles}, paired\n")
-    numbers = ("gain", "std_error", "sd")
-    print(
-        aligned(
-            [["", "gain", "s.e.", "sd"], *([k, *(f"{r[c]:+.3f}" for c in numbers)] for k, r in differences.items())]
-        )
-    )
+    lines = [[k, *(number(r[c], "+.3f") for c in ("gain", "std_error", "sd"))] for k, r in differences.items()]
+    print(aligned([["", "gain", "s.e.", "sd"], *lines]))
     print(f"wrote {out / 'bounds.json'}")
     return 0
 
 
-def measured(path: Path, flags: object) -> dict[str, Tensor]:
+def measured(path: Path, settings: dict[str, int]) -> dict[str, Tensor]:
     """ELBO, L_K and log p(x) of the first test data, each with shape (N,), and activities; kept beside the run."""
-    settings = {key: getattr(flags, key) for key in ("num_data", "guide_particles", "num_particles")}
-    kept = path.with_name(f"{path.name}-{'-'.join(map(str, settings.values()))}.json")
-    if not kept.exists():
-        run = Run(path)
-        config = run.config()
-        model, data = run.vae(config), run.data(config)
-        x = data.test[: settings["num_data"]]
-        conditions = {key: value[: len(x)] for key, value in data.conditions("test").items()}
+
+    def made() -> dict[str, Tensor]:
+        model, x, conditions = on_test_data(path, settings["num_data"])
         draws = {key: settings[key] for key in ("guide_particles", "num_particles")}
-        made = evaluate(model.model, model.guide, x, **draws, **conditions)
+        found = evaluate(model.model, model.guide, x, **draws, **conditions)
         activity = unit_activity(model.guide, x, **conditions)
-        values = {
-            "elbo": made.elbo,
-            "bound": made.guide.log_marginal.value,
-            "log_marginal": made.marginal.log_marginal.value,
+        return {
+            "elbo": found.elbo,
+            "bound": found.guide.log_marginal.value,
+            "log_marginal": found.marginal.log_marginal.value,
             "activity": torch.cat([value.flatten() for value in activity.values()]),
         }
-        write_json(kept, {key: value.tolist() for key, value in values.items()})
-    return {key: torch.tensor(value, dtype=torch.float64) for key, value in json.loads(kept.read_text()).items()}
+
+    return kept(path.with_name(f"{path.name}-{'-'.join(map(str, settings.values()))}.json"), made)
 
 
-def summary(values: dict[str, Tensor]) -> dict[str, float]:
+def summary(values: dict[str, Tensor]) -> dict[str, float | None]:
     """Means over seeds and data of values with shape (S, N), and the errors of L_K."""
     bound, error = crossed_mean_and_std_error(values["bound"])
     return {
@@ -128,12 +119,12 @@ def summary(values: dict[str, Tensor]) -> dict[str, float]:
     }
 
 
-def compared(found: dict[Cell, dict[str, Tensor]]) -> dict[str, dict[str, float]]:
+def compared(found: dict[Cell, dict[str, Tensor]]) -> dict[str, dict[str, float | None]]:
     """Paired gains: of each objective with more draws, and of one objective over another with the same."""
     counts = sorted({k for _, k in found})
     pairs = [((name, low), (name, high)) for name in OBJECTIVES for low, high in pairwise(counts)]
     pairs += [((low, k), (high, k)) for low, high in (("VAE", "IWAE"), ("IWAE", "DReG")) for k in counts if k > 1]
-    gains = {}
+    gains: dict[str, dict[str, float | None]] = {}
     for low, high in pairs:
         if low in found and high in found:
             difference = found[high]["bound"] - found[low]["bound"]
@@ -143,9 +134,14 @@ def compared(found: dict[Cell, dict[str, Tensor]]) -> dict[str, dict[str, float]
     return gains
 
 
-def over_seeds(values: Tensor) -> float:
-    """Standard deviation over seeds of the mean over data; 0 for one seed."""
-    return values.mean(1).std().item() if len(values) > 1 else 0.0
+def over_seeds(values: Tensor) -> float | None:
+    """Standard deviation over seeds of the mean over data; None for one seed."""
+    return values.mean(1).std().item() if len(values) > 1 else None
+
+
+def number(value: float | None, form: str) -> str:
+    """A number of a table, or a dash where there is none."""
+    return "-" if value is None else format(value, form)
 
 
 if __name__ == "__main__":

@@ -10,7 +10,6 @@ same test data, same seed as the standard VAE; their standard error counts data 
 draws still gain, on a common subset: no difference smaller than that is a win.
 """
 
-import json
 import shlex
 import sys
 from pathlib import Path
@@ -21,9 +20,8 @@ from tqdm import tqdm
 
 from pyrovae.evaluation import aligned, evaluate
 from pyrovae.files import write_json
-from pyrovae.run import Run
 from pyrovae.stats import crossed_mean_and_std_error
-from pyrovae.sweep import split_flags, train_all
+from pyrovae.sweep import kept, on_test_data, split_flags, train_all
 from pyrovae.terminal import make_parser, near, parse_flags, run_script
 
 ELBO_DRAWS = 100  # from the guide for each datum: over the data their error is far below that of the data
@@ -112,22 +110,14 @@ def main() -> int:
 
 def values(path: Path, num_data: int, num_particles: int) -> dict[str, torch.Tensor]:
     """ELBO and log p(x) of the first test data, each with shape (N,); kept beside the run."""
-    kept = path.with_name(f"{path.name}-{num_data}-{num_particles}.json")
-    if not kept.exists():
-        run = Run(path)
-        config = run.config()
-        model, data = run.vae(config), run.data(config)
-        conditions = {key: value[:num_data] for key, value in data.conditions("test").items()}
-        made = evaluate(
-            model.model,
-            model.guide,
-            data.test[:num_data],
-            num_particles=num_particles,
-            guide_particles=min(num_particles, ELBO_DRAWS),
-            **conditions,
-        )
-        write_json(kept, {"elbo": made.elbo.tolist(), "log_marginal": made.marginal.log_marginal.value.tolist()})
-    return {key: torch.tensor(value, dtype=torch.float64) for key, value in json.loads(kept.read_text()).items()}
+
+    def made() -> dict[str, torch.Tensor]:
+        model, x, conditions = on_test_data(path, num_data)
+        draws = {"num_particles": num_particles, "guide_particles": min(num_particles, ELBO_DRAWS)}
+        found = evaluate(model.model, model.guide, x, **draws, **conditions)
+        return {"elbo": found.elbo, "log_marginal": found.marginal.log_marginal.value}
+
+    return kept(path.with_name(f"{path.name}-{num_data}-{num_particles}.json"), made)
 
 
 def table(

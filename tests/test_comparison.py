@@ -190,6 +190,8 @@ def test_gains_are_paired_over_data_and_seeds():
     assert row["active"] == 1.5
     assert row["bound"] == pytest.approx(datum.mean().item())
     assert row["bound_sd"] == pytest.approx(0.6 / 2**0.5)
+    assert module["over_seeds"](one["bound"][:1]) is None  # one seed has no spread
+    assert module["number"](None, ".2f") == "-"
 
 
 def test_gradients_are_measured_and_drawn(tmp_path):

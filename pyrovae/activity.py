@@ -6,7 +6,8 @@ import pyro
 import torch
 from torch import Tensor
 
-from pyrovae.densities import Program, evaluating, isolated_rng, num_data, sample_sites, take, trace_with_particles
+from pyrovae.arguments import num_data, take
+from pyrovae.densities import Program, evaluating, isolated_rng, sample_sites, trace_with_particles
 
 ACTIVE_FROM = 0.01
 

@@ -14,7 +14,8 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from pyrovae.densities import Program, check_support, check_weights, evaluating, isolated_rng, num_data, take
+from pyrovae.arguments import num_data, take
+from pyrovae.densities import Program, check_support, check_weights, evaluating, isolated_rng
 from pyrovae.latents import LatentSpace
 from pyrovae.stats import LogMarginal, summarize_log_weights
 

@@ -21,7 +21,8 @@ from pyrovae.ais import (
     transition,
     tune,
 )
-from pyrovae.densities import Program, check_support, check_weights, num_data, take
+from pyrovae.arguments import num_data, take
+from pyrovae.densities import Program, check_support, check_weights
 from pyrovae.latents import Latents, LatentSpace
 from pyrovae.proposals import Component, Points, Proposal, default_proposal
 from pyrovae.stats import log_mean_exp, summarize_log_weights

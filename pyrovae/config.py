@@ -16,8 +16,9 @@ from pyro.infer import ELBO, TraceMeanField_ELBO
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
+from pyrovae.arguments import take
 from pyrovae.data import Data
-from pyrovae.densities import evaluating, isolated_rng, log_weights, sample_sites, take
+from pyrovae.densities import evaluating, isolated_rng, log_weights, sample_sites
 from pyrovae.encoders import Encoder
 from pyrovae.kl import KLWeight
 from pyrovae.likelihoods import Likelihood

@@ -10,7 +10,6 @@ from functools import partial
 from types import FunctionType, MethodType
 from typing import Any
 
-import numpy as np
 import pyro
 import pyro.distributions as dist
 import torch
@@ -21,8 +20,6 @@ from pyro.distributions.util import scale_and_mask
 from pyro.poutine.messenger import unwrap
 from pyro.poutine.util import site_is_subsample
 from torch import Tensor, nn
-
-from pyrovae.streamed import Streamed
 
 Program = Callable[..., Any]
 
@@ -447,43 +444,6 @@ def modules_of(program: Program) -> list[nn.Module]:
 
     visit(program)
     return list(found.values())
-
-
-def num_data(args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> int:
-    """N: the leading length of the first tensor among a program's arguments.
-
-    Raises:
-        ValueError: If there is none, or it is empty.
-    """
-    for value in (*args, *kwargs.values()):
-        if isinstance(value, np.ndarray):
-            raise ValueError(
-                "the data are a numpy array; give torch.as_tensor(x), as floating point numbers, or Streamed(x), which "
-                "leaves a memory-mapped one on disk"
-            )
-        if isinstance(value, Tensor | Streamed) and value.dim() > 0:
-            if not value.shape[0]:
-                raise ValueError("the data are empty: the first tensor has leading length 0; give at least one datum")
-            return value.shape[0]
-    raise ValueError("no data: give the programs' arguments, a tensor of shape (N, ...) first")
-
-
-def device_of(args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> torch.device:
-    """The device of the first tensor among a program's arguments."""
-    return next(value for value in (*args, *kwargs.values()) if isinstance(value, Tensor | Streamed)).device
-
-
-def take(
-    args: tuple[Any, ...], kwargs: Mapping[str, Any], rows: slice | Tensor
-) -> tuple[tuple[Any, ...], dict[str, Any]]:
-    """Take some data: index every tensor argument whose leading length is N, streamed ones too; leave others whole."""
-    size = num_data(args, kwargs)
-
-    def part(value: Any) -> Any:
-        per_datum = isinstance(value, Tensor | Streamed) and value.dim() > 0 and value.shape[0] == size
-        return value[rows] if per_datum else value
-
-    return tuple(map(part, args)), {key: part(value) for key, value in kwargs.items()}
 
 
 def trace_with_particles(program: Program, num_particles: int, *args: Any, **kwargs: Any) -> poutine.Trace:

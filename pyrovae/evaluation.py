@@ -14,7 +14,8 @@ import torch
 from pyro import poutine
 from torch import Tensor
 
-from pyrovae.densities import Program, evaluating, isolated_rng, sample_sites, take
+from pyrovae.arguments import take
+from pyrovae.densities import Program, evaluating, isolated_rng, sample_sites
 from pyrovae.importance import WeightBlock, chunks_of, log_weight_blocks
 from pyrovae.proposals import GuideProposal, Proposal
 from pyrovae.recording import Execution

@@ -9,7 +9,8 @@ import pyro
 import torch
 from torch import Tensor
 
-from pyrovae.densities import Program, check_support, check_weights, evaluating, log_weights, num_data, take
+from pyrovae.arguments import num_data, take
+from pyrovae.densities import Program, check_support, check_weights, evaluating, log_weights
 from pyrovae.latents import LatentSpace
 from pyrovae.proposals import GuideProposal, Proposal, default_proposal
 from pyrovae.recording import Chunks, Execution, choose_execution

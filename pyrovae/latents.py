@@ -13,12 +13,12 @@ from pyro import poutine
 from pyro.distributions import constraints
 from torch import Tensor
 
+from pyrovae.arguments import num_data
 from pyrovae.bijections import bijection
 from pyrovae.densities import (
     Program,
     isolated_rng,
     matched_latents,
-    num_data,
     sample_sites,
     trace_log_density,
     trace_with_particles,

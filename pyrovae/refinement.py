@@ -6,7 +6,8 @@ import torch
 from torch import Tensor
 
 from pyrovae.ais import continuous_space, data_blocks, quiet
-from pyrovae.densities import Program, check_support, check_weights, num_data, take
+from pyrovae.arguments import num_data, take
+from pyrovae.densities import Program, check_support, check_weights
 from pyrovae.latents import LatentSpace
 from pyrovae.stats import LogMarginal, summarize_lower_bound
 

@@ -8,8 +8,9 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
+from pyrovae.arguments import take
 from pyrovae.data import Data, IndependentPixels
-from pyrovae.densities import evaluating, isolated_rng, log_weights_and_latents, take
+from pyrovae.densities import evaluating, isolated_rng, log_weights_and_latents
 from pyrovae.evaluation import Evaluation, evaluate, exact_summary
 from pyrovae.export import to_arviz, write_netcdf
 from pyrovae.files import read_state, sha256_of, write_json, write_state, write_whole

@@ -13,7 +13,8 @@ from torch import Tensor
 from torch.distributions import kl_divergence
 from torch.optim import Optimizer
 
-from pyrovae.densities import Program, modules_of, take
+from pyrovae.arguments import take
+from pyrovae.densities import Program, modules_of
 from pyrovae.handlers import temper
 from pyrovae.precision import Precision, products_in
 from pyrovae.recording import (

@@ -16,18 +16,16 @@ from torch import Tensor
 from torch.optim import Optimizer
 from tqdm import tqdm
 
+from pyrovae.arguments import device_of, num_data, take
 from pyrovae.densities import (
     Program,
     check_support,
-    device_of,
     evaluating,
     isolated_rng,
     log_weights,
     module_of,
     modules_of,
-    num_data,
     strange_sites,
-    take,
 )
 from pyrovae.objectives import KLControl
 from pyrovae.precision import Precision

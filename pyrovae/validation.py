@@ -6,16 +6,8 @@ import pyro
 import torch
 from pyro.infer import ELBO
 
-from pyrovae.densities import (
-    Program,
-    check_weights,
-    device_of,
-    evaluating,
-    isolated_rng,
-    log_weights_and_latents,
-    num_data,
-    take,
-)
+from pyrovae.arguments import device_of, num_data, take
+from pyrovae.densities import Program, check_weights, evaluating, isolated_rng, log_weights_and_latents
 from pyrovae.handlers import temper
 from pyrovae.workers import Workers
 

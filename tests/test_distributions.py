@@ -13,6 +13,7 @@ from pyrovae.likelihoods.distributions import (
     DiscretizedLogistic,
     FloatCategorical,
     OpenBeta,
+    StudentT,
     TruncatedNormal,
     _erfcx,
 )
@@ -171,3 +172,17 @@ def test_continuous_bernoulli_draws_carry_gradients():
     ContinuousBernoulli(logits).rsample((200,)).mean(0).sum().backward()
     assert bool(logits.grad.isfinite().all())
     assert bool((logits.grad[[0, 1, 3, 4]] > 0).all())
+
+
+@pytest.mark.parametrize("shape", [(), (5,), (4, 5)])
+def test_student_t_is_torchs_however_its_degrees_of_freedom_are_given(shape):
+    df, loc, value = (2 + torch.rand(shape)).requires_grad_(), torch.randn(4, 5), torch.randn(3, 4, 5)
+    scale = (0.5 + torch.rand(shape)).requires_grad_()
+    ours, theirs = StudentT(df, loc, scale), dist.StudentT(df, loc, scale)
+    for mine, other in ((ours, theirs), (ours.expand([3, 4, 5]), theirs.expand([3, 4, 5]))):
+        assert mine.batch_shape == other.batch_shape
+        torch.testing.assert_close(mine.log_prob(value), other.log_prob(value))
+        gradients = [torch.autograd.grad(d.log_prob(value).sum(), (df, scale)) for d in (mine, other)]
+        torch.testing.assert_close(*gradients, rtol=1e-4, atol=1e-5)
+    with pytest.raises(ValueError, match="within the support"):
+        StudentT(df, loc, scale, validate_args=True).log_prob(torch.tensor(torch.nan))

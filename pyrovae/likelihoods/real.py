@@ -5,6 +5,7 @@ from pyro.distributions.torch_distribution import TorchDistributionMixin
 from torch import Tensor, nn
 
 from pyrovae.likelihoods.base import Choice, Likelihood, LocationScaleLikelihood, Positive
+from pyrovae.likelihoods.distributions import StudentT
 
 
 class NormalLikelihood(LocationScaleLikelihood):
@@ -85,7 +86,7 @@ class StudentTLikelihood(Likelihood):
         """Return p(x|z), with the batch_shape of z's leading dimensions."""
         blocks = self.blocks(z, covariates)
         loc, scale, df = next(blocks), self.scale(blocks), self.df(blocks)
-        return dist.StudentT(df, loc, scale).to_event(1)
+        return StudentT(df, loc, scale).to_event(1)
 
 
 class LogNormalLikelihood(LocationScaleLikelihood):

@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Iterator
+from functools import partial
 from itertools import product
 from typing import Any, NamedTuple
 
@@ -14,22 +15,30 @@ from pyrovae.laplace import prior_scale
 from pyrovae.latents import Latents, LatentSpace
 
 # Points per coordinate for one, two and three coordinates.
-_POINTS = {1: 4001, 2: 301, 3: 101}
+_POINTS = {1: 2000, 2: 100, 3: 50}
+
+_REACH = 3.0  # half of the points lie within 2 / 3 of this many of the posterior's standard deviations
+_COARSEST = 1.0  # the widest that half as many points may stand apart, in its standard deviations
+_MOST_MOVES = 8
 
 _MOST_COMBINATIONS = 1_000_000  # of discrete latents
 
 
 class ExactMarginal(NamedTuple):
-    """Log p(x_n) without Monte Carlo, in nats, each of shape (N,), float64.
+    """Log p(x_n) without Monte Carlo, in nats, each of shape (N,), float64; by quadrature, p(z|x_n)'s moments with it.
 
     Attributes:
         value: Log p(x_n).
         error: How far the value lies from that of half as many points, which bounds the error of a rule that
-            converges; 0 for enumeration.
+            converges; 0 for enumeration, infinite where every point has density 0.
+        loc: Posterior means of the unconstrained coordinates u, with shape (N, U); None for enumeration.
+        covariance: Posterior covariances of u, with shape (N, U, U); None for enumeration.
     """
 
     value: Tensor
     error: Tensor
+    loc: Tensor | None = None
+    covariance: Tensor | None = None
 
 
 def exact_log_marginal(
@@ -39,14 +48,16 @@ def exact_log_marginal(
 
     log p(x_n) = log sum_z p(z) p(x_n|z)   or   log int p(z(u)) p(x_n|z(u)) |dz/du| du,
 
-    with the trapezoid rule on s in (-1, 1) after u = c + h s / (1 - s^2), which takes heavy tails to smooth ends; c and
-    h are the prior's middle and width in the unconstrained coordinates u. It converges fast where posteriors are not
-    much narrower than the prior; look at the error.
+    with the trapezoid rule on s in (-1, 1)^U after u = c + L s / (1 - s^2), which takes heavy tails to smooth ends, in
+    the unconstrained coordinates u. c and L are the prior's middle and widths at first; then the mean and a multiple of
+    the Cholesky factor of the covariance that half as many points find for each datum's posterior, until these stand
+    close within it. It converges fast unless a posterior has several modes that are each much narrower than all of them
+    together; look at the error.
 
     Args:
         model: Pyro program p(z) p(x|z), with parallel sampling of discrete sites by `enumerate_support`.
         *args: The model's arguments, the data first, with shape (N, ...).
-        num_points: Points per coordinate, 4 at least; None for 4001, 301 and 101 with one, two and three coordinates.
+        num_points: Points per coordinate, 4 at least; None for 2000, 100 and 50 with one, two and three of them.
         chunk_size: Latents decoded at once.
         **kwargs: The model's keyword arguments.
 
@@ -110,26 +121,64 @@ def _by_quadrature(space: LatentSpace, num_points: int | None, at_once: int) -> 
     if points < 4:
         raise ValueError(f"num_points must be 4 at least, got {points}")
     points -= points % 2  # every second point makes a rule of its own
-    centre, width = prior_scale(space, at_once * space.num_data)
-    dtype, centre, width = centre.dtype, centre.double(), width.double()
-    s = torch.arange(1, points, dtype=torch.float64, device=width.device) / points * 2 - 1
-    axis, log_weight = s / (1 - s**2), ((1 + s**2) / (1 - s**2) ** 2 * 2 / points).log()
-    coarse = torch.arange(1, points, device=width.device) % 2 == 0
-    dims = range(space.size)
-    fine_sum: Tensor | None = None
-    coarse_sum: Tensor | None = None
-    for index in torch.arange((points - 1) ** space.size, device=width.device).split(at_once):
-        places = torch.stack([index // (points - 1) ** d % (points - 1) for d in dims], -1)  # (K, U)
-        u = centre + width * axis[places].unsqueeze(1)  # (K, N, U)
-        log_p = space.log_joint(u.to(dtype)).double().nan_to_num(-torch.inf)
-        terms = log_p + log_weight[places].sum(-1, keepdim=True) + width.log().sum(-1)
-        fine_sum = _added(fine_sum, terms)
-        both = coarse[places].all(-1)
-        if bool(both.any()):
-            coarse_sum = _added(coarse_sum, terms[both])
-    assert fine_sum is not None
-    assert coarse_sum is not None
-    return ExactMarginal(fine_sum, (coarse_sum + space.size * math.log(2) - fine_sum).abs())
+    loc, width = prior_scale(space, at_once * space.num_data)
+    integrate = partial(_integrate, space, loc.dtype, at_once)
+    sketch = max(4, points // 2)
+    found = integrate(sketch, loc.double().expand(space.num_data, -1), width.double().diag_embed())
+    for _ in range(_MOST_MOVES):
+        found = integrate(sketch, found.loc, found.axes())
+        cells, variance = (value.diagonal(dim1=-2, dim2=-1) for value in (found.cells, found.covariance))
+        if bool((12 * cells <= _COARSEST**2 * variance).all()):
+            break
+    found = integrate(points, found.loc, found.axes())
+    error = (found.coarse - found.log_p).abs().nan_to_num(torch.inf)
+    return ExactMarginal(found.log_p, error, found.loc, found.covariance)
+
+
+class _Integral(NamedTuple):
+    log_p: Tensor  # (N,)
+    coarse: Tensor  # (N,), from every second point
+    loc: Tensor  # (N, U), the posterior's mean
+    covariance: Tensor  # (N, U, U)
+    cells: Tensor  # (N, U, U), what a posterior even between the points would add to it
+
+    def axes(self) -> Tensor:
+        """Where to put the points next: `_REACH` times a Cholesky factor, with shape (N, U, U)."""
+        return _REACH * torch.linalg.cholesky(self.covariance + self.cells)
+
+
+def _integrate(
+    space: LatentSpace, dtype: torch.dtype, at_once: int, points: int, loc: Tensor, root: Tensor
+) -> _Integral:
+    """The trapezoid rule at u = loc + root t, with loc (N, U), root (N, U, U), and its moments of p(z|x)."""
+    size, device = space.size, loc.device
+    s = torch.arange(1, points, dtype=torch.float64, device=device) / points * 2 - 1
+    axis, width = s / (1 - s**2), (1 + s**2) / (1 - s**2) ** 2 * 2 / points
+    second = torch.arange(1, points, device=device) % 2 == 0
+    total = coarse = torch.full((space.num_data,), -torch.inf, dtype=torch.float64, device=device)
+    moments = torch.zeros(space.num_data, size + size**2 + size, dtype=torch.float64, device=device)
+    for index in torch.arange((points - 1) ** size, device=device).split(at_once):
+        places = torch.stack([index // (points - 1) ** d % (points - 1) for d in range(size)], -1)  # (K, U)
+        t, widths = axis[places], width[places]
+        u = loc + torch.einsum("nuv,kv->knu", root, t)
+        terms = space.log_joint(u.to(dtype)).double().nan_to_num(-torch.inf) + widths.log().sum(-1, keepdim=True)
+        every_second = torch.where(second[places].all(-1, keepdim=True), terms, -torch.inf)
+        coarse = torch.logaddexp(coarse, every_second.logsumexp(0))
+        more = torch.logaddexp(total, terms.logsumexp(0))
+        features = torch.cat([t, (t.unsqueeze(-1) * t.unsqueeze(-2)).flatten(1), widths**2 / 12], -1)
+        kept, share = ((value - more).exp().nan_to_num(0.0) for value in (total, terms))
+        moments, total = kept.unsqueeze(-1) * moments + share.T @ features, more
+    mean, square, within = moments.split([size, size**2, size], -1)
+    within = torch.where(total.isneginf().unsqueeze(-1), 1.0, within)  # nothing was found, so all stay where they are
+    covariance = square.unflatten(-1, (size, size)) - mean.unsqueeze(-1) * mean.unsqueeze(-2)
+    log_det = torch.linalg.slogdet(root).logabsdet
+    return _Integral(
+        total + log_det,
+        coarse + log_det + size * math.log(2),
+        loc + (root @ mean.unsqueeze(-1)).squeeze(-1),
+        root @ covariance @ root.mT,
+        root @ within.diag_embed() @ root.mT,
+    )
 
 
 def _by_enumeration(space: LatentSpace, at_once: int) -> ExactMarginal:

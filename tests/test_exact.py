@@ -43,13 +43,49 @@ def test_quadrature_and_closed_form_agree(latent_dim):
     torch.testing.assert_close(made.value, chunked.value, rtol=0, atol=1e-9)
 
 
+@pytest.mark.parametrize(("latent_dim", "scale"), [(1, 1e-4), (2, 0.01), (3, 0.01), (3, 3.0)])
+def test_the_points_go_to_a_narrow_posterior_and_say_where_it_is(latent_dim, scale):
+    oracle = LinearGaussian(6, latent_dim, scale=scale)
+    x = oracle.data(4)
+    made = exact_log_marginal(oracle.vae().model, x)
+    assert (made.error < 1e-3).all()
+    torch.testing.assert_close(made.value, oracle.log_marginal(x), rtol=0, atol=1e-5)
+    covariance = torch.linalg.inv(torch.eye(latent_dim, dtype=F64) + oracle.weight.T @ oracle.weight / scale**2)
+    torch.testing.assert_close(made.covariance, covariance.expand(4, -1, -1), rtol=1e-3, atol=1e-3 * scale**2)
+    loc = (x - oracle.bias) @ oracle.weight @ covariance / scale**2
+    torch.testing.assert_close(made.loc, loc, rtol=0, atol=1e-3 * scale)
+
+
 def test_the_error_says_so_where_points_are_too_few():
-    oracle = LinearGaussian(6, 2, scale=0.05)
-    x = oracle.data(5)
-    rough = exact_log_marginal(oracle.vae().model, x, num_points=20)
-    wrong = (rough.value - oracle.log_marginal(x)).abs()
-    assert (wrong > 0.1).any()
-    assert (rough.error > 0.1)[wrong > 0.1].all()
+    def model(x):  # as many modes as x = cos 8z has solutions, each a hundredth of the prior
+        with pyro.plate("data", len(x), dim=-1):
+            z = pyro.sample("z", dist.Normal(torch.zeros(2, dtype=F64), 1.0).to_event(1))
+            pyro.sample("x", dist.Normal((8 * z).cos(), 0.05).to_event(1), obs=x)
+
+    x = torch.tensor([[0.5, -0.3], [0.0, 0.9], [-0.7, 0.2]], dtype=F64)
+    grid = torch.linspace(-10, 10, 200_001, dtype=F64)[:, None]
+    terms = dist.Normal(0.0, 1.0).log_prob(grid) + dist.Normal((8 * grid).cos(), 0.05).log_prob(x.flatten())
+    exact = (terms.logsumexp(0) + math.log(1e-4)).reshape(x.shape).sum(-1)  # steps of 1e-4
+    for points in (20, 40, 100):
+        rough = exact_log_marginal(model, x, num_points=points)
+        wrong = (rough.value - exact).abs()
+        assert (wrong > 0.1).any()
+        assert (rough.error > 0.1)[wrong > 0.1].all()
+    fine = exact_log_marginal(model, x, num_points=800)
+    assert (fine.value - exact).abs().max() < 0.01
+
+
+def test_data_without_density_have_none_and_leave_others_alone():
+    def model(x):
+        with pyro.plate("data", len(x), dim=-1):
+            z = pyro.sample("z", dist.Normal(torch.zeros(1, dtype=F64), 1.0).to_event(1))
+            scale = torch.where(x.abs() > 1e9, 1e-300, 1.0)
+            pyro.sample("x", dist.Normal(z, scale).to_event(1), obs=x)
+
+    made = exact_log_marginal(model, torch.tensor([[0.5], [1e10]], dtype=F64))
+    assert abs(made.value[0].item() - dist.Normal(0.0, 2**0.5).log_prob(torch.tensor(0.5)).item()) < 1e-6
+    assert made.value[1] == -torch.inf
+    assert made.error[1] == torch.inf
 
 
 def test_a_scale_for_each_dimension():

@@ -54,13 +54,13 @@ def test_the_guide_alone_does_not_cover_where_it_is_too_narrow():
     assert cell.coverage < 0.9
 
 
-@pytest.mark.parametrize("size", [1, 2])
-def test_twice_the_points_change_no_exact_value(size):
-    fine = {1: 8001, 2: 481}[size]
+@pytest.mark.parametrize(("size", "num_data", "bound"), [(1, 60, 1e-9), (2, 30, 1e-4), (3, 8, 1e-3)])
+def test_more_points_change_no_exact_value(size, num_data, bound):
+    # The hardest problem: rates reach hundreds, and posteriors are a hundred times narrower than p(z).
     pyro.set_rng_seed(0)
-    coarse = study.curved("poisson", "heavy", size, 5)
+    made = study.curved("poisson", "heavy", size, num_data)
     pyro.set_rng_seed(0)
-    assert (coarse.log_p - study.curved("poisson", "heavy", size, 5, points=fine).log_p).abs().max() < 1e-6
+    assert (made.log_p - study.curved("poisson", "heavy", size, num_data, rough_above=0.0).log_p).abs().max() < bound
 
 
 def test_the_table_has_a_line_for_every_guide(monkeypatch, capsys):

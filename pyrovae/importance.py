@@ -294,6 +294,7 @@ class _Source:
     ) -> None:
         if isinstance(proposal, str | type):
             raise ValueError(f"proposal is {proposal!r}; give an object, such as GuideProposal(), or a program")
+        chunks.start_block()
         self.chunks = chunks
         self.program = None if proposal is None or isinstance(proposal, Proposal) else proposal
         self.names: tuple[str, ...] = ("program",)

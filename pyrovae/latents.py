@@ -114,11 +114,11 @@ class LatentSpace:
 
     def from_guide(self, num_particles: int) -> Latents:
         """Draw latents from the guide, each with shape (K, N, ...)."""
-        return self._drawn(self._given_guide(), num_particles)
+        return self._drawn("draws of the guide", self._given_guide(), num_particles)
 
     def from_prior(self, num_particles: int) -> Latents:
         """Draw latents from the model's p(z), each with shape (K, N, ...)."""
-        return self._drawn(self.model, num_particles)
+        return self._drawn("draws of the prior", self.model, num_particles)
 
     def unpack(self, u: Tensor) -> tuple[Latents, Tensor]:
         """The latents at coordinates u, with shape (K, N, U), and log |det dz/du|, with shape (K, N)."""
@@ -151,10 +151,24 @@ class LatentSpace:
             raise ValueError("no guide was given, and this needs one; give a guide with the model's latent sites")
         return self.guide
 
-    def _drawn(self, program: Program, num_particles: int) -> Latents:
-        sites = sample_sites(trace_with_particles(program, num_particles, *self.args, **self.kwargs))
-        shape = (num_particles, self.num_data)
-        return {name: sites[name]["value"].expand(*shape, *sites[name]["fn"].event_shape) for name in self.supports}
+    def _drawn(self, name: str, program: Program, num_particles: int) -> Latents:
+        function = partial(_draws, program, list(self.supports), (num_particles, self.num_data))
+        if self.chunks is None:
+            return dict(zip(self.supports, function({}, self.args, self.kwargs), strict=True))
+        drawn: Any = self.chunks(name, function, (num_particles, self.num_data), {}, self.args, self.kwargs)
+        return dict(zip(self.supports, drawn, strict=True))
+
+
+def _draws(
+    program: Program,
+    names: list[str],
+    shape: tuple[int, int],
+    latents: Latents,
+    args: tuple[Any, ...],
+    kwargs: dict[str, Any],
+) -> list[Any]:
+    sites = sample_sites(trace_with_particles(program, shape[0], *args, **kwargs))
+    return [sites[name]["value"].expand(*shape, *sites[name]["fn"].event_shape) for name in names]
 
 
 def _log_model(

@@ -30,6 +30,9 @@ Outputs = Sequence[Tensor | None]
 CHECKED_CALLS = 2
 
 _ATEN = torch.ops.aten
+_PRODUCTS = tuple(
+    getattr(_ATEN, name).default for name in ("mm", "addmm", "bmm", "baddbmm", "mv", "addmv", "linear", "convolution")
+)
 _LIBRARIES = (*torch.__path__, *pyro.__path__)
 
 
@@ -62,6 +65,8 @@ class Recorded:
             itself, and change buffers in place.
         reference: What must give the same; None for the function itself.
         buffers: Tensors that the function may change, kept as they were where it is run for a comparison.
+        varying: How many inputs, the first ones, change from call to call: what follows from the others, and from what
+            the function finds by itself, is worked out anew only after `forget`. None where all change.
     """
 
     def __init__(
@@ -70,8 +75,11 @@ class Recorded:
         *,
         reference: Callable[..., Outputs] | None = None,
         buffers: Iterable[Tensor] = (),
+        varying: int | None = None,
     ) -> None:
         self.function, self.reference, self.buffers = function, reference or function, list(buffers)
+        self.varying = varying
+        self._constants: dict[int, list[Tensor]] = {}
         self._replays: dict[Hashable, Callable[..., Outputs]] = {}
         self._calls: dict[Hashable, int] = {}
 
@@ -113,18 +121,28 @@ class Recorded:
         key = signature(inputs)
         return self._replays[key] if self._calls.get(key, 0) >= CHECKED_CALLS else None
 
+    def forget(self) -> None:
+        """Work out anew what does not vary, at the next call."""
+        self._constants.clear()
+
     def _recorded(self, inputs: Sequence[Tensor], compiled: bool) -> Callable[..., Outputs]:
         graph, held = record(self.function, inputs)
+        constant: Callable[..., list[Tensor]] = _nothing
+        if self.varying is not None:
+            constant, graph = hoist(graph, range(len(held), len(held) + self.varying))
         run: Callable[..., Outputs] = graph
         if compiled:
             try:
-                run = compile_graph(graph, [*held, *inputs])
+                with torch.no_grad():
+                    run = compile_graph(graph, [*held, *inputs, *constant(*held, *inputs)])
             except Exception as error:
                 warn(f"replayed as recorded, since Inductor cannot compile it: {_first_line(error)}")
 
         def replay(*tensors: Tensor) -> Outputs:
             with torch.no_grad():
-                return run(*held, *tensors)
+                if id(constant) not in self._constants:
+                    self._constants[id(constant)] = constant(*held, *tensors)
+                return run(*held, *tensors, *self._constants[id(constant)])
 
         return replay
 
@@ -141,6 +159,11 @@ class Chunks:
         self.execution, self.shape = execution, shape
         self._recorded: dict[Hashable, Recorded] = {}
         self._refused: set[str] = set()
+
+    def start_block(self) -> None:
+        """Say that the programs' arguments, or their parameters, are others from here on."""
+        for recorded in self._recorded.values():
+            recorded.forget()
 
     def __call__(
         self,
@@ -171,7 +194,7 @@ class Chunks:
             return function(values, *with_tensors(args, kwargs, tensors[len(latents) :]))
 
         if key not in self._recorded:
-            self._recorded[key] = Recorded(flat)
+            self._recorded[key] = Recorded(flat, varying=len(latents))
         inputs = [*latents.values(), *tensors_of(args, kwargs)]
         try:
             return self._recorded[key](*inputs, compiled=self.execution == "compiled" and shape == self.shape)
@@ -222,6 +245,73 @@ def record(function: Callable[..., Outputs], inputs: Sequence[Tensor]) -> tuple[
             graph.graph.erase_node(node)
     graph.recompile()
     return graph, [value.detach() for value in held.values()]
+
+
+def hoist(graph: fx.GraphModule, varying: Iterable[int]) -> tuple[Callable[..., list[Tensor]], fx.GraphModule]:
+    """Split a record in what must be done at every call, and the matrix products that do not vary: an encoder's, say.
+
+    Args:
+        graph: What `record` gave.
+        varying: The inputs that vary, by number. Draws vary too.
+
+    Returns:
+        A function of all inputs that gives some tensors, and the rest, a module of all inputs and these tensors.
+    """
+    nodes = list(graph.graph.nodes)
+    inputs = [node for node in nodes if node.op == "placeholder"]
+    fixed = set(nodes) - {inputs[i] for i in varying}
+    changed = _changed_in_place(nodes)
+    for node in nodes:
+        seeded = torch.Tag.nondeterministic_seeded in getattr(node.target, "tags", ())
+        if seeded or node.op == "output" or node in changed or not fixed.issuperset(node.all_input_nodes):
+            fixed.discard(node)
+    moved: set[fx.Node] = set()
+    above = [node for node in nodes if node in fixed and node.target in _PRODUCTS]
+    while above:
+        node = above.pop()
+        if node not in moved:
+            moved.add(node)
+            above += node.all_input_nodes
+    moved = {node for node in moved if node.op == "call_function"}
+    kept = [node for node in moved if not moved.issuperset(node.users)]
+    if not kept:
+        return _nothing, graph
+    kept.sort(key=nodes.index)
+
+    first, rest = fx.Graph(), fx.Graph()
+    early: dict[fx.Node, fx.Node] = {}
+    late: dict[fx.Node, fx.Node] = {}
+    for node in nodes:
+        if node.op != "output" and (node in moved or node.op != "call_function"):
+            early[node] = first.node_copy(node, early.__getitem__)
+    first.output([early[node] for node in kept])
+    for node in inputs:
+        late[node] = rest.node_copy(node)
+    late |= {node: rest.placeholder(f"constant_{i}") for i, node in enumerate(kept)}
+    for node in nodes:
+        if node not in moved and node not in late:
+            late[node] = rest.node_copy(node, late.__getitem__)
+    first.eliminate_dead_code()
+    rest.eliminate_dead_code()
+    return fx.GraphModule(graph, first), fx.GraphModule(graph, rest)
+
+
+def _changed_in_place(nodes: Sequence[fx.Node]) -> set[fx.Node]:
+    """What a record writes to, and what that is a view of."""
+    found: set[fx.Node] = set()
+    for node in reversed(nodes):
+        schema = getattr(node.target, "_schema", None)
+        if schema is None:
+            continue
+        if schema.is_mutable:
+            found.update(node.all_input_nodes)
+        if node in found and any(value.alias_info is not None for value in schema.returns):
+            found.update(node.all_input_nodes)
+    return found
+
+
+def _nothing(*inputs: Tensor) -> list[Tensor]:
+    return []
 
 
 def compile_graph(graph: fx.GraphModule, inputs: Sequence[Tensor]) -> Callable[..., Outputs]:

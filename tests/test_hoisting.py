@@ -1,0 +1,128 @@
+"""What does not change from chunk to chunk of an evaluation is worked out once for each block of data."""
+
+from collections import Counter
+
+import pyro
+import pytest
+import torch
+from catalogue import LIKELIHOODS, C
+from test_matrix import build, seed, some_data
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from pyrovae import (
+    MLP,
+    VAE,
+    BernoulliLikelihood,
+    GuideProposal,
+    NormalEncoder,
+    StandardNormalPrior,
+    log_marginal,
+)
+from pyrovae.importance import chunks_of, log_weight_blocks
+from pyrovae.recording import Recorded
+
+CELLS = [
+    ("vamp", "flow, maf", "poisson"),
+    ("autoregressive", "two layers, down", "normal, network"),
+    ("conditional", "normal", "student"),
+]
+
+
+class Rows(TorchDispatchMode):
+    """Count the rows that each matrix, by its size, is multiplied with."""
+
+    def __init__(self):
+        super().__init__()
+        self.rows = Counter()
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        out = func(*args, **(kwargs or {}))
+        if func in (torch.ops.aten.addmm.default, torch.ops.aten.mm.default):
+            matrix = args[-1]
+            self.rows[tuple(matrix.shape)] += out.shape[0]
+        return out
+
+
+@pytest.mark.parametrize("proposal", [None, GuideProposal()])
+def test_the_encoder_runs_once_for_each_datum(proposal):
+    torch.manual_seed(0)
+    encoder = NormalEncoder(MLP(6, 2 * 7, hidden=[11]))
+    vae = VAE(StandardNormalPrior(7), BernoulliLikelihood(MLP(7, 6, hidden=[10])), encoder)
+    x = torch.bernoulli(torch.full((70, 6), 0.5))
+    rows = {}
+    for execution in ("eager", "recorded"):
+        with Rows() as counted:
+            log_marginal(
+                vae.model, vae.guide, x, num_particles=400, chunk_size=640, proposal=proposal, execution=execution
+            )
+        rows[execution] = counted.rows[6, 11] / 70, counted.rows[7, 10] / 70
+    assert rows["eager"][0] > 40  # chunks of 10 draws each
+    # Where a shape is new: four comparisons and recordings, and the proposal's own preparations, however many draws.
+    assert rows["recorded"][0] < 25
+    assert rows["recorded"][1] >= 400
+
+
+@pytest.mark.parametrize("cell", CELLS, ids=", ".join)
+def test_evaluations_of_other_parts_are_those_of_the_programs(cell):
+    prior, encoder, likelihood = cell
+    support = LIKELIHOODS[likelihood]()(torch.zeros(2)).support
+    x = some_data(support, torch.Generator().manual_seed(1))
+    condition = {"covariates": torch.randn(len(x), C)} if prior == "conditional" else {}
+    seed(7)
+    vae = build(prior, encoder, likelihood, x)
+    estimates = []
+    for how in ("eager", "recorded"):
+        pyro.set_rng_seed(4)
+        found = log_marginal(
+            vae.model,
+            vae.guide,
+            x,
+            num_particles=4,
+            chunk_size=20,
+            proposal=GuideProposal(),
+            execution=how,
+            **condition,
+        )
+        estimates.append(found.value)
+    torch.testing.assert_close(*estimates, rtol=1e-4, atol=1e-4)
+
+
+def test_other_parameters_and_data_are_seen_by_the_next_block():
+    torch.manual_seed(0)
+    vae = VAE(StandardNormalPrior(2), BernoulliLikelihood(MLP(2, 6, hidden=[8])), NormalEncoder(MLP(6, 4, hidden=[8])))
+    chunks = chunks_of(30, 10, 50, 100, "recorded")
+    for _ in range(3):
+        x = torch.bernoulli(torch.full((10, 6), 0.5))
+        found = []
+        for how in ("eager", chunks):
+            pyro.set_rng_seed(1)
+            blocks = log_weight_blocks(
+                vae.model, vae.guide, x, num_particles=50, proposal=GuideProposal(), chunk_size=100, execution=how
+            )
+            found.append(next(iter(blocks)).log_w)
+        torch.testing.assert_close(*found)
+        with torch.no_grad():
+            for parameter in vae.parameters():
+                parameter.add_(torch.randn_like(parameter) / 3)
+
+
+def test_products_stay_where_draws_or_writing_in_place_come_before_them():
+    weight = torch.randn(4, 4)
+
+    def function(latents, x):
+        noisy = torch.randn(3, 4) @ weight
+        base = torch.zeros(3, 4)
+        view, early = base[:2], base @ weight
+        view.add_(x[:2])
+        plain = (x @ weight).relu() @ weight
+        return [noisy + latents + plain + base @ weight + early]
+
+    recorded = Recorded(function, varying=1)
+    for _ in range(3):
+        recorded.forget()
+        x = torch.randn(3, 4)
+        for _ in range(3):
+            latents, state = torch.randn(3, 4), torch.get_rng_state()
+            found = recorded(latents, x)[0]
+            torch.set_rng_state(state)
+            torch.testing.assert_close(found, function(latents, x)[0])

@@ -15,6 +15,7 @@ import warnings
 from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
 from contextlib import suppress
 from itertools import zip_longest
+from operator import getitem
 from pathlib import Path
 from typing import Any, Literal
 
@@ -273,6 +274,8 @@ def hoist(graph: fx.GraphModule, varying: Iterable[int]) -> tuple[Callable[..., 
             moved.add(node)
             above += node.all_input_nodes
     moved = {node for node in moved if node.op == "call_function"}
+    # Of an operation that gives several tensors, each for itself.
+    moved |= {user for node in moved for user in node.users if user.target is getitem}
     kept = [node for node in moved if not moved.issuperset(node.users)]
     if not kept:
         return _nothing, graph
@@ -303,8 +306,10 @@ def _changed_in_place(nodes: Sequence[fx.Node]) -> set[fx.Node]:
         schema = getattr(node.target, "_schema", None)
         if schema is None:
             continue
-        if schema.is_mutable:
-            found.update(node.all_input_nodes)
+        given = dict(zip((argument.name for argument in schema.arguments), node.args, strict=False)) | node.kwargs
+        for argument in schema.arguments:
+            if argument.alias_info is not None and argument.alias_info.is_write:
+                fx.map_arg(given.get(argument.name), found.add)
         if node in found and any(value.alias_info is not None for value in schema.returns):
             found.update(node.all_input_nodes)
     return found

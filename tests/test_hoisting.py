@@ -114,7 +114,8 @@ def test_products_stay_where_draws_or_writing_in_place_come_before_them():
         base = torch.zeros(3, 4)
         view, early = base[:2], base @ weight
         view.add_(x[:2])
-        plain = (x @ weight).relu() @ weight
+        left, right = x.split(2, 1)
+        plain = (left @ weight[:2]).relu() @ weight + right.sum()
         return [noisy + latents + plain + base @ weight + early]
 
     recorded = Recorded(function, varying=1)
@@ -126,3 +127,4 @@ def test_products_stay_where_draws_or_writing_in_place_come_before_them():
             found = recorded(latents, x)[0]
             torch.set_rng_state(state)
             torch.testing.assert_close(found, function(latents, x)[0])
+        assert {type(value) for values in recorded._constants.values() for value in values} == {torch.Tensor}

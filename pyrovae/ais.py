@@ -4,7 +4,7 @@ All of it happens in the unconstrained coordinates u of `LatentSpace`, with shap
 """
 
 import math
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from itertools import pairwise
 from typing import Any, NamedTuple
@@ -17,6 +17,7 @@ from tqdm import tqdm
 from pyrovae.arguments import num_data, take
 from pyrovae.densities import Program, check_support, check_weights, evaluating, isolated_rng
 from pyrovae.latents import LatentSpace
+from pyrovae.recording import Execution, NotRecordedError, Recorded, choose_execution, refuse
 from pyrovae.stats import LogMarginal, summarize_log_weights
 
 DEFAULT_CHUNK_SIZE = 8192
@@ -29,6 +30,9 @@ _JITTER = 0.2  # step sizes are drawn from 1 -+ this, so that no trajectory is a
 _TUNING_CHAINS = 8
 _TUNING_PLACES = 50  # temperatures at which steps are adapted; the others take those of the nearest
 _COMMIT_EVERY = 100  # temperatures
+# Gradients of a block of data from which recording, and compiling, pays.
+_RECORDED_FROM = 1000
+_COMPILED_FROM = 4000
 
 
 def linear_schedule(num_temperatures: int) -> Tensor:
@@ -115,6 +119,7 @@ def ais(
     acceptance: float = 0.65,
     num_tuning: int = 200,
     chunk_size: int | None = None,
+    execution: Execution = "auto",
     progress: bool = False,
     commit: Callable[[dict[str, Any]], None] | None = None,
     resume: Mapping[str, Any] | None = None,
@@ -145,6 +150,7 @@ def ais(
         acceptance: Acceptance rate that step sizes are adapted to.
         num_tuning: Transitions of the preliminary run, about; more are made where 50 temperatures need them.
         chunk_size: Chains (K times n data) run at once, which bounds the memory; None for 8,192.
+        execution: As `log_marginal` has it, of the path's gradients; "auto" follows from their number.
         progress: Show a progress bar over temperatures.
         commit: Called with the whole state, tensors and plain values, after every 100 temperatures and every block of
             data.
@@ -155,13 +161,14 @@ def ais(
         LogMarginal of value, std_error, ess and khat of the K weights, each with shape (N,), in nats, float64.
 
     Raises:
-        ValueError: If betas do not rise from 0 to 1, a count is below 1, latents are discrete, data lie outside the
-            support, a weight is NaN, the state to resume is of another run, or a program breaks the contract of
-            `log_weights`.
+        ValueError: If betas do not rise from 0 to 1, a count is below 1, execution is another word, latents are
+            discrete, data lie outside the support, a weight is NaN, the state to resume is of another run, or a program
+            breaks the contract of `log_weights`.
     """
     betas = check_betas(betas, num_particles=num_particles, num_leapfrog=num_leapfrog, num_tuning=num_tuning)
     if not 0 < acceptance < 1:
         raise ValueError(f"acceptance must lie between 0 and 1, got {acceptance}")
+    how = execution_of(betas, num_leapfrog, execution)
     size = num_data(args, kwargs)
     blocks = list(data_blocks(size, num_particles, chunk_size))
     run = {"num_data": size, "num_particles": num_particles, "blocks": len(blocks), "betas": betas}
@@ -182,7 +189,8 @@ def ais(
         for index in range(state["block"], len(blocks)):
             part, options = take(args, kwargs, blocks[index])
             check_support(model, *part, first=blocks[index].start, **options)
-            path = Path(continuous_space(model, guide, part, options), start_of(start, blocks[index]))
+            space = continuous_space(model, guide, part, options)
+            path = Path(space, start_of(start, blocks[index]), how)
             if not state["temperature"]:
                 tuning = tune(path, betas, num_leapfrog=num_leapfrog, acceptance=acceptance, num_tuning=num_tuning)
                 u = path.draw(num_particles)
@@ -212,10 +220,13 @@ class Path:
         space: The latents, in coordinates u.
         normal: Mean, with shape (N, U), and scale_tril, with shape (N, U, U), of s; None for the space's guide, or the
             prior where it has none.
+        execution: How gradients are taken: "eager", "recorded" or "compiled".
     """
 
-    def __init__(self, space: LatentSpace, normal: Start | None = None) -> None:
+    def __init__(self, space: LatentSpace, normal: Start | None = None, execution: Execution = "eager") -> None:
         self.space = space
+        self.execution = execution
+        self._tempered = Recorded(self._tempered_eagerly, varying=2)
         with isolated_rng():
             like = space.pack(space.from_prior(1))
         self.device = like.device
@@ -253,8 +264,18 @@ class Path:
         log_guide = self.space.log_guide(latents)
         return log_guide + log_det, log_prior + log_lik - log_guide
 
-    def tempered(self, u: Tensor, beta: float) -> tuple[Tensor, Tensor, Tensor]:
+    def tempered(self, u: Tensor, beta: float) -> Sequence[Any]:
         """Log f_b(u) and the slope, each with shape (K, N), and the gradient of log f_b, with shape (K, N, U)."""
+        given = u.detach(), u.new_full((), beta)
+        if self.execution != "eager":
+            try:
+                return self._tempered(*given, compiled=self.execution == "compiled")
+            except NotRecordedError as error:
+                self.execution = "eager"
+                refuse("the path's gradient", error)
+        return self._tempered_eagerly(*given)
+
+    def _tempered_eagerly(self, u: Tensor, beta: Tensor) -> Sequence[Tensor]:
         with torch.enable_grad():
             u = u.detach().requires_grad_()
             base, slope = self.parts(u)
@@ -438,6 +459,12 @@ def quiet(model: Program, guide: Program | None) -> Iterator[None]:
     """Modules in evaluation mode, no gradients but those asked for, and Pyro's checks off."""
     with evaluating(*(p for p in (model, guide) if p is not None)), pyro.validation_enabled(False):
         yield
+
+
+def execution_of(betas: Tensor, num_leapfrog: int, execution: Execution = "auto") -> Execution:
+    """How the gradients along a path are taken, by their number."""
+    calls = len(betas) * num_leapfrog
+    return choose_execution(execution, calls, recorded_from=_RECORDED_FROM, compiled_from=_COMPILED_FROM)
 
 
 def data_blocks(size: int, num_particles: int, chunk_size: int | None) -> Iterator[slice]:

@@ -16,6 +16,7 @@ from pyrovae.ais import (
     check_betas,
     continuous_space,
     data_blocks,
+    execution_of,
     quiet,
     start_of,
     transition,
@@ -137,7 +138,8 @@ def bracket(
             if betas is None:
                 found.append(_by_importance(space, true, num_particles, proposal, chunk_size, rows.start))
             else:
-                path = Path(continuous_space(model, guide, part, options), start_of(start, rows))
+                inner = continuous_space(model, guide, part, options)
+                path = Path(inner, start_of(start, rows), execution_of(betas, num_leapfrog))
                 found.append(_by_annealing(path, true, num_particles, betas, num_equilibrium, settings))
     return Bracket(*(torch.cat(parts) for parts in zip(*found, strict=True)))
 

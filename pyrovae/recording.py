@@ -235,7 +235,7 @@ def record(function: Callable[..., Outputs], inputs: Sequence[Tensor]) -> tuple[
     """
     from torch.fx.experimental.proxy_tensor import make_fx  # seconds of import, for those alone who record
 
-    graph = make_fx(function)(*(value.detach() for value in inputs))
+    graph = make_fx(lambda *tensors: function(*tensors))(*(value.detach() for value in inputs))  # methods count self
     for node in graph.graph.nodes:
         _check_static(node)
     held = _lift(graph)

@@ -39,8 +39,10 @@ from pyrovae.ais import Path, quiet, transition, tune
 from pyrovae.files import read_state, write_state
 from pyrovae.latents import LatentSpace
 from pyrovae.proposals import DefensiveProposal, GuideProposal
+from pyrovae.recording import NotRecordedWarning
 from pyrovae.stats import summarize_log_weights
 
+F64 = torch.float64
 QUICK = {"num_leapfrog": 2, "acceptance": 0.9, "num_tuning": 50}
 
 
@@ -176,10 +178,49 @@ class TestLinearGaussian:
         )
         check(estimate, self.oracle.log_marginal(x - 3 * covariates @ self.oracle.weight.T), worst=0.3)
 
-    def test_an_interrupted_run_resumes_to_the_same_numbers(self, tmp_path, monkeypatch):
+    @pytest.mark.parametrize(
+        ("start", "execution", "chunk_size"),
+        [
+            ("prior", "recorded", 9),
+            ("guide", "recorded", 9),
+            ("normal", "recorded", 9),
+            pytest.param("guide", "compiled", None, marks=pytest.mark.compiles),
+        ],
+    )
+    def test_recorded_gradients_give_the_same_estimate(self, start, execution, chunk_size):
+        x, vae = self.oracle.data(5), self.oracle.vae(sd_factor=0.6)
+        given = {"guide": {"guide": vae.guide}, "normal": {"start": normal_near(self.oracle, x)}}.get(start, {})
+        found = []
+        for how in ("eager", execution):
+            pyro.set_rng_seed(5)
+            settings = {"num_particles": 3, "betas": linear_schedule(5), "execution": how, **QUICK}
+            found.append(ais(vae.model, x, chunk_size=chunk_size, **settings, **given))
+        torch.testing.assert_close(found[0].value, found[1].value, rtol=0, atol=1e-8)
+        torch.testing.assert_close(found[0].std_error, found[1].std_error, rtol=0, atol=1e-8)
+
+    def test_a_model_that_cannot_be_recorded_is_annealed_eagerly(self):
+        def model(x):
+            with pyro.plate("data", len(x), dim=-1):
+                z = pyro.sample("z", dist.Normal(torch.zeros(2, dtype=F64), 1.0).to_event(1))
+                scale = 1.0 if z.sum() > -1e9 else 2.0
+                pyro.sample("x", dist.Normal(z, scale).to_event(1), obs=x)
+
+        x, settings = torch.zeros(3, 2, dtype=F64), {"num_particles": 3, "betas": linear_schedule(4), **QUICK}
+        pyro.set_rng_seed(5)
+        eager = ais(model, x, **settings, execution="eager")
+        pyro.set_rng_seed(5)
+        with pytest.warns(NotRecordedWarning, match="the path's gradient runs eagerly.*value of a tensor"):
+            recorded = ais(model, x, **settings, execution="recorded")
+        assert torch.equal(eager.value, recorded.value)
+        with pytest.raises(ValueError, match="execution must be"):
+            ais(model, x, **settings, execution="fast")
+
+    @pytest.mark.parametrize("execution", ["eager", "recorded"])
+    def test_an_interrupted_run_resumes_to_the_same_numbers(self, tmp_path, monkeypatch, execution):
         monkeypatch.setattr(sys.modules["pyrovae.ais"], "_COMMIT_EVERY", 3)
         x, vae = self.oracle.data(5), self.oracle.vae(sd_factor=0.8)
         settings = {"guide": vae.guide, "num_particles": 4, "betas": linear_schedule(8), "chunk_size": 12, **QUICK}
+        settings["execution"] = execution
         pyro.set_rng_seed(5)
         whole = ais(vae.model, x, **settings)
         saved = []

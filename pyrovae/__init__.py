@@ -4,7 +4,7 @@ A VAE is made of a prior, a likelihood and an encoder; its `model` and `guide` a
 computed from them works for any such pair, the reader's own too.
 """
 
-from pyrovae.ais import adaptive_schedule, ais, linear_schedule, sigmoidal_schedule
+from pyrovae.ais import adaptive_schedule, ais
 from pyrovae.bounds import (
     CombinedImportanceWeightedELBO,
     ImportanceWeightedELBO,
@@ -109,6 +109,7 @@ from pyrovae.run import load
 from pyrovae.stats import LogMarginal
 from pyrovae.streamed import Streamed
 from pyrovae.svi import History, fit
+from pyrovae.temperatures import linear_schedule, sigmoidal_schedule
 from pyrovae.vae import VAE, Guide, Model
 
 __all__ = [

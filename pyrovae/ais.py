@@ -19,6 +19,7 @@ from pyrovae.densities import Program, check_support, check_weights, evaluating,
 from pyrovae.latents import LatentSpace
 from pyrovae.recording import Execution, NotRecordedError, Recorded, choose_execution, refuse
 from pyrovae.stats import LogMarginal, summarize_log_weights
+from pyrovae.temperatures import check_betas, check_count
 
 DEFAULT_CHUNK_SIZE = 8192
 
@@ -33,28 +34,6 @@ _COMMIT_EVERY = 100  # temperatures
 # Gradients of a block of data from which recording, and compiling, pays.
 _RECORDED_FROM = 1000
 _COMPILED_FROM = 4000
-
-
-def linear_schedule(num_temperatures: int) -> Tensor:
-    """Inverse temperatures b_t = t / T, with shape (T + 1,)."""
-    _check_count("num_temperatures", num_temperatures)
-    return torch.linspace(0, 1, num_temperatures + 1, dtype=torch.float64)
-
-
-def sigmoidal_schedule(num_temperatures: int, steepness: float = 4.0) -> Tensor:
-    """Inverse temperatures that are dense at both ends, with shape (T + 1,).
-
-    b_t = (s_t - s_0) / (s_T - s_0),   s_t = sigmoid(d (2 t / T - 1)),
-
-    with steepness d (Grosse, Ghahramani, Adams 2015, https://arxiv.org/abs/1511.02543, section 6).
-    """
-    _check_count("num_temperatures", num_temperatures)
-    if not steepness > 0:
-        raise ValueError(f"steepness must be positive, got {steepness}")
-    s = torch.sigmoid(steepness * (2 * linear_schedule(num_temperatures) - 1))
-    betas = (s - s[0]) / (s[-1] - s[0])
-    betas[-1] = 1.0
-    return betas
 
 
 def adaptive_schedule(
@@ -90,7 +69,7 @@ def adaptive_schedule(
     Raises:
         ValueError: As `ais`.
     """
-    _check_count("num_temperatures", num_temperatures)
+    check_count("num_temperatures", num_temperatures)
     if num_particles < 4:
         raise ValueError(f"num_particles must be at least 4 for a conditional sample size, got {num_particles}")
     with quiet(model, guide):
@@ -470,28 +449,9 @@ def execution_of(betas: Tensor, num_leapfrog: int, execution: Execution = "auto"
 def data_blocks(size: int, num_particles: int, chunk_size: int | None) -> Iterator[slice]:
     """The rows of blocks that hold as many chains as chunk_size says, or those of one datum."""
     chunk_size = DEFAULT_CHUNK_SIZE if chunk_size is None else chunk_size
-    _check_count("chunk_size", chunk_size)
+    check_count("chunk_size", chunk_size)
     at_once = max(1, chunk_size // num_particles)
     return (slice(start, min(start + at_once, size)) for start in range(0, size, at_once))
-
-
-def _check_count(name: str, value: int) -> None:
-    if value < 1:
-        raise ValueError(f"{name} must be at least 1, got {value}")
-
-
-def check_betas(betas: Tensor, **counts: int) -> Tensor:
-    """The inverse temperatures in float64, after seeing that they rise from 0 to 1 and that counts are positive."""
-    for name, value in counts.items():
-        _check_count(name, value)
-    betas = torch.as_tensor(betas, dtype=torch.float64)
-    sound = betas.dim() == 1 and len(betas) > 1 and betas[0] == 0 and betas[-1] == 1 and bool((betas.diff() > 0).all())
-    if not sound:
-        raise ValueError(
-            "betas must rise from 0 to 1, each above the one before; take linear_schedule(T), sigmoidal_schedule(T) or "
-            "adaptive_schedule(T, ...)"
-        )
-    return betas.cpu()
 
 
 def _generators() -> dict[str, Tensor]:

@@ -13,7 +13,6 @@ from pyrovae.ais import (
     Start,
     Walk,
     anneal,
-    check_betas,
     continuous_space,
     data_blocks,
     execution_of,
@@ -27,6 +26,7 @@ from pyrovae.densities import Program, check_support, check_weights
 from pyrovae.latents import Latents, LatentSpace
 from pyrovae.proposals import Component, Points, Proposal, default_proposal
 from pyrovae.stats import log_mean_exp, summarize_log_weights
+from pyrovae.temperatures import check_betas
 
 
 class Bracket(NamedTuple):

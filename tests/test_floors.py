@@ -26,8 +26,9 @@ COMPUTE_TOWER["latents"] = {"arguments", "stats", "densities", "handlers", "bije
 COMPUTE_TOWER["laplace"] = {"latents", "densities"}
 COMPUTE_TOWER["proposals"] = {"laplace", "latents", "densities"}
 COMPUTE_TOWER["exact"] = {"laplace", "latents", "densities"}
-COMPUTE_TOWER["ais"] = {"arguments", "stats", "densities", "latents"}
-COMPUTE_TOWER["brackets"] = {"arguments", "stats", "densities", "latents", "proposals", "ais"}
+COMPUTE_TOWER["temperatures"] = set()
+COMPUTE_TOWER["ais"] = {"arguments", "stats", "densities", "latents", "recording", "temperatures"}
+COMPUTE_TOWER["brackets"] = {"arguments", "stats", "densities", "latents", "proposals", "ais", "temperatures"}
 COMPUTE_TOWER["refinement"] = {"arguments", "stats", "densities", "latents", "ais"}
 COMPUTE_TOWER["importance"] = {"arguments", "stats", "densities", "latents", "proposals", "recording"}
 COMPUTE_TOWER["steps"] = {"arguments", "densities", "handlers", "precision", "recording", "workers"}
@@ -40,7 +41,7 @@ COMPUTE_TOWER["validation"] = {"arguments", "densities", "handlers", "importance
 COMPUTE_TOWER["progress"] = {"densities", "objectives", "steps", "validation"}
 COMPUTE_TOWER["svi"] = set(COMPUTE_TOWER)
 TOWERS = {**MODEL_TOWER, **COMPUTE_TOWER}
-TORCH_ONLY = {"pareto", "precision", "kl", "stats", "nn", "bijections"}
+TORCH_ONLY = {"pareto", "precision", "kl", "stats", "nn", "bijections", "temperatures"}
 
 
 def imports_of(path: Path) -> set[str]:

@@ -4,8 +4,9 @@ All of it happens in the unconstrained coordinates u of `LatentSpace`, with shap
 """
 
 import math
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
+from functools import partial
 from itertools import pairwise
 from typing import Any, NamedTuple
 
@@ -205,7 +206,6 @@ class Path:
     def __init__(self, space: LatentSpace, normal: Start | None = None, execution: Execution = "eager") -> None:
         self.space = space
         self.execution = execution
-        self._tempered = Recorded(self._tempered_eagerly, varying=2)
         with isolated_rng():
             like = space.pack(space.from_prior(1))
         self.device = like.device
@@ -223,6 +223,7 @@ class Path:
             self.normal = torch.distributions.MultivariateNormal(
                 mean.to(like), scale_tril=scale_tril.to(like), validate_args=False
             )
+        self._tempered = Recorded(partial(_tempered, space, self.normal), varying=2)
 
     def draw(self, num_particles: int) -> Tensor:
         """Draw u from the start, with shape (K, N, U)."""
@@ -233,34 +234,46 @@ class Path:
 
     def parts(self, u: Tensor) -> tuple[Tensor, Tensor]:
         """Log s(u), and the slope log p(x, z(u)) |dz/du| - log s(u), each with shape (K, N)."""
-        latents, log_det = self.space.unpack(u)
-        log_prior, log_lik = self.space.log_model(latents)
-        if self.normal is not None:
-            base = self.normal.log_prob(u)
-            return base, log_prior + log_lik + log_det - base
-        if self.space.guide is None:
-            return log_prior + log_det, log_lik
-        log_guide = self.space.log_guide(latents)
-        return log_guide + log_det, log_prior + log_lik - log_guide
+        return _parts(self.space, self.normal, u)
 
-    def tempered(self, u: Tensor, beta: float) -> Sequence[Any]:
+    def tempered(self, u: Tensor, beta: float) -> tuple[Tensor, Tensor, Tensor]:
         """Log f_b(u) and the slope, each with shape (K, N), and the gradient of log f_b, with shape (K, N, U)."""
-        given = u.detach(), u.new_full((), beta)
+        given = u.detach().contiguous(), u.new_full((), beta)  # a record holds for one layout
         if self.execution != "eager":
             try:
-                return self._tempered(*given, compiled=self.execution == "compiled")
+                found: Any = self._tempered(*given, compiled=self.execution == "compiled")
             except NotRecordedError as error:
                 self.execution = "eager"
                 refuse("the path's gradient", error)
-        return self._tempered_eagerly(*given)
+            else:
+                value, slope, gradient = found
+                return value, slope, gradient
+        return _tempered(self.space, self.normal, *given)
 
-    def _tempered_eagerly(self, u: Tensor, beta: Tensor) -> Sequence[Tensor]:
-        with torch.enable_grad():
-            u = u.detach().requires_grad_()
-            base, slope = self.parts(u)
-            value = base + beta * slope
-            (gradient,) = torch.autograd.grad(value.sum(), u)
-        return value.detach(), slope.detach(), gradient
+
+def _parts(
+    space: LatentSpace, normal: torch.distributions.MultivariateNormal | None, u: Tensor
+) -> tuple[Tensor, Tensor]:
+    latents, log_det = space.unpack(u)
+    log_prior, log_lik = space.log_model(latents)
+    if normal is not None:
+        base = normal.log_prob(u)
+        return base, log_prior + log_lik + log_det - base
+    if space.guide is None:
+        return log_prior + log_det, log_lik
+    log_guide = space.log_guide(latents)
+    return log_guide + log_det, log_prior + log_lik - log_guide
+
+
+def _tempered(
+    space: LatentSpace, normal: torch.distributions.MultivariateNormal | None, u: Tensor, beta: Tensor
+) -> tuple[Tensor, Tensor, Tensor]:
+    with torch.enable_grad():
+        u = u.detach().requires_grad_()
+        base, slope = _parts(space, normal, u)
+        value = base + beta * slope
+        (gradient,) = torch.autograd.grad(value.sum(), u)
+    return value.detach(), slope.detach(), gradient
 
 
 class Walk(NamedTuple):

@@ -80,7 +80,7 @@ class Recorded:
     ) -> None:
         self.function, self.reference, self.buffers = function, reference or function, list(buffers)
         self.varying = varying
-        self._constants: dict[int, list[Tensor]] = {}
+        self._constants: dict[Hashable, list[Tensor]] = {}
         self._replays: dict[Hashable, Callable[..., Outputs]] = {}
         self._calls: dict[Hashable, int] = {}
 
@@ -105,7 +105,7 @@ class Recorded:
         before.restore()
         try:
             if key not in self._replays:
-                self._replays[key] = self._recorded(inputs, compiled)
+                self._replays[key] = self._recorded(key, inputs, compiled)
                 before.restore()
             outputs = self._replays[key](*inputs)
             _compare(expected, outputs)
@@ -126,7 +126,7 @@ class Recorded:
         """Work out anew what does not vary, at the next call."""
         self._constants.clear()
 
-    def _recorded(self, inputs: Sequence[Tensor], compiled: bool) -> Callable[..., Outputs]:
+    def _recorded(self, key: Hashable, inputs: Sequence[Tensor], compiled: bool) -> Callable[..., Outputs]:
         graph, held = record(self.function, inputs)
         constant: Callable[..., list[Tensor]] = _nothing
         if self.varying is not None:
@@ -141,9 +141,9 @@ class Recorded:
 
         def replay(*tensors: Tensor) -> Outputs:
             with torch.no_grad():
-                if id(constant) not in self._constants:
-                    self._constants[id(constant)] = constant(*held, *tensors)
-                return run(*held, *tensors, *self._constants[id(constant)])
+                if key not in self._constants:
+                    self._constants[key] = constant(*held, *tensors)
+                return run(*held, *tensors, *self._constants[key])
 
         return replay
 

@@ -107,3 +107,9 @@ class HandWritten:
 
 
 LOG_2PI = math.log(2 * math.pi)
+
+
+def normal_near(oracle: LinearGaussian, x: Tensor, factor: float = 1.2, shift: float = 0.3) -> tuple[Tensor, Tensor]:
+    """Mean, with shape (N, U), and scale_tril, with shape (N, U, U), of a normal a little off the posterior."""
+    loc, covariance = oracle.posterior(x)
+    return loc + shift * covariance.diagonal().sqrt(), factor * torch.linalg.cholesky(covariance).expand(len(x), -1, -1)

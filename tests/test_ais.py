@@ -1,4 +1,4 @@
-"""Annealed importance sampling and the bracket against closed forms and quadrature."""
+"""Annealed importance sampling against closed forms and quadrature."""
 
 import math
 import sys
@@ -8,8 +8,7 @@ import pyro
 import pyro.distributions as dist
 import pytest
 import torch
-from oracles import HandWritten, LinearGaussian
-from pyro import poutine
+from oracles import HandWritten, LinearGaussian, normal_near
 from quadrature import log_integral, plane, simplex
 from torch import nn
 
@@ -29,16 +28,14 @@ from pyrovae import (
     TwoLayerVAE,
     adaptive_schedule,
     ais,
-    bracket,
     linear_schedule,
     log_joint,
     log_weights,
     sigmoidal_schedule,
 )
-from pyrovae.ais import Path, quiet, transition, tune
+from pyrovae.ais import Path, execution_of, quiet, transition, tune
 from pyrovae.files import read_state, write_state
 from pyrovae.latents import LatentSpace
-from pyrovae.proposals import DefensiveProposal, GuideProposal
 from pyrovae.recording import NotRecordedWarning
 from pyrovae.stats import summarize_log_weights
 
@@ -59,11 +56,6 @@ def check(estimate, exact, *, worst=0.3):
     ratio = off.exp()
     assert abs(ratio.mean() - 1) < 4 * ratio.std() / root
     assert (off.abs() < 6 * estimate.std_error + 1e-9).all()  # K is small, so that their tails are heavier than normal
-
-
-def normal_near(oracle, x, factor=1.2, shift=0.3):
-    loc, covariance = oracle.posterior(x)
-    return loc + shift * covariance.diagonal().sqrt(), factor * torch.linalg.cholesky(covariance).expand(len(x), -1, -1)
 
 
 class TestLinearGaussian:
@@ -187,7 +179,11 @@ class TestLinearGaussian:
             pytest.param("guide", "compiled", None, marks=pytest.mark.compiles),
         ],
     )
-    def test_recorded_gradients_give_the_same_estimate(self, start, execution, chunk_size):
+    def test_recorded_gradients_give_the_same_estimate(self, monkeypatch, start, execution, chunk_size):
+        recorder, calls = sys.modules["pyrovae.recording"], []
+        for name in ("record", "compile_graph"):
+            function = getattr(recorder, name)
+            monkeypatch.setattr(recorder, name, lambda *a, f=function, n=name: calls.append(n) or f(*a))
         x, vae = self.oracle.data(5), self.oracle.vae(sd_factor=0.6)
         given = {"guide": {"guide": vae.guide}, "normal": {"start": normal_near(self.oracle, x)}}.get(start, {})
         found = []
@@ -197,6 +193,13 @@ class TestLinearGaussian:
             found.append(ais(vae.model, x, chunk_size=chunk_size, **settings, **given))
         torch.testing.assert_close(found[0].value, found[1].value, rtol=0, atol=1e-8)
         torch.testing.assert_close(found[0].std_error, found[1].std_error, rtol=0, atol=1e-8)
+        # The preliminary run and the run itself, in each of the blocks.
+        assert calls == (["record"] * 4 if execution == "recorded" else ["record", "compile_graph"] * 2)
+
+    def test_what_is_recorded_follows_from_the_number_of_gradients(self):
+        chosen = [execution_of(linear_schedule(count - 1), 10) for count in (99, 100, 399, 400)]
+        assert chosen == ["eager", "recorded", "recorded", "compiled"]
+        assert execution_of(linear_schedule(5), 10, "compiled") == "compiled"
 
     def test_a_model_that_cannot_be_recorded_is_annealed_eagerly(self):
         def model(x):
@@ -394,91 +397,6 @@ class TestSchedules:
 
         assert adaptive.shape == (41,)
         assert max(losses(adaptive)) < 0.12 < 0.5 < max(losses(linear_schedule(40)))
-
-
-class TestBracket:
-    oracle = LinearGaussian()
-
-    def simulated(self, vae, size):
-        nodes = poutine.trace(vae.model).get_trace(size=size).nodes
-        return {"z": nodes["z"]["value"].detach()}, nodes["x"]["value"].detach()
-
-    def close(self, found, exact, gap):
-        root = len(exact) ** 0.5
-        for off in (exact - found.lower, found.upper - exact):
-            assert off.mean() > -4 * off.std() / root  # never on the other side beyond error
-            assert off.std() < 20 * gap
-        assert found.gap.mean() > -4 * found.gap.std() / root
-        assert abs(found.gap.mean()) + 4 * found.gap.std() / root < gap
-        torch.testing.assert_close(found.gap, found.upper - found.lower)
-
-    @pytest.mark.parametrize("proposal", [GuideProposal(), None])
-    def test_importance_sampling_closes_under_a_hundredth_of_a_nat(self, proposal):
-        vae = self.oracle.vae(sd_factor=1.2)
-        latents, x = self.simulated(vae, 300)
-        found = bracket(vae.model, vae.guide, latents, x, num_particles=1000, chunk_size=40_000, proposal=proposal)
-        self.close(found, self.oracle.log_marginal(x), 0.01)
-        for value, error in ((found.lower, found.lower_error), (found.upper, found.upper_error)):
-            z = (value - self.oracle.log_marginal(x)) / error
-            assert z.abs().max() < 5
-            assert 0.85 < z.std() < 1.15  # 300 z-scores have their sd within 0.04
-        # That of the gap is of two draws alone, and known less well; either draw left out would make it 0.7. Of a
-        # mixture the two are of one component and alike, which the error leaves aside.
-        assert (0.8 if proposal else 0.4) < found.gap.std() / found.gap_error.square().mean().sqrt() < 1.25
-
-    @pytest.mark.parametrize("proposal", [GuideProposal(), DefensiveProposal(0.5)])
-    def test_the_upper_bound_is_one(self, proposal):
-        # Few draws from a narrow, shifted guide: a wide bracket, whose upper end holds only thanks to the true latent.
-        # Of a mixture too, whose slot for it is to be of its own component.
-        vae = self.oracle.vae(sd_factor=0.7, shift=0.7)
-        latents, x = self.simulated(vae, 4000)
-        exact = self.oracle.log_marginal(x)
-        found = bracket(vae.model, vae.guide, latents, x, num_particles=4, proposal=proposal)
-        above, below = found.upper - exact, exact - found.lower
-        assert above.mean() > 8 * above.std() / 4000**0.5
-        assert below.mean() > 8 * below.std() / 4000**0.5
-        # E p(x) / p^(x) = 1 with the true latent in a slot, as E p^(x) / p(x) = 1 without it.
-        for ratio in ((-above).exp(), (-below).exp()):
-            assert abs(ratio.mean() - 1) < 4 * ratio.std() / 4000**0.5 + 0.02
-
-    @pytest.mark.parametrize("start", ["prior", "guide", "normal"])
-    def test_bidirectional_annealing_closes(self, start):
-        vae = self.oracle.vae(sd_factor=0.6, shift=0.5)
-        latents, x = self.simulated(vae, 150)
-        guide = vae.guide if start == "guide" else None
-        found = bracket(
-            vae.model,
-            guide,
-            latents,
-            x,
-            num_particles=40,
-            betas=sigmoidal_schedule(40),
-            start=normal_near(self.oracle, x) if start == "normal" else None,
-            num_equilibrium=10,
-            **QUICK,
-        )
-        self.close(found, self.oracle.log_marginal(x), 0.1)
-        above = (found.upper - self.oracle.log_marginal(x)).neg().exp()
-        assert abs(above.mean() - 1) < 4 * above.std() / 150**0.5  # 1 / p(x) is unbiased
-        for value, error in ((found.lower, found.lower_error), (found.upper, found.upper_error)):
-            z = (value - self.oracle.log_marginal(x)) / error
-            assert 0.75 < z.std() < 1.3
-        # Both ends are drawn apart: the error of the gap holds both, and either alone would make this 1.4.
-        assert 0.8 < found.gap.std() / found.gap_error.square().mean().sqrt() < 1.2
-
-    def test_refusals(self):
-        vae = self.oracle.vae(sd_factor=1.0)
-        latents, x = self.simulated(vae, 4)
-        with pytest.raises(ValueError, match=r"latents are of sites \['y'\], the model's are \['z'\]"):
-            bracket(vae.model, vae.guide, {"y": latents["z"]}, x, num_particles=3)
-        with pytest.raises(ValueError, match=r"latent 'z' has shape \(3, 2\); expected one for each of 4 data"):
-            bracket(vae.model, vae.guide, {"z": latents["z"][:3]}, x, num_particles=3)
-        with pytest.raises(ValueError, match="num_particles must be at least 2"):
-            bracket(vae.model, vae.guide, latents, x, num_particles=1)
-        with pytest.raises(ValueError, match="needs a guide; give one"):
-            bracket(vae.model, None, latents, x, num_particles=3)
-        with pytest.raises(ValueError, match="a proposal is for importance sampling"):
-            bracket(vae.model, None, latents, x, num_particles=3, proposal=GuideProposal(), betas=linear_schedule(3))
 
 
 class TestRefusals:

@@ -1,8 +1,8 @@
 """Measure bias, error and coverage of `log_marginal` against exact values of log p(x): the proof of its error bars.
 
-python scripts/coverage.py                                  # the full table, about two hours on one core
-python scripts/coverage.py --proposal guide                 # the published protocol in its place
-python scripts/coverage.py --only "Z = 1" --num_data 1000  # the cells whose name holds a word, thinner
+python scripts/coverage.py                              # the full table, two to three hours on one core
+python scripts/coverage.py --proposal guide             # the published protocol in its place
+python scripts/coverage.py --only "Z = 1" --pairs 1000  # the problems whose name holds this, thinner
 """
 
 import math
@@ -171,7 +171,8 @@ class Cell(NamedTuple):
 def measure(problem: Problem, guide: str, *, pairs: int, num_particles: int, proposal: str = "default") -> Cell:
     """Estimate log p(x) for pairs of datum and draws, and compare with the exact values.
 
-    Coverage is that of value +- 1.96 std_error, or within float precision of the exact value.
+    Each datum is drawn for as often as the pairs need. Coverage is that of value +- 1.96 std_error, or within float
+    precision of the exact value.
     """
     repeats = math.ceil(pairs / len(problem.x))
     args = [value.repeat(repeats, *[1] * (value.dim() - 1)) for value in (problem.x, *problem.posterior(guide))]
@@ -198,22 +199,28 @@ def measure(problem: Problem, guide: str, *, pairs: int, num_particles: int, pro
 def main() -> int:
     """Print the table; exit with 1 where a cell's coverage lies outside [0.93, 0.97]."""
     parser = make_parser(prog="coverage.py", description=__doc__)
-    parser.add_argument("--num_data", type=PositiveInt, default=4000, help="data of each problem")
     parser.add_argument("--pairs", type=PositiveInt, default=4000, help="pairs of datum and draws in each cell")
+    parser.add_argument(
+        "--num_data", type=PositiveInt | None, default=None, help="data of each problem; null: as pairs"
+    )
     parser.add_argument("--num_particles", type=PositiveInt, default=1000, help="draws per datum, K")
     parser.add_argument("--proposal", type=ProposalName, default="default", help="where the draws come from")
     parser.add_argument("--only", type=str, default="", help="problems whose name holds this")
     parser.add_argument("--seed", type=int, default=0, help="seed of data and draws")
     args = parse_flags(parser, sys.argv[1:])
+    num_data = args.num_data or args.pairs
+    if num_data > args.pairs:
+        raise ValueError(f"--num_data {num_data} asks for more data than --pairs {args.pairs}; give as many at most")
+    chosen = [(name, make) for name, make in problems(num_data) if args.only in name]
+    if not chosen:
+        raise ValueError(f"no problem's name holds --only {args.only!r}; take 'linear' or 'poisson, heavy prior', say")
 
     torch.set_num_threads(1)
     print(
         f"{'problem':36} {'guide':10} {'bias':>8} {'rmse':>7} {'s.e.':>7} {'coverage':>8} {'k>0.7':>6} {'seconds':>7}"
     )
     outside = 0
-    for name, make in problems(args.num_data):
-        if args.only not in name:
-            continue
+    for name, make in chosen:
         pyro.set_rng_seed(args.seed)
         problem = make()
         for guide in GUIDES:

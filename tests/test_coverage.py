@@ -1,11 +1,13 @@
 """The intervals of `log_marginal` hold what they promise: the table of scripts/coverage.py, thinner."""
 
 import importlib.util
+import math
 import sys
 from pathlib import Path
 
 import pyro
 import pytest
+import torch
 
 _SPEC = importlib.util.spec_from_file_location("coverage_script", Path(__file__).parent.parent / "scripts/coverage.py")
 study = importlib.util.module_from_spec(_SPEC)
@@ -57,10 +59,12 @@ def test_the_guide_alone_does_not_cover_where_it_is_too_narrow():
 @pytest.mark.parametrize(("size", "num_data", "bound"), [(1, 60, 1e-9), (2, 30, 1e-4), (3, 8, 1e-3)])
 def test_more_points_change_no_exact_value(size, num_data, bound):
     # The hardest problem: rates reach hundreds, and posteriors are a hundred times narrower than p(z).
-    pyro.set_rng_seed(0)
-    made = study.curved("poisson", "heavy", size, num_data)
-    pyro.set_rng_seed(0)
-    assert (made.log_p - study.curved("poisson", "heavy", size, num_data, rough_above=0.0).log_p).abs().max() < bound
+    made = []
+    for rough_above in (math.inf, 0.005, 0.0):
+        pyro.set_rng_seed(0)
+        made.append(study.curved("poisson", "heavy", size, num_data, rough_above=rough_above).log_p)
+    assert not torch.equal(made[0], made[2])
+    assert (made[1] - made[2]).abs().max() < bound
 
 
 def test_the_table_has_a_line_for_every_guide(monkeypatch, capsys):
@@ -70,3 +74,16 @@ def test_the_table_has_a_line_for_every_guide(monkeypatch, capsys):
     lines = capsys.readouterr().out.splitlines()
     assert [line[37:47].strip() for line in lines[1:-1]] == list(study.GUIDES)
     assert lines[-1].endswith("cells outside [0.93, 0.97]")
+
+
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        (["--only", "gamma"], "no problem's name holds --only 'gamma'"),
+        (["--num_data", "50", "--pairs", "40"], "--num_data 50 asks for more data than --pairs 40"),
+    ],
+)
+def test_flags_that_would_do_nothing_are_refused(monkeypatch, flags, message):
+    monkeypatch.setattr(sys, "argv", ["coverage.py", *flags])
+    with pytest.raises(ValueError, match=message):
+        study.main()

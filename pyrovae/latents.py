@@ -99,18 +99,18 @@ class LatentSpace:
 
     def log_model(self, latents: Latents) -> tuple[Tensor, Tensor]:
         """Log p(z) and log p(x|z) in nats, each with shape (K, N), of latents with shape (K, N, ...)."""
-        log_prior, log_lik = self._evaluated("log p(x, z)", _log_model, self.model, latents)
+        log_prior, log_lik = self._evaluated("log p(x, z)", partial(_log_model, self.model), _length(latents), latents)
         return log_prior, log_lik
 
     def log_guide(self, latents: Latents) -> Tensor:
         """Log q(z|x) in nats, with shape (K, N), of latents with shape (K, N, ...)."""
-        return self._evaluated("log q(z|x)", _log_guide, self._given_guide(), latents)[0]
+        function = partial(_log_guide, self._given_guide())
+        return self._evaluated("log q(z|x)", function, _length(latents), latents)[0]
 
-    def _evaluated(self, name: str, function: Any, program: Program, latents: Latents) -> Any:
+    def _evaluated(self, name: str, function: Any, num_particles: int, latents: Latents) -> Any:
         if self.chunks is None:
-            return function(program, latents, self.args, self.kwargs)
-        shape = next(iter(latents.values())).shape[0], self.num_data
-        return self.chunks(name, partial(function, program), shape, latents, self.args, self.kwargs)
+            return function(latents, self.args, self.kwargs)
+        return self.chunks(name, function, (num_particles, self.num_data), latents, self.args, self.kwargs)
 
     def from_guide(self, num_particles: int) -> Latents:
         """Draw latents from the guide, each with shape (K, N, ...)."""
@@ -153,10 +153,11 @@ class LatentSpace:
 
     def _drawn(self, name: str, program: Program, num_particles: int) -> Latents:
         function = partial(_draws, program, list(self.supports), (num_particles, self.num_data))
-        if self.chunks is None:
-            return dict(zip(self.supports, function({}, self.args, self.kwargs), strict=True))
-        drawn: Any = self.chunks(name, function, (num_particles, self.num_data), {}, self.args, self.kwargs)
-        return dict(zip(self.supports, drawn, strict=True))
+        return dict(zip(self.supports, self._evaluated(name, function, num_particles, {}), strict=True))
+
+
+def _length(latents: Latents) -> int:
+    return next(iter(latents.values())).shape[0]
 
 
 def _draws(
@@ -166,7 +167,7 @@ def _draws(
     latents: Latents,
     args: tuple[Any, ...],
     kwargs: dict[str, Any],
-) -> list[Any]:
+) -> list[Tensor]:
     sites = sample_sites(trace_with_particles(program, shape[0], *args, **kwargs))
     return [sites[name]["value"].expand(*shape, *sites[name]["fn"].event_shape) for name in names]
 
@@ -174,14 +175,14 @@ def _draws(
 def _log_model(
     model: Program, latents: Latents, args: tuple[Any, ...], kwargs: dict[str, Any]
 ) -> tuple[Tensor, Tensor]:
-    draws = next(iter(latents.values())).shape[0]
+    draws = _length(latents)
     trace = trace_with_particles(at(latents)(model), draws, *args, **kwargs)
     log_p, log_lik = trace_log_density(trace, draws, "model")
     return _where_supported(trace, log_p - log_lik), log_lik
 
 
 def _log_guide(guide: Program, latents: Latents, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[Tensor]:
-    draws = next(iter(latents.values())).shape[0]
+    draws = _length(latents)
     trace = trace_with_particles(at(latents)(guide), draws, *args, **kwargs)
     return (_where_supported(trace, trace_log_density(trace, draws, "guide")[0]),)
 

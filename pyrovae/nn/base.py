@@ -165,5 +165,5 @@ def out_features(network: nn.Module) -> int:
     """
     for module in (network, *reversed(list(network.modules()))):
         if isinstance(getattr(module, "out_features", None), int):
-            return int(module.out_features)  # type: ignore[arg-type]
+            return int(module.out_features)  # type: ignore[arg-type]  # an int, as the line above saw
     raise ValueError(f"cannot tell how many numbers {type(network).__name__} gives; set its attribute out_features")

@@ -186,7 +186,7 @@ class _Block(nn.Module):
         super().__init__()
         last = nn.Conv2d(channels, channels, 3, padding=1)
         nn.init.zeros_(last.weight)
-        nn.init.zeros_(last.bias)  # type: ignore[arg-type]
+        nn.init.zeros_(last.bias)  # type: ignore[arg-type]  # torch types it as None too
         first = nn.Conv2d(channels, channels, 3, padding=1)
         self.layers = nn.Sequential(activation_module(activation), first, activation_module(activation), last)
 

@@ -6,16 +6,14 @@ from typing import Any
 
 import pyro
 import torch
-from pyro.distributions.util import is_identically_zero, scale_and_mask
-from pyro.infer import ELBO, Trace_ELBO, TraceMeanField_ELBO
-from pyro.infer.util import MultiFrameTensor, get_plate_stacks
+from pyro.infer import ELBO
 from torch import Tensor
-from torch.distributions import kl_divergence
 from torch.optim import Optimizer
 
 from pyrovae.arguments import take
 from pyrovae.densities import Program, modules_of
 from pyrovae.handlers import temper
+from pyrovae.plain import plain
 from pyrovae.precision import Precision, products_in
 from pyrovae.recording import (
     Execution,
@@ -35,78 +33,6 @@ from pyrovae.workers import Share, Workers
 # Steps of one shape from which recording (a second at most) and compiling (a minute at most) pay.
 RECORDED_FROM = 1_000
 COMPILED_FROM = 20_000
-
-
-class PlainTrace_ELBO(Trace_ELBO):  # noqa: N801  # named as Pyro names its own
-    r"""Trace_ELBO with a loss that is a plain sum of log densities, which can be recorded.
-
-    loss = sum_q log q(z|x) - sum_p log p(x, z), whose gradient goes through the draws where these have one, and adds
-    log q times the detached terms downstream where they have none (Ranganath, Gerrish, Blei 2014,
-    https://arxiv.org/abs/1401.0118), as in Pyro.
-    """
-
-    def differentiable_loss(self, model: Program, guide: Program, *args: Any, **kwargs: Any) -> Tensor:
-        """The loss of a batch, in nats, a scalar."""
-        traces = self._get_traces(model, guide, args, kwargs)
-        return sum(self._loss_of(*pair) for pair in traces) / self.num_particles
-
-    def _loss_of(self, model_trace: Any, guide_trace: Any) -> Tensor:
-        drawn, scored = _sites(guide_trace), _sites(model_trace)
-        log_p = sum(site["log_prob_sum"] for site in scored.values())
-        loss = sum(site["log_prob_sum"] for site in drawn.values()) - log_p
-        surrogate, log_r = -log_p, None
-        for site in drawn.values():
-            _, score_function, entropy = site["score_parts"]
-            if not is_identically_zero(entropy):
-                surrogate = surrogate + entropy.sum()
-            if not is_identically_zero(score_function):
-                log_r = log_r or _log_r(scored, drawn, get_plate_stacks(model_trace))
-                surrogate = surrogate - (log_r.sum_to(site["cond_indep_stack"]) * score_function).sum()
-        return surrogate if log_r is None else surrogate + (loss - surrogate).detach()
-
-
-class PlainTraceMeanField_ELBO(PlainTrace_ELBO):  # noqa: N801
-    """TraceMeanField_ELBO with a loss that can be recorded: the KL divergence site by site, in closed form if known."""
-
-    def _loss_of(self, model_trace: Any, guide_trace: Any) -> Tensor:
-        drawn, scored = _sites(guide_trace), _sites(model_trace)
-        loss: Any = 0.0
-        for name, site in scored.items():
-            if site["is_observed"]:
-                loss = loss - site["log_prob_sum"]
-                continue
-            q, p = drawn[name], site
-            try:
-                kl = scale_and_mask(kl_divergence(q["fn"], p["fn"]), scale=q["scale"], mask=q["mask"])
-            except NotImplementedError:
-                loss = loss + q["score_parts"].entropy_term.sum() - p["log_prob_sum"]
-            else:
-                loss = loss + torch.as_tensor(kl).expand(q["fn"].batch_shape).sum()
-        for name, site in drawn.items():
-            if name not in scored:
-                loss = loss + site["score_parts"].entropy_term.sum()
-        return loss
-
-
-_PLAIN: dict[type, type[ELBO]] = {Trace_ELBO: PlainTrace_ELBO, TraceMeanField_ELBO: PlainTraceMeanField_ELBO}
-
-
-def plain(elbo: ELBO) -> Any:
-    """The objective with a loss that can be recorded.
-
-    One of the reader's own is taken as it is where it has `recordable = True`: its differentiable_loss is made of
-    tensor operations, asks for no value, and keeps no state.
-
-    Raises:
-        NotRecordedError: If there is none.
-    """
-    if type(elbo) in _PLAIN:
-        objective: Any = _PLAIN[type(elbo)]()
-        vars(objective).update(vars(elbo))
-        return objective
-    if getattr(elbo, "recordable", False):
-        return elbo
-    raise NotRecordedError(f"{type(elbo).__name__} is not known to be made of tensor operations alone")
 
 
 class Stepper:
@@ -378,15 +304,3 @@ def _laid_out(gradient: Tensor | None, parameter: Tensor) -> Tensor | None:
 def _weighing(weight: float | Tensor | None) -> AbstractContextManager[Any]:
     plain_elbo = weight is None or (not isinstance(weight, Tensor) and weight == 1)
     return nullcontext() if plain_elbo else temper(latent=weight)  # type: ignore[arg-type]
-
-
-def _sites(trace: Any) -> dict[str, Any]:
-    return {name: site for name, site in trace.nodes.items() if site["type"] == "sample"}
-
-
-def _log_r(scored: Mapping[str, Any], drawn: Mapping[str, Any], stacks: Mapping[str, Any]) -> MultiFrameTensor:
-    log_r = MultiFrameTensor()
-    for name, site in scored.items():
-        log_q = 0.0 if site["is_observed"] else drawn[name]["log_prob"]
-        log_r.add((stacks[name], (site["log_prob"] - log_q).detach()))
-    return log_r

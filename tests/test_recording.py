@@ -10,23 +10,30 @@ import pytest
 import torch
 from catalogue import ENCODERS, LIKELIHOODS, PRIORS, C
 from oracles import HandWritten
+from pyro import poutine
 from pyro.infer import Trace_ELBO, TraceEnum_ELBO, TraceMeanField_ELBO
 from test_matrix import N, build, seed, some_data
 from torch import nn
 
 from pyrovae import (
+    MLP,
     VAE,
     BernoulliLikelihood,
+    CategoricalEncoder,
+    CategoricalPrior,
     DefensiveProposal,
     GuideProposal,
     LinearWarmup,
+    MixtureVAE,
     NormalEncoder,
     StandardNormalPrior,
     fit,
     log_marginal,
 )
+from pyrovae.plain import PlainTrace_ELBO
+from pyrovae.programs import Blueprint
 from pyrovae.recording import NotRecordedWarning, Recorded, choose_execution, record
-from pyrovae.steps import PlainTrace_ELBO, Stepper
+from pyrovae.steps import Stepper
 from pyrovae.svi import StoppedError
 
 PLAIN_ADAM = partial(torch.optim.Adam, lr=1e-2)
@@ -248,6 +255,77 @@ def test_draws_without_gradients_are_recorded_with_their_score_function(x):
     assert_trained_alike(*(trained(how, x, make) for how in ("eager", "recorded")))
 
 
+class Classes(nn.Module):
+    """p(y) p(z|y) p(x|z) with a class y, and how the guide treats y: summed out, drawn, or left to the model."""
+
+    def __init__(self, how="parallel", *, on_the_plate=True):
+        super().__init__()
+        pyro.set_rng_seed(5)
+        self.means, self.logits = nn.Parameter(torch.randn(3, 2)), nn.Parameter(torch.zeros(3))
+        self.classes, self.encoder, self.decoder = network(6, 3), network(9, 2), network(2, 6)
+        self.how, self.on_the_plate, self.shift = how, on_the_plate, 0.0
+
+    def model(self, x, mask=None):
+        infer = {"enumerate": "parallel"} if self.how == "model" else {}
+        if not self.on_the_plate:
+            pyro.sample("w", dist.Normal(0.0, 1.0))
+        with pyro.plate("data", len(x), dim=-1), poutine.mask(mask=True if mask is None else mask):
+            y = pyro.sample("y", dist.Categorical(logits=self.logits), infer=infer)
+            z = pyro.sample("z", dist.Normal(self.means[y], 1.0).to_event(1))
+            pyro.sample("x", dist.Bernoulli(logits=self.decoder(z)).to_event(1), obs=x)
+
+    def guide(self, x, mask=None):
+        if not self.on_the_plate:
+            pyro.sample("w", dist.Normal(0.0, 1.0))
+        infer = {"num_samples": 4, "enumerate": "parallel"} if self.how == "some" else {"enumerate": self.how}
+        with pyro.plate("data", len(x), dim=-1), poutine.mask(mask=True if mask is None else mask):
+            y = torch.zeros(1, dtype=torch.long)
+            if self.how != "model":
+                q = dist.Categorical(logits=self.classes(x) + self.shift, validate_args=False)
+                y = pyro.sample("y", q, infer={} if self.how == "drawn" else infer)
+            y = torch.eye(3)[y].expand(*y.shape[: max(0, y.dim() - 1)], len(x), 3)
+            given = torch.cat([x.expand(*y.shape[:-1], 6), y], -1)
+            pyro.sample("z", dist.Normal(self.encoder(given), 0.3).to_event(1))
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [{}, {"num_particles": 2}, {"num_particles": 3, "vectorize_particles": True}],
+    ids=["once", "particles in turn", "particles at once"],
+)
+@pytest.mark.parametrize("masked", [False, True])
+def test_a_sum_over_classes_is_recorded(x, settings, masked):
+    elbo, data = TraceEnum_ELBO(max_plate_nesting=1, **settings), {"x": x, "mask": torch.rand(70) < 0.7}
+    arguments = {"elbo": elbo, "kl_weight": LinearWarmup(4), "batch_size": 35}
+    runs = [trained(how, data if masked else x, Classes, **arguments) for how in ("eager", "recorded")]
+    assert_trained_alike(*runs)
+    assert runs[1][2][-1]["stepper"]["refused"] is None
+
+
+@pytest.mark.parametrize("program", [partial(MixtureVAE, num_classes=3), Blueprint.vae], ids=["mixture", "alone"])
+def test_programs_with_a_discrete_latent_are_recorded(x, program):
+    parts = {"prior": CategoricalPrior, "encoder": CategoricalEncoder} if program is Blueprint.vae else {}
+
+    def make():
+        pyro.set_rng_seed(5)
+        return program(Blueprint(6, 2, 0, likelihood=BernoulliLikelihood, network=partial(MLP, hidden=[5]), **parts))
+
+    runs = [trained(how, x, make, TraceEnum_ELBO(max_plate_nesting=1)) for how in ("eager", "recorded")]
+    assert_trained_alike(*runs)
+    assert runs[1][2][-1]["stepper"]["refused"] is None
+
+
+def test_a_class_of_probability_0_adds_nothing(x):
+    def make():
+        pair = Classes()
+        pair.shift = torch.tensor([0.0, -torch.inf, 0.0])
+        return pair
+
+    runs = [trained(how, x, make, TraceEnum_ELBO(max_plate_nesting=1)) for how in ("eager", "recorded")]
+    assert all(bool(value.isfinite().all()) for value in runs[1][0].values())
+    assert_trained_alike(*runs)
+
+
 def calls_of(factors):
     """A draw whose scale is another Python number at each call."""
     numbers = iter(factors)
@@ -266,15 +344,22 @@ class Own(Trace_ELBO):
     pass
 
 
+ENUMERATED = TraceEnum_ELBO(max_plate_nesting=1, strict_enumeration_warning=False)
+
+
 @pytest.mark.parametrize(
     ("make", "elbo", "reason"),
     [
         (partial(Pair, branching, NORMAL), Trace_ELBO(), r"value of a tensor.* in test_recording.py, line \d+"),
         (partial(Pair, selecting, NORMAL), Trace_ELBO(), "shape of what aten.index.Tensor gives depends on"),
         (make_vae, Own(), "Own is not known to be made of tensor operations alone"),
-        (make_vae, TraceEnum_ELBO(strict_enumeration_warning=False), "TraceEnum_ELBO is not known"),
+        (partial(Classes, "sequential"), ENUMERATED, "lists all of a site's values in parallel; not for 'y'"),
+        (partial(Classes, "some"), ENUMERATED, "lists all of a site's values in parallel; not for 'y'"),
+        (partial(Classes, "model"), ENUMERATED, "lists all of a site's values in parallel; not for 'y'"),
+        (partial(Classes, "drawn"), ENUMERATED, "where draws have gradients; not for 'y'"),
+        (partial(Classes, on_the_plate=False), ENUMERATED, "where every site is in the data plate alone"),
     ],
-    ids=["control flow", "selection", "own objective", "enumeration"],
+    ids=["control flow", "selection", "own objective", "in turn", "some", "the model's", "drawn", "a site for all"],
 )
 def test_what_cannot_be_recorded_says_why_once_and_runs_eagerly(x, make, elbo, reason):
     eager = trained("eager", x, make, elbo)

@@ -62,18 +62,8 @@ def training_parser(**given: Any) -> ArgumentParser:
     """Make the parser of `scripts/train.py`; keyword arguments go to ArgumentParser."""
     parser = make_parser(epilog=_parts_help(), **given)
     add = parser.add_argument
-    add(
-        "--data",
-        type=str,
-        default="digits",
-        help="digits, mnist, or the reader's own PATH.npy or PATH.npz:key",
-    )
-    add(
-        "--data_dir",
-        type=str | None,
-        default=None,
-        help="folder that holds MNIST, or takes the download",
-    )
+    add("--data", type=str, default="digits", help="digits, mnist, or the reader's own PATH.npy or PATH.npz:key")
+    add("--data_dir", type=str | None, default=None, help="folder that holds MNIST, or takes the download")
     add(
         "--binarize",
         type=Literal["dynamic", "static", "none"] | None,
@@ -92,11 +82,7 @@ def training_parser(**given: Any) -> ArgumentParser:
         type=Callable[[nn.Module], Likelihood] | None,
         help="p(x|z): a name below, or module.Class (default: the data's own)",
     )
-    add(
-        "--encoder",
-        type=Callable[[nn.Module], Encoder],
-        help="q(z|x): a name below, or module.Class",
-    )
+    add("--encoder", type=Callable[[nn.Module], Encoder], help="q(z|x): a name below, or module.Class")
     add(
         "--network",
         type=Callable[[int, int], Network],
@@ -122,11 +108,7 @@ def training_parser(**given: Any) -> ArgumentParser:
         default=None,
         help="weight of the KL divergence in training, a name below (default: 1 throughout)",
     )
-    add(
-        "--optimizer",
-        type=Callable[[Iterable, float], Optimizer],
-        help="optimizer of torch.optim, or module.Class",
-    )
+    add("--optimizer", type=Callable[[Iterable, float], Optimizer], help="optimizer of torch.optim, or module.Class")
     add("--epochs", type=PositiveInt, default=300, help="passes over the training data, at most")
     add("--batch_size", type=PositiveInt, default=100, help="data per step")
     add("--lr", type=PositiveFloat, default=1e-3, help="learning rate of the optimizer")
@@ -152,36 +134,16 @@ def training_parser(**given: Any) -> ArgumentParser:
     add("--precision", type=Precision, default="full", help="of the products of layers in training: full or bfloat16")
     add("--seed", type=Seed, default=0, help="seed of initial weights, order and noise")
     add("--stream", type=bool, default=False, help="leave training data of a PATH.npy on disk, read batch by batch")
-    add(
-        "--split_seed",
-        type=Seed,
-        default=0,
-        help="seed of the split into train, validation and test",
-    )
-    add(
-        "--device",
-        type=str,
-        default="auto",
-        help="cpu, cuda, cuda:1, ... (auto: cuda where there is one)",
-    )
+    add("--split_seed", type=Seed, default=0, help="seed of the split into train, validation and test")
+    add("--device", type=str, default="auto", help="cpu, cuda, cuda:1, ... (auto: cuda where there is one)")
     add(
         "--threads",
         type=PositiveInt | None,
         default=None,
         help="CPU threads (default: one for small batches, which gain nothing from more, else torch's choice)",
     )
-    add(
-        "--out",
-        type=str | None,
-        default=None,
-        help="new run folder (default: the next free runs/DATA-NUMBER)",
-    )
-    add(
-        "--config",
-        type=str | None,
-        default=None,
-        help="configuration to start from: the config.yaml of a run",
-    )
+    add("--out", type=str | None, default=None, help="new run folder (default: the next free runs/DATA-NUMBER)")
+    add("--config", type=str | None, default=None, help="configuration to start from: the config.yaml of a run")
     add(
         "--resume",
         type=str | None,

@@ -269,12 +269,11 @@ class CapturedStep:
                 optimizer.step()
 
     def __call__(self, *inputs: Tensor) -> Tensor:
-        """Replay, and return the loss, which the next replay overwrites; gradients stay in the parameters' grad."""
+        """Replay, and return the loss, which the next replay overwrites; the parameters' grad likewise."""
         for mine, given in zip(self.inputs, inputs, strict=True):
             mine.copy_(given)
         self.graph.replay()
-        if not self.whole:
-            _set_gradients(self.parameters, self.gradients)
+        _set_gradients(self.parameters, self.gradients)  # those of another shape's graph may stand there
         assert self.loss is not None
         return self.loss
 

@@ -235,7 +235,9 @@ def record(function: Callable[..., Outputs], inputs: Sequence[Tensor]) -> tuple[
     """
     from torch.fx.experimental.proxy_tensor import make_fx  # seconds of import, for those alone who record
 
-    graph = make_fx(lambda *tensors: function(*tensors))(*(value.detach() for value in inputs))  # methods count self
+    with torch.autograd.set_multithreading_enabled(False):  # gradients on CUDA are taken by other threads else
+        traced = make_fx(lambda *tensors: function(*tensors))  # methods count self
+        graph = traced(*(value.detach() for value in inputs))
     for node in graph.graph.nodes:
         _check_static(node)
     held = _lift(graph)

@@ -256,17 +256,19 @@ class CapturedStep:
         self.parameters = parameters
         capturable = optimizer and all(group.get("capturable", False) for group in optimizer.param_groups)
         self.whole = bool(capturable)
-        side = torch.cuda.Stream()
-        side.wait_stream(torch.cuda.current_stream())
-        with torch.cuda.stream(side):  # libraries make their workspaces outside of a capture
-            replay(*self.inputs)
-        torch.cuda.current_stream().wait_stream(side)
-        self.graph = torch.cuda.CUDAGraph()
-        with torch.cuda.graph(self.graph):
-            self.loss, *self.gradients = replay(*self.inputs)
-            if optimizer and self.whole:
-                _set_gradients(parameters, self.gradients)
-                optimizer.step()
+        with torch.cuda.device(parameters[0].device):  # capturing is of the current one
+            side = torch.cuda.Stream()
+            side.wait_stream(torch.cuda.current_stream())
+            with torch.cuda.stream(side):  # libraries make their workspaces outside of a capture
+                replay(*self.inputs)
+            torch.cuda.current_stream().wait_stream(side)
+            self.graph = torch.cuda.CUDAGraph()
+            # What another thread does meanwhile, a batch being prepared, is not in the graph and may go on.
+            with torch.cuda.graph(self.graph, capture_error_mode="thread_local"):
+                self.loss, *self.gradients = replay(*self.inputs)
+                if optimizer and self.whole:
+                    _set_gradients(parameters, self.gradients)
+                    optimizer.step()
 
     def __call__(self, *inputs: Tensor) -> Tensor:
         """Replay, and return the loss, which the next replay overwrites; the parameters' grad likewise."""

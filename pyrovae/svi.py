@@ -206,6 +206,8 @@ def fit(
     first_step = True
     with bar, pyro.validation_enabled(False), warnings.catch_warnings():
         warnings.filterwarnings("ignore", message="Encountered NaN")  # an error here, and a better one
+        # An optimizer made for a CUDA graph steps without one while the record is compared.
+        warnings.filterwarnings("ignore", message="This instance was constructed with capturable=True")
         while state.history.stop_reason is None:
             order = epoch_order(size, epoch=state.epoch, seed=seed).to(device)
 

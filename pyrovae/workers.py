@@ -116,7 +116,8 @@ class Workers:
 def joined() -> Iterator[Workers]:
     """Join the processes that torchrun started, if it started this one: gloo on CPU, NCCL on CUDA.
 
-    On CUDA a process takes the card of its local rank. What ranks above 0 print goes nowhere.
+    Where there are as many cards, a process takes the card of its local rank, and "cuda" means that one from here on.
+    What ranks above 0 print goes nowhere.
 
     Yields:
         The processes, this one alone where there are no others.
@@ -124,7 +125,7 @@ def joined() -> Iterator[Workers]:
     if int(os.environ.get("WORLD_SIZE", "1")) == 1:
         yield Workers.current()
         return
-    on_cuda = torch.cuda.is_available()
+    on_cuda = torch.cuda.device_count() >= int(os.environ.get("LOCAL_WORLD_SIZE", "1")) > 0
     if on_cuda:
         torch.cuda.set_device(int(os.environ.get("LOCAL_RANK", "0")))
     torch.distributed.init_process_group("cpu:gloo,cuda:nccl" if on_cuda else "gloo")
@@ -179,6 +180,8 @@ class _SharedDraws(TorchDispatchMode):
                 return func(*args, **kwargs)
             whole = value.new_empty(self._for_all(value.shape, dim))
             return value.copy_(self._mine(func(whole, *map(self._gathered, others), **kwargs), dim))
+        if func is torch.ops.aten.native_dropout.default:
+            return self._dropped(*args, **kwargs)
         if any(isinstance(value, Tensor) for value in args):
             return self._of_parameters(func, args, kwargs)
         where = next((i for i, value in enumerate(args) if isinstance(value, list | tuple)), None)
@@ -187,6 +190,14 @@ class _SharedDraws(TorchDispatchMode):
             return func(*args, **kwargs)
         sized = [self._for_all(value, dim) if i == where else value for i, value in enumerate(args)]
         return self._mine(func(*sized, **kwargs), dim)
+
+    def _dropped(self, value: Tensor, *how: Any) -> tuple[Tensor, Tensor]:
+        """Dropout as CUDA has it, in one operation with its mask, which does not depend on the values."""
+        dim = self._dim(value.shape)
+        if dim is None:
+            return torch.native_dropout(value, *how)
+        factor, mask = torch.native_dropout(value.new_ones(self._for_all(value.shape, dim)), *how)
+        return value * self._mine(factor, dim), self._mine(mask, dim)
 
     def _of_parameters(self, func: Any, args: Any, kwargs: Any) -> Any:
         first = args[0]

@@ -125,7 +125,6 @@ def main() -> int:
 
 def measure(ways: dict[str, Callable[[], Any]], rounds: int, calls: int) -> tuple[dict[str, float], Times]:
     """Seconds of the first calls of each way together, and of one call in each round, in turn."""
-    synchronize = torch.cuda.synchronize if torch.cuda.is_initialized() else lambda: None
     first, times = {}, {name: [] for name in ways}
     for name, way in ways.items():
         started = time.perf_counter()
@@ -142,6 +141,12 @@ def measure(ways: dict[str, Callable[[], Any]], rounds: int, calls: int) -> tupl
             synchronize()
             times[name].append((time.perf_counter() - started) / calls)
     return first, times
+
+
+def synchronize() -> None:
+    """Wait for what was asked of a card."""
+    if torch.cuda.is_initialized():
+        torch.cuda.synchronize()
 
 
 def report(title: str, first: dict[str, float], times: Times, unit: float) -> dict[str, Any]:
@@ -376,7 +381,7 @@ def floor(device: torch.device, rounds: int) -> dict[str, Any]:
     a, b = (torch.randn(2048, 2048, device=device) for _ in range(2))
     source = torch.randn(2**24, device=device)
     target = torch.empty_like(source)
-    _, times = measure({"product": lambda: a @ b, "copy": lambda: target.copy_(source)}, rounds, 1)
+    _, times = measure({"product": lambda: a @ b, "copy": lambda: target.copy_(source)}, rounds, 10)
     product, copy = (statistics.median(times[name]) for name in ("product", "copy"))
     rows = {"GFLOP/s, float32": 2 * 2048**3 / product / 1e9, "GB/s, copied": 2 * 4 * 2**24 / copy / 1e9}
     print("\nthe machine: " + "; ".join(f"{value:,.0f} {name}" for name, value in rows.items()), flush=True)
@@ -397,6 +402,7 @@ def growth(x: Tensor, execution: Execution, rounds: int) -> dict[str, Any]:
         for cell in cells:
             started = time.perf_counter()
             weigh(*cell)
+            synchronize()
             seconds[cell].append(time.perf_counter() - started)
     print(f"\ngrowth, {execution}{'':22}{'s':>9}{'ratio':>9}{'peak, MB':>12}")
     rows = []

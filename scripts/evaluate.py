@@ -40,8 +40,8 @@ def main() -> int:
     parser.add_argument("--execution", type=Execution, default="auto", help="of chunks: eager, recorded or compiled")
     args = parse_flags(parser, sys.argv[1:])
 
-    run, vae, data = open_run(args, bits=True)
-    with joined() as workers:
+    with joined() as workers:  # before anything is on a card
+        run, vae, data = open_run(args, bits=True)
         evaluation = evaluate_run(
             run,
             vae,

@@ -40,6 +40,12 @@ SPLITS = ("train", "validation", "test")
 def main() -> int:
     """Train, evaluate, and print the table."""
     flags = parse_training(sys.argv[1:], prog="train.py", description=__doc__)
+    with joined() as workers:  # before anything is on a card
+        return train_and_evaluate(flags, workers)
+
+
+def train_and_evaluate(flags: Namespace, workers: Workers) -> int:
+    """Make the run, or open the one to go on with, and bring it to its end."""
     if flags.resume:
         run = Run(flags.resume)
         if run.finished:
@@ -63,31 +69,28 @@ def main() -> int:
         check_values(data, vae, config.device)
         run = None
 
-    with joined() as workers:
-        if run is None:
-            run = Run(workers.from_first(lambda: Run.create(flags.out, config, data).path))
-        print(f"{run.path}: {len(data.train):,} training data, {config.device}", flush=True)
-        with finishing_steps() as stopper:
-            try:
-                history = train(run, config, data, vae, stopper, workers)
-            except StoppedError as stop:
-                if workers.rank == 0:
-                    print(f"{stop}; saved. Go on with: train.py --resume {run.path}", file=sys.stderr)
-                return stopper.exit_code or 1
-            except Exception:
-                if not flags.resume and workers.rank == 0:
-                    run.discard_unless_committed()
-                raise
+    if run is None:
+        run = Run(workers.from_first(lambda: Run.create(flags.out, config, data).path))
+    print(f"{run.path}: {len(data.train):,} training data, {config.device}", flush=True)
+    with finishing_steps() as stopper:
         try:
-            if workers.any(stopper()):
-                sys.exit(stopper.exit_code or 1)
-            close(run, config, data, vae, history, workers)
-        except (KeyboardInterrupt, SystemExit):
+            history = train(run, config, data, vae, stopper, workers)
+        except StoppedError as stop:
             if workers.rank == 0:
-                print(
-                    f"stopped before the evaluation was done. Go on with: train.py --resume {run.path}", file=sys.stderr
-                )
+                print(f"{stop}; saved. Go on with: train.py --resume {run.path}", file=sys.stderr)
+            return stopper.exit_code or 1
+        except Exception:
+            if not flags.resume and workers.rank == 0:
+                run.discard_unless_committed()
             raise
+    try:
+        if workers.any(stopper()):
+            sys.exit(stopper.exit_code or 1)
+        close(run, config, data, vae, history, workers)
+    except (KeyboardInterrupt, SystemExit):
+        if workers.rank == 0:
+            print(f"stopped before the evaluation was done. Go on with: train.py --resume {run.path}", file=sys.stderr)
+        raise
     return 0
 
 

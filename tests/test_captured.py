@@ -56,7 +56,8 @@ class Graph(TorchDispatchMode):
 
 
 @contextmanager
-def capturing(graph):
+def capturing(graph, capture_error_mode):
+    assert capture_error_mode == "thread_local"  # a batch may be prepared meanwhile
     state = torch.get_rng_state()
     with graph:
         yield
@@ -79,6 +80,7 @@ def card(monkeypatch):
         "current_stream": Stream,
         "stream": lambda stream: nullcontext(),
         "CUDAGraph": Graph,
+        "device": nullcontext,
         "graph": capturing,
     }.items():
         monkeypatch.setattr(torch.cuda, name, value)
@@ -143,7 +145,7 @@ def test_replayed_graphs_are_the_steps_themselves(card, make_optimizer, sizes, e
 
 
 def test_what_a_card_cannot_capture_is_replayed_without_a_graph(card, monkeypatch):
-    def refusing(graph):
+    def refusing(graph, capture_error_mode):
         raise RuntimeError("operation not permitted when stream is capturing\nCUDA kernel errors might be")
 
     recorded = run(ADAM, Trace_ELBO())

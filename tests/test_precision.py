@@ -8,6 +8,7 @@ from torch import nn
 
 from pyrovae import MLP, VAE, BernoulliLikelihood, NormalEncoder, StandardNormalPrior, fit, log_marginal
 from pyrovae.precision import products_in
+from pyrovae.validation import validate
 
 
 def trained(precision, execution="eager", epochs=3):
@@ -64,6 +65,13 @@ def test_parameters_stay_single_and_the_result_near():
     assert history["validation_elbo"][-1] == pytest.approx(full_history["validation_elbo"][-1], abs=0.3)
     values = [log_marginal(vae.model, vae.guide, x[:50], num_particles=500).value.mean() for vae in (full, rounded)]
     assert abs(values[0] - values[1]) < 0.3
+
+
+def test_validation_is_in_single_precision():
+    vae, history, x = trained("bfloat16", epochs=1)
+    assert history["validation_elbo"] == [validate(vae.model, vae.guide, x[:50]).elbo]
+    with products_in("bfloat16"):
+        assert history["validation_elbo"] != [validate(vae.model, vae.guide, x[:50]).elbo]
 
 
 def test_recorded_steps_round_alike():

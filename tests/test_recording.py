@@ -1,6 +1,7 @@
 """Recorded programs: the numbers, gradients and draws of the programs themselves, or a word why not."""
 
 import copy
+import sys
 import warnings
 from functools import partial
 
@@ -115,11 +116,77 @@ def test_every_part_is_recorded_to_the_value_and_gradients_of_pyros_objective(ce
     [*COMPILED_CELLS, *(pytest.param(cell, marks=pytest.mark.slow) for cell in MORE_COMPILED_CELLS)],
     ids=" ".join,
 )
-def test_inductor_keeps_the_numbers(cell):
+def test_inductor_keeps_the_numbers(cell, monkeypatch):
+    calls = counted(monkeypatch, "compile_graph")
     eager, draw = steps_of(cell, TraceMeanField_ELBO(), "eager")
+    assert calls == []
     compiled, same_draw = steps_of(cell, TraceMeanField_ELBO(), "compiled")
+    assert len(calls) == 1
     assert_close(eager, compiled, 1e-4)
     assert draw == same_draw
+
+
+def counted(monkeypatch, name):
+    """Let a function of the recorder count its calls."""
+    recorder, calls = sys.modules["pyrovae.recording"], []
+    function = getattr(recorder, name)
+    monkeypatch.setattr(recorder, name, lambda *args: calls.append(name) or function(*args))
+    return calls
+
+
+def test_what_inductor_cannot_compile_is_replayed_as_recorded(x, monkeypatch):
+    def failing(graph, inputs):
+        raise RuntimeError("no compiler is found\nand more")
+
+    monkeypatch.setattr(sys.modules["pyrovae.recording"], "compile_graph", failing)
+    recorded = trained("recorded", x, batch_size=35)
+    with pytest.warns(NotRecordedWarning, match="replayed as recorded, .*: no compiler is found$") as caught:
+        compiled = trained("compiled", x, batch_size=35)
+    assert len(caught) == 1
+    assert all(torch.equal(value, recorded[0][name]) for name, value in compiled[0].items())
+
+
+def test_programs_run_no_more_once_they_are_recorded(x):
+    def runs(epochs):
+        vae, count = make_vae(), []
+        vae.model.likelihood.register_forward_hook(lambda *given: count.append(1))
+        trained("recorded", x, lambda: vae, epochs=epochs, batch_size=35, elbo=TraceMeanField_ELBO())
+        return len(count)
+
+    assert runs(3) == runs(9)
+
+
+@pytest.mark.parametrize(("least", "execution"), [((6, 99), "recorded"), ((7, 99), "eager"), ((2, 6), "compiled")])
+def test_how_steps_are_taken_follows_from_their_number(x, monkeypatch, least, execution):
+    for name, value in zip(("RECORDED_FROM", "COMPILED_FROM"), least, strict=True):
+        monkeypatch.setattr(sys.modules["pyrovae.steps"], name, value)
+    monkeypatch.setattr(sys.modules["pyrovae.recording"], "compile_graph", lambda graph, inputs: graph)
+    found = trained("auto", x, epochs=3, batch_size=35)  # six steps
+    assert found[2][-1]["stepper"]["executions"]["35"] == execution
+
+
+class Transposed(nn.Module):
+    """A layer whose weight's gradient comes with the strides of its transpose."""
+
+    def __init__(self, num_inputs, num_outputs):
+        super().__init__()
+        self.weight = nn.Parameter(torch.randn(num_outputs, num_inputs))
+
+    def forward(self, value):
+        return value @ self.weight.t().contiguous()
+
+
+def test_gradients_are_laid_out_as_the_parameters(x):
+    def make():
+        pyro.set_rng_seed(5)
+        return VAE(StandardNormalPrior(2), BernoulliLikelihood(Transposed(2, 6)), NormalEncoder(network(6, 4)))
+
+    vae = make()
+    loss = TraceMeanField_ELBO().differentiable_loss(vae.model, vae.guide, x)
+    (gradient,) = torch.autograd.grad(loss, [vae.model.likelihood.network.weight])
+    assert gradient.stride() != vae.model.likelihood.network.weight.stride()
+    adam = partial(torch.optim.Adam, lr=1e-2, fused=True)
+    assert_trained_alike(*(trained(how, x, make, optimizer=adam) for how in ("eager", "recorded")))
 
 
 def network(num_inputs, num_outputs, *extra):

@@ -9,8 +9,17 @@ import torch
 from pyro.infer import TraceMeanField_ELBO
 from script_helpers import TINY, call
 from test_bounds import make_vae
+from torch import nn
 
-from pyrovae import Streamed, fit, log_marginal
+from pyrovae import (
+    VAE,
+    BernoulliLikelihood,
+    NormalEncoder,
+    StandardNormalPrior,
+    Streamed,
+    fit,
+    log_marginal,
+)
 from pyrovae.data import Binarize, load_data
 from pyrovae.data.baseline import IndependentPixels
 from pyrovae.streamed import prepared
@@ -85,6 +94,21 @@ def test_the_next_batch_is_made_while_one_is_in_use():
         seen.append(index)
     assert seen == [1, 2, 3, 4]
     assert list(prepared(make, 2, 2)) == []
+
+
+def test_training_reads_beside(tmp_path, monkeypatch):
+    np.save(tmp_path / "bits.npy", np.random.default_rng(0).integers(0, 2, (40, 6)).astype(np.float32))
+    threads, read = set(), Streamed.__getitem__
+
+    def noted(self, index):
+        threads.add(threading.current_thread().name.partition("_")[0])
+        return read(self, index)
+
+    x = Streamed(np.load(tmp_path / "bits.npy", mmap_mode="r"))
+    vae = VAE(StandardNormalPrior(2), BernoulliLikelihood(nn.Linear(2, 6)), NormalEncoder(nn.Linear(6, 4)))
+    monkeypatch.setattr(Streamed, "__getitem__", noted)
+    fit(vae.model, vae.guide, x, elbo=TraceMeanField_ELBO(), epochs=1, batch_size=10, checked=True)
+    assert "next batch" in threads
 
 
 def test_a_failing_read_stops_the_loop():

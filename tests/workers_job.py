@@ -59,6 +59,13 @@ class Dropping(NormalEncoder):
         return super().forward(torch.nn.functional.dropout(x, 0.3, training=self.training), covariates)
 
 
+class DroppingAtOnce(NormalEncoder):
+    """The same by the one operation that CUDA has for it."""
+
+    def forward(self, x, covariates=None):
+        return super().forward(torch.native_dropout(x, 0.3, self.training)[0], covariates)
+
+
 def programs(name):
     if name == "simplex":
         vae = VAE(DirichletPrior(Z, concentration=2.0), likelihood(), NormalEncoder(network(2 * (Z - 1))))
@@ -66,6 +73,8 @@ def programs(name):
         vae = VAE(CategoricalPrior(Z), likelihood(), encoder(CategoricalEncoder))
     elif name == "dropout":
         vae = VAE(StandardNormalPrior(Z), likelihood(), Dropping(network(2 * Z)))
+    elif name == "native dropout":
+        vae = VAE(StandardNormalPrior(Z), likelihood(), DroppingAtOnce(network(2 * Z)))
     elif name == "dirichlet":
         return own_programs()
     else:
@@ -106,6 +115,7 @@ CASES = [
     ("simplex", "recorded"),
     ("categorical", "eager"),
     ("dropout", "recorded"),
+    ("native dropout", "recorded"),
     ("dirichlet", "eager"),
 ]
 
@@ -116,6 +126,8 @@ def bits(rows):
 
 def train(name, execution, *, epochs=2, **options):
     """Parameters and history of a short run."""
+    states = []
+    options.setdefault("commit", states.append)
     pyro.set_rng_seed(3)
     model, guide, parameters = programs(name)
     scored = name in ("categorical", "dirichlet", "mixture")
@@ -143,6 +155,7 @@ def train(name, execution, *, epochs=2, **options):
         "parameters": [value.detach() for value in parameters],
         "validation": torch.tensor(history["validation_elbo"], dtype=torch.float64),
         "after": after,
+        "refused": [state["stepper"]["refused"] for state in states],
     }
 
 

@@ -152,9 +152,12 @@ def ais(
     size = num_data(args, kwargs)
     blocks = list(data_blocks(size, num_particles, chunk_size))
     run = {"num_data": size, "num_particles": num_particles, "blocks": len(blocks), "betas": betas}
+    run |= {"num_leapfrog": num_leapfrog, "acceptance": acceptance, "num_tuning": num_tuning}
+    run |= {"guide": guide is not None, "start": start is not None}
     state: dict[str, Any] = {"run": run, "block": 0, "temperature": 0, "done": []}
     if resume is not None:
-        if any(not torch.equal(torch.as_tensor(resume["run"][key]), torch.as_tensor(run[key])) for key in run):
+        same = {key: torch.equal(torch.as_tensor(resume["run"].get(key, -1)), torch.as_tensor(run[key])) for key in run}
+        if not all(same.values()):
             raise ValueError(f"the state to resume is of another run: {resume['run']}, and this one is {run}")
         state |= {**resume, "done": list(resume["done"])}
         _set_generators(resume["generators"])

@@ -74,16 +74,21 @@ class Estimate:
 
     @classmethod
     def joined(cls, parts: "Sequence[Estimate]") -> "Estimate":
-        """Put the estimates of several blocks one after the other; rungs that not all of them have fall away."""
+        """Put the estimates of several blocks one after the other; rungs that not all of them have fall away.
+
+        Blocks may have had other proposals: a mask over latents, say, has the default fall back.
+        """
+        names = tuple(dict.fromkeys(name for part in parts for name in part.components))
+        served = [torch.tensor([names.index(name) for name in part.components])[part.served] for part in parts]
         common = [rung.num_particles for rung in min((part.ladder for part in parts), key=len)]
         found = [{rung.num_particles: rung[1:] for rung in part.ladder} for part in parts]
         return cls(
             LogMarginal(*_joined([part.log_marginal for part in parts])),
             torch.cat([part.draws for part in parts]),
-            torch.cat([part.served for part in parts]),
+            torch.cat(served),
             tuple(Rung(k, *_joined([rungs[k] for rungs in found])) for k in common if all(k in r for r in found)),
-            parts[0].components,
-            parts[0].proposal,
+            names,
+            "; ".join(dict.fromkeys(part.proposal for part in parts)),
         )
 
     def summary(self) -> dict[str, Any]:
@@ -217,7 +222,14 @@ def evaluate(
     started = time.perf_counter()
     draws = guide_particles or num_particles
     size = max(1, min(BLOCK, BLOCK_DRAWS // max(1, num_particles, draws)))
-    about = {"num_data": len(x), "num_particles": num_particles, "guide_particles": draws, "until": until, "seed": seed}
+    about = {
+        "num_data": len(x),
+        "num_particles": num_particles,
+        "guide_particles": draws,
+        "proposal": "default" if proposal is None else getattr(proposal, "name", "program"),
+        "until": until,
+        "seed": seed,
+    }
     if resume is not None and resume["about"] != about:
         raise ValueError(f"the state to resume is of another evaluation: {resume['about']}, and this one is {about}")
     blocks: list[dict[str, Any]] = [] if resume is None else list(resume["blocks"])
@@ -239,10 +251,10 @@ def evaluate(
             proposal=source,
             until=error,
             chunk_size=chunk_size,
-            checked=True,
-            execution=chunks_of(-(-len(x) // workers.size), size, count, chunk_size, execution),
+            checked=index > 0,
+            execution=chunks_of(len(x), size, count, chunk_size, execution),  # whatever the number of processes
         )
-        for count, source, error in weighed
+        for index, (count, source, error) in enumerate(weighed)
     ]
     while len(blocks) * size < len(x):
         # A round: the next blocks, one for each process.
@@ -349,8 +361,8 @@ def caution(summary: Mapping[str, Any]) -> str:
     if not share:
         return "k-hat is below 0.7 for all data; that alone proves nothing, for a tail may be missed."
     return (
-        f"k-hat is above {KHAT_LIMIT} for {100 * share:.1f} % of the data: the proposal misses part of their "
-        "posterior,\nso their s.e. MC is not to be relied on and their log p(x) is likely too low."
+        f"k-hat is above {KHAT_LIMIT} for {100 * share:.1f} % of the data: few draws carry most of their "
+        "weight,\nso their s.e. MC is not to be relied on and their log p(x) may be too low."
     )
 
 

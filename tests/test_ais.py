@@ -236,8 +236,9 @@ class TestLinearGaussian:
             resumed = ais(vae.model, x, **settings, resume=read_state(tmp_path / f"{index}"))
             for one, other in zip(whole, resumed, strict=True):
                 torch.testing.assert_close(one, other, rtol=0, atol=0)
-        with pytest.raises(ValueError, match="the state to resume is of another run"):
-            ais(vae.model, x, **{**settings, "num_particles": 5}, resume=saved[0])
+        for other in ({"num_particles": 5}, {"guide": None}, {"num_leapfrog": 3}, {"num_tuning": 60}):
+            with pytest.raises(ValueError, match="the state to resume is of another run"):
+                ais(vae.model, x, **{**settings, **other}, resume=saved[0])
 
 
 class Squares(nn.Module):

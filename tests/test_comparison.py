@@ -3,6 +3,7 @@
 import json
 import math
 import runpy
+import shutil
 import warnings
 
 import numpy as np
@@ -121,6 +122,18 @@ def test_the_script_refuses_in_one_line(runs, tmp_path):
         assert result.returncode == 1
         assert message in result.stderr
         assert result.stderr.count("\n") == 1
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "named"), [("binarize", "static", "binarisation"), ("base_measure", "lebesgue", "base measure")]
+)
+def test_a_folder_of_another_binarisation_or_base_measure_is_refused(runs, tmp_path, key, value, named):
+    shutil.copytree(runs / "b", tmp_path / "b")
+    summary = json.loads((tmp_path / "b/evaluation.json").read_text())
+    assert summary[key] not in (None, value)
+    (tmp_path / "b/evaluation.json").write_text(json.dumps({**summary, key: value}))
+    with pytest.raises(ValueError, match=f"cannot be compared: {named}"):
+        compare([Evaluated.of(runs / "a"), Evaluated.of(tmp_path / "b")])
 
 
 @pytest.mark.slow  # CI trains a table by the script itself

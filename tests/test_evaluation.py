@@ -4,14 +4,26 @@ import csv
 import io
 from itertools import pairwise
 
+import pyro
+import pyro.distributions as dist
 import pytest
 import torch
 from oracles import LinearGaussian
+from torch import nn
 
 import pyrovae.evaluation
-from pyrovae import GuideProposal
+from pyrovae import (
+    VAE,
+    BernoulliLikelihood,
+    DefensiveProposal,
+    GuideProposal,
+    NormalEncoder,
+    StandardNormalPrior,
+    log_marginal,
+)
 from pyrovae.evaluation import Estimate, caution, evaluate, ladder_lines, table
 from pyrovae.files import read_state, write_state
+from pyrovae.importance import WeightBlock
 
 
 def shifted(num_data=20):
@@ -40,6 +52,44 @@ def test_the_default_estimate_stands_beside_the_published_protocol():
         assert ((estimate.log_marginal.value - exact).abs() < 6 * estimate.log_marginal.std_error + 1e-9).all()
         assert estimate.log_marginal.std_error.max() < width
     assert made.guide.log_marginal.std_error.mean() > 2 * made.marginal.log_marginal.std_error.mean()
+
+
+def test_each_datum_says_which_component_served_it():
+    # The weights of datum 0 are the first component's, those of datum 1 the second's.
+    log_w = torch.tensor([[0.0, -9.0], [0.0, -9.0], [-9.0, 0.0], [-9.0, 0.0]], dtype=torch.float64)
+    which = torch.tensor([0, 0, 1, 1])
+    one = Estimate.of(WeightBlock(slice(0, 2), log_w, which, ("far", "near"), "both"))
+    assert one.served.tolist() == [0, 1]
+    other = Estimate.of(WeightBlock(slice(2, 4), log_w, which, ("guide", "far"), "fallback"))
+    joined = Estimate.joined([one, other])
+    assert [joined.components[index] for index in joined.served.tolist()] == ["far", "near", "guide", "far"]
+    assert joined.proposal == "both; fallback"
+    assert joined.summary()["served"] == {"far": 0.5, "near": 0.25, "guide": 0.25}
+
+
+def test_data_outside_the_support_are_refused():
+    vae = VAE(StandardNormalPrior(2), BernoulliLikelihood(nn.Linear(2, 3)), NormalEncoder(nn.Linear(3, 4)))
+    x = torch.zeros(300, 3)
+    x[270, 1] = 0.5
+    with pytest.raises(ValueError, match="datum 270, entry 1"):
+        evaluate(vae.model, vae.guide, x, num_particles=5)
+
+
+def test_weights_that_are_nan_name_the_datum_in_any_block():
+    def model(x):
+        with pyro.plate("data", len(x), dim=-1):
+            z = pyro.sample("z", dist.Normal(torch.zeros(1), 1.0).to_event(1))
+            mean = torch.where(x > 5, torch.nan, z)
+            pyro.sample("x", dist.Normal(mean, 1.0).to_event(1), obs=x)
+
+    def guide(x):
+        with pyro.plate("data", len(x), dim=-1):
+            pyro.sample("z", dist.Normal(torch.zeros(len(x), 1), 1.0).to_event(1))
+
+    x = torch.zeros(300, 1)
+    x[270] = 6.0
+    with pytest.raises(ValueError, match=r"datum 270 are NaN.*site 'x' of the model"):
+        log_marginal(model, guide, x, num_particles=500, chunk_size=5000, proposal=GuideProposal())
 
 
 def test_the_ladder_rises_and_ends_at_the_estimate():
@@ -92,6 +142,8 @@ def test_an_interrupted_evaluation_resumes_to_the_bit(monkeypatch, tmp_path):
     rows = torch.arange(30)
     assert again.per_datum_csv(rows) == whole.per_datum_csv(rows)
     assert {**again.summary(), "seconds": 0} == {**whole.summary(), "seconds": 0}
+    with pytest.raises(ValueError, match="another evaluation"):
+        evaluate(vae.model, vae.guide, x, **{**same, "proposal": DefensiveProposal()}, resume=state)
     other = evaluate(vae.model, vae.guide, x, num_particles=40, seed=4)
     assert not torch.equal(other.elbo, whole.elbo)
     with pytest.raises(ValueError, match="another evaluation"):

@@ -24,6 +24,7 @@ from torch import Tensor, nn
 Program = Callable[..., Any]
 
 _PARTICLES = "_pyrovae_particles"
+_STRANGE_DRAWS = 100  # to look for sites without a density
 _WRAPPERS = (dist.Independent, dist.MaskedDistribution, ExpandedDistribution)
 
 
@@ -341,9 +342,7 @@ def check_weights(
         return
     datum = int(bad.nonzero()[0])
     sites = strange_sites(model, guide, args, kwargs, datum)
-    where = (
-        f"the density of {' and '.join(sites)} is not finite there" if sites else "a draw of now does not show where"
-    )
+    where = f"the density of {' and '.join(sites)} is not finite there" if sites else "draws of now do not show where"
     raise ValueError(
         f"the log weights of datum {first + datum} are {'NaN' if bool(largest[datum].isnan()) else 'unbounded'} "
         f"({int(bad.sum()):,} of {len(bad):,} data); {where}; look for data or parameters that are NaN, or a scale "
@@ -354,7 +353,7 @@ def check_weights(
 def strange_sites(
     model: Program, guide: Program | None, args: tuple[Any, ...], kwargs: Mapping[str, Any], datum: int | None = None
 ) -> list[str]:
-    """The sites whose log density is not finite at a draw of now, in the order of the programs; the guide's first.
+    """The sites whose log density is NaN or +inf at draws of now, the guide's first; else those where it is -inf.
 
     Args:
         model: Pyro program.
@@ -363,17 +362,20 @@ def strange_sites(
         kwargs: Keyword arguments of both.
         datum: The datum to look at; None for all.
     """
-    found = []
+    undefined, impossible = [], []
     programs = (model,) if guide is None else (model, guide)
     with suppress(Exception), evaluating(*programs), isolated_rng(), pyro.validation_enabled(False):
-        drawn = poutine.trace(model if guide is None else guide).get_trace(*args, **kwargs)
-        scored = poutine.trace(poutine.replay(model, trace=drawn)).get_trace(*args, **kwargs)
+        drawn = trace_with_particles(model if guide is None else guide, _STRANGE_DRAWS, *args, **kwargs)
+        scored = trace_with_particles(poutine.replay(model, trace=drawn), _STRANGE_DRAWS, *args, **kwargs)
         for program, trace in (("guide", None if guide is None else drawn), ("model", scored)):
             for name, site in ({} if trace is None else sample_sites(trace)).items():
                 log_p = site["fn"].log_prob(site["value"])
-                if not bool((log_p if datum is None or not log_p.dim() else log_p[..., datum]).isfinite().all()):
-                    found.append(f"site {name!r} of the {program}")
-    return found
+                log_p = log_p if datum is None or not log_p.dim() else log_p[..., datum]
+                if bool((log_p.isnan() | (log_p == torch.inf)).any()):
+                    undefined.append(f"site {name!r} of the {program}")
+                elif not bool(log_p.isfinite().all()):
+                    impossible.append(f"site {name!r} of the {program}")
+    return undefined or impossible
 
 
 @contextmanager

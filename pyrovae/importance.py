@@ -1,6 +1,7 @@
 """Importance sampling: log p(x) per datum, with its Monte Carlo error, for any model and guide."""
 
 import math
+import warnings
 from collections.abc import Callable, Iterator
 from functools import partial
 from typing import Any, NamedTuple
@@ -10,7 +11,7 @@ import torch
 from torch import Tensor
 
 from pyrovae.arguments import num_data, take
-from pyrovae.densities import Program, check_support, check_weights, evaluating, log_weights
+from pyrovae.densities import Program, check_support, check_weights, evaluating, log_weights, strange_sites
 from pyrovae.latents import LatentSpace
 from pyrovae.proposals import GuideProposal, Proposal, default_proposal
 from pyrovae.recording import Chunks, Execution, choose_execution
@@ -89,7 +90,8 @@ def log_marginal(
         until: A standard error in nats: K is chosen for each block of data by pilot draws, which the estimate does not
             use, so that all of them are to reach it, up to num_particles. (Stopping at the draws one averages biases
             the average where weights are heavy-tailed.)
-        pareto_smoothed: Smooth the largest weights (`pareto_smoothed_log_weights`): less variance, some bias, and no
+        pareto_smoothed: Smooth the largest weights (`pareto_smoothed_log_weights`), from which std_error, ess and khat
+            are taken too: less variance, which std_error understates where a tail was missed, some bias, and no
             lower bound any more.
         execution: "eager" runs the programs for every chunk; "recorded" runs them once for each shape of a chunk and
             replays their tensor operations; "compiled" has Inductor compile these first. Equal up to rounding; "auto"
@@ -231,6 +233,7 @@ def log_weight_blocks(
             return log_w, component
 
         log_w, component = draw(num_particles if until is None else _enough(draw, until, num_particles))
+        source.warn_of_undefined(first + rows.start)
         yield WeightBlock(rows, log_w, component, source.names, source.proposal)
 
 
@@ -322,6 +325,21 @@ class _Source:
                 whole[done : done + at_once] = part
         assert held is not None
         return held
+
+    def warn_of_undefined(self, first: int) -> None:
+        """Say where the density is NaN at draws of the prior, which far ones may be, and a mistake too."""
+        counts = None if self.program is not None else self.component.undefined
+        if counts is None or not bool(counts.any()):
+            return
+        datum = int(counts.argmax())
+        sites = strange_sites(self.model, None, self.args, self.kwargs, datum)
+        warnings.warn(
+            f"log p(x, z) is NaN at {int(counts[datum]):,} draws of datum {first + datum} from the prior "
+            f"({int((counts > 0).sum()):,} of {len(counts):,} data have some), which count as of density 0; "
+            f"{' and '.join(sites) or 'draws of now do not show where, some site'} is not finite there; if not by "
+            "overflow far from all data, log p(x) is too low",
+            stacklevel=2,
+        )
 
     def log_weights(self, num_particles: int) -> tuple[Tensor, Tensor]:
         if self.program is None:

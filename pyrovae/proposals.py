@@ -86,8 +86,11 @@ class Component(ABC):
     Attributes:
         names: What it is made of, in the reader's words.
         shares: The share of the draws that each of these gets.
+        undefined: At how many draws of the prior log p(x, z) was NaN and counts as -inf, with shape (N,); None for a
+            component that leaves NaN where it is.
     """
 
+    undefined: Tensor | None = None
     names: tuple[str, ...] = ()
     shares: tuple[float, ...] = (1.0,)
 
@@ -370,6 +373,7 @@ class _Mixture(Component):
         self.names = tuple(" and ".join(part.names) for part in parts)
         self.cycle = _cycle(shares)
         self.next = int(torch.randint(len(self.cycle), ()))
+        self.undefined: Tensor = torch.zeros(space.num_data, dtype=torch.long)
 
     def draw(self, num_particles: int) -> Points:
         which = self.cycle[(self.next + torch.arange(num_particles)) % len(self.cycle)]
@@ -393,9 +397,15 @@ class _Mixture(Component):
         return torch.stack(each).logsumexp(0)
 
     def _log_joint(self, points: Points, log_p: Tensor) -> Tensor:
-        guides = torch.tensor([part.names == ("guide",) for part in self.parts])
-        far = log_p.isnan() & ~guides[points.component].to(log_p.device).unsqueeze(-1)
-        return torch.where(far, -torch.inf, log_p)
+        """Far draws may have no density, by overflow; those of the guide are to be refused, the prior's told of."""
+
+        def drew(name: str) -> Tensor:
+            of_this_name = torch.tensor([part.names == (name,) for part in self.parts])
+            return of_this_name[points.component].to(log_p.device).unsqueeze(-1)
+
+        unknown = log_p.isnan()
+        self.undefined += (unknown & drew("prior")).sum(0).cpu()
+        return torch.where(unknown & ~drew("guide"), -torch.inf, log_p)
 
 
 def DefensiveProposal(share: float = 0.2) -> MixtureProposal:  # noqa: N802  # one of the proposals, to the reader
@@ -410,11 +420,9 @@ def default_proposal(space: LatentSpace) -> Proposal:
     """
     if not space.continuous or space.masked:
         return DefensiveProposal()
-    # Few latents may have several modes, which cost little to look for; with many latents a start costs much.
-    starts = max(1, min(4, 12 // space.size))
     # More latents have more places to be missed; with many, a place is worth less than the draws it takes.
     rounds = 0 if space.size > 6 else 8 if space.size > 2 else 3
-    laplace = LaplaceProposal(starts=starts, modes="all", rounds=rounds)
+    laplace = LaplaceProposal(starts=4, modes="all", rounds=rounds)  # posteriors may have several modes, of any size
     parts = (laplace, replace(laplace, df=None), GuideProposal(), PriorProposal())
     return MixtureProposal(parts, (0.6, 0.1, 0.1, 0.2))
 

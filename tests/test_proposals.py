@@ -1,6 +1,7 @@
 """Where log p(x)'s draws come from: densities, shares and fits against exact answers, for every kind of program."""
 
 import math
+from functools import partial
 
 import pyro
 import pyro.distributions as dist
@@ -304,18 +305,22 @@ class TestMixture:
                 mean = torch.where(z.abs() < bound, z, torch.nan)
                 pyro.sample("x", dist.Normal(mean, 1.0).to_event(1), obs=x)
 
-        def guide(x, bound):
+        def guide(x, bound, sd=0.7):
             with pyro.plate("data", len(x), dim=-1):
-                pyro.sample("z", dist.Normal(x / 2, 0.7).to_event(1))
+                pyro.sample("z", dist.Normal(x / 2, sd).to_event(1))
 
         x = torch.zeros(3, 1)
         log_p = dist.Normal(0.0, 2**0.5).log_prob(x[:, 0])
         estimate = log_marginal(model, guide, x, torch.tensor(6.0), num_particles=4000)
         assert within(estimate, log_p)
-        with pytest.raises(
-            ValueError, match=r"of datum 0 are NaN \(3 of 3 data\); the density of site 'x' of the model is not finite"
-        ):
+        message = r"of datum 0 are NaN \(3 of 3 data\); the density of site 'x' of the model is not finite"
+        with pytest.raises(ValueError, match=message):
             log_marginal(model, guide, x, torch.tensor(0.5), num_particles=100)
+        # A guide that never draws there; 13 % of the prior's draws do.
+        narrow = partial(guide, sd=0.2)
+        message = r"NaN at \d+ draws of datum \d from the prior \(3 of 3 data have some\).*site 'x' of the model is not"
+        with pytest.warns(UserWarning, match=message):
+            log_marginal(model, narrow, x, torch.tensor(1.5), num_particles=1000)
 
     def test_shares_that_are_none_are_refused(self):
         for shares in ((0.5, 0.4), (1.0, 0.0), (1.0,), (0.5, 0.25, 0.25)):

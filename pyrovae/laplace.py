@@ -1,9 +1,10 @@
 """The Laplace approximation of each datum's posterior, in unconstrained coordinates: its mode and its width there.
 
 The curvature is that of log p(x, z) itself, by automatic differentiation, its eigenvalues made positive. Fisher's
-information of p(x|z), the Hessian at x = E[x|z] for the likelihoods that have it, is the same where the decoder is
-piecewise linear, and was no better elsewhere (digits, K = 1,000, median effective sample size: 517 by the Hessian and
-503 by Fisher's information for a softplus decoder, 314 and 281 for tanh, in the same time).
+information of p(x|z), the Hessian at x = E[x|z] where the decoder gives natural parameters (logits of a Bernoulli, log
+rates of a Poisson), is the same there if the decoder is piecewise linear, and was no better elsewhere (digits, K =
+1,000, median effective sample size: 517 by the Hessian and 503 by Fisher's information for a softplus decoder, 314 and
+281 for tanh, in the same time).
 """
 
 from collections.abc import Iterator

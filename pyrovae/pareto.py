@@ -25,7 +25,8 @@ def pareto_khat(log_w: Tensor) -> Tensor:
 
     where x_* is the lower quartile of the excesses x, and the last line is a weak prior towards
     1/2. Moments of the weights exist up to order 1/k: k < 1/2 a finite variance, k < 1 a finite
-    mean. Below 0.7 (or 1 - 1/log10(K), if that is less) the estimate of log p(x) is reliable.
+    mean. Above 0.7 (or 1 - 1/log10(K), if that is less) the estimate of log p(x) is not reliable;
+    below, it is if the draws have seen the whole posterior, which they cannot tell.
 
     Source: Vehtari, Simpson, Gelman, Yao and Gabry 2024, "Pareto smoothed importance sampling",
     JMLR 25(72), https://jmlr.org/papers/v25/19-556.html; Zhang and Stephens 2009, "A new and

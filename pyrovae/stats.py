@@ -44,9 +44,9 @@ class LogMarginal(NamedTuple):
             not to be trusted; a small khat does not prove the contrary, for a tail may be missed.
         ess: Effective sample size in draws, from 1 to K (0 if all weights are zero), with shape
             (N,).
-        khat: Pareto shape of the largest weights, with shape (N,). Below 0.7 the estimate is
-            reliable; above, value is likely too low by more than std_error says. ``inf``: unknown.
-            ``-inf``: no tail.
+        khat: Pareto shape of the largest weights, with shape (N,). Above 0.7 value is likely too
+            low by more than std_error says; below, no such thing shows, which proves nothing, for
+            a tail may be missed. ``inf``: unknown. ``-inf``: no tail.
     """
 
     value: Tensor

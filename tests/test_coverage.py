@@ -24,7 +24,9 @@ PROBLEMS = {
 }
 
 
-@pytest.mark.parametrize("name", [pytest.param("linear", marks=pytest.mark.slow), *list(PROBLEMS)[1:]])
+@pytest.mark.parametrize(
+    "name", [*(pytest.param(name, marks=pytest.mark.slow) for name in ("linear", "plane")), *list(PROBLEMS)[2:]]
+)
 def test_every_guides_interval_covers(name):
     # 500 pairs know a coverage of 0.95 to 0.0097: a right cell leaves the band of 4.2 of those in 3 of 100,000, once,
     # since the seed is fixed; one at 0.87, as the guide alone often has, stays in 3 of 1,000. The five cells of a
@@ -56,7 +58,7 @@ def test_the_guide_alone_does_not_cover_where_it_is_too_narrow():
     assert cell.coverage < 0.9
 
 
-@pytest.mark.parametrize(("size", "num_data", "bound"), [(1, 60, 1e-9), (2, 30, 1e-4), (3, 8, 1e-3)])
+@pytest.mark.parametrize(("size", "num_data", "bound"), [(1, 60, 1e-9), (2, 30, 1e-4), (3, 3, 1e-3)])
 def test_more_points_change_no_exact_value(size, num_data, bound):
     # The hardest problem: rates reach hundreds, and posteriors are a hundred times narrower than p(z).
     made = []

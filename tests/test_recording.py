@@ -13,7 +13,8 @@ from catalogue import ENCODERS, LIKELIHOODS, PRIORS, C
 from oracles import HandWritten
 from pyro import poutine
 from pyro.infer import Trace_ELBO, TraceEnum_ELBO, TraceMeanField_ELBO
-from test_matrix import N, build, seed, some_data
+from test_matrix import CELLS as PAIRS
+from test_matrix import DISCRETE, N, build, seed, some_data
 from torch import nn
 
 from pyrovae import (
@@ -40,6 +41,7 @@ from pyrovae.svi import StoppedError
 PLAIN_ADAM = partial(torch.optim.Adam, lr=1e-2)
 SGD = partial(torch.optim.SGD, lr=1e-2)
 CPU = torch.device("cpu")
+ENUMERATED = TraceEnum_ELBO(max_plate_nesting=1, strict_enumeration_warning=False)
 
 # Every part once or more: each prior and each encoder with a neighbour, each likelihood behind the plainest pair.
 CELLS = [(p, "normal", "bernoulli") for p in PRIORS if p != "categorical"]
@@ -107,6 +109,18 @@ def test_every_part_is_recorded_to_the_value_and_gradients_of_pyros_objective(ce
     eager, draw = steps_of(cell, elbo, "eager")
     recorded, same_draw = steps_of(cell, elbo, "recorded")  # a warning that it is not would be an error
     assert_close(eager, recorded, 2e-6)
+    assert draw == same_draw
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("pair", PAIRS, ids=" ".join)
+def test_every_pair_is_recorded(pair):
+    """Every prior with every encoder, each with the next likelihood."""
+    cell = (*pair, list(LIKELIHOODS)[PAIRS.index(pair) % len(LIKELIHOODS)])
+    elbo = ENUMERATED if pair in DISCRETE else Trace_ELBO()
+    eager, draw = steps_of(cell, elbo, "eager")
+    recorded, same_draw = steps_of(cell, elbo, "recorded")
+    assert_close(eager, recorded, 5e-6)
     assert draw == same_draw
 
 
@@ -409,9 +423,6 @@ def selecting(h):
 
 class Own(Trace_ELBO):
     pass
-
-
-ENUMERATED = TraceEnum_ELBO(max_plate_nesting=1, strict_enumeration_warning=False)
 
 
 @pytest.mark.parametrize(

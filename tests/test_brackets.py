@@ -9,7 +9,9 @@ from oracles import LinearGaussian, normal_near
 from pyro import poutine
 
 from pyrovae import bracket, linear_schedule, sigmoidal_schedule
-from pyrovae.proposals import DefensiveProposal, GuideProposal
+from pyrovae.brackets import _slot
+from pyrovae.latents import LatentSpace
+from pyrovae.proposals import DefensiveProposal, GuideProposal, Points
 
 QUICK = {"num_leapfrog": 2, "acceptance": 0.9, "num_tuning": 50}
 
@@ -58,6 +60,19 @@ class TestBracket:
         # E p(x) / p^(x) = 1 with the true latent in a slot, as E p^(x) / p(x) = 1 without it.
         for ratio in ((-above).exp(), (-below).exp()):
             assert abs(ratio.mean() - 1) < 4 * ratio.std() / 4000**0.5 + 0.02
+
+    def test_the_true_latent_takes_a_slot_of_the_component_it_belongs_to(self):
+        # The guide's draws are nowhere near, so all true latents are the prior's, which has a tenth of the slots.
+        vae = self.oracle.vae(sd_factor=0.1, shift=30.0)
+        latents, x = self.simulated(vae, 50)
+        space = LatentSpace(vae.model, vae.guide, x)
+        component = DefensiveProposal(0.1).adapt(space)
+        with torch.no_grad():
+            which = component.draw(40).component
+            slots = _slot(component, Points(space, {"z": latents["z"].unsqueeze(0)}), which)
+        assert which.bincount().tolist() == [36, 4]
+        assert (which[slots] == 1).all()
+        assert len(slots.unique()) > 1  # any of these
 
     @pytest.mark.parametrize("start", ["prior", "guide", "normal"])
     def test_bidirectional_annealing_closes(self, start):

@@ -12,6 +12,7 @@ from oracles import LinearGaussian
 from quadrature import log_integral, simplex
 from torch import nn
 
+import pyrovae.importance
 from pyrovae import (
     MLP,
     VAE,
@@ -29,6 +30,7 @@ from pyrovae import (
     log_joint,
     log_marginal,
 )
+from pyrovae.importance import log_weight_blocks
 from pyrovae.laplace import climb, derivatives, laplace_fit
 from pyrovae.latents import LatentSpace
 from pyrovae.proposals import (
@@ -336,13 +338,28 @@ class TestMixture:
 class TestHowMany:
     oracle = LinearGaussian()
 
-    def test_draws_are_added_until_the_error_is_there(self):
+    def test_draws_are_added_until_the_error_is_there(self, monkeypatch):
         x, vae = self.oracle.data(100), self.oracle.vae(sd_factor=1.3)
         for until in (0.05, 0.01):
             estimate = log_marginal(vae.model, vae.guide, x, num_particles=20_000, until=until)
             assert until / 4 < estimate.std_error.max() <= until
         z = (estimate.value - self.oracle.log_marginal(x)) / estimate.std_error
         assert z.abs().max() < 4.5  # 100 data: 7e-4
+        # Drawn until they say what is wanted, the pilot's draws would bias the estimate.
+        pilots, enough = [], pyrovae.importance._enough
+
+        def noted(draw, *how):
+            def kept(count):
+                pilots.append(draw(count))
+                return pilots[-1]
+
+            return enough(kept, *how)
+
+        monkeypatch.setattr(pyrovae.importance, "_enough", noted)
+        given = {"num_particles": 20_000, "until": 0.05, "proposal": GuideProposal()}
+        for block in log_weight_blocks(vae.model, vae.guide, x, **given):
+            assert len(pilots) > 0
+            assert not any(torch.isin(block.log_w, log_w).any() for log_w, _ in pilots)
         capped = log_marginal(vae.model, vae.guide, x, num_particles=300, until=1e-4)
         assert capped.std_error.min() > 1e-4
         assert capped.ess.max() <= 300

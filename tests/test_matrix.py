@@ -18,7 +18,7 @@ from pyrovae.densities import evaluating, log_weights_and_latents
 from pyrovae.files import tensors_to_bytes
 
 N, K, STEPS, LATENT = 4, 3, 4, 3
-SHARES = 10
+SHARES = 5
 
 # Many draws, since the components that a mixture's draws come from change with its parameters under one seed too.
 SAMPLED = Trace_ELBO(num_particles=10, vectorize_particles=True, max_plate_nesting=1)
@@ -137,7 +137,7 @@ def check_cells(prior, encoder, likelihoods):
 
 
 def share(pair):
-    """Every tenth likelihood: ten pairs that follow each other have all of them."""
+    """Every fifth likelihood: five pairs that follow each other have all of them."""
     return LIKELIHOOD_NAMES[CELLS.index(pair) % SHARES :: SHARES]
 
 

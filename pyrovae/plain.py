@@ -42,7 +42,7 @@ class PlainTrace_ELBO(Trace_ELBO):  # noqa: N801  # named as Pyro names its own
         return surrogate if log_r is None else surrogate + (loss - surrogate).detach()
 
 
-class PlainTraceMeanField_ELBO(PlainTrace_ELBO):  # noqa: N801
+class PlainTraceMeanField_ELBO(PlainTrace_ELBO):  # noqa: N801  # likewise
     """TraceMeanField_ELBO with a loss that can be recorded: the KL divergence site by site, in closed form if known."""
 
     def _loss_of(self, model_trace: Any, guide_trace: Any) -> Tensor:
@@ -65,7 +65,7 @@ class PlainTraceMeanField_ELBO(PlainTrace_ELBO):  # noqa: N801
         return loss
 
 
-class PlainTraceEnum_ELBO(TraceEnum_ELBO):  # noqa: N801
+class PlainTraceEnum_ELBO(TraceEnum_ELBO):  # noqa: N801  # likewise
     """TraceEnum_ELBO with a loss that can be recorded, for sites in the data plate, those summed over in the guide.
 
     loss = sum_n sum_y q(y|x_n) (log q(y, z|x_n) - log p(x_n, y, z)), over all values y of the sites that the guide

@@ -373,7 +373,7 @@ class _Mixture(Component):
         self.names = tuple(" and ".join(part.names) for part in parts)
         self.cycle = _cycle(shares)
         self.next = int(torch.randint(len(self.cycle), ()))
-        self.undefined: Tensor = torch.zeros(space.num_data, dtype=torch.long)
+        self.undefined: Tensor = torch.zeros((), dtype=torch.long)
 
     def draw(self, num_particles: int) -> Points:
         which = self.cycle[(self.next + torch.arange(num_particles)) % len(self.cycle)]
@@ -404,7 +404,7 @@ class _Mixture(Component):
             return of_this_name[points.component].to(log_p.device).unsqueeze(-1)
 
         unknown = log_p.isnan()
-        self.undefined += (unknown & drew("prior")).sum(0).cpu()
+        self.undefined = self.undefined + (unknown & drew("prior")).sum(0)  # where log_p is: nothing waits for a card
         return torch.where(unknown & ~drew("guide"), -torch.inf, log_p)
 
 

@@ -392,9 +392,9 @@ def growth(x: Tensor, execution: Execution, rounds: int) -> dict[str, Any]:
     """Time and peak memory of `log_marginal` under the guide, as K and N grow tenfold."""
     cells = [(1, GROWTH_PARTICLES), (1, GROWTH_PARTICLES * TENFOLD), (TENFOLD, GROWTH_PARTICLES)]
     weigh = _weighing(x, execution)
-    alone = ProcessPoolExecutor(1, get_context("spawn"), max_tasks_per_child=1)  # each in a process of its own
     given = x[:GROWTH_DATA].cpu(), x.device, execution, torch.get_num_threads()
-    memory = {cell: alone.submit(_peak_of, *given, *cell).result() for cell in cells}
+    with ProcessPoolExecutor(1, get_context("spawn"), max_tasks_per_child=1) as alone:  # each in a process of its own
+        memory = {cell: alone.submit(_peak_of, *given, *cell).result() for cell in cells}
     for cell in cells:
         weigh(*cell)
     seconds: dict[tuple[int, int], list[float]] = {cell: [] for cell in cells}

@@ -1,6 +1,7 @@
 """Models with exact answers, and programs as a reader would write them."""
 
 import math
+import sys
 
 import pyro
 import pyro.distributions as dist
@@ -8,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from pyrovae import VAE, Encoder, NormalLikelihood, StandardNormalPrior
+from pyrovae.steps import Stepper
 
 
 class LinearGaussian:
@@ -113,3 +115,31 @@ def normal_near(oracle: LinearGaussian, x: Tensor, factor: float = 1.2, shift: f
     """Mean, with shape (N, U), and scale_tril, with shape (N, U, U), of a normal a little off the posterior."""
     loc, covariance = oracle.posterior(x)
     return loc + shift * covariance.diagonal().sqrt(), factor * torch.linalg.cholesky(covariance).expand(len(x), -1, -1)
+
+
+def stepper_of(vae, elbo, make_optimizer, execution, calls, *, weighted=False):
+    """A stepper on CPU of all parameters of a VAE."""
+    parameters = list(vae.parameters())
+    return Stepper(
+        vae.model,
+        vae.guide,
+        elbo,
+        parameters,
+        make_optimizer(parameters),
+        execution=execution,
+        calls=calls,
+        weighted=weighted,
+        device=torch.device("cpu"),
+    )
+
+
+def counted(monkeypatch, *names):
+    """Let functions of the recorder note their calls by name."""
+    recorder, calls = sys.modules["pyrovae.recording"], []
+
+    def noting(name, function):
+        return lambda *args: calls.append(name) or function(*args)
+
+    for name in names:
+        monkeypatch.setattr(recorder, name, noting(name, getattr(recorder, name)))
+    return calls

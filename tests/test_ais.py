@@ -8,7 +8,7 @@ import pyro
 import pyro.distributions as dist
 import pytest
 import torch
-from oracles import HandWritten, LinearGaussian, normal_near
+from oracles import HandWritten, LinearGaussian, counted, normal_near
 from quadrature import log_integral, plane, simplex
 from torch import nn
 
@@ -180,10 +180,7 @@ class TestLinearGaussian:
         ],
     )
     def test_recorded_gradients_give_the_same_estimate(self, monkeypatch, start, execution, chunk_size):
-        recorder, calls = sys.modules["pyrovae.recording"], []
-        for name in ("record", "compile_graph"):
-            function = getattr(recorder, name)
-            monkeypatch.setattr(recorder, name, lambda *a, f=function, n=name: calls.append(n) or f(*a))
+        calls = counted(monkeypatch, "record", "compile_graph")
         x, vae = self.oracle.data(5), self.oracle.vae(sd_factor=0.6)
         given = {"guide": {"guide": vae.guide}, "normal": {"start": normal_near(self.oracle, x)}}.get(start, {})
         found = []

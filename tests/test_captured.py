@@ -6,6 +6,7 @@ from functools import partial
 import pyro
 import pytest
 import torch
+from oracles import stepper_of
 from pyro.infer import Trace_ELBO, TraceMeanField_ELBO
 from torch import nn
 from torch.utils._python_dispatch import TorchDispatchMode
@@ -13,7 +14,6 @@ from torch.utils._pytree import tree_leaves
 
 from pyrovae import VAE, BernoulliLikelihood, NormalEncoder, StandardNormalPrior
 from pyrovae.recording import CHECKED_CALLS, NotRecordedWarning
-from pyrovae.steps import Stepper
 
 STEPS = 9
 ADAM, SGD = partial(torch.optim.Adam, lr=1e-2, fused=True), partial(torch.optim.SGD, lr=1e-2)
@@ -108,17 +108,7 @@ def run(make_optimizer, elbo, *extra, move=None, sizes=(20,), steps=STEPS):
     """Parameters, buffers, losses and gradients of some steps with other data and weights each, and a draw after."""
     vae = networks(*extra)
     parameters = list(vae.parameters())
-    stepper = Stepper(
-        vae.model,
-        vae.guide,
-        elbo,
-        parameters,
-        make_optimizer(parameters),
-        execution="recorded",
-        calls=dict.fromkeys(sizes, steps),
-        weighted=True,
-        device=torch.device("cpu"),
-    )
+    stepper = stepper_of(vae, elbo, make_optimizer, "recorded", dict.fromkeys(sizes, steps), weighted=True)
     if move is not None:
         move(stepper)
     found = []

@@ -10,7 +10,7 @@ import pyro.distributions as dist
 import pytest
 import torch
 from catalogue import ENCODERS, LIKELIHOODS, PRIORS, C
-from oracles import HandWritten
+from oracles import HandWritten, counted, stepper_of
 from pyro import poutine
 from pyro.infer import Trace_ELBO, TraceEnum_ELBO, TraceMeanField_ELBO
 from test_matrix import CELLS as PAIRS
@@ -35,12 +35,10 @@ from pyrovae import (
 from pyrovae.plain import PlainTrace_ELBO
 from pyrovae.programs import Blueprint
 from pyrovae.recording import NotRecordedWarning, Recorded, choose_execution, record
-from pyrovae.steps import Stepper
 from pyrovae.svi import StoppedError
 
 PLAIN_ADAM = partial(torch.optim.Adam, lr=1e-2)
 SGD = partial(torch.optim.SGD, lr=1e-2)
-CPU = torch.device("cpu")
 ENUMERATED = TraceEnum_ELBO(max_plate_nesting=1, strict_enumeration_warning=False)
 
 # Every part once or more: each prior and each encoder with a neighbour, each likelihood behind the plainest pair.
@@ -77,17 +75,7 @@ def steps_of(cell, elbo, execution, steps=3):
     seed(0)
     vae = build(prior, encoder, likelihood, batches[0])
     parameters = list(vae.parameters())
-    stepper = Stepper(
-        vae.model,
-        vae.guide,
-        elbo,
-        parameters,
-        SGD(parameters),
-        execution=execution,
-        calls={N: steps},
-        weighted=False,
-        device=CPU,
-    )
+    stepper = stepper_of(vae, elbo, SGD, execution, {N: steps})
     out = []
     for batch, condition in zip(batches, conditions, strict=True):
         loss = stepper(N, (batch,), condition).clone()
@@ -138,14 +126,6 @@ def test_inductor_keeps_the_numbers(cell, monkeypatch):
     assert len(calls) == 1
     assert_close(eager, compiled, 1e-4)
     assert draw == same_draw
-
-
-def counted(monkeypatch, name):
-    """Let a function of the recorder count its calls."""
-    recorder, calls = sys.modules["pyrovae.recording"], []
-    function = getattr(recorder, name)
-    monkeypatch.setattr(recorder, name, lambda *args: calls.append(name) or function(*args))
-    return calls
 
 
 def test_what_inductor_cannot_compile_is_replayed_as_recorded(x, monkeypatch):

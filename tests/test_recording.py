@@ -52,7 +52,6 @@ MORE_COMPILED_CELLS = [
     ("vamp", "flow, maf", "poisson"),
     ("vamp, weights", "normal", "beta, network"),
     ("flow, maf", "low rank", "normal, network"),
-    ("flow, nsf", "flow, nsf", "bernoulli"),
     ("autoregressive", "normal", "laplace, network"),
     ("two layers", "two layers, up", "binomial"),
     ("standard", "two layers, down", "zero-inflated poisson"),
@@ -60,6 +59,13 @@ MORE_COMPILED_CELLS = [
     ("logistic normal", "normal", "logistic mixture"),
     ("dirichlet", "normal", "multinomial"),
 ]
+
+
+@pytest.fixture
+def double():
+    torch.set_default_dtype(torch.float64)
+    yield
+    torch.set_default_dtype(torch.float32)
 
 
 def steps_of(cell, elbo, execution, steps=3):
@@ -119,12 +125,23 @@ def test_every_pair_is_recorded(pair):
     ids=" ".join,
 )
 def test_inductor_keeps_the_numbers(cell, monkeypatch):
+    check_compiled(cell, 1e-4, monkeypatch)
+
+
+@pytest.mark.compiles
+@pytest.mark.slow
+def test_inductor_keeps_the_numbers_of_splines(double, monkeypatch):
+    """In single precision their gradients move by 4e-5 when parameters move in the last place."""
+    check_compiled(("flow, nsf", "flow, nsf", "bernoulli"), 1e-9, monkeypatch)
+
+
+def check_compiled(cell, tolerance, monkeypatch):
     calls = counted(monkeypatch, "compile_graph")
     eager, draw = steps_of(cell, TraceMeanField_ELBO(), "eager")
     assert calls == []
     compiled, same_draw = steps_of(cell, TraceMeanField_ELBO(), "compiled")
     assert len(calls) == 1
-    assert_close(eager, compiled, 1e-4)
+    assert_close(eager, compiled, tolerance)
     assert draw == same_draw
 
 

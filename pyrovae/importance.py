@@ -11,10 +11,11 @@ import torch
 from torch import Tensor
 
 from pyrovae.arguments import num_data, take
+from pyrovae.chunks import Chunks
 from pyrovae.densities import Program, check_support, check_weights, evaluating, log_weights, strange_sites
 from pyrovae.latents import LatentSpace
 from pyrovae.proposals import GuideProposal, Proposal, default_proposal
-from pyrovae.recording import Chunks, Execution, choose_execution
+from pyrovae.recording import Execution, choose_execution
 from pyrovae.stats import (
     LogMarginal,
     LowerBound,

@@ -15,6 +15,7 @@ from torch import Tensor
 
 from pyrovae.arguments import num_data
 from pyrovae.bijections import bijection
+from pyrovae.chunks import Chunks
 from pyrovae.densities import (
     Program,
     isolated_rng,
@@ -24,7 +25,6 @@ from pyrovae.densities import (
     trace_with_particles,
 )
 from pyrovae.handlers import at
-from pyrovae.recording import Chunks
 
 Latents = dict[str, Tensor]
 

@@ -171,6 +171,7 @@ class KLControl:
         elbo: The objective to step on.
         is_elbo: Whether its value is the ELBO while the weight is 1.
         lasting: The weight that the validation data are looked at with; None for none (see `KLWeight`).
+        follows_epoch: The weight follows from the passes over the data alone, and can be known ahead.
 
     Raises:
         ValueError: If the weight looks at the parts of an objective that cannot be taken apart.
@@ -178,7 +179,9 @@ class KLControl:
 
     def __init__(self, kl_weight: Callable[[float], float] | None, elbo: ELBO, device: torch.device) -> None:
         self.kl_weight, self.elbo = kl_weight, elbo
+        self.follows_epoch = True
         if isinstance(kl_weight, ShapedKL | LearnedKLWeight):
+            self.follows_epoch = False
             name = type(kl_weight).__name__
             if type(elbo) not in (Trace_ELBO, TraceMeanField_ELBO):
                 raise ValueError(

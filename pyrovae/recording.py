@@ -10,23 +10,27 @@ tensors that the function finds by itself stay inputs, by reference. Every recor
 at its first two calls, the second time with other data and moved parameters, and refused where they differ.
 """
 
+import pickle
+import random
 import traceback
 import warnings
 from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
 from contextlib import suppress
+from functools import partial
 from itertools import zip_longest
 from operator import getitem
 from pathlib import Path
 from typing import Any, Literal
 
+import numpy as np
 import pyro
 import torch
 from torch import Tensor, fx
 
 from pyrovae.densities import isolated_rng
+from pyrovae.graphs import CapturedReplay, Outputs, on_card, reason_of
 
 Execution = Literal["auto", "eager", "recorded", "compiled"]
-Outputs = Sequence[Tensor | None]
 
 CHECKED_CALLS = 2
 
@@ -61,6 +65,8 @@ def choose_execution(execution: Execution, calls: int, *, recorded_from: int, co
 class Recorded:
     """A function of tensors, recorded at the first call with inputs of a shape, and replayed at all others.
 
+    On a card a replay is a CUDA graph from the third call on.
+
     Args:
         function: Takes tensors, returns tensors (or None in the place of one). It may find parameters and buffers by
             itself, and change buffers in place.
@@ -80,8 +86,7 @@ class Recorded:
     ) -> None:
         self.function, self.reference, self.buffers = function, reference or function, list(buffers)
         self.varying = varying
-        self._constants: dict[Hashable, list[Tensor]] = {}
-        self._replays: dict[Hashable, Callable[..., Outputs]] = {}
+        self._replays: dict[Hashable, Replay] = {}
         self._calls: dict[Hashable, int] = {}
 
     def __call__(self, *inputs: Tensor, compiled: bool = False) -> Outputs:
@@ -98,14 +103,14 @@ class Recorded:
         key = signature(inputs)
         calls = self._calls.get(key, 0)
         if calls >= CHECKED_CALLS:
-            return self._replays[key](*inputs)
+            return self._replays[key].launched(*inputs)
         before = State(self.buffers)
         expected = [None if value is None else value.detach().clone() for value in self.reference(*inputs)]
         after = State()
         before.restore()
         try:
             if key not in self._replays:
-                self._replays[key] = self._recorded(key, inputs, compiled)
+                self._replays[key] = self._recorded(inputs, compiled)
                 before.restore()
             outputs = self._replays[key](*inputs)
             _compare(expected, outputs)
@@ -124,9 +129,10 @@ class Recorded:
 
     def forget(self) -> None:
         """Work out anew what does not vary, at the next call."""
-        self._constants.clear()
+        for replay in self._replays.values():
+            replay.constants = None
 
-    def _recorded(self, key: Hashable, inputs: Sequence[Tensor], compiled: bool) -> Callable[..., Outputs]:
+    def _recorded(self, inputs: Sequence[Tensor], compiled: bool) -> "Replay":
         graph, held = record(self.function, inputs)
         constant: Callable[..., list[Tensor]] = _nothing
         if self.varying is not None:
@@ -139,70 +145,54 @@ class Recorded:
             except Exception as error:
                 warn(f"replayed as recorded, since Inductor cannot compile it: {_first_line(error)}")
 
-        def replay(*tensors: Tensor) -> Outputs:
-            with torch.no_grad():
-                if key not in self._constants:
-                    self._constants[key] = constant(*held, *tensors)
-                return run(*held, *tensors, *self._constants[key])
-
-        return replay
+        return Replay(run, constant, held)
 
 
-class Chunks:
-    """Functions that are asked for chunk after chunk of an evaluation, without gradients, each replayed once recorded.
+class Replay:
+    """A record, with what it needs besides its inputs.
 
     Args:
-        execution: "eager", "recorded" or "compiled".
-        shape: (K, N) of a whole chunk, the one that is worth compiling.
+        run: The record, a function of what is held, the inputs and the constants.
+        constant: From what is held and the inputs, to what is the same from call to call.
+        held: Tensors that the recorded function found by itself.
+
+    Attributes:
+        constants: What constant gave; None to ask it at the next call.
     """
 
-    def __init__(self, execution: Execution, shape: tuple[int, int]) -> None:
-        self.execution, self.shape = execution, shape
-        self._recorded: dict[Hashable, Recorded] = {}
-        self._refused: set[str] = set()
+    def __init__(
+        self, run: Callable[..., Outputs], constant: Callable[..., list[Tensor]], held: Sequence[Tensor]
+    ) -> None:
+        self.run, self.constant, self.held = run, constant, held
+        self.constants: list[Tensor] | None = None
+        self._captured: CapturedReplay | None = None
+        self._kernel_by_kernel = False
 
-    def start_block(self) -> None:
-        """Say that the programs' arguments, or their parameters, are others from here on."""
-        for recorded in self._recorded.values():
-            recorded.forget()
+    def __call__(self, *inputs: Tensor) -> Outputs:
+        """Replay, one operation after another."""
+        with torch.no_grad():
+            return self.run(*self.held, *inputs, *self._with_constants(inputs))
 
-    def __call__(
-        self,
-        name: str,
-        function: Callable[[dict[str, Tensor], tuple[Any, ...], dict[str, Any]], Outputs],
-        shape: tuple[int, int],
-        latents: Mapping[str, Tensor],
-        args: tuple[Any, ...],
-        kwargs: Mapping[str, Any],
-    ) -> Outputs:
-        """Evaluate a function of latents by site and of the programs' arguments.
+    def launched(self, *inputs: Tensor) -> Outputs:
+        """Replay, on a card as one CUDA graph."""
+        if self._kernel_by_kernel or not on_card((*self.held, *inputs)):
+            return self(*inputs)
+        with torch.no_grad():
+            given = [*inputs, *self._with_constants(inputs)]
+            if self._captured is None:
+                before = State()
+                try:
+                    self._captured = CapturedReplay(partial(self.run, *self.held), given)
+                except (RuntimeError, AssertionError) as error:
+                    self._kernel_by_kernel = True
+                    warn(f"replayed kernel by kernel, since CUDA cannot capture it: {reason_of(error)}")
+                before.restore()
+            return self(*inputs) if self._captured is None else self._captured(*given)
 
-        Args:
-            name: Of the function, one and the same whenever it is asked for.
-            function: Takes latents, args and kwargs, returns tensors.
-            shape: (K, N) of this chunk.
-            latents: Values by site, none for a function that draws.
-            args: The programs' arguments.
-            kwargs: Their keyword arguments.
-        """
-        if self.execution == "eager" or name in self._refused or torch.is_grad_enabled():
-            return function(dict(latents), args, dict(kwargs))
-        others = signature(value for value in (*args, *kwargs.values()) if not isinstance(value, Tensor))
-        key = name, shape, tuple(latents), tuple(kwargs), others
-
-        def flat(*tensors: Tensor) -> Outputs:
-            values = dict(zip(latents, tensors, strict=False))
-            return function(values, *with_tensors(args, kwargs, tensors[len(latents) :]))
-
-        if key not in self._recorded:
-            self._recorded[key] = Recorded(flat, varying=len(latents))
-        inputs = [*latents.values(), *tensors_of(args, kwargs)]
-        try:
-            return self._recorded[key](*inputs, compiled=self.execution == "compiled" and shape == self.shape)
-        except NotRecordedError as error:
-            self._refused.add(name)
-            refuse(name, error)
-            return function(dict(latents), args, dict(kwargs))
+    def _with_constants(self, inputs: Sequence[Tensor]) -> list[Tensor]:
+        if self.constants is None:
+            self.constants = self.constant(*self.held, *inputs)
+        return self.constants
 
 
 def signature(values: Iterable[Any]) -> Hashable:
@@ -342,11 +332,11 @@ def refuse(what: str, reason: object) -> None:
 
 
 class State:
-    """The generators, and some buffers, as they are now."""
+    """The generators, torch's and others, and some buffers, as they are now."""
 
     def __init__(self, buffers: Iterable[Tensor] = ()) -> None:
         self.buffers = [(buffer, buffer.detach().clone()) for buffer in buffers]
-        self.generators = _generators()
+        self.generators, self.others = _generators(), _other_generators()
 
     def restore(self) -> None:
         """Put them back."""
@@ -357,10 +347,14 @@ class State:
         torch.set_rng_state(self.generators[0])
         if self.generators[1:]:
             torch.cuda.set_rng_state_all(self.generators[1:])
+        own, numpys = pickle.loads(self.others)
+        random.setstate(own)
+        np.random.set_state(numpys)
 
     def same_generators(self) -> bool:
         """Whether the generators are in the same state again."""
-        return all(torch.equal(one, other) for one, other in zip(self.generators, _generators(), strict=True))
+        same = all(torch.equal(one, other) for one, other in zip(self.generators, _generators(), strict=True))
+        return same and self.others == _other_generators()
 
 
 def tensors_of(args: Iterable[Any], kwargs: Mapping[str, Any]) -> list[Tensor]:
@@ -383,6 +377,11 @@ def with_tensors(
 def _generators() -> list[Tensor]:
     cuda = torch.cuda.get_rng_state_all() if torch.cuda.is_available() and torch.cuda.is_initialized() else []
     return [torch.get_rng_state(), *cuda]
+
+
+def _other_generators() -> bytes:
+    """Those of Python and NumPy, whose draws a record holds fast: a function that draws from them is refused."""
+    return pickle.dumps((random.getstate(), np.random.get_state()))
 
 
 def _check_static(node: fx.Node) -> None:

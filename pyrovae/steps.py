@@ -1,7 +1,8 @@
 """The training step: Pyro's own, or the same recorded once for each shape of a batch and replayed."""
 
-from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
+from functools import partial
 from typing import Any
 
 import pyro
@@ -12,13 +13,13 @@ from torch.optim import Optimizer
 
 from pyrovae.arguments import take
 from pyrovae.densities import Program, modules_of
+from pyrovae.graphs import CapturedStep, CapturedSteps, on_card, reason_of, set_gradients
 from pyrovae.handlers import temper
 from pyrovae.plain import plain
 from pyrovae.precision import Precision, products_in
 from pyrovae.recording import (
     Execution,
     NotRecordedError,
-    Outputs,
     Recorded,
     State,
     choose_execution,
@@ -33,6 +34,8 @@ from pyrovae.workers import Share, Workers
 # Steps of one shape from which recording (a second at most) and compiling (a minute at most) pay.
 RECORDED_FROM = 1_000
 COMPILED_FROM = 20_000
+
+AT_ONCE = 25  # steps in one CUDA graph
 
 
 class Stepper:
@@ -50,6 +53,10 @@ class Stepper:
         device: Where the parameters are.
         workers: The processes that share each batch; None for this one alone.
         precision: Of the products of layers.
+
+    Attributes:
+        on_card: Steps can be CUDA graphs.
+        whole: For each size of a batch whose step is one CUDA graph, the optimizer's included, its record.
     """
 
     def __init__(
@@ -75,6 +82,8 @@ class Stepper:
             for size, count in calls.items()
         }
         self.weight = torch.ones((), dtype=torch.float64, device=device) if weighted else None
+        self.on_card = on_card(self.parameters)
+        self.whole: dict[int, Recorded] = {}
         self.refused: str | None = None
         self._recorded: dict[Share, Recorded] = {}
         self._captured: dict[Hashable, CapturedStep | None] = {}
@@ -84,7 +93,7 @@ class Stepper:
             except NotRecordedError as error:
                 self._refuse(error)
             else:
-                _prepare(optimizer, device)
+                _prepare(optimizer)
 
     def state(self) -> dict[str, Any]:
         """How steps are taken, in plain values: a resumed run goes on as it began."""
@@ -173,30 +182,37 @@ class Stepper:
         if share not in self._recorded:
             self._recorded[share] = self._record(share, args, kwargs)
         recorded = self._recorded[share]
-        if self.device.type == "cuda" and (captured := self._capture(share, inputs, recorded)):
+        if captured := self._capture(share, inputs, recorded):
             loss = captured(*inputs)
             if not captured.whole:
                 self._descend(share, loss)
             return loss
         self._checked, self._weight = checked, weight
-        found, *gradients = recorded(*inputs, compiled=compiled)
+        replay = recorded.checked(*inputs) or partial(recorded, compiled=compiled)
+        found, *gradients = replay(*inputs)
         assert found is not None
-        _set_gradients(self.parameters, gradients)
+        set_gradients(self.parameters, gradients)
         self._descend(share, found)
         return found
 
-    def _capture(self, share: Share, inputs: Sequence[Tensor], recorded: Recorded) -> "CapturedStep | None":
+    def _capture(self, share: Share, inputs: Sequence[Tensor], recorded: Recorded) -> CapturedStep | None:
         """The CUDA graph of a step of this shape, made at the first one that needs no comparison; None before."""
+        if not self.on_card:
+            return None
         replay, key = recorded.checked(*inputs), (share, signature(inputs))
         if replay is not None and key not in self._captured:
             before = State(recorded.buffers)
             alone = self.workers.size == 1
             try:
-                self._captured[key] = CapturedStep(replay, inputs, self.parameters, self.optimizer if alone else None)
-            except RuntimeError as error:
+                captured = CapturedStep(replay, inputs, self.parameters, self.optimizer if alone else None)
+            except (RuntimeError, AssertionError) as error:
                 self._captured[key] = None
-                reason = str(error).partition("\n")[0]
+                reason = reason_of(error)
                 warn(f"steps are replayed kernel by kernel, since CUDA cannot capture them as one graph: {reason}")
+            else:
+                self._captured[key] = captured
+                if captured.whole:
+                    self.whole[share.size] = recorded
             before.restore()
         return self._captured.get(key)
 
@@ -226,73 +242,95 @@ class Stepper:
         refuse("training", error)
 
 
-class CapturedStep:
-    """A step of SVI as one CUDA graph: loss, gradients and, where it can be captured, the optimizer.
-
-    https://docs.pytorch.org/docs/stable/notes/cuda.html#cuda-graphs. Draws come from torch's CUDA generator, which
-    advances with every replay as it does without a graph.
+class StepsAtOnce:
+    """Takes many steps of an epoch between returns to Python, where one is a CUDA graph already: as a graph of many.
 
     Args:
-        replay: From inputs to loss and gradients; it has run before.
-        inputs: Tensors of the shapes to come.
-        parameters: What is trained.
-        optimizer: An optimizer that has taken a step before, so that it has its state; None to leave it out.
+        stepper: Takes them one by one.
+        batch: From rows, with shape (B,), to the programs' arguments of a step.
+        num_data: N.
+        batch_size: B.
+        losses: A place for the loss of each step of an epoch.
 
     Attributes:
-        whole: The graph holds the optimizer's step too.
-
-    Raises:
-        RuntimeError: If an operation cannot be captured.
+        count: How many are taken.
     """
 
     def __init__(
         self,
-        replay: Callable[..., Outputs],
-        inputs: Sequence[Tensor],
-        parameters: Sequence[Tensor],
-        optimizer: Optimizer | None,
+        stepper: Stepper,
+        batch: Callable[[Tensor], tuple[tuple[Any, ...], dict[str, Any]]],
+        num_data: int,
+        batch_size: int,
+        losses: Tensor,
     ) -> None:
-        self.inputs = [value.clone() for value in inputs]
-        self.parameters = parameters
-        capturable = optimizer and all(group.get("capturable", False) for group in optimizer.param_groups)
-        self.whole = bool(capturable)
-        with torch.cuda.device(parameters[0].device):  # capturing is of the current one
-            side = torch.cuda.Stream()
-            side.wait_stream(torch.cuda.current_stream())
-            with torch.cuda.stream(side):  # libraries make their workspaces outside of a capture
-                replay(*self.inputs)
-            torch.cuda.current_stream().wait_stream(side)
-            self.graph = torch.cuda.CUDAGraph()
-            # What another thread does meanwhile, a batch being prepared, is not in the graph and may go on.
-            with torch.cuda.graph(self.graph, capture_error_mode="thread_local"):
-                self.loss, *self.gradients = replay(*self.inputs)
-                if optimizer and self.whole:
-                    _set_gradients(parameters, self.gradients)
-                    optimizer.step()
+        self.stepper, self.batch_size, self.losses = stepper, batch_size, losses
+        self.count = min(AT_ONCE, num_data // batch_size)
+        self.refused = self.count < 2
+        self.order = torch.zeros(num_data, dtype=torch.long, device=losses.device)
+        self.weights = None if stepper.weight is None else torch.ones_like(losses)
+        self._batch = Recorded(lambda rows: tensors_of(*batch(rows)))
+        self._captured: CapturedSteps | None = None
 
-    def __call__(self, *inputs: Tensor) -> Tensor:
-        """Replay, and return the loss, which the next replay overwrites; the parameters' grad likewise."""
-        for mine, given in zip(self.inputs, inputs, strict=True):
-            mine.copy_(given)
-        self.graph.replay()
-        _set_gradients(self.parameters, self.gradients)  # those of another shape's graph may stand there
-        assert self.loss is not None
-        return self.loss
+    def __call__(self, step: int, weight: Callable[[int], float | Tensor]) -> list[float | Tensor]:
+        """Take the steps from this one on, if that can be done at once.
+
+        Args:
+            step: The next step of the epoch, whose order of the data stands in `order`.
+            weight: Of the KL divergence at a step of the epoch.
+
+        Returns:
+            The weights of the steps that were taken, count of them; none where none were.
+        """
+        if self.refused or (step + self.count) * self.batch_size > len(self.order):
+            return []
+        if self._captured is None and not self._capture():
+            return []
+        assert self._captured is not None
+        weights = [weight(step + later) for later in range(self.count)]
+        if self.weights is not None:
+            self.weights[step : step + self.count] = torch.tensor(weights, dtype=self.weights.dtype)
+        self._captured(step)
+        return weights
+
+    def _capture(self) -> bool:
+        recorded = self.stepper.whole.get(self.batch_size)
+        if recorded is None:
+            return False
+        before = State(recorded.buffers)
+        try:
+            for rows in (self.order[: self.batch_size], self.order[-self.batch_size :]):  # compared twice
+                inputs = [value for value in self._batch(rows) if value is not None]
+            weight = [] if self.stepper.weight is None else [self.stepper.weight]
+            batch, replay = self._batch.checked(rows), recorded.checked(*weight, *inputs)
+            if batch is None or replay is None:
+                raise NotRecordedError("batches that it takes are laid out in another way")
+            self._captured = CapturedSteps(
+                self.count,
+                batch,
+                replay,
+                self.stepper.parameters,
+                self.stepper.optimizer,
+                order=self.order,
+                batch_size=self.batch_size,
+                weights=self.weights,
+                losses=self.losses,
+            )
+        except (NotRecordedError, RuntimeError, AssertionError) as error:
+            self.refused = True
+            warn(f"steps are taken one by one, since a graph cannot take its batches by itself: {reason_of(error)}")
+        before.restore()
+        return self._captured is not None
 
 
-def _prepare(optimizer: Optimizer, device: torch.device) -> None:
+def _prepare(optimizer: Optimizer) -> None:
     """Let torch's Adam run fused where the reader left it open, and optimizers run inside a CUDA graph."""
     for group in optimizer.param_groups:
         if type(optimizer) in (torch.optim.Adam, torch.optim.AdamW):
             open_ = group["fused"] is None and group["foreach"] is None and not group["differentiable"]
             group["fused"] = True if open_ else group["fused"]
-        if device.type == "cuda" and "capturable" in group:
+        if on_card(group["params"]) and "capturable" in group:
             group["capturable"] = True
-
-
-def _set_gradients(parameters: Iterable[Tensor], gradients: Iterable[Tensor | None]) -> None:
-    for parameter, gradient in zip(parameters, gradients, strict=True):
-        parameter.grad = gradient
 
 
 def _laid_out(gradient: Tensor | None, parameter: Tensor) -> Tensor | None:

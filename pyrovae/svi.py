@@ -31,7 +31,7 @@ from pyrovae.objectives import KLControl
 from pyrovae.precision import Precision
 from pyrovae.progress import History, TrainingState, Validated
 from pyrovae.recording import Execution
-from pyrovae.steps import Stepper
+from pyrovae.steps import Stepper, StepsAtOnce
 from pyrovae.streamed import Streamed, prepared
 from pyrovae.validation import validate, validate_objective
 from pyrovae.workers import Workers
@@ -41,6 +41,7 @@ Arguments = Argument | Sequence[Argument] | Mapping[str, Argument]
 OptimizerFactory = Callable[[Iterable[Tensor]], Optimizer]
 
 _CHECK_CHUNK = 4096
+_ASKED_EVERY = 20  # steps of several processes, which wait for each other to know whether one is to stop
 
 
 class NonFiniteLossError(ArithmeticError):
@@ -119,7 +120,8 @@ def fit(
         progress: Show a progress bar with the ELBO per datum, in nats.
         resume: A state that `commit` was given; training goes on from it, to the same bits on CPU.
         commit: Called with the whole state, tensors and plain values, after every epoch and before a stop.
-        should_stop: Asked after every step; True commits and raises StoppedError.
+        should_stop: Asked after every step (by several processes after every 20, on a card after 25 that are one
+            graph); True commits and raises StoppedError.
 
     Returns:
         History, with the ELBO per datum of every epoch.
@@ -193,6 +195,13 @@ def fit(
     if resume is not None:
         state.restore(resume)
 
+    def at(rows: Tensor) -> tuple[tuple[Any, ...], dict[str, Any]]:
+        return _transformed(*take(args, kwargs, rows), transform)
+
+    at_once: StepsAtOnce | None = None
+    if stepper.on_card and control.follows_epoch and workers.size == 1 and not streamed:
+        at_once = StepsAtOnce(stepper, at, size, batch_size, state.losses)
+
     bar = tqdm(
         total=epochs * steps,
         initial=min(state.epoch, epochs) * steps + state.step,
@@ -210,29 +219,37 @@ def fit(
         warnings.filterwarnings("ignore", message="This instance was constructed with capturable=True")
         while state.history.stop_reason is None:
             order = epoch_order(size, epoch=state.epoch, seed=seed).to(device)
+            if at_once:
+                at_once.order.copy_(order)
 
             def batch(step: int, order: Tensor = order) -> tuple[tuple[Any, ...], dict[str, Any]]:
                 return take(args, kwargs, order[step * batch_size : (step + 1) * batch_size])
 
-            def where(step: int, batch: Callable[[int], Any] = batch) -> list[str]:
-                given, named = batch(step)
-                return strange_sites(model, guide, *_transformed(given, named, transform))
+            def where(step: int, order: Tensor = order) -> list[str]:
+                return strange_sites(model, guide, *at(order[step * batch_size : (step + 1) * batch_size]))
+
+            def weight(step: int) -> float | Tensor:
+                return control.at(state.epoch + step / steps)
 
             started = time.perf_counter()
-            batches = prepared(batch, state.step, steps) if streamed else map(batch, range(state.step, steps))
-            for some_args, some_kwargs in batches:
-                batch_args, batch_kwargs = _transformed(some_args, some_kwargs, transform)
-                # Pyro's checks of shapes and supports are for the first batch; afterwards they only cost time.
-                weight = control.at(state.epoch + state.step / steps)
-                now = num_data(batch_args, batch_kwargs)
-                loss = stepper(now, batch_args, batch_kwargs, weight=weight, checked=first_step)
-                state.losses[state.step] = loss
-                state.weighted |= isinstance(weight, Tensor) or weight != 1
-                control.learn()
-                state.step += 1
-                first_step = False
-                bar.update()
-                if should_stop is not None and workers.any(should_stop()):
+            ahead = prepared(batch, state.step, steps) if streamed else None
+            while state.step < steps:
+                now = state.step
+                weights = at_once(now, weight) if at_once else []
+                if not weights:
+                    weights = [weight(now)]
+                    some_args, some_kwargs = _transformed(*(next(ahead) if ahead else batch(now)), transform)
+                    # Pyro's checks of shapes and supports are for the first batch; afterwards they only cost time.
+                    state.losses[now] = stepper(
+                        num_data(some_args, some_kwargs), some_args, some_kwargs, weight=weights[0], checked=first_step
+                    )
+                    control.learn()
+                    first_step = False
+                state.step += len(weights)
+                state.weighted |= any(isinstance(value, Tensor) or value != 1 for value in weights)
+                bar.update(len(weights))
+                asked = workers.size == 1 or state.step % _ASKED_EVERY == 0 or state.step == steps
+                if asked and should_stop is not None and workers.any(should_stop()):
                     _check_finite(state, where)
                     state.seconds += time.perf_counter() - started
                     commit(state.snapshot())

@@ -36,7 +36,7 @@ from pyrovae.data import load_data
 from pyrovae.files import read_json, write_json
 from pyrovae.importance import DEFAULT_CHUNK_SIZE, log_marginal, log_weight_blocks
 from pyrovae.recording import Execution
-from pyrovae.steps import Stepper
+from pyrovae.steps import Stepper, StepsAtOnce
 from pyrovae.svi import trainable_parameters
 from pyrovae.terminal import make_parser, parse_flags, run_script
 from pyrovae.workers import Workers
@@ -84,6 +84,8 @@ def main() -> int:
         found.append(growth(x, args.execution[0], max(3, args.rounds // 5)))
     for size in args.batch_sizes if "steps" in args.parts else ():
         ways = {f"ours, {how}": ours_step(x[:size], how) for how in args.execution}
+        if device.type == "cuda":
+            ways |= {f"ours, {how}, steps at once": ours_epoch(x[:size], how, args.steps) for how in args.execution}
         ways |= {
             "hand-written, fused Adam": hand_written_step(x[:size]),
             "hand-written, torch.compile": hand_written_step(x[:size], compiled=True),
@@ -176,11 +178,11 @@ def make_vae(device: torch.device) -> VAE:
     return VAE(StandardNormalPrior(Z), BernoulliLikelihood(decoder), NormalEncoder(encoder)).to(device)
 
 
-def ours_step(x: Tensor, execution: Execution, workers: Workers | None = None) -> Callable[[], Any]:
-    """A step of `fit`."""
+def make_stepper(x: Tensor, execution: Execution, workers: Workers | None = None) -> Stepper:
+    """What takes the steps of `fit`."""
     vae = make_vae(x.device)
     parameters = trainable_parameters(vae.model, vae.guide, x)
-    stepper = Stepper(
+    return Stepper(
         vae.model,
         vae.guide,
         TraceMeanField_ELBO(),
@@ -192,7 +194,31 @@ def ours_step(x: Tensor, execution: Execution, workers: Workers | None = None) -
         device=x.device,
         workers=workers,
     )
+
+
+def ours_step(x: Tensor, execution: Execution, workers: Workers | None = None) -> Callable[[], Any]:
+    """A step of `fit`."""
+    stepper = make_stepper(x, execution, workers)
     return lambda: stepper(len(x), (x,), {})
+
+
+def ours_epoch(x: Tensor, execution: Execution, steps: int) -> Callable[[], Any]:
+    """So many steps of `fit` on a card, which takes its batches by itself."""
+    stepper, data = make_stepper(x, execution), x.repeat(steps, 1)
+    losses = torch.zeros(steps, dtype=torch.float64, device=x.device)
+    at_once = StepsAtOnce(stepper, lambda rows: ((data[rows],), {}), len(data), len(x), losses)
+    at_once.order.copy_(torch.randperm(len(data)))
+
+    def call() -> None:
+        step = 0
+        while step < steps:
+            taken = len(at_once(step, lambda step: 1.0))
+            if not taken:
+                stepper(len(x), (x,), {})
+            step += taken or 1
+
+    call.steps = steps  # type: ignore[attr-defined]  # measure calls it once
+    return call
 
 
 class PlainPyro(nn.Module):

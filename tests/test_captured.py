@@ -1,8 +1,12 @@
-"""Steps as CUDA graphs, where there is no card: a stand-in that keeps what a graph keeps, operations and addresses."""
+"""CUDA graphs where there is no card: on a stand-in that keeps what a graph keeps, operations and addresses."""
 
-from contextlib import contextmanager, nullcontext
+import copy
+import random
+import sys
+from contextlib import contextmanager, nullcontext, suppress
 from functools import partial
 
+import numpy as np
 import pyro
 import pytest
 import torch
@@ -12,8 +16,22 @@ from torch import nn
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from pyrovae import VAE, BernoulliLikelihood, NormalEncoder, StandardNormalPrior
+from pyrovae import (
+    VAE,
+    BernoulliLikelihood,
+    Capacity,
+    GuideProposal,
+    KLConstraint,
+    LinearWarmup,
+    NormalEncoder,
+    StandardNormalPrior,
+    ais,
+    fit,
+    linear_schedule,
+    log_marginal,
+)
 from pyrovae.recording import CHECKED_CALLS, NotRecordedWarning
+from pyrovae.svi import StoppedError
 
 STEPS = 9
 ADAM, SGD = partial(torch.optim.Adam, lr=1e-2, fused=True), partial(torch.optim.SGD, lr=1e-2)
@@ -67,9 +85,13 @@ def capturing(graph, capture_error_mode):
     torch.set_rng_state(state)
 
 
+def refusing(graph, capture_error_mode):
+    raise RuntimeError("operation not permitted when stream is capturing\nCUDA kernel errors might be")
+
+
 @pytest.fixture
 def card(monkeypatch):
-    """Make a function that says of a stepper that its parameters are on a card."""
+    """Let tensors seem to be on a card from when it is called on."""
 
     class Stream:
         def wait_stream(self, other):
@@ -86,11 +108,9 @@ def card(monkeypatch):
         monkeypatch.setattr(torch.cuda, name, value)
     monkeypatch.setattr(Graph, "replays", 0)
 
-    def move(stepper):
-        stepper.device = torch.device("cuda")
-        for group in stepper.optimizer.param_groups:  # as a stepper does where parameters are on a card
-            if "capturable" in group:
-                group["capturable"] = True
+    def move():
+        for name in ("recording", "steps"):
+            monkeypatch.setattr(sys.modules[f"pyrovae.{name}"], "on_card", lambda values: True)
 
     return move
 
@@ -104,13 +124,11 @@ def networks(*extra):
     return VAE(StandardNormalPrior(2), BernoulliLikelihood(decoder), NormalEncoder(encoder))
 
 
-def run(make_optimizer, elbo, *extra, move=None, sizes=(20,), steps=STEPS):
+def run(make_optimizer, elbo, *extra, sizes=(20,), steps=STEPS):
     """Parameters, buffers, losses and gradients of some steps with other data and weights each, and a draw after."""
     vae = networks(*extra)
     parameters = list(vae.parameters())
     stepper = stepper_of(vae, elbo, make_optimizer, "recorded", dict.fromkeys(sizes, steps), weighted=True)
-    if move is not None:
-        move(stepper)
     found = []
     for step in range(steps):
         x = torch.bernoulli(torch.full((sizes[step % len(sizes)], 6), 0.3))
@@ -128,21 +146,127 @@ def test_replayed_graphs_are_the_steps_themselves(card, make_optimizer, sizes, e
     settings = {"sizes": sizes, "steps": STEPS * len(sizes)}
     recorded = run(make_optimizer, TraceMeanField_ELBO(), *extra, **settings)
     assert Graph.replays == 0
-    replayed = run(make_optimizer, TraceMeanField_ELBO(), *extra, move=card, **settings)
+    card()
+    replayed = run(make_optimizer, TraceMeanField_ELBO(), *extra, **settings)
     assert Graph.replays == (STEPS - CHECKED_CALLS) * len(sizes)
     for one, other in zip(recorded, replayed, strict=True):
         torch.testing.assert_close(one, other, rtol=1e-5, atol=1e-6)
 
 
 def test_what_a_card_cannot_capture_is_replayed_without_a_graph(card, monkeypatch):
-    def refusing(graph, capture_error_mode):
-        raise RuntimeError("operation not permitted when stream is capturing\nCUDA kernel errors might be")
-
     recorded = run(ADAM, Trace_ELBO())
     monkeypatch.setattr(torch.cuda, "graph", refusing)
+    card()
     with pytest.warns(NotRecordedWarning, match="since CUDA cannot capture.*operation not permitted") as caught:
-        found = run(ADAM, Trace_ELBO(), move=card)
+        found = run(ADAM, Trace_ELBO())
     assert len(caught) == 1
     assert "might be" not in str(caught[0].message)
     for one, other in zip(recorded, found, strict=True):
         torch.testing.assert_close(one, other, rtol=1e-6, atol=1e-7)
+
+
+def trained(transform=torch.bernoulli, kl_weight=None, epochs=4, stop_after=None, resume=None):
+    """What a run of `fit` gives, of eight whole batches and a rest, with how often it asked; or where it stopped."""
+    vae, committed, asked = networks(), [], []
+    x = torch.rand(70, 6, generator=torch.Generator().manual_seed(1))
+    with suppress(StoppedError):
+        history = fit(
+            vae.model,
+            vae.guide,
+            x,
+            elbo=TraceMeanField_ELBO(),
+            epochs=epochs,
+            batch_size=8,
+            transform=transform,
+            kl_weight=kl_weight,
+            execution="recorded",
+            resume=resume,
+            commit=lambda state: committed.append(copy.deepcopy(state)),
+            should_stop=lambda: asked.append(1) or len(asked) == stop_after,
+        )
+        rows = [[row["train_objective"], row["kl_weight"], row["train_elbo"] or 0.0] for row in history.rows]
+        return [*vae.state_dict().values(), torch.tensor(rows), torch.rand(())], len(asked)
+    return committed[-1]
+
+
+@pytest.fixture
+def at_once(monkeypatch):
+    """Three steps in one graph."""
+    monkeypatch.setattr(sys.modules["pyrovae.steps"], "AT_ONCE", 3)
+
+
+@pytest.mark.parametrize("kl_weight", [None, LinearWarmup(3)], ids=["plain", "warm-up"])
+def test_many_steps_in_one_graph_are_those_one_by_one(card, at_once, kl_weight):
+    recorded, asked = trained(kl_weight=kl_weight)
+    assert asked == 4 * 9
+    card()
+    replayed, asked = trained(kl_weight=kl_weight)
+    # Two steps compared and one captured; three at once and two that are left; later epochs 2 x 3 + 2; the rests.
+    assert asked == 3 + 1 + 2 + 3 * (2 + 2) + 4
+    torch.testing.assert_close(recorded, replayed, rtol=1e-5, atol=1e-6)
+
+
+def test_a_run_stopped_between_graphs_of_many_steps_goes_on(card, at_once):
+    recorded, _ = trained()
+    card()
+    state = trained(stop_after=9)
+    assert (state["epoch"], state["step"]) == (1, 6)
+    replayed, _ = trained(resume=state)
+    torch.testing.assert_close(recorded, replayed, rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize("kl_weight", [lambda: Capacity(0.5, epochs=2), lambda: KLConstraint(5.0)])
+def test_weights_that_look_at_the_divergence_take_part_in_every_step(card, at_once, kl_weight):
+    recorded, _ = trained(kl_weight=kl_weight())
+    card()
+    replayed, asked = trained(kl_weight=kl_weight())
+    assert asked == 4 * 9
+    torch.testing.assert_close(recorded, replayed, rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize("draw", [random.random, np.random.random], ids=["python", "numpy"])
+def test_a_transform_that_draws_in_python_takes_part_in_every_step(card, at_once, draw):
+    def brightened(x):
+        return torch.bernoulli(x) if draw() > 1e-9 else x  # draws, and no more
+
+    recorded, _ = trained(transform=brightened)
+    card()
+    with pytest.warns(NotRecordedWarning, match="taken one by one, .*its record draws other random numbers") as caught:
+        replayed, asked = trained(transform=brightened)
+    assert len(caught) == 1
+    assert asked == 4 * 9
+    torch.testing.assert_close(recorded, replayed, rtol=1e-5, atol=1e-6)
+
+
+def estimated(method):
+    """Estimates in several chunks, and a draw after."""
+    vae = networks()
+    x = torch.bernoulli(torch.full((40 if isinstance(method, GuideProposal) else 7, 6), 0.3))
+    pyro.set_rng_seed(2)
+    if method is ais:
+        quick = {"betas": linear_schedule(6), "num_leapfrog": 2, "num_tuning": 4, "chunk_size": 64}
+        found = ais(vae.model, x, num_particles=16, execution="recorded", **quick)
+    else:
+        num_particles, chunk_size = (7, 20) if method else (600, 200)  # two blocks of data under the guide
+        given = {"num_particles": num_particles, "chunk_size": chunk_size, "execution": "recorded"}
+        found = log_marginal(vae.model, vae.guide, x, proposal=method, **given)
+    return [found.value, found.std_error, torch.rand(())]
+
+
+@pytest.mark.parametrize("method", [None, GuideProposal(), ais], ids=["default", "guide", "ais"])
+def test_estimates_by_graphs_are_those_without(card, method):
+    recorded = estimated(method)
+    assert Graph.replays == 0
+    card()
+    replayed = estimated(method)
+    assert Graph.replays > 5
+    torch.testing.assert_close(recorded, replayed, rtol=1e-5, atol=1e-6)
+
+
+def test_estimates_that_a_card_cannot_capture_are_replayed_without_a_graph(card, monkeypatch):
+    recorded = estimated(GuideProposal())
+    monkeypatch.setattr(torch.cuda, "graph", refusing)
+    card()
+    with pytest.warns(NotRecordedWarning, match="replayed kernel by kernel, since CUDA.*operation not permitted"):
+        replayed = estimated(GuideProposal())
+    torch.testing.assert_close(recorded, replayed, rtol=0, atol=0)

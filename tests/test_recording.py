@@ -1,10 +1,12 @@
 """Recorded programs: the numbers, gradients and draws of the programs themselves, or a word why not."""
 
 import copy
+import random
 import sys
 import warnings
 from functools import partial
 
+import numpy as np
 import pyro
 import pyro.distributions as dist
 import pytest
@@ -34,7 +36,7 @@ from pyrovae import (
 )
 from pyrovae.plain import PlainTrace_ELBO
 from pyrovae.programs import Blueprint
-from pyrovae.recording import NotRecordedWarning, Recorded, choose_execution, record
+from pyrovae.recording import NotRecordedError, NotRecordedWarning, Recorded, choose_execution, record
 from pyrovae.svi import StoppedError
 
 PLAIN_ADAM = partial(torch.optim.Adam, lr=1e-2)
@@ -155,6 +157,17 @@ def test_what_inductor_cannot_compile_is_replayed_as_recorded(x, monkeypatch):
         compiled = trained("compiled", x, batch_size=35)
     assert len(caught) == 1
     assert all(torch.equal(value, recorded[0][name]) for name, value in compiled[0].items())
+
+
+@pytest.mark.parametrize(
+    ("draw", "state"), [(random.random, random.getstate), (np.random.random, lambda: str(np.random.get_state()))]
+)
+def test_what_draws_from_another_generator_than_torchs_is_refused(draw, state):
+    """Its record would give the same number for ever."""
+    recorded, before = Recorded(lambda x: [x + (draw() > 1e-9)]), state()
+    with pytest.raises(NotRecordedError, match="draws other random numbers"):
+        recorded(torch.ones(2))
+    assert state() == before
 
 
 def test_programs_run_no_more_once_they_are_recorded(x):

@@ -17,7 +17,7 @@ Result = TypeVar("Result")
 
 
 def on_card(values: Iterable[Tensor]) -> bool:
-    """Whether tensors are where graphs can be captured."""
+    """Whether there are tensors on a card, where graphs can be captured."""
     return any(value.is_cuda for value in values)
 
 
@@ -32,18 +32,19 @@ class CapturedReplay:
     Args:
         replay: The function, without gradients.
         inputs: Tensors of the shapes to come.
+        device: The card.
 
     Raises:
         RuntimeError: If an operation cannot be captured.
     """
 
-    def __init__(self, replay: Callable[..., Outputs], inputs: Sequence[Tensor]) -> None:
-        self.inputs = [value.clone() for value in inputs]
+    def __init__(self, replay: Callable[..., Outputs], inputs: Sequence[Tensor], device: torch.device) -> None:
+        self.inputs = _static(inputs, device)
 
         def run() -> Outputs:
             return replay(*self.inputs)
 
-        self.graph, self.outputs = _capture(run, run, inputs[0].device)
+        self.graph, self.outputs = _capture(run, run, device)
 
     def __call__(self, *inputs: Tensor) -> Outputs:
         """Replay."""
@@ -75,7 +76,8 @@ class CapturedStep:
         parameters: Sequence[Tensor],
         optimizer: Optimizer | None,
     ) -> None:
-        self.inputs = [value.clone() for value in inputs]
+        device = parameters[0].device
+        self.inputs = _static(inputs, device)
         self.parameters = parameters
         capturable = optimizer and all(group.get("capturable", False) for group in optimizer.param_groups)
         self.whole = bool(capturable)
@@ -87,7 +89,7 @@ class CapturedStep:
                 optimizer.step()
             return loss, *gradients
 
-        self.graph, (self.loss, *self.gradients) = _capture(lambda: replay(*self.inputs), run, parameters[0].device)
+        self.graph, (self.loss, *self.gradients) = _capture(lambda: replay(*self.inputs), run, device)
 
     def __call__(self, *inputs: Tensor) -> Tensor:
         """Replay, and return the loss, which the next replay overwrites; the parameters' grad likewise."""
@@ -160,6 +162,15 @@ def set_gradients(parameters: Iterable[Tensor], gradients: Iterable[Tensor | Non
     """Put gradients where an optimizer looks for them."""
     for parameter, gradient in zip(parameters, gradients, strict=True):
         parameter.grad = gradient
+
+
+def _static(inputs: Iterable[Tensor], device: torch.device) -> list[Tensor]:
+    """Tensors that a graph reads at every replay; what lies elsewhere it would read once, when it is captured."""
+    values = [value.clone() for value in inputs]
+    for value in values:
+        if value.device != device:
+            raise RuntimeError(f"an input lies on {value.device}, and the rest on {device}; move it there")
+    return values
 
 
 def _copy(mine: Iterable[Tensor], given: Iterable[Tensor]) -> None:

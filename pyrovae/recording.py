@@ -182,7 +182,8 @@ class Replay:
             if self._captured is None:
                 before = State()
                 try:
-                    self._captured = CapturedReplay(partial(self.run, *self.held), given)
+                    device = max((*self.held, *given), key=lambda value: value.is_cuda).device
+                    self._captured = CapturedReplay(partial(self.run, *self.held), given, device)
                 except (RuntimeError, AssertionError) as error:
                     self._kernel_by_kernel = True
                     warn(f"replayed kernel by kernel, since CUDA cannot capture it: {reason_of(error)}")

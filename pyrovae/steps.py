@@ -82,7 +82,7 @@ class Stepper:
             for size, count in calls.items()
         }
         self.weight = torch.ones((), dtype=torch.float64, device=device) if weighted else None
-        self.on_card = on_card(self.parameters)
+        self.on_card = all(on_card([parameter]) for parameter in self.parameters)
         self.whole: dict[int, Recorded] = {}
         self.refused: str | None = None
         self._recorded: dict[Share, Recorded] = {}
@@ -103,6 +103,8 @@ class Stepper:
         """Go on as the run of this state did."""
         self.executions = {int(size): how for size, how in state["executions"].items()}
         self.refused = state["refused"]
+        if not self.refused and set(self.executions.values()) != {"eager"}:
+            _prepare(self.optimizer)  # its settings, too, have been restored, maybe those of another device
 
     def __call__(
         self,
@@ -329,8 +331,12 @@ def _prepare(optimizer: Optimizer) -> None:
         if type(optimizer) in (torch.optim.Adam, torch.optim.AdamW):
             open_ = group["fused"] is None and group["foreach"] is None and not group["differentiable"]
             group["fused"] = True if open_ else group["fused"]
-        if on_card(group["params"]) and "capturable" in group:
-            group["capturable"] = True
+        if "capturable" in group:
+            group["capturable"] = on_card(group["params"])
+            for parameter in group["params"] if group["capturable"] else ():
+                state = optimizer.state.get(parameter, {})
+                if "step" in state:
+                    state["step"] = torch.as_tensor(state["step"], dtype=torch.float32, device=parameter.device)
 
 
 def _laid_out(gradient: Tensor | None, parameter: Tensor) -> Tensor | None:

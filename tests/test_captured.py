@@ -30,6 +30,7 @@ from pyrovae import (
     linear_schedule,
     log_marginal,
 )
+from pyrovae.graphs import CapturedReplay
 from pyrovae.recording import CHECKED_CALLS, NotRecordedWarning
 from pyrovae.svi import StoppedError
 
@@ -206,12 +207,18 @@ def test_many_steps_in_one_graph_are_those_one_by_one(card, at_once, kl_weight):
     torch.testing.assert_close(recorded, replayed, rtol=1e-5, atol=1e-6)
 
 
-def test_a_run_stopped_between_graphs_of_many_steps_goes_on(card, at_once):
+@pytest.mark.parametrize(("stop_after", "on_card"), [(9, True), (15, False)])
+def test_a_run_stopped_on_either_device_goes_on_in_graphs(card, at_once, stop_after, on_card):
     recorded, _ = trained()
-    card()
-    state = trained(stop_after=9)
+    if on_card:
+        card()
+    state = trained(stop_after=stop_after)
     assert (state["epoch"], state["step"]) == (1, 6)
-    replayed, _ = trained(resume=state)
+    assert all(group["capturable"] == on_card for group in state["optimizer"]["param_groups"])
+    card()
+    replayed, asked = trained(resume=state)
+    assert asked == 3 + 5 + 5  # 21 one by one
+    assert Graph.replays > 5
     torch.testing.assert_close(recorded, replayed, rtol=1e-5, atol=1e-6)
 
 
@@ -270,3 +277,9 @@ def test_estimates_that_a_card_cannot_capture_are_replayed_without_a_graph(card,
     with pytest.warns(NotRecordedWarning, match="replayed kernel by kernel, since CUDA.*operation not permitted"):
         replayed = estimated(GuideProposal())
     torch.testing.assert_close(recorded, replayed, rtol=0, atol=0)
+
+
+def test_an_input_that_lies_elsewhere_is_not_captured():
+    """Its value would stay that of the capture."""
+    with pytest.raises(RuntimeError, match="an input lies on meta, and the rest on cpu"):
+        CapturedReplay(lambda x, y: [x], [torch.ones(1), torch.ones(1, device="meta")], torch.device("cpu"))

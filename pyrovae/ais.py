@@ -31,6 +31,7 @@ Start = Normal | Callable[[LatentSpace], Normal]
 _JITTER = 0.2  # step sizes are drawn from 1 -+ this, so that no trajectory is a whole period of a normal
 _TUNING_CHAINS = 8
 _TUNING_PLACES = 50  # temperatures at which steps are adapted; the others take those of the nearest
+_SETTLING = 20  # transitions at the first of them, before
 _COMMIT_EVERY = 100  # temperatures
 # Gradients of a block of data from which recording, and compiling, pays.
 _RECORDED_FROM = 1000
@@ -148,7 +149,7 @@ def ais(
     betas = check_betas(betas, num_particles=num_particles, num_leapfrog=num_leapfrog, num_tuning=num_tuning)
     if not 0 < acceptance < 1:
         raise ValueError(f"acceptance must lie between 0 and 1, got {acceptance}")
-    how = execution_of(betas, num_leapfrog, execution)
+    how = execution_of(betas, num_leapfrog, num_tuning, execution)
     size = num_data(args, kwargs)
     blocks = list(data_blocks(size, num_particles, chunk_size))
     run = {"num_data": size, "num_particles": num_particles, "blocks": len(blocks), "betas": betas}
@@ -369,7 +370,7 @@ def tune(path: Path, betas: Tensor, *, num_leapfrog: int, acceptance: float, num
     count = min(len(inner), _TUNING_PLACES)
     places = inner[torch.linspace(0, len(inner) - 1, count).round().long()]
     chains = _Chains(path, _TUNING_CHAINS, num_leapfrog, acceptance)
-    chains.settle(places[0].item(), rounds=20)
+    chains.settle(places[0].item(), rounds=_SETTLING)
     steps, scales = [], []
     for place in places.tolist():
         chains.settle(place, rounds=max(2, num_tuning // count))
@@ -456,9 +457,9 @@ def quiet(model: Program, guide: Program | None) -> Iterator[None]:
         yield
 
 
-def execution_of(betas: Tensor, num_leapfrog: int, execution: Execution = "auto") -> Execution:
-    """How the gradients along a path are taken, by their number."""
-    calls = len(betas) * num_leapfrog
+def execution_of(betas: Tensor, num_leapfrog: int, num_tuning: int, execution: Execution = "auto") -> Execution:
+    """How the gradients along a path are taken, by their number, those of the preliminary run among them."""
+    calls = (len(betas) + _SETTLING + num_tuning) * num_leapfrog
     return choose_execution(execution, calls, recorded_from=_RECORDED_FROM, compiled_from=_COMPILED_FROM)
 
 

@@ -139,7 +139,7 @@ def bracket(
                 found.append(_by_importance(space, true, num_particles, proposal, chunk_size, rows.start))
             else:
                 inner = continuous_space(model, guide, part, options)
-                path = Path(inner, start_of(start, rows), execution_of(betas, num_leapfrog))
+                path = Path(inner, start_of(start, rows), execution_of(betas, num_leapfrog, num_tuning))
                 found.append(_by_annealing(path, true, num_particles, betas, num_equilibrium, settings))
     return Bracket(*(torch.cat(parts) for parts in zip(*found, strict=True)))
 

@@ -22,10 +22,11 @@ PROBLEMS = {
     "poisson": lambda: study.curved("poisson", "heavy", 2, 100),
     "student-t": lambda: study.curved("student-t", "normal", 1, 100),
 }
+MORE = ("linear", "plane", "bernoulli")
 
 
 @pytest.mark.parametrize(
-    "name", [*(pytest.param(name, marks=pytest.mark.slow) for name in ("linear", "plane")), *list(PROBLEMS)[2:]]
+    "name", ["poisson", "student-t", *(pytest.param(name, marks=pytest.mark.slow) for name in MORE)]
 )
 def test_every_guides_interval_covers(name):
     # 500 pairs know a coverage of 0.95 to 0.0097: a right cell leaves the band of 4.2 of those in 3 of 100,000, once,

@@ -185,22 +185,22 @@ import torch
 from pyrovae.export import to_arviz, write_netcdf
 signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
 data = to_arviz({"z": torch.randn(1000, 10)}, observed={"x": torch.zeros(10)})
-resource.setrlimit(resource.RLIMIT_FSIZE, (int(sys.argv[2]), int(sys.argv[2])))
-try:
-    write_netcdf(data, sys.argv[1])
-except OSError as err:
-    print(type(err).__name__, err)
+for limit in 20_000, 1:
+    resource.setrlimit(resource.RLIMIT_FSIZE, (limit, limit))
+    try:
+        write_netcdf(data, sys.argv[1])
+    except OSError as err:
+        print(type(err).__name__, err)
 """
 
 
-@pytest.mark.parametrize("limit", [1, 20_000])
-def test_a_full_disk_leaves_the_old_file(tmp_path: Path, limit: int) -> None:
+def test_a_full_disk_leaves_the_old_file(tmp_path: Path) -> None:
     path = tmp_path / "run.nc"
     path.write_text("old")
-    command = [sys.executable, "-c", FULL_DISK, str(path), str(limit)]
+    command = [sys.executable, "-c", FULL_DISK, str(path)]
     done = subprocess.run(command, cwd=REPOSITORY, capture_output=True, text=True)
     message = f"OSError [Errno 27] cannot write {path}: File too large; free some space, or choose another folder\n"
-    assert (done.returncode, done.stdout, done.stderr) == (0, message, "")
+    assert (done.returncode, done.stdout, done.stderr) == (0, 2 * message, "")
     assert path.read_text() == "old"
     assert os.listdir(tmp_path) == ["run.nc"]
 

@@ -21,8 +21,10 @@ COMPUTE_TOWER["activity"] = {"arguments", "densities"}
 # Torch alone, and no part of a model: the ground under both towers.
 COMPUTE_TOWER["workers"] = set()
 COMPUTE_TOWER["precision"] = set()
-COMPUTE_TOWER["recording"] = {"densities"}
-COMPUTE_TOWER["latents"] = {"arguments", "stats", "densities", "handlers", "bijections", "recording"}
+COMPUTE_TOWER["graphs"] = set()
+COMPUTE_TOWER["recording"] = {"densities", "graphs"}
+COMPUTE_TOWER["chunks"] = {"recording"}
+COMPUTE_TOWER["latents"] = {"arguments", "stats", "densities", "handlers", "bijections", "chunks"}
 COMPUTE_TOWER["laplace"] = {"latents", "densities"}
 COMPUTE_TOWER["proposals"] = {"laplace", "latents", "densities"}
 COMPUTE_TOWER["exact"] = {"laplace", "latents", "densities"}
@@ -30,9 +32,9 @@ COMPUTE_TOWER["temperatures"] = set()
 COMPUTE_TOWER["ais"] = {"arguments", "stats", "densities", "latents", "recording", "temperatures"}
 COMPUTE_TOWER["brackets"] = {"arguments", "stats", "densities", "latents", "proposals", "ais", "temperatures"}
 COMPUTE_TOWER["refinement"] = {"arguments", "stats", "densities", "latents", "ais"}
-COMPUTE_TOWER["importance"] = {"arguments", "stats", "densities", "latents", "proposals", "recording"}
+COMPUTE_TOWER["importance"] = {"arguments", "stats", "densities", "latents", "proposals", "recording", "chunks"}
 COMPUTE_TOWER["plain"] = {"densities", "recording"}
-COMPUTE_TOWER["steps"] = {"arguments", "densities", "handlers", "plain", "precision", "recording", "workers"}
+COMPUTE_TOWER["steps"] = {"arguments", "densities", "graphs", "handlers", "plain", "precision", "recording", "workers"}
 COMPUTE_TOWER["losses"] = {"densities"}
 COMPUTE_TOWER["bounds"] = {"densities", "handlers", "losses"}
 COMPUTE_TOWER["decompositions"] = {"densities", "losses"}
@@ -42,7 +44,7 @@ COMPUTE_TOWER["validation"] = {"arguments", "densities", "handlers", "importance
 COMPUTE_TOWER["progress"] = {"densities", "objectives", "steps", "validation"}
 COMPUTE_TOWER["svi"] = set(COMPUTE_TOWER)
 TOWERS = {**MODEL_TOWER, **COMPUTE_TOWER}
-TORCH_ONLY = {"pareto", "precision", "kl", "stats", "nn", "bijections", "temperatures"}
+TORCH_ONLY = {"graphs", "pareto", "precision", "kl", "stats", "nn", "bijections", "temperatures"}
 
 
 def imports_of(path: Path) -> set[str]:

@@ -127,4 +127,4 @@ def test_products_stay_where_draws_or_writing_in_place_come_before_them():
             found = recorded(latents, x)[0]
             torch.set_rng_state(state)
             torch.testing.assert_close(found, function(latents, x)[0])
-        assert {type(value) for values in recorded._constants.values() for value in values} == {torch.Tensor}
+        assert {type(value) for replay in recorded._replays.values() for value in replay.constants} == {torch.Tensor}

@@ -270,7 +270,7 @@ class TestMixture:
         )
         torch.testing.assert_close(log_w, log_joint(vae.model, {"z": z}, x) - q.log())
 
-    @pytest.mark.parametrize("num_particles", [1, 3, 10])
+    @pytest.mark.parametrize("num_particles", [1, 10])
     def test_p_of_x_is_unbiased_whatever_k(self, num_particles):
         oracle = LinearGaussian(4, 2)
         x = oracle.data(1).expand(1200, 4)
@@ -339,12 +339,12 @@ class TestHowMany:
     oracle = LinearGaussian()
 
     def test_draws_are_added_until_the_error_is_there(self, monkeypatch):
-        x, vae = self.oracle.data(100), self.oracle.vae(sd_factor=1.3)
+        x, vae = self.oracle.data(40), self.oracle.vae(sd_factor=1.3)
         for until in (0.05, 0.01):
             estimate = log_marginal(vae.model, vae.guide, x, num_particles=20_000, until=until)
             assert until / 4 < estimate.std_error.max() <= until
         z = (estimate.value - self.oracle.log_marginal(x)) / estimate.std_error
-        assert z.abs().max() < 4.5  # 100 data: 7e-4
+        assert z.abs().max() < 4.3  # 40 data: 7e-4
         # Drawn until they say what is wanted, the pilot's draws would bias the estimate.
         pilots, enough = [], pyrovae.importance._enough
 

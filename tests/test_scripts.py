@@ -99,7 +99,7 @@ def test_the_main_job_in_short(tmp_path):
     config = (tmp_path / "runs/digits-001/config.yaml").read_text()
     assert "BinomialLikelihood" in config
     assert "total_count: 16" in config
-    run("train", "--epochs", 1, "--num_particles", 2, "--elbo", "Trace_ELBO", cwd=tmp_path)
+    run("train", "--epochs", 1, *TINY, "--elbo", "Trace_ELBO", "--proposal", "guide", cwd=tmp_path)
     assert "pyro.infer.Trace_ELBO" in (tmp_path / "runs/digits-002/config.yaml").read_text()
 
 

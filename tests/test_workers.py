@@ -8,7 +8,7 @@ import pytest
 import torch
 import workers_job
 from pyro.infer import Trace_ELBO, TraceMeanField_ELBO
-from script_helpers import SCRIPTS, call
+from script_helpers import SCRIPTS, call, run
 
 from pyrovae import VAE, BernoulliLikelihood, BetaTCELBO, Capacity, NormalEncoder, StandardNormalPrior, fit
 from pyrovae.files import write_state
@@ -103,19 +103,14 @@ def test_objectives_of_a_whole_batch_are_refused(monkeypatch, options):
 
 
 def test_scripts_train_and_evaluate_by_several(tmp_path):
-    def start(script, *flags, processes=1):
-        python = [*TORCHRUN, f"--nproc-per-node={processes}"] if processes > 1 else [sys.executable]
-        command = [*python, str(SCRIPTS / f"{script}.py"), *flags]
-        result = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=300, check=False)
-        return result.returncode, result.stdout, result.stderr
-
-    flags = ["--epochs", "1", "--network.hidden", "[6]", "--latent_dim", "2", "--num_particles", "25"]
-    code, out, err = start("train", *flags, "--out", "two", processes=2)
-    assert code == 0, err
-    assert out.count("wrote two") == 1
+    flags = ["--epochs", "1", "--network.hidden", "[6]", "--latent_dim", "2", "--num_particles", "25", "--out", "two"]
+    command = [*TORCHRUN, "--nproc-per-node=2", str(SCRIPTS / "train.py"), *flags]
+    result = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=300, check=False)
+    assert result.returncode == 0, result.stderr
+    assert result.stdout.count("wrote two") == 1
     assert json.loads((tmp_path / "two" / "manifest.json").read_text())["status"] == "finished"
     shared = (tmp_path / "two" / "evaluation.csv").read_bytes()
-    assert start("evaluate", "two", "--num_particles", "25")[0] == 0
+    run("evaluate", "two", "--num_particles", 25, cwd=tmp_path)
     assert (tmp_path / "two" / "evaluation.csv").read_bytes() == shared
 
 

@@ -25,11 +25,11 @@ class Script:
     _server = None
     _numbers = count()
 
-    def __init__(self, script, arguments, *, cwd, strict=True):
+    def __init__(self, script, arguments, *, cwd, strict=True, env=None):
         self.files = {name: Path(self._folder(), f"{next(self._numbers)}.{name}") for name in ("out", "err")}
         argv = [str(SCRIPTS / f"{script}.py"), *map(str, arguments)]
         files = {name: str(path) for name, path in self.files.items()}
-        self.pid = self._ask({"argv": argv, "cwd": str(cwd), "strict": strict, **files})
+        self.pid = self._ask({"argv": argv, "cwd": str(cwd), "strict": strict, "env": env or {}, **files})
         self.returncode = None
 
     @staticmethod

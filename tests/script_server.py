@@ -1,7 +1,8 @@
 """Runs scripts in forks of a process that has imported what they take, for that takes most of a short run's time.
 
-One request per line on stdin, JSON: {"argv": [...], "cwd": ..., "out": ..., "err": ..., "strict": ...} starts a script
-and answers with its pid; {"wait": pid, "seconds": ...} answers with its exit code, or null if it still runs.
+One request per line on stdin, JSON: {"argv": [...], "cwd": ..., "out": ..., "err": ..., "strict": ..., "env": {...}}
+starts a script and answers with its pid; {"wait": pid, "seconds": ...} answers with its exit code, or null if it still
+runs.
 """
 
 import importlib
@@ -31,6 +32,7 @@ SLOW_IMPORTS = [
 def run_script(request):
     """Become the script: what follows a fork."""
     os.chdir(request["cwd"])
+    os.environ.update(request["env"])
     files = [os.open(os.devnull, os.O_RDONLY)]
     files += [os.open(request[name], os.O_WRONLY | os.O_CREAT | os.O_TRUNC) for name in ("out", "err")]
     for number, file in enumerate(files):

@@ -1,14 +1,16 @@
 """Two and three processes against one: the same draws, and the same result up to the order of summation."""
 
 import json
+import socket
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 import torch
 import workers_job
 from pyro.infer import Trace_ELBO, TraceMeanField_ELBO
-from script_helpers import SCRIPTS, call, run
+from script_helpers import SCRIPTS, Script, call, run
 
 from pyrovae import VAE, BernoulliLikelihood, BetaTCELBO, Capacity, NormalEncoder, StandardNormalPrior, fit
 from pyrovae.files import write_state
@@ -31,10 +33,17 @@ def resumed(tmp_path_factory):
 def outcome(request, tmp_path_factory, resumed):
     """What so many processes left, and how many they were."""
     out = tmp_path_factory.mktemp(f"by-{request.param}")
-    command = [*TORCHRUN, f"--nproc-per-node={request.param}", workers_job.__file__, str(out), str(resumed)]
-    result = subprocess.run(command, capture_output=True, text=True, timeout=300, check=False)
-    assert result.returncode == 0, result.stderr
-    assert result.stdout.split() == ["rank", "0"]  # the others are silent
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    # As torchrun would start them, and faster: in forks of a process that has torch imported.
+    job, size = Path(workers_job.__file__).with_suffix(""), {"WORLD_SIZE": str(request.param)}
+    size |= {"LOCAL_WORLD_SIZE": str(request.param), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
+    ranks = [{**size, "RANK": str(rank), "LOCAL_RANK": str(rank)} for rank in range(request.param)]
+    started = [Script(job, [out, resumed], cwd=out, strict=False, env=env) for env in ranks]
+    for process in started:
+        assert process.wait() == 0, process.stderr
+    assert [process.stdout.split() for process in started] == [["rank", "0"]] + [[]] * (request.param - 1)
     return out, request.param
 
 

@@ -8,7 +8,7 @@ import pyro
 import pytest
 import torch
 from pyro.infer import SVI, Trace_ELBO
-from test_bounds import make_vae
+from test_bounds_programs import make_vae
 from test_kl import loss_and_gradients, two_layers
 
 from pyrovae import (

@@ -36,7 +36,8 @@ COMPUTE_TOWER["importance"] = {"arguments", "stats", "densities", "latents", "pr
 COMPUTE_TOWER["plain"] = {"densities", "recording"}
 COMPUTE_TOWER["steps"] = {"arguments", "densities", "graphs", "handlers", "plain", "precision", "recording", "workers"}
 COMPUTE_TOWER["losses"] = {"densities"}
-COMPUTE_TOWER["bounds"] = {"densities", "handlers", "losses"}
+COMPUTE_TOWER["means"] = set()
+COMPUTE_TOWER["bounds"] = {"densities", "handlers", "losses", "means"}
 COMPUTE_TOWER["decompositions"] = {"densities", "losses"}
 COMPUTE_TOWER["kl"] = set()
 COMPUTE_TOWER["objectives"] = {"densities", "kl", "losses"}
@@ -44,7 +45,7 @@ COMPUTE_TOWER["validation"] = {"arguments", "densities", "handlers", "importance
 COMPUTE_TOWER["progress"] = {"densities", "objectives", "steps", "validation"}
 COMPUTE_TOWER["svi"] = set(COMPUTE_TOWER)
 TOWERS = {**MODEL_TOWER, **COMPUTE_TOWER}
-TORCH_ONLY = {"graphs", "pareto", "precision", "kl", "stats", "nn", "bijections", "temperatures"}
+TORCH_ONLY = {"graphs", "means", "pareto", "precision", "kl", "stats", "nn", "bijections", "temperatures"}
 
 
 def imports_of(path: Path) -> set[str]:

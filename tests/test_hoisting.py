@@ -1,12 +1,15 @@
-"""What does not change from chunk to chunk of an evaluation is worked out once for each block of data."""
+"""Records by themselves: what they hold, what they refuse, and what is worked out once for each block of data."""
 
+import random
 from collections import Counter
 
+import numpy as np
 import pyro
 import pytest
 import torch
 from catalogue import LIKELIHOODS, C
 from test_matrix import build, seed, some_data
+from torch import nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from pyrovae import (
@@ -19,7 +22,7 @@ from pyrovae import (
     log_marginal,
 )
 from pyrovae.importance import chunks_of, log_weight_blocks
-from pyrovae.recording import Recorded
+from pyrovae.recording import NotRecordedError, Recorded, record
 
 CELLS = [
     ("vamp", "flow, maf", "poisson"),
@@ -128,3 +131,32 @@ def test_products_stay_where_draws_or_writing_in_place_come_before_them():
             torch.set_rng_state(state)
             torch.testing.assert_close(found, function(latents, x)[0])
         assert {type(value) for replay in recorded._replays.values() for value in replay.constants} == {torch.Tensor}
+
+
+def test_a_record_holds_tensors_by_reference_and_drops_what_nobody_reads():
+    x = torch.bernoulli(torch.full((70, 6), 0.3))
+    weight, unread = nn.Parameter(torch.ones(6)), torch.ones(3)
+
+    def function(x):
+        unread.exp()
+        return [(x * weight.exp()).sum(), None]
+
+    graph, held = record(function, [x])
+    assert len(held) == 1
+    with torch.no_grad():
+        weight.zero_()
+    total, nothing = graph(*held, x)
+    assert nothing is None
+    assert torch.equal(total, x.sum())
+    assert [node.op for node in graph.graph.nodes].count("call_function") == 3  # exp, mul, sum
+
+
+@pytest.mark.parametrize(
+    ("draw", "state"), [(random.random, random.getstate), (np.random.random, lambda: str(np.random.get_state()))]
+)
+def test_what_draws_from_another_generator_than_torchs_is_refused(draw, state):
+    """Its record would give the same number for ever."""
+    recorded, before = Recorded(lambda x: [x + (draw() > 1e-9)]), state()
+    with pytest.raises(NotRecordedError, match="draws other random numbers"):
+        recorded(torch.ones(2))
+    assert state() == before

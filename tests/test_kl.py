@@ -10,7 +10,7 @@ import pytest
 import torch
 from oracles import LinearGaussian
 from pyro.infer import SVI, Trace_ELBO, TraceEnum_ELBO, TraceMeanField_ELBO
-from test_bounds import make_vae
+from test_bounds_programs import make_vae
 from torch import nn
 
 from pyrovae import (

@@ -552,6 +552,8 @@ def test_help_lists_the_parts(capsys, monkeypatch):
 def test_no_script_is_left_out():
     text = "".join(file.read_text() for file in Path(__file__).parent.glob("test_*.py"))
     for script in SCRIPTS.glob("*.py"):
+        if "run_script(main)" not in script.read_text():
+            continue  # a part of another
         assert any(call in text for call in (f'run("{script.stem}"', f', "{script.stem}"', f"/{script.name}"))
         assert os.access(script, os.R_OK)
 

@@ -8,7 +8,7 @@ import pytest
 import torch
 from pyro.infer import TraceMeanField_ELBO
 from script_helpers import TINY, call
-from test_bounds import make_vae
+from test_bounds_programs import make_vae
 from torch import nn
 
 from pyrovae import (

@@ -6,7 +6,7 @@ as the programs (see `Recorded`).
 """
 
 from collections.abc import Callable, Iterable, Sequence
-from typing import Any, TypeVar
+from typing import Any, Protocol, TypeVar
 
 import torch
 from torch import Tensor
@@ -16,21 +16,34 @@ Outputs = Sequence[Tensor | None]
 Result = TypeVar("Result")
 
 
+class Replayed(Protocol):
+    """A function of tensors that are its inputs, and of those that it holds."""
+
+    held: Sequence[Tensor]
+
+    def __call__(self, *inputs: Tensor) -> Outputs:
+        """Replay."""
+
+
 def on_card(values: Iterable[Tensor]) -> bool:
     """Whether there are tensors on a card, where graphs can be captured."""
     return any(value.is_cuda for value in values)
 
 
 def reason_of(error: Exception) -> str:
-    """Why a capture failed, in one line."""
-    return str(error).partition("\n")[0] or type(error).__name__
+    """Why a capture failed, in one line: what came first, since the end of a broken capture has errors of its own."""
+    first: BaseException = error
+    while first.__context__ is not None:
+        first = first.__context__
+    return str(first).partition("\n")[0] or type(first).__name__
 
 
 class CapturedReplay:
     """A function of tensors as one CUDA graph.
 
     Args:
-        replay: The function, without gradients.
+        run: The function of held tensors and inputs, without gradients.
+        held: Tensors that stay where they are.
         inputs: Tensors of the shapes to come.
         device: The card.
 
@@ -38,13 +51,15 @@ class CapturedReplay:
         RuntimeError: If an operation cannot be captured.
     """
 
-    def __init__(self, replay: Callable[..., Outputs], inputs: Sequence[Tensor], device: torch.device) -> None:
-        self.inputs = _static(inputs, device)
+    def __init__(
+        self, run: Callable[..., Outputs], held: Sequence[Tensor], inputs: Sequence[Tensor], device: torch.device
+    ) -> None:
+        self.held, self.inputs = held, _static(held, inputs, device)
 
-        def run() -> Outputs:
-            return replay(*self.inputs)
+        def replay() -> Outputs:
+            return run(*self.held, *self.inputs)
 
-        self.graph, self.outputs = _capture(run, run, device)
+        self.graph, self.outputs = _capture(replay, replay, device)
 
     def __call__(self, *inputs: Tensor) -> Outputs:
         """Replay."""
@@ -60,7 +75,8 @@ class CapturedStep:
         replay: From inputs to loss and gradients.
         inputs: Tensors of the shapes to come.
         parameters: What is trained.
-        optimizer: An optimizer that has taken a step before, so that it has its state; None to leave it out.
+        optimizer: An optimizer that has taken a step before, so that it has its state; None to leave it out. One with
+            hooks, which are Python, is left out too.
 
     Attributes:
         whole: The graph holds the optimizer's step too.
@@ -71,16 +87,16 @@ class CapturedStep:
 
     def __init__(
         self,
-        replay: Callable[..., Outputs],
+        replay: Replayed,
         inputs: Sequence[Tensor],
         parameters: Sequence[Tensor],
         optimizer: Optimizer | None,
     ) -> None:
         device = parameters[0].device
-        self.inputs = _static(inputs, device)
-        self.parameters = parameters
-        capturable = optimizer and all(group.get("capturable", False) for group in optimizer.param_groups)
-        self.whole = bool(capturable)
+        self.replay, self.inputs, self.parameters = replay, _static(replay.held, inputs, device), parameters
+        self.whole = optimizer is not None and not _has_hooks(optimizer)
+        if optimizer and self.whole:
+            self.whole = all(group.get("capturable", False) for group in optimizer.param_groups)
 
         def run() -> Outputs:
             loss, *gradients = replay(*self.inputs)
@@ -121,8 +137,8 @@ class CapturedSteps:
     def __init__(
         self,
         count: int,
-        batch: Callable[..., Outputs],
-        replay: Callable[..., Outputs],
+        batch: Replayed,
+        replay: Replayed,
         parameters: Sequence[Tensor],
         optimizer: Optimizer,
         *,
@@ -133,10 +149,14 @@ class CapturedSteps:
     ) -> None:
         self.count = count
         self.step = torch.zeros(1, dtype=torch.long, device=order.device)
-        places = torch.arange(batch_size, device=order.device)
+        self.places = torch.arange(batch_size, device=order.device)
+        _static([*batch.held, *replay.held], [], order.device)
+        # A graph knows addresses alone: what it reads and writes has to live as long.
+        self._kept = batch, replay, parameters, optimizer, order, weights, losses
 
         def descend() -> Outputs:
-            inputs = batch(order.index_select(0, self.step * batch_size + places))
+            taken = batch(order.index_select(0, self.step * batch_size + self.places))
+            inputs = [value for value in taken if value is not None]
             weight = [] if weights is None else [weights.index_select(0, self.step).reshape(())]
             return replay(*weight, *inputs)
 
@@ -164,12 +184,30 @@ def set_gradients(parameters: Iterable[Tensor], gradients: Iterable[Tensor | Non
         parameter.grad = gradient
 
 
-def _static(inputs: Iterable[Tensor], device: torch.device) -> list[Tensor]:
-    """Tensors that a graph reads at every replay; what lies elsewhere it would read once, when it is captured."""
+def settings(optimizer: Optimizer) -> list[Any]:
+    """The numbers of an optimizer that a graph holds fast; tensors on a card it reads anew."""
+    found: list[Any] = []
+    for group in optimizer.param_groups:
+        for name, value in group.items():
+            if name != "params":
+                tensor = isinstance(value, Tensor)
+                found.append((id(value) if value.is_cuda else value.tolist()) if tensor else value)
+    return found
+
+
+def _has_hooks(optimizer: Optimizer) -> bool:
+    from torch.optim import optimizer as module
+
+    own = (optimizer._optimizer_step_pre_hooks, optimizer._optimizer_step_post_hooks)
+    return any((*own, module._global_optimizer_pre_hooks, module._global_optimizer_post_hooks))
+
+
+def _static(held: Iterable[Tensor], inputs: Iterable[Tensor], device: torch.device) -> list[Tensor]:
+    """Inputs that a graph reads at every replay; what lies elsewhere it would read once, when it is captured."""
     values = [value.clone() for value in inputs]
-    for value in values:
+    for value in (*held, *values):
         if value.device != device:
-            raise RuntimeError(f"an input lies on {value.device}, and the rest on {device}; move it there")
+            raise RuntimeError(f"a tensor lies on {value.device}, and others on {device}; move it there")
     return values
 
 
@@ -180,14 +218,17 @@ def _copy(mine: Iterable[Tensor], given: Iterable[Tensor]) -> None:
 
 def _capture(first: Callable[[], Any], run: Callable[[], Result], device: torch.device) -> tuple[Any, Result]:
     """Run once outside of a capture, where libraries make their workspaces; then capture."""
-    with torch.no_grad(), torch.cuda.device(device):  # capturing is of the current one
-        side = torch.cuda.Stream()
+    with torch.no_grad(), torch.cuda.device(device), torch.cuda.stream(torch.cuda.current_stream()):
+        side, drawn = torch.cuda.Stream(), torch.get_rng_state()
         side.wait_stream(torch.cuda.current_stream())
         with torch.cuda.stream(side):
             first()
         torch.cuda.current_stream().wait_stream(side)
+        if device.type == "cuda" and not torch.equal(drawn, torch.get_rng_state()):
+            raise RuntimeError("it draws on the CPU, where a graph would draw once for all replays")
         graph = torch.cuda.CUDAGraph()
-        # What another thread does meanwhile, a batch being prepared, is not in the graph and may go on.
-        with torch.cuda.graph(graph, capture_error_mode="thread_local"):
+        # Of this device: torch's own stream for captures is of the first. What another thread does meanwhile, a batch
+        # being prepared, is not in the graph and may go on.
+        with torch.cuda.graph(graph, stream=side, capture_error_mode="thread_local"):
             found = run()
     return graph, found

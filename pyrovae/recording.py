@@ -16,7 +16,6 @@ import traceback
 import warnings
 from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
 from contextlib import suppress
-from functools import partial
 from itertools import zip_longest
 from operator import getitem
 from pathlib import Path
@@ -122,7 +121,7 @@ class Recorded:
         self._calls[key] = calls + 1
         return outputs
 
-    def checked(self, *inputs: Tensor) -> Callable[..., Outputs] | None:
+    def checked(self, *inputs: Tensor) -> "Replay | None":
         """The replay of inputs of this shape, once it has been found to give the same; None before."""
         key = signature(inputs)
         return self._replays[key] if self._calls.get(key, 0) >= CHECKED_CALLS else None
@@ -183,7 +182,7 @@ class Replay:
                 before = State()
                 try:
                     device = max((*self.held, *given), key=lambda value: value.is_cuda).device
-                    self._captured = CapturedReplay(partial(self.run, *self.held), given, device)
+                    self._captured = CapturedReplay(self.run, self.held, given, device)
                 except (RuntimeError, AssertionError) as error:
                     self._kernel_by_kernel = True
                     warn(f"replayed kernel by kernel, since CUDA cannot capture it: {reason_of(error)}")

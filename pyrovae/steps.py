@@ -13,7 +13,7 @@ from torch.optim import Optimizer
 
 from pyrovae.arguments import take
 from pyrovae.densities import Program, modules_of
-from pyrovae.graphs import CapturedStep, CapturedSteps, on_card, reason_of, set_gradients
+from pyrovae.graphs import CapturedStep, CapturedSteps, on_card, reason_of, set_gradients, settings
 from pyrovae.handlers import temper
 from pyrovae.plain import plain
 from pyrovae.precision import Precision, products_in
@@ -84,6 +84,8 @@ class Stepper:
         self.weight = torch.ones((), dtype=torch.float64, device=device) if weighted else None
         self.on_card = all(on_card([parameter]) for parameter in self.parameters)
         self.whole: dict[int, Recorded] = {}
+        self._settings: list[Any] | None = None  # those of the optimizer that graphs hold fast
+        self._changing = False
         self.refused: str | None = None
         self._recorded: dict[Share, Recorded] = {}
         self._captured: dict[Hashable, CapturedStep | None] = {}
@@ -93,7 +95,7 @@ class Stepper:
             except NotRecordedError as error:
                 self._refuse(error)
             else:
-                _prepare(optimizer)
+                _prepare(optimizer, recorded=True)
 
     def state(self) -> dict[str, Any]:
         """How steps are taken, in plain values: a resumed run goes on as it began."""
@@ -103,8 +105,22 @@ class Stepper:
         """Go on as the run of this state did."""
         self.executions = {int(size): how for size, how in state["executions"].items()}
         self.refused = state["refused"]
-        if not self.refused and set(self.executions.values()) != {"eager"}:
-            _prepare(self.optimizer)  # its settings, too, have been restored, maybe those of another device
+        # The optimizer's settings have been restored before, maybe those of another device.
+        _prepare(self.optimizer, recorded=not self.refused and set(self.executions.values()) != {"eager"})
+
+    def close(self) -> None:
+        """Let go of records and graphs, and of the memory that they keep."""
+        self._recorded.clear()
+        self._captured.clear()
+        self.whole.clear()
+
+    def follows_settings(self) -> bool:
+        """Whether graphs hold the optimizer as it is; once its settings have changed it stays beside them."""
+        if self.whole and settings(self.optimizer) != self._settings:
+            self._changing = True
+            self._captured.clear()
+            self.whole.clear()
+        return not self._changing
 
     def __call__(
         self,
@@ -201,20 +217,21 @@ class Stepper:
         """The CUDA graph of a step of this shape, made at the first one that needs no comparison; None before."""
         if not self.on_card:
             return None
+        inside = self.follows_settings() and self.workers.size == 1
         replay, key = recorded.checked(*inputs), (share, signature(inputs))
         if replay is not None and key not in self._captured:
             before = State(recorded.buffers)
-            alone = self.workers.size == 1
             try:
-                captured = CapturedStep(replay, inputs, self.parameters, self.optimizer if alone else None)
+                captured = CapturedStep(replay, inputs, self.parameters, self.optimizer if inside else None)
             except (RuntimeError, AssertionError) as error:
+                if None not in self._captured.values():
+                    reason = reason_of(error)
+                    warn(f"steps are replayed kernel by kernel, since CUDA cannot capture them as one graph: {reason}")
                 self._captured[key] = None
-                reason = reason_of(error)
-                warn(f"steps are replayed kernel by kernel, since CUDA cannot capture them as one graph: {reason}")
             else:
                 self._captured[key] = captured
                 if captured.whole:
-                    self.whole[share.size] = recorded
+                    self.whole[share.size], self._settings = recorded, settings(self.optimizer)
             before.restore()
         return self._captured.get(key)
 
@@ -286,6 +303,9 @@ class StepsAtOnce:
         """
         if self.refused or (step + self.count) * self.batch_size > len(self.order):
             return []
+        if not self.stepper.follows_settings():
+            self.refused, self._captured = True, None
+            return []
         if self._captured is None and not self._capture():
             return []
         assert self._captured is not None
@@ -320,19 +340,20 @@ class StepsAtOnce:
             )
         except (NotRecordedError, RuntimeError, AssertionError) as error:
             self.refused = True
-            warn(f"steps are taken one by one, since a graph cannot take its batches by itself: {reason_of(error)}")
+            reason = error if isinstance(error, NotRecordedError) else reason_of(error)
+            warn(f"steps are taken one by one, since a graph cannot take its batches by itself: {reason}")
         before.restore()
         return self._captured is not None
 
 
-def _prepare(optimizer: Optimizer) -> None:
-    """Let torch's Adam run fused where the reader left it open, and optimizers run inside a CUDA graph."""
+def _prepare(optimizer: Optimizer, *, recorded: bool) -> None:
+    """Where steps are recorded, let torch's Adam run fused if the reader left it open, and all inside a CUDA graph."""
     for group in optimizer.param_groups:
-        if type(optimizer) in (torch.optim.Adam, torch.optim.AdamW):
+        if recorded and type(optimizer) in (torch.optim.Adam, torch.optim.AdamW):
             open_ = group["fused"] is None and group["foreach"] is None and not group["differentiable"]
             group["fused"] = True if open_ else group["fused"]
         if "capturable" in group:
-            group["capturable"] = on_card(group["params"])
+            group["capturable"] = (recorded or group["capturable"]) and on_card(group["params"])
             for parameter in group["params"] if group["capturable"] else ():
                 state = optimizer.state.get(parameter, {})
                 if "step" in state:

@@ -4,6 +4,7 @@ import math
 import time
 import warnings
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import closing
 from functools import partial
 from typing import Any
 
@@ -172,7 +173,8 @@ def fit(
     for program in (model, guide):
         for module in modules_of(program):
             module.train()
-    control = KLControl(kl_weight, elbo, device)
+    home = parameters[0].device
+    control = KLControl(kl_weight, elbo, home)
     if workers.size > 1:
         _check_shared(model, guide, control.elbo)
     chosen = make_optimizer(parameters)
@@ -187,11 +189,11 @@ def fit(
         execution=execution,
         calls={min(size, batch_size): epochs * max(1, size // batch_size), size % batch_size: epochs},
         weighted=kl_weight is not None,
-        device=device,
+        device=home,
         workers=workers,
         precision=precision,
     )
-    state = TrainingState({"model": model, "guide": guide, "elbo": elbo}, chosen, stepper, control, steps, device)
+    state = TrainingState({"model": model, "guide": guide, "elbo": elbo}, chosen, stepper, control, steps, home)
     if resume is not None:
         state.restore(resume)
 
@@ -199,7 +201,7 @@ def fit(
         return _transformed(*take(args, kwargs, rows), transform)
 
     at_once: StepsAtOnce | None = None
-    if stepper.on_card and control.follows_epoch and workers.size == 1 and not streamed:
+    if stepper.on_card and control.follows_epoch and workers.size == 1 and not streamed and device == home:
         at_once = StepsAtOnce(stepper, at, size, batch_size, state.losses)
 
     bar = tqdm(
@@ -213,7 +215,7 @@ def fit(
     if commit is None or workers.rank > 0:
         commit = _no_commit
     first_step = True
-    with bar, pyro.validation_enabled(False), warnings.catch_warnings():
+    with bar, closing(stepper), pyro.validation_enabled(False), warnings.catch_warnings():
         warnings.filterwarnings("ignore", message="Encountered NaN")  # an error here, and a better one
         # An optimizer made for a CUDA graph steps without one while the record is compared.
         warnings.filterwarnings("ignore", message="This instance was constructed with capturable=True")

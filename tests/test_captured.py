@@ -3,6 +3,7 @@
 import copy
 import random
 import sys
+import weakref
 from contextlib import contextmanager, nullcontext, suppress
 from functools import partial
 
@@ -14,7 +15,7 @@ from oracles import stepper_of
 from pyro.infer import Trace_ELBO, TraceMeanField_ELBO
 from torch import nn
 from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_leaves
+from torch.utils._pytree import tree_leaves, tree_map
 
 from pyrovae import (
     VAE,
@@ -48,14 +49,15 @@ def tensors(value):
 class Graph(TorchDispatchMode):
     """Operations on the tensors they met when captured: a replay reads and writes the same memory.
 
-    As on a card, what a capture runs changes nothing, neither tensors nor generators.
+    As on a card, what a capture runs changes nothing, neither tensors nor generators, and a graph keeps nothing alive
+    but what it made itself.
     """
 
     replays = 0
 
     def __init__(self):
         super().__init__()
-        self.operations, self.before = [], {}
+        self.operations, self.before, self.made = [], {}, {}
 
     def __torch_dispatch__(self, func, types, args=(), kwargs=None):
         kwargs = kwargs or {}
@@ -64,13 +66,18 @@ class Graph(TorchDispatchMode):
                 for tensor in tensors(value):
                     self.before.setdefault(id(tensor), (tensor, tensor.clone()))
         out = func(*args, **kwargs)
-        self.operations.append((func, args, kwargs, out))
+        self.made |= {id(tensor): tensor for tensor in tensors(out)}
+        self.operations.append((func, *tree_map(self.remembered, (args, kwargs)), out))
         return out
+
+    def remembered(self, value):
+        return weakref.ref(value) if isinstance(value, torch.Tensor) and id(value) not in self.made else value
 
     def replay(self):
         Graph.replays += 1
         with torch.no_grad():
-            for func, args, kwargs, out in self.operations:
+            for func, *given, out in self.operations:
+                args, kwargs = tree_map(lambda value: value() if isinstance(value, weakref.ref) else value, given)
                 inputs = {tensor.untyped_storage().data_ptr() for tensor in tensors((args, kwargs))}
                 for mine, new in zip(tensors(out), tensors(func(*args, **kwargs)), strict=True):
                     if mine.untyped_storage().data_ptr() not in inputs:
@@ -78,7 +85,7 @@ class Graph(TorchDispatchMode):
 
 
 @contextmanager
-def capturing(graph, capture_error_mode):
+def capturing(graph, stream, capture_error_mode):
     assert capture_error_mode == "thread_local"  # a batch may be prepared meanwhile
     state = torch.get_rng_state()
     with graph:
@@ -89,8 +96,19 @@ def capturing(graph, capture_error_mode):
     torch.set_rng_state(state)
 
 
-def refusing(graph, capture_error_mode):
+def refusing(graph, stream, capture_error_mode):
     raise RuntimeError("operation not permitted when stream is capturing\nCUDA kernel errors might be")
+
+
+@contextmanager
+def breaking(graph, stream, capture_error_mode):
+    """As a card does: the reason at first, and then at the end of the capture, which it made worthless, another."""
+    with capturing(graph, stream, capture_error_mode):
+        yield
+    try:
+        refusing(graph, stream, capture_error_mode)
+    except RuntimeError:
+        raise RuntimeError("operation failed due to a previous error during capture") from None
 
 
 @pytest.fixture
@@ -138,6 +156,7 @@ def run(make_optimizer, elbo, *extra, sizes=(20,), steps=STEPS):
         x = torch.bernoulli(torch.full((sizes[step % len(sizes)], 6), 0.3))
         loss = stepper(len(x), (x,), {}, weight=0.5 + step / 10).clone()
         found.append([loss, *(parameter.grad.clone() for parameter in parameters)])
+    assert len(stepper.whole) == (len(sizes) if Graph.replays and make_optimizer is ADAM else 0)
     return [*found, list(vae.state_dict().values()), [torch.rand(())]]
 
 
@@ -157,9 +176,10 @@ def test_replayed_graphs_are_the_steps_themselves(card, make_optimizer, sizes, e
         torch.testing.assert_close(one, other, rtol=1e-5, atol=1e-6)
 
 
-def test_what_a_card_cannot_capture_is_replayed_without_a_graph(card, monkeypatch):
+@pytest.mark.parametrize("fail", [refusing, breaking])
+def test_what_a_card_cannot_capture_is_replayed_without_a_graph(card, monkeypatch, fail):
     recorded = run(ADAM, Trace_ELBO())
-    monkeypatch.setattr(torch.cuda, "graph", refusing)
+    monkeypatch.setattr(torch.cuda, "graph", fail)
     card()
     with pytest.warns(NotRecordedWarning, match="since CUDA cannot capture.*operation not permitted") as caught:
         found = run(ADAM, Trace_ELBO())
@@ -169,7 +189,9 @@ def test_what_a_card_cannot_capture_is_replayed_without_a_graph(card, monkeypatc
         torch.testing.assert_close(one, other, rtol=1e-6, atol=1e-7)
 
 
-def trained(transform=torch.bernoulli, kl_weight=None, epochs=4, stop_after=None, resume=None):
+def trained(
+    transform=torch.bernoulli, kl_weight=None, epochs=4, stop_after=None, resume=None, optimizer=ADAM, each=lambda: None
+):
     """What a run of `fit` gives, of eight whole batches and a rest, with how often it asked; or where it stopped."""
     vae, committed, asked = networks(), [], []
     x = torch.rand(70, 6, generator=torch.Generator().manual_seed(1))
@@ -184,8 +206,9 @@ def trained(transform=torch.bernoulli, kl_weight=None, epochs=4, stop_after=None
             transform=transform,
             kl_weight=kl_weight,
             execution="recorded",
+            optimizer=optimizer,
             resume=resume,
-            commit=lambda state: committed.append(copy.deepcopy(state)),
+            commit=lambda state: committed.append(copy.deepcopy(state)) or each(),
             should_stop=lambda: asked.append(1) or len(asked) == stop_after,
         )
         rows = [[row["train_objective"], row["kl_weight"], row["train_elbo"] or 0.0] for row in history.rows]
@@ -248,6 +271,47 @@ def test_a_transform_that_draws_in_python_takes_part_in_every_step(card, at_once
     torch.testing.assert_close(recorded, replayed, rtol=1e-5, atol=1e-6)
 
 
+def test_settings_of_the_optimizer_that_change_are_followed(card, at_once):
+    made = []
+
+    def make(parameters):
+        made.append(ADAM(parameters))
+        return made[-1]
+
+    def halve():
+        for group in made[-1].param_groups:
+            group["lr"] /= 2
+
+    recorded, _ = trained(optimizer=make, each=halve)
+    card()
+    replayed, asked = trained(optimizer=make, each=halve)
+    assert asked == 3 + 1 + 2 + 1 + 3 * 9  # after the first epoch the optimizer stands beside the graphs
+    torch.testing.assert_close(recorded, replayed, rtol=1e-5, atol=1e-6)
+
+
+def test_hooks_of_the_optimizer_run_at_every_step(card, at_once):
+    def make(parameters):
+        optimizer = ADAM(parameters)
+        schedule = torch.optim.lr_scheduler.ExponentialLR(optimizer, 0.9)
+        optimizer.register_step_post_hook(lambda *given: schedule.step())
+        return optimizer
+
+    recorded, _ = trained(optimizer=make)
+    card()
+    replayed, asked = trained(optimizer=make)
+    assert asked == 4 * 9
+    torch.testing.assert_close(recorded, replayed, rtol=1e-5, atol=1e-6)
+
+
+def test_an_optimizer_from_a_card_steps_on_a_processor():
+    for refused in (None, "its draws have no record"):
+        stepper = stepper_of(networks(), Trace_ELBO(), torch.optim.RMSprop, "recorded", {20: 9})
+        for group in stepper.optimizer.param_groups:
+            group["capturable"] = True
+        stepper.restore({"executions": {"20": "recorded"}, "refused": refused})
+        assert not any(group["capturable"] for group in stepper.optimizer.param_groups)
+
+
 def estimated(method):
     """Estimates in several chunks, and a draw after."""
     vae = networks()
@@ -273,9 +337,10 @@ def test_estimates_by_graphs_are_those_without(card, method):
     torch.testing.assert_close(recorded, replayed, rtol=1e-5, atol=1e-6)
 
 
-def test_estimates_that_a_card_cannot_capture_are_replayed_without_a_graph(card, monkeypatch):
+@pytest.mark.parametrize("fail", [refusing, breaking])
+def test_estimates_that_a_card_cannot_capture_are_replayed_without_a_graph(card, monkeypatch, fail):
     recorded = estimated(GuideProposal())
-    monkeypatch.setattr(torch.cuda, "graph", refusing)
+    monkeypatch.setattr(torch.cuda, "graph", fail)
     card()
     with pytest.warns(NotRecordedWarning, match="replayed kernel by kernel, since CUDA.*operation not permitted"):
         replayed = estimated(GuideProposal())
@@ -284,5 +349,7 @@ def test_estimates_that_a_card_cannot_capture_are_replayed_without_a_graph(card,
 
 def test_an_input_that_lies_elsewhere_is_not_captured():
     """Its value would stay that of the capture."""
-    with pytest.raises(RuntimeError, match="an input lies on meta, and the rest on cpu"):
-        CapturedReplay(lambda x, y: [x], [torch.ones(1), torch.ones(1, device="meta")], torch.device("cpu"))
+    here, there = torch.ones(1), torch.ones(1, device="meta")
+    for held, inputs in (([], [here, there]), ([there], [here])):
+        with pytest.raises(RuntimeError, match="a tensor lies on meta, and others on cpu"):
+            CapturedReplay(lambda x, y: [x], held, inputs, torch.device("cpu"))

@@ -1,5 +1,7 @@
 """The same numbers on every device: on CPU here, and on a card where there is one."""
 
+from contextlib import nullcontext
+
 import pyro
 import pytest
 import torch
@@ -21,6 +23,7 @@ from pyrovae import (
     linear_schedule,
     log_marginal,
 )
+from pyrovae.recording import NotRecordedWarning
 
 CARD = pytest.mark.skipif(not torch.cuda.is_available(), reason="there is no card")
 SCALE = 0.7
@@ -85,3 +88,21 @@ def test_a_run_recorded_is_the_run_of_the_programs(device, execution):
         fit(vae.model, vae.guide, x, elbo=TraceMeanField_ELBO(), epochs=4, batch_size=32, execution=how)
         found.append([value.cpu() for value in vae.state_dict().values()])
     torch.testing.assert_close(*found, rtol=1e-4, atol=1e-5)
+
+
+def test_draws_on_the_processor_are_made_anew_at_every_step(device):
+    """A graph of a card would draw them once, for all its replays."""
+
+    def thinned(x):
+        return torch.bernoulli(x * torch.rand(()))
+
+    found = []
+    for how in ("eager", "recorded"):
+        pyro.set_rng_seed(4)
+        vae, x, _ = linear(device)
+        warned = device.type == "cuda" and how == "recorded"
+        with pytest.warns(NotRecordedWarning, match="draws on the CPU") if warned else nullcontext():
+            settings = {"epochs": 4, "batch_size": 7, "transform": thinned, "execution": how}
+            fit(vae.model, vae.guide, x.sigmoid(), elbo=TraceMeanField_ELBO(), **settings)
+        found.append([value.cpu() for value in vae.state_dict().values()])
+    torch.testing.assert_close(*found, rtol=1e-6, atol=1e-8)

@@ -312,6 +312,15 @@ def test_an_optimizer_from_a_card_steps_on_a_processor():
         assert not any(group["capturable"] for group in stepper.optimizer.param_groups)
 
 
+def test_a_number_of_steps_from_a_processor_is_moved_to_the_card(card):
+    card()
+    stepper = stepper_of(networks(), Trace_ELBO(), torch.optim.RMSprop, "recorded", {20: 9})
+    first = stepper.parameters[0]
+    stepper.optimizer.state[first]["step"] = 3
+    stepper.restore({"executions": {"20": "recorded"}, "refused": None})
+    assert torch.equal(stepper.optimizer.state[first]["step"], torch.tensor(3.0))
+
+
 def estimated(method):
     """Estimates in several chunks, and a draw after."""
     vae = networks()

@@ -123,6 +123,33 @@ def test_scripts_train_and_evaluate_by_several(tmp_path):
     assert (tmp_path / "two" / "evaluation.csv").read_bytes() == shared
 
 
+def test_several_processes_ask_each_other_seldom_whether_to_stop(monkeypatch):
+    asked = []
+
+    class Two(Workers):
+        """Two processes, of which the other adds nothing."""
+
+        def add(self, tensors):
+            pass
+
+        def any(self, flag):
+            asked.append(steps)
+            return flag
+
+    monkeypatch.setattr(Workers, "current", classmethod(lambda cls: Two(0, 2)))
+    vae = VAE(StandardNormalPrior(2), BernoulliLikelihood(torch.nn.Linear(2, 6)), NormalEncoder(torch.nn.Linear(6, 4)))
+    steps = 0
+
+    def counted(x):
+        nonlocal steps
+        steps += 1
+        return x
+
+    settings = {"epochs": 2, "batch_size": 2, "transform": counted, "should_stop": lambda: False, "checked": True}
+    fit(vae.model, vae.guide, torch.ones(90, 6), elbo=TraceMeanField_ELBO(), **settings)
+    assert [step - asked[0] for step in asked] == [0, 20, 25, 45, 65, 70]  # of 45 an epoch: 20, 40 and the last
+
+
 @pytest.mark.parametrize("rank", [0, 1])
 def test_one_process_says_for_all_what_is_wrong(capsys, monkeypatch, rank):
     monkeypatch.setenv("WORLD_SIZE", "2")

@@ -11,7 +11,6 @@ at its first two calls, the second time with other data and moved parameters, an
 """
 
 import pickle
-import random
 import traceback
 import warnings
 from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
@@ -21,7 +20,6 @@ from operator import getitem
 from pathlib import Path
 from typing import Any, Literal
 
-import numpy as np
 import pyro
 import torch
 from torch import Tensor, fx
@@ -336,7 +334,7 @@ class State:
 
     def __init__(self, buffers: Iterable[Tensor] = ()) -> None:
         self.buffers = [(buffer, buffer.detach().clone()) for buffer in buffers]
-        self.generators, self.others = _generators(), _other_generators()
+        self.generators, self.cuda = pyro.util.get_rng_state(), _cuda_generators()
 
     def restore(self) -> None:
         """Put them back."""
@@ -344,17 +342,16 @@ class State:
             for buffer, value in self.buffers:
                 buffer.copy_(value)
                 vars(buffer).pop("proxy", None)  # left there by make_fx
-        torch.set_rng_state(self.generators[0])
-        if self.generators[1:]:
-            torch.cuda.set_rng_state_all(self.generators[1:])
-        own, numpys = pickle.loads(self.others)
-        random.setstate(own)
-        np.random.set_state(numpys)
+        pyro.util.set_rng_state(self.generators)
+        if self.cuda:
+            torch.cuda.set_rng_state_all(self.cuda)
 
     def same_generators(self) -> bool:
-        """Whether the generators are in the same state again."""
-        same = all(torch.equal(one, other) for one, other in zip(self.generators, _generators(), strict=True))
-        return same and self.others == _other_generators()
+        """Whether the generators are in the same state again; what Python and NumPy draw, a record holds fast."""
+        now = pyro.util.get_rng_state()
+        mine, theirs = ([*self.cuda, self.generators["torch"]], [*_cuda_generators(), now["torch"]])
+        others = [pickle.dumps((states["random"], states.get("numpy"))) for states in (self.generators, now)]
+        return others[0] == others[1] and all(map(torch.equal, mine, theirs))
 
 
 def tensors_of(args: Iterable[Any], kwargs: Mapping[str, Any]) -> list[Tensor]:
@@ -374,14 +371,8 @@ def with_tensors(
     return tuple(map(put, args)), {key: put(value) for key, value in kwargs.items()}
 
 
-def _generators() -> list[Tensor]:
-    cuda = torch.cuda.get_rng_state_all() if torch.cuda.is_available() and torch.cuda.is_initialized() else []
-    return [torch.get_rng_state(), *cuda]
-
-
-def _other_generators() -> bytes:
-    """Those of Python and NumPy, whose draws a record holds fast: a function that draws from them is refused."""
-    return pickle.dumps((random.getstate(), np.random.get_state()))
+def _cuda_generators() -> list[Tensor]:
+    return torch.cuda.get_rng_state_all() if torch.cuda.is_available() and torch.cuda.is_initialized() else []
 
 
 def _check_static(node: fx.Node) -> None:

@@ -76,7 +76,7 @@ class Stepper:
     ) -> None:
         self.model, self.guide, self.workers, self.precision = model, guide, workers or Workers(), precision
         self.elbo: Any = elbo  # not every ELBO of Pyro's has a differentiable_loss
-        self.parameters, self.optimizer, self.device = list(parameters), optimizer, device
+        self.parameters, self.optimizer = list(parameters), optimizer
         self.executions = {
             size: choose_execution(execution, count, recorded_from=RECORDED_FROM, compiled_from=COMPILED_FROM)
             for size, count in calls.items()

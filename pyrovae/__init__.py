@@ -4,17 +4,7 @@ A VAE is made of a prior, a likelihood and an encoder; its `model` and `guide` a
 computed from them works for any such pair, the reader's own too.
 """
 
-from pyrovae.ais import adaptive_schedule, ais
-from pyrovae.bounds import (
-    CombinedImportanceWeightedELBO,
-    ImportanceWeightedELBO,
-    MultiplyImportanceWeightedELBO,
-    PartiallyImportanceWeightedELBO,
-    RenyiELBO,
-)
-from pyrovae.brackets import Bracket, bracket
-from pyrovae.decompositions import DIPVAEELBO, BetaTCELBO, FactorVAEELBO, InfoVAEELBO
-from pyrovae.densities import log_joint, log_weights
+from pyrovae.densities import Streamed, log_joint, log_weights, temper
 from pyrovae.encoders import (
     CategoricalEncoder,
     ConstrainedEncoder,
@@ -27,21 +17,28 @@ from pyrovae.encoders import (
     StudentTEncoder,
     TwoLayerEncoder,
 )
-from pyrovae.exact import ExactMarginal, exact_log_marginal, linear_gaussian_log_marginal
-from pyrovae.export import to_arviz
-from pyrovae.handlers import temper
-from pyrovae.importance import evidence_lower_bound, ladder, log_marginal
-from pyrovae.kl import (
-    GECO,
-    Beta,
-    Capacity,
-    CyclicalWarmup,
-    FreeBits,
-    KLConstraint,
-    KLWeight,
-    LearnedKLWeight,
-    LinearWarmup,
-    ShapedKL,
+from pyrovae.evidence import (
+    Bracket,
+    DefensiveProposal,
+    ExactMarginal,
+    GuideProposal,
+    LaplaceProposal,
+    MixtureProposal,
+    PriorProposal,
+    Proposal,
+    Refinement,
+    WidenedProposal,
+    adaptive_schedule,
+    ais,
+    bracket,
+    evidence_lower_bound,
+    exact_log_marginal,
+    ladder,
+    linear_gaussian_log_marginal,
+    linear_schedule,
+    log_marginal,
+    refine,
+    sigmoidal_schedule,
 )
 from pyrovae.likelihoods import (
     BernoulliLikelihood,
@@ -76,7 +73,29 @@ from pyrovae.nn import (
     Standardize,
     TransposedConvNet,
 )
-from pyrovae.objectives import WeightedELBO, elbo_parts
+from pyrovae.objectives import (
+    DIPVAEELBO,
+    GECO,
+    Beta,
+    BetaTCELBO,
+    Capacity,
+    CombinedImportanceWeightedELBO,
+    CyclicalWarmup,
+    FactorVAEELBO,
+    FreeBits,
+    ImportanceWeightedELBO,
+    InfoVAEELBO,
+    KLConstraint,
+    KLWeight,
+    LearnedKLWeight,
+    LinearWarmup,
+    MultiplyImportanceWeightedELBO,
+    PartiallyImportanceWeightedELBO,
+    RenyiELBO,
+    ShapedKL,
+    WeightedELBO,
+    elbo_parts,
+)
 from pyrovae.priors import (
     AutoregressivePrior,
     CategoricalPrior,
@@ -94,23 +113,10 @@ from pyrovae.priors import (
     TwoLayerPrior,
     VampPrior,
 )
-from pyrovae.programs import Blueprint, MixtureVAE, TwoLayerVAE
-from pyrovae.proposals import (
-    DefensiveProposal,
-    GuideProposal,
-    LaplaceProposal,
-    MixtureProposal,
-    PriorProposal,
-    Proposal,
-    WidenedProposal,
-)
-from pyrovae.refinement import Refinement, refine
-from pyrovae.run import load
+from pyrovae.programs import VAE, Blueprint, Guide, MixtureVAE, Model, TwoLayerVAE
+from pyrovae.runs import load, to_arviz
 from pyrovae.stats import LogMarginal
-from pyrovae.streamed import Streamed
-from pyrovae.svi import History, fit
-from pyrovae.temperatures import linear_schedule, sigmoidal_schedule
-from pyrovae.vae import VAE, Guide, Model
+from pyrovae.training import History, fit
 
 __all__ = [
     "DIPVAEELBO",

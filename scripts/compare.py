@@ -11,11 +11,10 @@ with the freedom of z; what is compared here is the marginal, log p(x).
 import sys
 from pathlib import Path
 
-from pyrovae.comparison import Evaluated, compare, plot_comparison
-from pyrovae.evaluation import aligned
-from pyrovae.files import write_whole
+from pyrovae.evidence import aligned
 from pyrovae.plots import to_png
-from pyrovae.terminal import make_parser, parse_flags, run_script
+from pyrovae.runs import make_parser, parse_flags, run_script, write_whole
+from pyrovae.runs.comparison import Evaluated, compare, plot_comparison
 
 
 def main() -> int:

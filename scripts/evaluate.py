@@ -15,13 +15,10 @@ from typing import Literal
 
 from jsonargparse.typing import PositiveFloat, PositiveInt
 
-from pyrovae.evaluation import caution, ladder_lines, table
-from pyrovae.proposals import ProposalName
-from pyrovae.recording import Execution
-from pyrovae.report import baseline_summary, evaluate_run, write_evaluation
-from pyrovae.run import open_run
-from pyrovae.terminal import make_run_parser, parse_flags, run_script
-from pyrovae.workers import joined
+from pyrovae.evidence import ProposalName, caution, ladder_lines, table
+from pyrovae.execution import Execution, joined
+from pyrovae.runs import make_run_parser, open_run, parse_flags, run_script
+from pyrovae.runs.report import baseline_summary, evaluate_run, write_evaluation
 
 
 def main() -> int:

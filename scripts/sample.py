@@ -8,9 +8,8 @@ import sys
 
 from jsonargparse.typing import PositiveInt
 
-from pyrovae.report import write_sample_figures
-from pyrovae.run import open_run
-from pyrovae.terminal import make_run_parser, parse_flags, run_script
+from pyrovae.runs import make_run_parser, open_run, parse_flags, run_script
+from pyrovae.runs.report import write_sample_figures
 
 
 def main() -> int:

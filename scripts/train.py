@@ -16,11 +16,24 @@ import pyro
 import torch
 from jsonargparse import Namespace
 
-from pyrovae.config import build_kl_weight, build_objective, build_vae, check_parts, parse_training, resolve
 from pyrovae.data import Binarize, Data, load_data
 from pyrovae.densities import SupportError
-from pyrovae.evaluation import caution, table
-from pyrovae.report import (
+from pyrovae.evidence import caution, table
+from pyrovae.execution import Workers, joined
+from pyrovae.programs import ProgramPair
+from pyrovae.runs import (
+    Run,
+    Stopper,
+    build_kl_weight,
+    build_objective,
+    build_vae,
+    check_parts,
+    finishing_steps,
+    parse_training,
+    resolve,
+    run_script,
+)
+from pyrovae.runs.report import (
     baseline_summary,
     evaluate_run,
     write_evaluation,
@@ -28,11 +41,7 @@ from pyrovae.report import (
     write_sample_figures,
     write_training_figure,
 )
-from pyrovae.run import Run
-from pyrovae.svi import Argument, History, StoppedError, check_data, fit
-from pyrovae.terminal import Stopper, finishing_steps, run_script
-from pyrovae.vae import ProgramPair
-from pyrovae.workers import Workers, joined
+from pyrovae.training import Argument, History, StoppedError, check_data, fit
 
 SPLITS = ("train", "validation", "test")
 

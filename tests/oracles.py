@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from pyrovae import VAE, Encoder, NormalLikelihood, StandardNormalPrior
-from pyrovae.steps import Stepper
+from pyrovae.training import Stepper
 
 
 class LinearGaussian:
@@ -135,7 +135,7 @@ def stepper_of(vae, elbo, make_optimizer, execution, calls, *, weighted=False):
 
 def counted(monkeypatch, *names):
     """Let functions of the recorder note their calls by name."""
-    recorder, calls = sys.modules["pyrovae.recording"], []
+    recorder, calls = sys.modules["pyrovae.execution.recording"], []
 
     def noting(name, function):
         return lambda *args: calls.append(name) or function(*args)

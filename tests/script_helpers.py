@@ -19,6 +19,11 @@ SCRIPTS = Path(__file__).parent.parent / "scripts"
 TINY = ["--network.hidden", "[6]", "--latent_dim", "2", "--batch_size", "16", "--num_particles", "25"]
 
 
+def path_of(script):
+    """A script's file, by its name without folder and suffix."""
+    return next(SCRIPTS.rglob(f"{script}.py"))
+
+
 class Script:
     """A script that runs in a process of its own, with the methods of subprocess.Popen that the tests ask for."""
 
@@ -27,7 +32,7 @@ class Script:
 
     def __init__(self, script, arguments, *, cwd, strict=True, env=None):
         self.files = {name: Path(self._folder(), f"{next(self._numbers)}.{name}") for name in ("out", "err")}
-        argv = [str(SCRIPTS / f"{script}.py"), *map(str, arguments)]
+        argv = [str(path_of(script)), *map(str, arguments)]
         files = {name: str(path) for name, path in self.files.items()}
         self.pid = self._ask({"argv": argv, "cwd": str(cwd), "strict": strict, "env": env or {}, **files})
         self.returncode = None
@@ -101,7 +106,7 @@ def call(capsys, monkeypatch, script, *arguments):
     monkeypatch.setattr(sys, "path", list(sys.path))
     try:
         with pytest.raises(SystemExit) as stop:
-            runpy.run_path(str(SCRIPTS / f"{script}.py"), run_name="__main__")
+            runpy.run_path(str(path_of(script)), run_name="__main__")
     finally:
         signal.signal(signal.SIGTERM, before)
     return stop.value.code, capsys.readouterr().err
@@ -111,5 +116,5 @@ def help_of(capsys, monkeypatch, script):
     """What a script's --help prints."""
     monkeypatch.setattr(sys, "argv", [f"{script}.py", "--help"])
     with pytest.raises(SystemExit):
-        runpy.run_path(str(SCRIPTS / f"{script}.py"), run_name="__main__")
+        runpy.run_path(str(path_of(script)), run_name="__main__")
     return capsys.readouterr().out

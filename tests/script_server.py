@@ -23,9 +23,9 @@ SLOW_IMPORTS = [
     "sklearn.datasets",
     "torch._dynamo",
     "torchvision.datasets",
-    "pyrovae.comparison",
-    "pyrovae.report",
-    "pyrovae.sweep",
+    "pyrovae.runs.comparison",
+    "pyrovae.runs.report",
+    "pyrovae.runs.sweep",
 ]
 
 

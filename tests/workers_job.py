@@ -25,9 +25,9 @@ from pyrovae import (
     StudentTEncoder,
     fit,
 )
-from pyrovae.evaluation import evaluate
-from pyrovae.files import read_state
-from pyrovae.workers import joined
+from pyrovae.evidence import evaluate
+from pyrovae.execution import joined
+from pyrovae.runs import read_state
 
 D, Z, N, BATCH = 6, 2, 17, 8  # batches of 8, 8 and 1: for the last, most of three processes have nothing
 

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from pyrovae.data.load import Data
-from pyrovae.streamed import Streamed
+from pyrovae.densities import Streamed
 
 _CHUNK = 4096  # data whose cell numbers are held at once
 

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from pyrovae.data.sources import read_array, read_digits, read_mnist, unknown
-from pyrovae.streamed import Streamed
+from pyrovae.densities import Streamed
 
 EVALUATION_SEED = 20160304
 """Seed of the bits that evaluation and static binarisation use: no run may change it."""

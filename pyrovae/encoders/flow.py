@@ -8,8 +8,8 @@ import torch
 from pyro.distributions.torch_distribution import TorchDistributionMixin
 from torch import Tensor, nn
 
+from pyrovae.distributions import FlowDistribution, FlowKind, autoregressive_transform, inverse_transform
 from pyrovae.encoders.base import Encoder, latent_size
-from pyrovae.flows import FlowDistribution, FlowKind, autoregressive_transform, inverse_transform
 from pyrovae.nn import out_features
 
 

@@ -7,7 +7,7 @@ import pyro.distributions as dist
 from pyro.distributions.torch_distribution import TorchDistributionMixin
 from torch import Tensor, nn
 
-from pyrovae.chains import Chain, checked_top
+from pyrovae.distributions import Chain, checked_top
 from pyrovae.encoders.base import Encoder, latent_size
 from pyrovae.nn import MLP, join, out_features
 

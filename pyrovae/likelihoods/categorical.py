@@ -7,8 +7,8 @@ import torch
 from pyro.distributions.torch_distribution import TorchDistributionMixin
 from torch import Tensor, nn
 
+from pyrovae.distributions import DiscretizedLogistic, FloatCategorical
 from pyrovae.likelihoods.base import Likelihood, bounded_exp, largest_count, log_of
-from pyrovae.likelihoods.distributions import DiscretizedLogistic, FloatCategorical
 
 # With more values, the data are suggested no categorical: its network would give D C numbers.
 _MOST_CLASSES = 1024

@@ -7,8 +7,8 @@ import torch
 from pyro.distributions.torch_distribution import TorchDistributionMixin
 from torch import Tensor, nn
 
+from pyrovae.distributions import WholeMultinomial, ZeroInflated
 from pyrovae.likelihoods.base import Choice, Likelihood, Positive, largest_count, log_of, logit_of
-from pyrovae.likelihoods.distributions import WholeMultinomial, ZeroInflated
 
 
 class BernoulliLikelihood(Likelihood):

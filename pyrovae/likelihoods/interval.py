@@ -6,8 +6,8 @@ import torch
 from pyro.distributions.torch_distribution import TorchDistributionMixin
 from torch import Tensor, nn
 
+from pyrovae.distributions import ContinuousBernoulli, OpenBeta, TruncatedNormal
 from pyrovae.likelihoods.base import Choice, Likelihood, LocationScaleLikelihood, Positive, logit_of
-from pyrovae.likelihoods.distributions import ContinuousBernoulli, OpenBeta, TruncatedNormal
 
 
 class ContinuousBernoulliLikelihood(Likelihood):

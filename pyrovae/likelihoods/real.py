@@ -4,8 +4,8 @@ import pyro.distributions as dist
 from pyro.distributions.torch_distribution import TorchDistributionMixin
 from torch import Tensor, nn
 
+from pyrovae.distributions import StudentT
 from pyrovae.likelihoods.base import Choice, Likelihood, LocationScaleLikelihood, Positive
-from pyrovae.likelihoods.distributions import StudentT
 
 
 class NormalLikelihood(LocationScaleLikelihood):

@@ -7,7 +7,7 @@ import torch
 from pyro.distributions.torch_distribution import TorchDistributionMixin
 from torch import Tensor
 
-from pyrovae.flows import FlowDistribution, FlowKind, autoregressive_transform
+from pyrovae.distributions import FlowDistribution, FlowKind, autoregressive_transform
 from pyrovae.priors.base import Prior
 
 

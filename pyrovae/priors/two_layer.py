@@ -7,7 +7,7 @@ import torch
 from pyro.distributions.torch_distribution import TorchDistributionMixin
 from torch import Tensor
 
-from pyrovae.chains import Chain, checked_top
+from pyrovae.distributions import Chain, checked_top
 from pyrovae.nn import MLP
 from pyrovae.priors.base import Prior
 

@@ -1,0 +1,54 @@
+"""Which latent dimensions a guide uses."""
+
+from typing import Any
+
+import pyro
+import torch
+from torch import Tensor
+
+from pyrovae.densities import Program, evaluating, isolated_rng, num_data, sample_sites, take, trace_with_particles
+
+ACTIVE_FROM = 0.01
+
+_DRAWS_AT_ONCE = 2**15
+
+
+def unit_activity(
+    guide: Program, *args: Any, num_particles: int = 64, seed: int = 0, **kwargs: Any
+) -> dict[str, Tensor]:
+    """Estimate the activity Var_x(E_q[z|x]) of every latent dimension; active are those above 0.01.
+
+    Burda, Grosse, Salakhutdinov, "Importance weighted autoencoders" (ICLR 2016, https://arxiv.org/abs/1509.00519),
+    section 5.2. From K draws for each datum: the variance over data of their means, less the mean variance of these
+    means, so that it is unbiased for every guide, and below 0 at times.
+
+    Args:
+        guide: Pyro program q(z|x), whose draws lie inside one plate.
+        *args: Its arguments, the data first, with shape (N, ...).
+        num_particles: K.
+        seed: Seed of the draws; the global random state is left as it was.
+        **kwargs: Its keyword arguments.
+
+    Returns:
+        By site, the activity with the shape of the latent of one datum, in the square of its unit.
+
+    Raises:
+        ValueError: If there are fewer than two data or draws.
+    """
+    size = num_data(args, kwargs)
+    if size < 2 or num_particles < 2:
+        raise ValueError(f"a variance needs at least two data and two draws, got {size} and {num_particles}")
+    at_once = max(1, _DRAWS_AT_ONCE // num_particles)
+    means: dict[str, list[Tensor]] = {}
+    within: dict[str, list[Tensor]] = {}
+    with isolated_rng(seed), evaluating(guide), pyro.validation_enabled(False):
+        for start in range(0, size, at_once):
+            rows = slice(start, min(start + at_once, size))
+            some_args, some_kwargs = take(args, kwargs, rows)
+            trace = trace_with_particles(guide, num_particles, *some_args, **some_kwargs)
+            for name, site in sample_sites(trace).items():
+                shape = (num_particles, rows.stop - rows.start, *site["fn"].event_shape)
+                z = site["value"].expand(shape).double()
+                means.setdefault(name, []).append(z.mean(0))
+                within.setdefault(name, []).append(z.var(0))
+    return {name: torch.cat(means[name]).var(0) - torch.cat(within[name]).mean(0) / num_particles for name in means}

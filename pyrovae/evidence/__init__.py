@@ -1,0 +1,65 @@
+"""Estimators of log p(x) per datum, with their errors: importance sampling, annealing, quadrature, brackets."""
+
+from pyrovae.evidence.ais import adaptive_schedule, ais
+from pyrovae.evidence.brackets import Bracket, bracket
+from pyrovae.evidence.evaluation import Evaluation, aligned, caution, evaluate, exact_summary, ladder_lines, table
+from pyrovae.evidence.exact import ExactMarginal, exact_log_marginal, linear_gaussian_log_marginal
+from pyrovae.evidence.importance import (
+    DEFAULT_CHUNK_SIZE,
+    evidence_lower_bound,
+    ladder,
+    log_marginal,
+    log_weight_blocks,
+)
+from pyrovae.evidence.laplace import laplace_fit
+from pyrovae.evidence.latent_space import LatentSpace
+from pyrovae.evidence.proposals import (
+    PROPOSALS,
+    DefensiveProposal,
+    GuideProposal,
+    LaplaceProposal,
+    MixtureProposal,
+    PriorProposal,
+    Proposal,
+    ProposalName,
+    WidenedProposal,
+)
+from pyrovae.evidence.refinement import Refinement, refine
+from pyrovae.evidence.temperatures import linear_schedule, sigmoidal_schedule
+
+__all__ = [
+    "DEFAULT_CHUNK_SIZE",
+    "PROPOSALS",
+    "Bracket",
+    "DefensiveProposal",
+    "Evaluation",
+    "ExactMarginal",
+    "GuideProposal",
+    "LaplaceProposal",
+    "LatentSpace",
+    "MixtureProposal",
+    "PriorProposal",
+    "Proposal",
+    "ProposalName",
+    "Refinement",
+    "WidenedProposal",
+    "adaptive_schedule",
+    "ais",
+    "aligned",
+    "bracket",
+    "caution",
+    "evaluate",
+    "evidence_lower_bound",
+    "exact_log_marginal",
+    "exact_summary",
+    "ladder",
+    "ladder_lines",
+    "laplace_fit",
+    "linear_gaussian_log_marginal",
+    "linear_schedule",
+    "log_marginal",
+    "log_weight_blocks",
+    "refine",
+    "sigmoidal_schedule",
+    "table",
+]

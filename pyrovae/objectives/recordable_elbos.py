@@ -1,0 +1,138 @@
+"""Pyro's objectives with losses that are plain tensor operations, so that they can be recorded."""
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from pyro.distributions.util import is_identically_zero, scale_and_mask
+from pyro.infer import ELBO, Trace_ELBO, TraceEnum_ELBO, TraceMeanField_ELBO
+from pyro.infer.util import MultiFrameTensor, get_plate_stacks
+from torch import Tensor
+from torch.distributions import kl_divergence
+
+from pyrovae.densities import Program
+from pyrovae.execution import NotRecordedError
+
+
+class PlainTrace_ELBO(Trace_ELBO):  # noqa: N801  # named as Pyro names its own
+    r"""Trace_ELBO with a loss that is a plain sum of log densities, which can be recorded.
+
+    loss = sum_q log q(z|x) - sum_p log p(x, z), whose gradient goes through the draws where these have one, and adds
+    log q times the detached terms downstream where they have none (Ranganath, Gerrish, Blei 2014,
+    https://arxiv.org/abs/1401.0118), as in Pyro.
+    """
+
+    def differentiable_loss(self, model: Program, guide: Program, *args: Any, **kwargs: Any) -> Tensor:
+        """The loss of a batch, in nats, a scalar."""
+        traces = self._get_traces(model, guide, args, kwargs)
+        return sum(self._loss_of(*pair) for pair in traces) / self.num_particles
+
+    def _loss_of(self, model_trace: Any, guide_trace: Any) -> Tensor:
+        drawn, scored = _sites(guide_trace), _sites(model_trace)
+        log_p = sum(site["log_prob_sum"] for site in scored.values())
+        loss = sum(site["log_prob_sum"] for site in drawn.values()) - log_p
+        surrogate, log_r = -log_p, None
+        for site in drawn.values():
+            _, score_function, entropy = site["score_parts"]
+            if not is_identically_zero(entropy):
+                surrogate = surrogate + entropy.sum()
+            if not is_identically_zero(score_function):
+                log_r = log_r or _log_r(scored, drawn, get_plate_stacks(model_trace))
+                surrogate = surrogate - (log_r.sum_to(site["cond_indep_stack"]) * score_function).sum()
+        return surrogate if log_r is None else surrogate + (loss - surrogate).detach()
+
+
+class PlainTraceMeanField_ELBO(PlainTrace_ELBO):  # noqa: N801  # likewise
+    """TraceMeanField_ELBO with a loss that can be recorded: the KL divergence site by site, in closed form if known."""
+
+    def _loss_of(self, model_trace: Any, guide_trace: Any) -> Tensor:
+        drawn, scored = _sites(guide_trace), _sites(model_trace)
+        loss: Any = 0.0
+        for name, site in scored.items():
+            if site["is_observed"]:
+                loss = loss - site["log_prob_sum"]
+                continue
+            q, p = drawn[name], site
+            try:
+                kl = scale_and_mask(kl_divergence(q["fn"], p["fn"]), scale=q["scale"], mask=q["mask"])
+            except NotImplementedError:
+                loss = loss + q["score_parts"].entropy_term.sum() - p["log_prob_sum"]
+            else:
+                loss = loss + torch.as_tensor(kl).expand(q["fn"].batch_shape).sum()
+        for name, site in drawn.items():
+            if name not in scored:
+                loss = loss + site["score_parts"].entropy_term.sum()
+        return loss
+
+
+class PlainTraceEnum_ELBO(TraceEnum_ELBO):  # noqa: N801  # likewise
+    """TraceEnum_ELBO with a loss that can be recorded, for sites in the data plate, those summed over in the guide.
+
+    loss = sum_n sum_y q(y|x_n) (log q(y, z|x_n) - log p(x_n, y, z)), over all values y of the sites that the guide
+    enumerates in parallel, and a draw z of the others for each; values of probability 0 are left out, as in Pyro.
+    """
+
+    def differentiable_loss(self, model: Program, guide: Program, *args: Any, **kwargs: Any) -> Tensor:
+        """The loss of a batch, in nats, a scalar."""
+        traces = self._get_traces(model, guide, args, kwargs)
+        return sum(self._loss_of(*pair) for pair in traces) / self.num_particles
+
+    def _loss_of(self, model_trace: Any, guide_trace: Any) -> Tensor:
+        drawn, scored = _sites(guide_trace), _sites(model_trace)
+        _check_enumeration(drawn, scored)
+        loss = sum(site["log_prob"] for site in drawn.values()) - sum(site["log_prob"] for site in scored.values())
+        listed = [site for site in drawn.values() if site["infer"].get("enumerate")]
+        q = sum((site["score_parts"].score_function for site in listed), torch.zeros_like(loss)).exp()
+        present = q > 0
+        return torch.where(present, q * torch.where(present, loss, 0.0), 0.0).sum()
+
+
+def _check_enumeration(drawn: Mapping[str, Any], scored: Mapping[str, Any]) -> None:
+    plates = {tuple(frame.name for frame in site["cond_indep_stack"]) for site in (*drawn.values(), *scored.values())}
+    if len(plates) > 1:
+        raise NotRecordedError("TraceEnum_ELBO is recorded where every site is in the data plate alone")
+    for name, site in {**scored, **drawn}.items():
+        how = site["infer"].get("enumerate")
+        if how and (how != "parallel" or site["infer"].get("num_samples") or name not in drawn):
+            raise NotRecordedError(
+                f"TraceEnum_ELBO is recorded where the guide lists all of a site's values in parallel; not for {name!r}"
+            )
+        if not how and name in drawn and not is_identically_zero(site["score_parts"].score_function):
+            raise NotRecordedError(f"TraceEnum_ELBO is recorded where draws have gradients; not for {name!r}")
+
+
+_PLAIN: dict[type, type[ELBO]] = {
+    Trace_ELBO: PlainTrace_ELBO,
+    TraceEnum_ELBO: PlainTraceEnum_ELBO,
+    TraceMeanField_ELBO: PlainTraceMeanField_ELBO,
+}
+
+
+def plain(elbo: ELBO) -> Any:
+    """The objective with a loss that can be recorded.
+
+    One of the reader's own is taken as it is where it has `recordable = True`: its differentiable_loss is made of
+    tensor operations, asks for no value, and keeps no state.
+
+    Raises:
+        NotRecordedError: If there is none.
+    """
+    if type(elbo) in _PLAIN:
+        objective: Any = _PLAIN[type(elbo)]()
+        vars(objective).update(vars(elbo))
+        return objective
+    if getattr(elbo, "recordable", False):
+        return elbo
+    raise NotRecordedError(f"{type(elbo).__name__} is not known to be made of tensor operations alone")
+
+
+def _sites(trace: Any) -> dict[str, Any]:
+    return {name: site for name, site in trace.nodes.items() if site["type"] == "sample"}
+
+
+def _log_r(scored: Mapping[str, Any], drawn: Mapping[str, Any], stacks: Mapping[str, Any]) -> MultiFrameTensor:
+    log_r = MultiFrameTensor()
+    for name, site in scored.items():
+        log_q = 0.0 if site["is_observed"] else drawn[name]["log_prob"]
+        log_r.add((stacks[name], (site["log_prob"] - log_q).detach()))
+    return log_r

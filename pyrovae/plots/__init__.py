@@ -1,0 +1,11 @@
+"""Figures of a fit. Functions return matplotlib figures and never touch pyplot's state."""
+
+from pyrovae.plots.figures import plot_grids, plot_history, prior_samples, reconstructions, to_png
+
+__all__ = [
+    "plot_grids",
+    "plot_history",
+    "prior_samples",
+    "reconstructions",
+    "to_png",
+]

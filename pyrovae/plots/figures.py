@@ -1,0 +1,134 @@
+"""Figures: the course of training, prior samples, and data beside their reconstructions."""
+
+import io
+import math
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.figure import Figure
+from pyro import poutine
+from torch import Tensor
+
+from pyrovae.densities import Program, evaluating, isolated_rng, sample_sites
+from pyrovae.training import History
+
+
+def prior_samples(model: Program, x: Tensor, *, seed: int, **kwargs: Any) -> tuple[Tensor, Tensor]:
+    """Draw data from the model: z from p(z), then as many data as are given, at their covariates, from p(x|z).
+
+    Args:
+        model: Pyro program with one observed site.
+        x: Data with shape (N, D); their values do not enter.
+        seed: Seed of the draws; the global random state is left as it was.
+        **kwargs: The program's keyword arguments.
+
+    Returns:
+        The draws, and the means E[x|z], each with shape (N, D).
+    """
+    with evaluating(model), isolated_rng(seed):
+        name = _observed(poutine.trace(model).get_trace(x, **kwargs))
+        site = sample_sites(poutine.trace(poutine.uncondition(model)).get_trace(x, **kwargs))[name]
+        return site["value"], _mean(site["fn"])
+
+
+def reconstructions(model: Program, guide: Program, x: Tensor, *, seed: int, **kwargs: Any) -> Tensor:
+    """Send data through q(z|x) and p(x|z).
+
+    Args:
+        model: Pyro program with one observed site.
+        guide: Pyro program q(z|x).
+        x: Data with shape (N, D).
+        seed: Seed of the latents; the global random state is left as it was.
+        **kwargs: The programs' keyword arguments.
+
+    Returns:
+        The means E[x|z] at one z from the guide, with shape (N, D).
+    """
+    with evaluating(model, guide), isolated_rng(seed):
+        guide_trace = poutine.trace(guide).get_trace(x, **kwargs)
+        trace = poutine.trace(poutine.replay(model, trace=guide_trace)).get_trace(x, **kwargs)
+        return _mean(sample_sites(trace)[_observed(trace)]["fn"])
+
+
+def plot_history(history: History) -> Figure:
+    """Draw the ELBO of training and validation data over the epochs, the best epoch marked."""
+    figure = Figure(figsize=(6.4, 4.0), layout="constrained")
+    axes = figure.subplots()
+    train = [math.nan if v is None else v for v in history["train_elbo"]]
+    axes.plot(history["epoch"], train, label="train (running)", color="0.6")
+    if history.rows and history.rows[-1]["validation_elbo"] is not None:
+        axes.plot(history["epoch"], history["validation_elbo"], label="validation", color="C0")
+        best = history["validation_elbo"][history.best_epoch - 1]
+        axes.plot(history.best_epoch, best, "o", color="C0", label=f"best epoch, {history.best_epoch}")
+    # The first epochs fall far below the rest and would flatten it.
+    tail = [v for key in ("train_elbo", "validation_elbo") for v in history[key][len(history) // 10 :] if v is not None]
+    if tail and min(tail) < max(tail):
+        margin = 0.05 * (max(tail) - min(tail))
+        axes.set_ylim(min(tail) - margin, max(tail) + margin)
+    axes.set(xlabel="epoch", ylabel="ELBO per datum (nats)")
+    axes.legend(loc="lower right", frameon=False)
+    return figure
+
+
+def plot_grids(panels: Sequence[tuple[str, Tensor]], shape: Sequence[int], *, columns: int = 8) -> Figure:
+    """Draw panels of data side by side, each a grid, all on one grey scale.
+
+    Args:
+        panels: Title and data, with shape (N, D), of each.
+        shape: Shape of one datum: (H, W), (1, H, W) or (3, H, W) are drawn as images, anything else as lines over the
+            dimensions.
+        columns: Data per row of a grid.
+    """
+    low = min(float(x.min()) for _, x in panels)
+    high = max(float(x.max()) for _, x in panels)
+    rows = math.ceil(max(len(x) for _, x in panels) / columns)
+    size = 4.2  # inches
+    image = len(shape) == 2 or (len(shape) == 3 and shape[0] in (1, 3))
+    height = size * rows / columns * shape[-2] / shape[-1] + 0.4 if image else 3.0
+    figure = Figure(figsize=(size * len(panels), height), layout="constrained")
+    for axes, (title, x) in zip(np.atleast_1d(figure.subplots(1, len(panels))), panels, strict=True):
+        values = x.detach().cpu().float()
+        axes.set_title(title, fontsize=10)
+        if image:
+            grid = _tile((values - low) / max(high - low, 1e-12), shape, columns)
+            axes.imshow(grid, cmap="gray", vmin=0, vmax=1, interpolation="nearest")
+            axes.set_axis_off()
+        else:
+            axes.plot(values.T.numpy(), color="C0", alpha=min(1.0, 8 / len(values)), linewidth=0.8)
+            axes.set(xlabel="dimension", ylabel="value", ylim=(low, high if high > low else low + 1))
+    return figure
+
+
+def to_png(figure: Figure) -> bytes:
+    """Render a figure as PNG, the same bytes for the same figure."""
+    FigureCanvasAgg(figure)
+    buffer = io.BytesIO()
+    figure.savefig(buffer, format="png", dpi=150, metadata={"Software": None})
+    return buffer.getvalue()
+
+
+def _observed(trace: poutine.Trace) -> str:
+    """The name of the first observed site."""
+    return next(name for name, site in sample_sites(trace).items() if site["is_observed"])
+
+
+def _mean(distribution: Any) -> Tensor:
+    """The mean; over 100 draws where the distribution does not know it."""
+    try:
+        return distribution.mean
+    except NotImplementedError:
+        return distribution.sample((100,)).mean(0)
+
+
+def _tile(values: Tensor, shape: Sequence[int], columns: int) -> np.ndarray:
+    """Lay flat images, with shape (N, D) and values in [0, 1], into one, with white lines between them."""
+    channels, height, width = (1, *shape) if len(shape) == 2 else shape
+    rows = math.ceil(len(values) / columns)
+    grid = torch.ones(channels, rows * (height + 1) - 1, columns * (width + 1) - 1)
+    for index, image in enumerate(values.reshape(-1, channels, height, width)):
+        top, left = (index // columns) * (height + 1), (index % columns) * (width + 1)
+        grid[:, top : top + height, left : left + width] = image
+    return (grid[0] if channels == 1 else grid.permute(1, 2, 0)).numpy()

@@ -1,0 +1,19 @@
+"""Whole models: pairs of a Pyro model and guide, and the blueprint that builds them from parts."""
+
+from pyrovae.programs.blueprint import Blueprint, OutputBias, WatchedBlueprint
+from pyrovae.programs.mixture import MixtureVAE
+from pyrovae.programs.program_pair import ProgramPair
+from pyrovae.programs.two_layer import TwoLayerVAE
+from pyrovae.programs.vae import VAE, Guide, Model
+
+__all__ = [
+    "VAE",
+    "Blueprint",
+    "Guide",
+    "MixtureVAE",
+    "Model",
+    "OutputBias",
+    "ProgramPair",
+    "TwoLayerVAE",
+    "WatchedBlueprint",
+]

@@ -1,0 +1,100 @@
+"""Whole models as programs, and the blueprint that they, and the reader's own, are built from."""
+
+from dataclasses import replace
+
+import pyro
+import pyro.distributions as dist
+import torch
+from pyro.nn.module import PyroModule
+from torch import Tensor, nn
+
+from pyrovae.encoders import CategoricalEncoder, carried
+from pyrovae.nn import join
+from pyrovae.programs.blueprint import Blueprint
+from pyrovae.programs.program_pair import ProgramPair
+from pyrovae.programs.sites import data_plate, sample_datum, sample_latent, seen
+
+
+class MixtureVAE(ProgramPair):
+    """A mixture of VAEs that share their networks, p(y) p(z|y) p(x|z,y), with sites "y" (one-hot), "z" and "x".
+
+    p(y) has learned probabilities, and y enters prior, likelihood and encoder as covariates do; a prior without
+    covariates is the same for all y, `ConditionalNormalPrior` makes it a mixture. The guide is q(y|x) q(z|x,y).
+    `TraceEnum_ELBO` sums y out exactly, in K times the time for K classes; after Kingma, Rezende, Mohamed and Welling,
+    "Semi-supervised learning with deep generative models" (NeurIPS 2014, https://arxiv.org/abs/1406.5298), without
+    labels.
+
+    Args:
+        blueprint: Sizes and makers.
+        num_classes: Number K of values of y.
+
+    Raises:
+        ValueError: If num_classes is below 2, prior and encoder cannot live on one space, or a part refuses its
+            arguments.
+    """
+
+    def __init__(self, blueprint: Blueprint, num_classes: int = 10) -> None:
+        super().__init__()
+        if num_classes < 2:
+            raise ValueError(f"num_classes must be at least 2, got {num_classes}")
+        count = blueprint.num_covariates + num_classes
+        prior = blueprint.make_prior(num_covariates=count)
+        encoder = carried(blueprint.make_encoder(prior.encoder_dim, count), prior.support)
+        likelihood = blueprint.make_likelihood(num_covariates=count)
+        prior = prior.attach(encoder, blueprint.data)
+        classes = replace(blueprint, encoder=CategoricalEncoder).make_encoder(num_classes)
+        self.model = MixtureModel(prior, likelihood, num_classes, name=f"{self.name}.model")
+        self.guide = MixtureGuide(classes, encoder, name=f"{self.name}.guide")
+
+
+class MixtureModel(PyroModule):
+    """The program p(y) p(z|y) p(x|z,y); see `MixtureVAE`.
+
+    Args:
+        prior: Module whose forward returns p(z|y).
+        likelihood: Module whose forward returns p(x|z,y).
+        num_classes: Number K of values of y.
+        name: Name in Pyro's parameter store.
+    """
+
+    def __init__(self, prior: nn.Module, likelihood: nn.Module, num_classes: int, *, name: str = "model") -> None:
+        super().__init__(name)
+        self.prior, self.likelihood = prior, likelihood
+        self.logits = nn.Parameter(torch.zeros(num_classes))
+
+    def forward(
+        self,
+        x: Tensor | None = None,
+        *,
+        covariates: Tensor | None = None,
+        mask: Tensor | None = None,
+        size: int = 1,
+    ) -> Tensor:
+        """Generate data, or score those given; arguments, result and errors are those of `Model`."""
+        with data_plate(x, covariates, size):
+            y = pyro.sample("y", dist.OneHotCategorical(logits=self.logits))
+            conditions = join(y, covariates)
+            z = pyro.sample("z", self.prior(conditions))
+            return sample_datum(self.likelihood(z, conditions), x, mask)
+
+
+class MixtureGuide(PyroModule):
+    """The program q(y|x) q(z|x,y); see `MixtureVAE`.
+
+    Args:
+        classes: Module whose forward returns q(y|x).
+        encoder: Module whose forward returns q(z|x,y).
+        name: Name in Pyro's parameter store.
+    """
+
+    def __init__(self, classes: nn.Module, encoder: nn.Module, *, name: str = "guide") -> None:
+        super().__init__(name)
+        self.classes, self.encoder = classes, encoder
+
+    def forward(self, x: Tensor, *, covariates: Tensor | None = None, mask: Tensor | None = None) -> None:
+        """Draw latents given data; the arguments are those of `Guide`."""
+        x = seen(x, mask)
+        conditions = () if covariates is None else (covariates,)
+        with data_plate(x):
+            y = sample_latent("y", self.classes(x, *conditions))
+            sample_latent("z", self.encoder(x, join(y, covariates)))

@@ -1,0 +1,131 @@
+"""Whole models as programs, and the blueprint that they, and the reader's own, are built from."""
+
+from collections.abc import Sequence
+from typing import Literal
+
+import pyro
+from pyro.distributions import constraints
+from pyro.nn.module import PyroModule
+from torch import Tensor, nn
+
+from pyrovae.encoders import carried
+from pyrovae.likelihoods import NormalLikelihood
+from pyrovae.nn import MLP, join
+from pyrovae.priors import Prior
+from pyrovae.programs.blueprint import Blueprint
+from pyrovae.programs.program_pair import ProgramPair
+from pyrovae.programs.sites import data_plate, sample_datum, sample_latent, seen
+
+Direction = Literal["bottom-up", "top-down"]
+
+
+class TwoLayerVAE(ProgramPair):
+    """Two layers of latents, p(z2) p(z1|z2) p(x|z1), with sites "z2", "z1" and "x".
+
+    p(z2) is the blueprint's prior, p(z1|z2) a diagonal normal, p(x|z1) the likelihood. The guide goes "top-down",
+    q(z2|x) q(z1|x,z2) (as in Sonderby et al., "Ladder variational autoencoders", NeurIPS 2016,
+    https://arxiv.org/abs/1602.02282), or "bottom-up", q(z1|x) q(z2|z1) (Burda, Grosse and Salakhutdinov, "Importance
+    weighted autoencoders", 2016, https://arxiv.org/abs/1509.00519); both layers take the blueprint's encoder.
+    Covariates enter every conditional but p(z1|z2). Train the second with `Trace_ELBO`: it draws z1 before z2, the
+    model after it, so that `TraceMeanField_ELBO`, which takes KL(q(z1|x), p(z1|z2)) as if z2 did not depend on z1, is
+    no bound.
+
+    Args:
+        blueprint: Sizes and makers; its latent_dim is the size of z1.
+        top_dim: Size of z2; None for half of z1's.
+        direction: "top-down" or "bottom-up".
+        hidden: Sizes of the hidden layers between z2 and z1.
+
+    Raises:
+        ValueError: If the prior is discrete, or needs an encoder of data (`VampPrior`) and the direction is
+            "bottom-up", or a part refuses its arguments.
+    """
+
+    def __init__(
+        self,
+        blueprint: Blueprint,
+        top_dim: int | None = None,
+        direction: Direction = "top-down",
+        hidden: Sequence[int] = (100, 100),
+    ) -> None:
+        super().__init__()
+        if direction not in ("bottom-up", "top-down"):
+            raise ValueError(f'direction must be "bottom-up" or "top-down", got {direction!r}')
+        z1 = blueprint.latent_dim
+        z2 = max(1, z1 // 2) if top_dim is None else top_dim
+        prior = blueprint.make_prior(z2)
+        between = NormalLikelihood(MLP(z2, 2 * z1, hidden=hidden), scale="network")
+        count = blueprint.num_covariates
+        if direction == "bottom-up":
+            if type(prior).attach is not Prior.attach:
+                raise ValueError(
+                    f'{type(prior).__name__} is made of an encoder of data, q(z2|x), which "bottom-up" has not; take '
+                    'direction "top-down", or another prior'
+                )
+            lower: nn.Module = blueprint.make_encoder(z1)
+            upper = blueprint.make_upper_encoder(z1 + count, prior.encoder_dim, hidden)
+        else:
+            lower = blueprint.make_encoder(z1, count + z2)
+            upper = blueprint.make_encoder(prior.encoder_dim)
+            prior = prior.attach(upper, blueprint.data)
+        likelihood = blueprint.make_likelihood(z1)
+        self.model = TwoLayerModel(prior, between, likelihood, name=f"{self.name}.model")
+        lower = carried(lower, constraints.real_vector)
+        self.guide = TwoLayerGuide(lower, carried(upper, prior.support), direction, name=f"{self.name}.guide")
+
+
+class TwoLayerModel(PyroModule):
+    """The program p(z2) p(z1|z2) p(x|z1); see `TwoLayerVAE`.
+
+    Args:
+        prior: Module whose forward returns p(z2).
+        between: Module whose forward returns p(z1|z2).
+        likelihood: Module whose forward returns p(x|z1).
+        name: Name in Pyro's parameter store.
+    """
+
+    def __init__(self, prior: nn.Module, between: nn.Module, likelihood: nn.Module, *, name: str = "model") -> None:
+        super().__init__(name)
+        self.prior, self.between, self.likelihood = prior, between, likelihood
+
+    def forward(
+        self,
+        x: Tensor | None = None,
+        *,
+        covariates: Tensor | None = None,
+        mask: Tensor | None = None,
+        size: int = 1,
+    ) -> Tensor:
+        """Generate data, or score those given; arguments, result and errors are those of `Model`."""
+        conditions = () if covariates is None else (covariates,)
+        with data_plate(x, covariates, size):
+            z2 = pyro.sample("z2", self.prior(*conditions))
+            z1 = pyro.sample("z1", self.between(z2))
+            return sample_datum(self.likelihood(z1, *conditions), x, mask)
+
+
+class TwoLayerGuide(PyroModule):
+    """The program q(z1|x) q(z2|z1), or q(z2|x) q(z1|x,z2); see `TwoLayerVAE`.
+
+    Args:
+        lower: Module whose forward returns q(z1|x), or q(z1|x,z2) when called with z2.
+        upper: Module whose forward returns q(z2|z1), or q(z2|x).
+        direction: "bottom-up" or "top-down".
+        name: Name in Pyro's parameter store.
+    """
+
+    def __init__(self, lower: nn.Module, upper: nn.Module, direction: Direction, *, name: str = "guide") -> None:
+        super().__init__(name)
+        self.lower, self.upper, self.direction = lower, upper, direction
+
+    def forward(self, x: Tensor, *, covariates: Tensor | None = None, mask: Tensor | None = None) -> None:
+        """Draw latents given data; the arguments are those of `Guide`."""
+        x = seen(x, mask)
+        conditions = () if covariates is None else (covariates,)
+        with data_plate(x):
+            if self.direction == "bottom-up":
+                z1 = sample_latent("z1", self.lower(x, *conditions))
+                sample_latent("z2", self.upper(z1, *conditions))
+            else:
+                z2 = sample_latent("z2", self.upper(x, *conditions))
+                sample_latent("z1", self.lower(x, join(z2, covariates)))

@@ -1,0 +1,236 @@
+"""ArviZ data from plain tensors: the draws of a guide, their weights, and log p(x) with its error.
+
+The draws come from q(z | x) and not from MCMC: with log_weight = log p(x, z) - log q(z | x),
+
+    E[f(z) | x] is estimated by sum_k exp(log_weight_k) f(z_k) / sum_k exp(log_weight_k),
+
+for each datum apart; ArviZ itself averages with equal weights.
+"""
+
+import os
+import warnings
+from collections.abc import Mapping, Sequence
+from importlib import metadata
+from pathlib import Path
+from typing import TYPE_CHECKING, NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from pyrovae.runs.files import write_whole
+
+if TYPE_CHECKING:
+    from xarray import Dataset, DataTree
+
+    from pyrovae.stats import LogMarginal
+
+_COORDINATES = {
+    "chain": "the one chain, as draws of a guide are independent",
+    "draw": "draw from the guide",
+    "datum": "row of the datum in its data set",
+}
+_ABOUT = {
+    "comment": "Draws come from the guide q(z|x), not from MCMC, to be weighted by the softmax of "
+    "log_weight over the draws of each datum, with log_weight = log p(x,z) - log q(z|x).",
+    "inference_library": "pyrovae",
+}
+
+
+class _Variable(NamedTuple):
+    where: str
+    value: Tensor
+    dims: tuple[str, ...]
+    long_name: str
+    units: str = "1"
+
+
+def to_arviz(
+    posterior: Mapping[str, Tensor],
+    *,
+    observed: Mapping[str, Tensor],
+    log_likelihood: Mapping[str, Tensor] | None = None,
+    log_weights: Tensor | None = None,
+    stats: "LogMarginal | None" = None,
+    data_index: Tensor | None = None,
+    event_dims: Mapping[str, Sequence[str]] | None = None,
+    attrs: Mapping[str, str | int | float] | None = None,
+) -> "DataTree":
+    """Build ArviZ data from K draws of the guide for each of N data.
+
+    Groups and dims: ``posterior`` and ``log_likelihood`` (chain, draw, datum, ...), with a chain of
+    length 1; ``observed_data`` (datum, ...); ``sample_stats`` with ``log_weight`` (chain, draw,
+    datum) and ``log_marginal``, ``log_marginal_std_error``, ``ess`` and ``khat`` (datum). A group
+    nothing was given for is left out. Half precision becomes float32, all else keeps its own.
+    Tensors on the CPU share their memory with the result.
+
+    ``arviz.loo`` of the result is about the conditional log p(x | z), not the marginal log p(x).
+
+    Args:
+        posterior: Draws of each latent site, with shape (K, N, *event).
+        observed: Data of each observed site, with shape (N, *event).
+        log_likelihood: log p(x | z) in nats of each observed site, summed over the event, with
+            shape (K, N).
+        log_weights: log p(x, z) - log q(z | x) in nats, with shape (K, N).
+        stats: log p(x) per datum with its diagnostics, each field of shape (N,).
+        data_index: Row of each datum in its data set, with shape (N,); None counts from zero.
+        event_dims: Names for the event dims of a site; without it they are ``z_dim``, or
+            ``z_dim_0``, ``z_dim_1`` and so on where site "z" has several.
+        attrs: Further attributes of the whole.
+
+    Returns:
+        An ``xarray.DataTree``; an ``arviz.InferenceData`` on ArviZ 0.23, which knows no trees.
+
+    Raises:
+        ValueError: If shapes disagree on K or N, or a name is taken or unknown.
+
+    Example:
+        >>> tree = to_arviz({"z": torch.zeros(3, 2, 4)}, observed={"x": torch.zeros(2, 5)})
+        >>> tree.posterior["z"].dims
+        ('chain', 'draw', 'datum', 'z_dim')
+    """
+    import xarray as xr
+
+    event_dims = event_dims or {}
+    if unknown := event_dims.keys() - posterior.keys() - observed.keys():
+        raise ValueError(f"event_dims names {sorted(unknown)}, which no site is called")
+    sizes = _sizes(posterior)
+    index = torch.arange(sizes["datum"]) if data_index is None else data_index
+    _check_shape("data_index", index, (sizes["datum"],))
+    z, x = ", ".join(posterior), ", ".join(observed)
+    each, per_datum = ("chain", "draw", "datum"), ("datum",)
+    latents, densities, numbers, data = {}, {}, {}, {}
+    for name, value in posterior.items():
+        dims = each + _event_names(name, value.shape[2:], event_dims)
+        latents[name] = _Variable(f"posterior[{name!r}]", value, dims, f"latent {name}")
+    for name, value in (log_likelihood or {}).items():
+        where = f"log_likelihood[{name!r}]"
+        densities[name] = _Variable(where, value, each, f"log p({name} | {z})", "nats")
+    for name, value in observed.items():
+        dims = per_datum + _event_names(name, value.shape[1:], event_dims)
+        data[name] = _Variable(f"observed[{name!r}]", value, dims, f"datum {name}")
+    if log_weights is not None:
+        ratio = f"log p({x}, {z}) - log q({z} | {x})"
+        numbers["log_weight"] = _Variable("log_weights", log_weights, each, ratio, "nats")
+    if stats is not None:
+        for name, field, long_name, units in (
+            ("log_marginal", "value", f"log p({x})", "nats"),
+            ("log_marginal_std_error", "std_error", f"standard error of log p({x})", "nats"),
+            ("ess", "ess", "effective sample size of the importance weights", "draws"),
+            ("khat", "khat", "Pareto shape of the importance weights", "1"),
+        ):
+            value = getattr(stats, field)
+            numbers[name] = _Variable(f"stats.{field}", value, per_datum, long_name, units)
+    tree = xr.DataTree(xr.Dataset(attrs=_root_attrs(attrs or {})))
+    names = ("posterior", "log_likelihood", "sample_stats", "observed_data")
+    for name, group in zip(names, (latents, densities, numbers, data), strict=True):
+        if group:
+            tree[name] = xr.DataTree(_group(group, sizes, index))
+    return _for_installed_arviz(tree)
+
+
+def write_netcdf(tree: "DataTree", path: str | os.PathLike[str]) -> None:
+    """Write ArviZ data as netCDF4, whole or not at all; ``arviz.from_netcdf`` reads it.
+
+    Arrays are compressed without loss. The same data give the same bytes.
+
+    Args:
+        tree: What ``to_arviz`` returned, an ``xarray.DataTree`` or an ``arviz.InferenceData``.
+        path: The file to write or to replace.
+
+    Raises:
+        OSError: If the file cannot be written, a full disk included; an old file is then intact.
+    """
+    import xarray as xr
+
+    path = Path(path)
+    whole = tree if isinstance(tree, xr.DataTree) else tree.to_datatree()
+    encoding = {
+        node.path: {
+            name: {"zlib": True, "shuffle": True}
+            for name, variable in node.data_vars.items()
+            if variable.dtype.kind in "biuf" and variable.ndim
+        }
+        for node in whole.subtree
+    }
+    # HDF5 crashes the interpreter when the disk fills up under an open file
+    # (https://github.com/h5py/h5py/issues/914), so it writes to memory and Python to the disk.
+    content = whole.to_netcdf(engine="h5netcdf", encoding=encoding)
+    write_whole(path, bytes(content))
+
+
+def _sizes(posterior: Mapping[str, Tensor]) -> dict[str, int]:
+    """The K and N of the first latent, which everything else is held against."""
+    for name, first in posterior.items():
+        if len(got := tuple(first.shape)) < 2:
+            raise ValueError(f"posterior[{name!r}] must have shape (K, N, *event), got {got}")
+        return {"draw": first.shape[0], "datum": first.shape[1]}
+    raise ValueError("posterior must hold at least one latent site, got none")
+
+
+def _check_shape(where: str, value: Tensor, shape: tuple[int, ...]) -> None:
+    if (got := tuple(value.shape)) != shape:
+        raise ValueError(f"{where} must have shape {shape}, K, N as in the first latent, got {got}")
+
+
+def _event_names(site: str, event_shape: Sequence[int], event_dims: Mapping[str, Sequence[str]]) -> tuple[str, ...]:
+    size = len(event_shape)
+    default = [f"{site}_dim"] if size == 1 else [f"{site}_dim_{i}" for i in range(size)]
+    names = tuple(event_dims.get(site, default))
+    if len(names) != size or len({*names, *_COORDINATES}) < size + len(_COORDINATES):
+        raise ValueError(
+            f"event_dims[{site!r}] must give {size} names for event shape {tuple(event_shape)}, "
+            f"different from each other and from {', '.join(_COORDINATES)}; got {names}"
+        )
+    return names
+
+
+def _group(variables: dict[str, _Variable], sizes: dict[str, int], index: Tensor) -> "Dataset":
+    import xarray as xr
+
+    used: dict[str, int] = {}
+    arrays = {}
+    for name, (where, value, dims, long_name, units) in variables.items():
+        lead = tuple(sizes[dim] for dim in dims if dim in sizes)
+        event = value.shape[len(lead) :] if dims[-1] != "datum" else ()
+        _check_shape(where, value, (*lead, *event))
+        # netCDF knows no half precision.
+        half = value.dtype in (torch.float16, torch.bfloat16)
+        value = value[None] if dims[0] == "chain" else value
+        array = (value.float() if half else value).detach().cpu().numpy()
+        used |= dict(zip(dims, array.shape, strict=True))
+        arrays[name] = (dims, array, {"long_name": long_name, "units": units})
+    for name in variables.keys() & {*used, *_COORDINATES}:
+        raise ValueError(
+            f"{variables[name].where} is called like a dim; rename the site, or the dim in "
+            f"event_dims ({', '.join(_COORDINATES)} are fixed)"
+        )
+    coords = {}
+    for dim, size in used.items():
+        about = {"long_name": _COORDINATES.get(dim, f"index along {dim}"), "units": "1"}
+        coords[dim] = (dim, index.cpu().numpy() if dim == "datum" else np.arange(size), about)
+    return xr.Dataset(arrays, coords)
+
+
+def _root_attrs(attrs: Mapping[str, str | int | float]) -> dict[str, str | int | float]:
+    try:
+        version = metadata.version("pyrovae")
+    except metadata.PackageNotFoundError:  # run from a source tree
+        version = "unknown"
+    ours = {**_ABOUT, "inference_library_version": version}
+    for name, value in attrs.items():
+        if name in ours:
+            raise ValueError(f"attrs[{name!r}] is set by to_arviz itself; choose another name")
+        if isinstance(value, bool) or not isinstance(value, str | int | float):
+            raise ValueError(f"attrs[{name!r}] must be a str, int or float, got {value!r}")
+    return {**ours, **attrs}
+
+
+def _for_installed_arviz(tree: "DataTree") -> "DataTree":
+    if int(metadata.version("arviz").split(".")[0]) >= 1:
+        return tree
+    with warnings.catch_warnings():
+        # Once a day ArviZ 0.23 advises on import to move to 1.x, which Python 3.11 cannot install.
+        warnings.filterwarnings("ignore", r"\s*ArviZ is undergoing", FutureWarning)
+        import arviz
+    return arviz.InferenceData.from_datatree(tree)

@@ -1,0 +1,180 @@
+"""What the scripts write into a run folder beside the weights: the table, the figures, and draws for ArviZ."""
+
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+from tqdm import tqdm
+
+from pyrovae.data import Data, IndependentPixels
+from pyrovae.densities import evaluating, isolated_rng, log_weights_and_latents, take
+from pyrovae.evidence import PROPOSALS, Evaluation, ProposalName, evaluate, exact_summary
+from pyrovae.execution import Execution, Workers
+from pyrovae.plots import plot_grids, plot_history, prior_samples, reconstructions, to_png
+from pyrovae.programs import ProgramPair
+from pyrovae.runs.export import to_arviz, write_netcdf
+from pyrovae.runs.files import read_state, sha256_of, write_json, write_state, write_whole
+from pyrovae.runs.run import POSTERIOR, WEIGHTS, Run
+from pyrovae.stats import summarize_log_weights
+from pyrovae.training import History
+
+POSTERIOR_DATA = 1000  # test data in posterior.nc, at most
+POSTERIOR_DRAWS = 100  # draws for each
+
+PARTIAL = "evaluation.partial.safetensors"  # of an evaluation that is under way
+
+
+def split_of(data: Data, split: str) -> tuple[Tensor, Tensor]:
+    """The values, with shape (N, D), and source rows, with shape (N,), of "train", "validation" or "test"."""
+    return getattr(data, split), getattr(data, f"{split}_index")
+
+
+def evaluate_run(
+    run: Run,
+    vae: ProgramPair,
+    data: Data,
+    *,
+    split: str,
+    num_particles: int,
+    proposal: ProposalName = "default",
+    until: float | None = None,
+    seed: int = 0,
+    chunk_size: int | None = None,
+    execution: Execution = "auto",
+) -> Evaluation:
+    """Evaluate a run, with a progress bar; a second call with the same arguments goes on where one was stopped.
+
+    Where torch.distributed is initialised the processes share the data, and all get the whole evaluation.
+
+    Args:
+        run: The run folder, with its weights.
+        vae: The trained model.
+        data: The data.
+        split: "train", "validation" or "test".
+        num_particles: As for `evaluate`, and so are the rest.
+        proposal: Its name, as the scripts have it.
+        until: Standard error to reach.
+        seed: Seed of the draws.
+        chunk_size: Latents decoded at once.
+        execution: How chunks are evaluated.
+    """
+    device, path = _device(vae), run.path / PARTIAL
+    x, _ = split_of(data, split)
+    about = {
+        "weights": sha256_of(run.path / WEIGHTS),
+        "data": data.sha256,
+        "split": split,
+        "proposal": proposal,
+        "num_particles": num_particles,
+        "until": until,
+        "seed": seed,
+        "chunk_size": chunk_size,
+        "execution": execution,
+        "device": device.type,
+    }
+    workers = Workers.current()
+    begun = workers.from_first(lambda: _begun(path))
+    with tqdm(total=len(x), unit="datum", desc="log p(x)", disable=workers.rank > 0) as bar:
+        evaluation = evaluate(
+            vae.model,
+            vae.guide,
+            x.to(device),
+            num_particles=num_particles,
+            guide_particles=num_particles,
+            proposal=PROPOSALS[proposal],
+            until=until,
+            seed=seed,
+            chunk_size=chunk_size,
+            execution=execution,
+            on_progress=bar.update,
+            commit=lambda state: write_state(path, {"about": about, "state": state}),
+            resume=begun["state"] if begun["about"] == about else None,
+            **data.conditions(split, device),
+        )
+    return evaluation
+
+
+def _begun(path: Path) -> dict[str, Any]:
+    """An evaluation that was stopped, with what it is about; one that is damaged is begun anew."""
+    with suppress(ValueError, FileNotFoundError):
+        return read_state(path)
+    return {"about": None}
+
+
+def write_evaluation(run: Run, evaluation: Evaluation, data: Data, *, split: str) -> dict[str, Any]:
+    """Write evaluation.json and, with the values per datum, evaluation.csv; return what the JSON holds."""
+    binarize = run.manifest["data"]["binarize"]
+    summary = {"split": split, **evaluation.summary(), "binarize": binarize}
+    _, rows = split_of(data, split)
+    write_whole(run.path / "evaluation.csv", evaluation.per_datum_csv(rows))
+    write_json(run.path / "evaluation.json", summary)
+    (run.path / PARTIAL).unlink(missing_ok=True)
+    return summary
+
+
+def baseline_summary(data: Data, *, split: str, base_measure: str) -> dict[str, Any]:
+    """The table's line of independent pixels, fitted on the training set."""
+    x, _ = split_of(data, split)
+    log_p = IndependentPixels.of(data, base_measure=base_measure).log_prob(x)
+    return exact_summary(log_p, num_dims=x.shape[1], base_measure=base_measure)
+
+
+def write_training_figure(run: Run, history: History) -> None:
+    """Write training.png, the ELBO over the epochs."""
+    write_whole(run.path / "training.png", to_png(plot_history(history)))
+
+
+def write_sample_figures(run: Run, vae: ProgramPair, data: Data, *, size: int, seed: int) -> None:
+    """Write samples.png, draws from the model, and reconstructions.png, the first test data beside theirs.
+
+    Where there are covariates, both are at those of the test data.
+    """
+    device = _device(vae)
+    test, shape = (data.test.to(device),), data.shape
+    (like,), conditions = take(test, data.conditions("test", device), torch.arange(size) % len(data.test))
+    draws, means = prior_samples(vae.model, like, seed=seed, **conditions)
+    figure = plot_grids([("draws x ~ p(x|z), z ~ p(z)", draws), ("means E[x|z] at the same z", means)], shape)
+    write_whole(run.path / "samples.png", to_png(figure))
+    (x,), conditions = take(test, data.conditions("test", device), slice(0, size))
+    again = reconstructions(vae.model, vae.guide, x, seed=seed, **conditions)
+    figure = plot_grids([("data x", x), ("reconstructions E[x|z], z ~ q(z|x)", again)], shape)
+    write_whole(run.path / "reconstructions.png", to_png(figure))
+
+
+def write_posterior(run: Run, vae: ProgramPair, data: Data, *, seed: int) -> None:
+    """Write posterior.nc: draws of the latents from the guide for the first test data, with their weights, for ArviZ.
+
+    The log p(x), errors, effective sample sizes and k-hats in it are those of these draws.
+
+    Args:
+        run: The run folder.
+        vae: The trained model.
+        data: The data.
+        seed: Seed of the draws.
+    """
+    device = _device(vae)
+    x, rows = data.test[:POSTERIOR_DATA].to(device), data.test_index[:POSTERIOR_DATA]
+    whole = {name: value[:POSTERIOR_DATA] for name, value in data.conditions("test", device).items()}
+    parts = []
+    with isolated_rng(seed), evaluating(vae):
+        for start in range(0, len(x), 64):
+            block, conditions = take((x,), whole, slice(start, start + 64))
+            drawn = log_weights_and_latents(vae.model, vae.guide, *block, num_particles=POSTERIOR_DRAWS, **conditions)
+            parts.append(drawn)
+    log_w = torch.cat([log_w for log_w, *_ in parts], 1).cpu()
+    tree = to_arviz(
+        {name: torch.cat([latents[name] for _, latents, _ in parts], 1).cpu() for name in parts[0][1]},
+        observed={"x": x.cpu()},
+        log_likelihood={"x": torch.cat([log_lik for *_, log_lik in parts], 1).cpu()},
+        log_weights=log_w,
+        stats=summarize_log_weights(log_w),
+        data_index=rows,
+        attrs={"data": run.manifest["data"]["name"], "binarize": run.manifest["data"]["binarize"]},
+    )
+    write_netcdf(tree, run.path / POSTERIOR)
+
+
+def _device(vae: ProgramPair) -> torch.device:
+    return next((parameter.device for parameter in vae.parameters()), torch.device("cpu"))

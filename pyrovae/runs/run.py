@@ -1,0 +1,298 @@
+"""The run folder: what a training run leaves behind, and how it is taken up again.
+
+config.yaml              the resolved configuration
+manifest.json            SHA-256 sums, the data's too, and versions; its status says whether the run is finished
+checkpoint.safetensors   all that --resume needs; its rename into place is the commit
+metrics.jsonl            one line per epoch
+weights.safetensors      the best epoch's parameters and buffers
+evaluation.json, .csv    the table, and the values per datum
+posterior.nc             draws from the guide, for ArviZ
+*.png                    the figures
+"""
+
+import json
+import platform
+import tempfile
+from collections.abc import Iterable
+from contextlib import suppress
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import torch
+from jsonargparse import Namespace
+
+from pyrovae.data import Data, load_data
+from pyrovae.programs import ProgramPair
+from pyrovae.runs.config import build_vae, config_to_yaml, find_device, parse_config
+from pyrovae.runs.files import (
+    read_json,
+    read_state,
+    read_tensors,
+    remove_unfinished,
+    sha256_of,
+    tensors_to_bytes,
+    write_json,
+    write_state,
+    write_whole,
+)
+from pyrovae.runs.registry import read_yaml
+
+FORMAT = 1
+CONFIG, MANIFEST, CHECKPOINT = "config.yaml", "manifest.json", "checkpoint.safetensors"
+WEIGHTS, METRICS, POSTERIOR = "weights.safetensors", "metrics.jsonl", "posterior.nc"
+
+
+class Run:
+    """A run folder that exists.
+
+    Args:
+        path: The folder.
+
+    Raises:
+        ValueError: If it is no run folder, or its manifest or configuration is damaged.
+    """
+
+    def __init__(self, path: str | Path) -> None:
+        self.path = Path(path)
+        if not (self.path / MANIFEST).is_file():
+            raise ValueError(f"{path}: no run folder (it has no {MANIFEST}); give the folder that train.py wrote")
+        self.manifest: dict[str, Any] = read_json(self.path / MANIFEST)
+        if not isinstance(self.manifest, dict) or self.manifest.get("format") != FORMAT:
+            raise ValueError(
+                f"{path}: {MANIFEST} is not of format {FORMAT}; load the run with the version that wrote it"
+            )
+        self._check_sum(CONFIG)
+
+    @classmethod
+    def create(cls, out: str | None, config: Namespace, data: Data) -> "Run":
+        """Make a new run folder, whole or not at all.
+
+        Args:
+            out: The folder; None for the next free runs/NAME-NUMBER.
+            config: Resolved configuration.
+            data: The data it is to be trained on.
+
+        Raises:
+            ValueError: If the folder holds something already.
+            OSError: If it cannot be written.
+        """
+        stem = Path(data.name.partition(":")[0]).stem
+        target = Path(out) if out else None
+        if target and target.exists() and (not target.is_dir() or any(target.iterdir())):
+            raise ValueError(f"--out {out}: is there already, and a run is not overwritten; name another folder")
+        parent = target.parent if target else Path("runs")
+        parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(dir=parent, prefix=".new-", ignore_cleanup_errors=True) as beside:
+            new = Path(beside)
+            write_whole(new / CONFIG, config_to_yaml(config))
+            write_json(
+                new / MANIFEST,
+                _manifest("training", {CONFIG: sha256_of(new / CONFIG)}, config, data),
+            )
+            new.chmod(0o755)
+            if target:
+                new.rename(target)
+                return cls(target)
+            for number in range(1, 10**6):
+                target = parent / f"{stem}-{number:03d}"
+                try:
+                    if not target.exists():
+                        new.rename(target)
+                        return cls(target)
+                except OSError:  # another process took the number meanwhile
+                    continue
+        raise OSError(f"no free number for a run in {parent}; name a folder with --out")
+
+    @property
+    def finished(self) -> bool:
+        """Whether training and the closing evaluation are done."""
+        return self.manifest["status"] == "finished"
+
+    def config(self, trust_imports: Iterable[str] = ()) -> Namespace:
+        """The run's resolved configuration.
+
+        Raises:
+            ValueError: If it is damaged, or names a module beyond pyrovae, torch and Pyro that is not trusted.
+        """
+        source = str(self.path / CONFIG)
+        return parse_config(read_yaml(self.path / CONFIG), source=source, trust_imports=trust_imports)
+
+    def data(self, config: Namespace, *, data_dir: str | None = None, bits: bool = False) -> Data:
+        """Load the data that the run was trained on.
+
+        Args:
+            config: The run's configuration.
+            data_dir: Folder of MNIST, where it has moved.
+            bits: Binarise training data too where they were binarised dynamically.
+
+        Raises:
+            ValueError: If the data are other ones.
+        """
+        binarize = "static" if bits and config.binarize == "dynamic" else config.binarize
+        data = load_data(
+            config.data,
+            data_dir=data_dir or config.data_dir,
+            binarize=binarize,
+            split_seed=config.split_seed,
+            stream=config.stream and not bits,
+            covariates=config.covariates,
+        )
+        if data.sha256 != self.manifest["data"]["sha256"]:
+            raise ValueError(
+                f"{config.data}: not the data that {self.path} was trained on (SHA-256 {data.sha256[:12]}..., "
+                f"there {self.manifest['data']['sha256'][:12]}...); give the same data"
+            )
+        return data
+
+    def commit(self, state: dict[str, Any]) -> None:
+        """Save a state of `fit`; the checkpoint's rename into place is the commit.
+
+        Raises:
+            OSError: If the disk is full; the last commit stands.
+        """
+        self.write_metrics(state["rows"])
+        write_state(self.path / CHECKPOINT, state)
+
+    def committed(self) -> dict[str, Any] | None:
+        """The last commit, with lines of the metrics past it dropped; None where there is none yet.
+
+        Raises:
+            ValueError: If the checkpoint is damaged.
+        """
+        remove_unfinished(self.path)
+        path = self.path / CHECKPOINT
+        if not path.exists():
+            return None
+        state = read_state(path)
+        self.write_metrics(state["rows"])
+        return state
+
+    def discard_unless_committed(self) -> None:
+        """Remove the folder of a run that failed before its first commit, so that nothing half-begun stays."""
+        if not (self.path / CHECKPOINT).exists():
+            for name in (METRICS, CONFIG, MANIFEST):
+                (self.path / name).unlink(missing_ok=True)
+            with suppress(OSError):  # the reader may have put something there
+                self.path.rmdir()
+
+    def write_metrics(self, rows: list[dict[str, Any]]) -> None:
+        """Write one line of JSON per epoch."""
+        text = "".join(f"{json.dumps(row)}\n" for row in rows)
+        write_whole(self.path / METRICS, text.encode())
+
+    def write_weights(self, vae: ProgramPair) -> None:
+        """Write the parameters and buffers; equal weights make equal files."""
+        write_whole(self.path / WEIGHTS, tensors_to_bytes(vae.state_dict()))
+
+    def finish(self, config: Namespace, data: Data) -> None:
+        """Write the manifest that says that all is there: its sums are of the files as they stand."""
+        sums = {name: sha256_of(self.path / name) for name in (CONFIG, WEIGHTS, METRICS, POSTERIOR)}
+        manifest = _manifest("finished", sums, config, data)
+        write_json(self.path / MANIFEST, manifest)
+        self.manifest = manifest
+
+    def vae(self, config: Namespace) -> ProgramPair:
+        """Build the run's model and give it the trained weights.
+
+        Raises:
+            ValueError: If the run is not finished, or the weights are damaged or another model's.
+        """
+        if not self.finished:
+            raise ValueError(f"{self.path}: the run is not finished; go on with train.py --resume {self.path}")
+        self._check_sum(WEIGHTS)
+        about = self.manifest["data"]
+        vae = build_vae(config, about["num_dims"], about.get("num_covariates", 0))
+        weights, _ = read_tensors(self.path / WEIGHTS)
+        expected = vae.state_dict()
+        for name in sorted(set(weights) ^ set(expected)):
+            raise ValueError(
+                f"{self.path / WEIGHTS}: the weights are another model's (they differ in {name}); restore the run's own"
+            )
+        for name, value in expected.items():
+            if value.shape != weights[name].shape:
+                raise ValueError(
+                    f"{self.path / WEIGHTS}: {name} has shape {tuple(weights[name].shape)}, the model's is "
+                    f"{tuple(value.shape)}; restore the run's own"
+                )
+        vae.load_state_dict(weights)
+        return vae.eval()
+
+    def _check_sum(self, name: str) -> None:
+        path = self.path / name
+        if not path.is_file():
+            raise ValueError(f"{path}: missing, though the manifest lists it; take it from a copy")
+        if sha256_of(path) != self.manifest["files"].get(name):
+            raise ValueError(
+                f"{path}: its SHA-256 is not the manifest's, so it was changed or damaged; take it from a copy"
+            )
+
+
+def load(run: str | Path, *, trust_imports: Iterable[str] = ()) -> ProgramPair:
+    """Load the trained model of a run folder, on the CPU and in evaluation mode.
+
+    Args:
+        run: The run folder.
+        trust_imports: Modules beyond pyrovae, torch and Pyro that its configuration may import, which runs their code.
+
+    Returns:
+        The VAE, or the whole model that --program named: either has the programs `model` and `guide`.
+
+    Raises:
+        ValueError: If the folder is no finished run, is damaged, or names a module that is not trusted.
+    """
+    folder = Run(run)
+    return folder.vae(folder.config([trust_imports] if isinstance(trust_imports, str) else trust_imports))
+
+
+def open_run(flags: Namespace, *, bits: bool = False) -> tuple[Run, ProgramPair, Data]:
+    """Open the run that a script's flags name: the folder, the trained model on the device asked for, and its data.
+
+    Args:
+        flags: What a parser of `make_run_parser` gave.
+        bits: Binarise training data too where they were binarised dynamically.
+
+    Raises:
+        ValueError: As `load` and `Run.data`, and if the device is not to be had.
+    """
+    run = Run(flags.run)
+    config = run.config(flags.trust_imports)
+    vae = run.vae(config).to(find_device(flags.device))
+    return run, vae, run.data(config, data_dir=flags.data_dir, bits=bits)
+
+
+def _manifest(status: str, sums: dict[str, str], config: Namespace, data: Data) -> dict[str, Any]:
+    packages = (
+        "pyrovae",
+        "torch",
+        "torchvision",
+        "pyro-ppl",
+        "numpy",
+        "arviz",
+        "xarray",
+        "safetensors",
+        "jsonargparse",
+    )
+    device = torch.device(config.device)
+    return {
+        "format": FORMAT,
+        "status": status,
+        "files": sums,
+        "data": {
+            "name": Path(data.name).name,  # where the file lies is the configuration's to say
+            "sha256": data.sha256,
+            "binarize": data.binarize,
+            "shape": list(data.shape),
+            "num_dims": data.train.shape[1],
+            "num_covariates": data.num_covariates,
+            "num_train": len(data.train),
+            "num_validation": len(data.validation),
+            "num_test": len(data.test),
+        },
+        "device": torch.cuda.get_device_name(device) if device.type == "cuda" else platform.machine(),
+        "threads": torch.get_num_threads(),
+        "versions": {
+            "python": platform.python_version(),
+            **{name: version(name) for name in packages},
+        },
+    }

@@ -1,0 +1,30 @@
+"""Estimates and errors computed from log weights and per-datum values. Imports torch alone."""
+
+from pyrovae.stats.log_weights import component_shares, log_mean_exp, log_mean_std_error
+from pyrovae.stats.means import bits_per_dim, crossed_mean_and_std_error, mean_and_std_error, monte_carlo_std_error
+from pyrovae.stats.pareto import pareto_smoothed_log_weights
+from pyrovae.stats.summaries import (
+    LogMarginal,
+    LowerBound,
+    Rung,
+    summarize_log_weights,
+    summarize_lower_bound,
+    summarize_rungs,
+)
+
+__all__ = [
+    "LogMarginal",
+    "LowerBound",
+    "Rung",
+    "bits_per_dim",
+    "component_shares",
+    "crossed_mean_and_std_error",
+    "log_mean_exp",
+    "log_mean_std_error",
+    "mean_and_std_error",
+    "monte_carlo_std_error",
+    "pareto_smoothed_log_weights",
+    "summarize_log_weights",
+    "summarize_lower_bound",
+    "summarize_rungs",
+]

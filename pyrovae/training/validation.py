@@ -1,0 +1,106 @@
+"""The true ELBO of held-out data, with its parts, whatever is optimised."""
+
+from typing import Any, NamedTuple
+
+import pyro
+import torch
+from pyro.infer import ELBO
+
+from pyrovae.densities import (
+    Program,
+    check_weights,
+    device_of,
+    evaluating,
+    isolated_rng,
+    log_weights_and_latents,
+    num_data,
+    take,
+    temper,
+)
+from pyrovae.execution import Workers
+
+VALIDATION_PARTICLES = 4
+
+_SEED = 20_160_419
+_DATA_AT_ONCE = 2048
+
+
+class Validation(NamedTuple):
+    """Means over held-out data, in nats per datum.
+
+    Attributes:
+        elbo: E_q[log p(x, z) - log q(z|x)].
+        reconstruction: E_q[log p(x|z)].
+        kl: KL(q(z|x), p(z)), from the same draws: reconstruction - elbo.
+    """
+
+    elbo: float
+    reconstruction: float
+    kl: float
+
+
+def validate(model: Program, guide: Program, *args: Any, workers: Workers | None = None, **kwargs: Any) -> Validation:
+    """Estimate the ELBO and its parts, from the same draws whenever it is asked, whatever the number of processes.
+
+    Args:
+        model: Pyro program p(z) p(x|z).
+        guide: Pyro program q(z|x), with the model's arguments.
+        *args: Arguments of both, the data first, with shape (N, ...).
+        workers: The processes that share the data; None for this one alone.
+        **kwargs: Keyword arguments of both.
+
+    Raises:
+        ValueError: If a weight is NaN or unbounded, or a program breaks the contract of `log_weights`.
+    """
+    size, workers = num_data(args, kwargs), workers or Workers()
+    device = device_of(args, kwargs)
+    sums, reason = torch.zeros(2, dtype=torch.float64, device=device), "log weights are NaN in another process"
+    with isolated_rng(_SEED), evaluating(model, guide), pyro.validation_enabled(False):
+        for start in range(0, size, _DATA_AT_ONCE):
+            rows = slice(start, min(start + _DATA_AT_ONCE, size))
+            share = workers.share(rows.stop - rows.start)
+            some_args, some_kwargs = take(*take(args, kwargs, rows), share.rows)
+            with workers.drawing(share):
+                log_w, _, log_lik = log_weights_and_latents(
+                    model, guide, *some_args, num_particles=VALIDATION_PARTICLES, **some_kwargs
+                )
+            try:
+                first = rows.start + share.rows.start
+                check_weights(log_w, model, guide, *some_args, first=first, **some_kwargs)
+            except ValueError as error:  # the others are told below
+                sums, reason = sums + torch.nan, str(error)
+                continue
+            if not share.empty:
+                sums += torch.stack([value.double().mean(0).sum() for value in (log_w, log_lik)])
+    workers.add([sums])
+    if bool(sums.isnan().any()):
+        raise ValueError(reason)
+    elbo, reconstruction = (sums / size).tolist()
+    return Validation(elbo, reconstruction, reconstruction - elbo)
+
+
+def validate_objective(
+    elbo: ELBO, model: Program, guide: Program, *args: Any, weight: float, workers: Workers | None = None, **kwargs: Any
+) -> float:
+    """Minus the loss of held-out data, per datum, from the same draws whenever it is asked, in nats.
+
+    Args:
+        elbo: The objective.
+        model: Pyro program p(z) p(x|z).
+        guide: Pyro program q(z|x), with the model's arguments.
+        *args: Arguments of both, the data first, with shape (N, ...).
+        weight: The weight of the KL divergence.
+        workers: The processes that share the data; None for this one alone.
+        **kwargs: Keyword arguments of both.
+    """
+    size, total, workers = num_data(args, kwargs), 0.0, workers or Workers()
+    at_once = max(1, _DATA_AT_ONCE * VALIDATION_PARTICLES // elbo.num_particles)
+    with isolated_rng(_SEED), evaluating(model, guide), pyro.validation_enabled(False), temper(latent=weight):
+        for start in range(0, size, at_once):
+            rows = slice(start, min(start + at_once, size))
+            share = workers.share(rows.stop - rows.start)
+            some_args, some_kwargs = take(*take(args, kwargs, rows), share.rows)
+            with workers.drawing(share):
+                loss = elbo.loss(model, guide, *some_args, **some_kwargs)  # type: ignore[attr-defined]
+            total += 0.0 if share.empty else loss
+    return -sum(workers.gathered(total)) / size

@@ -1,0 +1,378 @@
+"""Measure pyrovae against hand-written PyTorch, Pyro and NumPyro, side by side in one run.
+
+python scripts/studies/benchmark.py                                    # all tables, on random bits
+python scripts/studies/benchmark.py --data_dir data --json speed.json  # on MNIST, numbers kept
+python scripts/studies/benchmark.py --parts [steps] --batch_sizes [20,256] --rounds 40
+
+The model is one VAE, 784-400-50 and back, softplus, Pyro's checks switched off. All ways take turns in every round, so
+that what else the machine does meets all alike; what counts are ratios within the run. The first calls, recording and
+compiling, are timed apart. NumPyro is measured where it is installed (pip install numpyro).
+"""
+
+import importlib.util
+import os
+import platform
+import statistics
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from concurrent.futures import ProcessPoolExecutor
+from multiprocessing import get_context
+from pathlib import Path
+from typing import Any, Literal, get_args
+
+import pyro
+import torch
+from benchmark_peers import (
+    NUM_DATA,
+    PARTICLES,
+    D,
+    H,
+    Z,
+    hand_written_sampling,
+    hand_written_step,
+    numpyro_sampling,
+    numpyro_steps,
+    pyro_sampling,
+    svi_step,
+)
+from jsonargparse.typing import PositiveInt
+from pyro.infer import TraceMeanField_ELBO
+from torch import Tensor
+
+from pyrovae import MLP, VAE, BernoulliLikelihood, GuideProposal, NormalEncoder, StandardNormalPrior
+from pyrovae.data import load_data
+from pyrovae.evidence import DEFAULT_CHUNK_SIZE, log_marginal, log_weight_blocks
+from pyrovae.execution import Execution, Workers
+from pyrovae.runs import make_parser, parse_flags, read_json, run_script, write_json
+from pyrovae.training import Stepper, StepsAtOnce, trainable_parameters
+
+GROWTH_DATA, GROWTH_PARTICLES, TENFOLD = 64, 500, 10
+Part = Literal["floor", "growth", "steps", "sampling", "processes"]
+FIRST_CALLS = 3  # which record, compile and compare
+Times = dict[str, list[float]]
+
+
+def main() -> int:
+    """Measure, print the tables, and write the numbers where asked."""
+    parser = make_parser(prog="benchmark.py", description=__doc__)
+    add = parser.add_argument
+    add("--data_dir", type=str | None, default=None, help="folder with MNIST (default: random bits)")
+    add("--parts", type=list[Part], default=list(get_args(Part)), help="what to measure")
+    add("--batch_sizes", type=list[PositiveInt], default=[20, 100, 256, 1024], help="of the training steps")
+    add("--execution", type=list[Execution], default=["recorded", "compiled"], help="of ours")
+    add("--rounds", type=PositiveInt, default=20, help="turns that each way takes")
+    add("--steps", type=PositiveInt, default=10, help="training steps in a turn")
+    add("--chunk_sizes", type=list[PositiveInt], default=[DEFAULT_CHUNK_SIZE], help="latents that ours decodes at once")
+    add("--threads", type=PositiveInt | None, default=None, help="CPU threads (default: torch's choice)")
+    add("--device", type=str, default="cpu", help="cpu, cuda, ...")
+    add("--json", type=str | None, default=None, help="file for all numbers")
+    args = parse_flags(parser, sys.argv[1:])
+    if args.threads:
+        torch.set_num_threads(args.threads)
+        if args.threads == 1:  # JAX has no other way to be told
+            os.environ["XLA_FLAGS"] = "--xla_cpu_multi_thread_eigen=false intra_op_parallelism_threads=1"
+    device = torch.device(args.device)
+    pyro.enable_validation(False)
+    pyro.set_rng_seed(0)
+    if args.data_dir is None:
+        x = torch.bernoulli(torch.full((max([NUM_DATA, *args.batch_sizes]), D), 0.3))
+    else:
+        x = load_data("mnist", data_dir=args.data_dir, binarize="static").train
+    x = x.to(device)
+
+    found = []
+    if "floor" in args.parts:
+        found.append(floor(device, args.rounds))
+    if "growth" in args.parts:  # before anything else has taken memory
+        found.append(growth(x, args.execution[0], max(3, args.rounds // 5)))
+    for size in args.batch_sizes if "steps" in args.parts else ():
+        ways = {f"ours, {how}": ours_step(x[:size], how) for how in args.execution}
+        if device.type == "cuda":
+            ways |= {f"ours, {how}, steps at once": ours_epoch(x[:size], how, args.steps) for how in args.execution}
+        ways |= {
+            "hand-written, fused Adam": hand_written_step(x[:size]),
+            "Pyro SVI.step": svi_step(x[:size]),
+        }
+        if "compiled" in args.execution:
+            ways["hand-written, torch.compile"] = hand_written_step(x[:size], compiled=True)
+        if importlib.util.find_spec("numpyro"):
+            ways["NumPyro, steps in one jit"] = numpyro_steps(x[:size], args.steps)
+        first, times = measure(ways, args.rounds, args.steps)
+        found.append(report(f"training step, batch {size}: ms", first, times, 1e3))
+    if "sampling" in args.parts:
+        ways = {
+            f"ours, {how}, chunk {chunk}": ours_sampling(x[:NUM_DATA], how, chunk, args.rounds + FIRST_CALLS)
+            for how in args.execution
+            for chunk in args.chunk_sizes
+        }
+        ways |= {
+            "hand-written": hand_written_sampling(x[:NUM_DATA]),
+            "Pyro, vectorised weights": pyro_sampling(x[:NUM_DATA]),
+            "matrix products alone": products(device),
+        }
+        if "compiled" in args.execution:
+            ways["hand-written, torch.compile"] = hand_written_sampling(x[:NUM_DATA], compiled=True)
+        if importlib.util.find_spec("numpyro"):
+            ways["NumPyro RenyiELBO(0)"] = numpyro_sampling(x[:NUM_DATA])
+        first, times = measure(ways, args.rounds, 1)
+        found.append(report("importance sampling: s per million latents", first, times, 1e6 / NUM_DATA / PARTICLES))
+    if "processes" in args.parts and device.type == "cpu":
+        found.append(processes(args.rounds, args.steps))
+    if args.json:
+        about = {
+            "torch": torch.__version__,
+            "pyro": pyro.__version__,
+            "threads": torch.get_num_threads(),
+            "machine": platform.processor() or platform.machine(),
+            "device": torch.cuda.get_device_name(device) if device.type == "cuda" else "cpu",
+        }
+        write_json(Path(args.json), {"about": about, "tables": found})
+    return 0
+
+
+def measure(ways: dict[str, Callable[[], Any]], rounds: int, calls: int) -> tuple[dict[str, float], Times]:
+    """Seconds of the first calls of each way together, and of one call in each round, in turn."""
+    first, times = {}, {name: [] for name in ways}
+    for name, way in ways.items():
+        started = time.perf_counter()
+        for _ in range(FIRST_CALLS):
+            way()
+        synchronize()
+        first[name] = time.perf_counter() - started
+    for turn in range(rounds):
+        names = list(ways)
+        for name in names[turn % len(names) :] + names[: turn % len(names)]:
+            started = time.perf_counter()
+            for _ in range(1 if hasattr(ways[name], "steps") else calls):
+                ways[name]()
+            synchronize()
+            times[name].append((time.perf_counter() - started) / calls)
+    return first, times
+
+
+def synchronize() -> None:
+    """Wait for what was asked of a card."""
+    if torch.cuda.is_initialized():
+        torch.cuda.synchronize()
+
+
+def report(title: str, first: dict[str, float], times: Times, unit: float) -> dict[str, Any]:
+    """Print medians with quartiles, and the medians of the ratios within each round; return them."""
+    heads = f"{'':30}{'median':>9}{'quartiles':>18}{'first, s':>10}   ratios of {'; '.join(_ours(times))}"
+    print(f"\n{title}\n{heads}", flush=True)
+    rows = []
+    for name, values in times.items():
+        low, middle, high = (unit * q for q in statistics.quantiles(values, n=4))
+        ratios = {
+            ours: statistics.median(a / b for a, b in zip(times[ours], values, strict=True)) for ours in _ours(times)
+        }
+        shown = "".join(f"{ratio:>9.2f}" for ratio in ratios.values())
+        print(f"{name:30}{middle:>9.3f}{f'{low:.3f} to {high:.3f}':>18}{first[name]:>10.1f}   {shown}", flush=True)
+        row = {"way": name, "median": middle, "quartiles": [low, high], "first_seconds": first[name], "ratios": ratios}
+        rows.append(row | {"all": [unit * value for value in values]})
+    return {"title": title, "rows": rows}
+
+
+def _ours(times: Times) -> list[str]:
+    return [name for name in times if name.startswith("ours")]
+
+
+def make_vae(device: torch.device) -> VAE:
+    """The VAE of the comparison."""
+    decoder, encoder = (MLP(*sizes, hidden=[H], activation="softplus") for sizes in ((Z, D), (D, 2 * Z)))
+    return VAE(StandardNormalPrior(Z), BernoulliLikelihood(decoder), NormalEncoder(encoder)).to(device)
+
+
+def make_stepper(x: Tensor, execution: Execution, workers: Workers | None = None) -> Stepper:
+    """What takes the steps of `fit`."""
+    vae = make_vae(x.device)
+    parameters = trainable_parameters(vae.model, vae.guide, x)
+    return Stepper(
+        vae.model,
+        vae.guide,
+        TraceMeanField_ELBO(),
+        parameters,
+        torch.optim.Adam(parameters, lr=1e-3, fused=True),
+        execution=execution,
+        calls={len(x): 1},
+        weighted=False,
+        device=x.device,
+        workers=workers,
+    )
+
+
+def ours_step(x: Tensor, execution: Execution, workers: Workers | None = None) -> Callable[[], Any]:
+    """A step of `fit`."""
+    stepper = make_stepper(x, execution, workers)
+    return lambda: stepper(len(x), (x,), {})
+
+
+def ours_epoch(x: Tensor, execution: Execution, steps: int) -> Callable[[], Any]:
+    """So many steps of `fit` on a card, which takes its batches by itself."""
+    stepper, data = make_stepper(x, execution), x.repeat(steps, 1)
+    losses = torch.zeros(steps, dtype=torch.float64, device=x.device)
+    at_once = StepsAtOnce(stepper, lambda rows: ((data[rows],), {}), len(data), len(x), losses)
+    at_once.order.copy_(torch.randperm(len(data)))
+
+    def call() -> None:
+        step = 0
+        while step < steps:
+            taken = len(at_once(step, lambda step: 1.0))
+            if not taken:
+                stepper(len(x), (x,), {})
+            step += taken or 1
+
+    call.steps = steps  # type: ignore[attr-defined]  # measure calls it once
+    return call
+
+
+def ours_sampling(x: Tensor, execution: Execution, chunk: int, calls: int) -> Callable[[], Any]:
+    """The loop of `log_marginal` under the guide, one block of data at each call."""
+    vae = make_vae(x.device)
+    blocks = log_weight_blocks(
+        vae.model,
+        vae.guide,
+        x.repeat(calls, 1),
+        num_particles=PARTICLES,
+        chunk_size=chunk,
+        proposal=GuideProposal(),
+        checked=True,
+        execution=execution,
+    )
+    return lambda: next(blocks)
+
+
+def products(device: torch.device) -> Callable[[], Any]:
+    """The decoder's two matrix products: the floor."""
+    z, h = (torch.randn(NUM_DATA * PARTICLES, size, device=device) for size in (Z, H))
+    one, two = torch.randn(Z, H, device=device), torch.randn(H, D, device=device)
+
+    def multiply() -> None:
+        z @ one
+        h @ two
+
+    return multiply
+
+
+def floor(device: torch.device, rounds: int) -> dict[str, Any]:
+    """What the machine can do: the rate of a large matrix product, and of copying."""
+    a, b = (torch.randn(2048, 2048, device=device) for _ in range(2))
+    source = torch.randn(2**24, device=device)
+    target = torch.empty_like(source)
+    _, times = measure({"product": lambda: a @ b, "copy": lambda: target.copy_(source)}, rounds, 10)
+    product, copy = (statistics.median(times[name]) for name in ("product", "copy"))
+    rows = {"GFLOP/s, float32": 2 * 2048**3 / product / 1e9, "GB/s, copied": 2 * 4 * 2**24 / copy / 1e9}
+    print("\nthe machine: " + "; ".join(f"{value:,.0f} {name}" for name, value in rows.items()), flush=True)
+    return {"title": "the machine", "rows": rows}
+
+
+def growth(x: Tensor, execution: Execution, rounds: int) -> dict[str, Any]:
+    """Time and peak memory of `log_marginal` under the guide, as K and N grow tenfold."""
+    cells = [(1, GROWTH_PARTICLES), (1, GROWTH_PARTICLES * TENFOLD), (TENFOLD, GROWTH_PARTICLES)]
+    weigh = _weighing(x, execution)
+    given = x[:GROWTH_DATA].cpu(), x.device, execution, torch.get_num_threads()
+    with ProcessPoolExecutor(1, get_context("spawn"), max_tasks_per_child=1) as alone:  # each in a process of its own
+        memory = {cell: alone.submit(_peak_of, *given, *cell).result() for cell in cells}
+    for cell in cells:
+        weigh(*cell)
+    seconds: dict[tuple[int, int], list[float]] = {cell: [] for cell in cells}
+    for _ in range(rounds):
+        for cell in cells:
+            started = time.perf_counter()
+            weigh(*cell)
+            synchronize()
+            seconds[cell].append(time.perf_counter() - started)
+    print(f"\ngrowth, {execution}{'':22}{'s':>9}{'ratio':>9}{'peak, MB':>12}")
+    rows = []
+    for cell in cells:
+        taken = statistics.median(seconds[cell])
+        ratio = statistics.median(a / b for a, b in zip(seconds[cell], seconds[cells[0]], strict=True))
+        name = f"N = {GROWTH_DATA * cell[0]:,}, K = {cell[1]:,}"
+        print(f"{name:30}{taken:>11.2f}{ratio:>9.2f}{memory[cell]:>12.0f}", flush=True)
+        rows.append({"cell": name, "seconds": seconds[cell], "ratio": ratio, "peak_megabytes": memory[cell]})
+    return {"title": "growth", "rows": rows}
+
+
+def _weighing(x: Tensor, execution: Execution) -> Callable[[int, int], Any]:
+    """`log_marginal` of so many times the data with so many draws."""
+    vae = make_vae(x.device)
+    whole = x.repeat(-(-GROWTH_DATA * TENFOLD // len(x)), 1)
+
+    def weigh(times: int, particles: int) -> None:
+        log_marginal(
+            vae.model,
+            vae.guide,
+            whole[: GROWTH_DATA * times],
+            num_particles=particles,
+            proposal=GuideProposal(),
+            execution=execution,
+        )
+
+    return weigh
+
+
+def _peak_of(x: Tensor, device: torch.device, execution: Execution, threads: int, times: int, particles: int) -> float:
+    """The peak of memory of a process that does this alone, after a first call."""
+    torch.set_num_threads(threads)
+    pyro.enable_validation(False)
+    weigh = _weighing(x.to(device), execution)
+    weigh(times, particles)
+    reset_peak(device)
+    weigh(times, particles)
+    return peak(device)
+
+
+def reset_peak(device: torch.device) -> None:
+    """Let the peak of memory be counted from here."""
+    if device.type == "cuda":
+        torch.cuda.reset_peak_memory_stats(device)
+    elif Path("/proc/self/clear_refs").exists():
+        Path("/proc/self/clear_refs").write_text("5")
+
+
+def peak(device: torch.device) -> float:
+    """The peak of memory in MB: the card's, or the resident memory of the process (NaN where the system hides it)."""
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device) / 1e6
+    status = Path("/proc/self/status")
+    lines = status.read_text().splitlines() if status.exists() else []
+    return next((int(line.split()[1]) / 1e3 for line in lines if line.startswith("VmHWM")), float("nan"))
+
+
+def processes(rounds: int, steps: int) -> dict[str, Any]:
+    """Training steps of a batch of 1,024 by one process and by two, one thread each."""
+    with tempfile.TemporaryDirectory() as folder:
+        out = Path(folder) / "steps.json"
+        torch.multiprocessing.spawn(_share_steps, args=(2, Path(folder), out, rounds, steps), nprocs=2)
+        found = read_json(out)
+    ratio = statistics.median(a / b for a, b in zip(found["two"], found["one"], strict=True))
+    print(f"\ntwo processes, one thread each: a step of a batch of 1,024 takes {ratio:.2f} of one process' time")
+    return {"title": "two processes", "rows": found, "ratio": ratio}
+
+
+def _share_steps(rank: int, size: int, folder: Path, out: Path, rounds: int, steps: int) -> None:
+    torch.set_num_threads(1)
+    pyro.enable_validation(False)
+    torch.distributed.init_process_group("gloo", init_method=f"file://{folder}/meet", rank=rank, world_size=size)
+    x = torch.bernoulli(torch.full((1024, D), 0.3))
+    alone, together = ours_step(x, "recorded", Workers()), ours_step(x, "recorded", Workers.current())
+    times: Times = {"one": [], "two": []}
+    for turn in range(rounds + 1):
+        for name, way in (("one", alone), ("two", together)):
+            torch.distributed.barrier()
+            started = time.perf_counter()
+            if name == "two" or rank == 0:
+                for _ in range(max(steps, FIRST_CALLS) if turn == 0 else steps):
+                    way()
+            torch.distributed.barrier()
+            if turn:
+                times[name].append((time.perf_counter() - started) / steps)
+    if rank == 0:
+        write_json(out, times)
+    torch.distributed.destroy_process_group()
+
+
+if __name__ == "__main__":
+    run_script(main)

@@ -1,0 +1,147 @@
+"""Compare what is optimised: the VAE's bound, the importance-weighted one and DReG, with several draws and seeds.
+
+python scripts/studies/bounds.py --out bounds
+python scripts/studies/bounds.py --out bounds --draws [1,10] -- --data mnist --data_dir data --batch_size 20 --epochs 5
+
+Each is trained by scripts/train.py with every seed into a run folder of its own; what stands behind -- goes to train.py
+as it is. A second call goes on where the first was stopped. L_K is the published protocol, the guide's draws; log p(x)
+is by the default proposal, with fewer draws. Errors are over data and seeds, those of differences paired. VAE means the
+ELBO averaged over k draws; with one draw the importance-weighted bound is the same, and is not trained again.
+"""
+
+import sys
+from itertools import pairwise
+from pathlib import Path
+
+import torch
+from jsonargparse.typing import PositiveInt
+from torch import Tensor
+from tqdm import tqdm
+
+from pyrovae.diagnostics import ACTIVE_FROM, unit_activity
+from pyrovae.evidence import aligned, evaluate
+from pyrovae.runs import Seed, make_parser, parse_flags, run_script, write_json
+from pyrovae.runs.sweep import kept, on_test_data, split_flags, train_all
+from pyrovae.stats import crossed_mean_and_std_error
+
+OBJECTIVES = {
+    "VAE": "--elbo MultiplyImportanceWeightedELBO --elbo.num_particles 1 --elbo.num_groups {k}",
+    "IWAE": "--elbo ImportanceWeightedELBO --elbo.num_particles {k}",
+    "DReG": "--elbo ImportanceWeightedELBO --elbo.num_particles {k} --elbo.gradient dreg",
+}
+Cell = tuple[str, int]
+
+
+def main() -> int:
+    """Train what is not trained yet, evaluate, and print the tables."""
+    parser = make_parser(prog="bounds.py", description=__doc__)
+    add = parser.add_argument
+    add("--out", type=str, required=True, help="folder of the runs and of bounds.json")
+    add("--draws", type=list[PositiveInt], default=[1, 5, 50], help="draws per datum in training, k")
+    add("--seeds", type=list[Seed], default=[0, 1, 2], help="training seeds")
+    add("--jobs", type=PositiveInt, default=1, help="trainings side by side")
+    add("--num_data", type=PositiveInt, default=1000, help="test data in the table, at most")
+    add("--guide_particles", type=PositiveInt, default=5000, help="draws of the guide per test datum, K of L_K")
+    add("--num_particles", type=PositiveInt, default=500, help="draws of the default proposal per test datum")
+    own, training = split_flags(sys.argv[1:])
+    flags = parse_flags(parser, own)
+    for name in ("draws", "seeds"):
+        if len(set(flags[name])) < len(flags[name]):
+            raise ValueError(f"--{name}: name each once")
+    out = Path(flags.out)
+    out.mkdir(parents=True, exist_ok=True)
+    cells: list[Cell] = [(name, k) for name in OBJECTIVES for k in sorted(flags.draws) if (name, k) != ("IWAE", 1)]
+    folders = {(cell, seed): out / f"{cell[0]}-{cell[1]}-{seed}" for seed in flags.seeds for cell in cells}
+    few = ["--num_particles", "25", "--proposal", "guide"]  # the table has draws of its own
+    runs = {
+        folder: [*OBJECTIVES[name].format(k=k).split(), *training, "--seed", str(seed), *few]
+        for ((name, k), seed), folder in folders.items()
+    }
+    train_all(Path(__file__).parents[1] / "train.py", runs, jobs=flags.jobs)
+
+    settings = {key: flags[key] for key in ("num_data", "guide_particles", "num_particles")}
+    found: dict[Cell, dict[str, Tensor]] = {}
+    with tqdm(total=len(folders), unit="run", desc="log p(x)") as bar:
+        for cell in cells:
+            by_seed = []
+            for seed in flags.seeds:
+                by_seed.append(measured(folders[cell, seed], settings))
+                bar.update()
+            found[cell] = {key: torch.stack([one[key] for one in by_seed]) for key in by_seed[0]}
+    if ("VAE", 1) in found:
+        found["IWAE", 1] = found["VAE", 1]
+    rows = {f"{name}, k = {k}": summary(values) for (name, k), values in found.items() if (name, k) in cells}
+    differences = compared(found)
+    write_json(out / "bounds.json", {"training": training, "flags": vars(flags), "rows": rows, "gains": differences})
+
+    size = next(iter(found.values()))["bound"].shape[1]
+    print(f"\n{size:,} test data, {len(flags.seeds)} seeds; nats per datum; sd: over the seeds\n")
+    head = ["", f"L_{flags.guide_particles}", "s.e.", "sd", "log p(x)", "ELBO", "active units"]
+    columns = ("bound", "bound_std_error", "bound_sd", "log_marginal", "elbo")
+    lines = [[k, *(number(r[c], ".2f") for c in columns), number(r["active"], ".1f")] for k, r in rows.items()]
+    print(aligned([head, *lines]))
+    print(f"\ngain in L_{flags.guide_particles}, paired\n")
+    lines = [[k, *(number(r[c], "+.3f") for c in ("gain", "std_error", "sd"))] for k, r in differences.items()]
+    print(aligned([["", "gain", "s.e.", "sd"], *lines]))
+    print(f"wrote {out / 'bounds.json'}")
+    return 0
+
+
+def measured(path: Path, settings: dict[str, int]) -> dict[str, Tensor]:
+    """ELBO, L_K and log p(x) of the first test data, each with shape (N,), and activities; kept beside the run."""
+
+    def made() -> dict[str, Tensor]:
+        model, x, conditions = on_test_data(path, settings["num_data"])
+        draws = {key: settings[key] for key in ("guide_particles", "num_particles")}
+        found = evaluate(model.model, model.guide, x, **draws, **conditions)
+        activity = unit_activity(model.guide, x, **conditions)
+        return {
+            "elbo": found.elbo,
+            "bound": found.guide.log_marginal.value,
+            "log_marginal": found.marginal.log_marginal.value,
+            "activity": torch.cat([value.flatten() for value in activity.values()]),
+        }
+
+    return kept(path.with_name(f"{path.name}-{'-'.join(map(str, settings.values()))}.json"), made)
+
+
+def summary(values: dict[str, Tensor]) -> dict[str, float | None]:
+    """Means over seeds and data of values with shape (S, N), and the errors of L_K."""
+    bound, error = crossed_mean_and_std_error(values["bound"])
+    return {
+        "bound": bound,
+        "bound_std_error": error,
+        "bound_sd": over_seeds(values["bound"]),
+        "log_marginal": values["log_marginal"].mean().item(),
+        "elbo": values["elbo"].mean().item(),
+        "active": (values["activity"] > ACTIVE_FROM).double().sum(1).mean().item(),
+    }
+
+
+def compared(found: dict[Cell, dict[str, Tensor]]) -> dict[str, dict[str, float | None]]:
+    """Paired gains: of each objective with more draws, and of one objective over another with the same."""
+    counts = sorted({k for _, k in found})
+    pairs = [((name, low), (name, high)) for name in OBJECTIVES for low, high in pairwise(counts)]
+    pairs += [((low, k), (high, k)) for low, high in (("VAE", "IWAE"), ("IWAE", "DReG")) for k in counts if k > 1]
+    gains: dict[str, dict[str, float | None]] = {}
+    for low, high in pairs:
+        if low in found and high in found:
+            difference = found[high]["bound"] - found[low]["bound"]
+            gain, error = crossed_mean_and_std_error(difference)
+            name = f"{high[0]}, k = {high[1]}, over {low[0]}, k = {low[1]}"
+            gains[name] = {"gain": gain, "std_error": error, "sd": over_seeds(difference)}
+    return gains
+
+
+def over_seeds(values: Tensor) -> float | None:
+    """Standard deviation over seeds of the mean over data; None for one seed."""
+    return values.mean(1).std().item() if len(values) > 1 else None
+
+
+def number(value: float | None, form: str) -> str:
+    """A number of a table, or a dash where there is none."""
+    return "-" if value is None else format(value, form)
+
+
+if __name__ == "__main__":
+    run_script(main)

@@ -1,0 +1,241 @@
+"""Measure bias, error and coverage of `log_marginal` against exact values of log p(x): the proof of its error bars.
+
+python scripts/studies/coverage.py                              # the full table, two to three hours on one core
+python scripts/studies/coverage.py --proposal guide             # the published protocol in its place
+python scripts/studies/coverage.py --only "Z = 1" --pairs 1000  # the problems whose name holds this, thinner
+"""
+
+import math
+import sys
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import pyro
+import pyro.distributions as dist
+import torch
+from jsonargparse.typing import PositiveInt
+from torch import Tensor, nn
+
+from pyrovae import (
+    BernoulliLikelihood,
+    NormalLikelihood,
+    PoissonLikelihood,
+    StudentTLikelihood,
+    exact_log_marginal,
+    log_marginal,
+)
+from pyrovae.evidence import PROPOSALS, ProposalName
+from pyrovae.runs import make_parser, parse_flags, run_script
+
+CHUNK = 2**17  # decoders are small here: larger chunks take less time, and the estimate does not depend on them
+GUIDES = ("exact", "mean-field", "sd x 0.8", "sd x 1.3", "shifted")
+LIKELIHOODS: dict[str, Callable[[nn.Module], nn.Module]] = {
+    "bernoulli": BernoulliLikelihood,
+    "poisson": PoissonLikelihood,
+    "student-t": lambda network: StudentTLikelihood(network, df=3.0, scale=0.5),
+}
+
+
+def prior_of(name: str, size: int) -> dist.TorchDistribution:
+    """A standard normal, three clusters, or a Student-t with three degrees of freedom."""
+    zeros = torch.zeros(size, dtype=torch.float64)
+    if name == "normal":
+        return dist.Normal(zeros, 1.0).to_event(1)
+    if name == "heavy":
+        return dist.StudentT(3.0, zeros, 1.0).to_event(1)
+    centres = torch.tensor([[-2.0], [0.0], [2.0]], dtype=torch.float64) * torch.ones(size, dtype=torch.float64)
+    clusters = dist.Normal(centres, torch.tensor([[0.5], [0.3], [0.7]], dtype=torch.float64)).to_event(1)
+    return dist.MixtureSameFamily(dist.Categorical(torch.ones(3, dtype=torch.float64)), clusters)
+
+
+def generative(x: Tensor, prior: dist.TorchDistribution, likelihood: nn.Module) -> None:
+    """The program p(z) p(x|z), with x (N, D)."""
+    with pyro.plate("data", len(x), dim=-1):
+        z = pyro.sample("z", prior)
+        pyro.sample("x", likelihood(z), obs=x)
+
+
+@dataclass(frozen=True)
+class Problem:
+    """A model whose log p(x) is known, data from it, and the posterior's moments: N data, Z latents.
+
+    Attributes:
+        name: What it is.
+        prior: p(z).
+        likelihood: Module whose forward returns p(x|z).
+        x: Data, with shape (N, D).
+        log_p: Log p(x) in nats, with shape (N,).
+        loc: Posterior means, with shape (N, Z).
+        covariance: Posterior covariances, with shape (N, Z, Z).
+    """
+
+    name: str
+    prior: dist.TorchDistribution
+    likelihood: nn.Module
+    x: Tensor
+    log_p: Tensor
+    loc: Tensor
+    covariance: Tensor
+
+    def model(self, x: Tensor, loc: Tensor, scale: Tensor) -> None:
+        """The program p(z) p(x|z)."""
+        generative(x, self.prior, self.likelihood)
+
+    def guide(self, x: Tensor, loc: Tensor, scale: Tensor) -> None:
+        """The program q(z|x): a normal with full covariance, given by its Cholesky factor for each datum."""
+        with pyro.plate("data", len(x), dim=-1):
+            pyro.sample("z", dist.MultivariateNormal(loc, scale_tril=scale))
+
+    def posterior(self, guide: str) -> tuple[Tensor, Tensor]:
+        """Mean and Cholesky factor of a guide by its name: "exact" has the posterior's moments, others are diagonal."""
+        if guide == "exact":
+            return self.loc, torch.linalg.cholesky(self.covariance)
+        sd = self.covariance.diagonal(dim1=-2, dim2=-1).sqrt()
+        if guide == "mean-field":  # the best diagonal normal for a normal posterior (Bishop 2006, section 10.1.2)
+            return self.loc, torch.linalg.inv(self.covariance).diagonal(dim1=-2, dim2=-1).rsqrt().diag_embed()
+        factor = {"sd x 0.8": 0.8, "sd x 1.3": 1.3, "shifted": 1.0}[guide]
+        return self.loc + (sd if guide == "shifted" else 0.0), (factor * sd).diag_embed()
+
+
+def linear(num_dims: int, size: int, noise: float, num_data: int) -> Problem:
+    """A linear-Gaussian VAE, in closed form."""
+    generator = torch.Generator().manual_seed(num_dims + size)
+    decoder = nn.Linear(size, num_dims).double()
+    with torch.no_grad():
+        decoder.weight.normal_(generator=generator)
+        decoder.bias.normal_(generator=generator)
+    weight, bias = decoder.weight.detach(), decoder.bias.detach()
+    eye = torch.eye(num_dims, dtype=torch.float64)
+    p_x = dist.MultivariateNormal(bias, weight @ weight.T + noise**2 * eye)
+    x = p_x.sample((num_data,))
+    covariance = torch.linalg.inv(torch.eye(size, dtype=torch.float64) + weight.T @ weight / noise**2)
+    return Problem(
+        f"linear, D = {num_dims}, Z = {size}, noise {noise:g}",
+        prior_of("normal", size),
+        NormalLikelihood(decoder, scale=noise).double(),
+        x,
+        p_x.log_prob(x),
+        (x - bias) @ weight @ covariance / noise**2,
+        covariance.expand(num_data, size, size),
+    )
+
+
+def curved(likelihood: str, prior: str, size: int, num_data: int, rough_above: float = 0.005) -> Problem:
+    """A decoder with one layer of tanh, by quadrature over one to three latents, finer where its error is larger."""
+    generator = torch.Generator().manual_seed(size)
+    network = nn.Sequential(nn.Linear(size, 16), nn.Tanh(), nn.Linear(16, 8)).double()
+    with torch.no_grad():
+        for parameter in network.parameters():
+            parameter.normal_(generator=generator)
+        network[2].weight.mul_(0.5)
+    p_z, p_x = prior_of(prior, size), LIKELIHOODS[likelihood](network).double().requires_grad_(False)
+    x = p_x(p_z.sample((num_data,))).sample()
+    exact = exact_log_marginal(generative, x, p_z, p_x, chunk_size=2**16)
+    rough = exact.error > rough_above  # the true error is far below that of half as many points: see the test
+    if bool(rough.any()):
+        fine = exact_log_marginal(
+            generative, x[rough], p_z, p_x, num_points={1: 4000, 2: 200, 3: 100}[size], chunk_size=2**16
+        )
+        for whole, part in zip(exact, fine, strict=True):
+            whole[rough] = part
+    assert exact.loc is not None
+    assert exact.covariance is not None
+    name = f"{likelihood}, {prior} prior, Z = {size}"
+    return Problem(name, p_z, p_x, x, exact.value, exact.loc, exact.covariance)
+
+
+def problems(num_data: int) -> Iterator[tuple[str, Callable[[], Problem]]]:
+    """Every problem by name, made when asked for."""
+    for num_dims, size, noise in ((5, 2, 0.7), (32, 6, 0.7), (32, 20, 0.7), (32, 20, 2.0)):
+        name = f"linear, D = {num_dims}, Z = {size}, noise {noise:g}"
+        yield name, lambda a=num_dims, b=size, c=noise: linear(a, b, c, num_data)  # type: ignore[misc]
+    for likelihood in LIKELIHOODS:
+        for prior in ("normal", "mixture", "heavy"):
+            for size in (1, 2, 3):
+                name = f"{likelihood}, {prior} prior, Z = {size}"
+                yield name, lambda a=likelihood, b=prior, c=size: curved(a, b, c, num_data)  # type: ignore[misc]
+
+
+class Cell(NamedTuple):
+    """What one cell of the table shows."""
+
+    bias: float
+    rmse: float
+    std_error: float
+    coverage: float
+    khat_above: float
+
+
+def measure(problem: Problem, guide: str, *, pairs: int, num_particles: int, proposal: str = "default") -> Cell:
+    """Estimate log p(x) for pairs of datum and draws, and compare with the exact values.
+
+    Each datum is drawn for as often as the pairs need. Coverage is that of value +- 1.96 std_error, or within float
+    precision of the exact value.
+    """
+    repeats = math.ceil(pairs / len(problem.x))
+    args = [value.repeat(repeats, *[1] * (value.dim() - 1)) for value in (problem.x, *problem.posterior(guide))]
+    name: ProposalName = proposal  # type: ignore[assignment]
+    estimate = log_marginal(
+        problem.model,
+        problem.guide,
+        *args,
+        num_particles=num_particles,
+        proposal=PROPOSALS[name],
+        chunk_size=CHUNK,
+    )
+    error = estimate.value - problem.log_p.repeat(repeats)
+    covered = error.abs() <= 1.96 * estimate.std_error + 1e-9
+    return Cell(
+        error.mean().item(),
+        error.square().mean().sqrt().item(),
+        estimate.std_error.mean().item(),
+        covered.double().mean().item(),
+        (estimate.khat > 0.7).double().mean().item(),
+    )
+
+
+def main() -> int:
+    """Print the table; exit with 1 where a cell's coverage lies outside [0.93, 0.97]."""
+    parser = make_parser(prog="coverage.py", description=__doc__)
+    parser.add_argument("--pairs", type=PositiveInt, default=4000, help="pairs of datum and draws in each cell")
+    parser.add_argument(
+        "--num_data", type=PositiveInt | None, default=None, help="data of each problem; null: as pairs"
+    )
+    parser.add_argument("--num_particles", type=PositiveInt, default=1000, help="draws per datum, K")
+    parser.add_argument("--proposal", type=ProposalName, default="default", help="where the draws come from")
+    parser.add_argument("--only", type=str, default="", help="problems whose name holds this")
+    parser.add_argument("--seed", type=int, default=0, help="seed of data and draws")
+    args = parse_flags(parser, sys.argv[1:])
+    num_data = args.num_data or args.pairs
+    if num_data > args.pairs:
+        raise ValueError(f"--num_data {num_data} asks for more data than --pairs {args.pairs}; give as many at most")
+    chosen = [(name, make) for name, make in problems(num_data) if args.only in name]
+    if not chosen:
+        raise ValueError(f"no problem's name holds --only {args.only!r}; take 'linear' or 'poisson, heavy prior', say")
+
+    torch.set_num_threads(1)
+    print(
+        f"{'problem':36} {'guide':10} {'bias':>8} {'rmse':>7} {'s.e.':>7} {'coverage':>8} {'k>0.7':>6} {'seconds':>7}"
+    )
+    outside = 0
+    for name, make in chosen:
+        pyro.set_rng_seed(args.seed)
+        problem = make()
+        for guide in GUIDES:
+            started = time.perf_counter()
+            cell = measure(problem, guide, pairs=args.pairs, num_particles=args.num_particles, proposal=args.proposal)
+            wrong = not 0.93 <= cell.coverage <= 0.97
+            outside += wrong
+            print(
+                f"{name:36} {guide:10} {cell.bias:8.4f} {cell.rmse:7.4f} {cell.std_error:7.4f} {cell.coverage:8.4f} "
+                f"{cell.khat_above:6.3f} {time.perf_counter() - started:7.1f}{' *' if wrong else ''}",
+                flush=True,
+            )
+    print(f"{outside} cells outside [0.93, 0.97]")
+    return int(outside > 0)
+
+
+if __name__ == "__main__":
+    run_script(main)

@@ -1,0 +1,139 @@
+"""Nats against seconds: estimators of log p(x) side by side, on the first test data of one trained run.
+
+python scripts/studies/estimators.py runs/mnist-001 --out estimators.json
+python scripts/studies/estimators.py runs/mnist-001 --num_data 20 --ais_prior [] --ais_guide [100] --ais_laplace [100]
+
+Importance sampling from the guide, as most papers do; the default proposal of `log_marginal`; and annealed importance
+sampling with 16 chains from the prior, the guide, and the Laplace approximation. All bound log p(x) from below in
+expectation, so the higher is the nearer. Stopped and called again with the same --out, it goes on where it was.
+"""
+
+import sys
+import time
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch
+from jsonargparse.typing import PositiveInt
+from torch import Tensor
+
+from pyrovae import GuideProposal, LogMarginal, ais, log_marginal, sigmoidal_schedule
+from pyrovae.densities import isolated_rng
+from pyrovae.evidence import LatentSpace, aligned, laplace_fit
+from pyrovae.runs import (
+    find_device,
+    make_run_parser,
+    open_run,
+    parse_flags,
+    read_json,
+    read_state,
+    run_script,
+    write_json,
+    write_state,
+)
+from pyrovae.stats import mean_and_std_error, monte_carlo_std_error
+
+CHAINS = 16
+
+
+def laplace(space: LatentSpace) -> tuple[Tensor, Tensor]:
+    """Start of the chains: the normal at the mode of each datum's posterior."""
+    fit = laplace_fit(space)
+    return fit.mode, fit.scale_tril
+
+
+def main() -> int:
+    """Estimate, and print the table."""
+    parser = make_run_parser(prog="estimators.py", description=__doc__)
+    parser.add_argument("--num_data", type=PositiveInt, default=50, help="test data, the first ones")
+    for flag, counts, what in (
+        ("guide", [1000, 5000, 50_000], "draws K from the guide"),
+        ("default", [500, 5000], "draws K from the default proposal"),
+        ("ais_prior", [100, 1000], "temperatures of AIS from the prior"),
+        ("ais_guide", [100, 400], "temperatures of AIS from the guide"),
+        ("ais_laplace", [100, 400], "temperatures of AIS from the Laplace approximation"),
+    ):
+        parser.add_argument(f"--{flag}", type=list[PositiveInt], default=counts, help=f"{what}, of each row")
+    parser.add_argument("--out", type=str, default="estimators.json", help="file for the table")
+    args = parse_flags(parser, sys.argv[1:])
+
+    run, vae, data = open_run(args)
+    device = find_device(args.device)
+    x = data.test[: args.num_data].to(device)
+    conditions = {name: value[: len(x)] for name, value in data.conditions("test", device).items()}
+    estimators: dict[str, Any] = {}
+    for name, proposal in (("guide", GuideProposal()), ("default", None)):
+        for count in args[name]:
+            estimators[f"{name}, K = {count:,}"] = partial(
+                log_marginal, vae.model, vae.guide, x, num_particles=count, proposal=proposal, **conditions
+            )
+    starts = {"prior": {}, "guide": {"guide": vae.guide}, "laplace": {"guide": vae.guide, "start": laplace}}
+    for name, start in starts.items():
+        for count in args[f"ais_{name}"]:
+            betas = sigmoidal_schedule(count)
+            estimators[f"AIS from {name.capitalize() if name == 'laplace' else name}, T = {count:,}"] = partial(
+                ais, vae.model, x, num_particles=CHAINS, betas=betas, progress=True, **start, **conditions
+            )
+    if not estimators:
+        raise ValueError("no estimator is asked for; give one of the flags a number")
+
+    out, about = Path(args.out), {"weights": run.manifest["files"], "num_data": len(x), "seed": args.seed}
+    table = read_json(out) if out.exists() else {"about": about, "rows": {}}
+    if table.get("about") != about:
+        raise ValueError(f"--out {out}: holds the table of another run, seed or number of data; name another file")
+    partial_path = out.with_name(f"{out.name}.partial")
+    for name in estimators:
+        if name not in table["rows"]:
+            made, seconds = estimate(name, estimators[name], args.seed, partial_path)
+            table["rows"][name] = {
+                "value": made.value.tolist(),
+                "std_error": made.std_error.tolist(),
+                "seconds": seconds,
+            }
+            write_json(out, table)
+            partial_path.unlink(missing_ok=True)
+    print(f"\n{len(x):,} test data; nats per datum; AIS with {CHAINS} chains; differences from the last\n")
+    print(layout({name: table["rows"][name] for name in estimators if name in table["rows"]}))
+    print(f"wrote {out}")
+    return 0
+
+
+def estimate(name: str, estimator: Any, seed: int, path: Path) -> tuple[LogMarginal, float]:
+    """Run one estimator; the chains of annealing go on from a state that an earlier call left."""
+    options: dict[str, Any] = {}
+    before = 0.0
+    started = time.perf_counter()
+    if name.startswith("AIS"):
+        begun = read_state(path) if path.exists() else {"name": None}
+        if begun["name"] == name:
+            options["resume"], before = begun["state"], begun["seconds"]
+
+        def commit(state: dict[str, Any]) -> None:
+            write_state(path, {"name": name, "state": state, "seconds": before + time.perf_counter() - started})
+
+        options["commit"] = commit
+    with isolated_rng(seed):
+        made = estimator(**options)
+    return made, before + time.perf_counter() - started
+
+
+def layout(rows: dict[str, dict[str, Any]]) -> str:
+    """The table: means, Monte Carlo errors, paired differences from the reference, and seconds."""
+    lines = [["", "log p(x)", "s.e. MC", "difference", "s.e. data", "s.e. MC", "seconds"]]
+    reference = list(rows.values())[-1]
+    for name, row in rows.items():
+        value, error = (torch.tensor(row[key], dtype=torch.float64) for key in ("value", "std_error"))
+        numbers = [f"{value.mean():.3f}", f"{monte_carlo_std_error(error):.3f}"]
+        differences = ["", "", ""]
+        if row is not reference:
+            other, other_error = (torch.tensor(reference[key], dtype=torch.float64) for key in ("value", "std_error"))
+            mean, over_data = mean_and_std_error(value - other)
+            both = monte_carlo_std_error(torch.hypot(error, other_error))
+            differences = [f"{mean:+.3f}", f"{over_data:.3f}", f"{both:.3f}"]
+        lines.append([name, *numbers, *differences, f"{row['seconds']:.1f}"])
+    return aligned(lines)
+
+
+if __name__ == "__main__":
+    run_script(main)

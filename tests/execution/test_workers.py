@@ -1,0 +1,159 @@
+"""Two and three processes against one: the same draws, and the same result up to the order of summation."""
+
+import json
+import socket
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+import workers_job
+from pyro.infer import Trace_ELBO, TraceMeanField_ELBO
+from script_helpers import SCRIPTS, Script, call, run
+
+from pyrovae import VAE, BernoulliLikelihood, BetaTCELBO, Capacity, NormalEncoder, StandardNormalPrior, fit
+from pyrovae.execution import Share, Workers
+from pyrovae.runs import write_state
+
+TORCHRUN = [sys.executable, "-m", "torch.distributed.run", "--standalone"]
+
+
+@pytest.fixture(scope="module")
+def resumed(tmp_path_factory):
+    """The state of one process after one epoch of three, for others to go on from."""
+    path, states = tmp_path_factory.mktemp("state") / "state.safetensors", []
+    workers_job.train("normal", "eager", epochs=1, commit=states.append)
+    states[-1]["stop_reason"] = None
+    write_state(path, states[-1])
+    return path
+
+
+@pytest.fixture(scope="module", params=[2, pytest.param(3, marks=pytest.mark.slow)])
+def outcome(request, tmp_path_factory, resumed):
+    """What so many processes left, and how many they were."""
+    out = tmp_path_factory.mktemp(f"by-{request.param}")
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    # As torchrun would start them, and faster: in forks of a process that has torch imported.
+    job, size = Path(workers_job.__file__).with_suffix(""), {"WORLD_SIZE": str(request.param)}
+    size |= {"LOCAL_WORLD_SIZE": str(request.param), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
+    ranks = [{**size, "RANK": str(rank), "LOCAL_RANK": str(rank)} for rank in range(request.param)]
+    started = [Script(job, [out, resumed], cwd=out, strict=False, env=env) for env in ranks]
+    for process in started:
+        assert process.wait() == 0, process.stderr
+    assert [process.stdout.split() for process in started] == [["rank", "0"]] + [[]] * (request.param - 1)
+    return out, request.param
+
+
+@pytest.mark.parametrize(("name", "execution"), workers_job.CASES)
+def test_many_processes_train_as_one(outcome, name, execution):
+    out, size = outcome
+    alone = workers_job.train(name, execution)
+    for rank in range(size):
+        found = torch.load(out / f"{name}-{execution}-{rank}.pt")
+        for mine, theirs in zip(alone["parameters"], found["parameters"], strict=True):
+            torch.testing.assert_close(theirs, mine, rtol=0, atol=1e-12)
+        torch.testing.assert_close(found["validation"], alone["validation"], rtol=1e-12, atol=0)
+        assert torch.equal(found["after"], alone["after"])
+        # The first commits. A gamma takes parameters, which the processes show each other; that cannot be recorded.
+        assert len(found["refused"]) == (2 if rank == 0 else 0)
+        assert [bool(reason) for reason in found["refused"]] == [name == "student-t"] * len(found["refused"])
+
+
+def test_a_run_goes_on_with_another_number_of_processes(outcome):
+    out, _ = outcome
+    alone, found = workers_job.train("normal", "eager", epochs=3), torch.load(out / "resumed.pt")
+    for mine, theirs in zip(alone["parameters"], found["parameters"], strict=True):
+        torch.testing.assert_close(theirs, mine, rtol=0, atol=1e-12)
+    assert torch.equal(found["after"], alone["after"])
+
+
+def test_an_evaluation_is_the_same_to_the_bit_and_committed_by_the_first(outcome):
+    out, size = outcome
+    alone, _ = workers_job.weighed()
+    for rank in range(size):
+        found = torch.load(out / f"evaluation-{rank}.pt")
+        assert torch.equal(found["log_marginal"], alone["log_marginal"])
+        assert torch.equal(found["elbo"], alone["elbo"])
+        assert found["commits"] == ((1 if size == 2 else 0) if rank == 0 else 0)
+        assert found["states"] == (2 if rank == 0 else 0)
+
+
+@pytest.mark.parametrize("size", [1, 2, 3, 7])
+@pytest.mark.parametrize("total", [1, 5, 100])
+def test_shares_are_a_partition(size, total):
+    shares = [Workers(rank, size).share(total) for rank in range(size)]
+    assert [row for share in shares for row in range(share.start, share.stop)] == list(range(total))
+    counts = [share.stop - share.start for share in shares]
+    assert max(counts) - min(counts) <= 1
+
+
+def test_an_empty_share_runs_on_one_row():
+    assert Share(1, 0, 0).rows == slice(0, 1)
+    assert Share(1, 0, 0).empty
+
+
+def test_batch_normalisation_is_refused(monkeypatch):
+    monkeypatch.setattr(Workers, "current", classmethod(lambda cls: Workers(0, 2)))
+    network = torch.nn.Sequential(torch.nn.Linear(6, 4), torch.nn.BatchNorm1d(4))
+    vae = VAE(StandardNormalPrior(2), BernoulliLikelihood(torch.nn.Linear(2, 6)), NormalEncoder(network))
+    with pytest.raises(ValueError, match="BatchNorm1d takes means over the data of one process"):
+        fit(vae.model, vae.guide, torch.ones(4, 6), elbo=TraceMeanField_ELBO(), epochs=1)
+
+
+@pytest.mark.parametrize("options", [{"elbo": BetaTCELBO(num_data=4)}, {"elbo": Trace_ELBO(), "kl_weight": Capacity()}])
+def test_objectives_of_a_whole_batch_are_refused(monkeypatch, options):
+    monkeypatch.setattr(Workers, "current", classmethod(lambda cls: Workers(0, 2)))
+    vae = VAE(StandardNormalPrior(2), BernoulliLikelihood(torch.nn.Linear(2, 6)), NormalEncoder(torch.nn.Linear(6, 4)))
+    with pytest.raises(ValueError, match="looks at the data of a batch together; train by one process"):
+        fit(vae.model, vae.guide, torch.ones(4, 6), epochs=1, **options)
+
+
+def test_scripts_train_and_evaluate_by_several(tmp_path):
+    flags = ["--epochs", "1", "--network.hidden", "[6]", "--latent_dim", "2", "--num_particles", "25", "--out", "two"]
+    command = [*TORCHRUN, "--nproc-per-node=2", str(SCRIPTS / "train.py"), *flags]
+    result = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=300, check=False)
+    assert result.returncode == 0, result.stderr
+    assert result.stdout.count("wrote two") == 1
+    assert json.loads((tmp_path / "two" / "manifest.json").read_text())["status"] == "finished"
+    shared = (tmp_path / "two" / "evaluation.csv").read_bytes()
+    run("evaluate", "two", "--num_particles", 25, cwd=tmp_path)
+    assert (tmp_path / "two" / "evaluation.csv").read_bytes() == shared
+
+
+def test_several_processes_ask_each_other_seldom_whether_to_stop(monkeypatch):
+    asked = []
+
+    class Two(Workers):
+        """Two processes, of which the other adds nothing."""
+
+        def add(self, tensors):
+            pass
+
+        def any(self, flag):
+            asked.append(steps)
+            return flag
+
+    monkeypatch.setattr(Workers, "current", classmethod(lambda cls: Two(0, 2)))
+    vae = VAE(StandardNormalPrior(2), BernoulliLikelihood(torch.nn.Linear(2, 6)), NormalEncoder(torch.nn.Linear(6, 4)))
+    steps = 0
+
+    def counted(x):
+        nonlocal steps
+        steps += 1
+        return x
+
+    settings = {"epochs": 2, "batch_size": 2, "transform": counted, "should_stop": lambda: False, "checked": True}
+    fit(vae.model, vae.guide, torch.ones(90, 6), elbo=TraceMeanField_ELBO(), **settings)
+    assert [step - asked[0] for step in asked] == [0, 20, 25, 45, 65, 70]  # of 45 an epoch: 20, 40 and the last
+
+
+@pytest.mark.parametrize("rank", [0, 1])
+def test_one_process_says_for_all_what_is_wrong(capsys, monkeypatch, rank):
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    monkeypatch.setenv("RANK", str(rank))
+    code, err = call(capsys, monkeypatch, "train", "--epochs", "none")
+    assert code == 1
+    assert err.count("error: --epochs") == (1 if rank == 0 else 0)

@@ -1,0 +1,144 @@
+"""The decoder's last bias from data: p(x|z) starts at their means."""
+
+from dataclasses import replace
+from functools import partial
+
+import pytest
+import torch
+from catalogue import D, Z
+from torch import nn
+
+from pyrovae import (
+    MLP,
+    Blueprint,
+    ConvNet,
+    GatedMLP,
+    Likelihood,
+    Network,
+    NormalLikelihood,
+    RecurrentNet,
+    ResidualMLP,
+)
+from pyrovae.nn import Offset
+from pyrovae.runs.registry import known_parts
+
+N = 400
+NETWORKS = {
+    "mlp": partial(MLP, hidden=[5]),
+    "linear": partial(MLP, hidden=[]),
+    "gated": partial(GatedMLP, hidden=[5]),
+    "residual": partial(ResidualMLP, width=5, depth=1),
+    "convolutional": partial(ConvNet, shape=(2, 3), channels=(2,), hidden=4),
+    "recurrent": partial(RecurrentNet, shape=(3, 2), hidden=4),
+}
+# Where the means of the data are not those of p(x|z), but its locations: of log x; before the cut; before the end bins
+# are closed.
+LOCATIONS = {
+    "LogNormalLikelihood": (lambda p: p.base_dist.loc, torch.log),
+    "TruncatedNormalLikelihood": (lambda p: p.base_dist.loc, lambda x: x),
+    "DiscretizedLogisticMixtureLikelihood": (lambda p: p.base_dist.component_distribution.loc[..., 0], lambda x: x),
+}
+
+
+def some_data(name):
+    """Data in the support of this likelihood, each dimension with a mean of its own."""
+    u = torch.rand(N, D)
+    share = torch.linspace(0.2, 0.7, D)
+    match name.removesuffix("Likelihood"):
+        case "Bernoulli":
+            return torch.bernoulli(share.expand(N, D))
+        case "ContinuousBernoulli" | "Beta" | "TruncatedNormal":
+            return share + 0.2 * u - 0.1
+        case "Normal" | "Laplace" | "StudentT":
+            return 10 * share + u
+        case "LogNormal":
+            return (share + u).exp()
+        case "Multinomial":
+            return torch.distributions.Multinomial(9, share).sample((N,))
+    return (9 * share + 2 * u - 1).round().clamp(0, 9)
+
+
+def started(name, network, x, **arguments):
+    """p(x|z) of a new likelihood, its bias from data, at some z with the weights of the network's last layer zeroed."""
+    made = known_parts("likelihood")[name]
+    arguments = {**made.arguments_for(x), **arguments}
+    blueprint = Blueprint(D, Z, likelihood=partial(made, **arguments), network=network, x=x, output_bias="data")
+    likelihood = blueprint.make_likelihood()
+    layers = [layer for layer in likelihood.network.modules() if hasattr(layer, "weight")]
+    with torch.no_grad():
+        layers[-1].weight.zero_()
+        if isinstance(list(likelihood.network.modules())[-1], Offset) and layers[-1].bias is not None:
+            layers[-1].bias.zero_()
+        p = likelihood(torch.randn(5, Z))
+    assert bool(likelihood(torch.zeros(Z)).support.check(x).all())
+    return p
+
+
+@pytest.mark.parametrize("network", ["mlp", "convolutional"])
+@pytest.mark.parametrize("name", known_parts("likelihood"))
+def test_it_starts_at_the_means_of_the_data(name, network):
+    x = some_data(name)
+    p = started(name, NETWORKS[network], x)
+    place, scale = LOCATIONS.get(name, (lambda p: p.mean, lambda x: x))
+    # A class that is never seen starts at a share of 0.001, and takes it from the others.
+    tolerance = 0.03 if name == "CategoricalLikelihood" else 1e-4
+    torch.testing.assert_close(place(p), scale(x).mean(0).expand(5, D), rtol=1e-4, atol=tolerance)
+    assert scale(x).mean(0).std() > 0.1  # no one number would do
+
+
+def test_shares_of_classes_are_those_of_the_data():
+    x = some_data("Categorical")
+    shares = torch.stack([(x == c).float().mean(0) for c in range(int(x.max()) + 1)], -1)
+    p = started("CategoricalLikelihood", NETWORKS["mlp"], x).base_dist
+    torch.testing.assert_close(p.probs, shares.expand(5, -1, -1), rtol=0, atol=5e-3)
+
+
+def test_a_narrow_truncated_normal_starts_near_the_means():
+    x = some_data("TruncatedNormal")
+    p = started("TruncatedNormalLikelihood", NETWORKS["mlp"], x, scale=0.05)
+    torch.testing.assert_close(p.mean, x.mean(0).expand(5, D), rtol=0, atol=1e-3)
+
+
+@pytest.mark.parametrize("network", NETWORKS)
+@pytest.mark.parametrize("scale", ["global", "network"])
+def test_every_network_starts_there(network, scale):
+    x = some_data("Normal")
+    p = started("NormalLikelihood", NETWORKS[network], x, scale=scale)
+    torch.testing.assert_close(p.mean, x.mean(0).expand(5, D))
+    if scale == "network":
+        torch.testing.assert_close(p.stddev, torch.ones(5, D))
+
+
+def test_it_is_learned_copied_and_loaded():
+    x = some_data("Normal")
+    blueprint = Blueprint(D, Z, likelihood=NormalLikelihood, network=NETWORKS["convolutional"], output_bias="data")
+    vae, loaded = replace(blueprint, x=x).vae(), blueprint.vae()
+    loaded.load_state_dict(vae.state_dict())
+    z = torch.randn(5, Z)
+    torch.testing.assert_close(loaded.model.likelihood(z).mean, vae.model.likelihood(z).mean)
+    vae.model.likelihood(z).mean.sum().backward()
+    torch.testing.assert_close(vae.model.likelihood.network[-1].bias.grad, torch.full((D,), 5.0))
+
+
+class Biasless(Network):
+    def __init__(self, in_features, out_features):
+        super().__init__(in_features, out_features)
+        self.layer = nn.Linear(in_features, out_features, bias=False)
+
+    def forward(self, z):
+        return self.layer(z)
+
+
+def test_a_last_layer_without_a_bias_gets_one():
+    x = some_data("Normal")
+    p = started("NormalLikelihood", Biasless, x)
+    torch.testing.assert_close(p.mean, x.mean(0).expand(5, D))
+
+
+def test_a_likelihood_that_does_not_say_where_is_refused():
+    class Plain(Likelihood):
+        def forward(self, z, covariates=None):
+            return torch.distributions.Normal(self.outputs(z, covariates), 1.0)
+
+    with pytest.raises(ValueError, match=r"Plain does not say .* give it a method centre"):
+        Blueprint(D, Z, likelihood=Plain, output_bias="data").make_likelihood()

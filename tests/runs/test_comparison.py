@@ -1,0 +1,249 @@
+"""Runs side by side: paired differences, their errors, and what is not comparable."""
+
+import json
+import math
+import runpy
+import shutil
+import warnings
+
+import numpy as np
+import pytest
+import torch
+from script_helpers import path_of, run
+
+from pyrovae.runs.comparison import Evaluated, compare, marginal_to_arviz, plot_comparison
+from pyrovae.stats import crossed_mean_and_std_error
+
+ABOUT = {"data (SHA-256)": "abc", "binarisation": "none", "split": "test", "base measure": "counting"}
+
+
+def evaluated(name, value, std_error=0.0, rows=None, **about):
+    value = torch.as_tensor(value, dtype=torch.float64)
+    rows = torch.arange(len(value)) if rows is None else rows
+    return Evaluated(name, value, torch.full_like(value, std_error), rows, {**ABOUT, **about}, "guide, K = 10")
+
+
+def test_differences_are_paired_and_sorted():
+    datum = 10 * torch.randn(400, dtype=torch.float64)  # shared by both runs, so it drops out
+    noise = 0.1 * torch.randn(400, dtype=torch.float64)
+    found = compare([evaluated("worse", datum - 1 + noise, 0.3), evaluated("better", datum, 0.4)])
+    assert list(found) == ["better", "worse"]
+    assert found["better"].difference is None
+    row = found["worse"]
+    assert row.difference == pytest.approx(-1 + noise.mean().item())
+    assert row.difference_std_error == pytest.approx(noise.std().item() / 20)
+    assert row.difference_mc_std_error == pytest.approx(0.5 / 20)
+    assert row.std_error > 0.4
+    assert plot_comparison(found).axes
+
+
+@pytest.mark.parametrize("key", ABOUT)
+def test_what_is_not_of_the_same_thing_is_refused(key):
+    with pytest.raises(ValueError, match="cannot be compared") as refusal:
+        compare([evaluated("a", [1.0, 2.0]), evaluated("b", [1.0, 2.0], **{key: "other"})])
+    assert key in str(refusal.value)
+    assert "other" in str(refusal.value)
+
+
+def test_other_test_rows_are_refused():
+    with pytest.raises(ValueError, match="other test rows"):
+        compare([evaluated("a", [1.0, 2.0]), evaluated("b", [1.0, 2.0], rows=torch.tensor([1, 0]))])
+
+
+def test_the_error_over_runs_and_data_is_that_of_a_simulation():
+    # values[s, n] = run[s] + datum[n]; the error of the mean is known. 2,000 tables, so 10 % is six standard errors.
+    runs, data = 0.5 * torch.randn(2000, 4, 1), 2 * torch.randn(2000, 1, 50)
+    true = math.sqrt(0.25 / 4 + 4 / 50)
+    found = [crossed_mean_and_std_error(table)[1] for table in runs + data]
+    assert np.sqrt(np.mean(np.square(found))) == pytest.approx(true, rel=0.1)
+    one_run = crossed_mean_and_std_error(data[0])
+    assert one_run[1] == pytest.approx(data[0].std().item() / math.sqrt(50))
+
+
+@pytest.mark.filterwarnings("ignore::UserWarning", "ignore::DeprecationWarning", "ignore::FutureWarning")
+def test_arviz_is_given_the_marginal():
+    import arviz
+
+    log_p = {"a": torch.randn(60, dtype=torch.float64) - 90}
+    log_p["b"] = log_p["a"] - 1 + 0.3 * torch.randn(60, dtype=torch.float64)
+    trees = {name: marginal_to_arviz(value, torch.zeros(60, 2)) for name, value in log_p.items()}
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # of its k-hat
+        loo = arviz.loo(trees["a"])
+        table = arviz.compare(trees)
+    found = loo.elpd_loo if hasattr(loo, "elpd_loo") else loo.elpd  # ArviZ 0.x and 1.x
+    assert float(found) == pytest.approx(log_p["a"].sum().item(), abs=1e-3)
+    away = log_p["a"] - log_p["b"]
+    assert abs(table["elpd_diff"]).max() == pytest.approx(abs(away.sum().item()), rel=0.1)  # 1.x rounds
+    assert table["dse"].max() == pytest.approx(away.std().item() * 60**0.5, rel=0.3)
+
+
+@pytest.fixture(scope="module")
+def runs(tmp_path_factory):
+    root = tmp_path_factory.mktemp("runs")
+    np.save(root / "bits.npy", np.random.default_rng(0).integers(0, 2, (60, 6)))
+    np.save(root / "others.npy", np.random.default_rng(1).integers(0, 2, (60, 6)))
+    for name, data in (("a", "bits"), ("b", "bits"), ("c", "others")):
+        flags = [
+            "--data",
+            f"{data}.npy",
+            "--network.hidden",
+            "[4]",
+            "--latent_dim",
+            "2",
+            "--epochs",
+            "1",
+            "--out",
+            name,
+        ]
+        script(root, "train", *flags, "--num_particles", "30", "--seed", "1" if name == "b" else "0")
+    return root
+
+
+def script(cwd, name, *arguments, check=True):
+    return run(name, *arguments, cwd=cwd, check=check)
+
+
+def test_the_script_compares_and_draws(runs):
+    result = script(runs, "compare", "a", "b", "--figure", "differences.png")
+    values = {name: Evaluated.of(runs / name).value.mean().item() for name in "ab"}
+    assert f"{max(values.values()):.2f}" in result.stdout
+    assert f"{min(values.values()) - max(values.values()):+.2f}" in result.stdout
+    assert (runs / "differences.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_the_script_refuses_in_one_line(runs, tmp_path):
+    for arguments, message in (
+        (["a", "c"], "cannot be compared: data"),
+        (["a"], "two run folders or more"),
+        (["a", "nowhere"], "no run folder"),
+    ):
+        result = script(runs, "compare", *arguments, check=False)
+        assert result.returncode == 1
+        assert message in result.stderr
+        assert result.stderr.count("\n") == 1
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "named"), [("binarize", "static", "binarisation"), ("base_measure", "lebesgue", "base measure")]
+)
+def test_a_folder_of_another_binarisation_or_base_measure_is_refused(runs, tmp_path, key, value, named):
+    shutil.copytree(runs / "b", tmp_path / "b")
+    summary = json.loads((tmp_path / "b/evaluation.json").read_text())
+    assert summary[key] not in (None, value)
+    (tmp_path / "b/evaluation.json").write_text(json.dumps({**summary, key: value}))
+    with pytest.raises(ValueError, match=f"cannot be compared: {named}"):
+        compare([Evaluated.of(runs / "a"), Evaluated.of(tmp_path / "b")])
+
+
+@pytest.mark.slow  # CI trains a table by the script itself
+def test_swapping_trains_tabulates_and_goes_on(runs):
+    training = ["--data", "bits.npy", "--network.hidden", "[4]", "--latent_dim", "2", "--epochs", "2"]
+    table = ["--out", "table", "--seeds", "[0,1]", "--only", "two-layer-program", "--num_particles", "20"]
+    result = script(runs, "swap", *table, "--ladder", "[5,20]", "--", *training)
+    assert "two-layer-program" in result.stdout
+    rows = json.loads((runs / "table/table.json").read_text())["rows"]
+    assert set(rows) == {"standard", "two-layer-program"}
+    assert rows["standard"]["difference"] == 0
+    assert len(rows["standard"]["ladder"]) == 2
+    stamps = {path: path.stat().st_mtime_ns for path in (runs / "table").glob("*/weights.safetensors")}
+    assert len(stamps) == 4
+    again = script(runs, "swap", *table, "--ladder", "[5,20]", "--", *training)
+    assert stamps == {path: path.stat().st_mtime_ns for path in stamps}
+    assert again.stdout == result.stdout
+    wrong = script(runs, "swap", "--out", "table", "--only", "flow-priors", check=False)
+    assert "did you mean flow-prior" in wrong.stderr
+    failed = script(runs, "swap", "--out", "other", "--only", "low-rank", "--", "--epochz", "3", check=False)
+    assert failed.returncode == 1
+    assert "--epochz: no such flag" in failed.stderr
+
+
+@pytest.mark.slow
+def test_betas_are_a_dial(runs):
+    training = ["--data", "bits.npy", "--network.hidden", "[8]", "--latent_dim", "2", "--epochs", "40"]
+    flags = ["--out", "dial", "--betas", "[4,0.1]", "--num_particles", "25", "--", *training, "--lr", "0.01"]
+    result = script(runs, "betas", *flags)
+    rows = json.loads((runs / "dial/betas.json").read_text())["betas"]
+    assert list(rows) == ["0.1", "4"]
+    low, high = rows.values()
+    assert low["kl"] > high["kl"] + 0.1
+    assert low["reconstruction"] > high["reconstruction"]
+    assert low["log_marginal"] > low["elbo"]
+    assert (runs / "dial/betas.png").read_bytes().startswith(b"\x89PNG")
+    assert script(runs, "betas", *flags).stdout == result.stdout  # all of it was there
+
+
+def test_a_beta_below_zero_is_refused(runs):
+    result = script(runs, "betas", "--out", "none", "--betas", "[-1]", check=False)
+    assert result.returncode == 1
+    assert "--betas" in result.stderr
+    assert not (runs / "none").exists()
+
+
+def test_gains_are_paired_over_data_and_seeds():
+    module = runpy.run_path(str(path_of("bounds")))
+    datum, seed = torch.randn(500, dtype=torch.float64) * 5, torch.tensor([[0.3], [-0.3]], dtype=torch.float64)
+    better = torch.tensor([[0.1], [0.2]], dtype=torch.float64)  # of each seed
+    one, few = {"bound": datum + seed}, {"bound": datum + seed + 1}
+    found = {("VAE", 1): one, ("VAE", 5): one, ("IWAE", 1): one, ("IWAE", 5): few}
+    found["DReG", 5] = {"bound": few["bound"] + better}
+    gains = module["compared"](found)
+    assert list(gains) == [
+        "VAE, k = 5, over VAE, k = 1",
+        "IWAE, k = 5, over IWAE, k = 1",
+        "IWAE, k = 5, over VAE, k = 5",
+        "DReG, k = 5, over IWAE, k = 5",
+    ]
+    assert [row["gain"] for row in gains.values()] == pytest.approx([0, 1, 1, 0.15])
+    last = gains["DReG, k = 5, over IWAE, k = 5"]
+    assert last["sd"] == pytest.approx(0.1 / 2**0.5)
+    assert last["std_error"] == pytest.approx(0.05)
+    values = {"log_marginal": one["bound"], "elbo": one["bound"], "activity": torch.tensor([[0.5, 0.0], [0.02, 0.011]])}
+    row = module["summary"]({**one, **values})
+    assert row["active"] == 1.5
+    assert row["bound"] == pytest.approx(datum.mean().item())
+    assert row["bound_sd"] == pytest.approx(0.6 / 2**0.5)
+    assert module["over_seeds"](one["bound"][:1]) is None  # one seed has no spread
+    assert module["number"](None, ".2f") == "-"
+
+
+def test_gradients_are_measured_and_drawn(tmp_path):
+    flags = ["--out", "g.png", "--particles", "[8]", "--num_copies", "4000"]
+    table = script(tmp_path, "gradients", *flags).stdout
+    found = {name: row["8"] for name, row in json.loads((tmp_path / "g.json").read_text())["estimators"].items()}
+    for name in ("pathwise", "VIMCO"):
+        error = math.hypot(found[name]["std_error"], found["DReG"]["std_error"])
+        assert abs(found[name]["mean"] - found["DReG"]["mean"]) < 5 * error
+    assert abs(found["STL"]["mean"] - found["DReG"]["mean"]) > 20 * found["STL"]["std_error"]  # it is biased
+    assert found["DReG"]["snr"] > 10 * found["pathwise"]["snr"]
+    assert f"{found['DReG']['snr']:.4f}" in table
+    assert (tmp_path / "g.png").read_bytes().startswith(b"\x89PNG")
+    wrong = script(tmp_path, "gradients", "--out", "g.pdf", check=False)
+    assert "give a name that ends in .png" in wrong.stderr
+
+
+@pytest.mark.slow  # five trainings
+def test_bounds_side_by_side(runs):
+    training = ["--data", "bits.npy", "--network.hidden", "[8]", "--latent_dim", "2", "--epochs", "3"]
+    flags = [
+        "--out",
+        "bounds",
+        "--draws",
+        "[1,4]",
+        "--seeds",
+        "[0]",
+        "--guide_particles",
+        "30",
+        "--num_particles",
+        "30",
+    ]
+    result = script(runs, "bounds", *flags, "--", *training)
+    made = json.loads((runs / "bounds/bounds.json").read_text())
+    assert list(made["rows"]) == ["VAE, k = 1", "VAE, k = 4", "IWAE, k = 4", "DReG, k = 1", "DReG, k = 4"]
+    for row in made["rows"].values():
+        assert row["elbo"] < row["bound"] < 0
+        assert 0 <= row["active"] <= 2
+    assert len({row["bound"] for row in made["rows"].values()}) == 5
+    assert script(runs, "bounds", *flags, "--", *training).stdout == result.stdout
+    twice = script(runs, "bounds", "--out", "none", "--draws", "[1,1]", check=False)
+    assert "--draws: name each once" in twice.stderr

@@ -1,0 +1,350 @@
+"""The scripts with covariates, whole models, the reader's own among them, and a KL divergence that is warmed up."""
+
+import json
+import re
+
+import numpy as np
+import pytest
+import torch
+from script_helpers import TINY, call, help_of, lines, run, start
+
+import pyrovae
+from pyrovae.runs import read_state
+
+OWN_MODULE = '''
+import pathlib
+import pyro
+import pyro.distributions as dist
+import torch
+from torch import nn
+
+pathlib.Path(__file__).with_suffix(".imported").touch()
+
+def normal(outputs):
+    loc, log_scale = outputs.chunk(2, -1)
+    return dist.Normal(loc, log_scale.exp()).to_event(1)
+
+class OwnLayers(nn.Module):
+    """Two layers of the reader's own."""
+
+    def __init__(self, blueprint, width: int = 3) -> None:
+        super().__init__()
+        self.width, latent_dim = width, blueprint.latent_dim
+        self.down = nn.Linear(width, 2 * latent_dim)
+        self.pixels = nn.Linear(latent_dim, blueprint.num_dims)
+        self.up, self.top = nn.Linear(blueprint.num_dims, 2 * latent_dim), nn.Linear(latent_dim, 2 * width)
+
+    def model(self, x):
+        with pyro.plate("rows", len(x), dim=-1):
+            high = pyro.sample("high", dist.Normal(torch.zeros(self.width), 1.0).to_event(1))
+            low = pyro.sample("low", normal(self.down(high)))
+            pyro.sample("pixels", dist.Bernoulli(logits=self.pixels(low)).to_event(1), obs=x)
+
+    def guide(self, x):
+        with pyro.plate("rows", len(x), dim=-1):
+            low = pyro.sample("low", normal(self.up(x)))
+            pyro.sample("high", normal(self.top(low)))
+
+class Headless(nn.Module):
+    def __init__(self, blueprint) -> None:
+        super().__init__()
+'''
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory):
+    """A folder with an array of bits, classes and numbers beside, and the reader's module."""
+    root = tmp_path_factory.mktemp("place")
+    generator = np.random.default_rng(0)
+    classes = generator.integers(0, 3, 120)
+    shares = generator.random((3, 12))
+    np.save(root / "bits.npy", (generator.random((120, 12)) < shares[classes]).astype(np.uint8))
+    np.save(root / "classes.npy", classes)
+    np.save(root / "numbers.npy", generator.normal(size=(120, 2)))
+    (root / "ownmodels.py").write_text(OWN_MODULE)
+    return root
+
+
+@pytest.fixture
+def script(place, monkeypatch, capsys):
+    """Run a script in this process and in the place; it must succeed."""
+
+    def run_script(name, *arguments):
+        monkeypatch.chdir(place)
+        code, err = call(capsys, monkeypatch, name, *arguments)
+        assert code == 0, err
+        return err
+
+    return run_script
+
+
+def summary(folder):
+    return json.loads((folder / "evaluation.json").read_text())
+
+
+def posterior(folder):
+    import arviz
+
+    return arviz.from_netcdf(folder / "posterior.nc")["posterior"]
+
+
+OWN = ["--program", "ownmodels.OwnLayers", "--elbo", "Trace_ELBO"]
+BITS = ["--data", "bits.npy", *TINY, "--epochs", 2]
+CLASSES = ["--covariates", "classes.npy"]
+RUNS = {
+    "classes": (CLASSES, {"z": 2}),
+    "numbers": (["--covariates", "numbers.npy", "--prior", "ConditionalNormalPrior"], {"z": 2}),
+    "bottom-up": (
+        ["--program", "TwoLayerVAE", "--program.direction", "bottom-up", "--elbo", "Trace_ELBO"],
+        {"z1": 2, "z2": 1},
+    ),
+    "top-down": (
+        ["--program", "TwoLayerVAE", "--program.top_dim", 3, *CLASSES],
+        {"z1": 2, "z2": 3},
+    ),
+    "mixture": (
+        ["--program", "MixtureVAE", "--program.num_classes", 3, "--elbo", "TraceEnum_ELBO", *CLASSES],
+        {"y": 3, "z": 2},
+    ),
+    "bias": (["--output_bias", "data", "--prior", "MixturePrior"], {"z": 2}),
+}
+
+
+@pytest.mark.parametrize("name", RUNS)
+def test_it_is_trained_evaluated_sampled_and_loaded(place, script, name):
+    flags, latents = RUNS[name]
+    script("train", *BITS, *flags, "--out", name)
+    folder = place / name
+    trained = summary(folder)
+    assert trained["num_data"] == 12
+    draws = posterior(folder)
+    assert {site: draws[site].shape for site in latents} == {site: (1, 100, 12, size) for site, size in latents.items()}
+    script("evaluate", name, "--num_particles", 25)
+    again = summary(folder)
+    assert again["log_marginal"] == trained["log_marginal"]  # the seed of evaluation is 0 in both
+    script("evaluate", name, "--num_particles", 5, "--split", "train")
+    before = (folder / "samples.png").read_bytes()
+    script("sample", name, "--num_samples", 9, "--seed", 3)
+    assert (folder / "samples.png").read_bytes() != before
+    vae = pyrovae.load(folder)
+    manifest = json.loads((folder / "manifest.json").read_text())["data"]
+    given = 0 if "--covariates" not in flags else 2 if "numbers.npy" in flags else 3
+    assert manifest["num_covariates"] == given
+    kwargs = {"covariates": torch.zeros(4, given)} if given else {}
+    assert pyrovae.log_weights(vae.model, vae.guide, torch.zeros(4, 12), **kwargs).shape == (1, 4)
+
+
+def test_labels_of_digits(place, script):
+    script("train", *TINY, "--covariates", "labels", "--epochs", 1, "--out", "labels")
+    script("evaluate", "labels", "--num_particles", 5)
+    script("sample", "labels", "--num_samples", 20)
+    assert summary(place / "labels")["num_data"] == 179
+    assert "covariates: labels" in (place / "labels/config.yaml").read_text()
+
+
+def test_covariates_that_tell_the_data_raise_their_probability(place, script):
+    # The classes hold all that there is to know of x but noise; the gain is some nats, the errors are tenths.
+    for name, flags in (("told", CLASSES), ("untold", [])):
+        arguments = ["--data", "bits.npy", *TINY, *flags, "--epochs", 40, "--lr", 0.02, "--latent_dim", 1]
+        script("train", *arguments, "--out", name)
+    told, untold = (summary(place / name)["log_marginal"]["mean"] for name in ("told", "untold"))
+    assert told > untold + 0.2
+
+
+def test_a_run_is_of_its_covariates(place, script, capsys, monkeypatch):
+    np.save(place / "mine.npy", np.arange(120) % 2)
+    script("train", *BITS, "--covariates", "mine.npy", "--out", "mine")
+    assert f"covariates: {place / 'mine.npy'}" in (place / "mine/config.yaml").read_text()
+    np.save(place / "mine.npy", np.arange(120) % 2 == 0)
+    code, err = call(capsys, monkeypatch, "evaluate", "mine")
+    assert code == 1
+    assert "not the data that" in err
+
+
+# The reader's own program
+
+
+def test_a_program_of_the_readers_own_and_trust(place):
+    run("train", *BITS, *OWN, "--program.width", 4, "--out", "own", cwd=place)
+    draws = posterior(place / "own")
+    assert (draws["high"].shape[-1], draws["low"].shape[-1]) == (4, 2)
+    marker = place / "ownmodels.imported"
+    marker.unlink()
+    for script, extra in (("evaluate", ["own"]), ("sample", ["own"]), ("train", ["--config", "own/config.yaml"])):
+        result = run(script, *extra, cwd=place, check=False)
+        assert result.returncode == 1
+        assert "--trust_imports ownmodels" in result.stderr
+    with pytest.raises(ValueError, match="--trust_imports ownmodels"):
+        pyrovae.load(place / "own")
+    assert not marker.exists()  # it was not imported
+    run("evaluate", "own", "--num_particles", 30, "--trust_imports", "ownmodels", cwd=place)
+    run("sample", "own", "--num_samples", 4, "--trust_imports", "ownmodels", cwd=place)
+    assert marker.exists()
+
+
+def test_a_program_of_the_readers_own_is_loaded_and_resumed(place, script, monkeypatch):
+    arguments = ["--data", "bits.npy", *TINY, *OWN, "--epochs", 3]
+    script("train", *arguments, "--out", "straight")
+    vae = pyrovae.load("straight", trust_imports=["ownmodels"])
+    assert pyrovae.log_marginal(vae.model, vae.guide, torch.zeros(4, 12), num_particles=5).value.shape == (4,)
+    assert vae.width == 3
+    best = read_state(place / "straight/checkpoint.safetensors")["best"]
+    for name, value in vae.state_dict().items():
+        assert torch.equal(value, best[f"model.{name}"])
+    _interrupted(place, "own-resumed", arguments, "--trust_imports", "ownmodels")
+    assert (place / "own-resumed/weights.safetensors").read_bytes() == (
+        place / "straight/weights.safetensors"
+    ).read_bytes()
+
+
+def _interrupted(place, out, arguments, *with_resume):
+    """Run the training, killed after its first epoch, and again to its end."""
+    process = start(*arguments, "--out", out, cwd=place)
+    while len(lines(place / out / "metrics.jsonl")) < 1 and process.poll() is None:
+        pass
+    process.kill()
+    process.wait()
+    run("train", "--resume", out, *with_resume, cwd=place)
+
+
+# Objectives and warm-up
+
+
+def test_bounds_of_many_draws_go_by_their_names(place, script):
+    flags = ["--elbo", "ImportanceWeightedELBO", "--elbo.num_particles", 7, "--elbo.gradient", "dreg"]
+    script("train", "--data", "bits.npy", *TINY, *flags, "--epochs", 1, "--out", "bound")
+    written = (place / "bound/config.yaml").read_text()
+    assert "class_path: pyrovae.ImportanceWeightedELBO" in written
+    assert "num_particles: 7" in written
+    assert "gradient: dreg" in written
+    script("evaluate", "bound", "--num_particles", 5)
+
+
+def test_a_capacity_and_a_constraint_go_by_their_names(place, script):
+    capacity = ["--kl_weight", "Capacity", "--kl_weight.final", 25, "--kl_weight.epochs", 4]
+    script("train", "--data", "bits.npy", *TINY, *capacity, "--epochs", 2, "--out", "capacity")
+    rows = [json.loads(line) for line in lines(place / "capacity/metrics.jsonl")]
+    assert [row["kl_target"] for row in rows] == [pytest.approx(25 * t / 4) for t in (5 / 6, 11 / 6)]
+    assert [row["kl_weight"] for row in rows] == [100.0, 100.0]
+    geco = ["--kl_weight", "GECO", "--kl_weight.tolerance", 6.5, "--epochs", 4]
+    script("train", "--data", "bits.npy", *TINY, *geco, "--out", "geco")
+    rows = [json.loads(line) for line in lines(place / "geco/metrics.jsonl")]
+    assert len({row["kl_weight"] for row in rows}) == 4
+    assert all(row["train_elbo"] is None for row in rows)
+    assert (place / "geco/training.png").read_bytes().startswith(b"\x89PNG")
+    _interrupted(place, "geco2", ["--data", "bits.npy", *TINY, *geco])
+    assert (place / "geco2/weights.safetensors").read_bytes() == (place / "geco/weights.safetensors").read_bytes()
+
+
+def test_warm_up_is_recorded_and_resumed_to_the_bit(place, script):
+    warm = ["--kl_weight", "LinearWarmup", "--kl_weight.epochs", 1.5]
+    arguments = ["--data", "bits.npy", *TINY, *warm, "--epochs", 5]
+    script("train", *arguments, "--out", "warm")
+    rows = [json.loads(line) for line in lines(place / "warm/metrics.jsonl")]
+    assert [row["train_elbo"] is None for row in rows] == [True, True, False, False, False]
+    assert [row["kl_weight"] for row in rows] == [pytest.approx(5 / 6 / 1.5), 1.0, 1.0, 1.0, 1.0]
+    assert all(isinstance(row["validation_elbo"], float) for row in rows)
+    assert (place / "warm/training.png").read_bytes().startswith(b"\x89PNG")
+    _interrupted(place, "warmer", arguments)
+    for name in ("weights.safetensors", "posterior.nc"):
+        assert (place / "warmer" / name).read_bytes() == (place / "warm" / name).read_bytes()
+    again = [json.loads(line) for line in lines(place / "warmer/metrics.jsonl")]
+    assert [{**row, "seconds": 0} for row in again] == [{**row, "seconds": 0} for row in rows]
+
+
+# What is refused, and help
+
+BAD_FLAGS = {
+    "--program TwoLayerVEA": "did you mean TwoLayerVAE",
+    "--program TwoLayerModel": "did you mean TwoLayerVAE",
+    "--program TwoLayerVAE --program.top_dims 3": "did you mean top_dim",
+    "--program TwoLayerVAE --program.direction up": "direction",
+    "--program TwoLayerVAE --prior CategoricalPrior": "cannot be carried over",
+    "--program TwoLayerVAE --program.direction bottom-up --prior VampPrior": 'take direction "top-down"',
+    "--program TwoLayerVAE --program.direction bottom-up": "it draws z1, z2; take --elbo Trace_ELBO",
+    "--program ownmodels.OwnLayers": "take --elbo Trace_ELBO",
+    "--program ownmodels.OwnLayers --prior VampPrior": "OwnLayers never asks its blueprint for one",
+    "--program ownmodels.OwnLayers --network GatedMLP": "the flag would change nothing",
+    "--program MixtureVAE": "'y' of OneHotCategorical has not; take --elbo TraceEnum_ELBO",
+    "--program MixtureVAE --program.num_classes 1": "num_classes must be at least 2",
+    "--program ownmodels.Headless": "has no model; give it the programs model and guide",
+    "--program ownmodels.OwnLayer": "did you mean OwnLayers",
+    "--program ownmodels.normal": "normal is no subclass of torch.nn.modules.module.Module",
+    "--program ownmodels.OwnLayers --covariates classes.npy": "the parts do not work together",
+    "--program ownmodels.OwnLayers --program.width wide": "width",
+    "--prior ConditionalNormalPrior": "give covariates",
+    "--covariates labels": "has none; give an array",
+    "--covariates label": "did you mean labels",
+    "--covariates none.npy": "no such file",
+    "--covariates short.npy": "has 60 rows and bits.npy 120",
+    "--kl_weight LinearWarmUp": "did you mean LinearWarmup",
+    "--kl_weight LinearWarmup --kl_weight.epochs 0": "epochs must be positive",
+    "--kl_weight LinearWarmup --kl_weight.epoch 2": "did you mean epochs",
+    "--output_bias date": "--output_bias",
+    "--kl_weight GECO": "--kl_weight.tolerance: is required",
+    "--kl_weight Capacity --elbo ImportanceWeightedELBO": "Capacity looks at reconstruction and divergence",
+    "--kl_weight FreeBits --kl_weight.per pixel": "--kl_weight",
+    "--elbo ImportanceWeightedElbo": "did you mean ImportanceWeightedELBO",
+    "--elbo ImportanceWeightedELBO --elbo.gradient reinforce": "reinforce",
+    "--elbo ImportanceWeightedELBO --elbo.num_particles 0": "num_particles must be at least 1, got 0",
+    "--elbo RenyiELBO --elbo.alpha=-.inf --elbo.gradient dreg": "weights without jumps",
+    "--program MixtureVAE --elbo ImportanceWeightedELBO": "latent 'y', of",
+}
+
+
+@pytest.mark.parametrize("flags", BAD_FLAGS)
+def test_bad_input_is_one_line(place, capsys, monkeypatch, flags):
+    monkeypatch.chdir(place)
+    np.save(place / "short.npy", np.zeros(60))
+    code, err = call(capsys, monkeypatch, "train", "--data", "bits.npy", *TINY, *flags.split(), "--out", "bad")
+    assert code == 1, err
+    message = re.split(r"[\r\n]", err.strip())[-1]
+    assert message.startswith("train.py: error: ")
+    assert BAD_FLAGS[flags] in message
+    assert len(re.findall("error:", err)) == 1
+    assert not (place / "bad").exists()
+
+
+def test_help_lists_programs_and_schedules_with_one_line_each(capsys, monkeypatch):
+    text = help_of(capsys, monkeypatch, "train")
+    for name in ("TwoLayerVAE", "MixtureVAE", "LinearWarmup", "TwoLayerPrior", "TwoLayerEncoder"):
+        assert len(re.findall(rf"^ +{name} +\w.*\.$", text, re.MULTILINE)) == 1, name
+    for flag in ("covariates", "program", "output_bias", "kl_weight"):
+        assert f"--{flag}" in text
+
+
+def test_estimators_side_by_side(place, capsys, monkeypatch):
+    run("train", "--data", "digits", *TINY, "--epochs", 1, "--out", "side", cwd=place)
+    flags = ["--num_data", 4, "--guide", "[20,30]", "--default", "[20]", "--ais_prior", "[]", "--ais_guide", "[]"]
+    table = run("estimators", "side", *flags, "--ais_laplace", "[2]", "--out", "side.json", cwd=place).stdout
+    for name in ("guide, K = 20", "guide, K = 30", "default, K = 20", "AIS from Laplace, T = 2"):
+        assert name in table
+    rows = json.loads((place / "side.json").read_text())["rows"]
+    assert len(rows) == 4
+    assert all(len(row["value"]) == 4 and row["seconds"] > 0 for row in rows.values())
+    assert not (place / "side.json.partial").exists()
+    again = run("estimators", "side", *flags, "--ais_laplace", "[2]", "--out", "side.json", cwd=place).stdout
+    assert again == table  # all of it was there
+    other = run("estimators", "side", "--num_data", 5, "--out", "side.json", cwd=place, check=False)
+    assert other.returncode == 1
+    assert "another run, seed or number of data" in other.stderr
+
+
+def test_the_benchmark_takes_turns_and_keeps_its_numbers(place):
+    flags = [
+        "--parts",
+        "[floor,steps]",
+        "--batch_sizes",
+        "[20]",
+        "--execution",
+        "[eager,recorded]",
+        "--rounds",
+        2,
+        "--steps",
+        2,
+    ]
+    table = run("benchmark", *flags, "--json", "speed.json", cwd=place).stdout
+    for way in ("ours, eager", "ours, recorded", "hand-written", "Pyro SVI.step"):
+        assert way in table
+    tables = json.loads((place / "speed.json").read_text())["tables"]
+    assert [table["title"] for table in tables] == ["the machine", "training step, batch 20: ms"]

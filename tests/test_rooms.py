@@ -1,0 +1,112 @@
+"""Which room may import which: the two towers meet only in the courtyard, and importing changes nothing."""
+
+import ast
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+PACKAGE = Path(__file__).parent.parent / "pyrovae"
+
+# Each room of a tower, and the rooms it may import. The courtyard may import all of them.
+ROOMS = {
+    # ground
+    "bijections": "",
+    # what the model is
+    "nn": "",
+    "distributions": "",
+    "priors": "bijections nn distributions",
+    "likelihoods": "nn distributions",
+    "encoders": "bijections nn distributions",
+    "programs": "nn priors likelihoods encoders",
+    # what is computed
+    "stats": "",
+    "densities": "",
+    "execution": "densities",
+    "evidence": "bijections densities stats execution",
+    "objectives": "densities execution",
+    "training": "densities execution objectives",
+}
+COURTYARD = {"data", "diagnostics", "plots", "runs"}
+TORCH_ALONE = {"bijections", "nn", "stats"}
+
+INIT = PACKAGE / "__init__.py"
+
+
+def imports_of(path: Path) -> set[str]:
+    """The dotted names that a file imports."""
+    found = set()
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Import):
+            found |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, f"{path}: relative import"
+            found |= {f"{node.module}.{alias.name}" for alias in node.names}
+    return found
+
+
+def files_of(room: str) -> list[Path]:
+    return sorted((PACKAGE / room).rglob("*.py"))
+
+
+def rooms_of(path: Path) -> set[str]:
+    """The rooms that a file imports from."""
+    return {name.split(".")[1] for name in imports_of(path) if name.startswith("pyrovae.")}
+
+
+def test_every_file_is_in_a_room():
+    assert {path.name for path in PACKAGE.glob("*.py")} == {"__init__.py"}
+    folders = {path.name for path in PACKAGE.iterdir() if path.is_dir() and path.name != "__pycache__"}
+    assert folders - {"guide"} == set(ROOMS) | COURTYARD
+
+
+@pytest.mark.parametrize("room", ROOMS)
+def test_a_room_imports_only_rooms_below_it(room):
+    for path in files_of(room):
+        above = rooms_of(path) - {room, *ROOMS[room].split()}
+        assert not above, f"{path.relative_to(PACKAGE)} imports {above}"
+
+
+def test_rooms_form_no_circle():
+    uses = {room: set().union(*map(rooms_of, files_of(room))) - {room} for room in {*ROOMS, *COURTYARD}}
+    while uses:
+        free = {room for room, below in uses.items() if not below & set(uses)}
+        assert free, f"a circle among {sorted(uses)}"
+        uses = {room: below for room, below in uses.items() if room not in free}
+
+
+@pytest.mark.parametrize("room", sorted({*ROOMS, *COURTYARD}))
+def test_a_room_says_what_it_is_for_and_hands_on_its_names(room):
+    tree = ast.parse((PACKAGE / room / "__init__.py").read_text())
+    assert ast.get_docstring(tree)
+    handed_on = {name.rsplit(".", 1)[1] for name in imports_of(PACKAGE / room / "__init__.py")}
+    exported = next(ast.literal_eval(node.value) for node in tree.body if isinstance(node, ast.Assign))
+    assert handed_on == set(exported)
+
+
+@pytest.mark.parametrize("room", sorted(TORCH_ALONE))
+def test_the_ground_imports_torch_alone(room):
+    for path in files_of(room):
+        others = {name for name in imports_of(path) if not name.startswith(f"pyrovae.{room}.")}
+        assert {name.split(".")[0] for name in others} - set(sys.stdlib_module_names) <= {"torch"}
+
+
+@pytest.mark.parametrize("path", sorted(PACKAGE.rglob("*.py")), ids=lambda path: str(path.relative_to(PACKAGE)))
+def test_no_file_is_long(path):
+    assert len(path.read_text().splitlines()) <= 500
+
+
+def test_importing_changes_no_global_state():
+    script = """
+import random, numpy, pyro, torch
+import torch.distributions
+def state():
+    return (torch.get_default_dtype(), torch.get_rng_state().tolist(), random.getstate(), str(numpy.random.get_state()),
+            torch.distributions.Distribution._validate_args, pyro.settings.get(), list(pyro.get_param_store()),
+            torch.is_grad_enabled(), torch.get_num_threads())
+before = state()
+import pyrovae
+assert state() == before, "importing pyrovae changed global state"
+"""
+    subprocess.run([sys.executable, "-W", "error", "-c", script], check=True)

@@ -1,8 +1,8 @@
 """Estimate ELBO and log p(x) of a trained run on held-out data, and write RUN/evaluation.json and .csv.
 
 python scripts/evaluate.py runs/digits-001 --num_particles 5000
-python scripts/evaluate.py runs/digits-001 --num_particles 5000 --proposal guide    # as most papers do
-python scripts/evaluate.py runs/digits-001 --until 0.05 --num_particles 100000        # as many draws as it takes
+python scripts/evaluate.py runs/digits-001 --num_particles 5000 --proposal guide    # the protocol of most papers
+python scripts/evaluate.py runs/digits-001 --target_std_error 0.05 --num_particles 100000
 python scripts/evaluate.py runs/mnist-001 --split validation --device cuda
 torchrun --nproc-per-node=2 scripts/evaluate.py runs/mnist-001                     # several processes share the data
 
@@ -27,7 +27,7 @@ def main() -> int:
     parser.add_argument("--num_particles", type=PositiveInt, default=5000, help="draws per datum, K")
     parser.add_argument("--proposal", type=ProposalName, default="default", help="where the draws come from")
     parser.add_argument(
-        "--until",
+        "--target_std_error",
         type=PositiveFloat | None,
         default=None,
         help="draw until the standard error of each datum's log p(x) is this, in nats; K draws at most",
@@ -46,7 +46,7 @@ def main() -> int:
             split=args.split,
             num_particles=args.num_particles,
             proposal=args.proposal,
-            until=args.until,
+            target_std_error=args.target_std_error,
             seed=args.seed,
             chunk_size=args.chunk_size,
             execution=args.execution,
@@ -57,10 +57,10 @@ def main() -> int:
     baseline = baseline_summary(data, split=args.split, base_measure=evaluation.base_measure)
     marginal = evaluation.marginal
     drawn = f"K = {args.num_particles:,} draws each"
-    if args.until is not None:
-        reached = (marginal.log_marginal.std_error <= args.until).double().mean().item()
+    if args.target_std_error is not None:
+        reached = (marginal.log_marginal.std_error <= args.target_std_error).double().mean().item()
         drawn = f"{marginal.draws.double().mean().item():,.0f} draws each on average, {args.num_particles:,} at most"
-        drawn += f"; a standard error of {args.until:g} is reached by {100 * reached:.1f} %"
+        drawn += f"; a standard error of {args.target_std_error:g} is reached by {100 * reached:.1f} %"
     print(f"\n{len(evaluation.elbo):,} {args.split} data, {drawn}; nats per datum")
     print(f"proposal: {marginal.proposal}\n")
     print(table({"VAE": summary, "independent pixels": baseline}))

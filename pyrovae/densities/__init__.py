@@ -6,19 +6,18 @@ Everything here follows from the traces alone; nothing depends on the class of a
 
 from pyrovae.densities.arguments import device_of, num_data, take
 from pyrovae.densities.contract import matched_latents, take_kl_weight
-from pyrovae.densities.handlers import at, temper
+from pyrovae.densities.handlers import substitute, temper
 from pyrovae.densities.modules import evaluating, module_of, modules_of
 from pyrovae.densities.rng import isolated_rng
 from pyrovae.densities.streamed import Streamed, prepared
 from pyrovae.densities.support import SupportError, check_support
 from pyrovae.densities.traces import Program, sample_sites, site_log_density, trace_log_density, trace_with_particles
-from pyrovae.densities.weights import check_weights, log_joint, log_weights, log_weights_and_latents, strange_sites
+from pyrovae.densities.weights import check_weights, log_joint, log_weights, log_weights_and_latents, nonfinite_sites
 
 __all__ = [
     "Program",
     "Streamed",
     "SupportError",
-    "at",
     "check_support",
     "check_weights",
     "device_of",
@@ -30,11 +29,12 @@ __all__ = [
     "matched_latents",
     "module_of",
     "modules_of",
+    "nonfinite_sites",
     "num_data",
     "prepared",
     "sample_sites",
     "site_log_density",
-    "strange_sites",
+    "substitute",
     "take",
     "take_kl_weight",
     "temper",

@@ -42,7 +42,7 @@ class temper(Messenger):  # noqa: N801  # a handler, named as Pyro names its own
             msg["scale"] = weight if untouched else msg["scale"] * weight  # one object for all, which can be told
 
 
-class at(Messenger):  # noqa: N801  # likewise
+class substitute(Messenger):  # noqa: N801  # likewise
     """Give latent sites these values, as a draw would, so that they stay latent (`poutine.condition` observes them).
 
     Args:

@@ -129,7 +129,7 @@ def check_weights(
     if not bool(bad.any()):
         return
     datum = int(bad.nonzero()[0])
-    sites = strange_sites(model, guide, args, kwargs, datum)
+    sites = nonfinite_sites(model, guide, args, kwargs, datum)
     where = f"the density of {' and '.join(sites)} is not finite there" if sites else "draws of now do not show where"
     raise ValueError(
         f"the log weights of datum {first + datum} are {'NaN' if bool(largest[datum].isnan()) else 'unbounded'} "
@@ -138,7 +138,7 @@ def check_weights(
     )
 
 
-def strange_sites(
+def nonfinite_sites(
     model: Program, guide: Program | None, args: tuple[Any, ...], kwargs: Mapping[str, Any], datum: int | None = None
 ) -> list[str]:
     """The sites whose log density is NaN or +inf at draws of now, the guide's first; else those where it is -inf.

@@ -3,17 +3,17 @@
 from pyrovae.distributions.categorical import DiscretizedLogistic, FloatCategorical
 from pyrovae.distributions.counts import WholeMultinomial, ZeroInflated
 from pyrovae.distributions.flows import FlowDistribution, FlowKind, autoregressive_transform, inverse_transform
-from pyrovae.distributions.hierarchical import Chain, checked_top
+from pyrovae.distributions.hierarchical import HierarchicalDistribution, checked_top
 from pyrovae.distributions.interval import ContinuousBernoulli, OpenBeta, TruncatedNormal
 from pyrovae.distributions.real import StudentT
 
 __all__ = [
-    "Chain",
     "ContinuousBernoulli",
     "DiscretizedLogistic",
     "FloatCategorical",
     "FlowDistribution",
     "FlowKind",
+    "HierarchicalDistribution",
     "OpenBeta",
     "StudentT",
     "TruncatedNormal",

@@ -1,4 +1,4 @@
-"""Distributions of a vector in two blocks, the second given the first."""
+"""Distributions of a vector in two blocks, p(a) p(b | a)."""
 
 from collections.abc import Callable, Sequence
 
@@ -8,15 +8,15 @@ from pyro.distributions.torch_distribution import TorchDistribution, TorchDistri
 from torch import Tensor
 
 
-class Chain(TorchDistribution):
-    """Density of z = (a, b) by the chain rule: log p(z) = log p(a) + log p(b | a).
+class HierarchicalDistribution(TorchDistribution):
+    """Distribution of z = (a, b) with log p(z) = log p(a) + log p(b | a).
 
     Args:
-        first: Distribution of a, with event_shape (A,), whose batch_shape is the chain's.
-        then: Function from a, with shape (..., A), to the distribution of b, with event_shape (B,) and batch_shape
-            that of a.
-        size: A + B.
-        reverse: Write the vector as (b, a).
+        base: Distribution p(a), with event_shape (A,) and the batch_shape of z.
+        conditional: Function from a, with shape (..., A), to the distribution p(b | a), with event_shape (B,) and the
+            leading shape of a as its batch_shape.
+        size: Length of z, A + B.
+        reverse: Whether z is written as (b, a).
     """
 
     arg_constraints: dict[str, constraints.Constraint] = {}  # noqa: RUF012  # torch's name and kind, read only
@@ -25,34 +25,34 @@ class Chain(TorchDistribution):
 
     def __init__(
         self,
-        first: TorchDistributionMixin,
-        then: Callable[[Tensor], TorchDistributionMixin],
+        base: TorchDistributionMixin,
+        conditional: Callable[[Tensor], TorchDistributionMixin],
         size: int,
         *,
         reverse: bool = False,
     ) -> None:
-        self.first, self.then, self.reverse = first, then, reverse
-        super().__init__(first.batch_shape, torch.Size([size]), validate_args=False)
+        self.base, self.conditional, self.reverse = base, conditional, reverse
+        super().__init__(base.batch_shape, torch.Size([size]), validate_args=False)
 
-    def expand(self, batch_shape: Sequence[int], _instance: object = None) -> "Chain":
-        """The same chain with this batch_shape."""
-        first = self.first.expand(torch.Size(batch_shape))
-        return Chain(first, self.then, self.event_shape[0], reverse=self.reverse)
+    def expand(self, batch_shape: Sequence[int], _instance: object = None) -> "HierarchicalDistribution":
+        """Expand to this batch_shape."""
+        base = self.base.expand(torch.Size(batch_shape))
+        return HierarchicalDistribution(base, self.conditional, self.event_shape[0], reverse=self.reverse)
 
     def rsample(self, sample_shape: Sequence[int] = ()) -> Tensor:
         """Draw with gradients; the shape is sample_shape + batch_shape + (A + B,)."""
-        a = self.first.rsample(torch.Size(sample_shape))
-        b = self.then(a).rsample()
+        a = self.base.rsample(torch.Size(sample_shape))
+        b = self.conditional(a).rsample()
         return torch.cat([b, a] if self.reverse else [a, b], -1)
 
     def log_prob(self, value: Tensor) -> Tensor:
         """Log density in nats, with the leading shape of value, (..., A + B)."""
-        size = self.first.event_shape[0]
+        size = self.base.event_shape[0]
         if self.reverse:
             b, a = value.tensor_split((self.event_shape[0] - size,), -1)
         else:
             a, b = value.tensor_split((size,), -1)
-        return self.first.log_prob(a) + self.then(a).log_prob(b)
+        return self.base.log_prob(a) + self.conditional(a).log_prob(b)
 
 
 def checked_top(top_dim: int | None, latent_dim: int) -> int:

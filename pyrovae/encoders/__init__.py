@@ -1,7 +1,7 @@
 """Encoders q(z|x) and q(z|x,c): modules whose forward returns a distribution of one latent."""
 
 from pyrovae.encoders.base import Encoder
-from pyrovae.encoders.constrained import ConstrainedEncoder, carried
+from pyrovae.encoders.constrained import ConstrainedEncoder, constrain_encoder
 from pyrovae.encoders.discrete import CategoricalEncoder
 from pyrovae.encoders.elliptical import (
     FullCovarianceNormalEncoder,
@@ -24,5 +24,5 @@ __all__ = [
     "NormalEncoder",
     "StudentTEncoder",
     "TwoLayerEncoder",
-    "carried",
+    "constrain_encoder",
 ]

@@ -41,7 +41,7 @@ class ConstrainedEncoder(nn.Module):
         return dist.TransformedDistribution(self.encoder(x, *conditions), bijection(self.support))
 
 
-def carried(encoder: nn.Module, support: constraints.Constraint) -> nn.Module:
+def constrain_encoder(encoder: nn.Module, support: constraints.Constraint) -> nn.Module:
     """The encoder itself where it lives on the support, or one of real vectors carried there.
 
     Args:

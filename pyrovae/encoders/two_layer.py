@@ -7,7 +7,7 @@ import pyro.distributions as dist
 from pyro.distributions.torch_distribution import TorchDistributionMixin
 from torch import Tensor, nn
 
-from pyrovae.distributions import Chain, checked_top
+from pyrovae.distributions import HierarchicalDistribution, checked_top
 from pyrovae.encoders.base import Encoder, latent_size
 from pyrovae.nn import MLP, join, out_features
 
@@ -70,4 +70,4 @@ class TwoLayerEncoder(Encoder):
             return dist.Normal(second_loc + shift, (second_scale + stretch).exp()).to_event(1)
 
         q_first = dist.Normal(first_loc, first_scale.exp()).to_event(1)
-        return Chain(q_first, then, self.latent_dim, reverse=upwards)
+        return HierarchicalDistribution(q_first, then, self.latent_dim, reverse=upwards)

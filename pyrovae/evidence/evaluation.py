@@ -183,7 +183,7 @@ def evaluate(
     num_particles: int,
     guide_particles: int | None = None,
     proposal: Proposal | Program | None = None,
-    until: float | None = None,
+    target_std_error: float | None = None,
     seed: int = 0,
     chunk_size: int | None = None,
     execution: Execution = "auto",
@@ -201,10 +201,10 @@ def evaluate(
         model: Pyro program p(z) p(x|z).
         guide: Pyro program q(z|x).
         x: Data with shape (N, D).
-        num_particles: K, the draws per datum for log p(x); with until, at most.
+        num_particles: K, the draws per datum for log p(x); with target_std_error, at most.
         guide_particles: Draws of the guide per datum, for the ELBO and the published protocol; None for K.
         proposal: Where the draws come from, as `log_marginal` has it; None for the default.
-        until: Standard error that every datum's log p(x) is to reach, in nats, as `log_marginal` has it.
+        target_std_error: Standard error that every datum's log p(x) is to reach, in nats, as `log_marginal` has it.
         seed: Seed of the draws; the global random state is left as it was.
         chunk_size: Latents decoded at once.
         execution: How chunks are evaluated, as `log_marginal` has it.
@@ -225,7 +225,7 @@ def evaluate(
         "num_particles": num_particles,
         "guide_particles": draws,
         "proposal": "default" if proposal is None else getattr(proposal, "name", "program"),
-        "until": until,
+        "target_std_error": target_std_error,
         "seed": seed,
     }
     if resume is not None and resume["about"] != about:
@@ -237,8 +237,8 @@ def evaluate(
         first, conditions = take((x,), kwargs, slice(0, 1))
         measure = base_measure(model, *first, **conditions)
     workers = Workers.current()
-    weighed = [(num_particles, proposal, until)]
-    if not isinstance(proposal, GuideProposal) or until is not None or draws != num_particles:
+    weighed = [(num_particles, proposal, target_std_error)]
+    if not isinstance(proposal, GuideProposal) or target_std_error is not None or draws != num_particles:
         weighed.append((draws, GuideProposal(), None))
     weigh = [
         partial(
@@ -247,7 +247,7 @@ def evaluate(
             guide,
             num_particles=count,
             proposal=source,
-            until=error,
+            target_std_error=error,
             chunk_size=chunk_size,
             checked=index > 0,
             execution=chunks_of(len(x), size, count, chunk_size, execution),  # whatever the number of processes

@@ -16,8 +16,8 @@ from pyrovae.densities import (
     check_weights,
     evaluating,
     log_weights,
+    nonfinite_sites,
     num_data,
-    strange_sites,
     take,
 )
 from pyrovae.evidence.latent_space import LatentSpace
@@ -73,7 +73,7 @@ def log_marginal(
     num_particles: int,
     proposal: Proposal | Program | None = None,
     chunk_size: int | None = None,
-    until: float | None = None,
+    target_std_error: float | None = None,
     pareto_smoothed: bool = False,
     execution: Execution = "auto",
     **kwargs: Any,
@@ -91,13 +91,13 @@ def log_marginal(
         model: Pyro program p(z) p(x|z).
         guide: Pyro program q(z|x), with the model's arguments.
         *args: Arguments of both, the data first, with shape (N, ...). Every tensor of leading length N is per datum.
-        num_particles: K, the draws per datum; with until, at most.
+        num_particles: Number of draws K per datum; the maximum if `target_std_error` is given.
         proposal: A `Proposal`: `GuideProposal()` for the published protocol; or a program with the guide's arguments
             and sites to draw from in the guide's place. None for the default.
-        chunk_size: Latents (K times N) decoded at once, which bounds the memory; None for 8,192.
-        until: A standard error in nats: K is chosen for each block of data by pilot draws, which the estimate does not
-            use, so that all of them are to reach it, up to num_particles. (Stopping at the draws one averages biases
-            the average where weights are heavy-tailed.)
+        chunk_size: Number of latents, K times N, decoded at once, which bounds memory; None for 8,192.
+        target_std_error: Standard error in nats that every datum should reach; None for `num_particles` draws each.
+            Pilot draws choose K for each block of data. The estimate does not use them: stopping by the draws that one
+            averages biases the average if weights are heavy-tailed.
         pareto_smoothed: Smooth the largest weights (`pareto_smoothed_log_weights`), from which std_error, ess and khat
             are taken too: less variance, which std_error understates where a tail was missed, some bias, and no
             lower bound any more.
@@ -110,8 +110,8 @@ def log_marginal(
         LogMarginal of value, std_error, ess and khat, each with shape (N,), in nats, float64.
 
     Raises:
-        ValueError: If num_particles or chunk_size is below 1, until is not positive, data lie outside the support, a
-            weight is NaN or unbounded, or a program breaks the contract of `log_weights`.
+        ValueError: If num_particles or chunk_size is below 1, target_std_error is not positive, data lie outside the
+            support, a weight is NaN or unbounded, or a program breaks the contract of `log_weights`.
     """
     blocks = []
     for block in log_weight_blocks(
@@ -121,7 +121,7 @@ def log_marginal(
         num_particles=num_particles,
         proposal=proposal,
         chunk_size=chunk_size,
-        until=until,
+        target_std_error=target_std_error,
         execution=execution,
         **kwargs,
     ):
@@ -146,7 +146,7 @@ def ladder(model: Program, guide: Program, *args: Any, num_particles: int, **kwa
     Raises:
         ValueError: As `log_marginal`.
     """
-    for name in ("until", "pareto_smoothed"):
+    for name in ("target_std_error", "pareto_smoothed"):
         if name in kwargs:
             raise ValueError(f"the ladder takes no {name}: its rungs are numbers of draws, the same for all data")
     blocks = [
@@ -208,7 +208,7 @@ def log_weight_blocks(
     num_particles: int,
     proposal: Proposal | Program | None = None,
     chunk_size: int | None = None,
-    until: float | None = None,
+    target_std_error: float | None = None,
     checked: bool = False,
     execution: Execution | Chunks = "auto",
     first: int = 0,
@@ -224,28 +224,32 @@ def log_weight_blocks(
     size = num_data(args, kwargs)
     chunks = chunks_of(size, size, num_particles, chunk_size, execution) if isinstance(execution, str) else execution
     chunk_size = chunk_size or DEFAULT_CHUNK_SIZE
-    if until is not None and not 0 < until < math.inf:
-        raise ValueError(f"until is a standard error in nats, above 0, but it is {until}; give 0.01, say")
-    at_once, particles_at_once = _shape(size, num_particles, chunk_size)
+    if target_std_error is not None and not 0 < target_std_error < math.inf:
+        raise ValueError(f"target_std_error must be above 0 nats, got {target_std_error}; give 0.01, for example")
+    at_once, particles_at_once = _chunk_shape(size, num_particles, chunk_size)
     for start in range(0, size, at_once):
         rows = slice(start, min(start + at_once, size))
         block_args, block_kwargs = take(args, kwargs, rows)
         if not checked:
             check_support(model, *block_args, guide=guide, first=first + rows.start, **block_kwargs)
         with evaluating(model, guide), pyro.validation_enabled(False):
-            source = _Source(model, guide, proposal, chunk_size, chunks, block_args, block_kwargs)
+            source = _WeightSampler(model, guide, proposal, chunk_size, chunks, block_args, block_kwargs)
 
-        def draw(count: int, source: _Source = source, number: int = first + rows.start) -> tuple[Tensor, Tensor]:
+        def draw(
+            count: int, source: _WeightSampler = source, number: int = first + rows.start
+        ) -> tuple[Tensor, Tensor]:
             log_w, component = source.draw(count, particles_at_once)
             check_weights(log_w, model, guide, *source.args, first=number, **source.kwargs)
             return log_w, component
 
-        log_w, component = draw(num_particles if until is None else _enough(draw, until, num_particles))
+        log_w, component = draw(
+            num_particles if target_std_error is None else _draws_for_std_error(draw, target_std_error, num_particles)
+        )
         source.warn_of_undefined(first + rows.start)
         yield WeightBlock(rows, log_w, component, source.names, source.proposal)
 
 
-def _enough(draw: Callable[[int], tuple[Tensor, Tensor]], until: float, most: int) -> int:
+def _draws_for_std_error(draw: Callable[[int], tuple[Tensor, Tensor]], target_std_error: float, most: int) -> int:
     """How many draws the standard error takes, by pilot draws that are thrown away.
 
     What few draws say of heavy tails is not certain: the pilot grows until its own error is twice the one that is asked
@@ -254,8 +258,8 @@ def _enough(draw: Callable[[int], tuple[Tensor, Tensor]], until: float, most: in
     log_w, component = draw(min(_FIRST_ROUND, most))
     while True:
         worst, done = log_mean_std_error(log_w, component).max().item(), len(log_w)
-        if worst <= 2 * until or done >= most // 4:
-            return max(2, min(most, math.ceil(min(_MARGIN * done * (worst / until) ** 2, most))))
+        if worst <= 2 * target_std_error or done >= most // 4:
+            return max(2, min(most, math.ceil(min(_MARGIN * done * (worst / target_std_error) ** 2, most))))
         more = draw(min(3 * done, most // 4 - done))
         log_w, component = torch.cat([log_w, more[0]]), torch.cat([component, more[1]])
 
@@ -277,20 +281,20 @@ def chunks_of(num_data: int, block: int, num_particles: int, chunk_size: int | N
     for name, given in (("num_particles", num_particles), ("chunk_size", chunk_size)):
         if not isinstance(given, int) or given < 1:
             raise ValueError(f"{name} must be a whole number, at least 1, got {given}")
-    at_once, particles_at_once = _shape(min(block, num_data), num_particles, chunk_size)
+    at_once, particles_at_once = _chunk_shape(min(block, num_data), num_particles, chunk_size)
     count = math.ceil(num_data / at_once) * math.ceil(num_particles / particles_at_once)
     how = choose_execution(execution, count, recorded_from=_RECORDED_FROM, compiled_from=_COMPILED_FROM)
     return Chunks(how, (particles_at_once, at_once))
 
 
-def _shape(size: int, num_particles: int, chunk_size: int) -> tuple[int, int]:
+def _chunk_shape(size: int, num_particles: int, chunk_size: int) -> tuple[int, int]:
     """Data and particles of a whole chunk: a block as tall as the chunk allows runs the encoder seldom."""
     # 64 data fill the matrix products all the same.
     at_once = max(1, min(size, chunk_size, max(64, chunk_size // num_particles), _HELD_WEIGHTS // num_particles))
     return at_once, min(num_particles, max(1, chunk_size // at_once))
 
 
-class _Source:
+class _WeightSampler:
     """Where one block's log weights come from: a program's own draws, or an adapted proposal's."""
 
     def __init__(
@@ -340,7 +344,7 @@ class _Source:
         if counts is None or not bool(counts.any()):
             return
         datum = int(counts.argmax())
-        sites = strange_sites(self.model, None, self.args, self.kwargs, datum)
+        sites = nonfinite_sites(self.model, None, self.args, self.kwargs, datum)
         warnings.warn(
             f"log p(x, z) is NaN at {int(counts[datum]):,} draws of datum {first + datum} from the prior "
             f"({int((counts > 0).sum()):,} of {len(counts):,} data have some), which count as of density 0; "

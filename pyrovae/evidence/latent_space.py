@@ -16,11 +16,11 @@ from torch import Tensor
 from pyrovae.bijections import bijection
 from pyrovae.densities import (
     Program,
-    at,
     isolated_rng,
     matched_latents,
     num_data,
     sample_sites,
+    substitute,
     trace_log_density,
     trace_with_particles,
 )
@@ -176,14 +176,14 @@ def _log_model(
     model: Program, latents: Latents, args: tuple[Any, ...], kwargs: dict[str, Any]
 ) -> tuple[Tensor, Tensor]:
     draws = _length(latents)
-    trace = trace_with_particles(at(latents)(model), draws, *args, **kwargs)
+    trace = trace_with_particles(substitute(latents)(model), draws, *args, **kwargs)
     log_p, log_lik = trace_log_density(trace, draws, "model")
     return _where_supported(trace, log_p - log_lik), log_lik
 
 
 def _log_guide(guide: Program, latents: Latents, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[Tensor]:
     draws = _length(latents)
-    trace = trace_with_particles(at(latents)(guide), draws, *args, **kwargs)
+    trace = trace_with_particles(substitute(latents)(guide), draws, *args, **kwargs)
     return (_where_supported(trace, trace_log_density(trace, draws, "guide")[0]),)
 
 

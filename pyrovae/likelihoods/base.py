@@ -53,7 +53,7 @@ class Likelihood(nn.Module):
         """Constructor arguments without a default that the data, with shape (N, D), suggest."""
         return {}
 
-    def centre(self, x: Tensor) -> Tensor:
+    def intercept(self, x: Tensor) -> Tensor:
         """The first block of the network's numbers at which p(x|z) has the means of the data.
 
         Args:
@@ -67,12 +67,12 @@ class Likelihood(nn.Module):
         """
         raise ValueError(
             f"{type(self).__name__} does not say at which numbers of the network it has the data's means; give it a "
-            "method centre(x), or leave the output bias as it starts"
+            "method intercept(x), or leave the output bias as it starts"
         )
 
     def output_bias(self, x: Tensor) -> Tensor:
-        """Start of the network's last bias from data with shape (N, D): `centre`, then zeros for the other blocks."""
-        first = self.centre(x)
+        """Compute a start for the network's last bias from data: `intercept`, then zeros for the other blocks."""
+        first = self.intercept(x)
         return torch.cat([first, first.new_zeros(out_features(self.network) - len(first))])
 
     def outputs(self, z: Tensor, covariates: Tensor | None = None) -> Tensor:
@@ -181,7 +181,7 @@ class LocationScaleLikelihood(Likelihood):
         blocks = self.blocks(z, covariates)
         return next(blocks), self.scale(blocks)
 
-    def centre(self, x: Tensor) -> Tensor:
+    def intercept(self, x: Tensor) -> Tensor:
         """The data's means, as locations."""
         return x.mean(0)
 

@@ -44,7 +44,7 @@ class CategoricalLikelihood(Likelihood):
         classes = bool(((x >= 0) & (x < _MOST_CLASSES) & (x % 1 == 0)).all())
         return {"num_classes": largest_count(x) + 1 if classes else 2}
 
-    def centre(self, x: Tensor) -> Tensor:
+    def intercept(self, x: Tensor) -> Tensor:
         """Logarithms of the shares of each class among the data, all C blocks of them."""
         return torch.cat([log_of((x == c).to(x.dtype).mean(0)) for c in range(self.num_classes)])
 

@@ -18,7 +18,7 @@ class BernoulliLikelihood(Likelihood):
         network: Maps z to D logits.
     """
 
-    def centre(self, x: Tensor) -> Tensor:
+    def intercept(self, x: Tensor) -> Tensor:
         """Logits of the data's means."""
         return logit_of(x.mean(0))
 
@@ -47,7 +47,7 @@ class BinomialLikelihood(Likelihood):
         """The largest count seen, as total_count."""
         return {"total_count": largest_count(x)}
 
-    def centre(self, x: Tensor) -> Tensor:
+    def intercept(self, x: Tensor) -> Tensor:
         """Logits of the data's means over total_count."""
         return logit_of(x.mean(0) / self.total_count)
 
@@ -86,7 +86,7 @@ class BetaBinomialLikelihood(Likelihood):
         """The largest count seen, as total_count."""
         return BinomialLikelihood.arguments_for(x)
 
-    def centre(self, x: Tensor) -> Tensor:
+    def intercept(self, x: Tensor) -> Tensor:
         """Logits of the data's means over total_count."""
         return logit_of(x.mean(0) / self.total_count)
 
@@ -105,7 +105,7 @@ class PoissonLikelihood(Likelihood):
         network: Maps z to the D logarithms of the mean.
     """
 
-    def centre(self, x: Tensor) -> Tensor:
+    def intercept(self, x: Tensor) -> Tensor:
         """Logarithms of the data's means."""
         return log_of(x.mean(0))
 
@@ -125,7 +125,7 @@ class ZeroInflatedPoissonLikelihood(Likelihood):
 
     num_blocks = 2
 
-    def centre(self, x: Tensor) -> Tensor:
+    def intercept(self, x: Tensor) -> Tensor:
         """Logarithms of twice the data's means, as the share of extra zeros starts at a half."""
         return log_of(2 * x.mean(0))
 
@@ -174,7 +174,7 @@ class NegativeBinomialLikelihood(_NegativeBinomial):
         ValueError: If a fixed total_count is not positive, or the word is none of these.
     """
 
-    def centre(self, x: Tensor) -> Tensor:
+    def intercept(self, x: Tensor) -> Tensor:
         """Logarithms of the data's means."""
         return log_of(x.mean(0))
 
@@ -201,7 +201,7 @@ class ZeroInflatedNegativeBinomialLikelihood(_NegativeBinomial):
 
     num_blocks = 2
 
-    def centre(self, x: Tensor) -> Tensor:
+    def intercept(self, x: Tensor) -> Tensor:
         """Logarithms of twice the data's means, as the share of extra zeros starts at a half."""
         return log_of(2 * x.mean(0))
 
@@ -235,7 +235,7 @@ class MultinomialLikelihood(Likelihood):
         """The largest sum of counts seen, as total_count; data with other sums lie outside the support."""
         return {"total_count": largest_count(x.sum(-1))}
 
-    def centre(self, x: Tensor) -> Tensor:
+    def intercept(self, x: Tensor) -> Tensor:
         """Logarithms of the data's means."""
         return log_of(x.mean(0))
 

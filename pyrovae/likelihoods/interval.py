@@ -21,7 +21,7 @@ class ContinuousBernoulliLikelihood(Likelihood):
         network: Maps z to D logits.
     """
 
-    def centre(self, x: Tensor) -> Tensor:
+    def intercept(self, x: Tensor) -> Tensor:
         """The logits at which the mean, which rises with them, is the data's, by bisection in [-1000, 1000]."""
         mean = x.mean(0).clamp(1e-3, 1 - 1e-3)
         low, high = torch.full_like(mean, -1e3), torch.full_like(mean, 1e3)
@@ -60,7 +60,7 @@ class BetaLikelihood(Likelihood):
             "concentration", concentration, network, num_blocks, start=10.0, bounds=(1e-3, 1e3)
         )
 
-    def centre(self, x: Tensor) -> Tensor:
+    def intercept(self, x: Tensor) -> Tensor:
         """Logits of the data's means."""
         return logit_of(x.mean(0))
 

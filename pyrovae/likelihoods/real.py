@@ -78,7 +78,7 @@ class StudentTLikelihood(Likelihood):
         self.scale = Positive("scale", scale, network, num_blocks, bounds=scale_bounds)
         self.df = Positive("df", df, network, num_blocks, start=10.0, bounds=(1.1, 1000.0))
 
-    def centre(self, x: Tensor) -> Tensor:
+    def intercept(self, x: Tensor) -> Tensor:
         """The data's means, as locations."""
         return x.mean(0)
 
@@ -101,7 +101,7 @@ class LogNormalLikelihood(LocationScaleLikelihood):
         ValueError: As `NormalLikelihood`.
     """
 
-    def centre(self, x: Tensor) -> Tensor:
+    def intercept(self, x: Tensor) -> Tensor:
         """The means of log x."""
         return x.log().mean(0)
 

@@ -21,7 +21,7 @@ from pyrovae.objectives.kl_weights import (
     LinearWarmup,
     ShapedKL,
 )
-from pyrovae.objectives.recordable_elbos import plain
+from pyrovae.objectives.recordable_elbos import recordable
 from pyrovae.objectives.weighted import KLControl, WeightedELBO, elbo_parts
 
 __all__ = [
@@ -48,5 +48,5 @@ __all__ = [
     "ShapedKL",
     "WeightedELBO",
     "elbo_parts",
-    "plain",
+    "recordable",
 ]

@@ -28,10 +28,10 @@ from torch import Tensor
 
 from pyrovae.densities import (
     Program,
-    at,
     matched_latents,
     sample_sites,
     site_log_density,
+    substitute,
     take_kl_weight,
     trace_log_density,
     trace_with_particles,
@@ -105,7 +105,7 @@ class ParticleBound(TensorELBO):
         separate = path or type(self).guide_mean is not ParticleBound.guide_mean
         gate = _Gate()
         values = {name: gate(site["value"]) if separate else site["value"] for name, site in drawn.items()}
-        model_trace = trace_with_particles(at(values)(model), self.num_particles, *args, **kwargs)
+        model_trace = trace_with_particles(substitute(values)(model), self.num_particles, *args, **kwargs)
         matched_latents(model_trace, guide_trace)
         weight = take_kl_weight(model_trace, guide_trace)
         log_p, log_lik = trace_log_density(model_trace, self.num_particles, "model")

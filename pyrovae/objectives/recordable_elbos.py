@@ -14,7 +14,7 @@ from pyrovae.densities import Program
 from pyrovae.execution import NotRecordedError
 
 
-class PlainTrace_ELBO(Trace_ELBO):  # noqa: N801  # named as Pyro names its own
+class RecordableTrace_ELBO(Trace_ELBO):  # noqa: N801  # named as Pyro names its own
     r"""Trace_ELBO with a loss that is a plain sum of log densities, which can be recorded.
 
     loss = sum_q log q(z|x) - sum_p log p(x, z), whose gradient goes through the draws where these have one, and adds
@@ -42,7 +42,7 @@ class PlainTrace_ELBO(Trace_ELBO):  # noqa: N801  # named as Pyro names its own
         return surrogate if log_r is None else surrogate + (loss - surrogate).detach()
 
 
-class PlainTraceMeanField_ELBO(PlainTrace_ELBO):  # noqa: N801  # likewise
+class RecordableTraceMeanField_ELBO(RecordableTrace_ELBO):  # noqa: N801  # likewise
     """TraceMeanField_ELBO with a loss that can be recorded: the KL divergence site by site, in closed form if known."""
 
     def _loss_of(self, model_trace: Any, guide_trace: Any) -> Tensor:
@@ -65,7 +65,7 @@ class PlainTraceMeanField_ELBO(PlainTrace_ELBO):  # noqa: N801  # likewise
         return loss
 
 
-class PlainTraceEnum_ELBO(TraceEnum_ELBO):  # noqa: N801  # likewise
+class RecordableTraceEnum_ELBO(TraceEnum_ELBO):  # noqa: N801  # likewise
     """TraceEnum_ELBO with a loss that can be recorded, for sites in the data plate, those summed over in the guide.
 
     loss = sum_n sum_y q(y|x_n) (log q(y, z|x_n) - log p(x_n, y, z)), over all values y of the sites that the guide
@@ -101,14 +101,14 @@ def _check_enumeration(drawn: Mapping[str, Any], scored: Mapping[str, Any]) -> N
             raise NotRecordedError(f"TraceEnum_ELBO is recorded where draws have gradients; not for {name!r}")
 
 
-_PLAIN: dict[type, type[ELBO]] = {
-    Trace_ELBO: PlainTrace_ELBO,
-    TraceEnum_ELBO: PlainTraceEnum_ELBO,
-    TraceMeanField_ELBO: PlainTraceMeanField_ELBO,
+_RECORDABLE: dict[type, type[ELBO]] = {
+    Trace_ELBO: RecordableTrace_ELBO,
+    TraceEnum_ELBO: RecordableTraceEnum_ELBO,
+    TraceMeanField_ELBO: RecordableTraceMeanField_ELBO,
 }
 
 
-def plain(elbo: ELBO) -> Any:
+def recordable(elbo: ELBO) -> Any:
     """The objective with a loss that can be recorded.
 
     One of the reader's own is taken as it is where it has `recordable = True`: its differentiable_loss is made of
@@ -117,8 +117,8 @@ def plain(elbo: ELBO) -> Any:
     Raises:
         NotRecordedError: If there is none.
     """
-    if type(elbo) in _PLAIN:
-        objective: Any = _PLAIN[type(elbo)]()
+    if type(elbo) in _RECORDABLE:
+        objective: Any = _RECORDABLE[type(elbo)]()
         vars(objective).update(vars(elbo))
         return objective
     if getattr(elbo, "recordable", False):

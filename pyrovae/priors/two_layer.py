@@ -7,7 +7,7 @@ import torch
 from pyro.distributions.torch_distribution import TorchDistributionMixin
 from torch import Tensor
 
-from pyrovae.distributions import Chain, checked_top
+from pyrovae.distributions import HierarchicalDistribution, checked_top
 from pyrovae.nn import MLP
 from pyrovae.priors.base import Prior
 
@@ -39,7 +39,7 @@ class TwoLayerPrior(Prior):
     def forward(self, covariates: Tensor | None = None) -> TorchDistributionMixin:
         """Return the two layers as one distribution; covariates do not enter."""
         top = dist.Normal(self.loc, torch.ones_like(self.loc)).to_event(1)
-        return Chain(top, self._below, self.latent_dim)
+        return HierarchicalDistribution(top, self._below, self.latent_dim)
 
     def _below(self, z2: Tensor) -> TorchDistributionMixin:
         loc, log_scale = self.network(z2).chunk(2, dim=-1)

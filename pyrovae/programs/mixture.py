@@ -8,11 +8,11 @@ import torch
 from pyro.nn.module import PyroModule
 from torch import Tensor, nn
 
-from pyrovae.encoders import CategoricalEncoder, carried
+from pyrovae.encoders import CategoricalEncoder, constrain_encoder
 from pyrovae.nn import join
 from pyrovae.programs.blueprint import Blueprint
 from pyrovae.programs.program_pair import ProgramPair
-from pyrovae.programs.sites import data_plate, sample_datum, sample_latent, seen
+from pyrovae.programs.sites import data_plate, fill_missing, sample_datum, sample_latent
 
 
 class MixtureVAE(ProgramPair):
@@ -39,7 +39,7 @@ class MixtureVAE(ProgramPair):
             raise ValueError(f"num_classes must be at least 2, got {num_classes}")
         count = blueprint.num_covariates + num_classes
         prior = blueprint.make_prior(num_covariates=count)
-        encoder = carried(blueprint.make_encoder(prior.encoder_dim, count), prior.support)
+        encoder = constrain_encoder(blueprint.make_encoder(prior.encoder_dim, count), prior.support)
         likelihood = blueprint.make_likelihood(num_covariates=count)
         prior = prior.attach(encoder, blueprint.data)
         classes = replace(blueprint, encoder=CategoricalEncoder).make_encoder(num_classes)
@@ -93,7 +93,7 @@ class MixtureGuide(PyroModule):
 
     def forward(self, x: Tensor, *, covariates: Tensor | None = None, mask: Tensor | None = None) -> None:
         """Draw latents given data; the arguments are those of `Guide`."""
-        x = seen(x, mask)
+        x = fill_missing(x, mask)
         conditions = () if covariates is None else (covariates,)
         with data_plate(x):
             y = sample_latent("y", self.classes(x, *conditions))

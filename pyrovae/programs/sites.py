@@ -16,7 +16,7 @@ def data_plate(x: Tensor | None, covariates: Tensor | None = None, size: int = 1
     return pyro.plate("data", size if given is None else given.shape[0], dim=-1)
 
 
-def seen(x: Tensor, mask: Tensor | None) -> Tensor:
+def fill_missing(x: Tensor, mask: Tensor | None) -> Tensor:
     """What an encoder is given of x, with shape (N, D): 0 where a mask, with shape (N, D) or (N,), is false."""
     if mask is not None:
         x = torch.where(mask.reshape(mask.shape + (1,) * (x.dim() - mask.dim())), x, torch.zeros_like(x))

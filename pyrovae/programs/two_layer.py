@@ -8,13 +8,13 @@ from pyro.distributions import constraints
 from pyro.nn.module import PyroModule
 from torch import Tensor, nn
 
-from pyrovae.encoders import carried
+from pyrovae.encoders import constrain_encoder
 from pyrovae.likelihoods import NormalLikelihood
 from pyrovae.nn import MLP, join
 from pyrovae.priors import Prior
 from pyrovae.programs.blueprint import Blueprint
 from pyrovae.programs.program_pair import ProgramPair
-from pyrovae.programs.sites import data_plate, sample_datum, sample_latent, seen
+from pyrovae.programs.sites import data_plate, fill_missing, sample_datum, sample_latent
 
 Direction = Literal["bottom-up", "top-down"]
 
@@ -70,8 +70,8 @@ class TwoLayerVAE(ProgramPair):
             prior = prior.attach(upper, blueprint.data)
         likelihood = blueprint.make_likelihood(z1)
         self.model = TwoLayerModel(prior, between, likelihood, name=f"{self.name}.model")
-        lower = carried(lower, constraints.real_vector)
-        self.guide = TwoLayerGuide(lower, carried(upper, prior.support), direction, name=f"{self.name}.guide")
+        lower = constrain_encoder(lower, constraints.real_vector)
+        self.guide = TwoLayerGuide(lower, constrain_encoder(upper, prior.support), direction, name=f"{self.name}.guide")
 
 
 class TwoLayerModel(PyroModule):
@@ -120,7 +120,7 @@ class TwoLayerGuide(PyroModule):
 
     def forward(self, x: Tensor, *, covariates: Tensor | None = None, mask: Tensor | None = None) -> None:
         """Draw latents given data; the arguments are those of `Guide`."""
-        x = seen(x, mask)
+        x = fill_missing(x, mask)
         conditions = () if covariates is None else (covariates,)
         with data_plate(x):
             if self.direction == "bottom-up":

@@ -5,9 +5,9 @@ from pyro.distributions import constraints
 from pyro.nn.module import PyroModule
 from torch import Tensor, nn
 
-from pyrovae.encoders import carried
+from pyrovae.encoders import constrain_encoder
 from pyrovae.programs.program_pair import ProgramPair
-from pyrovae.programs.sites import data_plate, sample_datum, sample_latent, seen
+from pyrovae.programs.sites import data_plate, fill_missing, sample_datum, sample_latent
 
 
 class Model(PyroModule):
@@ -83,7 +83,7 @@ class Guide(PyroModule):
         Returns:
             Latents with shape (N, Z), or (K, N, Z) inside a plate of K particles.
         """
-        x = seen(x, mask)
+        x = fill_missing(x, mask)
         conditions = () if covariates is None else (covariates,)
         with data_plate(x):
             return sample_latent("z", self.encoder(x, *conditions))
@@ -125,7 +125,7 @@ class VAE(ProgramPair):
         *,
         name: str | None = None,
     ) -> None:
-        encoder = carried(encoder, getattr(prior, "support", constraints.real_vector))
+        encoder = constrain_encoder(encoder, getattr(prior, "support", constraints.real_vector))
         super().__init__(name)
         self.model = Model(prior, likelihood, name=f"{self.name}.model")
         self.guide = Guide(encoder, name=f"{self.name}.guide")

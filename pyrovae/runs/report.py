@@ -39,7 +39,7 @@ def evaluate_run(
     split: str,
     num_particles: int,
     proposal: ProposalName = "default",
-    until: float | None = None,
+    target_std_error: float | None = None,
     seed: int = 0,
     chunk_size: int | None = None,
     execution: Execution = "auto",
@@ -55,7 +55,7 @@ def evaluate_run(
         split: "train", "validation" or "test".
         num_particles: As for `evaluate`, and so are the rest.
         proposal: Its name, as the scripts have it.
-        until: Standard error to reach.
+        target_std_error: Standard error to reach.
         seed: Seed of the draws.
         chunk_size: Latents decoded at once.
         execution: How chunks are evaluated.
@@ -68,7 +68,7 @@ def evaluate_run(
         "split": split,
         "proposal": proposal,
         "num_particles": num_particles,
-        "until": until,
+        "target_std_error": target_std_error,
         "seed": seed,
         "chunk_size": chunk_size,
         "execution": execution,
@@ -84,7 +84,7 @@ def evaluate_run(
             num_particles=num_particles,
             guide_particles=num_particles,
             proposal=PROPOSALS[proposal],
-            until=until,
+            target_std_error=target_std_error,
             seed=seed,
             chunk_size=chunk_size,
             execution=execution,

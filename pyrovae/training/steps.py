@@ -34,7 +34,7 @@ from pyrovae.execution import (
     warn,
     with_tensors,
 )
-from pyrovae.objectives import plain
+from pyrovae.objectives import recordable
 
 # Steps of one shape from which recording (a second at most) and compiling (a minute at most) pay.
 RECORDED_FROM = 1_000
@@ -96,7 +96,7 @@ class Stepper:
         self._captured: dict[Hashable, CapturedStep | None] = {}
         if set(self.executions.values()) != {"eager"}:
             try:
-                plain(elbo)
+                recordable(elbo)
             except NotRecordedError as error:
                 self._refuse(error)
             else:
@@ -241,7 +241,7 @@ class Stepper:
         return self._captured.get(key)
 
     def _record(self, share: Share, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Recorded:
-        objective = plain(self.elbo)
+        objective = recordable(self.elbo)
 
         def function(*tensors: Tensor) -> list[Tensor | None]:
             weight, given = (None, tensors) if self.weight is None else (tensors[0], tensors[1:])

@@ -27,9 +27,9 @@ from pyrovae.densities import (
     log_weights,
     module_of,
     modules_of,
+    nonfinite_sites,
     num_data,
     prepared,
-    strange_sites,
     take,
 )
 from pyrovae.execution import Execution, Precision, Workers
@@ -229,7 +229,7 @@ def fit(
                 return take(args, kwargs, order[step * batch_size : (step + 1) * batch_size])
 
             def where(step: int, order: Tensor = order) -> list[str]:
-                return strange_sites(model, guide, *at(order[step * batch_size : (step + 1) * batch_size]))
+                return nonfinite_sites(model, guide, *at(order[step * batch_size : (step + 1) * batch_size]))
 
             def weight(step: int) -> float | Tensor:
                 return control.at(state.epoch + step / steps)

@@ -66,7 +66,7 @@ def at_two(name, dim, carried=False):
 
 
 @pytest.mark.parametrize(("name", "dim"), [(n, d) for n in REAL_ENCODERS for d in (1, 2) if d >= smallest(n)])
-@pytest.mark.parametrize("carried", [False, True])
+@pytest.mark.parametrize("constrain_encoder", [False, True])
 def test_densities_integrate_to_one(name, dim, carried):
     q, points, weights = at_two(name, dim, carried)
     with torch.no_grad():
@@ -76,7 +76,7 @@ def test_densities_integrate_to_one(name, dim, carried):
 
 
 @pytest.mark.parametrize("name", REAL_ENCODERS)
-@pytest.mark.parametrize("carried", [False, True])
+@pytest.mark.parametrize("constrain_encoder", [False, True])
 def test_draws_match_densities(name, carried):
     q, points, weights = at_two(name, 2, carried)
     with torch.no_grad():
@@ -95,7 +95,7 @@ def test_categories_sum_to_one():
 
 
 @pytest.mark.parametrize("name", REAL_ENCODERS)
-@pytest.mark.parametrize("carried", [False, True])
+@pytest.mark.parametrize("constrain_encoder", [False, True])
 def test_gradients_through_draws_are_those_of_the_expectation(name, carried):
     # d/dparameter E[g(z)], by draws, against the same by quadrature.
     pyro.set_rng_seed(3)
@@ -198,7 +198,7 @@ def test_the_features_bend_the_flow(kind):
     torch.testing.assert_close(encoder(moved).log_prob(z + torch.tensor([1.0, 2])), encoder(outputs).log_prob(z))
 
 
-@pytest.mark.parametrize("carried", [False, True])
+@pytest.mark.parametrize("constrain_encoder", [False, True])
 def test_the_density_of_a_flows_own_draw_takes_no_further_pass(carried):
     encoder = FlowEncoder(network(2 * 2 + 4), num_features=4)
     passes = []

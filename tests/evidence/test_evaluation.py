@@ -106,7 +106,7 @@ def test_the_ladder_rises_and_ends_at_the_estimate():
 
 def test_until_is_reached_with_no_more_draws_than_each_block_needs():
     _, x, vae = shifted(80)
-    made = evaluate(vae.model, vae.guide, x, num_particles=20_000, guide_particles=50, until=0.02)
+    made = evaluate(vae.model, vae.guide, x, num_particles=20_000, guide_particles=50, target_std_error=0.02)
     assert (made.marginal.log_marginal.std_error <= 0.02).all()
     assert made.marginal.draws.max() < 20_000
     assert (made.guide.draws == 50).all()

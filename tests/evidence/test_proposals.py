@@ -339,9 +339,9 @@ class TestHowMany:
 
     def test_draws_are_added_until_the_error_is_there(self, monkeypatch):
         x, vae = self.oracle.data(40), self.oracle.vae(sd_factor=1.3)
-        for until in (0.05, 0.01):
-            estimate = log_marginal(vae.model, vae.guide, x, num_particles=20_000, until=until)
-            assert until / 4 < estimate.std_error.max() <= until
+        for target_std_error in (0.05, 0.01):
+            estimate = log_marginal(vae.model, vae.guide, x, num_particles=20_000, target_std_error=target_std_error)
+            assert target_std_error / 4 < estimate.std_error.max() <= target_std_error
         z = (estimate.value - self.oracle.log_marginal(x)) / estimate.std_error
         assert z.abs().max() < 4.3  # 40 data: 7e-4
         # Drawn until they say what is wanted, the pilot's draws would bias the estimate.
@@ -355,19 +355,19 @@ class TestHowMany:
             return enough(kept, *how)
 
         monkeypatch.setattr(pyrovae.evidence.importance, "_enough", noted)
-        given = {"num_particles": 20_000, "until": 0.05, "proposal": GuideProposal()}
+        given = {"num_particles": 20_000, "target_std_error": 0.05, "proposal": GuideProposal()}
         for block in log_weight_blocks(vae.model, vae.guide, x, **given):
             assert len(pilots) > 0
             assert not any(torch.isin(block.log_w, log_w).any() for log_w, _ in pilots)
-        capped = log_marginal(vae.model, vae.guide, x, num_particles=300, until=1e-4)
+        capped = log_marginal(vae.model, vae.guide, x, num_particles=300, target_std_error=1e-4)
         assert capped.std_error.min() > 1e-4
         assert capped.ess.max() <= 300
 
-    @pytest.mark.parametrize("until", [0.0, -1.0, math.nan, math.inf])
-    def test_an_error_of_nothing_is_refused(self, until):
+    @pytest.mark.parametrize("target_std_error", [0.0, -1.0, math.nan, math.inf])
+    def test_an_error_of_nothing_is_refused(self, target_std_error):
         vae = self.oracle.vae()
-        with pytest.raises(ValueError, match="until is a standard error in nats, above 0"):
-            log_marginal(vae.model, vae.guide, self.oracle.data(2), num_particles=10, until=until)
+        with pytest.raises(ValueError, match="target_std_error must be above 0 nats"):
+            log_marginal(vae.model, vae.guide, self.oracle.data(2), num_particles=10, target_std_error=target_std_error)
 
     def test_the_ladder_rises_and_its_bias_is_corrected(self):
         x, vae = self.oracle.data(3000), self.oracle.vae(sd_factor=1.3, shift=1.0)

@@ -52,7 +52,9 @@ def broken():
     [
         lambda *pair: log_marginal(*pair, num_particles=20, chunk_size=640),
         lambda *pair: log_marginal(*pair, num_particles=20, chunk_size=640, proposal=GuideProposal()),
-        lambda *pair: log_marginal(*pair, num_particles=900, chunk_size=640, until=1.0, proposal=PriorProposal()),
+        lambda *pair: log_marginal(
+            *pair, num_particles=900, chunk_size=640, target_std_error=1.0, proposal=PriorProposal()
+        ),
         lambda *pair: evidence_lower_bound(*pair, num_particles=20, chunk_size=640),
         lambda model, _, x: ais(model, x, num_particles=2, betas=linear_schedule(3), num_leapfrog=1, num_tuning=1),
         lambda *pair: evaluate(*pair, num_particles=20, chunk_size=640),
@@ -61,7 +63,7 @@ def broken():
         ),
         lambda *pair: refine(*pair, log_p=torch.zeros(SIZE), steps=1, num_particles=4, chunk_size=640),
     ],
-    ids=["default", "guide", "until", "ELBO", "AIS", "evaluate", "bracket", "refine"],
+    ids=["default", "guide", "target_std_error", "ELBO", "AIS", "evaluate", "bracket", "refine"],
 )
 def test_the_datum_and_the_site_are_named(broken, estimate):
     with pytest.raises(ValueError, match=r"of datum 250 are NaN .*site 'pixels' of the model is not finite"):
@@ -90,7 +92,9 @@ def test_stopping_does_not_choose_among_the_draws_it_averages():
     oracle = LinearGaussian(data_dim=16, latent_dim=6)
     vae, x = oracle.vae(sd_factor=0.8), oracle.data(400)
     found = [
-        log_marginal(vae.model, vae.guide, x[n : n + 1], num_particles=20_000, until=0.1, proposal=GuideProposal())
+        log_marginal(
+            vae.model, vae.guide, x[n : n + 1], num_particles=20_000, target_std_error=0.1, proposal=GuideProposal()
+        )
         for n in range(len(x))
     ]
     away = torch.cat([one.value for one in found]) - oracle.log_marginal(x)
@@ -100,7 +104,7 @@ def test_stopping_does_not_choose_among_the_draws_it_averages():
     assert error.median() < 0.12
 
 
-@pytest.mark.parametrize("option", [{"until": 0.1}, {"pareto_smoothed": True}])
+@pytest.mark.parametrize("option", [{"target_std_error": 0.1}, {"pareto_smoothed": True}])
 def test_the_ladder_takes_numbers_of_draws(option):
     oracle = LinearGaussian()
     vae = oracle.vae(sd_factor=1.0)

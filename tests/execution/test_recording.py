@@ -30,7 +30,7 @@ from pyrovae import (
     log_marginal,
 )
 from pyrovae.execution import NotRecordedWarning, Recorded, choose_execution
-from pyrovae.objectives.recordable_elbos import PlainTrace_ELBO
+from pyrovae.objectives.recordable_elbos import RecordableTrace_ELBO
 from pyrovae.programs import Blueprint
 from pyrovae.training import StoppedError
 
@@ -362,7 +362,7 @@ def test_a_derivative_that_recording_loses_is_found_out(x):
 
 
 def test_an_objective_of_the_readers_own_that_says_so_is_recorded(x):
-    class Halved(PlainTrace_ELBO):
+    class Halved(RecordableTrace_ELBO):
         recordable = True
 
         def differentiable_loss(self, *args, **kwargs):

@@ -140,5 +140,5 @@ def test_a_likelihood_that_does_not_say_where_is_refused():
         def forward(self, z, covariates=None):
             return torch.distributions.Normal(self.outputs(z, covariates), 1.0)
 
-    with pytest.raises(ValueError, match=r"Plain does not say .* give it a method centre"):
+    with pytest.raises(ValueError, match=r"Plain does not say .* give it a method intercept"):
         Blueprint(D, Z, likelihood=Plain, output_bias="data").make_likelihood()

@@ -561,7 +561,7 @@ def test_no_script_is_left_out():
 def test_an_interrupted_evaluation_goes_on_to_the_same_file(place, straight, monkeypatch, capsys):
     again = place / "interrupted"
     shutil.copytree(straight, again)
-    flags = [again, "--num_particles", 40, "--split", "train", "--until", 0.5]
+    flags = [again, "--num_particles", 40, "--split", "train", "--target_std_error", 0.5]
     run("evaluate", *flags, cwd=place)
     whole = (again / "evaluation.csv").read_bytes()
     monkeypatch.setattr(pyrovae.evidence.evaluation, "BLOCK", 20)

@@ -145,7 +145,7 @@ def train(run: Run, config: Namespace, data: Data, vae: ProgramPair, stopper: St
         kl_weight=build_kl_weight(config),
         execution=config.execution,
         precision=config.precision,
-        checked=True,  # by check_values
+        skip_support_check=True,  # by check_values
         seed=config.seed,
         progress=True,
         resume=workers.from_first(run.committed),

@@ -249,7 +249,7 @@ def evaluate(
             proposal=source,
             target_std_error=error,
             chunk_size=chunk_size,
-            checked=index > 0,
+            skip_support_check=index > 0,
             execution=chunks_of(len(x), size, count, chunk_size, execution),  # whatever the number of processes
         )
         for index, (count, source, error) in enumerate(weighed)

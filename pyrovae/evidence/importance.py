@@ -165,7 +165,7 @@ def evidence_lower_bound(
     *args: Any,
     num_particles: int,
     chunk_size: int | None = None,
-    checked: bool = False,
+    skip_support_check: bool = False,
     **kwargs: Any,
 ) -> LowerBound:
     """Estimate the ELBO, E_q[log p(x_n, z) - log q(z | x_n)], for each datum n.
@@ -176,7 +176,7 @@ def evidence_lower_bound(
         *args: Arguments of both, the data first, with shape (N, ...).
         num_particles: K, the draws per datum.
         chunk_size: Latents (K times N) decoded at once; None for 8,192.
-        checked: The data are known to lie in the support, and are not checked again.
+        skip_support_check: Whether to trust that the data lie in the support.
         **kwargs: execution, as `log_marginal` takes it; the rest are keyword arguments of both.
 
     Returns:
@@ -194,7 +194,7 @@ def evidence_lower_bound(
             num_particles=num_particles,
             proposal=GuideProposal(),
             chunk_size=chunk_size,
-            checked=checked,
+            skip_support_check=skip_support_check,
             **kwargs,
         )
     ]
@@ -209,7 +209,7 @@ def log_weight_blocks(
     proposal: Proposal | Program | None = None,
     chunk_size: int | None = None,
     target_std_error: float | None = None,
-    checked: bool = False,
+    skip_support_check: bool = False,
     execution: Execution | Chunks = "auto",
     first: int = 0,
     **kwargs: Any,
@@ -217,7 +217,7 @@ def log_weight_blocks(
     """Go through the data in blocks, adapt the proposal to each, and yield its rows and log weights.
 
     Memory is bounded whatever N is: at most chunk_size latents are decoded at once, and one block's weights held, which
-    are K numbers at least. Args and errors are those of `log_marginal`, with checked as of `evidence_lower_bound`; in
+    are K numbers at least. Args and errors are those of `log_marginal`, with skip_support_check as of `evidence_lower_bound`; in
     the place of an execution stand the `Chunks` of earlier calls with the same programs and proposal, and first is the
     number that the first of the data has for the reader.
     """
@@ -230,7 +230,7 @@ def log_weight_blocks(
     for start in range(0, size, at_once):
         rows = slice(start, min(start + at_once, size))
         block_args, block_kwargs = take(args, kwargs, rows)
-        if not checked:
+        if not skip_support_check:
             check_support(model, *block_args, guide=guide, first=first + rows.start, **block_kwargs)
         with evaluating(model, guide), pyro.validation_enabled(False):
             source = _WeightSampler(model, guide, proposal, chunk_size, chunks, block_args, block_kwargs)

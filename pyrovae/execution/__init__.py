@@ -1,7 +1,7 @@
 """How programs run: eagerly, recorded, compiled, as CUDA graphs, in reduced precision, by several processes."""
 
 from pyrovae.execution.chunks import Chunks
-from pyrovae.execution.graphs import CapturedStep, CapturedSteps, on_card, reason_of, set_gradients, settings
+from pyrovae.execution.graphs import CapturedStep, CapturedSteps, on_gpu, reason_of, set_gradients, settings
 from pyrovae.execution.precision import Precision, products_in
 from pyrovae.execution.recording import (
     Execution,
@@ -32,7 +32,7 @@ __all__ = [
     "Workers",
     "choose_execution",
     "joined",
-    "on_card",
+    "on_gpu",
     "products_in",
     "reason_of",
     "refuse",

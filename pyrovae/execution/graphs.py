@@ -25,7 +25,7 @@ class Replayed(Protocol):
         """Replay."""
 
 
-def on_card(values: Iterable[Tensor]) -> bool:
+def on_gpu(values: Iterable[Tensor]) -> bool:
     """Whether there are tensors on a card, where graphs can be captured."""
     return any(value.is_cuda for value in values)
 

@@ -25,7 +25,7 @@ import torch
 from torch import Tensor, fx
 
 from pyrovae.densities import isolated_rng
-from pyrovae.execution.graphs import CapturedReplay, Outputs, on_card, reason_of
+from pyrovae.execution.graphs import CapturedReplay, Outputs, on_gpu, reason_of
 
 Execution = Literal["auto", "eager", "recorded", "compiled"]
 
@@ -119,7 +119,7 @@ class Recorded:
         self._calls[key] = calls + 1
         return outputs
 
-    def checked(self, *inputs: Tensor) -> "Replay | None":
+    def verified_replay(self, *inputs: Tensor) -> "Replay | None":
         """The replay of inputs of this shape, once it has been found to give the same; None before."""
         key = signature(inputs)
         return self._replays[key] if self._calls.get(key, 0) >= CHECKED_CALLS else None
@@ -172,7 +172,7 @@ class Replay:
 
     def launched(self, *inputs: Tensor) -> Outputs:
         """Replay, on a card as one CUDA graph."""
-        if self._kernel_by_kernel or not on_card((*self.held, *inputs)):
+        if self._kernel_by_kernel or not on_gpu((*self.held, *inputs)):
             return self(*inputs)
         with torch.no_grad():
             given = [*inputs, *self._with_constants(inputs)]

@@ -23,7 +23,7 @@ from pyrovae.execution import (
     State,
     Workers,
     choose_execution,
-    on_card,
+    on_gpu,
     products_in,
     reason_of,
     refuse,
@@ -60,7 +60,7 @@ class Stepper:
         precision: Of the products of layers.
 
     Attributes:
-        on_card: Steps can be CUDA graphs.
+        on_gpu: Steps can be CUDA graphs.
         whole: For each size of a batch whose step is one CUDA graph, the optimizer's included, its record.
     """
 
@@ -87,7 +87,7 @@ class Stepper:
             for size, count in calls.items()
         }
         self.weight = torch.ones((), dtype=torch.float64, device=device) if weighted else None
-        self.on_card = all(on_card([parameter]) for parameter in self.parameters)
+        self.on_gpu = all(on_gpu([parameter]) for parameter in self.parameters)
         self.whole: dict[int, Recorded] = {}
         self._settings: list[Any] | None = None  # those of the optimizer that graphs hold fast
         self._changing = False
@@ -134,7 +134,7 @@ class Stepper:
         kwargs: dict[str, Any],
         *,
         weight: float | Tensor = 1.0,
-        checked: bool = False,
+        validate: bool = False,
     ) -> Tensor:
         """Take a step.
 
@@ -143,7 +143,7 @@ class Stepper:
             args: The programs' arguments.
             kwargs: Their keyword arguments.
             weight: The weight of the KL divergence; a tensor where it is learned.
-            checked: With Pyro's checks of shapes and supports.
+            validate: Whether Pyro checks shapes and supports.
 
         Returns:
             The loss before the step, a scalar.
@@ -154,18 +154,18 @@ class Stepper:
         how = "eager" if self.refused else self.executions.get(size, "eager")
         if how != "eager":
             try:
-                return self._replayed(share, args, kwargs, weight, checked, compiled=how == "compiled")
+                return self._replayed(share, args, kwargs, weight, validate, compiled=how == "compiled")
             except NotRecordedError as error:
                 self._refuse(error)
-        loss = self._eager(share, args, kwargs, weight, checked)
+        loss = self._eager(share, args, kwargs, weight, validate)
         self._descend(share, loss)
         return loss
 
     def _eager(
-        self, share: Share, args: tuple[Any, ...], kwargs: dict[str, Any], weight: float | Tensor, checked: bool
+        self, share: Share, args: tuple[Any, ...], kwargs: dict[str, Any], weight: float | Tensor, validate: bool
     ) -> Tensor:
         """The loss of Pyro's objective, its gradients in the parameters' grad."""
-        with pyro.validation_enabled(checked), self._around(share, weight):
+        with pyro.validation_enabled(validate), self._around(share, weight):
             loss = self.elbo.differentiable_loss(self.model, self.guide, *args, **kwargs)
         self.optimizer.zero_grad(set_to_none=True)
         loss.backward()
@@ -194,7 +194,7 @@ class Stepper:
         args: tuple[Any, ...],
         kwargs: dict[str, Any],
         weight: float | Tensor,
-        checked: bool,
+        validate: bool,
         *,
         compiled: bool,
     ) -> Tensor:
@@ -210,8 +210,8 @@ class Stepper:
             if not captured.whole:
                 self._descend(share, loss)
             return loss
-        self._checked, self._weight = checked, weight
-        replay = recorded.checked(*inputs) or partial(recorded, compiled=compiled)
+        self._validate, self._weight = validate, weight
+        replay = recorded.verified_replay(*inputs) or partial(recorded, compiled=compiled)
         found, *gradients = replay(*inputs)
         assert found is not None
         set_gradients(self.parameters, gradients)
@@ -220,10 +220,10 @@ class Stepper:
 
     def _capture(self, share: Share, inputs: Sequence[Tensor], recorded: Recorded) -> CapturedStep | None:
         """The CUDA graph of a step of this shape, made at the first one that needs no comparison; None before."""
-        if not self.on_card:
+        if not self.on_gpu:
             return None
         inside = self.follows_settings() and self.workers.size == 1
-        replay, key = recorded.checked(*inputs), (share, signature(inputs))
+        replay, key = recorded.verified_replay(*inputs), (share, signature(inputs))
         if replay is not None and key not in self._captured:
             before = State(recorded.buffers)
             try:
@@ -254,7 +254,7 @@ class Stepper:
 
         def reference(*tensors: Tensor) -> list[Tensor | None]:
             given = tensors if self.weight is None else tensors[1:]
-            loss = self._eager(share, *with_tensors(args, kwargs, given), self._weight, self._checked)
+            loss = self._eager(share, *with_tensors(args, kwargs, given), self._weight, self._validate)
             return [loss, *(parameter.grad for parameter in self.parameters)]
 
         modules = [module for program in (self.model, self.guide) for module in modules_of(program)]
@@ -329,7 +329,7 @@ class StepsAtOnce:
             for rows in (self.order[: self.batch_size], self.order[-self.batch_size :]):  # compared twice
                 inputs = [value for value in self._batch(rows) if value is not None]
             weight = [] if self.stepper.weight is None else [self.stepper.weight]
-            batch, replay = self._batch.checked(rows), recorded.checked(*weight, *inputs)
+            batch, replay = self._batch.verified_replay(rows), recorded.verified_replay(*weight, *inputs)
             if batch is None or replay is None:
                 raise NotRecordedError("batches that it takes are laid out in another way")
             self._captured = CapturedSteps(
@@ -358,7 +358,7 @@ def _prepare(optimizer: Optimizer, *, recorded: bool) -> None:
             open_ = group["fused"] is None and group["foreach"] is None and not group["differentiable"]
             group["fused"] = True if open_ else group["fused"]
         if "capturable" in group:
-            group["capturable"] = (recorded or group["capturable"]) and on_card(group["params"])
+            group["capturable"] = (recorded or group["capturable"]) and on_gpu(group["params"])
             for parameter in group["params"] if group["capturable"] else ():
                 state = optimizer.state.get(parameter, {})
                 if "step" in state:

@@ -75,7 +75,7 @@ def fit(
     kl_weight: Callable[[float], float] | None = None,
     execution: Execution = "auto",
     precision: Precision = "full",
-    checked: bool = False,
+    skip_support_check: bool = False,
     seed: int = 0,
     progress: bool = False,
     resume: Mapping[str, Any] | None = None,
@@ -117,7 +117,7 @@ def fit(
             eagerly, with a `NotRecordedWarning` that says why.
         precision: "bfloat16" has the products of layers (linear and convolutional) take their operands so rounded;
             parameters, latents and log densities stay in single precision, and validation is in full.
-        checked: The data are known to lie in the support, and are not checked again.
+        skip_support_check: Whether to trust that the data lie in the support.
         seed: Seed of the order of the data.
         progress: Show a progress bar with the ELBO per datum, in nats.
         resume: A state that `commit` was given; training goes on from it, to the same bits on CPU.
@@ -150,11 +150,11 @@ def fit(
     streamed = any(isinstance(value, Streamed) for value in (*args, *kwargs.values()))
     workers = Workers.current()
 
-    checked = checked or resume is not None
-    if not checked:
+    skip_support_check = skip_support_check or resume is not None
+    if not skip_support_check:
         check_data(model, guide, args, kwargs, transform)
     if validation is not None:
-        if not checked:
+        if not skip_support_check:
             check_data(model, guide, *_arguments(validation), None)
         # A pair that cannot be validated fails before it trains.
         with isolated_rng(), evaluating(model, guide), pyro.validation_enabled(False):
@@ -202,7 +202,7 @@ def fit(
         return _transformed(*take(args, kwargs, rows), transform)
 
     at_once: StepsAtOnce | None = None
-    if stepper.on_card and control.follows_epoch and workers.size == 1 and not streamed and device == home:
+    if stepper.on_gpu and control.follows_epoch and workers.size == 1 and not streamed and device == home:
         at_once = StepsAtOnce(stepper, at, size, batch_size, state.losses)
 
     bar = tqdm(
@@ -244,7 +244,7 @@ def fit(
                     some_args, some_kwargs = _transformed(*(next(ahead) if ahead else batch(now)), transform)
                     # Pyro's checks of shapes and supports are for the first batch; afterwards they only cost time.
                     state.losses[now] = stepper(
-                        num_data(some_args, some_kwargs), some_args, some_kwargs, weight=weights[0], checked=first_step
+                        num_data(some_args, some_kwargs), some_args, some_kwargs, weight=weights[0], validate=first_step
                     )
                     control.learn()
                     first_step = False

@@ -238,7 +238,7 @@ def ours_sampling(x: Tensor, execution: Execution, chunk: int, calls: int) -> Ca
         num_particles=PARTICLES,
         chunk_size=chunk,
         proposal=GuideProposal(),
-        checked=True,
+        skip_support_check=True,
         execution=execution,
     )
     return lambda: next(blocks)

@@ -106,7 +106,7 @@ def test_training_reads_beside(tmp_path, monkeypatch):
     x = Streamed(np.load(tmp_path / "bits.npy", mmap_mode="r"))
     vae = VAE(StandardNormalPrior(2), BernoulliLikelihood(nn.Linear(2, 6)), NormalEncoder(nn.Linear(6, 4)))
     monkeypatch.setattr(Streamed, "__getitem__", noted)
-    fit(vae.model, vae.guide, x, elbo=TraceMeanField_ELBO(), epochs=1, batch_size=10, checked=True)
+    fit(vae.model, vae.guide, x, elbo=TraceMeanField_ELBO(), epochs=1, batch_size=10, skip_support_check=True)
     assert "next batch" in threads
 
 

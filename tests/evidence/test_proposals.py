@@ -345,16 +345,16 @@ class TestHowMany:
         z = (estimate.value - self.oracle.log_marginal(x)) / estimate.std_error
         assert z.abs().max() < 4.3  # 40 data: 7e-4
         # Drawn until they say what is wanted, the pilot's draws would bias the estimate.
-        pilots, enough = [], pyrovae.evidence.importance._enough
+        pilots, choose = [], pyrovae.evidence.importance._draws_for_std_error
 
         def noted(draw, *how):
             def kept(count):
                 pilots.append(draw(count))
                 return pilots[-1]
 
-            return enough(kept, *how)
+            return choose(kept, *how)
 
-        monkeypatch.setattr(pyrovae.evidence.importance, "_enough", noted)
+        monkeypatch.setattr(pyrovae.evidence.importance, "_draws_for_std_error", noted)
         given = {"num_particles": 20_000, "target_std_error": 0.05, "proposal": GuideProposal()}
         for block in log_weight_blocks(vae.model, vae.guide, x, **given):
             assert len(pilots) > 0

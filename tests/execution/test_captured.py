@@ -133,7 +133,7 @@ def card(monkeypatch):
 
     def move():
         for name in ("execution.recording", "training.steps"):
-            monkeypatch.setattr(sys.modules[f"pyrovae.{name}"], "on_card", lambda values: True)
+            monkeypatch.setattr(sys.modules[f"pyrovae.{name}"], "on_gpu", lambda values: True)
 
     return move
 
@@ -234,14 +234,14 @@ def test_many_steps_in_one_graph_are_those_one_by_one(card, at_once, kl_weight):
     torch.testing.assert_close(recorded, replayed, rtol=1e-5, atol=1e-6)
 
 
-@pytest.mark.parametrize(("stop_after", "on_card"), [(9, True), (15, False)])
-def test_a_run_stopped_on_either_device_goes_on_in_graphs(card, at_once, stop_after, on_card):
+@pytest.mark.parametrize(("stop_after", "on_gpu"), [(9, True), (15, False)])
+def test_a_run_stopped_on_either_device_goes_on_in_graphs(card, at_once, stop_after, on_gpu):
     recorded, _ = trained()
-    if on_card:
+    if on_gpu:
         card()
     state = trained(stop_after=stop_after)
     assert (state["epoch"], state["step"]) == (1, 6)
-    assert all(group["capturable"] == on_card for group in state["optimizer"]["param_groups"])
+    assert all(group["capturable"] == on_gpu for group in state["optimizer"]["param_groups"])
     card()
     replayed, asked = trained(resume=state)
     assert asked == 3 + 5 + 5  # 21 one by one

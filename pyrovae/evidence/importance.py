@@ -217,9 +217,9 @@ def log_weight_blocks(
     """Go through the data in blocks, adapt the proposal to each, and yield its rows and log weights.
 
     Memory is bounded whatever N is: at most chunk_size latents are decoded at once, and one block's weights held, which
-    are K numbers at least. Args and errors are those of `log_marginal`, with skip_support_check as of `evidence_lower_bound`; in
-    the place of an execution stand the `Chunks` of earlier calls with the same programs and proposal, and first is the
-    number that the first of the data has for the reader.
+    are K numbers at least. Args and errors are those of `log_marginal`, and skip_support_check that of
+    `evidence_lower_bound`. `execution` may also be the `Chunks` of earlier calls with the same programs and proposal.
+    `first` is the index of the first datum in the full data set, for error messages.
     """
     size = num_data(args, kwargs)
     chunks = chunks_of(size, size, num_particles, chunk_size, execution) if isinstance(execution, str) else execution

@@ -145,8 +145,8 @@ def test_several_processes_ask_each_other_seldom_whether_to_stop(monkeypatch):
         steps += 1
         return x
 
-    settings = {"epochs": 2, "batch_size": 2, "transform": counted, "should_stop": lambda: False, "skip_support_check": True}
-    fit(vae.model, vae.guide, torch.ones(90, 6), elbo=TraceMeanField_ELBO(), **settings)
+    settings = {"epochs": 2, "batch_size": 2, "transform": counted, "should_stop": lambda: False}
+    fit(vae.model, vae.guide, torch.ones(90, 6), elbo=TraceMeanField_ELBO(), skip_support_check=True, **settings)
     assert [step - asked[0] for step in asked] == [0, 20, 25, 45, 65, 70]  # of 45 an epoch: 20, 40 and the last
 
 

@@ -20,8 +20,8 @@ TINY = ["--network.hidden", "[6]", "--latent_dim", "2", "--batch_size", "16", "-
 
 
 def path_of(script):
-    """A script's file, by its name without folder and suffix."""
-    return next(SCRIPTS.rglob(f"{script}.py"))
+    """A script's file, by its name without folder and suffix, or by its path without suffix."""
+    return Path(f"{script}.py") if Path(script).is_absolute() else next(SCRIPTS.rglob(f"{script}.py"))
 
 
 class Script:

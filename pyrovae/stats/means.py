@@ -29,6 +29,7 @@ def mean_and_std_error(values: Tensor) -> tuple[float, float]:
         ValueError: If values is empty.
 
     Example:
+        >>> import torch
         >>> mean_and_std_error(torch.tensor([1.0, 3.0]))
         (2.0, 1.0)
     """
@@ -56,6 +57,7 @@ def crossed_mean_and_std_error(values: Tensor) -> tuple[float, float]:
         ValueError: If values is empty.
 
     Example:
+        >>> import torch
         >>> crossed_mean_and_std_error(torch.tensor([[1.0, 3.0], [1.0, 3.0]]))
         (2.0, 1.0)
     """
@@ -82,6 +84,7 @@ def monte_carlo_std_error(std_error: Tensor) -> float:
         ValueError: If std_error is empty.
 
     Example:
+        >>> import torch
         >>> monte_carlo_std_error(torch.tensor([3.0, 4.0]))
         2.5
     """

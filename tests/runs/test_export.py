@@ -142,7 +142,7 @@ def test_draws_that_are_not_finite_are_kept() -> None:
 
 
 def test_the_import_of_arviz_advises_nothing(tmp_path: Path) -> None:
-    code = "import torch; from pyrovae.export import to_arviz;to_arviz({'z': torch.zeros(1, 1)}, observed={})"
+    code = "import torch; from pyrovae.runs.export import to_arviz;to_arviz({'z': torch.zeros(1, 1)}, observed={})"
     command = [sys.executable, "-W", "error:::arviz", "-c", code]
     environment = {**os.environ, "XDG_CACHE_HOME": str(tmp_path)}  # where 0.23 keeps the day
     done = subprocess.run(command, env=environment, cwd=REPOSITORY, capture_output=True, text=True)
@@ -183,7 +183,7 @@ def test_arviz_summarises_and_computes_loo(tmp_path: Path) -> None:
 FULL_DISK = """
 import resource, signal, sys
 import torch
-from pyrovae.export import to_arviz, write_netcdf
+from pyrovae.runs.export import to_arviz, write_netcdf
 signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
 data = to_arviz({"z": torch.randn(1000, 10)}, observed={"x": torch.zeros(10)})
 for limit in 20_000, 1:

@@ -94,7 +94,7 @@ def test_a_full_disk_leaves_the_old_file(tmp_path):
     script = f"""
 import resource, signal
 from pathlib import Path
-from pyrovae.files import write_whole
+from pyrovae.runs.files import write_whole
 signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
 path = Path({str(tmp_path)!r}) / "f"
 write_whole(path, b"old")

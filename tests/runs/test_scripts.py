@@ -130,7 +130,7 @@ def test_the_run_folder_holds_what_it_says(straight):
 def test_the_weights_are_the_best_epochs(straight):
     rows = [json.loads(line) for line in lines(straight / "metrics.jsonl")]
     best = max(rows, key=lambda row: row["validation_elbo"])
-    state = pyrovae.files.read_state(straight / "checkpoint.safetensors")
+    state = pyrovae.runs.read_state(straight / "checkpoint.safetensors")
     assert state["best_epoch"] == best["epoch"]
     vae = pyrovae.load(straight)
     for name, value in vae.state_dict().items():
@@ -233,7 +233,7 @@ def test_a_run_killed_again_and_again_is_the_run_that_was_not(place, straight):
     with (killed / "metrics.jsonl").open("a") as file:
         file.write('{"epoch": 99')
     (killed / ".unfinished-0.safetensors").touch()
-    committed = pyrovae.run.Run(killed).committed()
+    committed = pyrovae.runs.Run(killed).committed()
     assert len(lines(killed / "metrics.jsonl")) == committed["epoch"]
     run("train", "--resume", killed, cwd=place)
     assert (killed / "weights.safetensors").read_bytes() == (straight / "weights.safetensors").read_bytes()
@@ -266,7 +266,7 @@ def test_a_signal_finishes_the_step_and_saves(place, number, code):
     assert process.wait(60) == code
     assert "Traceback" not in process.stderr
     assert f"--resume {out}" in process.stderr
-    state = pyrovae.files.read_state(out / "checkpoint.safetensors")
+    state = pyrovae.runs.read_state(out / "checkpoint.safetensors")
     assert state["epoch"] >= 3
     assert len(lines(out / "metrics.jsonl")) == state["epoch"]
     with pytest.raises(ValueError, match="not finished; go on with"):
@@ -287,7 +287,7 @@ runpy.run_path("{SCRIPTS}/train.py", run_name="__main__")
     message = result.stderr.strip().splitlines()[-1]
     assert message.startswith("train.py: error: cannot write")
     assert "Traceback" not in result.stderr
-    state = pyrovae.files.read_state(place / "full/checkpoint.safetensors")
+    state = pyrovae.runs.read_state(place / "full/checkpoint.safetensors")
     assert 0 < state["epoch"] < 12
     run("train", "--resume", "full", cwd=place)
     assert (place / "full/weights.safetensors").read_bytes() == (straight / "weights.safetensors").read_bytes()

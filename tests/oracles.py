@@ -134,12 +134,12 @@ def stepper_of(vae, elbo, make_optimizer, execution, calls, *, weighted=False):
 
 
 def counted(monkeypatch, *names):
-    """Let functions of the recorder note their calls by name."""
-    recorder, calls = sys.modules["pyrovae.execution.recording"], []
+    """Note the calls of functions of pyrovae.execution.replay by name."""
+    replay, calls = sys.modules["pyrovae.execution.replay"], []
 
     def noting(name, function):
         return lambda *args: calls.append(name) or function(*args)
 
     for name in names:
-        monkeypatch.setattr(recorder, name, noting(name, getattr(recorder, name)))
+        monkeypatch.setattr(replay, name, noting(name, getattr(replay, name)))
     return calls

@@ -226,7 +226,7 @@ class Path:
             self.normal = torch.distributions.MultivariateNormal(
                 mean.to(like), scale_tril=scale_tril.to(like), validate_args=False
             )
-        self._tempered = Recorded(partial(_tempered, space, self.normal), varying=2)
+        self._tempered = Recorded(partial(_tempered, space, self.normal), num_varying=2)
 
     def draw(self, num_particles: int) -> Tensor:
         """Draw u from the start, with shape (K, N, U)."""

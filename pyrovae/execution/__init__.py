@@ -1,21 +1,13 @@
-"""How programs run: eagerly, recorded, compiled, as CUDA graphs, in reduced precision, by several processes."""
+"""Execution of programs: eager, recorded, compiled, as CUDA graphs, in reduced precision, in several processes."""
 
+from pyrovae.execution.choice import Execution, choose_execution
 from pyrovae.execution.chunks import Chunks
-from pyrovae.execution.graphs import CapturedStep, CapturedSteps, on_gpu, reason_of, set_gradients, settings
+from pyrovae.execution.cuda_graphs import CapturedStep, CapturedSteps, on_gpu, reason_of, set_gradients, settings
+from pyrovae.execution.messages import NotRecordedError, NotRecordedWarning, refuse, warn
 from pyrovae.execution.precision import Precision, products_in
-from pyrovae.execution.recording import (
-    Execution,
-    NotRecordedError,
-    NotRecordedWarning,
-    Recorded,
-    State,
-    choose_execution,
-    refuse,
-    signature,
-    tensors_of,
-    warn,
-    with_tensors,
-)
+from pyrovae.execution.replay import Recorded
+from pyrovae.execution.state import State
+from pyrovae.execution.tensors import signature, tensors_of, with_tensors
 from pyrovae.execution.workers import Share, Workers, joined
 
 __all__ = [

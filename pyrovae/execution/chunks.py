@@ -1,4 +1,4 @@
-"""Chunk after chunk of an evaluation, replayed once recorded."""
+"""Evaluations in chunks, recorded at the first chunk and replayed for the others."""
 
 from collections.abc import Callable, Hashable, Mapping
 from typing import Any
@@ -6,24 +6,18 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from pyrovae.execution.graphs import Outputs
-from pyrovae.execution.recording import (
-    Execution,
-    NotRecordedError,
-    Recorded,
-    refuse,
-    signature,
-    tensors_of,
-    with_tensors,
-)
+from pyrovae.execution.choice import Execution
+from pyrovae.execution.messages import NotRecordedError, refuse
+from pyrovae.execution.replay import Recorded
+from pyrovae.execution.tensors import Outputs, signature, tensors_of, with_tensors
 
 
 class Chunks:
-    """Functions that are asked for chunk after chunk of an evaluation, without gradients, each replayed once recorded.
+    """Runs the functions of an evaluation chunk by chunk, without gradients. Each function is recorded once.
 
     Args:
-        execution: "eager", "recorded" or "compiled".
-        shape: (K, N) of a whole chunk, the one that is worth compiling.
+        execution: How to run the functions: "eager", "recorded" or "compiled".
+        shape: Shape (K, N) of a full chunk. Only functions of full chunks are compiled.
     """
 
     def __init__(self, execution: Execution, shape: tuple[int, int]) -> None:
@@ -32,7 +26,7 @@ class Chunks:
         self._refused: set[str] = set()
 
     def start_block(self) -> None:
-        """Say that the programs' arguments, or their parameters, are others from here on."""
+        """Announce other arguments or parameters of the programs, so that no cached result is used."""
         for recorded in self._recorded.values():
             recorded.forget()
 
@@ -45,15 +39,15 @@ class Chunks:
         args: tuple[Any, ...],
         kwargs: Mapping[str, Any],
     ) -> Outputs:
-        """Evaluate a function of latents by site and of the programs' arguments.
+        """Evaluate a function of the latents and of the programs' arguments.
 
         Args:
-            name: Of the function, one and the same whenever it is asked for.
-            function: Takes latents, args and kwargs, returns tensors.
-            shape: (K, N) of this chunk.
-            latents: Values by site, none for a function that draws.
-            args: The programs' arguments.
-            kwargs: Their keyword arguments.
+            name: Name that identifies the function in all calls.
+            function: Function of latents, args and kwargs that returns tensors.
+            shape: Shape (K, N) of this chunk.
+            latents: Values by site; empty for a function that draws the latents.
+            args: Positional arguments of both programs, the data first, with shape (N, ...).
+            kwargs: Keyword arguments of both programs.
         """
         if self.execution == "eager" or name in self._refused or torch.is_grad_enabled():
             return function(dict(latents), args, dict(kwargs))
@@ -65,7 +59,7 @@ class Chunks:
             return function(values, *with_tensors(args, kwargs, tensors[len(latents) :]))
 
         if key not in self._recorded:
-            self._recorded[key] = Recorded(flat, varying=len(latents))
+            self._recorded[key] = Recorded(flat, num_varying=len(latents))
         inputs = [*latents.values(), *tensors_of(args, kwargs)]
         try:
             return self._recorded[key](*inputs, compiled=self.execution == "compiled" and shape == self.shape)

@@ -102,9 +102,9 @@ class TestBracket:
     def test_long_runs_are_recorded(self, monkeypatch):
         vae = self.oracle.vae(sd_factor=0.6)
         latents, x = self.simulated(vae, 4)
-        recorder, found, calls = sys.modules["pyrovae.execution.recording"], [], []
-        record = recorder.record
-        monkeypatch.setattr(recorder, "record", lambda *given: calls.append(given) or record(*given))
+        replay, found, calls = sys.modules["pyrovae.execution.replay"], [], []
+        record = replay.record
+        monkeypatch.setattr(replay, "record", lambda *given: calls.append(given) or record(*given))
         for least in (1000, 12):  # of 6 temperatures of 2 steps
             monkeypatch.setattr(sys.modules["pyrovae.evidence.ais"], "_RECORDED_FROM", least)
             pyro.set_rng_seed(5)

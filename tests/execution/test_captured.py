@@ -32,8 +32,8 @@ from pyrovae import (
     log_marginal,
 )
 from pyrovae.execution import NotRecordedWarning
-from pyrovae.execution.graphs import CapturedReplay
-from pyrovae.execution.recording import CHECKED_CALLS
+from pyrovae.execution.cuda_graphs import CapturedReplay
+from pyrovae.execution.replay import VERIFIED_CALLS
 from pyrovae.training import StoppedError
 
 # Where there is a card, torch looks whether it is capturing, which a stand-in never is.
@@ -132,7 +132,7 @@ def card(monkeypatch):
     monkeypatch.setattr(Graph, "replays", 0)
 
     def move():
-        for name in ("execution.recording", "training.steps"):
+        for name in ("execution.replay", "training.steps"):
             monkeypatch.setattr(sys.modules[f"pyrovae.{name}"], "on_gpu", lambda values: True)
 
     return move
@@ -172,7 +172,7 @@ def test_replayed_graphs_are_the_steps_themselves(card, make_optimizer, sizes, e
     assert Graph.replays == 0
     card()
     replayed = run(make_optimizer, TraceMeanField_ELBO(), *extra, **settings)
-    assert Graph.replays == (STEPS - CHECKED_CALLS) * len(sizes)
+    assert Graph.replays == (STEPS - VERIFIED_CALLS) * len(sizes)
     for one, other in zip(recorded, replayed, strict=True):
         torch.testing.assert_close(one, other, rtol=1e-5, atol=1e-6)
 
@@ -265,7 +265,9 @@ def test_a_transform_that_draws_in_python_takes_part_in_every_step(card, at_once
 
     recorded, _ = trained(transform=brightened, epochs=2)
     card()
-    with pytest.warns(NotRecordedWarning, match="taken one by one, .*its record draws other random numbers") as caught:
+    with pytest.warns(
+        NotRecordedWarning, match="one by one, .*the replay draws different random numbers"
+    ) as caught:
         replayed, asked = trained(transform=brightened, epochs=2)
     assert len(caught) == 1
     assert asked == 2 * 9
@@ -361,5 +363,5 @@ def test_an_input_that_lies_elsewhere_is_not_captured():
     """Its value would stay that of the capture."""
     here, there = torch.ones(1), torch.ones(1, device="meta")
     for held, inputs in (([], [here, there]), ([there], [here])):
-        with pytest.raises(RuntimeError, match="a tensor lies on meta, and others on cpu"):
+        with pytest.raises(RuntimeError, match="needs all tensors on cpu, got one on meta"):
             CapturedReplay(lambda x, y: [x], held, inputs, torch.device("cpu"))

@@ -24,7 +24,7 @@ from pyrovae import (
 from pyrovae.evidence import log_weight_blocks
 from pyrovae.evidence.importance import chunks_of
 from pyrovae.execution import NotRecordedError, Recorded
-from pyrovae.execution.recording import record
+from pyrovae.execution.trace import record
 
 CELLS = [
     ("vamp", "flow, maf", "poisson"),
@@ -123,7 +123,7 @@ def test_products_stay_where_draws_or_writing_in_place_come_before_them():
         plain = (left @ weight[:2]).relu() @ weight + right.sum()
         return [noisy + latents + plain + base @ weight + early]
 
-    recorded = Recorded(function, varying=1)
+    recorded = Recorded(function, num_varying=1)
     for _ in range(3):
         recorded.forget()
         x = torch.randn(3, 4)
@@ -159,6 +159,6 @@ def test_a_record_holds_tensors_by_reference_and_drops_what_nobody_reads():
 def test_what_draws_from_another_generator_than_torchs_is_refused(draw, state):
     """Its record would give the same number for ever."""
     recorded, before = Recorded(lambda x: [x + (draw() > 1e-9)]), state()
-    with pytest.raises(NotRecordedError, match="draws other random numbers"):
+    with pytest.raises(NotRecordedError, match="draws different random numbers"):
         recorded(torch.ones(2))
     assert state() == before

@@ -43,9 +43,9 @@ def test_what_inductor_cannot_compile_is_replayed_as_recorded(x, monkeypatch):
     def failing(graph, inputs):
         raise RuntimeError("no compiler is found\nand more")
 
-    monkeypatch.setattr(sys.modules["pyrovae.execution.recording"], "compile_graph", failing)
+    monkeypatch.setattr(sys.modules["pyrovae.execution.replay"], "compile_graph", failing)
     recorded = trained("recorded", x, batch_size=35)
-    with pytest.warns(NotRecordedWarning, match="replayed as recorded, .*: no compiler is found$") as caught:
+    with pytest.warns(NotRecordedWarning, match="replayed without compilation, .*: no compiler is found$") as caught:
         compiled = trained("compiled", x, batch_size=35)
     assert len(caught) == 1
     assert all(torch.equal(value, recorded[0][name]) for name, value in compiled[0].items())
@@ -65,7 +65,7 @@ def test_programs_run_no_more_once_they_are_recorded(x):
 def test_how_steps_are_taken_follows_from_their_number(x, monkeypatch, least, execution):
     for name, value in zip(("RECORDED_FROM", "COMPILED_FROM"), least, strict=True):
         monkeypatch.setattr(sys.modules["pyrovae.training.steps"], name, value)
-    monkeypatch.setattr(sys.modules["pyrovae.execution.recording"], "compile_graph", lambda graph, inputs: graph)
+    monkeypatch.setattr(sys.modules["pyrovae.execution.replay"], "compile_graph", lambda graph, inputs: graph)
     found = trained("auto", x, epochs=3, batch_size=35)  # six steps
     assert found[2][-1]["stepper"]["executions"]["35"] == execution
 
@@ -320,7 +320,7 @@ class Own(Trace_ELBO):
     ("make", "elbo", "reason"),
     [
         (partial(Pair, branching, NORMAL), Trace_ELBO(), r"value of a tensor.* in test_recording.py, line \d+"),
-        (partial(Pair, selecting, NORMAL), Trace_ELBO(), "shape of what aten.index.Tensor gives depends on"),
+        (partial(Pair, selecting, NORMAL), Trace_ELBO(), "the output shape of aten.index.Tensor depends on"),
         (make_vae, Own(), "Own is not known to be made of tensor operations alone"),
         (partial(Classes, "sequential"), ENUMERATED, "lists all of a site's values in parallel; not for 'y'"),
         (partial(Classes, "some"), ENUMERATED, "lists all of a site's values in parallel; not for 'y'"),
@@ -340,7 +340,7 @@ def test_what_cannot_be_recorded_says_why_once_and_runs_eagerly(x, make, elbo, r
 
 def test_a_number_that_changes_from_step_to_step_is_found_out(x):
     numbers = [0.1] * 4 + [0.9] * 30  # two checks of the data, a comparison and the record meet 0.1, the next one 0.9
-    with pytest.warns(NotRecordedWarning, match="its record gives other numbers"):
+    with pytest.warns(NotRecordedWarning, match="the replay gives different numbers"):
         trained("recorded", x, lambda: Pair(calls_of(numbers), NORMAL), batch_size=70)
 
 
@@ -356,7 +356,7 @@ def test_a_derivative_that_recording_loses_is_found_out(x):
 
     make = partial(Pair, lambda h: dist.Normal(Doubled.apply(h), 0.3).to_event(1), NORMAL)
     eager = trained("eager", x, make)
-    with pytest.warns(NotRecordedWarning, match="its record gives other numbers"):
+    with pytest.warns(NotRecordedWarning, match="the replay gives different numbers"):
         found = trained("recorded", x, make)
     assert_trained_alike(eager, found, 1e-6)
 

@@ -1,8 +1,7 @@
-"""CUDA graphs: the kernels of a replay, of a training step or of many, launched as one.
+"""CUDA graphs of a replay, of a training step and of several training steps.
 
 https://docs.pytorch.org/docs/stable/notes/cuda.html#cuda-graphs. Draws come from torch's CUDA generator, which advances
-with every replay as it does without a graph. What can be captured has run before, and has been found to give the same
-as the programs (see `Recorded`).
+with every replay as without a graph. Only verified replays are captured (see `Recorded`).
 """
 
 from collections.abc import Callable, Iterable, Sequence
@@ -12,26 +11,30 @@ import torch
 from torch import Tensor
 from torch.optim import Optimizer
 
-Outputs = Sequence[Tensor | None]
+from pyrovae.execution.tensors import Outputs
+
 Result = TypeVar("Result")
 
 
 class Replayed(Protocol):
-    """A function of tensors that are its inputs, and of those that it holds."""
+    """A function of its inputs and of lifted tensors."""
 
-    held: Sequence[Tensor]
+    lifted: Sequence[Tensor]
 
     def __call__(self, *inputs: Tensor) -> Outputs:
-        """Replay."""
+        """Run the function."""
 
 
 def on_gpu(values: Iterable[Tensor]) -> bool:
-    """Whether there are tensors on a card, where graphs can be captured."""
+    """Whether any tensor is on a GPU, where graphs can be captured."""
     return any(value.is_cuda for value in values)
 
 
 def reason_of(error: Exception) -> str:
-    """Why a capture failed, in one line: what came first, since the end of a broken capture has errors of its own."""
+    """Explain in one line why a capture failed.
+
+    Uses the first error of the chain, since the end of a failed capture raises errors as well.
+    """
     first: BaseException = error
     while first.__context__ is not None:
         first = first.__context__
@@ -42,44 +45,44 @@ class CapturedReplay:
     """A function of tensors as one CUDA graph.
 
     Args:
-        run: The function of held tensors and inputs, without gradients.
-        held: Tensors that stay where they are.
-        inputs: Tensors of the shapes to come.
-        device: The card.
+        run: Function of the lifted tensors and the inputs, without gradients.
+        lifted: Tensors whose memory the graph reads at every replay.
+        inputs: Tensors with the shapes of all later inputs.
+        device: The GPU.
 
     Raises:
         RuntimeError: If an operation cannot be captured.
     """
 
     def __init__(
-        self, run: Callable[..., Outputs], held: Sequence[Tensor], inputs: Sequence[Tensor], device: torch.device
+        self, run: Callable[..., Outputs], lifted: Sequence[Tensor], inputs: Sequence[Tensor], device: torch.device
     ) -> None:
-        self.held, self.inputs = held, _static(held, inputs, device)
+        self.lifted, self.inputs = lifted, _static_inputs(lifted, inputs, device)
 
         def replay() -> Outputs:
-            return run(*self.held, *self.inputs)
+            return run(*self.lifted, *self.inputs)
 
         self.graph, self.outputs = _capture(replay, replay, device)
 
     def __call__(self, *inputs: Tensor) -> Outputs:
-        """Replay."""
+        """Replay the graph."""
         _copy(self.inputs, inputs)
         self.graph.replay()
         return [None if value is None else value.clone() for value in self.outputs]
 
 
 class CapturedStep:
-    """A step of SVI as one CUDA graph: loss, gradients and, where it can be captured, the optimizer.
+    """A step of SVI as one CUDA graph of the loss, the gradients and, if possible, the optimizer's step.
 
     Args:
-        replay: From inputs to loss and gradients.
-        inputs: Tensors of the shapes to come.
-        parameters: What is trained.
-        optimizer: An optimizer that has taken a step before, so that it has its state; None to leave it out. One with
-            hooks, which are Python, is left out too.
+        replay: Function of the inputs that returns loss and gradients.
+        inputs: Tensors with the shapes of all later inputs.
+        parameters: Trained tensors.
+        optimizer: Optimizer that has taken a step, so that its state exists; None to keep it out of the graph. An
+            optimizer with hooks, which are Python, stays out as well.
 
     Attributes:
-        whole: The graph holds the optimizer's step too.
+        whole: Whether the graph contains the optimizer's step.
 
     Raises:
         RuntimeError: If an operation cannot be captured.
@@ -93,7 +96,7 @@ class CapturedStep:
         optimizer: Optimizer | None,
     ) -> None:
         device = parameters[0].device
-        self.replay, self.inputs, self.parameters = replay, _static(replay.held, inputs, device), parameters
+        self.replay, self.inputs, self.parameters = replay, _static_inputs(replay.lifted, inputs, device), parameters
         self.whole = optimizer is not None and not _has_hooks(optimizer)
         if optimizer and self.whole:
             self.whole = all(group.get("capturable", False) for group in optimizer.param_groups)
@@ -108,27 +111,27 @@ class CapturedStep:
         self.graph, (self.loss, *self.gradients) = _capture(lambda: replay(*self.inputs), run, device)
 
     def __call__(self, *inputs: Tensor) -> Tensor:
-        """Replay, and return the loss, which the next replay overwrites; the parameters' grad likewise."""
+        """Replay the graph, and return the loss. The next replay overwrites the loss and the parameters' gradients."""
         _copy(self.inputs, inputs)
         self.graph.replay()
-        set_gradients(self.parameters, self.gradients)  # those of another shape's graph may stand there
+        set_gradients(self.parameters, self.gradients)  # the last step may have been another graph's
         assert self.loss is not None
         return self.loss
 
 
 class CapturedSteps:
-    """Steps of SVI one after another as one CUDA graph, which takes its batches, and leaves its losses, by itself.
+    """Consecutive steps of SVI as one CUDA graph, which selects its batches and stores its losses.
 
     Args:
-        count: How many steps.
-        batch: From rows, with shape (B,), to the inputs of a step.
-        replay: From inputs, the weight of the KL divergence first if there is one, to loss and gradients.
-        parameters: What is trained.
-        optimizer: An optimizer that can be captured and has taken a step before.
-        order: The order of the data, with shape (N,), in which the graph looks for its rows.
-        batch_size: B.
-        weights: The weight for each step of an epoch, in which the graph looks for its own; None for none.
-        losses: Where the loss of each step of an epoch is left.
+        count: Number of steps.
+        batch: Function of row indices, with shape (B,), that returns the inputs of a step.
+        replay: Function of the inputs, preceded by the KL weight if any, that returns loss and gradients.
+        parameters: Trained tensors.
+        optimizer: Optimizer that can be captured and has taken a step.
+        order: Order of the data, with shape (N,). The graph reads its row indices from it.
+        batch_size: Number of data B per step.
+        weights: KL weight of each step of an epoch, read by the graph; None without a KL weight.
+        losses: Loss of each step of an epoch, written by the graph.
 
     Raises:
         RuntimeError: If an operation cannot be captured.
@@ -150,8 +153,8 @@ class CapturedSteps:
         self.count = count
         self.step = torch.zeros(1, dtype=torch.long, device=order.device)
         self.places = torch.arange(batch_size, device=order.device)
-        _static([*batch.held, *replay.held], [], order.device)
-        # A graph knows addresses alone: what it reads and writes has to live as long.
+        _static_inputs([*batch.lifted, *replay.lifted], [], order.device)
+        # A graph stores addresses only, so the tensors that it reads and writes must live as long as it.
         self._kept = batch, replay, parameters, optimizer, order, weights, losses
 
         def descend() -> Outputs:
@@ -173,19 +176,22 @@ class CapturedSteps:
         self.graph, self.gradients = _capture(descend, run, order.device)
 
     def __call__(self, step: int) -> None:
-        """Take the steps of an epoch from this one on."""
+        """Run the steps of an epoch that begin with this one."""
         self.step.fill_(step)
         self.graph.replay()
 
 
 def set_gradients(parameters: Iterable[Tensor], gradients: Iterable[Tensor | None]) -> None:
-    """Put gradients where an optimizer looks for them."""
+    """Set the gradients of parameters, which an optimizer reads."""
     for parameter, gradient in zip(parameters, gradients, strict=True):
         parameter.grad = gradient
 
 
 def settings(optimizer: Optimizer) -> list[Any]:
-    """The numbers of an optimizer that a graph holds fast; tensors on a card it reads anew."""
+    """Return the settings of an optimizer that are constants of a graph.
+
+    A tensor on a GPU is represented by its identity, since the graph reads its value at every replay.
+    """
     found: list[Any] = []
     for group in optimizer.param_groups:
         for name, value in group.items():
@@ -202,22 +208,25 @@ def _has_hooks(optimizer: Optimizer) -> bool:
     return any((*own, module._global_optimizer_pre_hooks, module._global_optimizer_post_hooks))
 
 
-def _static(held: Iterable[Tensor], inputs: Iterable[Tensor], device: torch.device) -> list[Tensor]:
-    """Inputs that a graph reads at every replay; what lies elsewhere it would read once, when it is captured."""
+def _static_inputs(lifted: Iterable[Tensor], inputs: Iterable[Tensor], device: torch.device) -> list[Tensor]:
+    """Copy the inputs to memory that a graph reads at every replay.
+
+    Tensors on another device would be read only once, during the capture.
+    """
     values = [value.clone() for value in inputs]
-    for value in (*held, *values):
+    for value in (*lifted, *values):
         if value.device != device:
-            raise RuntimeError(f"a tensor lies on {value.device}, and others on {device}; move it there")
+            raise RuntimeError(f"a graph needs all tensors on {device}, got one on {value.device}; move it there")
     return values
 
 
-def _copy(mine: Iterable[Tensor], given: Iterable[Tensor]) -> None:
-    for value, other in zip(mine, given, strict=True):
-        value.copy_(other)
+def _copy(targets: Iterable[Tensor], sources: Iterable[Tensor]) -> None:
+    for target, source in zip(targets, sources, strict=True):
+        target.copy_(source)
 
 
 def _capture(first: Callable[[], Any], run: Callable[[], Result], device: torch.device) -> tuple[Any, Result]:
-    """Run once outside of a capture, where libraries make their workspaces; then capture."""
+    """Run `first` without capture, so that libraries allocate their workspaces; then capture `run`."""
     with torch.no_grad(), torch.cuda.device(device), torch.cuda.stream(torch.cuda.current_stream()):
         side, drawn = torch.cuda.Stream(), torch.get_rng_state()
         side.wait_stream(torch.cuda.current_stream())
@@ -225,10 +234,10 @@ def _capture(first: Callable[[], Any], run: Callable[[], Result], device: torch.
             first()
         torch.cuda.current_stream().wait_stream(side)
         if device.type == "cuda" and not torch.equal(drawn, torch.get_rng_state()):
-            raise RuntimeError("it draws on the CPU, where a graph would draw once for all replays")
+            raise RuntimeError("it draws on the CPU, whose numbers would be constants of the graph")
         graph = torch.cuda.CUDAGraph()
-        # Of this device: torch's own stream for captures is of the first. What another thread does meanwhile, a batch
-        # being prepared, is not in the graph and may go on.
+        # The stream is of this device; torch's default stream for captures is of the first. Other threads, which
+        # prepare batches, may use CUDA during the capture.
         with torch.cuda.graph(graph, stream=side, capture_error_mode="thread_local"):
             found = run()
     return graph, found

@@ -1,4 +1,4 @@
-"""Matrix products in bfloat16, everything else as it is."""
+"""Matrix products in bfloat16, all other operations in their own precision."""
 
 from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager, nullcontext
@@ -24,10 +24,10 @@ _PRODUCTS: set[Callable[..., Any]] = {
 
 
 class _BFloat16Products(TorchFunctionMode):
-    """The products of layers take their operands rounded to bfloat16, and give float32 back.
+    """A mode in which the matrix products of layers round their operands to bfloat16 and return float32.
 
-    Parameters, optimizer, sums, latents and log densities stay in float32, unlike under torch.autocast, whose layers
-    hand bfloat16 on, so that log p(x|z) would be summed over pixels with three digits.
+    Parameters, optimizer, sums, latents and log densities stay in float32. Under torch.autocast, layers return
+    bfloat16, so that log p(x|z) would be summed over pixels with three digits.
     """
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Mapping[str, Any] | None = None) -> Any:
@@ -39,7 +39,7 @@ class _BFloat16Products(TorchFunctionMode):
 
 
 def products_in(precision: Precision) -> AbstractContextManager[Any]:
-    """Run the layers meanwhile in this precision."""
+    """Return a context in which the matrix products of layers have this precision."""
     return _BFloat16Products() if precision == "bfloat16" else nullcontext()
 
 

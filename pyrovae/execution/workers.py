@@ -1,4 +1,4 @@
-"""Several processes at one task: each takes its share of the data, and draws as one process alone would."""
+"""Data-parallel processes. Each takes a share of the data, and the random draws are those of one process alone."""
 
 import io
 import os
@@ -15,12 +15,12 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 
 class Share(NamedTuple):
-    """One process' part of some data.
+    """One process's share of the data.
 
     Attributes:
-        size: How many data all processes share.
-        start: The first row of this process' own.
-        stop: The row behind its last.
+        size: Number of data of all processes.
+        start: First row of the share.
+        stop: Row after the last row of the share.
     """
 
     size: int
@@ -29,22 +29,22 @@ class Share(NamedTuple):
 
     @property
     def empty(self) -> bool:
-        """Fewer data than processes: this one draws along, and adds nothing."""
+        """Whether the share has no rows. The process still makes all draws, but adds nothing to sums."""
         return self.stop == self.start
 
     @property
     def rows(self) -> slice:
-        """What the process runs its programs on: its own rows, or any one where it has none."""
+        """Rows that the process runs its programs on: its share, or row 0 if the share is empty."""
         return slice(0, 1) if self.empty else slice(self.start, self.stop)
 
 
 @dataclass(frozen=True)
 class Workers:
-    """The processes that share the work.
+    """The processes that share the data.
 
     Attributes:
-        rank: Of this process, from 0; rank 0 alone writes.
-        size: How many there are.
+        rank: Rank of this process, from 0. Only rank 0 writes files.
+        size: Number of processes.
     """
 
     rank: int = 0
@@ -52,21 +52,25 @@ class Workers:
 
     @classmethod
     def current(cls) -> "Workers":
-        """Those of torch.distributed where it was initialised, else this process alone."""
+        """Return the processes of torch.distributed if it is initialised, else this process alone."""
         if torch.distributed.is_available() and torch.distributed.is_initialized():
             return cls(torch.distributed.get_rank(), torch.distributed.get_world_size())
         return cls()
 
     def share(self, size: int) -> Share:
-        """This process' part of so many data: shares are consecutive and differ by one at most."""
+        """Return the share of this process. Shares are consecutive, and their sizes differ by at most one.
+
+        Args:
+            size: Number of data of all processes.
+        """
         return Share(size, size * self.rank // self.size, size * (self.rank + 1) // self.size)
 
     @contextmanager
     def drawing(self, share: Share) -> Iterator[None]:
-        """Make the draws of programs about a share those that one process would make for all the data.
+        """Make programs on a share draw the random numbers that one process would draw for all data.
 
-        Every process draws for all the data, and keeps its rows. Thereby noise belongs to the datum, whatever the
-        number of processes, and all generators stay in step.
+        Every process draws for all data and keeps its rows. Each datum has the same noise for any number of processes,
+        and the generators of all processes stay in the same state.
         """
         if self.size == 1:
             yield
@@ -75,7 +79,7 @@ class Workers:
             yield
 
     def add(self, tensors: Sequence[Tensor | None]) -> None:
-        """Put the sum over the processes in the place of each tensor; those of one type travel together."""
+        """Replace each tensor by its sum over the processes, in one message per type."""
         given = [value for value in tensors if value is not None]
         if self.size == 1:
             return
@@ -87,7 +91,7 @@ class Workers:
                 value.detach().copy_(total.view_as(value))
 
     def any(self, flag: bool) -> bool:
-        """Whether the flag is up in any of the processes."""
+        """Whether the flag is true in any process."""
         if self.size == 1:
             return flag
         device = "cuda" if torch.distributed.get_backend() == "nccl" else "cpu"
@@ -96,7 +100,7 @@ class Workers:
         return bool(raised.item())
 
     def gathered(self, value: Any) -> list[Any]:
-        """The values of all processes, by rank."""
+        """Return the values of all processes, ordered by rank."""
         if self.size == 1:
             return [value]
         values: list[Any] = [None] * self.size
@@ -104,7 +108,7 @@ class Workers:
         return values
 
     def from_first(self, make: Callable[[], Any]) -> Any:
-        """What rank 0 makes, in every process."""
+        """Call a function in rank 0 and return its result in every process."""
         if self.size == 1:
             return make()
         made = [make() if self.rank == 0 else None]
@@ -114,13 +118,13 @@ class Workers:
 
 @contextmanager
 def joined() -> Iterator[Workers]:
-    """Join the processes that torchrun started, if it started this one: gloo on CPU, NCCL on CUDA.
+    """Join the processes of torchrun, if it started this process: gloo on CPU, NCCL on CUDA.
 
-    Where there are as many cards, a process takes the card of its local rank, and "cuda" means that one from here on.
-    What ranks above 0 print goes nowhere.
+    If the machine has at least as many GPUs as processes, each process uses the GPU of its local rank as "cuda".
+    Ranks above 0 print nothing.
 
     Yields:
-        The processes, this one alone where there are no others.
+        The processes.
     """
     if int(os.environ.get("WORLD_SIZE", "1")) == 1:
         yield Workers.current()
@@ -133,11 +137,11 @@ def joined() -> Iterator[Workers]:
     silent = redirect_stdout(io.StringIO()) if workers.rank else nullcontext()
     with silent:
         yield workers
-    torch.distributed.destroy_process_group()  # after an error the end of the process does that, without waiting
+    torch.distributed.destroy_process_group()  # not after an error, when the process ends without waiting
 
 
 class _Sites(Messenger):
-    """Knows, while a sample site draws, where the plate over the data stands: the last dimension of the batch."""
+    """Handler that notes the dimension of the data plate, the last of the batch, while a sample site draws."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -151,17 +155,17 @@ class _Sites(Messenger):
 
 
 class _SharedDraws(TorchDispatchMode):
-    """Every random operation on this process' rows, done for the rows of all processes.
+    """Mode that runs each random operation for the rows of all processes and keeps the rows of this process.
 
-    The dimension of the data is where the plate puts it, or else the first of the right size; a draw that has none is
-    the same in all processes. Where a draw takes parameters (a gamma's, a categorical's), the random bits that it uses
-    may depend on them, and the processes show each other theirs.
+    The dimension of the data is that of the plate, or else the first one of the size of the share. A draw without such
+    a dimension is the same in all processes. If a draw has parameters (a gamma's, a categorical's), the number of
+    random bits that it uses can depend on them, so the processes exchange their parameters.
     """
 
     def __init__(self, workers: Workers, share: Share, sites: _Sites) -> None:
         super().__init__()
         self.workers, self.share, self.sites = workers, share, sites
-        self.own = share.rows.stop - share.rows.start
+        self.num_rows = share.rows.stop - share.rows.start
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
@@ -169,69 +173,70 @@ class _SharedDraws(TorchDispatchMode):
             return func(*args, **kwargs)
         name = func._schema.name
         if name.endswith("_like"):
-            dim = self._dim(args[0].shape)
+            dim = self._data_dim(args[0].shape)
             if dim is None:
                 return func(*args, **kwargs)
-            return self._mine(func(args[0].new_empty(self._for_all(args[0].shape, dim)), *args[1:], **kwargs), dim)
+            whole = args[0].new_empty(self._full_shape(args[0].shape, dim))
+            return self._own_rows(func(whole, *args[1:], **kwargs), dim)
         if name.endswith("_"):
             value, *others = args
-            dim = self._dim(value.shape)
+            dim = self._data_dim(value.shape)
             if dim is None:
                 return func(*args, **kwargs)
-            whole = value.new_empty(self._for_all(value.shape, dim))
-            return value.copy_(self._mine(func(whole, *map(self._gathered, others), **kwargs), dim))
+            whole = value.new_empty(self._full_shape(value.shape, dim))
+            return value.copy_(self._own_rows(func(whole, *map(self._gather_rows, others), **kwargs), dim))
         if func is torch.ops.aten.native_dropout.default:
-            return self._dropped(*args, **kwargs)
+            return self._dropout(*args, **kwargs)
         if any(isinstance(value, Tensor) for value in args):
-            return self._of_parameters(func, args, kwargs)
+            return self._draw_with_parameters(func, args, kwargs)
         where = next((i for i, value in enumerate(args) if isinstance(value, list | tuple)), None)
-        dim = None if where is None else self._dim(args[where])
+        dim = None if where is None else self._data_dim(args[where])
         if where is None or dim is None:
             return func(*args, **kwargs)
-        sized = [self._for_all(value, dim) if i == where else value for i, value in enumerate(args)]
-        return self._mine(func(*sized, **kwargs), dim)
+        sized = [self._full_shape(value, dim) if i == where else value for i, value in enumerate(args)]
+        return self._own_rows(func(*sized, **kwargs), dim)
 
-    def _dropped(self, value: Tensor, *how: Any) -> tuple[Tensor, Tensor]:
-        """Dropout as CUDA has it, in one operation with its mask, which does not depend on the values."""
-        dim = self._dim(value.shape)
+    def _dropout(self, value: Tensor, *how: Any) -> tuple[Tensor, Tensor]:
+        """Run CUDA's dropout: one operation that also returns its mask, which does not depend on the values."""
+        dim = self._data_dim(value.shape)
         if dim is None:
             return torch.native_dropout(value, *how)
-        factor, mask = torch.native_dropout(value.new_ones(self._for_all(value.shape, dim)), *how)
-        return value * self._mine(factor, dim), self._mine(mask, dim)
+        factor, mask = torch.native_dropout(value.new_ones(self._full_shape(value.shape, dim)), *how)
+        return value * self._own_rows(factor, dim), self._own_rows(mask, dim)
 
-    def _of_parameters(self, func: Any, args: Any, kwargs: Any) -> Any:
+    def _draw_with_parameters(self, func: Any, args: Any, kwargs: Any) -> Any:
         first = args[0]
-        # A categorical's particles and data come in one dimension, particles first.
-        flat = func is torch.ops.aten.multinomial.default and first.dim() == 2 and first.shape[0] % self.own == 0
+        # The particles and the data of a categorical share one dimension, particles first.
+        flat = func is torch.ops.aten.multinomial.default and first.dim() == 2 and first.shape[0] % self.num_rows == 0
         if flat:
-            whole = self._gathered(first.unflatten(0, (-1, self.own)), 1).flatten(0, 1)
+            whole = self._gather_rows(first.unflatten(0, (-1, self.num_rows)), 1).flatten(0, 1)
             drawn = func(whole, *args[1:], **kwargs).unflatten(0, (-1, self.share.size))
-            return self._mine(drawn, 1).flatten(0, 1)
-        dim = self._dim(first.shape)
+            return self._own_rows(drawn, 1).flatten(0, 1)
+        dim = self._data_dim(first.shape)
         if dim is None:
             return func(*args, **kwargs)
-        return self._mine(func(*map(self._gathered, args), **kwargs), dim)
+        return self._own_rows(func(*map(self._gather_rows, args), **kwargs), dim)
 
-    def _dim(self, shape: Sequence[int]) -> int | None:
+    def _data_dim(self, shape: Sequence[int]) -> int | None:
         dim = self.sites.dim
-        if dim is not None and 0 <= dim < len(shape) and shape[dim] == self.own:
+        if dim is not None and 0 <= dim < len(shape) and shape[dim] == self.num_rows:
             return dim
-        return next((dim for dim, size in enumerate(shape) if size == self.own), None)
+        return next((dim for dim, size in enumerate(shape) if size == self.num_rows), None)
 
-    def _for_all(self, shape: Sequence[int], dim: int) -> list[int]:
+    def _full_shape(self, shape: Sequence[int], dim: int) -> list[int]:
         return [*shape[:dim], self.share.size, *shape[dim + 1 :]]
 
-    def _mine(self, value: Tensor, dim: int) -> Tensor:
-        return value.narrow(dim, self.share.rows.start, self.own).clone()
+    def _own_rows(self, value: Tensor, dim: int) -> Tensor:
+        return value.narrow(dim, self.share.rows.start, self.num_rows).clone()
 
-    def _gathered(self, value: Any, dim: int | None = None) -> Any:
-        dim = self._dim(value.shape) if isinstance(value, Tensor) and dim is None else dim
+    def _gather_rows(self, value: Any, dim: int | None = None) -> Any:
+        dim = self._data_dim(value.shape) if isinstance(value, Tensor) and dim is None else dim
         if dim is None:
             return value
-        from torch.fx.experimental.proxy_tensor import get_proxy_mode  # seconds of import, for those alone who ask
+        from torch.fx.experimental.proxy_tensor import get_proxy_mode  # takes seconds to import, so only if needed
 
         if get_proxy_mode() is not None:
-            raise RuntimeError("a draw of several processes takes parameters (a gamma's or a categorical's, say)")
+            raise RuntimeError("several processes cannot record a draw with parameters, such as a gamma's")
         shares = [Workers(rank, self.workers.size).share(self.share.size) for rank in range(self.workers.size)]
         counts = [share.stop - share.start for share in shares]
         padded = value.new_zeros(max(counts), *value.movedim(dim, 0).shape[1:])

@@ -8,7 +8,13 @@ from pyrovae.densities.arguments import device_of, num_data, take
 from pyrovae.densities.contract import matched_latents, take_kl_weight
 from pyrovae.densities.handlers import substitute, temper
 from pyrovae.densities.modules import evaluating, module_of, modules_of
-from pyrovae.densities.rng import isolated_rng
+from pyrovae.densities.rng import (
+    generator_states,
+    isolated_rng,
+    set_generator_states,
+    set_torch_generator_states,
+    torch_generator_states,
+)
 from pyrovae.densities.streamed import Streamed, prepared
 from pyrovae.densities.support import SupportError, check_support
 from pyrovae.densities.traces import Program, sample_sites, site_log_density, trace_log_density, trace_with_particles
@@ -22,6 +28,7 @@ __all__ = [
     "check_weights",
     "device_of",
     "evaluating",
+    "generator_states",
     "isolated_rng",
     "log_joint",
     "log_weights",
@@ -33,11 +40,14 @@ __all__ = [
     "num_data",
     "prepared",
     "sample_sites",
+    "set_generator_states",
+    "set_torch_generator_states",
     "site_log_density",
     "substitute",
     "take",
     "take_kl_weight",
     "temper",
+    "torch_generator_states",
     "trace_log_density",
     "trace_with_particles",
 ]

@@ -265,9 +265,7 @@ def test_a_transform_that_draws_in_python_takes_part_in_every_step(card, at_once
 
     recorded, _ = trained(transform=brightened, epochs=2)
     card()
-    with pytest.warns(
-        NotRecordedWarning, match="one by one, .*the replay draws different random numbers"
-    ) as caught:
+    with pytest.warns(NotRecordedWarning, match="one by one, .*the replay draws different random numbers") as caught:
         replayed, asked = trained(transform=brightened, epochs=2)
     assert len(caught) == 1
     assert asked == 2 * 9

@@ -1,4 +1,4 @@
-"""CUDA graphs where there is no card: on a stand-in that keeps what a graph keeps, operations and addresses."""
+"""CUDA graphs without a GPU: a stand-in stores operations and addresses, as a CUDA graph does."""
 
 import copy
 import random
@@ -36,7 +36,7 @@ from pyrovae.execution.cuda_graphs import CapturedReplay
 from pyrovae.execution.replay import VERIFIED_CALLS
 from pyrovae.training import StoppedError
 
-# Where there is a card, torch looks whether it is capturing, which a stand-in never is.
+# If a GPU is present, torch asks it whether it is capturing. The stand-in never is.
 pytestmark = pytest.mark.filterwarnings("ignore:This instance was constructed with capturable=True")
 
 STEPS = 9
@@ -48,10 +48,9 @@ def tensors(value):
 
 
 class Graph(TorchDispatchMode):
-    """Operations on the tensors they met when captured: a replay reads and writes the same memory.
+    """Stand-in for a CUDA graph: a replay repeats the captured operations on the same memory.
 
-    As on a card, what a capture runs changes nothing, neither tensors nor generators, and a graph keeps nothing alive
-    but what it made itself.
+    As on a GPU, a capture changes neither tensors nor generators, and a graph keeps only its own tensors alive.
     """
 
     replays = 0
@@ -87,7 +86,7 @@ class Graph(TorchDispatchMode):
 
 @contextmanager
 def capturing(graph, stream, capture_error_mode):
-    assert capture_error_mode == "thread_local"  # a batch may be prepared meanwhile
+    assert capture_error_mode == "thread_local"  # other threads prepare batches during a capture
     state = torch.get_rng_state()
     with graph:
         yield
@@ -103,7 +102,7 @@ def refusing(graph, stream, capture_error_mode):
 
 @contextmanager
 def breaking(graph, stream, capture_error_mode):
-    """As a card does: the reason at first, and then at the end of the capture, which it made worthless, another."""
+    """Raise the reason first and another error at the end of the capture, as CUDA does."""
     with capturing(graph, stream, capture_error_mode):
         yield
     try:
@@ -113,8 +112,8 @@ def breaking(graph, stream, capture_error_mode):
 
 
 @pytest.fixture
-def card(monkeypatch):
-    """Let tensors seem to be on a card from when it is called on."""
+def gpu(monkeypatch):
+    """Return a function after whose call all tensors seem to be on a GPU."""
 
     class Stream:
         def wait_stream(self, other):
@@ -148,7 +147,7 @@ def networks(*extra):
 
 
 def run(make_optimizer, elbo, *extra, sizes=(20,), steps=STEPS):
-    """Parameters, buffers, losses and gradients of some steps with other data and weights each, and a draw after."""
+    """Take steps, each with its own data and KL weight. Returns losses, gradients, final values and the next draw."""
     vae = networks(*extra)
     parameters = list(vae.parameters())
     stepper = stepper_of(vae, elbo, make_optimizer, "recorded", dict.fromkeys(sizes, steps), weighted=True)
@@ -166,11 +165,11 @@ def run(make_optimizer, elbo, *extra, sizes=(20,), steps=STEPS):
 @pytest.mark.parametrize(
     "extra", [(), (partial(nn.Dropout, 0.3), partial(nn.BatchNorm1d, 8))], ids=["plain", "buffers"]
 )
-def test_replayed_graphs_are_the_steps_themselves(card, make_optimizer, sizes, extra):
+def test_graphs_of_one_step_train_as_recorded_steps(gpu, make_optimizer, sizes, extra):
     settings = {"sizes": sizes, "steps": STEPS * len(sizes)}
     recorded = run(make_optimizer, TraceMeanField_ELBO(), *extra, **settings)
     assert Graph.replays == 0
-    card()
+    gpu()
     replayed = run(make_optimizer, TraceMeanField_ELBO(), *extra, **settings)
     assert Graph.replays == (STEPS - VERIFIED_CALLS) * len(sizes)
     for one, other in zip(recorded, replayed, strict=True):
@@ -178,10 +177,10 @@ def test_replayed_graphs_are_the_steps_themselves(card, make_optimizer, sizes, e
 
 
 @pytest.mark.parametrize("fail", [refusing, breaking])
-def test_what_a_card_cannot_capture_is_replayed_without_a_graph(card, monkeypatch, fail):
+def test_a_step_that_cuda_cannot_capture_is_replayed_without_a_graph(gpu, monkeypatch, fail):
     recorded = run(ADAM, Trace_ELBO())
     monkeypatch.setattr(torch.cuda, "graph", fail)
-    card()
+    gpu()
     with pytest.warns(NotRecordedWarning, match="since CUDA cannot capture.*operation not permitted") as caught:
         found = run(ADAM, Trace_ELBO())
     assert len(caught) == 1
@@ -193,7 +192,10 @@ def test_what_a_card_cannot_capture_is_replayed_without_a_graph(card, monkeypatc
 def trained(
     transform=torch.bernoulli, kl_weight=None, epochs=4, stop_after=None, resume=None, optimizer=ADAM, each=lambda: None
 ):
-    """What a run of `fit` gives, of eight whole batches and a rest, with how often it asked; or where it stopped."""
+    """Run `fit` on eight full batches and a smaller one.
+
+    Returns the values, history and next draw with the number of calls of should_stop; the state if the run stopped.
+    """
     vae, committed, asked = networks(), [], []
     x = torch.rand(70, 6, generator=torch.Generator().manual_seed(1))
     with suppress(StoppedError):
@@ -219,30 +221,30 @@ def trained(
 
 @pytest.fixture
 def at_once(monkeypatch):
-    """Three steps in one graph."""
+    """Capture three steps in one graph."""
     monkeypatch.setattr(sys.modules["pyrovae.training.steps"], "AT_ONCE", 3)
 
 
 @pytest.mark.parametrize("kl_weight", [None, LinearWarmup(3)], ids=["plain", "warm-up"])
-def test_many_steps_in_one_graph_are_those_one_by_one(card, at_once, kl_weight):
+def test_graphs_of_several_steps_train_as_recorded_steps(gpu, at_once, kl_weight):
     recorded, asked = trained(kl_weight=kl_weight)
     assert asked == 4 * 9
-    card()
+    gpu()
     replayed, asked = trained(kl_weight=kl_weight)
-    # Two steps compared and one captured; three at once and two that are left; later epochs 2 x 3 + 2; the rests.
+    # Epoch 1: two steps verified, one captured, one graph of three, two left; later epochs: 2 x 3 + 2; smaller batches.
     assert asked == 3 + 1 + 2 + 3 * (2 + 2) + 4
     torch.testing.assert_close(recorded, replayed, rtol=1e-5, atol=1e-6)
 
 
 @pytest.mark.parametrize(("stop_after", "on_gpu"), [(9, True), (15, False)])
-def test_a_run_stopped_on_either_device_goes_on_in_graphs(card, at_once, stop_after, on_gpu):
+def test_a_run_stopped_on_either_device_resumes_with_graphs(gpu, at_once, stop_after, on_gpu):
     recorded, _ = trained()
     if on_gpu:
-        card()
+        gpu()
     state = trained(stop_after=stop_after)
     assert (state["epoch"], state["step"]) == (1, 6)
     assert all(group["capturable"] == on_gpu for group in state["optimizer"]["param_groups"])
-    card()
+    gpu()
     replayed, asked = trained(resume=state)
     assert asked == 3 + 5 + 5  # 21 one by one
     assert Graph.replays > 5
@@ -250,21 +252,21 @@ def test_a_run_stopped_on_either_device_goes_on_in_graphs(card, at_once, stop_af
 
 
 @pytest.mark.parametrize("kl_weight", [lambda: Capacity(0.5, epochs=2), lambda: KLConstraint(5.0)])
-def test_weights_that_look_at_the_divergence_take_part_in_every_step(card, at_once, kl_weight):
+def test_kl_weights_that_depend_on_the_divergence_run_at_every_step(gpu, at_once, kl_weight):
     recorded, _ = trained(kl_weight=kl_weight(), epochs=2)
-    card()
+    gpu()
     replayed, asked = trained(kl_weight=kl_weight(), epochs=2)
     assert asked == 2 * 9
     torch.testing.assert_close(recorded, replayed, rtol=1e-5, atol=1e-6)
 
 
 @pytest.mark.parametrize("draw", [random.random, np.random.random], ids=["python", "numpy"])
-def test_a_transform_that_draws_in_python_takes_part_in_every_step(card, at_once, draw):
+def test_a_transform_that_draws_in_python_runs_at_every_step(gpu, at_once, draw):
     def brightened(x):
         return torch.bernoulli(x) if draw() > 1e-9 else x  # draws, and no more
 
     recorded, _ = trained(transform=brightened, epochs=2)
-    card()
+    gpu()
     with pytest.warns(NotRecordedWarning, match="one by one, .*the replay draws different random numbers") as caught:
         replayed, asked = trained(transform=brightened, epochs=2)
     assert len(caught) == 1
@@ -272,7 +274,7 @@ def test_a_transform_that_draws_in_python_takes_part_in_every_step(card, at_once
     torch.testing.assert_close(recorded, replayed, rtol=1e-5, atol=1e-6)
 
 
-def test_settings_of_the_optimizer_that_change_are_followed(card, at_once):
+def test_graphs_follow_changed_settings_of_the_optimizer(gpu, at_once):
     made = []
 
     def make(parameters):
@@ -284,13 +286,13 @@ def test_settings_of_the_optimizer_that_change_are_followed(card, at_once):
             group["lr"] /= 2
 
     recorded, _ = trained(optimizer=make, each=halve)
-    card()
+    gpu()
     replayed, asked = trained(optimizer=make, each=halve)
     assert asked == 3 + 1 + 2 + 1 + 3 * 9  # after the first epoch the optimizer stands beside the graphs
     torch.testing.assert_close(recorded, replayed, rtol=1e-5, atol=1e-6)
 
 
-def test_hooks_of_the_optimizer_run_at_every_step(card, at_once):
+def test_hooks_of_the_optimizer_run_at_every_step(gpu, at_once):
     def make(parameters):
         optimizer = ADAM(parameters)
         schedule = torch.optim.lr_scheduler.ExponentialLR(optimizer, 0.9)
@@ -298,13 +300,13 @@ def test_hooks_of_the_optimizer_run_at_every_step(card, at_once):
         return optimizer
 
     recorded, _ = trained(optimizer=make)
-    card()
+    gpu()
     replayed, asked = trained(optimizer=make)
     assert asked == 4 * 9
     torch.testing.assert_close(recorded, replayed, rtol=1e-5, atol=1e-6)
 
 
-def test_an_optimizer_from_a_card_steps_on_a_processor():
+def test_an_optimizer_state_from_a_gpu_is_restored_on_a_cpu():
     for refused in (None, "its draws have no record"):
         stepper = stepper_of(networks(), Trace_ELBO(), torch.optim.RMSprop, "recorded", {20: 9})
         for group in stepper.optimizer.param_groups:
@@ -313,8 +315,8 @@ def test_an_optimizer_from_a_card_steps_on_a_processor():
         assert not any(group["capturable"] for group in stepper.optimizer.param_groups)
 
 
-def test_a_number_of_steps_from_a_processor_is_moved_to_the_card(card):
-    card()
+def test_the_step_count_of_an_optimizer_from_a_cpu_is_moved_to_the_gpu(gpu):
+    gpu()
     stepper = stepper_of(networks(), Trace_ELBO(), torch.optim.RMSprop, "recorded", {20: 9})
     first = stepper.parameters[0]
     stepper.optimizer.state[first]["step"] = 3
@@ -323,7 +325,7 @@ def test_a_number_of_steps_from_a_processor_is_moved_to_the_card(card):
 
 
 def estimated(method):
-    """Estimates in several chunks, and a draw after."""
+    """Estimate log p(x) in several chunks. Returns values, standard errors and a draw after them."""
     vae = networks()
     x = torch.bernoulli(torch.full((40 if isinstance(method, GuideProposal) else 7, 6), 0.3))
     pyro.set_rng_seed(2)
@@ -338,27 +340,27 @@ def estimated(method):
 
 
 @pytest.mark.parametrize("method", [None, GuideProposal(), ais], ids=["default", "guide", "ais"])
-def test_estimates_by_graphs_are_those_without(card, method):
+def test_estimates_with_graphs_equal_those_without(gpu, method):
     recorded = estimated(method)
     assert Graph.replays == 0
-    card()
+    gpu()
     replayed = estimated(method)
     assert Graph.replays > 5
     torch.testing.assert_close(recorded, replayed, rtol=1e-5, atol=1e-6)
 
 
 @pytest.mark.parametrize("fail", [refusing, breaking])
-def test_estimates_that_a_card_cannot_capture_are_replayed_without_a_graph(card, monkeypatch, fail):
+def test_estimates_that_cuda_cannot_capture_are_replayed_without_a_graph(gpu, monkeypatch, fail):
     recorded = estimated(GuideProposal())
     monkeypatch.setattr(torch.cuda, "graph", fail)
-    card()
+    gpu()
     with pytest.warns(NotRecordedWarning, match="replayed kernel by kernel, since CUDA.*operation not permitted"):
         replayed = estimated(GuideProposal())
     torch.testing.assert_close(recorded, replayed, rtol=0, atol=0)
 
 
-def test_an_input_that_lies_elsewhere_is_not_captured():
-    """Its value would stay that of the capture."""
+def test_an_input_on_another_device_is_not_captured():
+    """A graph would read its value only once, during the capture."""
     here, there = torch.ones(1), torch.ones(1, device="meta")
     for held, inputs in (([], [here, there]), ([there], [here])):
         with pytest.raises(RuntimeError, match="needs all tensors on cpu, got one on meta"):

@@ -1,4 +1,4 @@
-"""The same numbers on every device: on CPU here, and on a card where there is one."""
+"""The same numbers on the CPU and, if present, on a GPU."""
 
 from contextlib import nullcontext
 
@@ -25,20 +25,20 @@ from pyrovae import (
 )
 from pyrovae.execution import NotRecordedWarning
 
-CARD = pytest.mark.skipif(not torch.cuda.is_available(), reason="there is no card")
+GPU = pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU")
 SCALE = 0.7
 
 
-@pytest.fixture(params=["cpu", pytest.param("cuda", marks=CARD)])
+@pytest.fixture(params=["cpu", pytest.param("cuda", marks=GPU)])
 def device(request):
     return torch.device(request.param)
 
 
 def linear(device):
-    """A linear-Gaussian VAE in double precision with data, and log p(x) in closed form on CPU.
+    """Return a linear-Gaussian VAE in double precision, data, and log p(x) in closed form on the CPU.
 
-    The guide is the posterior without correlation, half as wide again: importance weights are bounded, so that their
-    errors hold on any device's draws.
+    The guide is the posterior without correlation, with 1.5 times its standard deviations. Importance weights are
+    bounded, so that their standard errors hold for the draws of any device.
     """
     pyro.set_rng_seed(3)
     decoder, network = nn.Linear(2, 5).double(), nn.Linear(5, 4).double()
@@ -55,7 +55,7 @@ def linear(device):
     return vae.to(device), x.to(device), exact
 
 
-def test_exact_values_are_those_in_closed_form(device):
+def test_exact_log_marginal_equals_the_closed_form(device):
     vae, x, exact = linear(device)
     found = exact_log_marginal(vae.model, x)
     assert found.value.device == x.device
@@ -64,7 +64,7 @@ def test_exact_values_are_those_in_closed_form(device):
 
 @pytest.mark.parametrize("execution", ["eager", "recorded"])
 @pytest.mark.parametrize("proposal", [None, GuideProposal()], ids=["default", "guide"])
-def test_estimates_lie_within_their_errors(device, execution, proposal):
+def test_log_marginal_lies_within_its_standard_errors(device, execution, proposal):
     vae, x, exact = linear(device)
     given = {} if proposal is None else {"proposal": proposal}
     found = log_marginal(vae.model, vae.guide, x, num_particles=5000, execution=execution, **given)
@@ -73,7 +73,7 @@ def test_estimates_lie_within_their_errors(device, execution, proposal):
 
 
 @pytest.mark.parametrize("execution", ["eager", "recorded"])
-def test_annealing_lies_within_its_errors(device, execution):
+def test_ais_lies_within_its_standard_errors(device, execution):
     vae, x, exact = linear(device)
     quick = {"num_leapfrog": 4, "num_tuning": 20}
     found = ais(vae.model, x, num_particles=32, betas=linear_schedule(20), execution=execution, **quick)
@@ -86,7 +86,7 @@ def test_annealing_lies_within_its_errors(device, execution):
 @pytest.mark.parametrize(
     "execution", ["recorded", pytest.param("compiled", marks=[pytest.mark.compiles, pytest.mark.slow])]
 )
-def test_a_run_recorded_is_the_run_of_the_programs(device, execution):
+def test_a_recorded_run_trains_as_an_eager_run(device, execution):
     pyro.set_rng_seed(0)
     x = torch.bernoulli(torch.full((70, 6), 0.3)).to(device)
     found = []
@@ -100,8 +100,8 @@ def test_a_run_recorded_is_the_run_of_the_programs(device, execution):
     torch.testing.assert_close(*found, rtol=1e-4, atol=1e-5)
 
 
-def test_draws_on_the_processor_are_made_anew_at_every_step(device):
-    """A graph of a card would draw them once, for all its replays."""
+def test_draws_on_the_cpu_are_new_at_every_step(device):
+    """A CUDA graph would draw them once for all replays."""
 
     def thinned(x):
         return torch.bernoulli(x * torch.rand(()))

@@ -1,4 +1,4 @@
-"""Records by themselves: what they hold, what they refuse, and what is worked out once for each block of data."""
+"""Tracing and hoisting: lifted tensors, refusals, and products that are computed once per block of data."""
 
 import random
 from collections import Counter
@@ -34,7 +34,7 @@ CELLS = [
 
 
 class Rows(TorchDispatchMode):
-    """Count the rows that each matrix, by its size, is multiplied with."""
+    """Count the rows that are multiplied by each matrix, by the size of the matrix."""
 
     def __init__(self):
         super().__init__()
@@ -62,13 +62,13 @@ def test_the_encoder_runs_once_for_each_datum(proposal):
             )
         rows[execution] = counted.rows[6, 11] / 70, counted.rows[7, 10] / 70
     assert rows["eager"][0] > 40  # chunks of 10 draws each
-    # Where a shape is new: four comparisons and recordings, and the proposal's own preparations, however many draws.
+    # A new shape costs four runs to verify and record, and the proposal's preparation, for any number of draws.
     assert rows["recorded"][0] < 25
     assert rows["recorded"][1] >= 400
 
 
 @pytest.mark.parametrize("cell", CELLS, ids=", ".join)
-def test_evaluations_of_other_parts_are_those_of_the_programs(cell):
+def test_recorded_log_marginal_of_other_parts_equals_the_eager_one(cell):
     prior, encoder, likelihood = cell
     support = LIKELIHOODS[likelihood]()(torch.zeros(2)).support
     x = some_data(support, torch.Generator().manual_seed(1))
@@ -92,7 +92,7 @@ def test_evaluations_of_other_parts_are_those_of_the_programs(cell):
     torch.testing.assert_close(*estimates, rtol=1e-4, atol=1e-4)
 
 
-def test_other_parameters_and_data_are_seen_by_the_next_block():
+def test_the_next_block_uses_changed_parameters_and_data():
     torch.manual_seed(0)
     vae = VAE(StandardNormalPrior(2), BernoulliLikelihood(MLP(2, 6, hidden=[8])), NormalEncoder(MLP(6, 4, hidden=[8])))
     chunks = chunks_of(30, 10, 50, 100, "recorded")
@@ -111,7 +111,7 @@ def test_other_parameters_and_data_are_seen_by_the_next_block():
                 parameter.add_(torch.randn_like(parameter) / 3)
 
 
-def test_products_stay_where_draws_or_writing_in_place_come_before_them():
+def test_products_that_depend_on_draws_or_changed_memory_are_not_hoisted():
     weight = torch.randn(4, 4)
 
     def function(latents, x):
@@ -135,7 +135,7 @@ def test_products_stay_where_draws_or_writing_in_place_come_before_them():
         assert {type(value) for replay in recorded._replays.values() for value in replay.constants} == {torch.Tensor}
 
 
-def test_a_record_holds_tensors_by_reference_and_drops_what_nobody_reads():
+def test_a_record_lifts_tensors_by_reference_and_drops_unused_ones():
     x = torch.bernoulli(torch.full((70, 6), 0.3))
     weight, unread = nn.Parameter(torch.ones(6)), torch.ones(3)
 
@@ -143,11 +143,11 @@ def test_a_record_holds_tensors_by_reference_and_drops_what_nobody_reads():
         unread.exp()
         return [(x * weight.exp()).sum(), None]
 
-    graph, held = record(function, [x])
-    assert len(held) == 1
+    graph, lifted = record(function, [x])
+    assert len(lifted) == 1
     with torch.no_grad():
         weight.zero_()
-    total, nothing = graph(*held, x)
+    total, nothing = graph(*lifted, x)
     assert nothing is None
     assert torch.equal(total, x.sum())
     assert [node.op for node in graph.graph.nodes].count("call_function") == 3  # exp, mul, sum
@@ -156,8 +156,8 @@ def test_a_record_holds_tensors_by_reference_and_drops_what_nobody_reads():
 @pytest.mark.parametrize(
     ("draw", "state"), [(random.random, random.getstate), (np.random.random, lambda: str(np.random.get_state()))]
 )
-def test_what_draws_from_another_generator_than_torchs_is_refused(draw, state):
-    """Its record would give the same number for ever."""
+def test_a_function_that_draws_from_another_generator_than_torchs_is_refused(draw, state):
+    """Its draw would be a constant of the record."""
     recorded, before = Recorded(lambda x: [x + (draw() > 1e-9)]), state()
     with pytest.raises(NotRecordedError, match="draws different random numbers"):
         recorded(torch.ones(2))

@@ -1,4 +1,4 @@
-"""Training with products in bfloat16: what is rounded, and what is not."""
+"""Training with matrix products in bfloat16."""
 
 import pyro
 import pytest
@@ -29,7 +29,7 @@ def trained(precision, execution="eager", epochs=3):
     return vae, history, x
 
 
-def test_operands_are_rounded_and_results_single():
+def test_bfloat16_rounds_the_operands_of_linear_layers_and_returns_float32():
     layer, x = nn.Linear(64, 8), torch.randn(5, 64)
     with products_in("bfloat16"):
         found = layer(x)
@@ -43,7 +43,7 @@ def test_operands_are_rounded_and_results_single():
 
 
 @pytest.mark.parametrize("layer", [nn.Conv2d(3, 4, 3), nn.ConvTranspose2d(3, 4, 3)])
-def test_convolutions_too(layer):
+def test_bfloat16_rounds_the_operands_of_convolutions(layer):
     x = torch.randn(2, 3, 8, 8)
     with products_in("bfloat16"):
         found = layer(x)
@@ -52,13 +52,13 @@ def test_convolutions_too(layer):
     torch.testing.assert_close(found, layer(x), rtol=0.05, atol=0.05)
 
 
-def test_double_precision_is_left_alone():
+def test_bfloat16_does_not_round_double_precision():
     layer, x = nn.Linear(4, 3).double(), torch.randn(5, 4, dtype=torch.float64)
     with products_in("bfloat16"):
         assert torch.equal(layer(x), nn.functional.linear(x, layer.weight, layer.bias))
 
 
-def test_parameters_stay_single_and_the_result_near():
+def test_bfloat16_training_keeps_float32_parameters_and_ends_near_full_precision():
     (full, full_history, x), (rounded, history, _) = trained("full"), trained("bfloat16")
     assert {parameter.dtype for parameter in rounded.parameters()} == {torch.float32}
     assert history["train_elbo"] != full_history["train_elbo"]
@@ -67,14 +67,14 @@ def test_parameters_stay_single_and_the_result_near():
     assert abs(values[0] - values[1]) < 0.3
 
 
-def test_validation_is_in_single_precision():
+def test_validation_runs_in_full_precision():
     vae, history, x = trained("bfloat16", epochs=1)
     assert history["validation_elbo"] == [validate(vae.model, vae.guide, x[:50]).elbo]
     with products_in("bfloat16"):
         assert history["validation_elbo"] != [validate(vae.model, vae.guide, x[:50]).elbo]
 
 
-def test_recorded_steps_round_alike():
+def test_recorded_steps_round_as_eager_steps():
     (eager, _, _), (recorded, _, _) = trained("bfloat16"), trained("bfloat16", "recorded")
     for one, other in zip(eager.parameters(), recorded.parameters(), strict=True):
         torch.testing.assert_close(one, other, rtol=0, atol=1e-3)

@@ -1,4 +1,4 @@
-"""Every part recorded: the values, gradients and draws of Pyro's objectives, replayed and compiled."""
+"""Every prior, encoder and likelihood is recorded, with the values, gradients and draws of Pyro's objectives."""
 
 from functools import partial
 
@@ -14,7 +14,8 @@ from pyro.infer import Trace_ELBO, TraceEnum_ELBO, TraceMeanField_ELBO
 SGD = partial(torch.optim.SGD, lr=1e-2)
 ENUMERATED = TraceEnum_ELBO(max_plate_nesting=1, strict_enumeration_warning=False)
 
-# Every part once or more: each prior and each encoder with a neighbour, each likelihood behind the plainest pair.
+# Every part at least once: each prior with the normal encoder, each encoder with one of three priors, and each
+# likelihood with the standard normal prior and the normal encoder.
 CELLS = [(p, "normal", "bernoulli") for p in PRIORS if p != "categorical"]
 CELLS += [(p, q, "poisson") for p, q in zip(("standard", "mixture", "logistic normal") * 3, ENCODERS, strict=False)]
 CELLS += [("standard", "normal", name) for name in LIKELIHOODS]
@@ -43,7 +44,7 @@ def double():
 
 
 def steps_of(cell, elbo, execution, steps=3):
-    """Losses and gradients of some steps on a cell, each with its own data, and the state of the generator after."""
+    """Take steps on a cell, each with its own data. Returns losses and gradients, and a draw after them."""
     prior, encoder, likelihood = cell
     generator = torch.Generator().manual_seed(1)
     support = LIKELIHOODS[likelihood]()(torch.zeros(2)).support
@@ -72,18 +73,18 @@ def assert_close(one, other, tolerance):
 
 
 @pytest.mark.parametrize("cell", CELLS, ids=" ".join)
-def test_every_part_is_recorded_to_the_value_and_gradients_of_pyros_objective(cell):
+def test_recorded_steps_of_every_part_have_the_loss_and_gradients_of_pyros_objective(cell):
     elbo = (Trace_ELBO, TraceMeanField_ELBO)[CELLS.index(cell) % 2]()
     eager, draw = steps_of(cell, elbo, "eager")
-    recorded, same_draw = steps_of(cell, elbo, "recorded")  # a warning that it is not would be an error
+    recorded, same_draw = steps_of(cell, elbo, "recorded")  # a warning that it runs eagerly would be an error
     assert_close(eager, recorded, 2e-6)
     assert draw == same_draw
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("pair", PAIRS, ids=" ".join)
-def test_every_pair_is_recorded(pair):
-    """Every prior with every encoder, each with the next likelihood."""
+def test_recorded_steps_of_every_prior_and_encoder_have_the_eager_loss_and_gradients(pair):
+    """Each pair has another likelihood."""
     cell = (*pair, list(LIKELIHOODS)[PAIRS.index(pair) % len(LIKELIHOODS)])
     elbo = ENUMERATED if pair in DISCRETE else Trace_ELBO()
     eager, draw = steps_of(cell, elbo, "eager")
@@ -98,14 +99,14 @@ def test_every_pair_is_recorded(pair):
     [*COMPILED_CELLS, *(pytest.param(cell, marks=pytest.mark.slow) for cell in MORE_COMPILED_CELLS)],
     ids=" ".join,
 )
-def test_inductor_keeps_the_numbers(cell, monkeypatch):
+def test_compiled_steps_equal_eager_steps(cell, monkeypatch):
     check_compiled(cell, 1e-4, monkeypatch)
 
 
 @pytest.mark.compiles
 @pytest.mark.slow
-def test_inductor_keeps_the_numbers_of_splines(double, monkeypatch):
-    """In single precision their gradients move by 4e-5 when parameters move in the last place."""
+def test_compiled_steps_of_splines_equal_eager_steps(double, monkeypatch):
+    """In double precision: in single precision, a change of one ulp in the parameters moves gradients by 4e-5."""
     check_compiled(("flow, nsf", "flow, nsf", "bernoulli"), 1e-9, monkeypatch)
 
 

@@ -1,4 +1,4 @@
-"""Recorded programs: the numbers, gradients and draws of the programs themselves, or a word why not."""
+"""Recorded programs have the numbers, gradients and draws of eager programs, or a warning says why not."""
 
 import copy
 import sys
@@ -39,7 +39,7 @@ SGD = partial(torch.optim.SGD, lr=1e-2)
 ENUMERATED = TraceEnum_ELBO(max_plate_nesting=1, strict_enumeration_warning=False)
 
 
-def test_what_inductor_cannot_compile_is_replayed_as_recorded(x, monkeypatch):
+def test_a_record_that_inductor_cannot_compile_is_replayed_without_compilation(x, monkeypatch):
     def failing(graph, inputs):
         raise RuntimeError("no compiler is found\nand more")
 
@@ -51,7 +51,7 @@ def test_what_inductor_cannot_compile_is_replayed_as_recorded(x, monkeypatch):
     assert all(torch.equal(value, recorded[0][name]) for name, value in compiled[0].items())
 
 
-def test_programs_run_no_more_once_they_are_recorded(x):
+def test_programs_do_not_run_after_they_are_recorded(x):
     def runs(epochs):
         vae, count = make_vae(), []
         vae.model.likelihood.register_forward_hook(lambda *given: count.append(1))
@@ -62,7 +62,7 @@ def test_programs_run_no_more_once_they_are_recorded(x):
 
 
 @pytest.mark.parametrize(("least", "execution"), [((6, 99), "recorded"), ((7, 99), "eager"), ((2, 6), "compiled")])
-def test_how_steps_are_taken_follows_from_their_number(x, monkeypatch, least, execution):
+def test_auto_execution_of_steps_follows_from_their_number(x, monkeypatch, least, execution):
     for name, value in zip(("RECORDED_FROM", "COMPILED_FROM"), least, strict=True):
         monkeypatch.setattr(sys.modules["pyrovae.training.steps"], name, value)
     monkeypatch.setattr(sys.modules["pyrovae.execution.replay"], "compile_graph", lambda graph, inputs: graph)
@@ -71,7 +71,7 @@ def test_how_steps_are_taken_follows_from_their_number(x, monkeypatch, least, ex
 
 
 class Transposed(nn.Module):
-    """A layer whose weight's gradient comes with the strides of its transpose."""
+    """A layer whose weight has a gradient with the strides of the transpose."""
 
     def __init__(self, num_inputs, num_outputs):
         super().__init__()
@@ -81,7 +81,7 @@ class Transposed(nn.Module):
         return value @ self.weight.t().contiguous()
 
 
-def test_gradients_are_laid_out_as_the_parameters(x):
+def test_gradients_have_the_strides_of_the_parameters(x):
     def make():
         pyro.set_rng_seed(5)
         return VAE(StandardNormalPrior(2), BernoulliLikelihood(Transposed(2, 6)), NormalEncoder(network(6, 4)))
@@ -109,7 +109,7 @@ def x():
 
 
 def trained(execution, x, make=make_vae, elbo=None, seed=3, **arguments):
-    """The values after a `fit` from one seed, and its history."""
+    """Run `fit` from one seed. Returns the final values, the history and all committed states."""
     programs = make()
     pyro.clear_param_store()
     pyro.set_rng_seed(seed)
@@ -145,15 +145,15 @@ def assert_trained_alike(one, other, tolerance=1e-5):
     ],
     ids=["sampled", "closed form", "particles in turn", "particles at once"],
 )
-def test_fit_recorded_is_fit_eager(x, elbo):
+def test_recorded_fit_equals_eager_fit(x, elbo):
     runs = [trained(how, x, elbo=copy.deepcopy(elbo), validation=x[:9]) for how in ("eager", "recorded")]
     assert_trained_alike(*runs)
     assert runs[0][1]["validation_elbo"] == pytest.approx(runs[1][1]["validation_elbo"], abs=1e-4)
     assert runs[1][2][-1]["stepper"] == {"executions": {"32": "recorded", "6": "recorded"}, "refused": None}
 
 
-def test_the_kl_weight_is_no_constant_of_the_record(x):
-    # Seven steps of one shape, each with a weight of its own, after the two that are compared.
+def test_the_kl_weight_is_not_a_constant_of_the_record(x):
+    # Six steps of one shape. The weight also changes after the two steps that are verified.
     arguments = {"elbo": TraceMeanField_ELBO(), "kl_weight": LinearWarmup(4), "batch_size": 35}
     runs = [trained(how, x, **arguments) for how in ("eager", "recorded")]
     assert_trained_alike(*runs)
@@ -162,7 +162,7 @@ def test_the_kl_weight_is_no_constant_of_the_record(x):
 
 
 def test_batch_norm_keeps_its_running_means(x):
-    # SGD, since the bias before it has a gradient of rounding errors alone, which Adam would blow up.
+    # SGD, since the bias before batch norm has a gradient of rounding errors only, which Adam would amplify.
     runs = [trained(how, x, partial(make_vae, nn.BatchNorm1d(8)), optimizer=SGD) for how in ("eager", "recorded")]
     assert_trained_alike(*runs)
     counts = [value for name, value in runs[1][0].items() if name.endswith("num_batches_tracked")]
@@ -199,7 +199,7 @@ def test_a_hand_written_pair_with_parameters_in_pyros_store_is_recorded():
 
 
 class Pair(nn.Module):
-    """One latent: a guide of the test's own around a network, before a Bernoulli of six."""
+    """A model of one latent and six Bernoulli variables, with a given draw of the guide and a given prior."""
 
     def __init__(self, draw, prior):
         super().__init__()
@@ -220,7 +220,7 @@ class Pair(nn.Module):
 NORMAL = dist.Normal(torch.zeros(2), 1.0).to_event(1)
 
 
-def test_draws_without_gradients_are_recorded_with_their_score_function(x):
+def test_draws_without_gradients_are_recorded_with_their_score_function_gradients(x):
     make = partial(
         Pair, lambda h: dist.Bernoulli(logits=h).to_event(1), dist.Bernoulli(torch.full((2,), 0.4)).to_event(1)
     )
@@ -228,7 +228,7 @@ def test_draws_without_gradients_are_recorded_with_their_score_function(x):
 
 
 class Classes(nn.Module):
-    """p(y) p(z|y) p(x|z) with a class y, and how the guide treats y: summed out, drawn, or left to the model."""
+    """p(y) p(z|y) p(x|z) with a class y that is enumerated in the guide or the model, or drawn."""
 
     def __init__(self, how="parallel", *, on_the_plate=True):
         super().__init__()
@@ -299,7 +299,7 @@ def test_a_class_of_probability_0_adds_nothing(x):
 
 
 def calls_of(factors):
-    """A draw whose scale is another Python number at each call."""
+    """Return a draw whose scale is another Python number at each call."""
     numbers = iter(factors)
     return lambda h: dist.Normal(h, next(numbers)).to_event(1)
 
@@ -330,7 +330,7 @@ class Own(Trace_ELBO):
     ],
     ids=["control flow", "selection", "own objective", "in turn", "some", "the model's", "drawn", "a site for all"],
 )
-def test_what_cannot_be_recorded_says_why_once_and_runs_eagerly(x, make, elbo, reason):
+def test_programs_that_cannot_be_recorded_warn_once_and_run_eagerly(x, make, elbo, reason):
     eager = trained("eager", x, make, elbo)
     with pytest.warns(NotRecordedWarning, match=f"training runs eagerly, .* recorded: .*{reason}") as caught:
         runs = trained("recorded", x, make, elbo)
@@ -338,13 +338,14 @@ def test_what_cannot_be_recorded_says_why_once_and_runs_eagerly(x, make, elbo, r
     assert_trained_alike(eager, runs, 1e-6)
 
 
-def test_a_number_that_changes_from_step_to_step_is_found_out(x):
-    numbers = [0.1] * 4 + [0.9] * 30  # two checks of the data, a comparison and the record meet 0.1, the next one 0.9
+def test_a_python_number_that_changes_between_steps_is_detected(x):
+    # Two support checks, the first reference and the record use 0.1; the second reference uses 0.9.
+    numbers = [0.1] * 4 + [0.9] * 30
     with pytest.warns(NotRecordedWarning, match="the replay gives different numbers"):
         trained("recorded", x, lambda: Pair(calls_of(numbers), NORMAL), batch_size=70)
 
 
-def test_a_derivative_that_recording_loses_is_found_out(x):
+def test_a_derivative_that_recording_loses_is_detected(x):
     class Doubled(torch.autograd.Function):
         @staticmethod
         def forward(ctx, value):
@@ -361,7 +362,7 @@ def test_a_derivative_that_recording_loses_is_found_out(x):
     assert_trained_alike(eager, found, 1e-6)
 
 
-def test_an_objective_of_the_readers_own_that_says_so_is_recorded(x):
+def test_a_user_objective_marked_recordable_is_recorded(x):
     class Halved(RecordableTrace_ELBO):
         recordable = True
 
@@ -379,7 +380,7 @@ def stop_after(steps):
 
 
 @pytest.mark.parametrize("stop_at", [1, 4, 6])
-def test_a_resumed_recorded_run_is_the_run_that_never_stopped(x, stop_at):
+def test_a_resumed_recorded_run_equals_an_uninterrupted_run(x, stop_at):
     arguments = {"validation": x[:9], "kl_weight": LinearWarmup(2), "transform": noisy}
     straight = trained("recorded", x, partial(make_vae, nn.Dropout(0.2)), **arguments)
     broken, states = make_vae(nn.Dropout(0.2)), []
@@ -397,7 +398,7 @@ def test_a_resumed_recorded_run_is_the_run_that_never_stopped(x, stop_at):
             should_stop=stop_after(stop_at),
         )
     fresh = make_vae(nn.Dropout(0.2), seed=77)
-    again = fit(fresh.model, fresh.guide, x, **arguments, resume=states[-1])  # auto: as it began
+    again = fit(fresh.model, fresh.guide, x, **arguments, resume=states[-1])  # execution="auto" keeps that of the state
     values = {
         f"{part}.{name}": v for part in ("model", "guide") for name, v in getattr(fresh, part).state_dict().items()
     }
@@ -411,7 +412,7 @@ def noisy(x):
     return torch.where(torch.rand_like(x) < 0.1, 1 - x, x)
 
 
-def test_a_refusal_is_resumed_without_a_word(x):
+def test_resuming_a_run_that_cannot_be_recorded_does_not_warn_again(x):
     make = partial(Pair, branching, NORMAL)
     with pytest.warns(NotRecordedWarning):
         states = trained("recorded", x, make, epochs=2)[2]
@@ -426,9 +427,13 @@ PROPOSALS = {"default": None, "guide": GuideProposal(), "defensive": DefensivePr
 
 
 @pytest.mark.parametrize("proposal", PROPOSALS)
-def test_log_marginal_recorded_is_log_marginal_eager(x, proposal):
+def test_recorded_log_marginal_equals_the_eager_one(x, proposal):
     vae = make_vae()
-    arguments = {"num_particles": 60, "chunk_size": 300, "proposal": PROPOSALS[proposal]}  # 3 blocks, one less tall
+    arguments = {
+        "num_particles": 60,
+        "chunk_size": 300,
+        "proposal": PROPOSALS[proposal],
+    }  # 3 blocks, one smaller
     estimates = []
     for how in ("eager", "recorded"):
         pyro.set_rng_seed(4)
@@ -448,7 +453,7 @@ def test_log_marginal_with_masks_is_recorded(x):
 
 
 @pytest.mark.compiles
-def test_log_marginal_compiled_is_log_marginal_eager(x):
+def test_compiled_log_marginal_equals_the_eager_one(x):
     vae = make_vae()
     estimates = []
     for how in ("eager", "compiled"):
@@ -466,7 +471,7 @@ def test_log_marginal_compiled_is_log_marginal_eager(x):
     torch.testing.assert_close(*estimates, rtol=1e-4, atol=1e-4)
 
 
-def test_a_guide_that_cannot_be_recorded_is_weighed_eagerly(x):
+def test_log_marginal_runs_eagerly_if_the_guide_cannot_be_recorded(x):
     pair = Pair(branching, NORMAL)
     pyro.set_rng_seed(4)
     eager = log_marginal(pair.model, pair.guide, x, num_particles=30, proposal=GuideProposal(), execution="eager")
@@ -479,7 +484,7 @@ def test_a_guide_that_cannot_be_recorded_is_weighed_eagerly(x):
     assert torch.equal(eager.value, found.value)
 
 
-def test_auto_follows_from_the_number_of_calls_alone():
+def test_auto_depends_only_on_the_number_of_calls():
     choose = partial(choose_execution, recorded_from=100, compiled_from=1000)
     assert [choose("auto", calls) for calls in (99, 100, 999, 1000)] == ["eager", "recorded", "recorded", "compiled"]
     assert [choose(how, 5) for how in ("eager", "recorded", "compiled")] == ["eager", "recorded", "compiled"]

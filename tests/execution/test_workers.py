@@ -1,4 +1,4 @@
-"""Two and three processes against one: the same draws, and the same result up to the order of summation."""
+"""Two and three processes have the draws of one, and its results up to the order of summation."""
 
 import json
 import socket
@@ -21,7 +21,7 @@ TORCHRUN = [sys.executable, "-m", "torch.distributed.run", "--standalone"]
 
 @pytest.fixture(scope="module")
 def resumed(tmp_path_factory):
-    """The state of one process after one epoch of three, for others to go on from."""
+    """Return the path of the state of one process after one of three epochs, to be resumed."""
     path, states = tmp_path_factory.mktemp("state") / "state.safetensors", []
     workers_job.train("normal", "eager", epochs=1, commit=states.append)
     states[-1]["stop_reason"] = None
@@ -31,12 +31,12 @@ def resumed(tmp_path_factory):
 
 @pytest.fixture(scope="module", params=[2, pytest.param(3, marks=pytest.mark.slow)])
 def outcome(request, tmp_path_factory, resumed):
-    """What so many processes left, and how many they were."""
+    """Run the job in several processes. Returns the folder of their results and their number."""
     out = tmp_path_factory.mktemp(f"by-{request.param}")
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
-    # As torchrun would start them, and faster: in forks of a process that has torch imported.
+    # Started as by torchrun, but faster: as forks of a process that has imported torch.
     job, size = Path(workers_job.__file__).with_suffix(""), {"WORLD_SIZE": str(request.param)}
     size |= {"LOCAL_WORLD_SIZE": str(request.param), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
     ranks = [{**size, "RANK": str(rank), "LOCAL_RANK": str(rank)} for rank in range(request.param)]
@@ -48,7 +48,7 @@ def outcome(request, tmp_path_factory, resumed):
 
 
 @pytest.mark.parametrize(("name", "execution"), workers_job.CASES)
-def test_many_processes_train_as_one(outcome, name, execution):
+def test_several_processes_train_as_one(outcome, name, execution):
     out, size = outcome
     alone = workers_job.train(name, execution)
     for rank in range(size):
@@ -57,12 +57,12 @@ def test_many_processes_train_as_one(outcome, name, execution):
             torch.testing.assert_close(theirs, mine, rtol=0, atol=1e-12)
         torch.testing.assert_close(found["validation"], alone["validation"], rtol=1e-12, atol=0)
         assert torch.equal(found["after"], alone["after"])
-        # The first commits. A gamma takes parameters, which the processes show each other; that cannot be recorded.
+        # Only rank 0 commits. A gamma has parameters, which the processes exchange; that cannot be recorded.
         assert len(found["refused"]) == (2 if rank == 0 else 0)
         assert [bool(reason) for reason in found["refused"]] == [name == "student-t"] * len(found["refused"])
 
 
-def test_a_run_goes_on_with_another_number_of_processes(outcome):
+def test_a_run_resumes_with_another_number_of_processes(outcome):
     out, _ = outcome
     alone, found = workers_job.train("normal", "eager", epochs=3), torch.load(out / "resumed.pt")
     for mine, theirs in zip(alone["parameters"], found["parameters"], strict=True):
@@ -70,7 +70,7 @@ def test_a_run_goes_on_with_another_number_of_processes(outcome):
     assert torch.equal(found["after"], alone["after"])
 
 
-def test_an_evaluation_is_the_same_to_the_bit_and_committed_by_the_first(outcome):
+def test_evaluations_of_several_processes_are_bit_identical_and_committed_by_rank_0(outcome):
     out, size = outcome
     alone, _ = workers_job.weighed()
     for rank in range(size):
@@ -95,7 +95,7 @@ def test_an_empty_share_runs_on_one_row():
     assert Share(1, 0, 0).empty
 
 
-def test_batch_normalisation_is_refused(monkeypatch):
+def test_several_processes_refuse_batch_normalisation(monkeypatch):
     monkeypatch.setattr(Workers, "current", classmethod(lambda cls: Workers(0, 2)))
     network = torch.nn.Sequential(torch.nn.Linear(6, 4), torch.nn.BatchNorm1d(4))
     vae = VAE(StandardNormalPrior(2), BernoulliLikelihood(torch.nn.Linear(2, 6)), NormalEncoder(network))
@@ -104,14 +104,14 @@ def test_batch_normalisation_is_refused(monkeypatch):
 
 
 @pytest.mark.parametrize("options", [{"elbo": BetaTCELBO(num_data=4)}, {"elbo": Trace_ELBO(), "kl_weight": Capacity()}])
-def test_objectives_of_a_whole_batch_are_refused(monkeypatch, options):
+def test_several_processes_refuse_objectives_of_a_whole_batch(monkeypatch, options):
     monkeypatch.setattr(Workers, "current", classmethod(lambda cls: Workers(0, 2)))
     vae = VAE(StandardNormalPrior(2), BernoulliLikelihood(torch.nn.Linear(2, 6)), NormalEncoder(torch.nn.Linear(6, 4)))
     with pytest.raises(ValueError, match="looks at the data of a batch together; train by one process"):
         fit(vae.model, vae.guide, torch.ones(4, 6), epochs=1, **options)
 
 
-def test_scripts_train_and_evaluate_by_several(tmp_path):
+def test_scripts_train_and_evaluate_with_several_processes(tmp_path):
     flags = ["--epochs", "1", "--network.hidden", "[6]", "--latent_dim", "2", "--num_particles", "25", "--out", "two"]
     command = [*TORCHRUN, "--nproc-per-node=2", str(SCRIPTS / "train.py"), *flags]
     result = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=300, check=False)
@@ -123,11 +123,11 @@ def test_scripts_train_and_evaluate_by_several(tmp_path):
     assert (tmp_path / "two" / "evaluation.csv").read_bytes() == shared
 
 
-def test_several_processes_ask_each_other_seldom_whether_to_stop(monkeypatch):
+def test_several_processes_exchange_stop_requests_every_20_steps_and_after_each_epoch(monkeypatch):
     asked = []
 
     class Two(Workers):
-        """Two processes, of which the other adds nothing."""
+        """Two processes, the other of which adds nothing."""
 
         def add(self, tensors):
             pass
@@ -151,7 +151,7 @@ def test_several_processes_ask_each_other_seldom_whether_to_stop(monkeypatch):
 
 
 @pytest.mark.parametrize("rank", [0, 1])
-def test_one_process_says_for_all_what_is_wrong(capsys, monkeypatch, rank):
+def test_only_rank_0_prints_an_error(capsys, monkeypatch, rank):
     monkeypatch.setenv("WORLD_SIZE", "2")
     monkeypatch.setenv("RANK", str(rank))
     code, err = call(capsys, monkeypatch, "train", "--epochs", "none")

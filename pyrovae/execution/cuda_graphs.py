@@ -234,7 +234,7 @@ def _capture(first: Callable[[], Any], run: Callable[[], Result], device: torch.
             first()
         torch.cuda.current_stream().wait_stream(side)
         if device.type == "cuda" and not torch.equal(drawn, torch.get_rng_state()):
-            raise RuntimeError("it draws on the CPU, whose numbers would be constants of the graph")
+            raise RuntimeError("the function draws on the CPU, and these draws would be constants of the graph")
         graph = torch.cuda.CUDAGraph()
         # The stream is of this device; torch's default stream for captures is of the first. Other threads, which
         # prepare batches, may use CUDA during the capture.

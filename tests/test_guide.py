@@ -16,6 +16,7 @@ from pathlib import Path
 import pyro.infer
 import pytest
 import torch
+from test_rooms import ROOMS
 
 import pyrovae
 from pyrovae.guide import TOPICS, summary
@@ -189,6 +190,12 @@ def test_the_wheel_holds_the_guides_and_their_figures():
     files = [path.relative_to(GUIDE) for path in GUIDE.rglob("*") if path.suffix in (".md", ".png")]
     assert [str(file) for file in files if not any(fnmatch.fnmatch(str(file), pattern) for pattern in patterns)] == []
     assert all(path.stat().st_size <= 300_000 for path in GUIDE.rglob("*.png"))
+
+
+def test_the_house_guide_shows_the_rooms_as_the_test_of_rooms_has_them():
+    rows = re.findall(r"^\|[^|]*\| `(\w+)` \|[^|]*\|([^|]*)\|$", (GUIDE / "house.md").read_text(), flags=re.M)
+    shown = {room: allowed.replace("torch alone", "").replace(",", "").split() for room, allowed in rows}
+    assert {room: shown.get(room) for room in ROOMS} == {room: allowed.split() for room, allowed in ROOMS.items()}
 
 
 def test_importing_pyrovae_leaves_the_guides_alone():

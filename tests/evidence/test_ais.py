@@ -34,7 +34,8 @@ from pyrovae import (
     sigmoidal_schedule,
 )
 from pyrovae.evidence import LatentSpace
-from pyrovae.evidence.ais import Path, execution_of, quiet, transition, tune
+from pyrovae.evidence.annealing import Path, execution_of, transition, tune
+from pyrovae.evidence.blocks import evaluation_mode
 from pyrovae.execution import NotRecordedWarning
 from pyrovae.runs import read_state, write_state
 from pyrovae.stats import summarize_log_weights
@@ -88,7 +89,7 @@ class TestLinearGaussian:
     def test_the_adapted_step_gives_the_acceptance_asked_for(self, asked):
         x, vae = self.oracle.data(100), self.oracle.vae()
         betas = linear_schedule(6)
-        with quiet(vae.model, None):
+        with evaluation_mode(vae.model, None):
             path = Path(LatentSpace(vae.model, None, x))
             tuning = tune(path, betas, num_leapfrog=2, acceptance=asked, num_tuning=200)
             u, seen = path.draw(50), []
@@ -106,7 +107,7 @@ class TestLinearGaussian:
         x, vae = oracle.data(1), oracle.vae()
         loc, covariance = oracle.posterior(x)
         exact = torch.distributions.MultivariateNormal(loc, covariance)
-        with quiet(vae.model, None):
+        with evaluation_mode(vae.model, None):
             path = Path(LatentSpace(vae.model, None, x))
             u, scale = exact.sample((40_000,)), torch.tensor([[[1.0, 0.0], [0.4, 0.6]]], dtype=x.dtype)
             rates = []
@@ -404,7 +405,7 @@ class TestRefusals:
         "betas", [[0, 0.5], [0.1, 1], [0, 0.6, 0.4, 1], [0, 0.5, 0.5, 1], [1.0], [[0.0, 1.0]], [0, torch.nan, 1]]
     )
     def test_betas_that_do_not_rise_from_0_to_1(self, betas):
-        with pytest.raises(ValueError, match="betas must rise from 0 to 1"):
+        with pytest.raises(ValueError, match="betas must increase strictly from 0 to 1"):
             ais(self.oracle.vae().model, self.oracle.data(2), num_particles=2, betas=torch.tensor(betas))
 
     @pytest.mark.parametrize("name", ["num_particles", "num_leapfrog", "num_tuning", "chunk_size"])
@@ -443,5 +444,5 @@ class TestRefusals:
 
     def test_what_needs_a_guide_says_so(self):
         space = LatentSpace(self.oracle.vae().model, None, self.oracle.data(2))
-        with pytest.raises(ValueError, match="no guide was given"):
+        with pytest.raises(ValueError, match="needs a guide, got None"):
             space.from_guide(3)

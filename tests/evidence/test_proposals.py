@@ -41,7 +41,9 @@ from pyrovae.evidence import (
     log_weight_blocks,
 )
 from pyrovae.evidence.laplace import climb, derivatives
-from pyrovae.evidence.proposals import Points, _cycle, default_proposal
+from pyrovae.evidence.points import Points
+from pyrovae.evidence.proposal_components import cycle_of
+from pyrovae.evidence.proposals import default_proposal
 
 F64 = torch.float64
 
@@ -243,7 +245,7 @@ class TestDensities:
 class TestMixture:
     def test_the_shares_hold_over_every_stretch(self):
         for shares in ([0.6, 0.1, 0.1, 0.2], [0.333, 0.333, 0.334], [0.5, 0.5], [0.999, 0.001]):
-            cycle = _cycle(shares).repeat(2)
+            cycle = cycle_of(shares).repeat(2)
             length = len(cycle) // 2
             for s, share in enumerate(shares):
                 counts = (cycle == s).cumsum(0)
@@ -319,7 +321,9 @@ class TestMixture:
             log_marginal(model, guide, x, torch.tensor(0.5), num_particles=100)
         # A guide that never draws there; 13 % of the prior's draws do.
         narrow = partial(guide, sd=0.2)
-        message = r"NaN at \d+ draws of datum \d from the prior \(3 of 3 data have some\).*site 'x' of the model is not"
+        message = (
+            r"NaN at \d+ draws of datum \d from the prior \(3 of 3 data have such draws\).*site 'x' of the model is not"
+        )
         with pytest.warns(UserWarning, match=message):
             log_marginal(model, narrow, x, torch.tensor(1.5), num_particles=1000)
 

@@ -186,7 +186,7 @@ class TestAgainstExactValues:
         (block,) = log_weight_blocks(vae.model, vae.guide, x, num_particles=50)
         assert block.names == ("guide", "prior")
         assert within(log_marginal(vae.model, vae.guide, x, num_particles=5000), exact)
-        with pytest.raises(ValueError, match="a latent is discrete; take GuideProposal"):
+        with pytest.raises(ValueError, match="a latent is discrete; use GuideProposal"):
             log_marginal(vae.model, vae.guide, x, num_particles=5, proposal=LaplaceProposal())
 
     def test_a_narrower_support_of_the_guide_has_no_density_outside(self):
@@ -221,7 +221,7 @@ class TestAgainstExactValues:
         assert component.names == ("adapted Laplace t(5)",)
 
     def test_rounds_need_all_modes(self):
-        with pytest.raises(ValueError, match='need modes="all"'):
+        with pytest.raises(ValueError, match='needs modes="all"'):
             LaplaceProposal(rounds=1)
-        with pytest.raises(ValueError, match="must be 0 or more"):
+        with pytest.raises(ValueError, match="must be at least 0"):
             LaplaceProposal(rounds=-1, modes="all")

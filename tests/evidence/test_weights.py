@@ -108,7 +108,7 @@ def test_stopping_does_not_choose_among_the_draws_it_averages():
 def test_the_ladder_takes_numbers_of_draws(option):
     oracle = LinearGaussian()
     vae = oracle.vae(sd_factor=1.0)
-    with pytest.raises(ValueError, match=f"the ladder takes no {next(iter(option))}"):
+    with pytest.raises(ValueError, match=f"same number of draws for all data, got {next(iter(option))}"):
         ladder(vae.model, vae.guide, oracle.data(3), num_particles=10, **option)
 
 
@@ -116,7 +116,7 @@ def test_the_ladder_takes_numbers_of_draws(option):
 def test_a_proposal_is_an_object(proposal):
     oracle = LinearGaussian()
     vae = oracle.vae(sd_factor=1.0)
-    with pytest.raises(ValueError, match="give an object, such as GuideProposal"):
+    with pytest.raises(ValueError, match=r"proposal must be an object, got .*give GuideProposal"):
         log_marginal(vae.model, vae.guide, oracle.data(3), num_particles=10, proposal=proposal)
 
 

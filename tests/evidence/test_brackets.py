@@ -1,4 +1,4 @@
-"""The bracket: bounds of log p(x) from both sides on data of the model itself, against closed forms."""
+"""Lower and upper bounds of log p(x) for simulated data, against closed forms."""
 
 import sys
 
@@ -47,7 +47,7 @@ class TestBracket:
         assert (0.8 if proposal else 0.4) < found.gap.std() / found.gap_error.square().mean().sqrt() < 1.25
 
     @pytest.mark.parametrize("proposal", [GuideProposal(), DefensiveProposal(0.5)])
-    def test_the_upper_bound_is_one(self, proposal):
+    def test_the_upper_bound_is_above_log_p(self, proposal):
         # Few draws from a narrow, shifted guide: a wide bracket, whose upper end holds only thanks to the true latent.
         # Of a mixture too, whose slot for it is to be of its own component.
         vae = self.oracle.vae(sd_factor=0.7, shift=0.7)
@@ -114,7 +114,7 @@ class TestBracket:
         for eager, recorded in zip(*found, strict=True):
             torch.testing.assert_close(eager, recorded, rtol=0, atol=1e-8)
 
-    def test_refusals(self):
+    def test_bracket_refuses_wrong_arguments(self):
         vae = self.oracle.vae(sd_factor=1.0)
         latents, x = self.simulated(vae, 4)
         with pytest.raises(ValueError, match=r"latents are of sites \['y'\], but the model's are \['z'\]"):

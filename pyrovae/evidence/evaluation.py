@@ -228,12 +228,7 @@ def evaluate(
         "target_std_error": target_std_error,
         "seed": seed,
     }
-    if resume is not None and resume["about"] != about:
-        raise ValueError(
-            f"the state to resume is of another evaluation, {resume['about']}, but must be of this one, {about}; "
-            "resume with its settings"
-        )
-    blocks: list[dict[str, Any]] = [] if resume is None else list(resume["blocks"])
+    blocks = [] if resume is None else _finished_blocks(resume, about)
     if on_progress is not None:
         on_progress(min(len(x), size * len(blocks)))
     with isolated_rng(seed):
@@ -255,7 +250,7 @@ def evaluate(
         part, conditions = take((x,), kwargs, slice(start, min(start + size, len(x))))
         with isolated_rng(int(np.random.SeedSequence([seed, start]).generate_state(1)[0])):
             weights = [list(each(*part, first=start, **conditions)) for each in weighers] if start < len(x) else None
-            mine = None if weights is None else _block(weights)
+            mine = None if weights is None else _summaries(weights)
         done = [block for block in workers.gathered(mine) if block is not None]
         blocks.extend(done)
         if commit is not None and len(blocks) * size < len(x) and workers.rank == 0:
@@ -264,8 +259,8 @@ def evaluate(
             on_progress(sum(len(block["elbo"]) for block in done))
     return Evaluation(
         elbo=torch.cat([block["elbo"] for block in blocks]),
-        marginal=Estimate.joined([_restored(block["marginal"]) for block in blocks]),
-        guide=Estimate.joined([_restored(block["guide"]) for block in blocks]),
+        marginal=Estimate.joined([_estimate_of(block["marginal"]) for block in blocks]),
+        guide=Estimate.joined([_estimate_of(block["guide"]) for block in blocks]),
         num_dims=math.prod(x.shape[1:]),
         base_measure=measure,
         seed=seed,
@@ -273,7 +268,17 @@ def evaluate(
     )
 
 
-def _block(weighed: Sequence[Sequence[WeightBlock]]) -> dict[str, Any]:
+def _finished_blocks(resume: Mapping[str, Any], about: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """Take the finished blocks from a saved state; raise a ValueError if it is of another evaluation."""
+    if resume["about"] != about:
+        raise ValueError(
+            f"the state to resume is of another evaluation, {dict(resume['about'])}, but must be of this one, "
+            f"{dict(about)}; resume with its settings"
+        )
+    return list(resume["blocks"])
+
+
+def _summaries(weighed: Sequence[Sequence[WeightBlock]]) -> dict[str, Any]:
     """Summarise weights as ELBO and both estimates of log p(x), in plain values; the last weights are the guide's."""
     marginal, by_guide = weighed[0], weighed[-1]
     return {
@@ -283,7 +288,7 @@ def _block(weighed: Sequence[Sequence[WeightBlock]]) -> dict[str, Any]:
     }
 
 
-def _restored(plain: Mapping[str, Any]) -> Estimate:
+def _estimate_of(plain: Mapping[str, Any]) -> Estimate:
     """Rebuild an estimate from a state, which has plain tuples instead of named ones."""
     ladder = tuple(Rung(*rung) for rung in plain["ladder"])
     return Estimate(**{**plain, "log_marginal": LogMarginal(*plain["log_marginal"]), "ladder": ladder})

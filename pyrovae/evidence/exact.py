@@ -67,6 +67,7 @@ def exact_log_marginal(
             sites, a latent under a mask, or data outside the support.
 
     Example:
+        >>> import pyro
         >>> import pyro.distributions as dist
         >>> def model(x):
         ...     with pyro.plate("data", len(x), dim=-1):

@@ -152,14 +152,8 @@ def refine(
 def _optimise(
     space: LatentSpace, family: Family, steps: int, lr: float, draws_per_step: int
 ) -> torch.distributions.MultivariateNormal:
-    drawn = space.pack(space.from_guide(max(_MOMENT_DRAWS, 10 * space.size)))
-    centre = drawn.mean(0)
-    if family == "full":
-        residual = (drawn - centre).movedim(0, 1) / len(drawn) ** 0.5  # (N, M, U)
-        start = torch.linalg.qr(residual, mode="r").R.mT
-        start = start * start.diagonal(dim1=-2, dim2=-1).sign().unsqueeze(-2)
-    else:
-        start = drawn.std(0).diag_embed()
+    """Optimise a normal in u per datum, from the moments of the guide."""
+    centre, start = _guide_moments(space, family)
     shift = torch.zeros_like(centre, requires_grad=True)
     log_width = torch.zeros_like(centre, requires_grad=True)
     below = torch.zeros_like(start, requires_grad=True)
@@ -185,6 +179,17 @@ def _optimise(
     factor = (below.tril(-1) + log_width.exp().diag_embed()).detach()
     mean = centre + (start @ shift.detach().unsqueeze(-1)).squeeze(-1)
     return torch.distributions.MultivariateNormal(mean, scale_tril=start @ factor, validate_args=False)
+
+
+def _guide_moments(space: LatentSpace, family: Family) -> tuple[Tensor, Tensor]:
+    """Estimate the guide's mean, with shape (N, U), and a Cholesky factor of its covariance, (N, U, U), in u."""
+    drawn = space.pack(space.from_guide(max(_MOMENT_DRAWS, 10 * space.size)))
+    centre = drawn.mean(0)
+    if family == "diagonal":
+        return centre, drawn.std(0).diag_embed()
+    residual = (drawn - centre).movedim(0, 1) / len(drawn) ** 0.5  # (N, M, U)
+    start = torch.linalg.qr(residual, mode="r").R.mT
+    return centre, start * start.diagonal(dim1=-2, dim2=-1).sign().unsqueeze(-2)
 
 
 def _log_weights(

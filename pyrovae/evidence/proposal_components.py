@@ -34,7 +34,7 @@ class Component(ABC):
 
     @abstractmethod
     def log_density(self, points: Points) -> Tensor:
-        """Log q(z) in nats, with shape (K, N), in the latents' own space."""
+        """Evaluate log q(z) in nats, with shape (K, N), in the latents' own space."""
 
     def log_weights(self, num_particles: int) -> tuple[Tensor, Tensor]:
         """Draw log p(x, z) - log q(z) in nats, with shape (K, N), and the index of each draw's component, (K,)."""
@@ -64,7 +64,7 @@ class ProgramComponent(Component):
         return Points(self.space, from_program(num_particles))
 
     def log_density(self, points: Points) -> Tensor:
-        """Log q(z|x) or log p(z) in nats, with shape (K, N)."""
+        """Evaluate log q(z|x) or log p(z) in nats, with shape (K, N)."""
         if self.names == ("guide",):
             return self.space.log_guide(points.latents)
         return points.log_prior_and_likelihood[0]
@@ -120,7 +120,7 @@ class EllipticalComponent(Component):
         return Points(self.space, u=u)
 
     def log_density(self, points: Points) -> Tensor:
-        """Log q(z) in nats, with shape (K, N), in the latents' own space."""
+        """Evaluate log q(z) in nats, with shape (K, N), in the latents' own space."""
         away = points.u.double().unsqueeze(1) - self.loc.double()  # (K, S, N, U)
         square = torch.einsum("snij,ksnj->ksni", self.inverse, away).square().sum(-1)
         if self.df is None:
@@ -159,7 +159,7 @@ class MixtureComponent(Component):
         return Points(self.space, latents, u, which)
 
     def log_density(self, points: Points) -> Tensor:
-        """Log q(z) in nats, with shape (K, N), in the latents' own space."""
+        """Evaluate log q(z) in nats, with shape (K, N), in the latents' own space."""
         each = []
         for index, (share, part) in enumerate(zip(self.shares, self.parts, strict=True)):
             log_q = math.log(share) + part.log_density(points).double()
@@ -177,9 +177,8 @@ class MixtureComponent(Component):
             return of_this_name[points.component].to(log_p.device).unsqueeze(-1)
 
         unknown = log_p.isnan()
-        self.undefined = self.undefined + (unknown & drew("prior")).sum(
-            0
-        )  # on the device of log_p, without waiting for it
+        # Count on the device of log_p, without waiting for it.
+        self.undefined = self.undefined + (unknown & drew("prior")).sum(0)
         return torch.where(unknown & ~drew("guide"), -torch.inf, log_p)
 
 

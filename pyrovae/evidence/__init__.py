@@ -1,16 +1,11 @@
 """Estimators of log p(x) per datum, with their errors: importance sampling, annealing, quadrature, brackets."""
 
-from pyrovae.evidence.ais import adaptive_schedule, ais
+from pyrovae.evidence.ais import ais
+from pyrovae.evidence.blocks import DEFAULT_CHUNK_SIZE
 from pyrovae.evidence.brackets import Bracket, bracket
-from pyrovae.evidence.evaluation import Evaluation, aligned, caution, evaluate, exact_summary, ladder_lines, table
+from pyrovae.evidence.evaluation import Evaluation, evaluate, exact_summary
 from pyrovae.evidence.exact import ExactMarginal, exact_log_marginal, linear_gaussian_log_marginal
-from pyrovae.evidence.importance import (
-    DEFAULT_CHUNK_SIZE,
-    evidence_lower_bound,
-    ladder,
-    log_marginal,
-    log_weight_blocks,
-)
+from pyrovae.evidence.importance import evidence_lower_bound, ladder, log_marginal, log_weight_blocks
 from pyrovae.evidence.laplace import laplace_fit
 from pyrovae.evidence.latent_space import LatentSpace
 from pyrovae.evidence.proposals import (
@@ -25,7 +20,8 @@ from pyrovae.evidence.proposals import (
     WidenedProposal,
 )
 from pyrovae.evidence.refinement import Refinement, refine
-from pyrovae.evidence.temperatures import linear_schedule, sigmoidal_schedule
+from pyrovae.evidence.tables import aligned, caution, ladder_lines, table
+from pyrovae.evidence.temperatures import adaptive_schedule, linear_schedule, sigmoidal_schedule
 
 __all__ = [
     "DEFAULT_CHUNK_SIZE",

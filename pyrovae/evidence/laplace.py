@@ -1,8 +1,8 @@
-"""The Laplace approximation of each datum's posterior, in unconstrained coordinates: its mode and its width there.
+"""Laplace approximation of each datum's posterior: the mode in unconstrained coordinates, and the width there.
 
-The curvature is that of log p(x, z) itself, by automatic differentiation, its eigenvalues made positive. Fisher's
-information of p(x|z), the Hessian at x = E[x|z] where the decoder gives natural parameters (logits of a Bernoulli, log
-rates of a Poisson), is the same there if the decoder is piecewise linear, and was no better elsewhere (digits, K =
+The curvature is the Hessian of log p(x, z) by automatic differentiation, with positive eigenvalues. Fisher's
+information of p(x|z) is the Hessian at x = E[x|z] if the decoder gives natural parameters (logits of a Bernoulli, log
+rates of a Poisson), is the same if the decoder is also piecewise linear, and was no better elsewhere (digits, K =
 1,000, median effective sample size: 517 by the Hessian and 503 by Fisher's information for a softplus decoder, 314 and
 281 for tanh, in the same time).
 """
@@ -15,32 +15,33 @@ import torch
 from torch import Tensor
 
 from pyrovae.densities import Program, evaluating, modules_of
+from pyrovae.evidence.blocks import DEFAULT_CHUNK_SIZE, check_counts, split_count
 from pyrovae.evidence.latent_space import LatentSpace
 
-# Damping tried in each step, in units of the mean curvature: from Newton's step towards a short one up the gradient.
+# Dampings tried in each step, in units of the mean curvature: from Newton's step to a short step up the gradient.
 _DAMPING = (0.0, 0.1, 1.0, 10.0, 100.0)
 
-# Steps with one Hessian: those after the first cost a gradient and a few values, a Hessian the gradients of U copies.
+# Steps per Hessian. A Hessian costs the gradients of U copies, each further step a gradient and a few values.
 _STEPS_PER_HESSIAN = 3
 
-# Half of g' H^-1 g is what a Newton step would still gain: in nats, no draw would notice this.
+# Gain of a Newton step, g' H^-1 g / 2 in nats, below which a climb stops.
 _GAIN = 1e-3
 
-# Curvature at least, relative to a normal with the prior's width: a flat or bent direction gets at most 3 times that.
+# Minimum curvature, relative to a normal with the prior's width: no direction is wider than about 3 times the prior.
 _FLOOR = 0.1
 
 _PRIOR_DRAWS = 64  # for the prior's width
 
-# Where the width of each axis is measured, in standard deviations, and the most by which its precision may change.
+# Distance at which the width of each axis is measured, in standard deviations, and bounds of the precision's change.
 _PROBE = 1.5
 _PROBE_BOUNDS = (0.2, 25.0)
 
 
 class LaplaceFit(NamedTuple):
-    """A normal approximation of p(u|x) for each datum, from one start or several.
+    """Normal approximation of p(u|x) for each datum, from one start or several.
 
     Attributes:
-        mode: Where a climb of log p(x, z(u)) |dz/du| ended, with shape (N, U), or (S, N, U) from `climb`.
+        mode: End of a climb of log p(x, z(u)) |dz/du|, with shape (N, U), or (S, N, U) from `climb`.
         scale_tril: Cholesky factor of the covariance there, with shape (N, U, U) or (S, N, U, U), float64.
         log_joint: Log p(x, z(u)) |dz/du| at the mode in nats, with shape (N,) or (S, N).
     """
@@ -50,14 +51,16 @@ class LaplaceFit(NamedTuple):
     log_joint: Tensor
 
 
-def laplace_fit(space: LatentSpace, *, steps: int = 8, starts: int = 1, chunk_size: int = 8192) -> LaplaceFit:
+def laplace_fit(
+    space: LatentSpace, *, steps: int = 8, starts: int = 1, chunk_size: int = DEFAULT_CHUNK_SIZE
+) -> LaplaceFit:
     """Find the mode of p(u|x) for each datum and a normal there: the best of `climb`.
 
     Args:
-        space: Latents of a model and a guide at N data; continuous ones.
-        steps: Hessians at most.
-        starts: Starting points for each datum, S.
-        chunk_size: Latents decoded at once.
+        space: Continuous latents of a model and a guide at N data.
+        steps: Maximum number of Hessians.
+        starts: Number of starting points S per datum.
+        chunk_size: Number of latents, K times N, decoded at once, which bounds memory.
 
     Returns:
         LaplaceFit of mode (N, U), scale_tril (N, U, U) and log_joint (N,).
@@ -71,57 +74,60 @@ def laplace_fit(space: LatentSpace, *, steps: int = 8, starts: int = 1, chunk_si
     return LaplaceFit(*(part[best, data] for part in fits))
 
 
-def climb(space: LatentSpace, *, steps: int = 8, starts: int = 1, chunk_size: int = 8192) -> LaplaceFit:
-    r"""Climb to modes of f(u) = log p(x, z(u)) |dz/du| from the guide, and take the curvature there.
+def climb(space: LatentSpace, *, steps: int = 8, starts: int = 1, chunk_size: int = DEFAULT_CHUNK_SIZE) -> LaplaceFit:
+    r"""Climb to modes of f(u) = log p(x, z(u)) |dz/du| from the guide, and find the curvature there.
 
-    A step is the best of u + (P + lambda I)^-1 grad f over several dampings lambda, if it does not lower f, where P has
-    the eigenvectors of the Hessian of -f and its eigenvalues' absolute values, in units of the prior's width (Dauphin
-    et al. 2014, "Identifying and attacking the saddle point problem", https://arxiv.org/abs/1406.2572). At the end the
-    width along each eigenvector v is measured where f has fallen, sd^2 = mean over +-c of c^2 / (2 (f(u) - f(u + cv))),
-    after Geweke 1989, "Bayesian inference in econometric models using Monte Carlo integration", Econometrica 57(6); a
-    kink, as of a Laplace likelihood, has no other width. A datum without a finite f keeps the prior's width.
+    A step is the best of u + (P + lambda I)^-1 grad f over several dampings lambda, if it does not lower f. P has the
+    eigenvectors of the Hessian of -f and the absolute values of its eigenvalues, in units of the prior's width (Dauphin
+    et al. 2014, "Identifying and attacking the saddle point problem", https://arxiv.org/abs/1406.2572). At the end, the
+    width along each eigenvector v is measured by the fall of f, sd^2 = mean over +-c of c^2 / (2 (f(u) - f(u + cv))),
+    after Geweke 1989, "Bayesian inference in econometric models using Monte Carlo integration", Econometrica 57(6). A
+    kink, such as that of a Laplace likelihood, has a width only in this sense. A datum without a finite f keeps the
+    prior's width. No parameter's gradient changes.
 
-    Args and raises as `laplace_fit`; no parameter's gradient is touched.
+    Args:
+        space: Continuous latents of a model and a guide at N data.
+        steps: Maximum number of Hessians.
+        starts: Number of starting points S per datum.
+        chunk_size: Number of latents, K times N, decoded at once, which bounds memory.
 
     Returns:
-        LaplaceFit of mode (S, N, U), scale_tril (S, N, U, U) and log_joint (S, N), the first start from the guide's
-        mean or its best draw, others from the best of four draws of the prior and of the guide in turn.
+        LaplaceFit of mode (S, N, U), scale_tril (S, N, U, U) and log_joint (S, N). The first start is the guide's mean
+        or its best draw; others are, in turn, the best of four draws of the prior and of the guide.
 
     Raises:
         ValueError: If a latent has no unconstrained coordinates, or a mask leaves latents out.
     """
     if not space.continuous or space.masked:
         reason = "a latent under a mask" if space.continuous else "a discrete latent"
-        raise ValueError(f"{reason} has no mode to climb to; take GuideProposal() or DefensiveProposal()")
-    for name, given in (("steps", steps), ("starts", starts)):
-        if given < 1:
-            raise ValueError(f"{name} must be at least 1, got {given}")
+        raise ValueError(f"{reason} has no mode to climb to; use GuideProposal() or DefensiveProposal()")
+    check_counts(steps=steps, starts=starts)
     with evaluating(space.model, space.guide), _frozen(space.model, space.guide):
         _, unit = prior_scale(space, chunk_size)
         u, value = _starts(space, starts, chunk_size)
         for step in range(steps + 1):
             gradient, curvature, axes = _curvature(space, u, unit, chunk_size)
-            slope = _across(axes, gradient)
+            slope = _to_eigenbasis(axes, gradient)
             if step == steps or bool((slope.square() / curvature).sum(-1).max() < 2 * _GAIN):
                 break
             for again in range(_STEPS_PER_HESSIAN):
                 if again:
                     gradient = (_gradient(space, u, chunk_size) * unit).double().nan_to_num(0.0, 0.0, 0.0)
-                    slope = _across(axes, gradient)
+                    slope = _to_eigenbasis(axes, gradient)
                 u, value = _best_step(space, u, value, slope, curvature, axes, unit, chunk_size)
         return LaplaceFit(u, _scale_tril(space, u, value, curvature, axes, unit, chunk_size), value)
 
 
-def normal_at(space: LatentSpace, u: Tensor, *, chunk_size: int = 8192) -> LaplaceFit:
-    """The normal that `climb` would give points u if they were modes: with the curvature and the widths found there.
+def normal_at(space: LatentSpace, u: Tensor, *, chunk_size: int = DEFAULT_CHUNK_SIZE) -> LaplaceFit:
+    """Find the normals at points u as `climb` does at modes, by the curvature and the widths there.
 
     Args:
-        space: Latents of a model and a guide at N data; continuous ones.
-        u: The points, with shape (S, N, U).
-        chunk_size: Latents decoded at once.
+        space: Continuous latents of a model and a guide at N data.
+        u: Coordinates, with shape (S, N, U).
+        chunk_size: Number of latents, K times N, decoded at once, which bounds memory.
 
     Returns:
-        LaplaceFit of mode (S, N, U), which is u, scale_tril (S, N, U, U) and log_joint (S, N).
+        LaplaceFit of mode u, with shape (S, N, U), scale_tril (S, N, U, U) and log_joint (S, N).
     """
     with evaluating(space.model, space.guide), _frozen(space.model, space.guide):
         (_, unit), value = prior_scale(space, chunk_size), _value(space, u, chunk_size)
@@ -129,11 +135,11 @@ def normal_at(space: LatentSpace, u: Tensor, *, chunk_size: int = 8192) -> Lapla
         return LaplaceFit(u, _scale_tril(space, u, value, curvature, axes, unit, chunk_size), value)
 
 
-def derivatives(space: LatentSpace, u: Tensor, chunk_size: int = 8192) -> tuple[Tensor, Tensor]:
-    """Gradient and Hessian of log p(x, z(u)) |dz/du|, with shapes (S, N, U) and (S, N, U, U), at u, (S, N, U).
+def derivatives(space: LatentSpace, u: Tensor, chunk_size: int = DEFAULT_CHUNK_SIZE) -> tuple[Tensor, Tensor]:
+    """Compute gradient, (S, N, U), and Hessian, (S, N, U, U), of log p(x, z(u)) |dz/du| at u, (S, N, U).
 
-    A copy of u for each row of the Hessian takes the place of particles, so that two ordinary backward passes do. Where
-    an operation has no second derivative, differences of gradients are taken.
+    Each row of the Hessian has a copy of u in place of a particle, so that two ordinary backward passes suffice. If an
+    operation has no second derivative, differences of gradients replace it.
     """
     starts, num_data, size = u.shape
     at_once = max(1, chunk_size // num_data)
@@ -163,6 +169,7 @@ def derivatives(space: LatentSpace, u: Tensor, chunk_size: int = 8192) -> tuple[
 
 
 def _differences(space: LatentSpace, u: Tensor, dims: Tensor, chunk_size: int) -> Tensor:
+    """Compute these rows of the Hessian by differences of gradients, stacked along the first dimension."""
     width = torch.finfo(u.dtype).eps ** 0.25 * u.abs().clamp(min=1)
     shift = (torch.eye(u.shape[-1], dtype=u.dtype, device=u.device)[dims, None, None] * width).flatten(0, 1)
     up, down = (_gradient(space, u.repeat(len(dims), 1, 1) + sign * shift, chunk_size) for sign in (1, -1))
@@ -170,7 +177,7 @@ def _differences(space: LatentSpace, u: Tensor, dims: Tensor, chunk_size: int) -
 
 
 def _gradient(space: LatentSpace, u: Tensor, chunk_size: int) -> Tensor:
-    """Gradient of f at u, with shape (S, N, U), a few of the S at once."""
+    """Compute the gradient of f at u, with shape (S, N, U), in chunks."""
     gradients = []
     for some in u.detach().split(max(1, chunk_size // u.shape[1])):
         with torch.enable_grad():
@@ -180,14 +187,14 @@ def _gradient(space: LatentSpace, u: Tensor, chunk_size: int) -> Tensor:
 
 
 def _value(space: LatentSpace, u: Tensor, chunk_size: int) -> Tensor:
-    """f(u), with shape (K, N), a few of the K at once; -inf where it is no number."""
+    """Compute f(u), with shape (K, N), in chunks; -inf where it is not finite."""
     parts = u.split(max(1, chunk_size // u.shape[1]))
     value = torch.cat([space.log_joint(part) for part in parts])
     return torch.where(value.isfinite(), value, -torch.inf)
 
 
 def _starts(space: LatentSpace, starts: int, chunk_size: int) -> tuple[Tensor, Tensor]:
-    """Points to climb from, with shape (S, N, U), and f there, (S, N)."""
+    """Find starting points, with shape (S, N, U), and f there, (S, N)."""
     drawn = space.pack(space.from_guide(8))
     drawn = torch.where(drawn.isfinite(), drawn, 0.0)
     first = _highest(space, torch.cat([drawn.mean(0, keepdim=True), drawn]), chunk_size)
@@ -201,25 +208,19 @@ def _starts(space: LatentSpace, starts: int, chunk_size: int) -> tuple[Tensor, T
 
 
 def _highest(space: LatentSpace, u: Tensor, chunk_size: int) -> Tensor:
-    """The best of K points for each datum, with shape (1, N, U)."""
+    """Select the best of K points for each datum, with shape (1, N, U)."""
     best = _value(space, u, chunk_size).argmax(0)
     return u[best, torch.arange(space.num_data, device=best.device)].unsqueeze(0)
 
 
 def _from_prior(space: LatentSpace, draws: int, chunk_size: int) -> Tensor:
-    """Draws of the prior, with shape (K, N, U), a few of the K at once: the model decodes them too."""
-    counts = chunks(draws, chunk_size // space.num_data)
+    """Draw u from the prior, with shape (K, N, U), in chunks, since the model decodes the draws."""
+    counts = split_count(draws, chunk_size // space.num_data)
     return torch.cat([space.pack(space.from_prior(count)) for count in counts])
 
 
-def chunks(draws: int, at_once: int) -> list[int]:
-    """Split a number of draws into parts of at most at_once, one at least."""
-    at_once = max(1, at_once)
-    return [min(at_once, draws - done) for done in range(0, draws, at_once)]
-
-
-def prior_scale(space: LatentSpace, chunk_size: int = 8192) -> tuple[Tensor, Tensor]:
-    """The prior's middle and width in each coordinate, with shape (N, U), by its quartiles: tails leave them alone."""
+def prior_scale(space: LatentSpace, chunk_size: int = DEFAULT_CHUNK_SIZE) -> tuple[Tensor, Tensor]:
+    """Find the prior's middle and width in each coordinate, with shape (N, U), by quartiles, robust to heavy tails."""
     u = _from_prior(space, _PRIOR_DRAWS, chunk_size)
     lower, upper = torch.where(u.isfinite(), u, 0.0).quantile(u.new_tensor([0.25, 0.75]), dim=0)
     width = (upper - lower) / 1.349
@@ -236,58 +237,59 @@ def _best_step(
     unit: Tensor,
     chunk_size: int,
 ) -> tuple[Tensor, Tensor]:
+    """Select the best of the damped steps from u, or u itself: the point, with shape (S, N, U), and f there, (S, N)."""
     mean = curvature.mean(-1, keepdim=True)
-    moves = [_along(axes, slope / (curvature + damping * mean)) for damping in _DAMPING]
+    moves = [_from_eigenbasis(axes, slope / (curvature + damping * mean)) for damping in _DAMPING]
     trials = torch.stack([u, *(u + unit * move.to(u) for move in moves)])
     values = _value(space, trials[1:].flatten(0, 1), chunk_size).unflatten(0, (-1, len(u)))
     values = torch.cat([value.unsqueeze(0), values])
-    best = values.argmax(0, keepdim=True)  # the first of equals: where nothing is gained, u stays
+    best = values.argmax(0, keepdim=True)  # the first of equal values, so that u stays without a gain
     return trials.gather(0, best.unsqueeze(-1).expand(-1, *u.shape))[0], values.gather(0, best)[0]
 
 
 def _curvature(space: LatentSpace, u: Tensor, unit: Tensor, chunk_size: int) -> tuple[Tensor, Tensor, Tensor]:
-    """In units of the prior's width: the gradient of f, the eigenvalues of P, and their eigenvectors."""
+    """Compute the gradient of f, and the eigenvalues and eigenvectors of P, in units of the prior's width."""
     gradient, hessian = derivatives(space, u, chunk_size)
     gradient = (gradient * unit).double().nan_to_num(0.0, 0.0, 0.0)
     hessian = (unit[..., None] * hessian * unit[..., None, :]).double().nan_to_num(0.0, 0.0, 0.0)
     curvature, axes = torch.linalg.eigh(-hessian)
-    # A flat spot of a kinked density says nothing of its width; the prior's does.
+    # A flat spot of a kinked density has no curvature: use the prior's.
     return gradient, curvature.abs().clamp(min=_FLOOR), axes
 
 
 def _scale_tril(
     space: LatentSpace, u: Tensor, value: Tensor, curvature: Tensor, axes: Tensor, unit: Tensor, chunk_size: int
 ) -> Tensor:
-    """Cholesky factor of the covariance, with shape (S, N, U, U): the axes of P, their widths measured."""
+    """Find the Cholesky factor of the covariance, with shape (S, N, U, U), by the axes of P with measured widths."""
     root = unit.double().unsqueeze(-1) * axes / curvature.sqrt().unsqueeze(-2)
-    root = root / _measured(space, u, value, root, chunk_size).sqrt().unsqueeze(-2)
+    root = root / _precision_factors(space, u, value, root, chunk_size).sqrt().unsqueeze(-2)
     # R of root' = Q R gives the Cholesky factor of root root' without squaring its condition.
     tril = torch.linalg.qr(root.mT).R.mT
     return tril * tril.diagonal(dim1=-2, dim2=-1).sign().unsqueeze(-2)
 
 
-def _measured(space: LatentSpace, u: Tensor, value: Tensor, steps: Tensor, chunk_size: int) -> Tensor:
-    """The factor, with shape (S, N, U), by which the precision along each axis is that of the curvature."""
+def _precision_factors(space: LatentSpace, u: Tensor, value: Tensor, steps: Tensor, chunk_size: int) -> Tensor:
+    """Measure the precision along each axis by the fall of f, relative to the curvature, with shape (S, N, U)."""
     moves = _PROBE * steps.movedim(-1, 0).to(u)  # (U, S, N, U)
     factors = []
     for sign in (1, -1):
-        fallen = value - _value(space, (u + sign * moves).flatten(0, 1), chunk_size).unflatten(0, moves.shape[:2])
-        fallen = fallen.double().nan_to_num(0.0, torch.inf)
-        factors.append((2 * fallen / _PROBE**2).clamp(*_PROBE_BOUNDS))
+        fall = value - _value(space, (u + sign * moves).flatten(0, 1), chunk_size).unflatten(0, moves.shape[:2])
+        fall = fall.double().nan_to_num(0.0, torch.inf)
+        factors.append((2 * fall / _PROBE**2).clamp(*_PROBE_BOUNDS))
     return 2 / (1 / factors[0] + 1 / factors[1]).movedim(0, -1)
 
 
-def _along(axes: Tensor, v: Tensor) -> Tensor:
+def _from_eigenbasis(axes: Tensor, v: Tensor) -> Tensor:
     return (axes @ v.unsqueeze(-1)).squeeze(-1)
 
 
-def _across(axes: Tensor, v: Tensor) -> Tensor:
-    return _along(axes.mT, v)
+def _to_eigenbasis(axes: Tensor, v: Tensor) -> Tensor:
+    return _from_eigenbasis(axes.mT, v)
 
 
 @contextmanager
 def _frozen(*programs: Program) -> Iterator[None]:
-    """Let no graph be built through the programs' parameters meanwhile."""
+    """Freeze the programs' parameters meanwhile, so that no graph goes through them."""
     parameters = {p for program in programs for m in modules_of(program) for p in m.parameters() if p.requires_grad}
     try:
         for parameter in parameters:

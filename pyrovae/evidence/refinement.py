@@ -1,39 +1,47 @@
-"""Where log p(x) - ELBO comes from: the family of the approximate posterior, or the guide that amortises it."""
+"""The gap log p(x) - ELBO, split into the parts of the posterior's family and of the guide's amortisation."""
 
 from typing import Any, Literal, NamedTuple
 
 import torch
 from torch import Tensor
 
-from pyrovae.densities import Program, check_support, check_weights, num_data, take
-from pyrovae.evidence.ais import continuous_space, data_blocks, quiet
+from pyrovae.densities import Program, num_data
+from pyrovae.evidence.blocks import (
+    DEFAULT_CHUNK_SIZE,
+    check_counts,
+    concatenate,
+    data_at_once,
+    data_blocks,
+    evaluation_mode,
+    split_count,
+)
 from pyrovae.evidence.latent_space import LatentSpace
 from pyrovae.stats import LogMarginal, summarize_lower_bound
 
 Family = Literal["diagonal", "full"]
 
-_MOMENT_DRAWS = 400  # of the guide, for the normal that optimisation starts from
+_MOMENT_DRAWS = 400  # of the guide, for the normal from which the optimisation starts
 
 
 class Refinement(NamedTuple):
-    """A normal posterior in u for each datum, optimised, and what it says of the guide; values in nats, float64.
+    """Optimised normal posterior in u of each datum, and the guide's gaps; values in nats, float64.
 
-    Errors are Monte Carlo standard errors, that of log p(x) included where it enters.
+    Errors are Monte Carlo standard errors. Those of gaps from log p(x) include the error of log p(x).
 
     Attributes:
         mean: Means, with shape (N, U).
         scale_tril: Cholesky factors of the covariances, with shape (N, U, U).
         elbo: ELBO of these normals, with shape (N,).
-        elbo_error: Its error.
+        elbo_error: Error of elbo.
         guide_elbo: ELBO of the guide, with shape (N,).
-        guide_elbo_error: Its error.
-        approximation_gap: log p(x) - elbo, which the best member of the family leaves, with shape (N,).
-        approximation_error: Its error.
-        amortisation_gap: elbo - guide_elbo, which one guide for all data adds, with shape (N,). Negative where the
-            guide is of a richer family than these normals.
-        amortisation_error: Its error.
+        guide_elbo_error: Error of guide_elbo.
+        approximation_gap: log p(x) - elbo, the gap of the best member of the family, with shape (N,).
+        approximation_error: Error of approximation_gap.
+        amortisation_gap: elbo - guide_elbo, the cost of one guide for all data, with shape (N,). Negative if the
+            guide's family is richer than these normals.
+        amortisation_error: Error of amortisation_gap.
         total_gap: log p(x) - guide_elbo = KL(q(z|x), p(z|x)), with shape (N,).
-        total_error: Its error.
+        total_error: Error of total_gap.
     """
 
     mean: Tensor
@@ -63,29 +71,29 @@ def refine(
     chunk_size: int | None = None,
     **kwargs: Any,
 ) -> Refinement:
-    r"""Optimise a posterior for each datum from the guide's, and split the guide's gap by it.
+    r"""Optimise a posterior for each datum, starting from the guide's, and split the guide's gap by it.
 
     log p(x) - ELBO(guide) = [log p(x) - max_q ELBO(q)] + [max_q ELBO(q) - ELBO(guide)],
 
     the approximation gap and the amortisation gap (Cremer, Li, Duvenaud 2018, "Inference suboptimality in variational
-    autoencoders", https://arxiv.org/abs/1801.03558), where q goes over the normals in the unconstrained coordinates u,
-    u = m + L (a + B e) with e ~ N(0, I). The start m, L has the moments of draws from the guide; a and B follow Adam,
-    its rate falling to 0 by a cosine, up the gradient of log p(x, z(u)) |dz/du| - log q(u) along the path alone
-    (Roeder, Wu, Duvenaud 2017, https://arxiv.org/abs/1703.09194), which has no noise where q is the posterior. All
-    ELBOs are of fresh draws.
+    autoencoders", https://arxiv.org/abs/1801.03558). The maximum is over normals q in the unconstrained coordinates u,
+    u = m + L (a + B e) with e ~ N(0, I). m and L are the moments of draws from the guide. Adam, with a rate that falls
+    to 0 by a cosine, optimises a and B by the pathwise gradient of log p(x, z(u)) |dz/du| - log q(u) (Roeder, Wu,
+    Duvenaud 2017, https://arxiv.org/abs/1703.09194), which has no noise where q is the posterior. All ELBOs use fresh
+    draws.
 
     Args:
         model: Pyro program p(z) p(x|z) with continuous latents.
         guide: Pyro program q(z|x), with the model's arguments.
-        *args: Arguments of both, the data first, with shape (N, ...).
-        log_p: Estimates of log p(x) for these data, from `ais` say; or exact values, with shape (N,).
+        *args: Positional arguments of both programs, the data first, with shape (N, ...).
+        log_p: Estimates of log p(x) for these data, such as those of `ais`, or exact values, with shape (N,).
         family: "diagonal" or "full" covariance in u.
-        steps: Steps of Adam.
-        lr: Its rate at the start, in standard deviations of the start.
-        draws_per_step: Draws per datum that a gradient averages, half of them the others mirrored.
-        num_particles: Draws per datum for the ELBOs.
-        chunk_size: Draws (times data) decoded at once; None for 8,192.
-        **kwargs: Keyword arguments of both.
+        steps: Number of steps of Adam.
+        lr: Initial learning rate, in standard deviations of the start.
+        draws_per_step: Number of draws per datum and gradient, in antithetic pairs.
+        num_particles: Number of draws K per datum, for the ELBOs.
+        chunk_size: Number of latents, K times N, decoded at once, which bounds memory; None for 8,192.
+        **kwargs: Keyword arguments of both programs.
 
     Raises:
         ValueError: If latents are discrete, a count is below 1, the family is unknown, log_p is not of these data,
@@ -99,10 +107,7 @@ def refine(
         >>> refine(vae.model, vae.guide, x, log_p=log_p, steps=5).amortisation_gap.shape
         torch.Size([4])
     """
-    counts = {"steps": steps, "draws_per_step": draws_per_step, "num_particles": num_particles}
-    for name, given in counts.items():
-        if given < 1:
-            raise ValueError(f"{name} must be at least 1, got {given}")
+    check_counts(steps=steps, draws_per_step=draws_per_step, num_particles=num_particles)
     if not lr > 0:
         raise ValueError(f"lr must be positive, got {lr}")
     if family not in ("diagonal", "full"):
@@ -113,21 +118,20 @@ def refine(
     if value.shape != (size,):
         raise ValueError(f"log_p has shape {tuple(value.shape)}; expected one value for each of {size} data")
     found = []
-    with quiet(model, guide):
-        for rows in data_blocks(size, max(draws_per_step, 64), chunk_size):
-            part, options = take(args, kwargs, rows)
-            check_support(model, *part, guide=guide, first=rows.start, **options)
-            space = continuous_space(model, guide, part, options)
+    with evaluation_mode(model, guide):
+        for block in data_blocks(model, guide, args, kwargs, data_at_once(max(draws_per_step, 64), chunk_size)):
+            space = block.space
+            space.require_continuous()
             if space.masked:
-                raise ValueError("a mask leaves latents out, which have no posterior to refine; take their data out")
+                raise ValueError("refine needs a posterior of all latents, but a mask leaves some out; remove them")
             normal = _optimise(space, family, steps, lr, draws_per_step)
-            at_once = max(1, (chunk_size or 8192) // space.num_data)
-            drawn = [_log_weights(space, q, num_particles, at_once) for q in (normal, None)]
+            counts = split_count(num_particles, (chunk_size or DEFAULT_CHUNK_SIZE) // space.num_data)
+            drawn = [torch.cat([_log_weights(space, q, count) for count in counts]) for q in (normal, None)]
             for log_w in drawn:
-                check_weights(log_w, model, guide, *part, first=rows.start, **options)
+                block.check(log_w)
             best, ours = map(summarize_lower_bound, drawn)
             found.append((normal.loc, normal.scale_tril, *best, *ours))
-    mean, scale_tril, elbo, elbo_error, guide_elbo, guide_error = (torch.cat(p) for p in zip(*found, strict=True))
+    mean, scale_tril, elbo, elbo_error, guide_elbo, guide_error = concatenate(found)
     value, log_p_error = value.to(elbo), log_p_error.to(elbo)
     return Refinement(
         mean,
@@ -148,14 +152,8 @@ def refine(
 def _optimise(
     space: LatentSpace, family: Family, steps: int, lr: float, draws_per_step: int
 ) -> torch.distributions.MultivariateNormal:
-    drawn = space.pack(space.from_guide(max(_MOMENT_DRAWS, 10 * space.size)))
-    centre = drawn.mean(0)
-    if family == "full":
-        residual = (drawn - centre).movedim(0, 1) / len(drawn) ** 0.5  # (N, M, U)
-        start = torch.linalg.qr(residual, mode="r").R.mT
-        start = start * start.diagonal(dim1=-2, dim2=-1).sign().unsqueeze(-2)
-    else:
-        start = drawn.std(0).diag_embed()
+    """Optimise a normal in u per datum, from the moments of the guide."""
+    centre, start = _guide_moments(space, family)
     shift = torch.zeros_like(centre, requires_grad=True)
     log_width = torch.zeros_like(centre, requires_grad=True)
     below = torch.zeros_like(start, requires_grad=True)
@@ -169,7 +167,7 @@ def _optimise(
             noise = torch.randn(half, *centre.shape, dtype=centre.dtype, device=centre.device)
             noise = torch.cat([noise, -noise])
             v = shift + (factor @ noise.unsqueeze(-1)).squeeze(-1)
-            # q's density with its parameters held: only the path of the draws is followed.
+            # The density of q has constant parameters, so that only the path of the draws has a gradient.
             back = torch.linalg.solve_triangular(factor.detach(), (v - shift.detach()).unsqueeze(-1), upper=False)
             log_q = -back.squeeze(-1).square().sum(-1) / 2
             log_ratio = space.log_joint(centre + (start @ v.unsqueeze(-1)).squeeze(-1)) - log_q
@@ -183,18 +181,24 @@ def _optimise(
     return torch.distributions.MultivariateNormal(mean, scale_tril=start @ factor, validate_args=False)
 
 
+def _guide_moments(space: LatentSpace, family: Family) -> tuple[Tensor, Tensor]:
+    """Estimate the guide's mean, with shape (N, U), and a Cholesky factor of its covariance, (N, U, U), in u."""
+    drawn = space.pack(space.from_guide(max(_MOMENT_DRAWS, 10 * space.size)))
+    centre = drawn.mean(0)
+    if family == "diagonal":
+        return centre, drawn.std(0).diag_embed()
+    residual = (drawn - centre).movedim(0, 1) / len(drawn) ** 0.5  # (N, M, U)
+    start = torch.linalg.qr(residual, mode="r").R.mT
+    return centre, start * start.diagonal(dim1=-2, dim2=-1).sign().unsqueeze(-2)
+
+
 def _log_weights(
-    space: LatentSpace, normal: torch.distributions.MultivariateNormal | None, num_particles: int, at_once: int
+    space: LatentSpace, normal: torch.distributions.MultivariateNormal | None, num_particles: int
 ) -> Tensor:
-    """Log weights under a normal in u, or the guide, with shape (K, N)."""
-    parts = []
-    for done in range(0, num_particles, at_once):
-        count = min(at_once, num_particles - done)
-        if normal is None:
-            latents = space.from_guide(count)
-            log_prior, log_lik = space.log_model(latents)
-            parts.append((log_prior + log_lik - space.log_guide(latents)).double())
-        else:
-            u = normal.sample((count,))
-            parts.append((space.log_joint(u) - normal.log_prob(u)).double())
-    return torch.cat(parts)
+    """Draw log weights under a normal in u, or under the guide, with shape (K, N)."""
+    if normal is None:
+        latents = space.from_guide(num_particles)
+        log_prior, log_lik = space.log_model(latents)
+        return (log_prior + log_lik - space.log_guide(latents)).double()
+    u = normal.sample((num_particles,))
+    return (space.log_joint(u) - normal.log_prob(u)).double()

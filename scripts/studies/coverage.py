@@ -1,8 +1,8 @@
-"""Measure bias, error and coverage of `log_marginal` against exact values of log p(x): the proof of its error bars.
+"""Measure bias, error and coverage of `log_marginal` against exact values of log p(x), as a test of its error bars.
 
 python scripts/studies/coverage.py                              # the full table, two to three hours on one core
-python scripts/studies/coverage.py --proposal guide             # the published protocol in its place
-python scripts/studies/coverage.py --only "Z = 1" --pairs 1000  # the problems whose name holds this, thinner
+python scripts/studies/coverage.py --proposal guide             # the published protocol instead of the default
+python scripts/studies/coverage.py --only "Z = 1" --pairs 1000  # the problems whose name contains this, fewer pairs
 """
 
 import math
@@ -29,7 +29,7 @@ from pyrovae import (
 from pyrovae.evidence import PROPOSALS, ProposalName
 from pyrovae.runs import make_parser, parse_flags, run_script
 
-CHUNK = 2**17  # decoders are small here: larger chunks take less time, and the estimate does not depend on them
+CHUNK = 2**17  # the decoders are small: larger chunks take less time, and the estimate does not depend on them
 GUIDES = ("exact", "mean-field", "sd x 0.8", "sd x 1.3", "shifted")
 LIKELIHOODS: dict[str, Callable[[nn.Module], nn.Module]] = {
     "bernoulli": BernoulliLikelihood,
@@ -39,7 +39,7 @@ LIKELIHOODS: dict[str, Callable[[nn.Module], nn.Module]] = {
 
 
 def prior_of(name: str, size: int) -> dist.TorchDistribution:
-    """A standard normal, three clusters, or a Student-t with three degrees of freedom."""
+    """Make a prior by name: a standard normal, three clusters, or a Student-t with three degrees of freedom."""
     zeros = torch.zeros(size, dtype=torch.float64)
     if name == "normal":
         return dist.Normal(zeros, 1.0).to_event(1)
@@ -51,7 +51,7 @@ def prior_of(name: str, size: int) -> dist.TorchDistribution:
 
 
 def generative(x: Tensor, prior: dist.TorchDistribution, likelihood: nn.Module) -> None:
-    """The program p(z) p(x|z), with x (N, D)."""
+    """Run the program p(z) p(x|z) at data x, with shape (N, D)."""
     with pyro.plate("data", len(x), dim=-1):
         z = pyro.sample("z", prior)
         pyro.sample("x", likelihood(z), obs=x)
@@ -59,11 +59,11 @@ def generative(x: Tensor, prior: dist.TorchDistribution, likelihood: nn.Module) 
 
 @dataclass(frozen=True)
 class Problem:
-    """A model whose log p(x) is known, data from it, and the posterior's moments: N data, Z latents.
+    """Model with known log p(x), data from it, and the posterior's moments, for N data and Z latents.
 
     Attributes:
-        name: What it is.
-        prior: p(z).
+        name: Name for the table.
+        prior: Prior p(z).
         likelihood: Module whose forward returns p(x|z).
         x: Data, with shape (N, D).
         log_p: Log p(x) in nats, with shape (N,).
@@ -80,16 +80,16 @@ class Problem:
     covariance: Tensor
 
     def model(self, x: Tensor, loc: Tensor, scale: Tensor) -> None:
-        """The program p(z) p(x|z)."""
+        """Run the program p(z) p(x|z)."""
         generative(x, self.prior, self.likelihood)
 
     def guide(self, x: Tensor, loc: Tensor, scale: Tensor) -> None:
-        """The program q(z|x): a normal with full covariance, given by its Cholesky factor for each datum."""
+        """Run the program q(z|x): a normal per datum, given by its mean and the Cholesky factor of its covariance."""
         with pyro.plate("data", len(x), dim=-1):
             pyro.sample("z", dist.MultivariateNormal(loc, scale_tril=scale))
 
     def posterior(self, guide: str) -> tuple[Tensor, Tensor]:
-        """Mean and Cholesky factor of a guide by its name: "exact" has the posterior's moments, others are diagonal."""
+        """Find mean and Cholesky factor of a guide by name: "exact" is the posterior's moments, others are diagonal."""
         if guide == "exact":
             return self.loc, torch.linalg.cholesky(self.covariance)
         sd = self.covariance.diagonal(dim1=-2, dim2=-1).sqrt()
@@ -100,7 +100,7 @@ class Problem:
 
 
 def linear(num_dims: int, size: int, noise: float, num_data: int) -> Problem:
-    """A linear-Gaussian VAE, in closed form."""
+    """Make a linear-Gaussian VAE, with exact values in closed form."""
     generator = torch.Generator().manual_seed(num_dims + size)
     decoder = nn.Linear(size, num_dims).double()
     with torch.no_grad():
@@ -123,7 +123,7 @@ def linear(num_dims: int, size: int, noise: float, num_data: int) -> Problem:
 
 
 def curved(likelihood: str, prior: str, size: int, num_data: int, rough_above: float = 0.005) -> Problem:
-    """A decoder with one layer of tanh, by quadrature over one to three latents, finer where its error is larger."""
+    """Make a decoder with one layer of tanh, with exact values by quadrature, finer where its error is larger."""
     generator = torch.Generator().manual_seed(size)
     network = nn.Sequential(nn.Linear(size, 16), nn.Tanh(), nn.Linear(16, 8)).double()
     with torch.no_grad():
@@ -147,7 +147,7 @@ def curved(likelihood: str, prior: str, size: int, num_data: int, rough_above: f
 
 
 def problems(num_data: int) -> Iterator[tuple[str, Callable[[], Problem]]]:
-    """Every problem by name, made when asked for."""
+    """Iterate over the names of all problems and functions that make them."""
     for num_dims, size, noise in ((5, 2, 0.7), (32, 6, 0.7), (32, 20, 0.7), (32, 20, 2.0)):
         name = f"linear, D = {num_dims}, Z = {size}, noise {noise:g}"
         yield name, lambda a=num_dims, b=size, c=noise: linear(a, b, c, num_data)  # type: ignore[misc]
@@ -159,7 +159,7 @@ def problems(num_data: int) -> Iterator[tuple[str, Callable[[], Problem]]]:
 
 
 class Cell(NamedTuple):
-    """What one cell of the table shows."""
+    """Numbers in one cell of the table."""
 
     bias: float
     rmse: float
@@ -171,8 +171,8 @@ class Cell(NamedTuple):
 def measure(problem: Problem, guide: str, *, pairs: int, num_particles: int, proposal: str = "default") -> Cell:
     """Estimate log p(x) for pairs of datum and draws, and compare with the exact values.
 
-    Each datum is drawn for as often as the pairs need. Coverage is that of value +- 1.96 std_error, or within float
-    precision of the exact value.
+    Data repeat until there are enough pairs. Coverage is that of value +- 1.96 std_error, or within float precision of
+    the exact value.
     """
     repeats = math.ceil(pairs / len(problem.x))
     args = [value.repeat(repeats, *[1] * (value.dim() - 1)) for value in (problem.x, *problem.posterior(guide))]
@@ -197,23 +197,30 @@ def measure(problem: Problem, guide: str, *, pairs: int, num_particles: int, pro
 
 
 def main() -> int:
-    """Print the table; exit with 1 where a cell's coverage lies outside [0.93, 0.97]."""
+    """Print the table; exit with 1 if a cell's coverage lies outside [0.93, 0.97]."""
     parser = make_parser(prog="coverage.py", description=__doc__)
-    parser.add_argument("--pairs", type=PositiveInt, default=4000, help="pairs of datum and draws in each cell")
     parser.add_argument(
-        "--num_data", type=PositiveInt | None, default=None, help="data of each problem; null: as pairs"
+        "--pairs", type=PositiveInt, default=4000, help="number of pairs of datum and draws in each cell"
     )
-    parser.add_argument("--num_particles", type=PositiveInt, default=1000, help="draws per datum, K")
-    parser.add_argument("--proposal", type=ProposalName, default="default", help="where the draws come from")
-    parser.add_argument("--only", type=str, default="", help="problems whose name holds this")
-    parser.add_argument("--seed", type=int, default=0, help="seed of data and draws")
+    parser.add_argument(
+        "--num_data",
+        type=PositiveInt | None,
+        default=None,
+        help="number of data of each problem; null for the number of pairs",
+    )
+    parser.add_argument("--num_particles", type=PositiveInt, default=1000, help="number of draws K per datum")
+    parser.add_argument("--proposal", type=ProposalName, default="default", help="proposal to draw from")
+    parser.add_argument("--only", type=str, default="", help="select the problems whose name contains this")
+    parser.add_argument("--seed", type=int, default=0, help="random seed of data and draws")
     args = parse_flags(parser, sys.argv[1:])
     num_data = args.num_data or args.pairs
     if num_data > args.pairs:
-        raise ValueError(f"--num_data {num_data} asks for more data than --pairs {args.pairs}; give as many at most")
+        raise ValueError(f"--num_data must be at most --pairs {args.pairs}, got {num_data}; decrease it")
     chosen = [(name, make) for name, make in problems(num_data) if args.only in name]
     if not chosen:
-        raise ValueError(f"no problem's name holds --only {args.only!r}; take 'linear' or 'poisson, heavy prior', say")
+        raise ValueError(
+            f"--only must be part of a problem's name, got {args.only!r}; use 'linear' or 'poisson, heavy prior', say"
+        )
 
     torch.set_num_threads(1)
     print(

@@ -1,11 +1,12 @@
-"""Nats against seconds: estimators of log p(x) side by side, on the first test data of one trained run.
+"""Compare estimators of log p(x) in nats and seconds, on the first test data of one trained run.
 
 python scripts/studies/estimators.py runs/mnist-001 --out estimators.json
 python scripts/studies/estimators.py runs/mnist-001 --num_data 20 --ais_prior [] --ais_guide [100] --ais_laplace [100]
 
-Importance sampling from the guide, as most papers do; the default proposal of `log_marginal`; and annealed importance
-sampling with 16 chains from the prior, the guide, and the Laplace approximation. All bound log p(x) from below in
-expectation, so the higher is the nearer. Stopped and called again with the same --out, it goes on where it was.
+The estimators are importance sampling from the guide, as in most papers, and from the default proposal of
+`log_marginal`, and annealed importance sampling with 16 chains from the prior, the guide, and the Laplace
+approximation. All are lower bounds of log p(x) in expectation, so the highest is the closest. After an interruption,
+the same command resumes from the file --out.
 """
 
 import sys
@@ -15,10 +16,11 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from jsonargparse import Namespace
 from jsonargparse.typing import PositiveInt
 from torch import Tensor
 
-from pyrovae import GuideProposal, LogMarginal, ais, log_marginal, sigmoidal_schedule
+from pyrovae import VAE, GuideProposal, LogMarginal, ais, log_marginal, sigmoidal_schedule
 from pyrovae.densities import isolated_rng
 from pyrovae.evidence import LatentSpace, aligned, laplace_fit
 from pyrovae.runs import (
@@ -38,23 +40,23 @@ CHAINS = 16
 
 
 def laplace(space: LatentSpace) -> tuple[Tensor, Tensor]:
-    """Start of the chains: the normal at the mode of each datum's posterior."""
+    """Find the start of the chains: the normal at the mode of each datum's posterior."""
     fit = laplace_fit(space)
     return fit.mode, fit.scale_tril
 
 
 def main() -> int:
-    """Estimate, and print the table."""
+    """Run the estimators and print the table."""
     parser = make_run_parser(prog="estimators.py", description=__doc__)
-    parser.add_argument("--num_data", type=PositiveInt, default=50, help="test data, the first ones")
-    for flag, counts, what in (
-        ("guide", [1000, 5000, 50_000], "draws K from the guide"),
-        ("default", [500, 5000], "draws K from the default proposal"),
-        ("ais_prior", [100, 1000], "temperatures of AIS from the prior"),
-        ("ais_guide", [100, 400], "temperatures of AIS from the guide"),
-        ("ais_laplace", [100, 400], "temperatures of AIS from the Laplace approximation"),
+    parser.add_argument("--num_data", type=PositiveInt, default=50, help="number of test data, from the first")
+    for flag, counts, meaning in (
+        ("guide", [1000, 5000, 50_000], "numbers of draws K from the guide"),
+        ("default", [500, 5000], "numbers of draws K from the default proposal"),
+        ("ais_prior", [100, 1000], "numbers of temperatures of AIS from the prior"),
+        ("ais_guide", [100, 400], "numbers of temperatures of AIS from the guide"),
+        ("ais_laplace", [100, 400], "numbers of temperatures of AIS from the Laplace approximation"),
     ):
-        parser.add_argument(f"--{flag}", type=list[PositiveInt], default=counts, help=f"{what}, of each row")
+        parser.add_argument(f"--{flag}", type=list[PositiveInt], default=counts, help=f"{meaning}, one per row")
     parser.add_argument("--out", type=str, default="estimators.json", help="file for the table")
     args = parse_flags(parser, sys.argv[1:])
 
@@ -62,26 +64,14 @@ def main() -> int:
     device = find_device(args.device)
     x = data.test[: args.num_data].to(device)
     conditions = {name: value[: len(x)] for name, value in data.conditions("test", device).items()}
-    estimators: dict[str, Any] = {}
-    for name, proposal in (("guide", GuideProposal()), ("default", None)):
-        for count in args[name]:
-            estimators[f"{name}, K = {count:,}"] = partial(
-                log_marginal, vae.model, vae.guide, x, num_particles=count, proposal=proposal, **conditions
-            )
-    starts = {"prior": {}, "guide": {"guide": vae.guide}, "laplace": {"guide": vae.guide, "start": laplace}}
-    for name, start in starts.items():
-        for count in args[f"ais_{name}"]:
-            betas = sigmoidal_schedule(count)
-            estimators[f"AIS from {name.capitalize() if name == 'laplace' else name}, T = {count:,}"] = partial(
-                ais, vae.model, x, num_particles=CHAINS, betas=betas, progress=True, **start, **conditions
-            )
+    estimators = make_estimators(args, vae, x, conditions)
     if not estimators:
-        raise ValueError("no estimator is asked for; give one of the flags a number")
+        raise ValueError("the table needs at least one estimator, got none; give one of the flags a number")
 
     out, about = Path(args.out), {"weights": run.manifest["files"], "num_data": len(x), "seed": args.seed}
     table = read_json(out) if out.exists() else {"about": about, "rows": {}}
     if table.get("about") != about:
-        raise ValueError(f"--out {out}: holds the table of another run, seed or number of data; name another file")
+        raise ValueError(f"--out {out} holds the table of another run, seed or number of data; choose another file")
     partial_path = out.with_name(f"{out.name}.partial")
     for name in estimators:
         if name not in table["rows"]:
@@ -99,8 +89,26 @@ def main() -> int:
     return 0
 
 
+def make_estimators(args: Namespace, vae: VAE, x: Tensor, conditions: dict[str, Tensor]) -> dict[str, Any]:
+    """Make the estimators that the flags ask for, by name, as functions without arguments."""
+    estimators: dict[str, Any] = {}
+    for name, proposal in (("guide", GuideProposal()), ("default", None)):
+        for count in args[name]:
+            estimators[f"{name}, K = {count:,}"] = partial(
+                log_marginal, vae.model, vae.guide, x, num_particles=count, proposal=proposal, **conditions
+            )
+    starts = {"prior": {}, "guide": {"guide": vae.guide}, "laplace": {"guide": vae.guide, "start": laplace}}
+    for name, start in starts.items():
+        for count in args[f"ais_{name}"]:
+            betas = sigmoidal_schedule(count)
+            estimators[f"AIS from {name.capitalize() if name == 'laplace' else name}, T = {count:,}"] = partial(
+                ais, vae.model, x, num_particles=CHAINS, betas=betas, progress=True, **start, **conditions
+            )
+    return estimators
+
+
 def estimate(name: str, estimator: Any, seed: int, path: Path) -> tuple[LogMarginal, float]:
-    """Run one estimator; the chains of annealing go on from a state that an earlier call left."""
+    """Run one estimator; the chains of annealing resume from the state of an earlier call, if any."""
     options: dict[str, Any] = {}
     before = 0.0
     started = time.perf_counter()
@@ -119,7 +127,7 @@ def estimate(name: str, estimator: Any, seed: int, path: Path) -> tuple[LogMargi
 
 
 def layout(rows: dict[str, dict[str, Any]]) -> str:
-    """The table: means, Monte Carlo errors, paired differences from the reference, and seconds."""
+    """Format the table: means, Monte Carlo errors, paired differences from the reference, and seconds."""
     lines = [["", "log p(x)", "s.e. MC", "difference", "s.e. data", "s.e. MC", "seconds"]]
     reference = list(rows.values())[-1]
     for name, row in rows.items():

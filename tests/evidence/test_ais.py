@@ -34,7 +34,8 @@ from pyrovae import (
     sigmoidal_schedule,
 )
 from pyrovae.evidence import LatentSpace
-from pyrovae.evidence.ais import Path, execution_of, quiet, transition, tune
+from pyrovae.evidence.annealing import Path, execution_of, transition, tune
+from pyrovae.evidence.blocks import evaluation_mode
 from pyrovae.execution import NotRecordedWarning
 from pyrovae.runs import read_state, write_state
 from pyrovae.stats import summarize_log_weights
@@ -62,7 +63,7 @@ class TestLinearGaussian:
     oracle = LinearGaussian()
 
     @pytest.mark.parametrize(("start", "worst"), [("prior", 0.2), ("guide", 0.2), ("normal", 0.05)])
-    def test_it_is_within_its_error(self, start, worst):
+    def test_ais_is_within_its_standard_error(self, start, worst):
         x, vae = self.oracle.data(300), self.oracle.vae(sd_factor=0.6, shift=1.0)
         given = {"guide": {"guide": vae.guide}, "normal": {"start": normal_near(self.oracle, x)}}.get(start, {})
         estimate = ais(vae.model, x, num_particles=24, betas=sigmoidal_schedule(30), **QUICK, **given)
@@ -79,16 +80,16 @@ class TestLinearGaussian:
         torch.testing.assert_close(exact.value, self.oracle.log_marginal(x), rtol=0, atol=1e-9)  # at rest all the way
         assert ((annealed.value - self.oracle.log_marginal(x)).abs() < 4 * annealed.std_error).all()
 
-    def test_more_temperatures_bring_the_error_down(self):
+    def test_more_temperatures_reduce_the_error(self):
         x, model = self.oracle.data(100), self.oracle.vae().model
         few, many = (ais(model, x, num_particles=10, betas=linear_schedule(t), **QUICK).std_error for t in (2, 40))
         assert few.mean() > 2 * many.mean()
 
     @pytest.mark.parametrize("asked", [0.5, 0.65, 0.9])
-    def test_the_adapted_step_gives_the_acceptance_asked_for(self, asked):
+    def test_adapted_steps_reach_the_target_acceptance(self, asked):
         x, vae = self.oracle.data(100), self.oracle.vae()
         betas = linear_schedule(6)
-        with quiet(vae.model, None):
+        with evaluation_mode(vae.model, None):
             path = Path(LatentSpace(vae.model, None, x))
             tuning = tune(path, betas, num_leapfrog=2, acceptance=asked, num_tuning=200)
             u, seen = path.draw(50), []
@@ -99,14 +100,14 @@ class TestLinearGaussian:
         assert abs(sum(seen) / len(seen) - asked) < 0.04
         assert max(abs(rate - asked) for rate in seen) < 0.08
 
-    def test_transitions_leave_their_density_as_it_is(self):
+    def test_transitions_leave_their_density_invariant(self):
         # From exact draws of the posterior, at a step so long that about half are refused: means and covariances
         # stay. The 2 + 3 moments of 40,000 chains are each within 4.5 standard errors: false alarm 3e-5, once.
         oracle = LinearGaussian(latent_dim=2)
         x, vae = oracle.data(1), oracle.vae()
         loc, covariance = oracle.posterior(x)
         exact = torch.distributions.MultivariateNormal(loc, covariance)
-        with quiet(vae.model, None):
+        with evaluation_mode(vae.model, None):
             path = Path(LatentSpace(vae.model, None, x))
             u, scale = exact.sample((40_000,)), torch.tensor([[[1.0, 0.0], [0.4, 0.6]]], dtype=x.dtype)
             rates = []
@@ -131,7 +132,7 @@ class TestLinearGaussian:
         estimate = ais(vae.model, x, mask=mask, num_particles=16, betas=linear_schedule(30), **QUICK)
         check(estimate, exact, worst=0.3)
 
-    def test_blocks_change_nothing_but_the_draws(self):
+    def test_ais_is_accurate_for_any_chunk_size(self):
         x, vae = self.oracle.data(40), self.oracle.vae()
         settings = {"num_particles": 10, "betas": linear_schedule(6), **QUICK}
         start = normal_near(self.oracle, x)
@@ -140,7 +141,7 @@ class TestLinearGaussian:
             estimate = ais(vae.model, x[:size], start=here, chunk_size=chunk_size, **settings)
             assert (estimate.value - self.oracle.log_marginal(x[:size])).abs().max() < 0.4
 
-    def test_single_precision_agrees(self):
+    def test_ais_is_accurate_in_single_precision(self):
         oracle = LinearGaussian(dtype=torch.float32)
         x, vae = oracle.data(60), oracle.vae()
         estimate = ais(vae.model, x, num_particles=16, betas=sigmoidal_schedule(30), **QUICK)
@@ -193,7 +194,7 @@ class TestLinearGaussian:
         # The preliminary run and the run itself, in each of the blocks.
         assert calls == (["record"] * 4 if execution == "recorded" else ["record", "compile_graph"] * 2)
 
-    def test_what_is_recorded_follows_from_the_number_of_gradients(self):
+    def test_execution_follows_from_the_number_of_gradients(self):
         chosen = [execution_of(linear_schedule(count - 1), 10, 50) for count in (29, 30, 329, 330)]
         assert chosen == ["eager", "recorded", "recorded", "compiled"]
         assert execution_of(linear_schedule(5), 10, 50, "compiled") == "compiled"
@@ -253,7 +254,7 @@ class PositiveRoot(nn.Module):
         return dist.Normal(root, 0.15 / root).to_event(1)
 
 
-def test_it_finds_the_mode_that_the_guide_misses():
+def test_ais_from_the_prior_finds_the_mode_that_the_guide_misses():
     # p(z|x) has modes near +sqrt(x) and -sqrt(x), the guide has the first. Importance sampling from it with K = 2000
     # draws is log 2 = 0.693 nats short of the quadrature for every datum, says that its error is below 0.02, and its
     # k-hat sees nothing. Annealing from the prior is within its error.
@@ -274,7 +275,7 @@ def test_it_finds_the_mode_that_the_guide_misses():
     [("bernoulli", "prior"), ("bernoulli", "guide"), ("poisson", "prior"), ("poisson", "normal")]
     + [("simplex", start) for start in ("prior", "guide", "normal")],
 )
-def test_quadrature_agrees(kind, start):
+def test_ais_agrees_with_quadrature(kind, start):
     pyro.set_rng_seed(2)
     latent_dim = 3 if kind == "simplex" else 2
     network = MLP(latent_dim, 5, hidden=[8], activation="tanh")
@@ -315,7 +316,7 @@ def _tanh(num_inputs, num_outputs):
     return MLP(num_inputs, num_outputs, hidden=[6], activation="tanh")
 
 
-def test_a_hand_written_pair_is_annealed_as_it_is():
+def test_ais_is_accurate_for_hand_written_programs():
     hand = HandWritten()
     x = torch.randn(80, 4)
     settings = {"num_particles": 16, "betas": linear_schedule(15), **QUICK}
@@ -324,7 +325,7 @@ def test_a_hand_written_pair_is_annealed_as_it_is():
     assert all(p.grad is None for net in (hand.decoder, hand.encoder) for p in net.parameters())
 
 
-def test_modules_stand_in_evaluation_mode_and_parameters_get_no_gradient():
+def test_modules_are_in_evaluation_mode_and_parameters_get_no_gradient():
     seen = []
 
     class Dropping(nn.Module):
@@ -344,7 +345,7 @@ def test_modules_stand_in_evaluation_mode_and_parameters_get_no_gradient():
     assert all(p.grad is None and p.requires_grad for p in vae.parameters())
 
 
-def test_a_start_may_be_found_in_the_space():
+def test_a_function_of_the_latent_space_can_be_the_start():
     oracle = LinearGaussian()
     x, vae = oracle.data(50), oracle.vae(sd_factor=0.5)
     seen = []
@@ -368,7 +369,7 @@ def test_a_start_may_be_found_in_the_space():
 
 
 class TestSchedules:
-    def test_they_rise_from_0_to_1(self):
+    def test_schedules_increase_from_0_to_1(self):
         for betas in (linear_schedule(7), sigmoidal_schedule(7), sigmoidal_schedule(1)):
             assert betas[0] == 0
             assert betas[-1] == 1
@@ -376,7 +377,7 @@ class TestSchedules:
         torch.testing.assert_close(sigmoidal_schedule(6)[3].item(), 0.5)
         torch.testing.assert_close(sigmoidal_schedule(2, steepness=1e-4), linear_schedule(2))
 
-    def test_the_adaptive_one_has_steps_of_equal_size(self):
+    def test_adaptive_schedule_has_steps_of_equal_sample_size(self):
         # z ~ N(0, 1), x | z ~ N(z, s^2): f_b is normal, and 1 - CESS of a step follows by quadrature.
         oracle = LinearGaussian(data_dim=1, latent_dim=1, scale=0.05)
         x, model = oracle.data(30), oracle.vae().model
@@ -403,12 +404,12 @@ class TestRefusals:
     @pytest.mark.parametrize(
         "betas", [[0, 0.5], [0.1, 1], [0, 0.6, 0.4, 1], [0, 0.5, 0.5, 1], [1.0], [[0.0, 1.0]], [0, torch.nan, 1]]
     )
-    def test_betas_that_do_not_rise_from_0_to_1(self, betas):
-        with pytest.raises(ValueError, match="betas must rise from 0 to 1"):
+    def test_betas_that_do_not_increase_from_0_to_1_are_refused(self, betas):
+        with pytest.raises(ValueError, match="betas must increase strictly from 0 to 1"):
             ais(self.oracle.vae().model, self.oracle.data(2), num_particles=2, betas=torch.tensor(betas))
 
     @pytest.mark.parametrize("name", ["num_particles", "num_leapfrog", "num_tuning", "chunk_size"])
-    def test_counts_below_one(self, name):
+    def test_counts_below_one_are_refused(self, name):
         settings = {"num_particles": 2, "betas": linear_schedule(2), name: 0}
         with pytest.raises(ValueError, match=f"{name} must be at least 1, got 0"):
             ais(self.oracle.vae().model, self.oracle.data(2), **settings)
@@ -417,17 +418,17 @@ class TestRefusals:
         with pytest.raises(ValueError, match="acceptance must lie between 0 and 1, got 1"):
             ais(self.oracle.vae().model, self.oracle.data(2), num_particles=2, betas=linear_schedule(2), acceptance=1)
 
-    def test_discrete_latents(self):
+    def test_discrete_latents_are_refused(self):
         vae = VAE(CategoricalPrior(3), BernoulliLikelihood(MLP(3, 4)), CategoricalEncoder(MLP(4, 3)))
         with pytest.raises(ValueError, match=r"latents \['z'\] are discrete.*needs gradients"):
             ais(vae.model, torch.zeros(2, 4), num_particles=2, betas=linear_schedule(2))
 
-    def test_a_start_of_another_shape(self):
+    def test_a_start_of_another_shape_is_refused(self):
         start = (torch.zeros(2, 3), torch.eye(3).expand(2, 3, 3))
         with pytest.raises(ValueError, match=r"expected \(2, 2\) and \(2, 2, 2\), for 2 data with 2 coordinates"):
             ais(self.oracle.vae().model, self.oracle.data(2), num_particles=2, betas=linear_schedule(2), start=start)
 
-    def test_data_outside_the_support_and_a_model_without_latents(self):
+    def test_data_outside_the_support_and_a_model_without_latents_are_refused(self):
         vae = VAE(StandardNormalPrior(2), BernoulliLikelihood(MLP(2, 3)), NormalEncoder(MLP(3, 4)))
         x = torch.zeros(4, 3)
         x[1, 2] = 0.5
@@ -441,7 +442,7 @@ class TestRefusals:
         with pytest.raises(ValueError, match="the model has no latent site"):
             ais(model, x, num_particles=2, betas=linear_schedule(2))
 
-    def test_what_needs_a_guide_says_so(self):
+    def test_draws_from_a_missing_guide_are_refused(self):
         space = LatentSpace(self.oracle.vae().model, None, self.oracle.data(2))
-        with pytest.raises(ValueError, match="no guide was given"):
+        with pytest.raises(ValueError, match="needs a guide, got None"):
             space.from_guide(3)

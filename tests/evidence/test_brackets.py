@@ -1,4 +1,4 @@
-"""The bracket: bounds of log p(x) from both sides on data of the model itself, against closed forms."""
+"""Lower and upper bounds of log p(x) for simulated data, against closed forms."""
 
 import sys
 
@@ -11,7 +11,7 @@ from pyro import poutine
 from pyrovae import bracket, linear_schedule, sigmoidal_schedule
 from pyrovae.evidence import DefensiveProposal, GuideProposal, LatentSpace
 from pyrovae.evidence.brackets import _slot
-from pyrovae.evidence.proposals import Points
+from pyrovae.evidence.points import Points
 
 QUICK = {"num_leapfrog": 2, "acceptance": 0.9, "num_tuning": 50}
 
@@ -47,7 +47,7 @@ class TestBracket:
         assert (0.8 if proposal else 0.4) < found.gap.std() / found.gap_error.square().mean().sqrt() < 1.25
 
     @pytest.mark.parametrize("proposal", [GuideProposal(), DefensiveProposal(0.5)])
-    def test_the_upper_bound_is_one(self, proposal):
+    def test_the_upper_bound_is_above_log_p(self, proposal):
         # Few draws from a narrow, shifted guide: a wide bracket, whose upper end holds only thanks to the true latent.
         # Of a mixture too, whose slot for it is to be of its own component.
         vae = self.oracle.vae(sd_factor=0.7, shift=0.7)
@@ -106,7 +106,7 @@ class TestBracket:
         record = replay.record
         monkeypatch.setattr(replay, "record", lambda *given: calls.append(given) or record(*given))
         for least in (1000, 12):  # of 6 temperatures of 2 steps
-            monkeypatch.setattr(sys.modules["pyrovae.evidence.ais"], "_RECORDED_FROM", least)
+            monkeypatch.setattr(sys.modules["pyrovae.evidence.annealing"], "_RECORDED_FROM", least)
             pyro.set_rng_seed(5)
             settings = {"num_particles": 3, "betas": linear_schedule(5), "num_equilibrium": 2, **QUICK}
             found.append(bracket(vae.model, vae.guide, latents, x, **settings))
@@ -114,10 +114,10 @@ class TestBracket:
         for eager, recorded in zip(*found, strict=True):
             torch.testing.assert_close(eager, recorded, rtol=0, atol=1e-8)
 
-    def test_refusals(self):
+    def test_bracket_refuses_wrong_arguments(self):
         vae = self.oracle.vae(sd_factor=1.0)
         latents, x = self.simulated(vae, 4)
-        with pytest.raises(ValueError, match=r"latents are of sites \['y'\], the model's are \['z'\]"):
+        with pytest.raises(ValueError, match=r"latents are of sites \['y'\], but the model's are \['z'\]"):
             bracket(vae.model, vae.guide, {"y": latents["z"]}, x, num_particles=3)
         with pytest.raises(ValueError, match=r"latent 'z' has shape \(3, 2\); expected one for each of 4 data"):
             bracket(vae.model, vae.guide, {"z": latents["z"][:3]}, x, num_particles=3)
@@ -125,5 +125,5 @@ class TestBracket:
             bracket(vae.model, vae.guide, latents, x, num_particles=1)
         with pytest.raises(ValueError, match="needs a guide; give one"):
             bracket(vae.model, None, latents, x, num_particles=3)
-        with pytest.raises(ValueError, match="a proposal is for importance sampling"):
+        with pytest.raises(ValueError, match="needs either a proposal or betas, got both"):
             bracket(vae.model, None, latents, x, num_particles=3, proposal=GuideProposal(), betas=linear_schedule(3))

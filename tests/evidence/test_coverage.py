@@ -1,4 +1,4 @@
-"""The intervals of `log_marginal` hold what they promise: the table of scripts/studies/coverage.py, thinner."""
+"""Coverage of the intervals of `log_marginal`: the table of scripts/studies/coverage.py with fewer pairs."""
 
 import importlib.util
 import math
@@ -80,11 +80,11 @@ def test_the_table_has_a_line_for_every_guide(monkeypatch, capsys):
 @pytest.mark.parametrize(
     ("flags", "message"),
     [
-        (["--only", "gamma"], "no problem's name holds --only 'gamma'"),
-        (["--num_data", "50", "--pairs", "40"], "--num_data 50 asks for more data than --pairs 40"),
+        (["--only", "gamma"], "--only must be part of a problem's name, got 'gamma'"),
+        (["--num_data", "50", "--pairs", "40"], "--num_data must be at most --pairs 40, got 50"),
     ],
 )
-def test_flags_that_would_do_nothing_are_refused(monkeypatch, flags, message):
+def test_flags_without_effect_are_refused(monkeypatch, flags, message):
     monkeypatch.setattr(sys, "argv", ["coverage.py", *flags])
     with pytest.raises(ValueError, match=message):
         study.main()

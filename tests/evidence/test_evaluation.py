@@ -1,4 +1,4 @@
-"""The closing evaluation: what it holds of each proposal, and that it goes on where it was stopped."""
+"""Evaluation of held-out data: estimates per proposal, tables, and resuming."""
 
 import csv
 import io
@@ -33,7 +33,7 @@ def shifted(num_data=20):
     return oracle, oracle.data(num_data), oracle.vae(sd_factor=1.0, shift=1.0)
 
 
-def test_the_default_estimate_stands_beside_the_published_protocol():
+def test_evaluate_gives_the_default_estimate_and_the_published_protocol():
     oracle, x, vae = shifted()
     made = evaluate(vae.model, vae.guide, x, num_particles=1000)
     assert made.marginal.components == ("adapted Laplace t(5)", "adapted Laplace normal", "guide", "prior")
@@ -55,7 +55,7 @@ def test_the_default_estimate_stands_beside_the_published_protocol():
     assert made.guide.log_marginal.std_error.mean() > 2 * made.marginal.log_marginal.std_error.mean()
 
 
-def test_each_datum_says_which_component_served_it():
+def test_served_is_the_component_with_the_largest_weight():
     # The weights of datum 0 are the first component's, those of datum 1 the second's.
     log_w = torch.tensor([[0.0, -9.0], [0.0, -9.0], [-9.0, 0.0], [-9.0, 0.0]], dtype=torch.float64)
     which = torch.tensor([0, 0, 1, 1])
@@ -104,7 +104,7 @@ def test_the_ladder_rises_and_ends_at_the_estimate():
     assert ladder_lines(made.summary()).splitlines()[1].split()[:3] == ["1", f"{rungs[0].lower_bound.mean():.3f}", "-"]
 
 
-def test_until_is_reached_with_no_more_draws_than_each_block_needs():
+def test_the_target_error_is_reached_with_fewer_draws_than_the_maximum():
     _, x, vae = shifted(80)
     made = evaluate(vae.model, vae.guide, x, num_particles=20_000, guide_particles=50, target_std_error=0.02)
     assert (made.marginal.log_marginal.std_error <= 0.02).all()
@@ -114,7 +114,7 @@ def test_until_is_reached_with_no_more_draws_than_each_block_needs():
     assert [rung.num_particles for rung in made.marginal.ladder][:3] == [1, 10, 100]
 
 
-def test_blocks_of_different_numbers_of_draws_share_the_rungs_they_have():
+def test_joined_blocks_keep_the_rungs_that_all_have():
     _, x, vae = shifted()
     few = evaluate(vae.model, vae.guide, x, num_particles=30, proposal=GuideProposal()).guide
     many = evaluate(vae.model, vae.guide, x, num_particles=200, proposal=GuideProposal()).guide
@@ -124,7 +124,7 @@ def test_blocks_of_different_numbers_of_draws_share_the_rungs_they_have():
     assert both.summary()["num_particles"] == 115
 
 
-def test_an_interrupted_evaluation_resumes_to_the_bit(monkeypatch, tmp_path):
+def test_an_interrupted_evaluation_resumes_bit_identically(monkeypatch, tmp_path):
     monkeypatch.setattr(pyrovae.evidence.evaluation, "BLOCK", 8)
     _, x, vae = shifted(30)
     same = {"num_particles": 40, "seed": 3}
@@ -151,7 +151,7 @@ def test_an_interrupted_evaluation_resumes_to_the_bit(monkeypatch, tmp_path):
         evaluate(vae.model, vae.guide, x, num_particles=41, seed=3, resume=state)
 
 
-def test_the_table_and_the_csv_hold_both():
+def test_the_table_and_the_csv_show_both_estimates():
     _, x, vae = shifted(4)
     made = evaluate(vae.model, vae.guide, x, num_particles=100, guide_particles=25)
     lines = table({"VAE": made.summary()}).splitlines()

@@ -1,4 +1,4 @@
-"""Exact log p(x), against closed forms and against one another."""
+"""Exact log p(x): quadrature, enumeration and closed forms against each other."""
 
 import math
 
@@ -44,7 +44,7 @@ def test_quadrature_and_closed_form_agree(latent_dim):
 
 
 @pytest.mark.parametrize(("latent_dim", "scale"), [(1, 1e-4), (2, 0.01), (3, 0.01), (3, 3.0)])
-def test_the_points_go_to_a_narrow_posterior_and_say_where_it_is(latent_dim, scale):
+def test_quadrature_finds_the_moments_of_a_narrow_posterior(latent_dim, scale):
     oracle = LinearGaussian(6, latent_dim, scale=scale)
     x = oracle.data(4)
     made = exact_log_marginal(oracle.vae().model, x)
@@ -56,7 +56,7 @@ def test_the_points_go_to_a_narrow_posterior_and_say_where_it_is(latent_dim, sca
     torch.testing.assert_close(made.loc, loc, rtol=0, atol=1e-3 * scale)
 
 
-def test_the_error_says_so_where_points_are_too_few():
+def test_the_error_is_large_if_points_are_too_few():
     def model(x):  # as many modes as x = cos 8z has solutions, each a hundredth of the prior
         with pyro.plate("data", len(x), dim=-1):
             z = pyro.sample("z", dist.Normal(torch.zeros(2, dtype=F64), 1.0).to_event(1))
@@ -75,7 +75,7 @@ def test_the_error_says_so_where_points_are_too_few():
     assert (fine.value - exact).abs().max() < 0.01
 
 
-def test_data_without_density_have_none_and_leave_others_alone():
+def test_data_of_density_zero_get_minus_infinity_and_change_no_others():
     def model(x):
         with pyro.plate("data", len(x), dim=-1):
             z = pyro.sample("z", dist.Normal(torch.zeros(1, dtype=F64), 1.0).to_event(1))
@@ -88,7 +88,7 @@ def test_data_without_density_have_none_and_leave_others_alone():
     assert made.error[1] == torch.inf
 
 
-def test_a_scale_for_each_dimension():
+def test_the_closed_form_takes_a_scale_per_dimension():
     x, weight, bias = torch.randn(3, 4, dtype=F64), torch.randn(4, 2, dtype=F64), torch.randn(4, dtype=F64)
     scale = torch.tensor([0.5, 1.0, 2.0, 3.0], dtype=F64)
     whole = dist.LowRankMultivariateNormal(bias, weight, scale**2).log_prob(x)
@@ -118,7 +118,7 @@ def test_a_simplex_is_integrated_with_its_jacobian():
     torch.testing.assert_close(made.value.exp(), torch.tensor([0.4, 0.6], dtype=F64), rtol=1e-6, atol=0)
 
 
-def test_enumeration_of_several_sites_and_of_one_hot_vectors():
+def test_enumeration_sums_over_several_sites_and_one_hot_vectors():
     p = torch.tensor([0.2, 0.3, 0.5], dtype=F64)
 
     def model(x):
@@ -148,14 +148,14 @@ def test_enumeration_of_several_sites_and_of_one_hot_vectors():
         )
 
 
-def test_what_is_too_large_or_mixed_is_refused():
+def test_models_that_are_too_large_or_mixed_are_refused():
     def vae_of(size):
         return VAE(DirichletPrior(size), PoissonLikelihood(nn.Linear(size, 3)), NormalEncoder(MLP(3, 2 * (size - 1))))
 
     x = torch.ones(2, 3)
-    with pytest.raises(ValueError, match="one to three latent coordinates, and these are 4"):
+    with pytest.raises(ValueError, match="one to three latent coordinates, got 4"):
         exact_log_marginal(vae_of(5).model, x)
-    with pytest.raises(ValueError, match="num_points must be 4 at least"):
+    with pytest.raises(ValueError, match="num_points must be at least 4, got 3"):
         exact_log_marginal(vae_of(2).model, x, num_points=3)
 
     def both(x):
@@ -172,5 +172,5 @@ def test_what_is_too_large_or_mixed_is_refused():
             z = [pyro.sample(f"z{i}", dist.Categorical(torch.ones(10))) for i in range(7)]
             pyro.sample("x", dist.Normal(sum(z).unsqueeze(-1) / math.pi, 1.0).to_event(1), obs=x)
 
-    with pytest.raises(ValueError, match="10,000,000 combinations"):
+    with pytest.raises(ValueError, match="at most a million combinations, got 10,000,000"):
         exact_log_marginal(many, x[:, :1])

@@ -1,4 +1,4 @@
-"""Mistakes that evaluators of variational autoencoders were found to make, and the test that catches each here."""
+"""Known mistakes of published VAE evaluations, each with the test that catches it here."""
 
 import ast
 from pathlib import Path

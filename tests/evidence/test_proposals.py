@@ -1,4 +1,4 @@
-"""Where log p(x)'s draws come from: densities, shares and fits against exact answers, for every kind of program."""
+"""Proposals: densities, shares and Laplace fits against exact answers."""
 
 import math
 from functools import partial
@@ -41,7 +41,9 @@ from pyrovae.evidence import (
     log_weight_blocks,
 )
 from pyrovae.evidence.laplace import climb, derivatives
-from pyrovae.evidence.proposals import Points, _cycle, default_proposal
+from pyrovae.evidence.points import Points
+from pyrovae.evidence.proposal_components import cycle_of
+from pyrovae.evidence.proposals import default_proposal
 
 F64 = torch.float64
 
@@ -65,7 +67,7 @@ def curved(likelihood, latent_dim=1, num_dims=4, dtype=F64):
 class TestLaplaceFit:
     @pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float64, 1e-8), (torch.float32, 2e-3)])
     @pytest.mark.parametrize("shift", [0.0, 6.0])
-    def test_it_is_the_posterior_of_a_linear_gaussian(self, dtype, tolerance, shift):
+    def test_the_laplace_fit_is_the_posterior_of_a_linear_gaussian(self, dtype, tolerance, shift):
         oracle = LinearGaussian(8, 5, dtype=dtype)
         x, vae = oracle.data(7), oracle.vae(sd_factor=1.0, shift=shift)
         with torch.no_grad():
@@ -103,7 +105,7 @@ class TestLaplaceFit:
         fit = laplace_fit(space_of(vae, torch.tensor([[0.3], [-1.0]], dtype=F64)))
         assert ((fit.scale_tril > 0.05) & (fit.scale_tril < 0.35)).all()
 
-    def test_a_second_derivative_that_is_missing_is_replaced_by_differences(self):
+    def test_differences_replace_a_missing_second_derivative(self):
         class Twice(torch.autograd.Function):
             @staticmethod
             def forward(ctx, z, grad):
@@ -137,7 +139,7 @@ class TestLaplaceFit:
             hessians.append(derivatives(space_of(vae, torch.ones(5, 4, dtype=F64)), u)[1])
         torch.testing.assert_close(hessians[0], hessians[1], rtol=1e-4, atol=1e-4)
 
-    def test_the_hessian_is_that_of_log_joint_however_it_is_chunked(self):
+    def test_the_hessian_is_exact_for_any_chunk_size(self):
         vae, x = curved(BernoulliLikelihood, latent_dim=3)
         space, u = space_of(vae, x), torch.randn(2, 6, 3, dtype=F64)
         gradient, hessian = derivatives(space, u)
@@ -152,7 +154,7 @@ class TestLaplaceFit:
             torch.testing.assert_close(hessian[s, n], torch.autograd.functional.hessian(f, u[s, n]))
         torch.testing.assert_close(derivatives(space, u, chunk_size=1)[1], hessian)
 
-    def test_parameters_modes_and_gradients_are_as_they_were(self):
+    def test_a_fit_changes_no_parameters_modes_or_gradients(self):
         vae, x = curved(BernoulliLikelihood)
         first = next(vae.parameters())
         first.requires_grad_(False)
@@ -163,7 +165,7 @@ class TestLaplaceFit:
         assert [p.requires_grad for p in vae.parameters()] == [p is not first for p in vae.parameters()]
         assert vae.training
 
-    def test_what_has_no_mode_is_refused(self):
+    def test_discrete_latents_have_no_laplace_fit(self):
         vae = VAE(CategoricalPrior(3), BernoulliLikelihood(MLP(3, 4)), CategoricalEncoder(MLP(4, 3)))
         with pytest.raises(ValueError, match="a discrete latent has no mode"):
             laplace_fit(space_of(vae, torch.zeros(2, 4)))
@@ -186,7 +188,7 @@ class TestDensities:
         torch.testing.assert_close(component.log_density(points), same.log_prob(points.latents["z"]))
 
     @pytest.mark.parametrize("df", [None, 5.0])
-    def test_its_draws_have_its_moments(self, df):
+    def test_laplace_draws_have_the_moments_of_the_density(self, df):
         oracle = LinearGaussian(6, 3)
         x = oracle.data(2)
         draws = LaplaceProposal(df=df).adapt(space_of(oracle.vae(sd_factor=1.0), x)).draw(60_000).u
@@ -215,7 +217,7 @@ class TestDensities:
             total = log_integral(proposal.adapt(space).log_density(given), weights)
         torch.testing.assert_close(total, torch.zeros(2, dtype=F64), rtol=0, atol=2e-3)
 
-    def test_a_widened_guide_is_exact_where_the_guide_is_normal_and_near_where_it_is_not(self):
+    def test_a_widened_guide_has_the_moments_of_the_guide(self):
         oracle = LinearGaussian(6, 3)
         x, vae = oracle.data(4), oracle.vae()
         loc, covariance = oracle.posterior(x)
@@ -241,9 +243,9 @@ class TestDensities:
 
 
 class TestMixture:
-    def test_the_shares_hold_over_every_stretch(self):
+    def test_the_shares_hold_over_every_stretch_of_the_cycle(self):
         for shares in ([0.6, 0.1, 0.1, 0.2], [0.333, 0.333, 0.334], [0.5, 0.5], [0.999, 0.001]):
-            cycle = _cycle(shares).repeat(2)
+            cycle = cycle_of(shares).repeat(2)
             length = len(cycle) // 2
             for s, share in enumerate(shares):
                 counts = (cycle == s).cumsum(0)
@@ -251,7 +253,7 @@ class TestMixture:
                 away = counts - share * torch.arange(1, 2 * length + 1)
                 assert away.abs().max() < 1.01
 
-    def test_weights_are_by_the_density_of_the_mixture(self):
+    def test_weights_use_the_density_of_the_mixture(self):
         oracle = LinearGaussian()
         x, vae = oracle.data(3), oracle.vae(sd_factor=1.3)
         space = space_of(vae, x)
@@ -270,7 +272,7 @@ class TestMixture:
         torch.testing.assert_close(log_w, log_joint(vae.model, {"z": z}, x) - q.log())
 
     @pytest.mark.parametrize("num_particles", [1, 10])
-    def test_p_of_x_is_unbiased_whatever_k(self, num_particles):
+    def test_mixture_estimates_are_unbiased_for_any_number_of_draws(self, num_particles):
         oracle = LinearGaussian(4, 2)
         x = oracle.data(1).expand(1200, 4)
         vae = oracle.vae(sd_factor=0.8, shift=1.0)
@@ -319,11 +321,13 @@ class TestMixture:
             log_marginal(model, guide, x, torch.tensor(0.5), num_particles=100)
         # A guide that never draws there; 13 % of the prior's draws do.
         narrow = partial(guide, sd=0.2)
-        message = r"NaN at \d+ draws of datum \d from the prior \(3 of 3 data have some\).*site 'x' of the model is not"
+        message = (
+            r"NaN at \d+ draws of datum \d from the prior \(3 of 3 data have such draws\).*site 'x' of the model is not"
+        )
         with pytest.warns(UserWarning, match=message):
             log_marginal(model, narrow, x, torch.tensor(1.5), num_particles=1000)
 
-    def test_shares_that_are_none_are_refused(self):
+    def test_invalid_proposal_options_are_refused(self):
         for shares in ((0.5, 0.4), (1.0, 0.0), (1.0,), (0.5, 0.25, 0.25)):
             with pytest.raises(ValueError, match="one positive number for each of the 2"):
                 MixtureProposal((GuideProposal(), PriorProposal()), shares)
@@ -337,7 +341,7 @@ class TestMixture:
 class TestHowMany:
     oracle = LinearGaussian()
 
-    def test_draws_are_added_until_the_error_is_there(self, monkeypatch):
+    def test_pilot_draws_choose_the_number_of_draws_for_a_target_error(self, monkeypatch):
         x, vae = self.oracle.data(40), self.oracle.vae(sd_factor=1.3)
         for target_std_error in (0.05, 0.01):
             estimate = log_marginal(vae.model, vae.guide, x, num_particles=20_000, target_std_error=target_std_error)
@@ -364,7 +368,7 @@ class TestHowMany:
         assert capped.ess.max() <= 300
 
     @pytest.mark.parametrize("target_std_error", [0.0, -1.0, math.nan, math.inf])
-    def test_an_error_of_nothing_is_refused(self, target_std_error):
+    def test_a_target_error_that_is_not_positive_is_refused(self, target_std_error):
         vae = self.oracle.vae()
         with pytest.raises(ValueError, match="target_std_error must be above 0 nats"):
             log_marginal(vae.model, vae.guide, self.oracle.data(2), num_particles=10, target_std_error=target_std_error)
@@ -383,13 +387,13 @@ class TestHowMany:
         whole = log_marginal(vae.model, vae.guide, x[:5], num_particles=150)
         assert whole.std_error.shape == ladder(vae.model, vae.guide, x[:5], num_particles=150)[-1].std_error.shape
 
-    def test_chunks_change_nothing_beyond_error(self):
+    def test_log_marginal_is_accurate_for_any_chunk_size(self):
         x, vae = self.oracle.data(10), self.oracle.vae(sd_factor=0.8)
         for chunk_size in (37, 700, 100_000):
             estimate = log_marginal(vae.model, vae.guide, x, num_particles=300, chunk_size=chunk_size)
             assert within(estimate, self.oracle.log_marginal(x))
 
-    def test_smoothed_weights_are_an_option(self):
+    def test_smoothed_weights_reduce_the_spread(self):
         x, vae = self.oracle.data(300), self.oracle.vae(sd_factor=0.5)
         raw, smooth = (
             log_marginal(
@@ -402,7 +406,7 @@ class TestHowMany:
         assert smooth.abs().mean() < raw.abs().mean()
 
 
-def test_a_normal_likelihood_far_from_its_guide_is_found():
+def test_the_default_proposal_finds_a_posterior_far_from_the_guide():
     # The guide is 40 posterior sds away: the climb gets there, and the guide's draws do not.
     oracle = LinearGaussian(8, 2, scale=0.2)
     x, vae = oracle.data(10), oracle.vae(sd_factor=1.0, shift=40.0)

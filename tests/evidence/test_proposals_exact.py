@@ -104,7 +104,7 @@ class TestAgainstExactValues:
         exact = log_integral(log_joint(vae.model, {"z1": z1, "z2": z2}, x), weights)
         assert within(log_marginal(vae.model, vae.guide, x, num_particles=3000), exact)
 
-    def test_two_modes_that_the_guide_knows_nothing_of(self):
+    def test_the_default_proposal_finds_a_mode_that_the_guide_misses(self):
         # One climb finds one mode, the prior's share and further starts the other.
         model, guide = squared(), on_one_side()
         x = torch.tensor([[1.0], [2.0], [4.0]], dtype=F64)
@@ -147,7 +147,7 @@ class TestAgainstExactValues:
         assert len(parameters) == 6
         assert all(value.grad is None and value.requires_grad for value in parameters)
 
-    def test_masked_entries_and_data(self):
+    def test_log_marginal_is_accurate_for_masked_entries_and_data(self):
         oracle = LinearGaussian()
         x, vae = oracle.data(10), oracle.vae(sd_factor=1.0)
         entries = torch.rand(10, 5) > 0.3
@@ -177,7 +177,7 @@ class TestAgainstExactValues:
         estimate = log_marginal(model, guide, x, covariates=c, num_particles=2000, chunk_size=300)
         assert within(estimate, oracle.log_marginal(x - c @ oracle.weight.T))
 
-    def test_discrete_latents_take_guide_and_prior(self):
+    def test_discrete_latents_use_guide_and_prior(self):
         vae = VAE(CategoricalPrior(3), BernoulliLikelihood(MLP(3, 4)), CategoricalEncoder(MLP(4, 3))).double()
         x = torch.bernoulli(torch.full((6, 4), 0.5, dtype=F64))
         latents = torch.eye(3, dtype=F64).unsqueeze(1).expand(3, 6, 3)
@@ -186,7 +186,7 @@ class TestAgainstExactValues:
         (block,) = log_weight_blocks(vae.model, vae.guide, x, num_particles=50)
         assert block.names == ("guide", "prior")
         assert within(log_marginal(vae.model, vae.guide, x, num_particles=5000), exact)
-        with pytest.raises(ValueError, match="a latent is discrete; take GuideProposal"):
+        with pytest.raises(ValueError, match="a latent is discrete; use GuideProposal"):
             log_marginal(vae.model, vae.guide, x, num_particles=5, proposal=LaplaceProposal())
 
     def test_a_narrower_support_of_the_guide_has_no_density_outside(self):
@@ -221,7 +221,7 @@ class TestAgainstExactValues:
         assert component.names == ("adapted Laplace t(5)",)
 
     def test_rounds_need_all_modes(self):
-        with pytest.raises(ValueError, match='need modes="all"'):
+        with pytest.raises(ValueError, match='needs modes="all"'):
             LaplaceProposal(rounds=1)
-        with pytest.raises(ValueError, match="must be 0 or more"):
+        with pytest.raises(ValueError, match="must be at least 0"):
             LaplaceProposal(rounds=-1, modes="all")

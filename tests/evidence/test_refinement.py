@@ -1,4 +1,4 @@
-"""The gaps of a guide against closed forms and quadrature."""
+"""Approximation and amortisation gaps against closed forms and quadrature."""
 
 import pytest
 import torch
@@ -63,7 +63,7 @@ class TestLinearGaussian:
         torch.testing.assert_close(found.approximation_gap + found.amortisation_gap, found.total_gap)
         assert (found.amortisation_gap > 4 * found.amortisation_error).all()
 
-    def test_the_error_of_log_p_is_counted(self):
+    def test_gap_errors_include_the_error_of_log_p(self):
         x, vae = self.oracle.data(5), self.oracle.vae(sd_factor=1.0)
         log_p = ais(vae.model, x, num_particles=10, betas=linear_schedule(5), num_leapfrog=2, num_tuning=10)
         found = refine(vae.model, vae.guide, x, log_p=log_p, steps=20)
@@ -76,7 +76,7 @@ class TestLinearGaussian:
         torch.testing.assert_close(found.total_gap, log_p.value - found.guide_elbo)
 
 
-def test_it_finds_the_best_normal_of_a_bernoulli_model():
+def test_refine_finds_the_best_normal_of_a_bernoulli_model():
     # One latent: the ELBO of every normal on a grid of means and widths by quadrature, its best against the optimum.
     vae = VAE(StandardNormalPrior(1), BernoulliLikelihood(_decoder(1)), NormalEncoder(MLP(5, 2, hidden=[]))).double()
     x = vae.model(size=6).detach()
@@ -116,7 +116,7 @@ def test_a_simplex_is_refined_in_its_coordinates():
     assert (found.amortisation_gap > -4 * found.amortisation_error).all()
 
 
-def test_hand_written_programs_and_two_sites():
+def test_hand_written_programs_and_two_sites_are_refined():
     hand = HandWritten()
     x = torch.randn(10, 4)
     found = refine(hand.model, hand.guide, x, log_p=hand.log_marginal(x), family="full", lr=0.05, steps=200)
@@ -140,7 +140,7 @@ def test_hand_written_programs_and_two_sites():
         ({"log_p": torch.zeros(3)}, r"log_p has shape \(3,\); expected one value for each of 4 data"),
     ],
 )
-def test_refusals(wrong, message):
+def test_refine_refuses_wrong_arguments(wrong, message):
     oracle = LinearGaussian()
     vae = oracle.vae(sd_factor=1.0)
     with pytest.raises(ValueError, match=message):

@@ -1,4 +1,4 @@
-"""Weights that are no numbers, and what is adapted to them: which datum, which site, and no bias by stopping."""
+"""Log weights: errors that name datum and site, unbiased stopping, and precision."""
 
 import pyro
 import pyro.distributions as dist
@@ -65,7 +65,7 @@ def broken():
     ],
     ids=["default", "guide", "target_std_error", "ELBO", "AIS", "evaluate", "bracket", "refine"],
 )
-def test_the_datum_and_the_site_are_named(broken, estimate):
+def test_a_nan_weight_names_the_datum_and_the_site(broken, estimate):
     with pytest.raises(ValueError, match=r"of datum 250 are NaN .*site 'pixels' of the model is not finite"):
         estimate(*broken)
 
@@ -78,7 +78,7 @@ def test_a_guide_without_width_is_refused_by_name(proposal):
         log_marginal(vae.model, vae.guide, x, num_particles=100, proposal=proposal)
 
 
-def test_a_very_narrow_guide_is_not():
+def test_log_marginal_is_accurate_when_the_guide_is_very_narrow():
     oracle = LinearGaussian()
     vae, x = oracle.vae(sd_factor=1e-20), oracle.data(20)
     estimate = log_marginal(vae.model, vae.guide, x, num_particles=2000)
@@ -105,18 +105,18 @@ def test_stopping_does_not_choose_among_the_draws_it_averages():
 
 
 @pytest.mark.parametrize("option", [{"target_std_error": 0.1}, {"pareto_smoothed": True}])
-def test_the_ladder_takes_numbers_of_draws(option):
+def test_the_ladder_refuses_options_that_change_the_number_of_draws(option):
     oracle = LinearGaussian()
     vae = oracle.vae(sd_factor=1.0)
-    with pytest.raises(ValueError, match=f"the ladder takes no {next(iter(option))}"):
+    with pytest.raises(ValueError, match=f"same number of draws for all data, got {next(iter(option))}"):
         ladder(vae.model, vae.guide, oracle.data(3), num_particles=10, **option)
 
 
 @pytest.mark.parametrize("proposal", ["guide", GuideProposal])
-def test_a_proposal_is_an_object(proposal):
+def test_a_proposal_that_is_no_object_is_refused(proposal):
     oracle = LinearGaussian()
     vae = oracle.vae(sd_factor=1.0)
-    with pytest.raises(ValueError, match="give an object, such as GuideProposal"):
+    with pytest.raises(ValueError, match=r"proposal must be an object, got .*give GuideProposal"):
         log_marginal(vae.model, vae.guide, oracle.data(3), num_particles=10, proposal=proposal)
 
 

@@ -1,0 +1,116 @@
+"""Blocks of data and counts of draws, in which all estimators work so that memory stays bounded."""
+
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import cached_property
+from numbers import Integral
+from typing import Any
+
+import pyro
+import torch
+from torch import Tensor
+
+from pyrovae.densities import Program, check_support, check_weights, evaluating, num_data, take
+from pyrovae.evidence.latent_space import LatentSpace
+
+DEFAULT_CHUNK_SIZE = 8192
+
+
+@dataclass(frozen=True)
+class DataBlock:
+    """A block of data with the arguments of the programs at these data.
+
+    Attributes:
+        model: Pyro program p(z) p(x|z).
+        guide: Pyro program q(z|x), with the model's arguments, if any.
+        rows: Rows of the block among the data of this call.
+        args: Positional arguments of both programs, the data first, with shape (n, ...).
+        kwargs: Keyword arguments of both programs.
+        first: Index of the first datum in the full data set, for error messages.
+    """
+
+    model: Program
+    guide: Program | None
+    rows: slice
+    args: tuple[Any, ...]
+    kwargs: dict[str, Any]
+    first: int
+
+    @cached_property
+    def space(self) -> LatentSpace:
+        """Latents of model and guide at these data; use it in `evaluation_mode`."""
+        return LatentSpace(self.model, self.guide, *self.args, **self.kwargs)
+
+    def check(self, log_w: Tensor) -> None:
+        """Raise a ValueError that names datum and site if a log weight, with shape (K, n), is NaN or +inf."""
+        check_weights(log_w, self.model, self.guide, *self.args, first=self.first, **self.kwargs)
+
+
+def data_blocks(
+    model: Program,
+    guide: Program | None,
+    args: tuple[Any, ...],
+    kwargs: Mapping[str, Any],
+    at_once: int,
+    *,
+    num_done: int = 0,
+    first: int = 0,
+    skip_support_check: bool = False,
+) -> Iterator[DataBlock]:
+    """Iterate over the data in blocks, each checked to lie in the support.
+
+    Args:
+        model: Pyro program p(z) p(x|z).
+        guide: Pyro program q(z|x), with the model's arguments, if any.
+        args: Positional arguments of both programs, the data first, with shape (N, ...).
+        kwargs: Keyword arguments of both programs.
+        at_once: Number of data per block.
+        num_done: Number of blocks to skip.
+        first: Index of the first datum in the full data set, for error messages.
+        skip_support_check: Whether to trust that the data lie in the support.
+
+    Raises:
+        SupportError: If a datum lies outside the support.
+    """
+    size = num_data(args, kwargs)
+    for start in range(num_done * at_once, size, at_once):
+        rows = slice(start, min(start + at_once, size))
+        block = DataBlock(model, guide, rows, *take(args, kwargs, rows), first=first + start)
+        if not skip_support_check:
+            check_support(model, *block.args, guide=guide, first=block.first, **block.kwargs)
+        yield block
+
+
+def data_at_once(num_particles: int, chunk_size: int | None) -> int:
+    """Compute the number of data per block so that K times it is at most chunk_size, but at least one datum."""
+    chunk_size = DEFAULT_CHUNK_SIZE if chunk_size is None else chunk_size
+    check_counts(chunk_size=chunk_size)
+    return max(1, chunk_size // num_particles)
+
+
+def split_count(total: int, at_once: int) -> list[int]:
+    """Split a number of draws into parts of at most at_once draws, and at least one."""
+    at_once = max(1, at_once)
+    return [min(at_once, total - done) for done in range(0, total, at_once)]
+
+
+def concatenate(blocks: Iterable[Sequence[Tensor]]) -> list[Tensor]:
+    """Concatenate the results of several blocks, field by field."""
+    return [torch.cat(field) for field in zip(*blocks, strict=True)]
+
+
+@contextmanager
+def evaluation_mode(*programs: Program | None) -> Iterator[None]:
+    """Put the programs' modules into evaluation mode, without gradients and without Pyro's validation."""
+    with evaluating(*(program for program in programs if program is not None)), pyro.validation_enabled(False):
+        yield
+
+
+def check_counts(**counts: int) -> None:
+    """Raise a ValueError if a count is no integer or below 1."""
+    for name, value in counts.items():
+        if not isinstance(value, Integral):
+            raise ValueError(f"{name} must be an integer, got {value!r}")
+        if value < 1:
+            raise ValueError(f"{name} must be at least 1, got {value}")

@@ -1,0 +1,196 @@
+"""Components: densities q(z) per datum to draw from, made by adapting a proposal to N data."""
+
+import math
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+
+import pyro.distributions as dist
+import torch
+from torch import Tensor
+
+from pyrovae.evidence.latent_space import LatentSpace
+from pyrovae.evidence.points import Points
+
+_EVEN = 0.2  # share of a mixture of modes that is equal for all modes, whose masses are known roughly
+
+
+class Component(ABC):
+    """Density q(z) per datum to draw from: a proposal adapted to the latents of N data.
+
+    Attributes:
+        names: Names of the parts, for tables.
+        shares: Share of the draws of each part.
+        undefined: Number of draws from the prior where log p(x, z) is NaN and counts as -inf, with shape (N,); None for
+            a component that keeps NaN.
+    """
+
+    undefined: Tensor | None = None
+    names: tuple[str, ...] = ()
+    shares: tuple[float, ...] = (1.0,)
+
+    @abstractmethod
+    def draw(self, num_particles: int) -> Points:
+        """Draw latents, with shape (K, N, ...)."""
+
+    @abstractmethod
+    def log_density(self, points: Points) -> Tensor:
+        """Evaluate log q(z) in nats, with shape (K, N), in the latents' own space."""
+
+    def log_weights(self, num_particles: int) -> tuple[Tensor, Tensor]:
+        """Draw log p(x, z) - log q(z) in nats, with shape (K, N), and the index of each draw's component, (K,)."""
+        points = self.draw(num_particles)
+        log_prior, log_lik = points.log_prior_and_likelihood
+        log_p = self._log_joint(points, log_prior + log_lik)
+        return torch.where(log_p == -torch.inf, -torch.inf, log_p - self.log_density(points)), points.component
+
+    def _log_joint(self, points: Points, log_p: Tensor) -> Tensor:
+        return log_p
+
+
+class ProgramComponent(Component):
+    """The guide or the prior.
+
+    Args:
+        space: Space of the latents.
+        name: "guide" or "prior".
+    """
+
+    def __init__(self, space: LatentSpace, name: str) -> None:
+        self.space, self.names = space, (name,)
+
+    def draw(self, num_particles: int) -> Points:
+        """Draw latents from the program, with shape (K, N, ...)."""
+        from_program = self.space.from_guide if self.names == ("guide",) else self.space.from_prior
+        return Points(self.space, from_program(num_particles))
+
+    def log_density(self, points: Points) -> Tensor:
+        """Evaluate log q(z|x) or log p(z) in nats, with shape (K, N)."""
+        if self.names == ("guide",):
+            return self.space.log_guide(points.latents)
+        return points.log_prior_and_likelihood[0]
+
+
+class EllipticalComponent(Component):
+    """Mixture of S normals or Student-t distributions in u.
+
+    Args:
+        space: Space of the latents.
+        name: Name for tables.
+        loc: Locations, with shape (S, N, U) or (N, U).
+        scale_tril: Cholesky factors, with shape (S, N, U, U) or (N, U, U).
+        df: Degrees of freedom of the Student-t; None for a normal.
+    """
+
+    def __init__(self, space: LatentSpace, name: str, loc: Tensor, scale_tril: Tensor, df: float | None) -> None:
+        self.space, self.names, self.df, size = space, (name,), df, loc.shape[-1]
+        self.loc = loc.reshape(-1, *loc.shape[-2:])
+        self.scale_tril = scale_tril.double().reshape(-1, *scale_tril.shape[-3:])
+        # Invert once for all K draws: Pyro's own densities solve K N triangular systems.
+        eye = torch.eye(size, dtype=torch.float64, device=loc.device).expand_as(self.scale_tril)
+        self.inverse = torch.linalg.solve_triangular(self.scale_tril, eye, upper=False)
+        self.log_norm = self.inverse.diagonal(dim1=-2, dim2=-1).log().sum(-1)
+        if df is None:
+            self.log_norm = self.log_norm - size * math.log(2 * math.pi) / 2
+        else:
+            gammas = math.lgamma((df + size) / 2) - math.lgamma(df / 2)
+            self.log_norm = self.log_norm + gammas - size * math.log(df * math.pi) / 2
+        self.share = torch.full(self.loc.shape[:2], 1 / len(self.loc), dtype=torch.float64, device=loc.device)
+
+    def share_by(self, log_joint: Tensor) -> None:
+        """Set the shares by the mass of each mode, height times volume, where modes found twice count once."""
+        log_mass = log_joint.double() + self.scale_tril.diagonal(dim1=-2, dim2=-1).log().sum(-1)
+        away = self.loc.double().unsqueeze(1) - self.loc.double()
+        found = torch.einsum("snij,tsnj->tsni", self.inverse, away).square().sum(-1).mul(-0.5).exp().sum(0)
+        mass = (log_mass - found.log()).nan_to_num(-torch.inf, -torch.inf).softmax(0).nan_to_num(0.0)
+        self.share = (1 - _EVEN) * mass + _EVEN / len(mass)
+        self.share = self.share / self.share.sum(0)
+
+    def draw(self, num_particles: int) -> Points:
+        """Draw u, with shape (K, N, U)."""
+        _, num_data, size = self.loc.shape
+        noise = torch.randn(num_particles, num_data, size, dtype=self.loc.dtype, device=self.loc.device)
+        if self.df is not None:
+            gamma = dist.Gamma(self.loc.new_tensor(self.df / 2), self.loc.new_tensor(self.df / 2))
+            noise = noise / gamma.sample((num_particles, num_data)).sqrt().unsqueeze(-1)
+        which = torch.multinomial(self.share.T, num_particles, replacement=True).T
+        u = sum(
+            (which == s).unsqueeze(-1) * (loc + torch.einsum("nij,knj->kni", tril.to(noise), noise))
+            for s, (loc, tril) in enumerate(zip(self.loc, self.scale_tril, strict=True))
+        )
+        return Points(self.space, u=u)
+
+    def log_density(self, points: Points) -> Tensor:
+        """Evaluate log q(z) in nats, with shape (K, N), in the latents' own space."""
+        away = points.u.double().unsqueeze(1) - self.loc.double()  # (K, S, N, U)
+        square = torch.einsum("snij,ksnj->ksni", self.inverse, away).square().sum(-1)
+        if self.df is None:
+            each = self.log_norm - square / 2
+        else:
+            each = self.log_norm - (self.df + self.loc.shape[-1]) / 2 * torch.log1p(square / self.df)
+        return (self.share.log() + each).logsumexp(1) - points.log_det
+
+
+class MixtureComponent(Component):
+    """Mixture of components in fixed shares of the draws.
+
+    Args:
+        space: Space of the latents.
+        parts: Components.
+        shares: Share of the draws of each component, in thousandths, with sum one.
+    """
+
+    def __init__(self, space: LatentSpace, parts: Sequence[Component], shares: Sequence[float]) -> None:
+        self.space, self.parts, self.shares = space, parts, tuple(shares)
+        self.names = tuple(" and ".join(part.names) for part in parts)
+        self.cycle = cycle_of(shares)
+        self.next = int(torch.randint(len(self.cycle), ()))
+        self.undefined: Tensor = torch.zeros((), dtype=torch.long)
+
+    def draw(self, num_particles: int) -> Points:
+        """Draw latents from the components in a cycle, with shape (K, N, ...)."""
+        which = self.cycle[(self.next + torch.arange(num_particles)) % len(self.cycle)]
+        self.next += num_particles
+        counts = which.bincount(minlength=len(self.parts)).tolist()
+        drawn = [part.draw(count) for part, count in zip(self.parts, counts, strict=True) if count]
+        back = which.argsort(stable=True).argsort()
+        latents = {name: torch.cat([points.latents[name] for points in drawn])[back] for name in self.space.supports}
+        # Keep coordinates as they were drawn: the inverse of the bijection would round them.
+        u = torch.cat([points.u for points in drawn])[back] if self.space.continuous else None
+        return Points(self.space, latents, u, which)
+
+    def log_density(self, points: Points) -> Tensor:
+        """Evaluate log q(z) in nats, with shape (K, N), in the latents' own space."""
+        each = []
+        for index, (share, part) in enumerate(zip(self.shares, self.parts, strict=True)):
+            log_q = math.log(share) + part.log_density(points).double()
+            far = log_q.isnan()
+            if part.names == ("guide",):  # keep NaN at the guide's own draws, so that the estimate raises
+                far &= (points.component != index).to(log_q.device).unsqueeze(-1)
+            each.append(torch.where(far, -torch.inf, log_q))
+        return torch.stack(each).logsumexp(0)
+
+    def _log_joint(self, points: Points, log_p: Tensor) -> Tensor:
+        """Replace NaN by -inf, since far draws may overflow; keep it at the guide's draws, count it at the prior's."""
+
+        def drew(name: str) -> Tensor:
+            of_this_name = torch.tensor([part.names == (name,) for part in self.parts])
+            return of_this_name[points.component].to(log_p.device).unsqueeze(-1)
+
+        unknown = log_p.isnan()
+        # Count on the device of log_p, without waiting for it.
+        self.undefined = self.undefined + (unknown & drew("prior")).sum(0)
+        return torch.where(unknown & ~drew("guide"), -torch.inf, log_p)
+
+
+def cycle_of(shares: Sequence[float]) -> Tensor:
+    """Order the components so that each stretch is as near to the shares as integers can be.
+
+    The next component is always the one furthest behind its share.
+    """
+    counts = torch.tensor([round(1000 * share) for share in shares])
+    length = 1000 // math.gcd(1000, *counts.tolist())
+    wanted, given, out = counts / 1000, torch.zeros(len(counts)), []
+    for k in range(length):
+        out.append(int((wanted * (k + 1) - given).argmax()))
+        given[out[-1]] += 1
+    return torch.tensor(out)

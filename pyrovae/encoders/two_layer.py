@@ -7,7 +7,7 @@ import pyro.distributions as dist
 from pyro.distributions.torch_distribution import TorchDistributionMixin
 from torch import Tensor, nn
 
-from pyrovae.distributions import HierarchicalDistribution, checked_top
+from pyrovae.distributions import HierarchicalDistribution, resolve_top_dim
 from pyrovae.encoders.base import Encoder, latent_size
 from pyrovae.nn import MLP, join, out_features
 
@@ -48,7 +48,7 @@ class TwoLayerEncoder(Encoder):
             raise ValueError(f'direction must be "bottom-up" or "top-down", got {direction!r}')
         formula = f"2 Z + num_features, num_features {num_features},"
         self.latent_dim = latent_size(out_features(network), 2, num_features, formula)
-        self.top_dim = checked_top(top_dim, self.latent_dim)
+        self.top_dim = resolve_top_dim(top_dim, self.latent_dim)
         self.direction = direction
         first = self.top_dim if direction == "top-down" else self.latent_dim - self.top_dim
         self.link = MLP(num_features + first, 2 * (self.latent_dim - first), hidden=hidden)

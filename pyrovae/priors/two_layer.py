@@ -7,7 +7,7 @@ import torch
 from pyro.distributions.torch_distribution import TorchDistributionMixin
 from torch import Tensor
 
-from pyrovae.distributions import HierarchicalDistribution, checked_top
+from pyrovae.distributions import HierarchicalDistribution, resolve_top_dim
 from pyrovae.nn import MLP
 from pyrovae.priors.base import Prior
 
@@ -32,7 +32,7 @@ class TwoLayerPrior(Prior):
 
     def __init__(self, latent_dim: int, top_dim: int | None = None, hidden: Sequence[int] = (64, 64)) -> None:
         super().__init__(latent_dim)
-        top = checked_top(top_dim, latent_dim)
+        top = resolve_top_dim(top_dim, latent_dim)
         self.network = MLP(top, 2 * (latent_dim - top), hidden=hidden)
         self.register_buffer("loc", torch.zeros(top), persistent=False)
 

@@ -397,7 +397,7 @@ def test_num_outputs_is_what_the_forward_takes(name, latent_dim):
         (lambda: FlowEncoder(network(20), kind="iaf"), "kind must be one of 'nsf', 'maf'"),
         (lambda: FlowEncoder(nn.Identity()), "cannot tell how many numbers Identity gives"),
         (lambda: StudentTEncoder(network(4), df=0.0), "df must be a positive number"),
-        (lambda: ConstrainedEncoder(nn.Identity(), constraints.one_hot), "no bijection"),
+        (lambda: ConstrainedEncoder(nn.Identity(), constraints.one_hot), "needs a bijection"),
     ],
 )
 def test_refusals(make, message):

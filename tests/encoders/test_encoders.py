@@ -395,7 +395,7 @@ def test_num_outputs_is_what_the_forward_takes(name, latent_dim):
         (lambda: FlowEncoder(network(16)), "gives 16 numbers, expected 2 Z"),
         (lambda: FlowEncoder(network(20), num_features=0), "num_features must be at least 1"),
         (lambda: FlowEncoder(network(20), kind="iaf"), "kind must be one of 'nsf', 'maf'"),
-        (lambda: FlowEncoder(nn.Identity()), "cannot tell how many numbers Identity gives"),
+        (lambda: FlowEncoder(nn.Identity()), "number of outputs of Identity is unknown"),
         (lambda: StudentTEncoder(network(4), df=0.0), "df must be a positive number"),
         (lambda: ConstrainedEncoder(nn.Identity(), constraints.one_hot), "needs a bijection"),
     ],

@@ -431,7 +431,7 @@ class TestRefusals:
             (
                 MLP(2, 6),
                 MLP(6, 3),
-                "3 numbers, not a multiple of 2",
+                "a multiple of 2 outputs, got 3",
             ),
             (MLP(3, 6), MLP(6, 6), "latent of the prior has shape .2,.*shape .2, 70, 3."),
         ],

@@ -144,7 +144,7 @@ def test_every_variant_of_a_part_goes_the_same_way(prior, encoder, likelihood):
 def test_pairs_that_cannot_match_are_refused_with_every_likelihood(likelihood):
     x = torch.rand(N, D)
     for prior, encoder in UNMATCHED:
-        with pytest.raises(ValueError, match="cannot be carried over"):
+        with pytest.raises(ValueError, match="cannot be mapped to it"):
             build(prior, encoder, likelihood, x)
     for prior, encoder in MEANLESS:
         vae = build(prior, encoder, likelihood, x)

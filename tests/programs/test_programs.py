@@ -241,7 +241,7 @@ def test_a_blueprint_fits_every_part_to_every_program(kind, program, num_covaria
         parts = {"likelihood": NormalLikelihood, "network": SMALL, "x": X, kind: part(kind, name)}
         blueprint = Blueprint(IMAGE, 4, num_covariates, **parts)
         if program == "two layers, up" and name in ("VampPrior", "ExemplarPrior"):
-            with pytest.raises(ValueError, match=f'{name} is made of an encoder of data.*take direction "top-down"'):
+            with pytest.raises(ValueError, match=f'{name} needs an encoder.*use direction="top-down"'):
                 PROGRAMS[program](blueprint)
             continue
         try:
@@ -320,17 +320,17 @@ def test_a_two_layer_encoder_is_its_layers_one_after_the_other(direction):
     [
         (lambda b: TwoLayerVAE(b(), direction="up"), 'direction must be "bottom-up" or "top-down", got \'up\''),
         (lambda b: TwoLayerVAE(b(), top_dim=0), "latent_dim must be at least 1"),
-        (lambda b: TwoLayerVAE(b(prior=CategoricalPrior)), "cannot be carried over"),
-        (lambda b: TwoLayerVAE(b(encoder=CategoricalEncoder)), "cannot be carried over"),
-        (lambda b: TwoLayerVAE(b(prior=CategoricalPrior, encoder=CategoricalEncoder)), "cannot be carried over"),
+        (lambda b: TwoLayerVAE(b(prior=CategoricalPrior)), "cannot be mapped to it"),
+        (lambda b: TwoLayerVAE(b(encoder=CategoricalEncoder)), "cannot be mapped to it"),
+        (lambda b: TwoLayerVAE(b(prior=CategoricalPrior, encoder=CategoricalEncoder)), "cannot be mapped to it"),
         (lambda b: MixtureVAE(b(), num_classes=1), "num_classes must be at least 2, got 1"),
-        (lambda b: MixtureVAE(b(prior=CategoricalPrior)), "cannot be carried over"),
-        (lambda b: MixtureVAE(b(encoder=CategoricalEncoder)), "cannot be carried over"),
-        (lambda b: b(prior=CategoricalPrior).vae(), "cannot be carried over"),
+        (lambda b: MixtureVAE(b(prior=CategoricalPrior)), "cannot be mapped to it"),
+        (lambda b: MixtureVAE(b(encoder=CategoricalEncoder)), "cannot be mapped to it"),
+        (lambda b: b(prior=CategoricalPrior).vae(), "cannot be mapped to it"),
         (lambda b: TwoLayerPrior(1), "top_dim must be at least 1 and below latent_dim = 1, got 0"),
         (lambda b: TwoLayerPrior(3, top_dim=3), "top_dim must be at least 1 and below latent_dim = 3, got 3"),
         (lambda b: TwoLayerEncoder(network(20), top_dim=2), "top_dim must be at least 1 and below latent_dim = 2"),
-        (lambda b: TwoLayerEncoder(network(21)), r"gives 21 numbers, expected 2 Z \+ num_features"),
+        (lambda b: TwoLayerEncoder(network(21)), r"must have 2 Z \+ num_features"),
         (lambda b: TwoLayerEncoder(network(20), direction="down"), 'direction must be "bottom-up"'),
     ],
 )

@@ -259,7 +259,7 @@ BAD_FLAGS = {
     "--program TwoLayerModel": "did you mean TwoLayerVAE",
     "--program TwoLayerVAE --program.top_dims 3": "did you mean top_dim",
     "--program TwoLayerVAE --program.direction up": "direction",
-    "--program TwoLayerVAE --prior CategoricalPrior": "cannot be carried over",
+    "--program TwoLayerVAE --prior CategoricalPrior": "cannot be mapped to it",
     "--program TwoLayerVAE --program.direction bottom-up --prior VampPrior": 'take direction "top-down"',
     "--program TwoLayerVAE --program.direction bottom-up": "it draws z1, z2; take --elbo Trace_ELBO",
     "--program ownmodels.OwnLayers": "take --elbo Trace_ELBO",

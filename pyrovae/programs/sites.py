@@ -34,9 +34,8 @@ def fill_missing(x: Tensor, mask: Tensor | None) -> Tensor:
 
 def sample_latent(name: str, distribution: TorchDistributionMixin) -> Tensor:
     """Sample a latent site of a guide. A discrete site carries the hint by which TraceEnum_ELBO enumerates it."""
-    infer: InferDict = (
-        {"enumerate": "parallel"} if distribution.has_enumerate_support else {}
-    )  # the hint makes continuous sites warn
+    # On a continuous site the hint would raise a warning.
+    infer: InferDict = {"enumerate": "parallel"} if distribution.has_enumerate_support else {}
     return pyro.sample(name, distribution, infer=infer)
 
 

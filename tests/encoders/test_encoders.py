@@ -1,4 +1,4 @@
-"""Tests of encoders: densities, draws and gradients, on real vectors and on the simplex, and every pair with a prior."""
+"""Tests of encoders: densities, draws and gradients, on real vectors and on the simplex; and every prior with each."""
 
 import copy
 import math

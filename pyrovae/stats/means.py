@@ -25,6 +25,7 @@ def mean_and_std_error(values: Tensor) -> tuple[float, float]:
         ValueError: If values is empty.
 
     Example:
+        >>> import torch
         >>> mean_and_std_error(torch.tensor([1.0, 3.0]))
         (2.0, 1.0)
     """
@@ -53,6 +54,7 @@ def crossed_mean_and_std_error(values: Tensor) -> tuple[float, float]:
         ValueError: If values is empty.
 
     Example:
+        >>> import torch
         >>> crossed_mean_and_std_error(torch.tensor([[1.0, 3.0], [1.0, 3.0]]))
         (2.0, 1.0)
     """
@@ -78,6 +80,7 @@ def monte_carlo_std_error(std_error: Tensor) -> float:
         ValueError: If std_error is empty.
 
     Example:
+        >>> import torch
         >>> monte_carlo_std_error(torch.tensor([3.0, 4.0]))
         2.5
     """

@@ -1,7 +1,7 @@
-"""The matrix: every prior with every encoder and every likelihood is trained, weighed, saved and exported.
+"""Test every combination of a prior, an encoder and a likelihood: it trains, gives weights, samples, saves and exports.
 
-A share of the likelihoods goes with each pair, another one with the next; the slow tests have the rest of the cells. Of
-each share one cell, in turn, is weighed by the default proposal, the others by the guide, which is made in no time.
+The fast tests combine each pair of prior and encoder with a share of the likelihoods, and the slow tests with the rest.
+One combination of each share uses the default proposal, the others the guide, which costs less.
 """
 
 import pyro

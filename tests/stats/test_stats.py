@@ -377,9 +377,9 @@ def test_monte_carlo_std_error() -> None:
 
 
 def test_means_reject_empty_data() -> None:
-    with pytest.raises(ValueError, match="expected values of shape"):
+    with pytest.raises(ValueError, match="values must have shape"):
         mean_and_std_error(torch.zeros(0))
-    with pytest.raises(ValueError, match="expected std_error of shape"):
+    with pytest.raises(ValueError, match="std_error must have shape"):
         monte_carlo_std_error(torch.zeros(0))
 
 

@@ -1,7 +1,7 @@
-"""Variational autoencoders as Pyro programs, with log-likelihoods that carry their error.
+"""Variational autoencoders as Pyro programs, and estimates of log p(x) with their errors.
 
-A VAE is made of a prior, a likelihood and an encoder; its `model` and `guide` are Pyro programs. Everything that is
-computed from them works for any such pair, the reader's own too.
+A VAE consists of a prior, a likelihood and an encoder. Its `model` and `guide` are Pyro programs. Training, objectives
+and estimates of log p(x) work for any such pair of programs, also for those of the user.
 """
 
 from pyrovae.densities import Streamed, log_joint, log_weights, temper

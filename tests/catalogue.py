@@ -1,4 +1,4 @@
-"""Every prior, likelihood and encoder of the library, small: a new one joins the tests of its kind by one line."""
+"""Catalogue of small priors, likelihoods and encoders. A new part joins the tests of its kind by one line."""
 
 import torch
 
@@ -57,7 +57,7 @@ def attached(prior, encoder=None):
     return prior.attach(encoder or NormalEncoder(network(2 * prior.latent_dim)), torch.rand(7, D))
 
 
-# The size of the latent is an argument, so that densities can be integrated.
+# The dimension of the latent is an argument, so that densities can be integrated.
 PRIORS = {
     "standard": lambda z=Z: StandardNormalPrior(z),
     "normal": lambda z=Z: NormalPrior(z),
@@ -140,24 +140,24 @@ ENCODERS = {
 SIMPLEX = [name for name in PRIORS if "dirichlet" in name or "logistic" in name]
 REAL_PRIORS = [name for name in PRIORS if name not in (*SIMPLEX, "categorical")]
 REAL_ENCODERS = [name for name in ENCODERS if name != "categorical"]
-# Every pair that can live on one space.
+# Every pair whose encoder can be mapped to the support of the prior.
 PAIRS = [(p, q) for p in (*REAL_PRIORS, *SIMPLEX) for q in REAL_ENCODERS] + [("categorical", "categorical")]
 
 
 def smallest(name):
-    """The least latent_dim that a prior or encoder takes, where one dimension would do for the others."""
+    """Return the smallest latent_dim of a prior or encoder: 2 for two layers, else 1."""
     return 2 if name.startswith("two layers") else 1
 
 
 def matching_encoder(prior, name=None):
-    """An encoder for this prior, of the size that the prior wants."""
+    """Make an encoder for this prior, with outputs of the dimension that the prior needs."""
     conditional = isinstance(prior, ConditionalNormalPrior)
     name = name or ("categorical" if prior.support.is_discrete else "normal")
     return ENCODERS[name](prior.encoder_dim, D + C if conditional else D)
 
 
 def call(part, leading, dtype=torch.float32, device="cpu"):
-    """The part's distribution at an argument of this leading shape; an unconditional prior takes none."""
+    """Return the distribution of a part for a random argument of this leading shape, which only some priors use."""
     if isinstance(part, ConditionalNormalPrior):
         return part(torch.randn(leading[-1], C, dtype=dtype, device=device))
     if isinstance(part, Prior):
@@ -167,7 +167,7 @@ def call(part, leading, dtype=torch.float32, device="cpu"):
 
 
 def perturbed(part):
-    """The part in double precision, its parameters moved off their start: less where layers follow one another."""
+    """Convert a part to float64 and add noise to its parameters, less noise for parts with stacked layers."""
     part = part.double()
     scale = 0.1 if hasattr(part, "transform") or hasattr(part, "link") else 0.3
     with torch.no_grad():

@@ -1,4 +1,4 @@
-"""Every pair of a prior and an encoder that go together, and small VAEs of a prior, an encoder and a likelihood."""
+"""Matching pairs of priors and encoders, and small VAEs built from a prior, an encoder and a likelihood."""
 
 from functools import partial
 
@@ -12,14 +12,14 @@ N, LATENT = 4, 3
 
 
 def of_each_class(parts, most=1):
-    """The first names of every class, so many of each at most."""
+    """Return the first names of every class, at most `most` of each."""
     names = {}
     for name, make in parts.items():
         names.setdefault(type(make()), []).append(name)
     return [name for each in names.values() for name in each[:most]]
 
 
-# One variant of each class: tests of their kind have the others, and each with each of the other kind.
+# One variant of each class. The tests of each kind cover the other variants, and every pair of variants.
 PRIOR_NAMES, LIKELIHOOD_NAMES = of_each_class(PRIORS), of_each_class(LIKELIHOODS)
 ENCODER_NAMES = of_each_class(ENCODERS, most=2)
 DISCRETE = [("categorical", "categorical"), ("vamp", "categorical")]
@@ -30,7 +30,7 @@ CELLS = [pair for pair in PAIRS if pair not in (*UNMATCHED, *MEANLESS)]
 
 
 def some_data(support, generator):
-    """N data in the support of one datum, without asking a model for draws."""
+    """Make N data in a support, without draws from a model."""
     u = torch.rand(N, D, generator=generator)
     while isinstance(support, constraints.independent):
         support = support.base_constraint
@@ -55,7 +55,7 @@ def seed(value):
 
 
 def build(prior, encoder, likelihood, x):
-    """The VAE of a cell, its parts attached as `Blueprint` does."""
+    """Make the VAE of a combination, with the prior attached as `Blueprint` does."""
     conditions = C if prior == "conditional" else 0
     p_z = PRIORS[prior](LATENT)
     q_z = ENCODERS[encoder](p_z.encoder_dim, D + conditions)

@@ -7,7 +7,7 @@ torch.set_num_threads(1)  # the tests run side by side, one process per core
 
 @pytest.fixture(autouse=True)
 def _fresh_pyro():
-    """Every test and doctest starts from the same seed and an empty parameter store."""
+    """Start every test and doctest from one seed and an empty parameter store."""
     pyro.clear_param_store()
     pyro.set_rng_seed(0)
     yield

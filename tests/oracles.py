@@ -1,4 +1,4 @@
-"""Models with exact answers, and programs as a reader would write them."""
+"""Models with exact answers, and programs as a user would write them."""
 
 import math
 import sys
@@ -13,7 +13,7 @@ from pyrovae.training import Stepper
 
 
 class LinearGaussian:
-    """z ~ N(0, I), x | z ~ N(W z + b, scale^2 I): all in closed form (Bishop 2006, section 2.3.3)."""
+    """Linear-Gaussian model z ~ N(0, I), x|z ~ N(W z + b, scale^2 I), in closed form (Bishop 2006, section 2.3.3)."""
 
     def __init__(
         self, data_dim: int = 5, latent_dim: int = 2, scale: float = 0.7, *, dtype=torch.float64, seed: int = 3
@@ -53,7 +53,7 @@ class LinearGaussian:
         return layer
 
     def vae(self, *, sd_factor: float | None = None, shift: float = 0.0) -> VAE:
-        """The VAE whose guide is the posterior; or, with sd_factor, diagonal with the posterior's sd times it."""
+        """Make the VAE whose guide is the posterior, or a diagonal normal with sd_factor times the posterior's sd."""
         prior = StandardNormalPrior(self.latent_dim).to(self.dtype)
         likelihood = NormalLikelihood(self.decoder(), scale=self.scale).to(self.dtype)
         encoder = ExactEncoder(self) if sd_factor is None else DiagonalEncoder(self, sd_factor, shift)
@@ -82,7 +82,7 @@ class DiagonalEncoder(Encoder):
 
 
 class HandWritten:
-    """A model and a guide as plain functions, parameters declared to Pyro, plate named as its author liked."""
+    """Model and guide as plain functions, with parameters declared to Pyro and another plate name than ours."""
 
     def __init__(self, data_dim: int = 4, latent_dim: int = 2):
         self.decoder = nn.Linear(latent_dim, data_dim)
@@ -112,13 +112,13 @@ LOG_2PI = math.log(2 * math.pi)
 
 
 def normal_near(oracle: LinearGaussian, x: Tensor, factor: float = 1.2, shift: float = 0.3) -> tuple[Tensor, Tensor]:
-    """Mean, with shape (N, U), and scale_tril, with shape (N, U, U), of a normal a little off the posterior."""
+    """Return mean, with shape (N, U), and scale_tril, with shape (N, U, U), of a normal near the posterior."""
     loc, covariance = oracle.posterior(x)
     return loc + shift * covariance.diagonal().sqrt(), factor * torch.linalg.cholesky(covariance).expand(len(x), -1, -1)
 
 
 def stepper_of(vae, elbo, make_optimizer, execution, calls, *, weighted=False):
-    """A stepper on CPU of all parameters of a VAE."""
+    """Make a stepper for all parameters of a VAE on the CPU."""
     parameters = list(vae.parameters())
     return Stepper(
         vae.model,
@@ -134,7 +134,7 @@ def stepper_of(vae, elbo, make_optimizer, execution, calls, *, weighted=False):
 
 
 def counted(monkeypatch, *names):
-    """Note the calls of functions of pyrovae.execution.replay by name."""
+    """Patch functions of pyrovae.execution.replay to append their names to the returned list when called."""
     replay, calls = sys.modules["pyrovae.execution.replay"], []
 
     def noting(name, function):

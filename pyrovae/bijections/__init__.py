@@ -1,4 +1,7 @@
-"""Bijections from unconstrained space onto the supports of distributions. Imports torch alone."""
+"""Bijections from real vectors to the supports of distributions.
+
+Priors, encoders and samplers use them to work on unconstrained vectors. This room imports torch alone.
+"""
 
 from pyrovae.bijections.supports import bijection
 

@@ -1,4 +1,4 @@
-"""Bijections from the real vectors to where a latent lives."""
+"""Bijections from real vectors to the support of a latent."""
 
 import torch
 from torch import Tensor
@@ -7,11 +7,13 @@ from torch.nn.functional import logsigmoid
 
 
 class StickBreaking(StickBreakingTransform):
-    """Real numbers, with shape (..., Z - 1), to the simplex, (..., Z), as torch's class of this name, but near its rim.
+    """Stick-breaking bijection from real vectors, with shape (..., Z - 1), to the simplex, with shape (..., Z).
 
-    z_d = s_d prod_{e<d} (1 - s_e), s_d = sigmoid(y_d - log(Z - d)), d = 1..Z-1; the last entry is what is left. Torch
-    finds what is left as 1 - sum(z), which in single precision is lost below 1e-7, and its density with it; here no
-    difference is taken, so entries are right down to the smallest number of the precision.
+        z_d = s_d prod_{e<d} (1 - s_e),  s_d = sigmoid(y_d - log(Z - d)),  d = 1..Z-1,
+        z_Z = prod_{e<Z} (1 - s_e)
+
+    Torch's class computes z_Z as 1 - sum(z), which in float32 is lost below 1e-7, and the density with it. This class
+    takes no difference, so entries and density are accurate down to the smallest number of the dtype.
     """
 
     def _call(self, x: Tensor) -> Tensor:
@@ -25,7 +27,7 @@ class StickBreaking(StickBreakingTransform):
         return y[..., :-1].log() - left.log() + self._offset(left)
 
     def log_abs_det_jacobian(self, x: Tensor, y: Tensor) -> Tensor:
-        """Log of the volume, in the first Z - 1 entries of z, of a unit volume of y; the leading shape of x."""
+        """Return log |det dz/dx| of the first Z - 1 entries of z, with the leading shape of x."""
         taken, left = self._log_shares(x)
         return (taken + left.cumsum(-1)).sum(-1)
 
@@ -39,12 +41,15 @@ class StickBreaking(StickBreakingTransform):
 
 
 def bijection(support: constraints.Constraint) -> Transform:
-    """Make a bijection from the real vectors to a support: torch's `biject_to`, but `StickBreaking` to the simplex.
+    """Make a bijection from real vectors to a support: `StickBreaking` for the simplex, else torch's `biject_to`.
 
-    It remembers its last point, so that a draw's own pre-image comes back as it was, which the inverse would round.
+    The bijection caches its last point. The inverse of a draw is then exactly the vector that the draw was made from.
+
+    Args:
+        support: Constraint of the latent.
 
     Raises:
-        ValueError: If there is none, as for a discrete support.
+        ValueError: If torch knows no bijection, for example for a discrete support.
     """
     if support is constraints.simplex:
         return StickBreaking(cache_size=1)
@@ -52,6 +57,6 @@ def bijection(support: constraints.Constraint) -> Transform:
         return biject_to(support).with_cache()
     except NotImplementedError as error:
         raise ValueError(
-            f"no bijection from the real vectors to {support} is known; give an encoder that lives there, and say so "
-            "by its attribute support"
+            f"support {support} needs a bijection from real vectors, but torch has none; use an encoder with this "
+            "support, named by its attribute support"
         ) from error

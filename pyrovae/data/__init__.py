@@ -1,8 +1,7 @@
-"""Data as the model sees them: read, checked, split, binarised; and the baseline they must beat.
+"""From files to tensors: data are read, checked, split and binarised here, and a baseline is fitted to them.
 
-A datum is a vector of float32; the shape it had as an image is kept beside. Everything random
-here is drawn from generators of its own, so loading data moves no global random state. The one
-exception is `Binarize`, which belongs to training and draws from the global generator.
+A datum is a float32 vector; its original shape is stored separately. Loading uses its own random generators and leaves
+the global random state unchanged. Only `Binarize`, a part of training, draws from the global generator.
 """
 
 from pyrovae.data.baseline import IndependentPixels

@@ -1,4 +1,4 @@
-"""A log-likelihood that a model must beat."""
+"""Baseline for log p(x) with independent dimensions."""
 
 from __future__ import annotations
 
@@ -11,38 +11,33 @@ from torch import Tensor
 from pyrovae.data.load import Data
 from pyrovae.densities import Streamed
 
-_CHUNK = 4096  # data whose cell numbers are held at once
+_CHUNK = 4096  # data whose histogram cells are in memory at once
 
 
 class IndependentPixels:
-    r"""A baseline for log p(x): every pixel on its own, fitted to the training data.
+    """Baseline for log p(x) with independent dimensions, fitted to the training data.
 
-    With a `maximum` M, pixel d is a histogram over 0..M with a pseudo-count a in every cell,
+        log p(x) = sum_d log [(n_d(x_d) + a) / (N + a (M + 1))]   with a maximum M,
+        log p(x) = sum_d log N(x_d; mean_d, sd_d^2)               without
 
-        log p(x) = \sum_d log [ (n_d(x_d) + a) / (N + a (M + 1)) ],
-
-    where n_d(v) counts the training data with value v there. For M = 1 the training data may be
-    grey: a value g is then g of a one and 1 - g of a zero, which makes n_d the exact expectation
-    of the histogram under dynamic binarisation. a = 1 is Laplace's rule; on digits, a between 0.1
-    and 1 moves the mean of log p(x) by a tenth of a nat. Without a pseudo-count a value not seen
-    in training would cost infinity.
-
-    Without a `maximum`, pixel d is Normal(mean_d, sd_d), its standard deviation the maximum
-    likelihood one, floored by `scale_floor`: a pixel that is constant in training has none.
+    n_d(v) counts the training data with value v in dimension d, and a is a pseudo-count, without which an unseen value
+    has log p = -inf. a = 1 is Laplace's rule; on digits, a between 0.1 and 1 moves the mean of log p(x) by a tenth of a
+    nat. For M = 1 the training data may be grey values g, which count as g ones and 1 - g zeros. Then n_d is the exact
+    expectation of the histogram under dynamic binarisation. sd_d is the maximum likelihood estimate, at least
+    `scale_floor`, since a dimension may be constant in the training data.
 
     Attributes:
-        base_measure: "counting" for histograms (log p is a log probability), "lebesgue" for
-            normals (a log density).
+        base_measure: Base measure of p: "counting" for histograms, "lebesgue" for normals.
 
     Args:
         train: Training data, with shape (N, D).
         maximum: Largest value M of integer data, over the whole source; None for normals.
-        pseudo_count: Pseudo-count a of every cell, above 0.
-        scale_floor: Least standard deviation of a normal, in the data's units.
+        pseudo_count: Positive pseudo-count a of every cell.
+        scale_floor: Smallest standard deviation of a normal, in the data's units.
 
     Raises:
-        ValueError: There are no training data, a pseudo-count or floor is not positive, or the
-            training data are outside the histogram.
+        ValueError: If train is empty, pseudo_count or scale_floor is not positive, or a training value lies outside
+            0..M.
     """
 
     def __init__(
@@ -54,22 +49,30 @@ class IndependentPixels:
         scale_floor: float = 1e-3,
     ) -> None:
         if train.dim() != 2 or 0 in train.shape:
-            raise ValueError(f"train must have shape (N, D) without zeros, got {tuple(train.shape)}")
+            raise ValueError(
+                f"train must have shape (N, D) with N, D >= 1, got {tuple(train.shape)}; give training data"
+            )
         if not (pseudo_count > 0 and scale_floor > 0):
             raise ValueError(
-                f"pseudo_count and scale_floor must be above 0, got {pseudo_count} and "
-                f"{scale_floor}: without them an unseen value has log p(x) = -inf"
+                f"pseudo_count and scale_floor must be above 0, got {pseudo_count} and {scale_floor}; give positive "
+                "numbers, since without them log p(x) of an unseen value is -inf"
             )
         self.base_measure = "lebesgue" if maximum is None else "counting"
         self._maximum = maximum
         self._pseudo_count = pseudo_count
         self._num_data = len(train)
         if maximum is None:
-            mean = sum(x.double().sum(0) for x in _chunks(train)) / len(train)
-            variance = sum((x - mean).square().sum(0) for x in _chunks(train)) / len(train)
-            scale = torch.as_tensor(variance).sqrt().clamp(min=scale_floor)
-            self._normal = torch.distributions.Normal(mean, scale, validate_args=False)
-            return
+            self._fit_normals(train, scale_floor)
+        else:
+            self._fit_histograms(train, maximum)
+
+    def _fit_normals(self, train: Tensor | Streamed, scale_floor: float) -> None:
+        mean = sum(x.double().sum(0) for x in _chunks(train)) / len(train)
+        variance = sum((x - mean).square().sum(0) for x in _chunks(train)) / len(train)
+        scale = torch.as_tensor(variance).sqrt().clamp(min=scale_floor)
+        self._normal = torch.distributions.Normal(mean, scale, validate_args=False)
+
+    def _fit_histograms(self, train: Tensor | Streamed, maximum: int) -> None:
         is_grey = maximum == 1
         outside, last = 0, torch.ones(train.shape[1], dtype=torch.long)
         for x in _chunks(train):
@@ -77,12 +80,11 @@ class IndependentPixels:
             last = torch.maximum(last, x.amax(dim=0).ceil().long())
         if outside:
             raise ValueError(
-                f"a histogram over 0..{maximum} needs integers in that range, and "
-                f"{outside} training values are not: pass the source's maximum, "
-                "or None for normals"
+                f"a histogram over 0..{maximum} needs integers in that range, but {outside} training values are not; "
+                "give the maximum of the source, or None for normals"
             )
-        # One row of cells per pixel, as long as that pixel's largest training value: counts such
-        # as genes' have a few large values, and a full table of D (M + 1) cells would not fit.
+        # Each dimension has cells up to its largest training value. Counts such as genes' have a few large values, and
+        # a table of D (M + 1) cells would not fit into memory.
         self._last = last
         self._first = (self._last + 1).cumsum(0) - (self._last + 1)
         self._counts = torch.zeros(int((self._last + 1).sum()), dtype=torch.float64)
@@ -100,31 +102,31 @@ class IndependentPixels:
         """Fit the baseline to the training data of a data set.
 
         Args:
-            data: The data set.
-            base_measure: That of the likelihood it is compared with. None means "counting" where
-                the model sees non-negative integers, else "lebesgue".
-            pseudo_count: Pseudo-count of every cell, above 0.
+            data: Data set.
+            base_measure: Base measure of the likelihood to compare with, "counting" or "lebesgue"; None for "counting"
+                if the model's data are non-negative integers, else "lebesgue".
+            pseudo_count: Positive pseudo-count of every cell.
 
         Raises:
-            ValueError: "counting" is asked for data that are no counts.
+            ValueError: If base_measure is "counting" and the data are not non-negative integers.
         """
         if base_measure not in (None, "counting", "lebesgue"):
             raise ValueError(f"base_measure must be counting or lebesgue, got {base_measure}")
         if base_measure == "counting" and data.maximum is None:
             raise ValueError(
-                f"base_measure 'counting' needs non-negative integers, and {data.name} has other values: use 'lebesgue'"
+                f"base_measure 'counting' needs non-negative integers, but {data.name} has other values; use 'lebesgue'"
             )
         maximum = None if base_measure == "lebesgue" else data.maximum
         return cls(data.train, maximum=maximum, pseudo_count=pseudo_count)
 
     def log_prob(self, x: Tensor) -> Tensor:
-        """Log probability, or log density, of each datum.
+        """Compute the log probability or log density of each datum.
 
         Args:
             x: Data, with shape (N, D).
 
         Returns:
-            log p(x) in nats, with shape (N,), float64, on the CPU; -inf outside a histogram.
+            The values log p(x) in nats, with shape (N,), float64, on the CPU; -inf outside a histogram.
         """
         return torch.cat([self._log_prob(part.detach().cpu()) for part in x.split(_CHUNK)])
 

@@ -1,4 +1,4 @@
-"""Readers of the sources. Each returns unsplit NumPy values, or one line that says what to do."""
+"""Readers of data sources. Each returns the whole source as a NumPy array."""
 
 from __future__ import annotations
 
@@ -23,11 +23,11 @@ MNIST_FILES = (
     "t10k-labels-idx1-ubyte",
 )
 _CHUNK = 4096  # data that are checked at once
-_TIMEOUT = 20.0  # seconds without an answer until a download is given up
+_TIMEOUT = 20.0  # seconds without a response before a download fails
 
 
 def read_digits() -> tuple[np.ndarray, Tensor]:
-    """Images with shape (1797, 8, 8), float64; their labels, with shape (1797,), int64."""
+    """Read scikit-learn's digits: images, with shape (1797, 8, 8), float64; labels, with shape (1797,), int64."""
     from sklearn.datasets import load_digits
 
     digits = load_digits()
@@ -35,18 +35,18 @@ def read_digits() -> tuple[np.ndarray, Tensor]:
 
 
 def read_mnist(root: Path) -> tuple[np.ndarray, Tensor, int]:
-    """Training file, then test file, from ROOT/MNIST/raw; downloaded where they are missing.
+    """Read MNIST from ROOT/MNIST/raw, the training file, then the test file. Download missing files.
 
     Args:
-        root: The folder ROOT.
+        root: Folder ROOT.
 
     Returns:
-        Images with shape (N, H, W), uint8; labels with shape (N,), int64; how many of the N, at
-        the end, are of the test file.
+        The images, with shape (N, H, W), uint8; the labels, with shape (N,), int64; and the number of data from the
+        test file, which come last.
 
     Raises:
-        FileNotFoundError: Files are missing and cannot be downloaded.
-        ValueError: A file is corrupted, or the files do not belong together.
+        FileNotFoundError: If files are missing and cannot be downloaded.
+        ValueError: If a file is corrupted, or the sizes of the files do not agree.
     """
     from torchvision.datasets import mnist
 
@@ -58,28 +58,28 @@ def read_mnist(root: Path) -> tuple[np.ndarray, Tensor, int]:
         read = mnist.read_image_file if "images" in file else mnist.read_label_file
         try:
             arrays.append(read(os.fspath(raw / file)).numpy())
-        except Exception as error:  # the reader fails in many ways on bytes that are not its own
+        except Exception as error:  # torchvision raises many kinds of errors on corrupted files
             raise ValueError(
-                f"{raw / file} is corrupted, truncated or unreadable ({_one_line(error)}): replace "
-                "it, or delete it to have it downloaded again"
+                f"{raw / file} is corrupted, truncated or unreadable ({_one_line(error)}); replace it, or delete it to "
+                "download it again"
             ) from error
     images, labels, test_images, test_labels = arrays
     if len(images) < 2 or len(images) != len(labels) or len(test_images) != len(test_labels):
         raise ValueError(
-            f"{raw}: the training files hold {len(images)} images and {len(labels)} labels, the "
-            f"test files {len(test_images)} and {len(test_labels)}: replace those that are wrong"
+            f"{raw}: images and labels must agree in number, but the training files hold {len(images)} and "
+            f"{len(labels)}, the test files {len(test_images)} and {len(test_labels)}; replace the wrong files"
         )
     if images.shape[1:] != test_images.shape[1:]:
         raise ValueError(
-            f"{raw}: training images have shape {images.shape[1:]}, test images "
-            f"{test_images.shape[1:]}: replace those that are wrong"
+            f"{raw}: training images have shape {images.shape[1:]}, test images {test_images.shape[1:]}; replace the "
+            "wrong files"
         )
     source = np.concatenate([images, test_images])
     return source, torch.from_numpy(np.concatenate([labels, test_labels])), len(test_images)
 
 
 def _download_mnist(root: Path, raw: Path) -> None:
-    """Download to a folder beside and move the files in when all are there."""
+    """Download MNIST to a temporary folder, and move missing files to `raw` once all are complete."""
     from torchvision.datasets import MNIST
 
     new_folders = [folder for folder in (raw, *raw.parents) if not os.path.exists(folder)]
@@ -94,18 +94,18 @@ def _download_mnist(root: Path, raw: Path) -> None:
                     os.replace(fresh / file, raw / file)
     except Exception as error:  # network, name service, disk, rights, or a wrong checksum
         raise FileNotFoundError(
-            f"MNIST is not in {raw} and cannot be downloaded ({_one_line(error)}): put "
-            f"{', '.join(MNIST_FILES)} into ROOT/MNIST/raw and give --data_dir ROOT"
+            f"MNIST is not in {raw} and cannot be downloaded ({_one_line(error)}); put {', '.join(MNIST_FILES)} into "
+            "ROOT/MNIST/raw and give --data_dir ROOT"
         ) from error
     finally:
-        for new_folder in new_folders:  # those that stayed empty
+        for new_folder in new_folders:  # rmdir removes those that are empty
             with contextlib.suppress(OSError):
                 new_folder.rmdir()
 
 
 @contextlib.contextmanager
 def _socket_timeout() -> Iterator[None]:
-    """Let a silent network fail: torchvision opens its connections without a timeout."""
+    """Set a timeout for connections, which torchvision opens without one."""
     before = socket.getdefaulttimeout()
     socket.setdefaulttimeout(_TIMEOUT if before is None else before)
     try:
@@ -115,16 +115,16 @@ def _socket_timeout() -> Iterator[None]:
 
 
 def read_array(name: str, flag: str = "--data", *, stream: bool = False) -> np.ndarray:
-    """The reader's own array, checked: finite numbers that float32 holds, with shape (N, ...).
+    """Read an array of the user, and check that its values are finite and representable in float32.
 
     Args:
-        name: PATH.npy, PATH.npz:KEY, or PATH.npz where the file holds one array.
-        flag: "--data", or "--covariates", which may have shape (N,) too.
-        stream: Map PATH.npy into memory instead of reading it.
+        name: PATH.npy, PATH.npz:KEY, or PATH.npz if the file holds one array.
+        flag: Flag that named the array: "--data", or "--covariates", for which shape (N,) is also valid.
+        stream: Whether to map PATH.npy into memory instead of reading it.
 
     Raises:
-        FileNotFoundError: There is no such file.
-        ValueError: The name, the file, the key, the dtype, the shape or a value is not usable.
+        FileNotFoundError: If the file does not exist.
+        ValueError: If the name, the file, the key, the dtype, the shape or a value is invalid.
     """
     stem, has_key, key = name.partition(".npz:")
     path = Path(stem + ".npz" if has_key else name).expanduser()
@@ -132,17 +132,22 @@ def read_array(name: str, flag: str = "--data", *, stream: bool = False) -> np.n
         names = ("digits", "mnist") if flag == "--data" else ("labels",)
         raise ValueError(unknown(flag, name, names) + ", or a file: PATH.npy or PATH.npz:KEY")
     if not os.path.isfile(path):
-        raise FileNotFoundError(f"{path}: there is no such file; check the path given to {flag}")
+        raise FileNotFoundError(f"{path}: no such file; check the path given to {flag}")
     array = _load(path, key, stream)
     if array.dtype.kind not in "buif":
         raise ValueError(
-            f"{name} has dtype {array.dtype}: expected booleans, integers or real numbers; convert it before saving"
+            f"{name} must hold booleans, integers or real numbers, got dtype {array.dtype}; convert it before saving"
         )
     if array.ndim < (2 if flag == "--data" else 1) or array.size == 0 or len(array) < 10:
         raise ValueError(
-            f"{name} has shape {array.shape}: expected (N, ...) with at least ten data in rows and "
-            "one value in each; reshape it, or bring more data"
+            f"{name} must have shape (N, ...) with at least ten rows and one value in each, got {array.shape}; reshape "
+            "it, or give more data"
         )
+    _check_values(array, name)
+    return array
+
+
+def _check_values(array: np.ndarray, name: str) -> None:
     bad_values, first = 0, (0, 0)
     for start in range(0, len(array), _CHUNK):
         part = array[start : start + _CHUNK]
@@ -150,10 +155,10 @@ def read_array(name: str, flag: str = "--data", *, stream: bool = False) -> np.n
             largest = max(abs(int(part.min())), abs(int(part.max())))
             if largest >= 2**24:
                 raise ValueError(
-                    f"{name} has the integer {largest} in absolute value: float32 is exact below "
-                    f"{2**24} only; rescale it, or save it as floating point"
+                    f"integers in {name} must be below {2**24} in absolute value, where float32 is exact, got "
+                    f"{largest}; rescale the array, or save it as floating point"
                 )
-        with np.errstate(over="ignore"):  # an overflow is found here, as infinity
+        with np.errstate(over="ignore"):  # an overflow becomes infinity, which the check finds
             bad = ~np.isfinite(part.astype(np.float32)).reshape(len(part), -1)
         if bad.any() and not bad_values:
             row, column = divmod(int(bad.argmax()), bad.shape[1])
@@ -161,21 +166,19 @@ def read_array(name: str, flag: str = "--data", *, stream: bool = False) -> np.n
         bad_values += int(bad.sum())
     if bad_values:
         raise ValueError(
-            f"{name} has {bad_values} values that are NaN, infinite or too large for float32, "
-            f"the first in row {first[0]}, column {first[1]} (counted from 0, each datum flattened): "
-            "remove or replace them"
+            f"{name} has {bad_values} values that are NaN, infinite or too large for float32, the first in row "
+            f"{first[0]}, column {first[1]} (counted from 0, each datum flattened); remove or replace them"
         )
-    return array
 
 
 def _load(path: Path, key: str, stream: bool) -> np.ndarray:
-    """One array of a file, whatever its shape and dtype."""
+    """Load one array of a file, with any shape and dtype."""
     is_npz = path.suffix == ".npz"
     try:
         with path.open("rb") as file:
             complete = zipfile.is_zipfile(file) if is_npz else file.read(6) == b"\x93NUMPY"
         if not complete:
-            raise ValueError(f"it does not {'end' if is_npz else 'begin'} as such a file does")
+            raise ValueError(f"it does not {'end' if is_npz else 'begin'} as such a file")
         content: Any = np.load(path, allow_pickle=False, mmap_mode="r" if stream else None)
         if not is_npz:
             return content
@@ -187,21 +190,21 @@ def _load(path: Path, key: str, stream: bool) -> np.ndarray:
                 return np.asarray(content[key])
     except Exception as error:  # zip, zlib, header and memory errors alike
         raise ValueError(
-            f"{path} cannot be read as a NumPy {path.suffix} file ({_one_line(error)}): it may be "
-            "truncated, or hold Python objects; save numbers again with numpy.save or numpy.savez"
+            f"{path} cannot be read as a NumPy {path.suffix} file ({_one_line(error)}) and may be truncated or hold "
+            "Python objects; save numbers again with numpy.save or numpy.savez"
         ) from error
     near = difflib.get_close_matches(key, keys, n=len(keys) or 1)
     listed = [*near, *(k for k in keys if k not in near)]
     more = ", ..." if len(listed) > 20 else ""
-    what = f"has no array {key!r}" if key else f"holds {len(keys)} arrays and none was named"
-    raise ValueError(f"{path} {what}: name one as {path}:KEY, where KEY is one of {', '.join(listed[:20])}{more}")
+    problem = f"has no array {key!r}" if key else f"holds {len(keys)} arrays, and no key was given"
+    raise ValueError(f"{path} {problem}; give {path}:KEY, where KEY is one of {', '.join(listed[:20])}{more}")
 
 
 def unknown(flag: str, got: str, known: Iterable[str]) -> str:
-    """One line for a name that is not known, with the near one."""
+    """Return an error message for an unknown name that suggests the nearest known one."""
     near = difflib.get_close_matches(got.lower(), known, n=1)
     hint = f" (did you mean {near[0]}?)" if near else ""
-    return f"{flag} {got!r} is not known{hint}: expected one of {', '.join(known)}"
+    return f"{flag} {got!r} is unknown{hint}; use one of {', '.join(known)}"
 
 
 def _one_line(error: BaseException) -> str:

@@ -1,7 +1,7 @@
-"""Per-datum log densities of Pyro programs, ours or the user's own.
+"""Per-datum log densities of Pyro programs, ours or the user's own, and helpers that run programs on data.
 
-A program signs a contract: every sample site lies inside one plate over the data at dim -1. Particles take dim -2.
-Everything here follows from the traces alone; nothing depends on the class of a prior or a likelihood.
+Programs must keep a contract: every sample site lies inside one plate over the data at dim -1; particles use dim -2.
+All results are computed from traces, so no function depends on the class of a prior or a likelihood.
 """
 
 from pyrovae.densities.arguments import device_of, num_data, take

@@ -1,4 +1,4 @@
-"""The arguments of programs: how many data, on which device, and some of them."""
+"""Helpers for program arguments: count the data, find their device, select rows."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -11,33 +11,43 @@ from pyrovae.densities.streamed import Streamed
 
 
 def num_data(args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> int:
-    """N: the leading length of the first tensor among a program's arguments.
+    """Return the number of data N, the leading length of the first tensor among the arguments.
+
+    Args:
+        args: Positional arguments of a program.
+        kwargs: Keyword arguments of a program.
 
     Raises:
-        ValueError: If there is none, or it is empty.
+        ValueError: If no argument is a tensor, if the first one is empty, or if one is a numpy array.
     """
     for value in (*args, *kwargs.values()):
         if isinstance(value, np.ndarray):
             raise ValueError(
-                "the data are a numpy array; give torch.as_tensor(x), as floating point numbers, or Streamed(x), which "
-                "leaves a memory-mapped one on disk"
+                "data must be a tensor, got a numpy array; give torch.as_tensor(x) of floating point numbers, or "
+                "Streamed(x) for a memory-mapped array"
             )
         if isinstance(value, Tensor | Streamed) and value.dim() > 0:
             if not value.shape[0]:
-                raise ValueError("the data are empty: the first tensor has leading length 0; give at least one datum")
+                raise ValueError("the data are empty, the first tensor has leading length 0; give at least one datum")
             return value.shape[0]
-    raise ValueError("no data: give the programs' arguments, a tensor of shape (N, ...) first")
+    raise ValueError("programs need data, got no tensor; give a tensor of shape (N, ...) first")
 
 
 def device_of(args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> torch.device:
-    """The device of the first tensor among a program's arguments."""
+    """Return the device of the first tensor among the arguments of a program."""
     return next(value for value in (*args, *kwargs.values()) if isinstance(value, Tensor | Streamed)).device
 
 
 def take(
     args: tuple[Any, ...], kwargs: Mapping[str, Any], rows: slice | Tensor
 ) -> tuple[tuple[Any, ...], dict[str, Any]]:
-    """Take some data: index every tensor argument whose leading length is N, streamed ones too; leave others whole."""
+    """Select rows of every tensor argument, in memory or streamed, with leading length N. Keep all other arguments.
+
+    Args:
+        args: Positional arguments of a program.
+        kwargs: Keyword arguments of a program.
+        rows: Rows to select.
+    """
     size = num_data(args, kwargs)
 
     def part(value: Any) -> Any:

@@ -1,8 +1,4 @@
-"""Per-datum log densities of Pyro programs, ours or the reader's own.
-
-A program signs a contract: every sample site lies inside one plate over the data at dim -1. Particles take dim -2.
-Everything here follows from the traces alone; nothing asks what a prior or a likelihood is.
-"""
+"""Checks that the traces of model and guide agree: latent sites, event shapes, masks and KL weights."""
 
 from typing import Any
 
@@ -14,13 +10,17 @@ from pyrovae.densities.traces import sample_sites
 
 
 def take_kl_weight(model_trace: poutine.Trace, guide_trace: poutine.Trace) -> float | Tensor | None:
-    """Take the weight of the KL divergence (`temper`) off the latent sites of both programs' traces.
+    """Remove the KL weight (`temper`) from the latent sites of both traces, and return it.
+
+    Args:
+        model_trace: Trace of the model.
+        guide_trace: Trace of the guide.
 
     Returns:
-        The one scale that all latents carry in both programs; None where it is the number 1.
+        The scale of all latent sites in both programs; None if it is the number 1.
 
     Raises:
-        ValueError: If they carry different ones.
+        ValueError: If two latent sites have different scales.
     """
     latents = [
         (program, name, site)
@@ -33,48 +33,52 @@ def take_kl_weight(model_trace: poutine.Trace, guide_trace: poutine.Trace) -> fl
     weight = latents[0][2]["scale"]
     for program, name, site in latents:
         scale = site["scale"]
-        # The very same tensor needs no look at its value, so that this can be recorded.
+        # The identical tensor is not compared by value, so that recording can trace this function.
         if scale is not weight and not bool(torch.as_tensor(scale == weight).all()):
             raise ValueError(
                 f"site {name!r} of the {program} carries scale {scale}, site {latents[0][1]!r} of the model {weight}; "
-                "a weight of the KL divergence is one and the same for all latents of both programs (`temper`)"
+                "the KL weight must be equal for all latents of both programs; set it with one `temper`"
             )
         site["scale"] = 1.0
     return None if not isinstance(weight, Tensor) and weight == 1 else weight
 
 
 def matched_latents(model_trace: poutine.Trace, guide_trace: poutine.Trace) -> dict[str, Any]:
-    """The guide's sites, after seeing that they are the model's latents, each under the same mask."""
+    """Return the guide's sites, after checking that they match the model's latent sites.
+
+    Args:
+        model_trace: Trace of the model.
+        guide_trace: Trace of the guide.
+
+    Raises:
+        ValueError: If the names, event shapes or masks of the latent sites differ.
+    """
     drawn = sample_sites(guide_trace)
     wanted = {name: site for name, site in sample_sites(model_trace).items() if not site["is_observed"]}
     for name in wanted:
         if name not in drawn:
             raise ValueError(
-                f"the guide does not draw site {name!r} of the model; it draws {sorted(drawn)}. Give both the same "
-                "latent sites"
+                f"the guide does not draw site {name!r} of the model, only {sorted(drawn)}; give both the same latent "
+                "sites"
             )
     for name, site in drawn.items():
         if site["is_observed"] or name not in wanted:
             raise ValueError(
-                f"site {name!r} of the guide is no latent of the model, which has {sorted(wanted)}; weights over "
-                "auxiliary or observed sites of a guide are not those of log p(x). Take it out of the guide"
+                f"site {name!r} of the guide is no latent of the model, which has {sorted(wanted)}; remove it from the "
+                "guide, since log p(x) has no auxiliary or observed sites of a guide"
             )
         ours, theirs = tuple(site["fn"].event_shape), tuple(wanted[name]["fn"].event_shape)
         if ours != theirs:
             raise ValueError(
-                f"site {name!r} has an event {_of(ours)} in the guide and {_of(theirs)} in the model; make the "
-                "encoder's latent as large as the prior's"
+                f"site {name!r} has event shape {ours} in the guide and {theirs} in the model; give the encoder's "
+                "latent the dimension of the prior's"
             )
         if not _same_mask(site["mask"], wanted[name]["mask"]):
             raise ValueError(
-                f"site {name!r} carries one mask in the model and another in the guide, so their densities are not of "
-                "the same latents; mask it alike in both"
+                f"site {name!r} carries one mask in the model and another in the guide; give both the same mask, so "
+                "that their densities are of the same latents"
             )
     return drawn
-
-
-def _of(shape: tuple[int, ...]) -> str:
-    return f"of {shape[0]}" if len(shape) == 1 else f"{shape}"
 
 
 def _same_mask(one: Any, other: Any) -> bool:

@@ -1,4 +1,4 @@
-"""Effect handlers of our own, beside Pyro's."""
+"""Effect handlers that Pyro lacks."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -9,16 +9,18 @@ from torch import Tensor
 
 
 class temper(Messenger):  # noqa: N801  # a handler, named as Pyro names its own
-    """Weight the log densities of latent sites, of observed sites, or of both.
+    """Handler that weights the log densities of latent sites, of observed sites, or of both.
 
-    Around model and guide, `temper(latent=b)` turns the ELBO into E_q[log p(x|z)] - b KL(q, p(z)) (Higgins et al.,
-    "beta-VAE", ICLR 2017, https://openreview.net/forum?id=Sy2fzU9gl; raised from 0 to 1 in training, Bowman et al.,
-    "Generating sentences from a continuous space", 2016, https://arxiv.org/abs/1511.06349). Around the model alone,
-    `temper(observed=b)` gives log p(z) + b log p(x|z), the path from prior to posterior on which annealed importance
-    sampling walks (`ais` forms it from the two log densities by itself, since its start need not be the prior).
+        latent=b around model and guide:  ELBO = E_q[log p(x|z)] - b KL(q, p(z))
+        observed=b around the model:      log p(z) + b log p(x|z)
+
+    The first is the objective of Higgins et al., "beta-VAE" (ICLR 2017, https://openreview.net/forum?id=Sy2fzU9gl);
+    Bowman et al., "Generating sentences from a continuous space" (2016, https://arxiv.org/abs/1511.06349), raise b from
+    0 to 1 in training. The second is the path from prior to posterior of annealed importance sampling. `ais` does not
+    use this handler, since its path need not start at the prior.
 
     Args:
-        latent: Weight of the sites that are not observed.
+        latent: Weight of the latent sites.
         observed: Weight of the observed sites.
 
     Example:
@@ -39,14 +41,16 @@ class temper(Messenger):  # noqa: N801  # a handler, named as Pyro names its own
         if not site_is_subsample(msg) and not msg["infer"].get("_deterministic"):
             weight = self.observed if msg["is_observed"] else self.latent
             untouched = not isinstance(msg["scale"], Tensor) and msg["scale"] == 1
-            msg["scale"] = weight if untouched else msg["scale"] * weight  # one object for all, which can be told
+            msg["scale"] = (
+                weight if untouched else msg["scale"] * weight
+            )  # one object for all sites, so that their weights compare as identical
 
 
-class substitute(Messenger):  # noqa: N801  # likewise
-    """Give latent sites these values, as a draw would, so that they stay latent (`poutine.condition` observes them).
+class substitute(Messenger):  # noqa: N801  # named as Pyro names its own
+    """Handler that sets the values of latent sites and keeps them latent, unlike `poutine.condition`.
 
     Args:
-        values: A value for each site, by name.
+        values: Value of each site, by name.
     """
 
     def __init__(self, values: Mapping[str, Tensor]) -> None:

@@ -1,8 +1,4 @@
-"""Per-datum log densities of Pyro programs, ours or the reader's own.
-
-A program signs a contract: every sample site lies inside one plate over the data at dim -1. Particles take dim -2.
-Everything here follows from the traces alone; nothing asks what a prior or a likelihood is.
-"""
+"""The torch modules inside a program, and their evaluation mode."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -19,7 +15,7 @@ from pyrovae.densities.traces import Program
 
 @contextmanager
 def evaluating(*programs: Program) -> Iterator[None]:
-    """Switch the modules among the programs to evaluation mode (no dropout) without gradients, and back at the end."""
+    """Disable gradients and put the programs' modules into evaluation mode (no dropout), then restore their modes."""
     modules = [module for program in programs for module in modules_of(program)]
     was_training = [(m, m.training) for module in modules for m in module.modules()]
     try:
@@ -33,7 +29,7 @@ def evaluating(*programs: Program) -> Iterator[None]:
 
 
 def module_of(program: Program) -> list[nn.Module]:
-    """List the torch modules a program is: itself, or the object whose bound method it is, under any handlers."""
+    """List the module that a program is or is a bound method of, under any handlers; empty if it is a function."""
     program = unwrap(program)
     while isinstance(program, partial):
         program = unwrap(program.func)
@@ -42,7 +38,7 @@ def module_of(program: Program) -> list[nn.Module]:
 
 
 def modules_of(program: Program) -> list[nn.Module]:
-    """List the torch modules a program can reach: what it is, closes over, is bound to, or names among its globals."""
+    """List the torch modules that a program can reach: itself, its owner, closures, arguments and globals."""
     found: dict[int, nn.Module] = {}
     seen: set[int] = set()
 

@@ -1,8 +1,4 @@
-"""Per-datum log densities of Pyro programs, ours or the reader's own.
-
-A program signs a contract: every sample site lies inside one plate over the data at dim -1. Particles take dim -2.
-Everything here follows from the traces alone; nothing asks what a prior or a likelihood is.
-"""
+"""Check that data lie in the support of the distributions that a model gives them."""
 
 from typing import Any
 
@@ -21,19 +17,11 @@ from pyrovae.densities.traces import Program, sample_sites
 _WRAPPERS = (dist.Independent, dist.MaskedDistribution, ExpandedDistribution)
 
 
-def _brief(support: Any) -> str:
-    """A constraint's name, with its bounds where it has some; they are equal for all data."""
-    bounds = [v.flatten()[0].item() if isinstance(v, Tensor) else v for v in vars(support).values()]
-    numbers = [f"{bound:g}" for bound in bounds if isinstance(bound, int | float) and not isinstance(bound, bool)]
-    name = type(support).__name__.strip("_")
-    return f"{name}({', '.join(numbers)})"
-
-
 class SupportError(ValueError):
     """A datum lies outside the support.
 
     Attributes:
-        datum: Its number.
+        datum: Index of the first such datum in the full data set.
     """
 
     def __init__(self, message: str, datum: int) -> None:
@@ -42,19 +30,20 @@ class SupportError(ValueError):
 
 
 def check_support(model: Program, *args: Any, guide: Program | None = None, first: int = 0, **kwargs: Any) -> None:
-    """See that the observed values lie in the support of the distributions that the model gives them.
+    """Check that the observed values lie in the support of the distributions that the model gives them.
 
-    A support that differs from datum to datum, since it depends on latents, is left to the density.
+    The model runs once, and the random state is restored. A support that depends on the latents, and hence differs
+    between data, is not checked.
 
     Args:
-        model: Pyro program p(z) p(x|z); it is run once, and the random state is restored.
-        *args: Its arguments, the data first, with shape (N, ...).
-        guide: Program to draw the latents from; None for the model itself.
-        first: The number that the first of these data has for the reader.
-        **kwargs: Keyword arguments of both.
+        model: Pyro program p(z) p(x|z).
+        *args: Positional arguments of both programs, the data first, with shape (N, ...).
+        guide: Pyro program q(z|x), with the model's arguments, to draw the latents; None to draw them from the prior.
+        first: Index of the first datum in the full data set, for error messages.
+        **kwargs: Keyword arguments of both programs.
 
     Raises:
-        SupportError: Naming the site, the first datum outside, and what to do.
+        SupportError: If an observed value lies outside. The message names the site and the first such datum.
     """
     programs = (model,) if guide is None else (model, guide)
     with evaluating(*programs), isolated_rng(), pyro.validation_enabled(False):
@@ -68,13 +57,36 @@ def check_support(model: Program, *args: Any, guide: Program | None = None, firs
 
 def _check_site(name: str, fn: Any, value: Tensor, mask: Any, number: int) -> None:
     entry, masks = fn, [mask]
-    while isinstance(entry, _WRAPPERS):  # down to single entries, so that the message can name one
+    while isinstance(entry, _WRAPPERS):  # unwrap down to single entries, so that the message can name one
         masks.append(getattr(entry, "_mask", None))
         entry = entry.base_dist
     support = entry.support
     bounds = [bound for bound in vars(support).values() if isinstance(bound, Tensor) and bound.numel() > 1]
     if any(bool((bound != bound.flatten()[0]).any()) for bound in bounds) or any(m is False for m in masks):
         return
+    inside = _inside_or_masked(support, value, masks)
+    if bool(inside.all()):
+        return
+    outside = (~inside).nonzero()
+    first = outside[0].tolist()
+    worst = value[tuple(first)]
+    where = f"datum {number + first[0]}" + (f", entry {first[1]}" if len(first) == 2 else "")
+    shown = f"{worst.item():g}" if worst.dim() == 0 else f"{worst.tolist()}"
+    hint = "give data in the support, or use another likelihood"
+    if support is constraints.boolean and bool(((value >= 0) & (value <= 1)).all()):
+        hint = (
+            "these are grey values, so binarise them (--binarize dynamic or static), or use a density, "
+            "ContinuousBernoulliLikelihood"
+        )
+    raise SupportError(
+        f"site {name!r}: {len(outside):,} of {inside.numel():,} values lie outside the support of "
+        f"{type(entry).__name__}, {_support_name(support)}; the first is {shown} at {where}; {hint}",
+        number + first[0],
+    )
+
+
+def _inside_or_masked(support: Any, value: Tensor, masks: list[Any]) -> Tensor:
+    """Return whether each entry is finite and in the support, or missing by one of the masks."""
     inside = support.check(value)
     if value.is_floating_point():
         finite = torch.isfinite(value)
@@ -83,21 +95,12 @@ def _check_site(name: str, fn: Any, value: Tensor, mask: Any, number: int) -> No
         if isinstance(observed, Tensor):
             spread = observed.reshape(observed.shape + (1,) * (inside.dim() - observed.dim()))
             inside = inside | ~spread
-    if bool(inside.all()):
-        return
-    outside = (~inside).nonzero()
-    first = outside[0].tolist()
-    worst = value[tuple(first)]
-    where = f"datum {number + first[0]}" + (f", entry {first[1]}" if len(first) == 2 else "")
-    shown = f"{worst.item():g}" if worst.dim() == 0 else f"{worst.tolist()}"
-    hint = "give data in the support, or another likelihood"
-    if support is constraints.boolean and bool(((value >= 0) & (value <= 1)).all()):
-        hint = (
-            "these are grey values: binarise them (--binarize dynamic or static), or take a density for them, "
-            "ContinuousBernoulliLikelihood"
-        )
-    raise SupportError(
-        f"site {name!r}: {len(outside):,} of {inside.numel():,} values lie outside the support of "
-        f"{type(entry).__name__}, {_brief(support)}; the first is {shown} at {where}; {hint}",
-        number + first[0],
-    )
+    return inside
+
+
+def _support_name(support: Any) -> str:
+    """Return the name of a constraint, with its bounds, if any."""
+    bounds = [v.flatten()[0].item() if isinstance(v, Tensor) else v for v in vars(support).values()]
+    numbers = [f"{bound:g}" for bound in bounds if isinstance(bound, int | float) and not isinstance(bound, bool)]
+    name = type(support).__name__.strip("_")
+    return f"{name}({', '.join(numbers)})"

@@ -1,8 +1,4 @@
-"""Per-datum log densities of Pyro programs, ours or the reader's own.
-
-A program signs a contract: every sample site lies inside one plate over the data at dim -1. Particles take dim -2.
-Everything here follows from the traces alone; nothing asks what a prior or a likelihood is.
-"""
+"""Traces of programs with particles, and the log densities of their sites."""
 
 from collections.abc import Callable, Mapping
 from typing import Any
@@ -16,23 +12,22 @@ from torch import Tensor
 
 Program = Callable[..., Any]
 
-
-_PARTICLES = "_pyrovae_particles"
+_PARTICLE_PLATE = "_pyrovae_particles"
 
 
 def trace_log_density(trace: poutine.Trace, num_particles: int, program: str) -> tuple[Tensor, Tensor]:
-    """Sum the log densities of a trace's sites, per particle and datum.
+    """Sum the log densities of the sites of a trace, per particle and datum.
 
     Args:
-        trace: Trace of a program run inside the plate of particles.
-        num_particles: K.
-        program: "model" or "guide", for messages.
+        trace: Trace of a program that ran inside the plate of particles.
+        num_particles: Number of draws K per datum.
+        program: Name of the program in error messages, "model" or "guide".
 
     Returns:
-        Log densities of all sites, and of the observed sites alone, in nats, each with shape (K, N).
+        The log densities of all sites, and of the observed sites alone, in nats, each with shape (K, N).
 
     Raises:
-        ValueError: If the sites do not lie inside one plate at dim -1, or one carries a scale other than one.
+        ValueError: If the sites do not lie inside one plate at dim -1, or one carries a scale other than 1.
     """
     total: dict[bool, Tensor | float] = {True: 0.0, False: 0.0}
     plate = None
@@ -40,8 +35,8 @@ def trace_log_density(trace: poutine.Trace, num_particles: int, program: str) ->
         frames = {f.dim: f for f in site["cond_indep_stack"] if f.vectorized}
         if -1 not in frames:
             raise ValueError(
-                f"site {name!r} of the {program} lies outside a plate over the data at dim -1, so log p(x_n) of one "
-                "datum is not defined; move it inside, or make it a parameter"
+                f"site {name!r} of the {program} lies outside a plate over the data at dim -1, so log p(x_n) is not "
+                "defined per datum; move it inside, or make it a parameter"
             )
         plate = plate or frames[-1]
         if (frames[-1].name, frames[-1].size) != (plate.name, plate.size):
@@ -49,37 +44,37 @@ def trace_log_density(trace: poutine.Trace, num_particles: int, program: str) ->
                 f"site {name!r} of the {program} lies in plate {frames[-1].name!r} of size {frames[-1].size}, others "
                 f"in {plate.name!r} of size {plate.size}; put every site into one plate over the data"
             )
-        if not _is_one(site["scale"]):
+        if not _equals_one(site["scale"]):
             raise ValueError(
                 f"site {name!r} of the {program} carries scale {site['scale']} (poutine.scale or a subsampling plate), "
-                "which is no density; remove it here, and weight the objective instead"
+                "so its value is no log density; remove the scale, and weight the objective instead"
             )
         log_p = site_log_density(site)
         if log_p.dim() > 2:
             raise ValueError(
-                f"site {name!r} of the {program} has log density of shape {tuple(log_p.shape)}; expected (K, N) = "
-                f"({num_particles}, {plate.size}). Call .to_event on what belongs to one datum"
+                f"the log density of site {name!r} of the {program} must have shape (K, N) = ({num_particles}, "
+                f"{plate.size}), got {tuple(log_p.shape)}; call .to_event on the dimensions of one datum"
             )
         total[site["is_observed"]] = total[site["is_observed"]] + log_p
     if plate is None:
-        raise ValueError(f"the {program} has no sample site; write pyro.sample inside a plate at dim -1")
+        raise ValueError(f"the {program} needs a sample site, but has none; call pyro.sample inside a plate at dim -1")
     shape = (num_particles, plate.size)
     return torch.as_tensor(total[True] + total[False]).expand(shape), torch.as_tensor(total[True]).expand(shape)
 
 
 def site_log_density(site: Mapping[str, Any]) -> Tensor:
-    """The log density of one site of a trace, in nats, its mask heeded, its scale not."""
+    """Compute the log density of one trace site in nats. Applies the site's mask, ignores its scale."""
     return scale_and_mask(site["fn"].log_prob(site["value"]), mask=site["mask"])
 
 
 def trace_with_particles(program: Program, num_particles: int, *args: Any, **kwargs: Any) -> poutine.Trace:
-    """Run a program inside a plate of K particles at dim -2, and trace it."""
-    with pyro.plate(_PARTICLES, num_particles, dim=-2):
+    """Trace a program inside a plate of K particles at dim -2."""
+    with pyro.plate(_PARTICLE_PLATE, num_particles, dim=-2):
         return poutine.trace(program).get_trace(*args, **kwargs)
 
 
 def sample_sites(trace: poutine.Trace) -> dict[str, Any]:
-    """The sample sites of a trace by name, in order, without those of plates and of pyro.deterministic."""
+    """Return the sample sites of a trace by name, in order, without those of plates and of pyro.deterministic."""
     return {
         name: site
         for name, site in dict[str, Any](trace.nodes).items()
@@ -87,5 +82,5 @@ def sample_sites(trace: poutine.Trace) -> dict[str, Any]:
     }
 
 
-def _is_one(scale: Any) -> bool:
+def _equals_one(scale: Any) -> bool:
     return bool((scale == 1).all()) if isinstance(scale, Tensor) else scale == 1

@@ -1,8 +1,4 @@
-"""Per-datum log densities of Pyro programs, ours or the reader's own.
-
-A program signs a contract: every sample site lies inside one plate over the data at dim -1. Particles take dim -2.
-Everything here follows from the traces alone; nothing asks what a prior or a likelihood is.
-"""
+"""Log joint densities and log importance weights, per draw and datum, and the check that they are finite."""
 
 from collections.abc import Mapping
 from contextlib import suppress
@@ -18,23 +14,24 @@ from pyrovae.densities.modules import evaluating
 from pyrovae.densities.rng import isolated_rng
 from pyrovae.densities.traces import Program, sample_sites, trace_log_density, trace_with_particles
 
-_STRANGE_DRAWS = 100  # to look for sites without a density
+_DIAGNOSTIC_DRAWS = 100  # draws per datum in the search for sites with a nonfinite log density
 
 
 def log_joint(model: Program, latents: Mapping[str, Tensor], *args: Any, **kwargs: Any) -> Tensor:
-    r"""Evaluate log p(x_n, z_kn) at given latents.
+    """Evaluate log p(x_n, z_kn) at given latents.
 
     Args:
         model: Pyro program p(z) p(x|z).
-        latents: A value for each latent site, with shape (K, N, ...).
-        *args: Arguments of the model, the data first, with shape (N, ...).
-        **kwargs: Its keyword arguments.
+        latents: Value of each latent site by name, with shape (K, N, ...).
+        *args: Positional arguments of the model, the data first, with shape (N, ...).
+        **kwargs: Keyword arguments of the model.
 
     Returns:
-        Log densities in nats, with shape (K, N).
+        The log densities in nats, with shape (K, N).
 
     Raises:
-        ValueError: If a latent site has no value or a value no site, or the program breaks the contract.
+        ValueError: If the names in latents are not those of the model's latent sites, if their shapes do not agree on
+            K, or if the sites do not lie inside one plate over the data.
     """
     if not latents:
         raise ValueError("latents is empty; give a value of shape (K, N, ...) for each latent site")
@@ -42,14 +39,15 @@ def log_joint(model: Program, latents: Mapping[str, Tensor], *args: Any, **kwarg
     for name, value in latents.items():
         if value.dim() < 2 or value.shape[0] != num_particles:
             raise ValueError(
-                f"latent {name!r} has shape {tuple(value.shape)}; expected ({num_particles}, N, ...), one K for all"
+                f"latent {name!r} must have shape ({num_particles}, N, ...), got {tuple(value.shape)}; give all "
+                "latents the same K"
             )
     conditioned = poutine.condition(model, data=dict(latents))
     trace = trace_with_particles(conditioned, num_particles, *args, **kwargs)
     sites = sample_sites(trace)
     for name in latents:
         if name not in sites:
-            raise ValueError(f"the model has no site {name!r}; its sites are {list(sites)}")
+            raise ValueError(f"the model has no site {name!r}, only {list(sites)}; remove it from latents")
     for name, site in sites.items():
         if not site["is_observed"]:
             raise ValueError(f"latents gives no value for site {name!r}; give one of shape (K, N, ...)")
@@ -57,26 +55,26 @@ def log_joint(model: Program, latents: Mapping[str, Tensor], *args: Any, **kwarg
 
 
 def log_weights(model: Program, guide: Program, *args: Any, num_particles: int = 1, **kwargs: Any) -> Tensor:
-    r"""Draw latents from the guide and return their log importance weights, per datum.
+    """Draw latents from the guide and return their log importance weights, per datum.
 
-    log w_kn = log p(x_n, z_kn) - log q(z_kn | x_n),   z_kn ~ q(z | x_n).
+        log w_kn = log p(x_n, z_kn) - log q(z_kn|x_n),  z_kn ~ q(z|x_n)
 
-    The mean over k estimates the ELBO of datum n, the log-mean-exp over k bounds log p(x_n) from below (Burda, Grosse,
-    Salakhutdinov 2016, https://arxiv.org/abs/1509.00519). Differentiable by the pathwise gradient.
+    The mean over k estimates the ELBO of datum n. The log-mean-exp over k is in expectation a lower bound of log p(x_n)
+    (Burda, Grosse, Salakhutdinov 2016, https://arxiv.org/abs/1509.00519). Pathwise gradients flow through the result.
 
     Args:
         model: Pyro program p(z) p(x|z).
         guide: Pyro program q(z|x), with the model's arguments.
-        *args: Arguments of both, the data first, with shape (N, ...).
-        num_particles: K, the draws per datum.
-        **kwargs: Keyword arguments of both.
+        *args: Positional arguments of both programs, the data first, with shape (N, ...).
+        num_particles: Number of draws K per datum.
+        **kwargs: Keyword arguments of both programs.
 
     Returns:
-        Log weights in nats, with shape (K, N).
+        The log weights in nats, with shape (K, N).
 
     Raises:
-        ValueError: If num_particles is below 1, the sites do not lie inside one plate over the data, one carries a
-            scale other than one, or the guide's sites are not the model's latents, each under the same mask.
+        ValueError: If num_particles is below 1, if the sites do not lie inside one plate over the data, if a site
+            carries a scale other than 1, or if the latent sites of model and guide differ in name, shape or mask.
     """
     return log_weights_and_latents(model, guide, *args, num_particles=num_particles, **kwargs)[0]
 
@@ -84,14 +82,11 @@ def log_weights(model: Program, guide: Program, *args: Any, num_particles: int =
 def log_weights_and_latents(
     model: Program, guide: Program, *args: Any, num_particles: int = 1, **kwargs: Any
 ) -> tuple[Tensor, dict[str, Tensor], Tensor]:
-    """Do as `log_weights`, and return the draws and the likelihood too.
+    """Compute `log_weights`, and return also the latents and log p(x|z). Arguments and errors are the same.
 
     Returns:
-        Log weights, with shape (K, N); the latents by site, with shape (K, N, ...); and log p(x|z), the log density of
-        the observed sites, with shape (K, N). All in nats.
-
-    Raises:
-        ValueError: As `log_weights`.
+        The log weights, with shape (K, N); the latents by site, with shape (K, N, ...); and log p(x|z), the log density
+        of the observed sites, with shape (K, N). Densities are in nats.
     """
     if num_particles < 1:
         raise ValueError(f"num_particles must be at least 1, got {num_particles}")
@@ -111,18 +106,19 @@ def log_weights_and_latents(
 def check_weights(
     log_w: Tensor, model: Program, guide: Program | None, *args: Any, first: int = 0, **kwargs: Any
 ) -> None:
-    """See that no log weight is NaN or +inf.
+    """Check that no log weight is NaN or +inf.
 
     Args:
-        log_w: With shape (K, N).
-        model: Pyro program whose weights they are.
-        guide: Pyro program; None where it has no part in them.
-        *args: Arguments of both.
-        first: The number that the first of these data has for the reader.
-        **kwargs: Keyword arguments of both.
+        log_w: Log weights in nats, with shape (K, N).
+        model: Pyro program p(z) p(x|z).
+        guide: Pyro program q(z|x), with the model's arguments; None if the weights do not depend on it.
+        *args: Positional arguments of both programs, the data first, with shape (N, ...).
+        first: Index of the first datum in the full data set, for error messages.
+        **kwargs: Keyword arguments of both programs.
 
     Raises:
-        ValueError: Naming the first such datum, and the sites whose density shows it at a draw.
+        ValueError: If a weight is NaN or +inf. The message names the first such datum and the sites whose log density
+            is nonfinite at new draws.
     """
     largest = log_w.detach().amax(0)  # nan if one weight is
     bad = largest.isnan() | (largest == torch.inf)
@@ -130,7 +126,7 @@ def check_weights(
         return
     datum = int(bad.nonzero()[0])
     sites = nonfinite_sites(model, guide, args, kwargs, datum)
-    where = f"the density of {' and '.join(sites)} is not finite there" if sites else "draws of now do not show where"
+    where = f"the density of {' and '.join(sites)} is not finite there" if sites else "new draws do not show which site"
     raise ValueError(
         f"the log weights of datum {first + datum} are {'NaN' if bool(largest[datum].isnan()) else 'unbounded'} "
         f"({int(bad.sum()):,} of {len(bad):,} data); {where}; look for data or parameters that are NaN, or a scale "
@@ -141,20 +137,20 @@ def check_weights(
 def nonfinite_sites(
     model: Program, guide: Program | None, args: tuple[Any, ...], kwargs: Mapping[str, Any], datum: int | None = None
 ) -> list[str]:
-    """The sites whose log density is NaN or +inf at draws of now, the guide's first; else those where it is -inf.
+    """List the sites whose log density is NaN or +inf at new draws, the guide's first; if none, those with -inf.
 
     Args:
-        model: Pyro program.
-        guide: Pyro program; None for the model alone.
-        args: Arguments of both.
-        kwargs: Keyword arguments of both.
-        datum: The datum to look at; None for all.
+        model: Pyro program p(z) p(x|z).
+        guide: Pyro program q(z|x), with the model's arguments; None to draw from the model.
+        args: Positional arguments of both programs, the data first, with shape (N, ...).
+        kwargs: Keyword arguments of both programs.
+        datum: Index of the datum to examine; None for all.
     """
     undefined, impossible = [], []
     programs = (model,) if guide is None else (model, guide)
     with suppress(Exception), evaluating(*programs), isolated_rng(), pyro.validation_enabled(False):
-        drawn = trace_with_particles(model if guide is None else guide, _STRANGE_DRAWS, *args, **kwargs)
-        scored = trace_with_particles(poutine.replay(model, trace=drawn), _STRANGE_DRAWS, *args, **kwargs)
+        drawn = trace_with_particles(model if guide is None else guide, _DIAGNOSTIC_DRAWS, *args, **kwargs)
+        scored = trace_with_particles(poutine.replay(model, trace=drawn), _DIAGNOSTIC_DRAWS, *args, **kwargs)
         for program, trace in (("guide", None if guide is None else drawn), ("model", scored)):
             for name, site in ({} if trace is None else sample_sites(trace)).items():
                 log_p = site["fn"].log_prob(site["value"])

@@ -1,4 +1,4 @@
-"""Which latent dimensions a guide uses."""
+"""Active units: the latent dimensions that a guide uses."""
 
 from typing import Any
 
@@ -16,28 +16,28 @@ _DRAWS_AT_ONCE = 2**15
 def unit_activity(
     guide: Program, *args: Any, num_particles: int = 64, seed: int = 0, **kwargs: Any
 ) -> dict[str, Tensor]:
-    """Estimate the activity Var_x(E_q[z|x]) of every latent dimension; active are those above 0.01.
+    """Estimate the activity Var_x(E_q[z|x]) of every latent dimension. Units above 0.01 are active.
 
     Burda, Grosse, Salakhutdinov, "Importance weighted autoencoders" (ICLR 2016, https://arxiv.org/abs/1509.00519),
-    section 5.2. From K draws for each datum: the variance over data of their means, less the mean variance of these
-    means, so that it is unbiased for every guide, and below 0 at times.
+    section 5.2. The estimate is the variance over data of the mean of K draws, minus the mean variance of these means.
+    It is unbiased for every guide, and can be negative.
 
     Args:
-        guide: Pyro program q(z|x), whose draws lie inside one plate.
-        *args: Its arguments, the data first, with shape (N, ...).
-        num_particles: K.
-        seed: Seed of the draws; the global random state is left as it was.
-        **kwargs: Its keyword arguments.
+        guide: Pyro program q(z|x), with the model's arguments.
+        *args: Positional arguments of the guide, the data first, with shape (N, ...).
+        num_particles: Number of draws K per datum.
+        seed: Random seed; the global random state is restored at the end.
+        **kwargs: Keyword arguments of the guide.
 
     Returns:
-        By site, the activity with the shape of the latent of one datum, in the square of its unit.
+        The activity by site, with the shape of one latent, in the square of its unit.
 
     Raises:
         ValueError: If there are fewer than two data or draws.
     """
     size = num_data(args, kwargs)
     if size < 2 or num_particles < 2:
-        raise ValueError(f"a variance needs at least two data and two draws, got {size} and {num_particles}")
+        raise ValueError(f"a variance needs at least two data and two draws, got {size} and {num_particles}; give more")
     at_once = max(1, _DRAWS_AT_ONCE // num_particles)
     means: dict[str, list[Tensor]] = {}
     within: dict[str, list[Tensor]] = {}

@@ -1,9 +1,12 @@
-"""Pyro distributions that Pyro and torch lack, or that need another form here."""
+"""Pyro distributions that Pyro and torch lack, or whose versions there are inaccurate or slow.
+
+Priors, likelihoods and encoders return them. A new distribution comes here if one of those needs it.
+"""
 
 from pyrovae.distributions.categorical import DiscretizedLogistic, FloatCategorical
 from pyrovae.distributions.counts import WholeMultinomial, ZeroInflated
 from pyrovae.distributions.flows import FlowDistribution, FlowKind, autoregressive_transform, inverse_transform
-from pyrovae.distributions.hierarchical import HierarchicalDistribution, checked_top
+from pyrovae.distributions.hierarchical import HierarchicalDistribution, resolve_top_dim
 from pyrovae.distributions.interval import ContinuousBernoulli, OpenBeta, TruncatedNormal
 from pyrovae.distributions.real import StudentT
 
@@ -20,6 +23,6 @@ __all__ = [
     "WholeMultinomial",
     "ZeroInflated",
     "autoregressive_transform",
-    "checked_top",
     "inverse_transform",
+    "resolve_top_dim",
 ]

@@ -1,4 +1,4 @@
-"""Pyro distributions that neither torch nor Pyro has, or has in a form that a likelihood cannot use."""
+"""Distributions of counts: the multinomial with its exact support, and zero inflation."""
 
 from typing import Any
 
@@ -9,8 +9,8 @@ from torch import Tensor
 from pyrovae.distributions.expand import Shape
 
 
-class _Whole(constraints.Constraint):
-    """Vectors of whole numbers from 0 whose sum is total_count."""
+class _CountsWithSum(constraints.Constraint):
+    """Constraint: vectors of non-negative integers whose sum is total_count."""
 
     is_discrete = True
     event_dim = 1
@@ -23,25 +23,26 @@ class _Whole(constraints.Constraint):
         return whole.all(-1) & (value.sum(-1) == self.total_count)
 
     def __repr__(self) -> str:
-        return f"whole numbers that sum to {self.total_count}"
+        return f"non-negative integers that sum to {self.total_count}"
 
 
 class WholeMultinomial(dist.Multinomial):
-    """Multinomial whose support is what has a probability; torch's lets fractions and smaller sums pass."""
+    """Multinomial whose support excludes fractions and sums below total_count, which torch's admits."""
 
     @constraints.dependent_property(is_discrete=True, event_dim=1)
     def support(self) -> constraints.Constraint:
-        """Vectors of whole numbers that sum to total_count."""
-        return _Whole(self.total_count)
+        """Vectors of non-negative integers that sum to total_count."""
+        return _CountsWithSum(self.total_count)
 
 
 class ZeroInflated(dist.ZeroInflatedDistribution):
-    """Zero inflation by gate_logits. Pyro's own cannot be expanded (masked, so) once it has been drawn from.
+    """Zero-inflated distribution given by gate_logits, which can be expanded after a draw.
 
-    Its ZeroInflatedNegativeBinomial also refuses log odds above 17 in float32, where their sigmoid rounds to one.
+    Pyro's class fails to expand, and hence to mask, after its first draw. Pyro's ZeroInflatedNegativeBinomial also
+    rejects log odds above 17 in float32, where their sigmoid rounds to one.
     """
 
     def expand(self, batch_shape: Shape, _instance: Any = None) -> "ZeroInflated":
-        """Expand to this batch_shape."""
-        self.__dict__.pop("gate", None)  # cached by a draw, and then a second argument where one is allowed
+        """Return the distribution expanded to batch_shape."""
+        self.__dict__.pop("gate", None)  # a draw caches it, and Pyro then passes both gate and gate_logits
         return super().expand(batch_shape, _instance)

@@ -1,4 +1,4 @@
-"""Pyro distributions that neither torch nor Pyro has, or has in a form that a likelihood cannot use."""
+"""Helper for the `expand` methods of the distributions in this room."""
 
 from typing import Any
 
@@ -7,8 +7,8 @@ import torch
 Shape = torch.Size | list[int] | tuple[int, ...]
 
 
-def expanded(old: Any, new: Any, batch_shape: Shape, *names: str) -> Any:
-    """Finish `expand`: the named parameters of old, expanded, in new."""
+def expand_parameters(old: Any, new: Any, batch_shape: Shape, *names: str) -> Any:
+    """Initialise `new` with the named parameters of `old`, expanded to batch_shape, and return it."""
     batch_shape = torch.Size(batch_shape)
     for name in names:
         setattr(new, name, getattr(old, name).expand(batch_shape))

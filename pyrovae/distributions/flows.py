@@ -1,6 +1,7 @@
-"""Normalising flows from Zuko (https://zuko.readthedocs.io) as Pyro distributions; the one module that imports it.
+"""Normalising flows from Zuko (https://zuko.readthedocs.io) as Pyro distributions.
 
-Importing zuko switches the validation of distributions off for the whole process; it is put back here.
+No other module imports zuko. Its import disables the validation of distributions in the whole process, and this module
+restores the setting.
 """
 
 from collections.abc import Sequence
@@ -13,7 +14,7 @@ from torch import Tensor, nn
 from torch.distributions import AffineTransform, Distribution, Transform
 
 _validate_args = Distribution._validate_args
-import zuko  # noqa: E402  # it switches validation off, which is put back below
+import zuko  # noqa: E402  # disables validation, which the next line restores
 
 Distribution.set_default_validate_args(_validate_args)
 
@@ -23,17 +24,19 @@ _FLOWS = {"nsf": zuko.flows.NSF, "maf": zuko.flows.MAF}
 
 
 class _NormalizingFlow(zuko.distributions.NormalizingFlow):
-    arg_constraints: dict[str, Any] = {}  # noqa: RUF012  # torch warns where validation finds none
+    arg_constraints: dict[str, Any] = {}  # noqa: RUF012  # torch warns if a class defines none
 
 
 class FlowDistribution(ZukoToPyro):
-    """Density of z where f(z) has the base's: log q(z) = log base(f(z)) + log |det df/dz|.
+    """Normalising flow, the distribution of z for which f(z) has the base distribution.
 
-    The log density of a draw is kept from the drawing of it, so that scoring one's own draws costs nothing more.
+        log q(z) = log base(f(z)) + log |det df/dz|
+
+    Each draw caches its log density, so scoring that draw costs nothing more.
 
     Args:
-        transform: f, from z to the base's space, a transform of vectors.
-        base: Distribution with event_shape (Z,), whose batch_shape is the flow's.
+        transform: Transform f of vectors, from z to the space of the base.
+        base: Base distribution, with event_shape (Z,) and the batch_shape of the flow.
     """
 
     arg_constraints: dict[str, Any] = {}  # noqa: RUF012  # as above
@@ -45,26 +48,26 @@ class FlowDistribution(ZukoToPyro):
 
     @property
     def event_shape(self) -> torch.Size:
-        """(Z,): the base's, since torch counts the batch of an affine transform's loc among the shapes it maps."""
+        """Shape (Z,) of the base. Torch would add the batch of an affine transform's loc to it."""
         return self.base.event_shape
 
     def expand(self, batch_shape: Sequence[int], _instance: Any = None) -> "FlowDistribution":
-        """The same flow with this batch_shape, which its own must broadcast to."""
+        """Return the flow expanded to batch_shape."""
         return FlowDistribution(self.transform, self.base.expand(torch.Size(batch_shape)))
 
     def rsample(self, sample_shape: Sequence[int] = ()) -> Tensor:
-        """Draw with gradients, and keep the log density; the shape is sample_shape + batch_shape + (Z,)."""
+        """Draw with gradients, with shape sample_shape + batch_shape + (Z,), and cache the log density."""
         return self(torch.Size(sample_shape))
 
     def sample(self, sample_shape: Sequence[int] = ()) -> Tensor:
-        """Draw without gradients; the shape is sample_shape + batch_shape + (Z,)."""
+        """Draw without gradients, with shape sample_shape + batch_shape + (Z,)."""
         with torch.no_grad():
             return self.dist.rsample(torch.Size(sample_shape))
 
     def log_prob(self, value: Tensor) -> Tensor:
-        """Log density in nats, with the leading shape of value, (..., Z)."""
+        """Return the log density in nats, with the leading shape of value, (..., Z)."""
         known = self.cache.get(value)
-        # What was kept while gradients were off does not serve where they are on.
+        # A density cached without gradients cannot serve a caller that needs them.
         if known is not None and (known.requires_grad or not torch.is_grad_enabled()):
             return known
         return self.dist.log_prob(value)
@@ -73,22 +76,22 @@ class FlowDistribution(ZukoToPyro):
 def autoregressive_transform(
     kind: FlowKind, latent_dim: int, *, num_features: int = 0, transforms: int, hidden: Sequence[int]
 ) -> nn.Module:
-    """Make a module that returns a stack of autoregressive transforms, y_d = f(z_d; z_<d, c), the order turning round.
+    """Make a module that returns a stack of autoregressive transforms, y_d = f(z_d; z_<d, c).
 
     "maf" is affine in z_d (Papamakarios, Pavlakou, Murray, "Masked Autoregressive Flow for Density Estimation", 2017,
     https://arxiv.org/abs/1705.07057); "nsf" is a monotonic rational-quadratic spline of 8 bins on [-5, 5], and the
     identity outside (Durkan, Bekasov, Murray, Papamakarios, "Neural Spline Flows", 2019,
-    https://arxiv.org/abs/1906.04032). The way there takes one pass of the network, the way back one for each dimension.
+    https://arxiv.org/abs/1906.04032). The transform needs one pass of the network, its inverse one per dimension.
 
     Args:
-        kind: "maf" or "nsf".
-        latent_dim: Size Z of z.
-        num_features: Size of the features c that the module is called with; 0 where it is called without.
-        transforms: Number of transforms in the stack.
-        hidden: Sizes of the hidden layers of the masked network in each.
+        kind: Transforms of the flow: "nsf" (splines) or "maf" (affine).
+        latent_dim: Dimension Z of the latent.
+        num_features: Number of features c that the module takes; 0 for a module without an argument.
+        transforms: Number of transforms; the order of the dimensions reverses from one to the next.
+        hidden: Sizes of the hidden layers of each transform's network.
 
     Raises:
-        ValueError: If the kind is neither of these, or transforms is below 1.
+        ValueError: If kind is neither "nsf" nor "maf", or transforms is below 1.
     """
     if kind not in _FLOWS:
         raise ValueError(f"kind must be one of {', '.join(map(repr, _FLOWS))}, got {kind!r}")
@@ -98,5 +101,5 @@ def autoregressive_transform(
 
 
 def inverse_transform(transform: Transform, loc: Tensor, scale: Tensor) -> Transform:
-    """The map f from z to e where z = loc + scale * transform(e), loc and scale with shape (..., Z)."""
+    """Make the map from z to e for z = loc + scale * transform(e), with loc and scale of shape (..., Z)."""
     return zuko.transforms.ComposedTransform(AffineTransform(loc, scale, event_dim=1).inv, transform.inv)

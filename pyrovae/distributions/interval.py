@@ -1,4 +1,4 @@
-"""Pyro distributions that neither torch nor Pyro has, or has in a form that a likelihood cannot use."""
+"""Distributions on an interval: beta, continuous Bernoulli, truncated normal."""
 
 import math
 from typing import Any
@@ -9,11 +9,13 @@ from pyro.distributions import TorchDistribution, constraints
 from torch import Tensor
 from torch.distributions.utils import broadcast_all
 
-from pyrovae.distributions.expand import Shape, expanded
+from pyrovae.distributions.expand import Shape, expand_parameters
+
+_ROOT_2 = math.sqrt(2)
 
 
 class _OpenUnitInterval(constraints.Constraint):
-    """Numbers x with 0 < x < 1."""
+    """Constraint: numbers x with 0 < x < 1."""
 
     def check(self, value: Tensor) -> Tensor:
         return (value > 0) & (value < 1)
@@ -23,21 +25,23 @@ class _OpenUnitInterval(constraints.Constraint):
 
 
 class OpenBeta(dist.Beta):
-    """Beta on (0, 1), the ends left out, where the density is 0 or infinite and no draw falls."""
+    """Beta distribution on the open interval (0, 1), without the ends, where its density is 0 or infinite."""
 
     support = _OpenUnitInterval()  # type: ignore[assignment]  # torch types it as a property
 
 
 class ContinuousBernoulli(TorchDistribution):
-    """Continuous Bernoulli by its logits, accurate for all of them.
+    """Continuous Bernoulli given by logits l, accurate for all of them.
 
-    log p(x) = l (x - 1/2) + log((l/2) / sinh(l/2)), 0 <= x <= 1 (Loaiza-Ganem and Cunningham 2019,
-    https://arxiv.org/abs/1907.06845). torch's clamps sigmoid(l), so that in float32 its density has mass 0.8 at l = 20
-    and 0.3 at l = 50.
+        log p(x) = l (x - 1/2) + log [(l/2) / sinh(l/2)],  0 <= x <= 1
+
+    Loaiza-Ganem and Cunningham, "The continuous Bernoulli: fixing a pervasive error in variational autoencoders"
+    (NeurIPS 2019, https://arxiv.org/abs/1907.06845). Torch's class clamps sigmoid(l), so its float32 density has mass
+    0.8 at l = 20 and 0.3 at l = 50.
 
     Args:
-        logits: l.
-        validate_args: Whether arguments and values are checked; None for the global setting.
+        logits: Logits l.
+        validate_args: Whether to check arguments and values; None for the global setting.
     """
 
     arg_constraints = {"logits": constraints.real}  # noqa: RUF012  # torch's name and kind, read only
@@ -49,64 +53,69 @@ class ContinuousBernoulli(TorchDistribution):
         super().__init__(logits.shape, validate_args=validate_args)
 
     def expand(self, batch_shape: Shape, _instance: Any = None) -> "ContinuousBernoulli":
-        """Expand to this batch_shape."""
+        """Return the distribution expanded to batch_shape."""
         new = self._get_checked_instance(ContinuousBernoulli, _instance)
-        return expanded(self, new, batch_shape, "logits")
+        return expand_parameters(self, new, batch_shape, "logits")
 
     def log_prob(self, value: Tensor) -> Tensor:
-        """Log density in nats."""
+        """Return the log density in nats, with the shape of value."""
         if self._validate_args:
             self._validate_sample(value)
-        size, square, small = self._pieces()
+        size, square, small = self._series_arguments()
         large = size.log() - size / 2 - torch.log(-torch.expm1(-size))
         series = square * (-1 / 24 + square * (1 / 2880 + square * (-1 / 181_440 + square / 9_676_800)))
         return self.logits * (value - 0.5) + torch.where(small, series, large)
 
     @property
     def mean(self) -> Tensor:
-        """1/2 + coth(l/2)/2 - 1/l."""
-        size, square, small = self._pieces()
+        """Mean, 1/2 + coth(l/2)/2 - 1/l."""
+        size, square, small = self._series_arguments()
         large = self.logits.sign() * (0.5 / torch.tanh(size / 2) - 1 / size)
         series = self.logits * (1 / 12 + square * (-1 / 720 + square * (1 / 30_240 - square / 1_209_600)))
         return 0.5 + torch.where(small, series, large)
 
     @property
     def variance(self) -> Tensor:
-        """1/l^2 - 1/(4 sinh(l/2)^2)."""
-        size, square, small = self._pieces()
+        """Variance, 1/l^2 - 1/(4 sinh(l/2)^2)."""
+        size, square, small = self._series_arguments()
         large = 1 / size**2 - torch.exp(-size) / torch.expm1(-size) ** 2
         series = 1 / 12 + square * (-1 / 240 + square * (1 / 6048 - square / 172_800))
         return torch.where(small, series, large)
 
     def rsample(self, sample_shape: Shape = ()) -> Tensor:
-        """Draw by the inverse distribution function, with pathwise gradients."""
+        """Draw by the inverse distribution function, with gradients; the shape is sample_shape + batch_shape."""
         u = torch.rand(self._extended_shape(sample_shape), dtype=self.logits.dtype, device=self.logits.device)
-        size = self.logits.abs().clamp(min=1e-6)  # below, the draw is u to six digits
+        size = self.logits.abs().clamp(min=1e-6)  # for smaller l the draw is u to six digits
         distance = (-torch.log1p(u * torch.expm1(-size)) / size).clamp(max=1)
         return torch.where(self.logits > 0, 1 - distance, distance)
 
-    def _pieces(self) -> tuple[Tensor, Tensor, Tensor]:
-        """|l| away from 0, l^2 near 0, and where l is near; each harmless where the other serves."""
+    def _series_arguments(self) -> tuple[Tensor, Tensor, Tensor]:
+        """Return |l| (1 near 0), l^2 (0 away from 0), and whether l is near 0, where a series is used."""
         small = self.logits.abs() < 0.3
         square = torch.where(small, self.logits, torch.zeros_like(self.logits)) ** 2
         return torch.where(small, torch.ones_like(self.logits), self.logits.abs()), square, small
 
 
 class TruncatedNormal(TorchDistribution):
-    """A normal cut to [low, high], accurate too where its location lies outside, to loc/(high - low) rounding errors.
+    """Normal distribution truncated to [low, high], accurate also if its location lies outside.
 
-    Seen from the end nearest to loc, x = loc +- scale t with t in [alpha, alpha + w], alpha > 0 where loc is outside.
-    Near the interval (alpha <= 1), log p = -t^2/2 - log scale - log I, I = sqrt(pi/2) [erf((alpha + w)/sqrt2) -
-    erf(alpha/sqrt2)]. Farther, both terms are taken relative to the end, -(t^2 - alpha^2)/2 and I = sqrt(pi/2)
-    [erfcx(alpha/sqrt2) - exp(-w (2 alpha + w)/2) erfcx((alpha + w)/sqrt2)], erfcx(x) = exp(x^2) erfc(x), where nothing
-    overflows or cancels.
+        log p(x) = -t^2/2 - log scale - log I,
+        I = sqrt(pi/2) [erf((alpha + w)/sqrt2) - erf(alpha/sqrt2)]
+
+    Here x = loc +- scale t with t in [alpha, alpha + w], counted from the end nearest to loc; alpha > 0 if loc lies
+    outside. If alpha > 1, both terms are computed relative to that end, where nothing overflows or cancels:
+
+        -(t^2 - alpha^2)/2,
+        I = sqrt(pi/2) [erfcx(alpha/sqrt2) - exp(-w (2 alpha + w)/2) erfcx((alpha + w)/sqrt2)],
+
+    with erfcx(x) = exp(x^2) erfc(x). The relative error is about loc/(high - low) roundings.
 
     Args:
-        loc: Location before the cut.
-        scale: Standard deviation before the cut.
+        loc: Location before truncation.
+        scale: Standard deviation before truncation.
         low: Lower end.
         high: Upper end.
-        validate_args: Whether arguments and values are checked; None for the global setting.
+        validate_args: Whether to check arguments and values; None for the global setting.
     """
 
     arg_constraints = {"loc": constraints.real, "scale": constraints.positive}  # noqa: RUF012  # torch's name and kind, read only
@@ -124,18 +133,18 @@ class TruncatedNormal(TorchDistribution):
         super().__init__(self.loc.shape, validate_args=validate_args)
 
     def expand(self, batch_shape: Shape, _instance: Any = None) -> "TruncatedNormal":
-        """Expand to this batch_shape."""
+        """Return the distribution expanded to batch_shape."""
         new = self._get_checked_instance(TruncatedNormal, _instance)
         new.low, new.high = self.low, self.high
-        return expanded(self, new, batch_shape, "loc", "scale")
+        return expand_parameters(self, new, batch_shape, "loc", "scale")
 
     @constraints.dependent_property(is_discrete=False, event_dim=0)
     def support(self) -> constraints.Constraint:
-        """[low, high]."""
+        """Interval [low, high]."""
         return constraints.interval(self.low, self.high)
 
     def log_prob(self, value: Tensor) -> Tensor:
-        """Log density in nats."""
+        """Return the log density in nats, with the shape of value."""
         if self._validate_args:
             self._validate_sample(value)
         end, _, alpha, width = self._from_the_end()
@@ -145,7 +154,7 @@ class TruncatedNormal(TorchDistribution):
 
     @property
     def mean(self) -> Tensor:
-        """E[x] = loc +- scale (exp(-alpha^2/2) - exp(-(alpha + w)^2/2)) / I, in the terms of the class."""
+        """Mean, loc +- scale (exp(-alpha^2/2) - exp(-(alpha + w)^2/2)) / I, in the notation of the class."""
         _, sign, alpha, width = self._from_the_end()
         outer = torch.where(alpha > 1, torch.zeros_like(alpha), alpha)
         fall = -torch.expm1(-width * (2 * alpha + width) / 2)
@@ -153,7 +162,7 @@ class TruncatedNormal(TorchDistribution):
         return (self.loc + sign * self.scale * t).clamp(self.low, self.high)
 
     def sample(self, sample_shape: Shape = ()) -> Tensor:
-        """Draw by the inverse distribution function."""
+        """Draw by the inverse distribution function, with shape sample_shape + batch_shape."""
         with torch.no_grad():
             end, sign, alpha, width = self._from_the_end()
             u = torch.rand(self._extended_shape(sample_shape), dtype=self.loc.dtype, device=self.loc.device)
@@ -164,18 +173,15 @@ class TruncatedNormal(TorchDistribution):
             return torch.where(alpha > 1, outside, inside).clamp(self.low, self.high)
 
     def _from_the_end(self) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        """The end nearest to loc, the direction from there inwards (1 or -1), alpha and w."""
+        """Return the end nearest to loc, the direction inwards (1 or -1), alpha and w."""
         right = self.loc > (self.low + self.high) / 2
         end = torch.where(right, torch.full_like(self.loc, self.high), torch.full_like(self.loc, self.low))
         sign = 1 - 2 * right.to(self.loc.dtype)
         return end, sign, sign * (end - self.loc) / self.scale, (self.high - self.low) / self.scale
 
 
-_ROOT_2 = math.sqrt(2)
-
-
 def _mass(alpha: Tensor, width: Tensor) -> Tensor:
-    """The integral over [alpha, alpha + width] of exp(-t^2/2), or of exp(-(t^2 - alpha^2)/2) where alpha > 1."""
+    """Integrate exp(-t^2/2) over [alpha, alpha + width], or exp(-(t^2 - alpha^2)/2) if alpha > 1."""
     near, far = alpha.clamp(max=1), alpha.clamp(min=1)
     inside = torch.erf((near + width) / _ROOT_2) - torch.erf(near / _ROOT_2)
     rest = torch.exp(-width * (2 * far + width) / 2) * _erfcx((far + width) / _ROOT_2)
@@ -184,11 +190,11 @@ def _mass(alpha: Tensor, width: Tensor) -> Tensor:
 
 
 def _tail_quantile(u: Tensor, alpha: Tensor, width: Tensor) -> Tensor:
-    """The y in [0, width] with mass u on [alpha, alpha + y] under a standard normal cut to [alpha, alpha + width].
+    """Return the y with mass u on [alpha, alpha + y] under a standard normal truncated to [alpha, alpha + width].
 
-    Solves log S(alpha + y) - log S(alpha) = log r, S the survival function, by Newton's method for alpha > 0. S being
-    log-concave, it falls from above without a detour; the start leaves out the slow factor of S, and five steps reach
-    the last digit.
+    Solves log S(alpha + y) - log S(alpha) = log r by Newton's method for alpha > 0, with S the survival function. S is
+    log-concave, so the iterates decrease to the solution. The start omits the slowly varying factor of S, and five
+    steps reach full precision.
     """
     floor = _log_survival_ratio(width, alpha)
     log_r = torch.log1p(u * torch.expm1(floor))
@@ -205,9 +211,10 @@ def _log_survival_ratio(y: Tensor, alpha: Tensor) -> Tensor:
 
 
 def _erfcx(x: Tensor) -> Tensor:
-    """exp(x^2) erfc(x) with an accurate gradient: its series far out, where torch's 2 x erfcx(x) - 2/sqrt(pi) cancels.
+    """Compute exp(x^2) erfc(x) with an accurate gradient.
 
-    Abramowitz and Stegun 7.1.23; from x = 25 on, the first five terms leave an error below 1e-12.
+    Torch's gradient 2 x erfcx(x) - 2/sqrt(pi) cancels for large x. From x = 25 the asymptotic series (Abramowitz and
+    Stegun 7.1.23) is used, whose first five terms leave an error below 1e-12.
     """
     near, far = x.clamp(max=25), x.clamp(min=25)
     y = far**-2

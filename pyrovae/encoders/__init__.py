@@ -1,4 +1,7 @@
-"""Encoders q(z|x) and q(z|x,c): modules whose forward returns a distribution of one latent."""
+"""Encoders q(z|x) and q(z|x,c): modules whose forward returns the distribution of one latent given one datum.
+
+A new encoder is a class in this room; see `Encoder` for the steps.
+"""
 
 from pyrovae.encoders.base import Encoder
 from pyrovae.encoders.constrained import ConstrainedEncoder, constrain_encoder

@@ -1,4 +1,4 @@
-"""Encoders carried to where the prior lives."""
+"""Encoders of real vectors mapped to the support of the prior."""
 
 import pyro.distributions as dist
 from pyro.distributions import constraints
@@ -9,17 +9,18 @@ from pyrovae.bijections import bijection
 
 
 class ConstrainedEncoder(nn.Module):
-    """An encoder of real vectors carried to a constrained space: z = f(y), y ~ encoder(x).
+    """Encoder of real vectors mapped to a constrained support.
 
-    log q(z|x) = log q_y(f^-1(z)|x) - log |det df/dy|, f the `bijection` to the support. On the simplex of Z entries y
-    has Z - 1.
+        z = f(y),  y ~ encoder(x),  log q(z|x) = log q_y(f^-1(z)|x) - log |det df/dy|
+
+    f is the `bijection` to the support. For the simplex of Z entries, y has Z - 1.
 
     Args:
         encoder: Module whose forward returns a distribution of real vectors.
-        support: Constraint of z.
+        support: Support of z.
 
     Raises:
-        ValueError: If no bijection to the support is known.
+        ValueError: If torch knows no bijection to the support.
 
     Example:
         >>> import torch
@@ -42,14 +43,14 @@ class ConstrainedEncoder(nn.Module):
 
 
 def constrain_encoder(encoder: nn.Module, support: constraints.Constraint) -> nn.Module:
-    """The encoder itself where it lives on the support, or one of real vectors carried there.
+    """Return the encoder if it has this support, or map an encoder of real vectors to it.
 
     Args:
-        encoder: Module whose forward returns q(z|x); without an attribute `support` it is taken for real.
-        support: The prior's.
+        encoder: Module whose forward returns q(z|x). Without an attribute `support`, z is assumed to be real.
+        support: Support of the prior.
 
     Raises:
-        ValueError: If the one is discrete and the other not, or the encoder's space is another constrained one.
+        ValueError: If the encoder has another support, and is discrete or constrained, or the prior is discrete.
     """
     own = getattr(encoder, "support", constraints.real_vector)
     if repr(own) == repr(support) or (_is_real(own) and _is_real(support)):
@@ -57,9 +58,9 @@ def constrain_encoder(encoder: nn.Module, support: constraints.Constraint) -> nn
     if _is_real(own) and not support.is_discrete:
         return ConstrainedEncoder(encoder, support)
     raise ValueError(
-        f"the prior's latents lie in {support}, those of {type(encoder).__name__} in {own}, and they cannot be "
-        "carried over; choose an encoder with the prior's support (CategoricalEncoder for CategoricalPrior), or "
-        "another prior"
+        f"the prior needs an encoder with support {support}, but {type(encoder).__name__} has {own} and cannot be "
+        "mapped to it; use an encoder with the prior's support (CategoricalEncoder for CategoricalPrior), or another "
+        "prior"
     )
 
 

@@ -11,20 +11,22 @@ from pyrovae.encoders.base import Encoder
 
 
 class CategoricalEncoder(Encoder):
-    """One of Z categories: q(z|x) = prod_d softmax(network(x))_d^z_d, z one-hot, for `CategoricalPrior`.
+    """Categorical encoder, for `CategoricalPrior`.
+
+        q(z|x) = prod_d softmax(network(x))_d^z_d,  z one-hot
 
     Draws have no gradient: train with `TraceEnum_ELBO`, which sums over the categories exactly. `Trace_ELBO` scores
     single draws, and warns.
 
     Args:
-        network: Maps x to Z logits.
+        network: Module from x (and covariates) to the parameters of q(z|x): Z logits.
     """
 
     support = constraints.one_hot
 
     @classmethod
     def num_outputs(cls, latent_dim: int, **arguments: Any) -> int:
-        """Z."""
+        """Return Z."""
         return latent_dim
 
     def forward(self, x: Tensor, covariates: Tensor | None = None) -> TorchDistributionMixin:

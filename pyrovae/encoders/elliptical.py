@@ -1,4 +1,4 @@
-"""Encoders with one mode: normal (diagonal, full covariance, low rank plus diagonal) and Student-t."""
+"""Unimodal encoders: normal (diagonal, full covariance, low rank plus diagonal) and Student-t."""
 
 import math
 from typing import Any
@@ -13,10 +13,13 @@ from pyrovae.nn import split
 
 
 class NormalEncoder(Encoder):
-    """Diagonal normal: q(z|x) = N(z; loc, diag(exp(log_scale))^2), loc and log_scale the halves of network(x).
+    """Diagonal normal.
+
+        q(z|x) = N(z; loc, diag(exp(log_scale))^2),  (loc, log_scale) = network(x)
 
     Args:
-        network: Maps x to Z locations and then Z log scales.
+        network: Module from x (and covariates) to the parameters of q(z|x): Z locations, then Z log
+            scales.
     """
 
     def forward(self, x: Tensor, covariates: Tensor | None = None) -> TorchDistributionMixin:
@@ -26,21 +29,24 @@ class NormalEncoder(Encoder):
 
 
 class FullCovarianceNormalEncoder(Encoder):
-    """Normal with full covariance: q(z|x) = N(z; loc, L L^T), L = diag(exp(log_scale)) (I + N), N strictly lower.
+    """Normal with full covariance.
 
-    The scales stand before the rows of N, so that its noise in training shrinks with the posterior (free entries of L
-    cost 4 nats of ELBO on MNIST with 40 latents after ten epochs).
+        q(z|x) = N(z; loc, L L^T),  L = diag(exp(log_scale)) (I + N),  N strictly lower triangular
+
+    The scales multiply the rows of N, so the gradient noise of N shrinks with the posterior. Free entries of L cost
+    4 nats of ELBO on MNIST with 40 latents after ten epochs.
 
     Args:
-        network: Maps x to Z locations, Z log scales, and the Z (Z - 1) / 2 entries below the diagonal of N, by rows.
+        network: Module from x (and covariates) to the parameters of q(z|x): Z locations, Z log scales,
+            then the Z (Z - 1) / 2 entries of N below the diagonal, row by row.
 
     Raises:
-        ValueError: On a call, if the network gives another number of outputs.
+        ValueError: On a call, if the network has another number of outputs.
     """
 
     @classmethod
     def num_outputs(cls, latent_dim: int, **arguments: Any) -> int:
-        """Z (Z + 3) / 2."""
+        """Return Z (Z + 3) / 2."""
         return latent_dim * (latent_dim + 3) // 2
 
     def forward(self, x: Tensor, covariates: Tensor | None = None) -> TorchDistributionMixin:
@@ -56,14 +62,17 @@ class FullCovarianceNormalEncoder(Encoder):
 
 
 class LowRankNormalEncoder(Encoder):
-    """Normal with covariance of low rank plus diagonal: q(z|x) = N(z; loc, S (W W^T + I) S), S = diag(exp(log_scale)).
+    """Normal with low-rank plus diagonal covariance.
+
+        q(z|x) = N(z; loc, S (W W^T + I) S),  S = diag(exp(log_scale))
 
     Args:
-        network: Maps x to Z locations, Z log scales, and the Z times rank entries of W, by rows.
+        network: Module from x (and covariates) to the parameters of q(z|x): Z locations, Z log scales,
+            then the Z times rank entries of W, row by row.
         rank: Number of columns of W.
 
     Raises:
-        ValueError: If rank is below 1; on a call, if the network gives another number of outputs.
+        ValueError: If rank is below 1; on a call, if the network has another number of outputs.
     """
 
     def __init__(self, network: nn.Module, rank: int = 2) -> None:
@@ -74,7 +83,7 @@ class LowRankNormalEncoder(Encoder):
 
     @classmethod
     def num_outputs(cls, latent_dim: int, *, rank: int = 2, **arguments: Any) -> int:
-        """Z (2 + rank)."""
+        """Return Z (2 + rank)."""
         return latent_dim * (2 + rank)
 
     def forward(self, x: Tensor, covariates: Tensor | None = None) -> TorchDistributionMixin:
@@ -87,13 +96,16 @@ class LowRankNormalEncoder(Encoder):
 
 
 class StudentTEncoder(Encoder):
-    """Student-t: q(z|x) = prod_d t(z_d; df, loc_d, exp(log_scale_d)), tails heavier than a normal's.
+    """Student-t, with heavier tails than a normal.
 
-    Heavy tails keep importance weights bounded where a normal's are not.
+        q(z|x) = prod_d t(z_d; df, loc_d, exp(log_scale_d))
+
+    Heavy tails can keep importance weights bounded when those of a normal encoder are unbounded.
 
     Args:
-        network: Maps x to Z locations and then Z log scales.
-        df: Degrees of freedom, positive; the variance is finite above 2.
+        network: Module from x (and covariates) to the parameters of q(z|x): Z locations, then Z log
+            scales.
+        df: Positive degrees of freedom; the variance is finite above 2.
 
     Raises:
         ValueError: If df is not positive.

@@ -1,4 +1,4 @@
-"""Encoders by normalising flow."""
+"""Encoders given by a normalising flow."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -14,22 +14,25 @@ from pyrovae.nn import out_features
 
 
 class FlowEncoder(Encoder):
-    """Inverse autoregressive flow: z = loc + exp(log_scale) f(e; h), e ~ N(0, I), with loc, log_scale and h from x.
+    """Inverse autoregressive flow.
 
-    f is a stack of autoregressive transforms (see `flows`), so a draw and its log density take one pass of each; other
-    points take Z. From Kingma et al., "Improved Variational Inference with Inverse Autoregressive Flow" (NeurIPS 2016,
-    https://arxiv.org/abs/1606.04934).
+        z = loc + exp(log_scale) f(e; h),  e ~ N(0, I),  (loc, log_scale, h) = network(x)
+
+    f is a stack of autoregressive transforms (see `pyrovae.distributions.autoregressive_transform`). A draw and its log
+    density need one pass of each transform, the log density at any other point needs Z. From Kingma et al., "Improved
+    Variational Inference with Inverse Autoregressive Flow" (NeurIPS 2016, https://arxiv.org/abs/1606.04934).
 
     Args:
-        network: Maps x to Z locations, Z log scales, and the features h.
-        kind: "maf", affine transforms (the inverse autoregressive flow), or "nsf", splines.
-        transforms: Number of transforms; the order of the dimensions turns round from one to the next.
-        num_features: Size of h.
-        hidden: Sizes of the hidden layers in each transform.
+        network: Module from x (and covariates) to the parameters of q(z|x): Z locations, Z log scales,
+            then the features h.
+        kind: Transforms of the flow: "nsf" (splines) or "maf" (affine).
+        transforms: Number of transforms; the order of the dimensions reverses from one to the next.
+        num_features: Number of features h.
+        hidden: Sizes of the hidden layers of each transform's network.
 
     Raises:
-        ValueError: If the kind is neither of these, a number is below 1, or the network gives another number of
-            outputs, or does not say how many (see `nn.out_features`).
+        ValueError: If kind is neither "nsf" nor "maf", transforms or num_features is below 1, or the network has
+            another or an unknown number of outputs (see `pyrovae.nn.out_features`).
     """
 
     def __init__(
@@ -51,7 +54,7 @@ class FlowEncoder(Encoder):
 
     @classmethod
     def num_outputs(cls, latent_dim: int, *, num_features: int = 16, **arguments: Any) -> int:
-        """2 Z + num_features."""
+        """Return 2 Z + num_features."""
         return 2 * latent_dim + num_features
 
     def forward(self, x: Tensor, covariates: Tensor | None = None) -> TorchDistributionMixin:

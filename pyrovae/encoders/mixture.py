@@ -1,4 +1,4 @@
-"""The mixture of normals as an encoder, with gradients through its draws."""
+"""Mixture of normals as an encoder, with gradients through its draws."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -12,22 +12,24 @@ from pyrovae.encoders.base import Encoder, latent_size
 
 
 class MixtureOfNormals(dist.MixtureSameFamily):
-    """Mixture of diagonal normals whose draws have pathwise gradients: q(z) = sum_c pi_c N(z; loc_c, diag(scale_c)^2).
+    """Mixture of diagonal normals with pathwise gradients of its draws.
 
-    Implicit reparameterisation of all that is learned, the weights too (Figurnov, Mohamed, Mnih, "Implicit
-    Reparameterization Gradients", NeurIPS 2018, https://arxiv.org/abs/1805.08498): the conditional distribution
-    functions S_d = F(z_d | z_<d) of a draw are uniform whatever the parameters, so dz = -(dS/dz)^-1 dS. Pyro's
-    `MixtureOfDiagNormals` has gradients as well, but they underflow to NaN in single precision from some 60 dimensions.
+        q(z) = sum_c pi_c N(z; loc_c, diag(scale_c)^2)
+
+    Draws are reparameterised implicitly in all parameters, including the weights (Figurnov, Mohamed, Mnih, "Implicit
+    Reparameterization Gradients", NeurIPS 2018, https://arxiv.org/abs/1805.08498). The conditional distribution
+    functions S_d = F(z_d | z_<d) of a draw are uniform for all parameters, so dz = -(dS/dz)^-1 dS. The gradients of
+    Pyro's `MixtureOfDiagNormals` underflow to NaN in float32 from about 60 dimensions.
 
     Args:
-        mixture_distribution: Categorical with batch_shape (...), over C components.
-        component_distribution: Normal of one event dimension, with batch_shape (..., C) and event_shape (Z,).
+        mixture_distribution: Categorical over C components, with batch_shape (...).
+        component_distribution: Diagonal normal, with batch_shape (..., C) and event_shape (Z,).
     """
 
     has_rsample = True
 
     def rsample(self, sample_shape: Sequence[int] = ()) -> Tensor:
-        """Draw with gradients; the shape is sample_shape + batch_shape + (Z,)."""
+        """Draw with gradients, with shape sample_shape + batch_shape + (Z,)."""
         z = self.sample(torch.Size(sample_shape))
         if not torch.is_grad_enabled():
             return z
@@ -39,7 +41,7 @@ class MixtureOfNormals(dist.MixtureSameFamily):
         uniform = (w * cdf).sum(-2)
         with torch.no_grad():
             score = (normals.loc - at) / normals.scale**2
-            # dS_d/dz_e is the density of z_d given z_<d where e = d, and through the weights where e < d.
+            # dS_d/dz_e is the density of z_d given z_<d if e = d, and depends on the weights alone if e < d.
             slope = torch.einsum("...cd,...ce->...de", w * (cdf - uniform.unsqueeze(-2)), score).tril(-1)
             slope = slope + torch.diag_embed((log_w + log_n).logsumexp(-2).exp())
         step = (uniform - uniform.detach()).unsqueeze(-1)
@@ -47,17 +49,20 @@ class MixtureOfNormals(dist.MixtureSameFamily):
 
 
 class MixtureEncoder(Encoder):
-    """Mixture of diagonal normals: q(z|x) = sum_c pi_c N(z; loc_c, diag(exp(log_scale_c))^2).
+    """Mixture of diagonal normals.
 
-    Draws have pathwise gradients with respect to everything, the weights too (see `MixtureOfNormals`), so every
-    objective for reparameterised guides takes it.
+        q(z|x) = sum_c pi_c N(z; loc_c, diag(exp(log_scale_c))^2)
+
+    Draws have pathwise gradients with respect to all parameters, including the weights (see `MixtureOfNormals`), so
+    every objective for reparameterised guides accepts this encoder.
 
     Args:
-        network: Maps x to C logits, C Z locations and then C Z log scales, both component by component.
+        network: Module from x (and covariates) to the parameters of q(z|x): C logits, C Z locations,
+            then C Z log scales, both component by component.
         num_components: Number C of components.
 
     Raises:
-        ValueError: If num_components is below 1; on a call, if the network gives another number of outputs.
+        ValueError: If num_components is below 1; on a call, if the network has another number of outputs.
     """
 
     def __init__(self, network: nn.Module, num_components: int = 4) -> None:
@@ -68,7 +73,7 @@ class MixtureEncoder(Encoder):
 
     @classmethod
     def num_outputs(cls, latent_dim: int, *, num_components: int = 4, **arguments: Any) -> int:
-        """C (2 Z + 1)."""
+        """Return C (2 Z + 1)."""
         return num_components * (2 * latent_dim + 1)
 
     def forward(self, x: Tensor, covariates: Tensor | None = None) -> TorchDistributionMixin:

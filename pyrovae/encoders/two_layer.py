@@ -1,4 +1,4 @@
-"""The encoder of two layers, upwards and downwards."""
+"""Encoder of two layers, in either direction."""
 
 from collections.abc import Sequence
 from typing import Any, Literal
@@ -7,7 +7,7 @@ import pyro.distributions as dist
 from pyro.distributions.torch_distribution import TorchDistributionMixin
 from torch import Tensor, nn
 
-from pyrovae.distributions import HierarchicalDistribution, checked_top
+from pyrovae.distributions import HierarchicalDistribution, resolve_top_dim
 from pyrovae.encoders.base import Encoder, latent_size
 from pyrovae.nn import MLP, join, out_features
 
@@ -15,24 +15,28 @@ Direction = Literal["bottom-up", "top-down"]
 
 
 class TwoLayerEncoder(Encoder):
-    """Two layers in one latent z = (z2, z1), each a diagonal normal, the second to be drawn given the first.
+    """Two layers in one latent z = (z2, z1), each a diagonal normal.
 
-    "bottom-up": q(z1|x) q(z2|z1,x), as in Burda, Grosse and Salakhutdinov, "Importance weighted autoencoders" (2016,
-    https://arxiv.org/abs/1509.00519). "top-down": q(z2|x) q(z1|z2,x), in the generative model's own order, as in
-    Sonderby et al., "Ladder variational autoencoders" (NeurIPS 2016, https://arxiv.org/abs/1602.02282). Location and
-    log scale of the second are those that the network gives plus an `MLP` of the first layer and of features of x. The
-    latent is laid out as that of `TwoLayerPrior`, and any prior of real vectors takes it.
+        bottom-up:  q(z|x) = q(z1|x) q(z2|z1,x)
+        top-down:   q(z|x) = q(z2|x) q(z1|z2,x)
+
+    "bottom-up" follows Burda, Grosse and Salakhutdinov, "Importance weighted autoencoders" (2016,
+    https://arxiv.org/abs/1509.00519). "top-down", the order of the generative model, follows Sonderby et al., "Ladder
+    variational autoencoders" (NeurIPS 2016, https://arxiv.org/abs/1602.02282). The location and log scale of the layer
+    drawn second are outputs of the network plus an `MLP` of the first layer and of features of x. The latent has the
+    layout of `TwoLayerPrior`, and every prior of real vectors accepts it.
 
     Args:
-        network: Maps x to Z locations, Z log scales, and the features.
-        top_dim: Size of z2; None for half of Z.
-        direction: "bottom-up" or "top-down".
+        network: Module from x (and covariates) to the parameters of q(z|x): Z locations, Z log scales,
+            then the features of x.
+        top_dim: Dimension of z2; None for half of Z.
+        direction: Order of the layers: "bottom-up" or "top-down".
         num_features: Number of features of x.
         hidden: Sizes of the hidden layers of the network from the first layer to the second.
 
     Raises:
-        ValueError: If one of the layers has no dimension, the direction is neither of these, or the network gives
-            another number of outputs, or does not say how many (see `nn.out_features`).
+        ValueError: If a layer has no dimension, direction is neither "bottom-up" nor "top-down", or the network has
+            another or an unknown number of outputs (see `pyrovae.nn.out_features`).
     """
 
     def __init__(
@@ -48,14 +52,14 @@ class TwoLayerEncoder(Encoder):
             raise ValueError(f'direction must be "bottom-up" or "top-down", got {direction!r}')
         formula = f"2 Z + num_features, num_features {num_features},"
         self.latent_dim = latent_size(out_features(network), 2, num_features, formula)
-        self.top_dim = checked_top(top_dim, self.latent_dim)
+        self.top_dim = resolve_top_dim(top_dim, self.latent_dim)
         self.direction = direction
         first = self.top_dim if direction == "top-down" else self.latent_dim - self.top_dim
         self.link = MLP(num_features + first, 2 * (self.latent_dim - first), hidden=hidden)
 
     @classmethod
     def num_outputs(cls, latent_dim: int, *, num_features: int = 16, **arguments: Any) -> int:
-        """2 Z + num_features."""
+        """Return 2 Z + num_features."""
         return 2 * latent_dim + num_features
 
     def forward(self, x: Tensor, covariates: Tensor | None = None) -> TorchDistributionMixin:
@@ -65,9 +69,9 @@ class TwoLayerEncoder(Encoder):
         upwards = self.direction == "bottom-up"
         (first_loc, first_scale), (second_loc, second_scale) = reversed(layers) if upwards else layers
 
-        def then(first: Tensor) -> TorchDistributionMixin:
+        def conditional(first: Tensor) -> TorchDistributionMixin:
             shift, stretch = self.link(join(features, first)).chunk(2, dim=-1)
             return dist.Normal(second_loc + shift, (second_scale + stretch).exp()).to_event(1)
 
         q_first = dist.Normal(first_loc, first_scale.exp()).to_event(1)
-        return HierarchicalDistribution(q_first, then, self.latent_dim, reverse=upwards)
+        return HierarchicalDistribution(q_first, conditional, self.latent_dim, reverse=upwards)

@@ -1,4 +1,7 @@
-"""Likelihoods p(x|z) and p(x|z,c): modules whose forward returns a distribution of one datum."""
+"""Likelihoods p(x|z) and p(x|z,c): modules whose forward returns the distribution of one datum.
+
+A new likelihood is a class in this room; see `Likelihood` for the steps.
+"""
 
 from pyrovae.likelihoods.base import Likelihood
 from pyrovae.likelihoods.categorical import CategoricalLikelihood, DiscretizedLogisticMixtureLikelihood

@@ -1,4 +1,4 @@
-"""What the likelihoods share: their base, and the positive numbers (scales, dispersions) beside the network."""
+"""Base classes of likelihoods, and their positive parameters beside the network (scales, dispersions)."""
 
 import math
 from collections.abc import Iterator
@@ -10,19 +10,27 @@ from torch import Tensor, nn
 
 from pyrovae.nn import join, out_features, split
 
-# A number fixes it; "global" learns one for all dimensions; "dimension" learns one for each; "network" lets the network
-# give one per datum and dimension.
+# A positive number (fixed), "global" (learned, one for all dimensions), "dimension" (learned, one per dimension), or
+# "network" (an output of the network per datum and dimension).
 Choice = float | Literal["global", "dimension", "network"]
 
 
 class Likelihood(nn.Module):
-    """Base of the likelihoods. A new one is a forward that turns the network's numbers into a Pyro distribution.
+    """Base class of likelihoods p(x|z) and p(x|z,c).
 
-    The distribution has event_shape (D,) and the batch_shape of z's leading dimensions. Where the network must give
-    other than D numbers, `num_outputs` says how many; each parameter is a block of D of them.
+    To add a likelihood:
+
+    1. Subclass `Likelihood`. A constructor with further arguments takes `network` first and calls
+       `super().__init__(network)`.
+    2. Write `forward`. It calls `outputs` or `blocks`, and returns a Pyro distribution with event_shape (D,) and the
+       batch_shape of z's leading dimensions.
+    3. If the distribution has several parameters, set `num_blocks` to the number of blocks of D outputs, or override
+       `num_outputs`.
+    4. If an argument has no default, override `arguments_for`, which suggests its value from data.
+    5. For `output_bias="data"`, override `intercept`.
 
     Args:
-        network: Maps z, with shape (..., Z), to shape (..., num_outputs(D)).
+        network: Module from the latent (and covariates) to the parameters of p(x|z), with shape (..., num_outputs(D)).
 
     Example:
         >>> import pyro.distributions as dist
@@ -42,75 +50,101 @@ class Likelihood(nn.Module):
 
     @classmethod
     def num_outputs(cls, num_dims: int, **arguments: Any) -> int:
-        """How many numbers the network must give for data of num_dims dimensions, under these constructor arguments.
+        """Return the number of outputs that the network needs: D times (`num_blocks` + arguments equal to "network").
 
-        Unless a class says otherwise: `num_blocks` times D, and D more for each argument that is "network".
+        Args:
+            num_dims: Dimension D of one datum.
+            **arguments: Constructor arguments of the likelihood.
         """
         return num_dims * (cls.num_blocks + list(arguments.values()).count("network"))
 
     @classmethod
     def arguments_for(cls, x: Tensor) -> dict[str, Any]:
-        """Constructor arguments without a default that the data, with shape (N, D), suggest."""
+        """Suggest values for the constructor arguments without a default.
+
+        Args:
+            x: Training data, with shape (N, D).
+        """
         return {}
 
     def intercept(self, x: Tensor) -> Tensor:
-        """The first block of the network's numbers at which p(x|z) has the means of the data.
+        """Return the intercept-only fit: the first block of outputs for which p(x|z) has the data's means.
 
         Args:
             x: Training data, with shape (N, D).
 
         Returns:
-            D numbers.
+            The first block of outputs, with shape (D,).
 
         Raises:
-            ValueError: If the class does not say.
+            ValueError: If the class does not override this method.
         """
         raise ValueError(
-            f"{type(self).__name__} does not say at which numbers of the network it has the data's means; give it a "
-            "method intercept(x), or leave the output bias as it starts"
+            f"the initial output bias needs a method intercept(x), but {type(self).__name__} has none; write one, or "
+            'use output_bias="random"'
         )
 
     def output_bias(self, x: Tensor) -> Tensor:
-        """Compute a start for the network's last bias from data: `intercept`, then zeros for the other blocks."""
+        """Return an initial bias of the network's last layer: `intercept`, then zeros for the other blocks.
+
+        Args:
+            x: Training data, with shape (N, D).
+        """
         first = self.intercept(x)
         return torch.cat([first, first.new_zeros(out_features(self.network) - len(first))])
 
     def outputs(self, z: Tensor, covariates: Tensor | None = None) -> Tensor:
-        """Run the network on z, with shape (..., N, Z), with covariates, with shape (N, C), appended."""
+        """Run the network on the latent with covariates appended.
+
+        Args:
+            z: Latents, with shape (..., N, Z).
+            covariates: Covariates c, with shape (N, C); None if the model has none.
+        """
         return self.network(join(z, covariates))
 
     def blocks(self, z: Tensor, covariates: Tensor | None = None) -> Iterator[Tensor]:
-        """Run the network; give its numbers a block, with shape (..., N, D), at a time.
+        """Run the network, and iterate over its output in blocks of shape (..., N, D).
 
-        The likelihood's own `num_blocks` come first, then those for the arguments that are "network", in the order of
-        the constructor; `Positive` takes them from the iterator.
+        The first `num_blocks` are those of the likelihood. One more follows for each argument equal to "network", in
+        the order of the constructor; `Positive` takes it from the iterator.
+
+        Args:
+            z: Latents, with shape (..., N, Z).
+            covariates: Covariates c, with shape (N, C); None if the model has none.
         """
-        given = sum(isinstance(part, Positive) and part.choice == "network" for part in self.children())
-        return iter(split(self.outputs(z, covariates), self.num_blocks + given))
+        from_network = sum(isinstance(part, Positive) and part.choice == "network" for part in self.children())
+        return iter(split(self.outputs(z, covariates), self.num_blocks + from_network))
 
     def forward(self, z: Tensor, covariates: Tensor | None = None) -> TorchDistributionMixin:
-        """Return p(x|z), with the batch_shape of z's leading dimensions."""
-        raise NotImplementedError(f"{type(self).__name__} needs a forward that returns a distribution")
+        """Return p(x|z), with the batch_shape of z's leading dimensions.
+
+        Args:
+            z: Latents, with shape (..., N, Z).
+            covariates: Covariates c, with shape (N, C); None if the model has none.
+        """
+        raise NotImplementedError(f"{type(self).__name__} needs a method forward; write one that returns p(x|z)")
 
 
 class Positive(nn.Module):
-    """A positive number for each dimension: fixed, learned, or given by the network.
+    """Positive parameter of a likelihood: fixed, learned, or an output of the network.
 
-    Learned and given ones stay between smooth bounds, v(a) = exp(m + h tanh(t + a/h)), where m and h are the middle and
-    half the length of [log low, log high], and v(0) = start, which sets t. Where start lies outside the bounds, v(0) is
-    their geometric mean. Between the bounds, log v follows a nearly one to one; learned ones begin at a = 0.
+        v(a) = exp(m + h tanh(t + a/h)),  v(0) = start
+
+    v is smoothly bounded: m is the middle and h half the length of [log low, log high], and v(0) = start determines t.
+    If start lies outside the bounds, v(0) is their geometric mean. Well inside the bounds, log v increases with a at
+    a rate near 1. A learned a is initially 0.
 
     Args:
-        name: What the number is called in the constructor of its likelihood.
-        choice: A number fixes it; "global" learns one for all dimensions; "dimension" learns one for each; "network"
-            takes a block of the network's numbers as a.
-        network: The likelihood's network, which tells D for "dimension".
-        num_blocks: Blocks of D that the network gives in all.
-        start: v(0).
-        bounds: (low, high).
+        name: Name of the parameter in the constructor of the likelihood.
+        choice: A positive number (fixed), "global" (learned, one for all dimensions), "dimension" (learned, one per
+            dimension), or "network" (a is a block of outputs of the network).
+        network: Network of the likelihood, which determines D for "dimension".
+        num_blocks: Total number of blocks of D outputs of the network.
+        start: Initial value v(0).
+        bounds: Bounds (low, high) of v.
 
     Raises:
-        ValueError: If a fixed number is not positive, the word is none of these, or the bounds are not 0 < low < high.
+        ValueError: If choice is neither a positive number nor one of the words, or the bounds are not 0 < low < high.
     """
 
     def __init__(
@@ -137,37 +171,41 @@ class Positive(nn.Module):
             raise ValueError(f'{name} must be a positive number, "global", "dimension" or "network", got {choice!r}')
 
     def forward(self, blocks: Iterator[Tensor]) -> Tensor | float:
-        """Return v, with a shape that broadcasts against (..., D); take the next block where the network gives it."""
+        """Return v, with a shape that broadcasts against (..., D).
+
+        Args:
+            blocks: Remaining blocks of the network's output; the next one is used if choice is "network".
+        """
         if not isinstance(self.choice, str):
             return self.choice
         raw = next(blocks) if self.choice == "network" else self.raw
         return bounded_exp(raw, start=self.start, low=self.low, high=self.high)
 
     def extra_repr(self) -> str:
-        """Show the choice, and the bounds where they hold."""
+        """Show the choice, and the bounds unless the value is fixed."""
         bounds = f", low={self.low:g}, high={self.high:g}" if isinstance(self.choice, str) else ""
         return f"{self.choice!r}{bounds}"
 
 
 def bounded_exp(raw: Tensor, *, start: float, low: float, high: float) -> Tensor:
-    """Map real numbers a to v = exp(m + h tanh(t + a/h)) in [low, high], v(0) = start, as `Positive` says."""
+    """Map real numbers a to v = exp(m + h tanh(t + a/h)) in [low, high], with v(0) = start (see `Positive`)."""
     middle, half = (math.log(high) + math.log(low)) / 2, (math.log(high) - math.log(low)) / 2
     shift = math.atanh((math.log(start) - middle) / half) if low < start < high else 0.0
     return (middle + half * torch.tanh(shift + raw / half)).exp()
 
 
 class LocationScaleLikelihood(Likelihood):
-    """Base of those with a location from the network and a scale of the reader's choice.
+    """Base class of the likelihoods with a location from the network and a scale.
 
     Args:
-        network: Maps z to D locations; to D locations and then D numbers for the scales where scale is "network".
-        scale: A number fixes the scale; "global" learns one for all dimensions; "dimension" learns one for each;
-            "network" lets the network give one per datum and dimension. Learned ones start at 1.
-        scale_bounds: (low, high), between which a scale that is learned or given stays, smoothly (see `Positive`); the
-            log-variance stays between twice their logarithms.
+        network: Module from the latent (and covariates) to the parameters of p(x|z): D locations, then D scales
+            if scale is "network".
+        scale: Scale: a positive number (fixed), "global" (learned, one for all dimensions), "dimension" (learned, one
+            per dimension), or "network" (D more outputs). Learned scales start at 1.
+        scale_bounds: Smooth bounds (low, high) of a scale that is not a fixed number (see `Positive`).
 
     Raises:
-        ValueError: If a fixed scale is not positive, the word is none of these, or the bounds are not 0 < low < high.
+        ValueError: If scale is neither a positive number nor one of the words, or the bounds are not 0 < low < high.
     """
 
     def __init__(
@@ -177,25 +215,25 @@ class LocationScaleLikelihood(Likelihood):
         self.scale = Positive("scale", scale, network, self.num_outputs(1, scale=scale), bounds=scale_bounds)
 
     def loc_and_scale(self, z: Tensor, covariates: Tensor | None = None) -> tuple[Tensor, Tensor | float]:
-        """Run the network; return locations, with shape (..., D), and scales, which broadcast against them."""
+        """Run the network. Return locations, with shape (..., D), and scales, which broadcast against them."""
         blocks = self.blocks(z, covariates)
         return next(blocks), self.scale(blocks)
 
     def intercept(self, x: Tensor) -> Tensor:
-        """The data's means, as locations."""
+        """Return the data's means, the locations."""
         return x.mean(0)
 
 
 def logit_of(share: Tensor) -> Tensor:
-    """The logit of shares, kept between 0.001 and 0.999, so that a pixel which is never on can still be learned."""
+    """Return the logits of shares, clamped to [0.001, 0.999] so that a pixel that is always 0 can still be learned."""
     return torch.logit(share, eps=1e-3)
 
 
 def log_of(mean: Tensor) -> Tensor:
-    """The logarithm of means, kept above 0.001."""
+    """Return the logarithms of means, clamped from below at 0.001."""
     return mean.clamp(min=1e-3).log()
 
 
 def largest_count(x: Tensor) -> int:
-    """The largest value of x as a count: at least 1, and at most 2^31, beyond which no value is a count to be had."""
+    """Return the largest value of x as a count, clamped to [1, 2^31]."""
     return int(x.max().clamp(1, 2**31))

@@ -1,4 +1,4 @@
-"""Likelihoods of data that are one of a known number of values: classes without an order, bins with one."""
+"""Likelihoods of data with finitely many values: unordered classes and ordered bins."""
 
 from typing import Any
 
@@ -10,18 +10,21 @@ from torch import Tensor, nn
 from pyrovae.distributions import DiscretizedLogistic, FloatCategorical
 from pyrovae.likelihoods.base import Likelihood, bounded_exp, largest_count, log_of
 
-# With more values, the data are suggested no categorical: its network would give D C numbers.
+# Data with more values get no suggestion of this many classes: the network would need D C outputs.
 _MOST_CLASSES = 1024
 
 
 class CategoricalLikelihood(Likelihood):
-    """Independent categorical, for data 0..C-1 such as 256-way pixels: p(x|z) = prod_d softmax(network(z)_d)[x_d].
+    """Independent categorical, for data 0..C-1 such as 256-way pixels.
+
+        p(x|z) = prod_d softmax(network(z)_d)[x_d]
 
     Van den Oord et al., "Pixel recurrent neural networks" (2016, https://arxiv.org/abs/1601.06759), section 3.2.
 
     Args:
-        network: Maps z to C blocks of D logits; number c of every dimension stands in the c-th block.
-        num_classes: C; data are integers 0..C-1, kept as floats.
+        network: Module from the latent (and covariates) to the parameters of p(x|z): C blocks of D logits,
+            one block per class.
+        num_classes: Number C of classes; data are integers 0..C-1, stored as floats.
 
     Raises:
         ValueError: If num_classes is below 2.
@@ -35,17 +38,17 @@ class CategoricalLikelihood(Likelihood):
 
     @classmethod
     def num_outputs(cls, num_dims: int, **arguments: Any) -> int:
-        """D C."""
+        """Return D C."""
         return num_dims * int(arguments["num_classes"])
 
     @classmethod
     def arguments_for(cls, x: Tensor) -> dict[str, Any]:
-        """The largest class seen and one, as num_classes; 2 where the data are no classes 0..1023."""
+        """Suggest num_classes, the largest class in the data plus one; 2 if the data are not integers 0..1023."""
         classes = bool(((x >= 0) & (x < _MOST_CLASSES) & (x % 1 == 0)).all())
         return {"num_classes": largest_count(x) + 1 if classes else 2}
 
     def intercept(self, x: Tensor) -> Tensor:
-        """Logarithms of the shares of each class among the data, all C blocks of them."""
+        """Return the logarithms of the share of each class in the data, all C blocks."""
         return torch.cat([log_of((x == c).to(x.dtype).mean(0)) for c in range(self.num_classes)])
 
     def forward(self, z: Tensor, covariates: Tensor | None = None) -> TorchDistributionMixin:
@@ -55,20 +58,23 @@ class CategoricalLikelihood(Likelihood):
 
 
 class DiscretizedLogisticMixtureLikelihood(Likelihood):
-    """Independent mixtures of logistics rounded to bins 0..B-1, for pixels whose bins have an order.
+    """Independent mixtures of logistics rounded to bins 0..B-1, for pixels, whose bins are ordered.
 
-    p(x_d|z) = sum_k w_dk [sigmoid((x_d + 1/2 - loc_dk)/s_dk) - sigmoid((x_d - 1/2 - loc_dk)/s_dk)], where bin 0 reaches
-    down to -infinity and bin B-1 up to infinity, so that it sums to one (Kingma et al. 2016,
-    https://arxiv.org/abs/1606.04934, for one; Salimans et al., "PixelCNN++", 2017, https://arxiv.org/abs/1701.05517,
-    for K).
+        p(x_d|z) = sum_k w_dk [sigmoid((x_d + 1/2 - loc_dk)/s_dk) - sigmoid((x_d - 1/2 - loc_dk)/s_dk)]
 
-    With c = (B - 1)/2 half the range, w = softmax(a_1..a_K), loc_k = c (1 + b_k) and s_k = c v(e_k), v near exp and
-    between 0.001 and 1000 (see `Positive`); so every component begins about the middle, a half-range wide.
+    Bin 0 reaches down to -infinity and bin B-1 up to infinity, so the probabilities sum to one. Kingma et al. 2016,
+    https://arxiv.org/abs/1606.04934, for one component; Salimans et al., "PixelCNN++", 2017,
+    https://arxiv.org/abs/1701.05517, for K.
+
+    The network outputs a, b and e: w = softmax(a_1..a_K), loc_k = c (1 + b_k) and s_k = c v(e_k), with half the range
+    c = (B - 1)/2 and v near exp, between 0.001 and 1000 (see `Positive`). Initially each component lies near the middle
+    with a scale of half the range.
 
     Args:
-        network: Maps z to 3 K blocks of D numbers: K blocks a, then K blocks b, then K blocks e.
-        num_bins: B; data are integers 0..B-1, kept as floats; 256 for pixels of a byte.
-        num_components: K.
+        network: Module from the latent (and covariates) to the parameters of p(x|z): K blocks a of D outputs,
+            then K blocks b, then K blocks e.
+        num_bins: Number B of bins; data are integers 0..B-1, stored as floats; 256 for 8-bit pixels.
+        num_components: Number K of components.
 
     Raises:
         ValueError: If num_bins is below 2 or num_components below 1.
@@ -85,16 +91,20 @@ class DiscretizedLogisticMixtureLikelihood(Likelihood):
 
     @classmethod
     def num_outputs(cls, num_dims: int, **arguments: Any) -> int:
-        """3 K D."""
+        """Return 3 K D."""
         return 3 * num_dims * int(arguments.get("num_components", 10))
 
     @classmethod
     def arguments_for(cls, x: Tensor) -> dict[str, Any]:
-        """The largest bin seen and one, as num_bins."""
+        """Suggest num_bins, the largest bin in the data plus one."""
         return {"num_bins": largest_count(x) + 1}
 
     def output_bias(self, x: Tensor) -> Tensor:
-        """Start of the network's last bias from data with shape (N, D): the data's means as the location of each."""
+        """Return an initial bias of the network's last layer: the data's means as the location of each component.
+
+        Args:
+            x: Training data, with shape (N, D).
+        """
         loc = (2 * x.mean(0) / (self.num_bins - 1) - 1).repeat(self.num_components)
         return torch.cat([torch.zeros_like(loc), loc, torch.zeros_like(loc)])
 

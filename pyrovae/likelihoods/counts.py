@@ -1,4 +1,4 @@
-"""Likelihoods of counts, out of a known total (0 or 1 too) and without one."""
+"""Likelihoods of counts, with a known total (Bernoulli, binomial, multinomial) or without one (Poisson, ...)."""
 
 from typing import Any
 
@@ -12,14 +12,16 @@ from pyrovae.likelihoods.base import Choice, Likelihood, Positive, largest_count
 
 
 class BernoulliLikelihood(Likelihood):
-    """Independent Bernoulli, for data that are 0 or 1: p(x|z) = prod_d Bernoulli(x_d; sigmoid(network(z)_d)).
+    """Independent Bernoulli, for data that are 0 or 1.
+
+        p(x|z) = prod_d Bernoulli(x_d; sigmoid(network(z)_d))
 
     Args:
-        network: Maps z to D logits.
+        network: Module from the latent (and covariates) to the parameters of p(x|z): D logits.
     """
 
     def intercept(self, x: Tensor) -> Tensor:
-        """Logits of the data's means."""
+        """Return the logits of the data's means."""
         return logit_of(x.mean(0))
 
     def forward(self, z: Tensor, covariates: Tensor | None = None) -> TorchDistributionMixin:
@@ -27,68 +29,69 @@ class BernoulliLikelihood(Likelihood):
         return dist.Bernoulli(logits=self.outputs(z, covariates)).to_event(1)
 
 
-class BinomialLikelihood(Likelihood):
-    """Independent binomial, for counts out of a known total: p(x|z) = prod_d Bin(x_d; total_count, sigmoid(net(z)_d)).
+class _KnownTotal(Likelihood):
+    """Base of the likelihoods of counts with a known total."""
+
+    def __init__(self, network: nn.Module, total_count: int) -> None:
+        super().__init__(network)
+        if total_count < 1:
+            raise ValueError(f"total_count must be at least 1, got {total_count}")
+        self.total_count = total_count
+
+    @classmethod
+    def arguments_for(cls, x: Tensor) -> dict[str, Any]:
+        """Suggest total_count, the largest count in the data."""
+        return {"total_count": largest_count(x)}
+
+    def intercept(self, x: Tensor) -> Tensor:
+        """Return the logits of the data's means over total_count."""
+        return logit_of(x.mean(0) / self.total_count)
+
+
+class BinomialLikelihood(_KnownTotal):
+    """Independent binomial, for counts with a known total.
+
+        p(x|z) = prod_d Bin(x_d; n, sigmoid(network(z)_d))
 
     Args:
-        network: Maps z to D logits.
-        total_count: The number of trials n of every dimension; data are integers 0..n.
+        network: Module from the latent (and covariates) to the parameters of p(x|z): D logits.
+        total_count: Number of trials n of every dimension; data are integers 0..n.
 
     Raises:
         ValueError: If total_count is below 1.
     """
-
-    def __init__(self, network: nn.Module, total_count: int) -> None:
-        super().__init__(network)
-        self.total_count = _checked_total(total_count)
-
-    @classmethod
-    def arguments_for(cls, x: Tensor) -> dict[str, Any]:
-        """The largest count seen, as total_count."""
-        return {"total_count": largest_count(x)}
-
-    def intercept(self, x: Tensor) -> Tensor:
-        """Logits of the data's means over total_count."""
-        return logit_of(x.mean(0) / self.total_count)
 
     def forward(self, z: Tensor, covariates: Tensor | None = None) -> TorchDistributionMixin:
         """Return p(x|z), with the batch_shape of z's leading dimensions."""
         return dist.Binomial(self.total_count, logits=self.outputs(z, covariates)).to_event(1)
 
 
-class BetaBinomialLikelihood(Likelihood):
-    """Independent beta-binomial, for counts out of a known total that vary more than a binomial.
+class BetaBinomialLikelihood(_KnownTotal):
+    """Independent beta-binomial, for counts with a known total that are overdispersed against a binomial.
 
-    p(x|z) = prod_d int Bin(x_d; n, p) Beta(p; m_d s_d, (1 - m_d) s_d) dp, m = sigmoid(network(z)); the mean is n m, the
-    variance n m (1 - m) (1 + (n - 1)/(s + 1)) (Skellam 1948, https://doi.org/10.1111/j.2517-6161.1948.tb00014.x).
+        p(x|z) = prod_d int Bin(x_d; n, p) Beta(p; m_d s_d, (1 - m_d) s_d) dp,  m = sigmoid(network(z))
+
+    The mean is n m, the variance n m (1 - m) (1 + (n - 1)/(s + 1)) (Skellam 1948,
+    https://doi.org/10.1111/j.2517-6161.1948.tb00014.x).
 
     Args:
-        network: Maps z to D logits of the mean, then D numbers for s where concentration is "network".
-        total_count: The number of trials n of every dimension; data are integers 0..n.
-        concentration: s: a number fixes it; "global" learns one for all dimensions; "dimension" learns one for each;
-            "network" lets the network give one per datum and dimension. Learned ones start at 10 and stay between
-            0.001 and 1000, beyond which float32 loses the probabilities (see `Positive`).
+        network: Module from the latent (and covariates) to the parameters of p(x|z): D logits of the mean, then
+            D outputs for s if concentration is "network".
+        total_count: Number of trials n of every dimension; data are integers 0..n.
+        concentration: Concentration s: a positive number (fixed), "global" (learned, one for all dimensions),
+            "dimension" (learned, one per dimension), or "network" (D more outputs). Learned ones start at 10 and stay
+            between 0.001 and 1000, beyond which float32 loses the probabilities (see `Positive`).
 
     Raises:
-        ValueError: If total_count is below 1, a fixed concentration is not positive, or the word is none of these.
+        ValueError: If total_count is below 1, or concentration is neither a positive number nor one of the words.
     """
 
     def __init__(self, network: nn.Module, total_count: int, concentration: Choice = "global") -> None:
-        super().__init__(network)
-        self.total_count = _checked_total(total_count)
+        super().__init__(network, total_count)
         num_blocks = self.num_outputs(1, concentration=concentration)
         self.concentration = Positive(
             "concentration", concentration, network, num_blocks, start=10.0, bounds=(1e-3, 1e3)
         )
-
-    @classmethod
-    def arguments_for(cls, x: Tensor) -> dict[str, Any]:
-        """The largest count seen, as total_count."""
-        return BinomialLikelihood.arguments_for(x)
-
-    def intercept(self, x: Tensor) -> Tensor:
-        """Logits of the data's means over total_count."""
-        return logit_of(x.mean(0) / self.total_count)
 
     def forward(self, z: Tensor, covariates: Tensor | None = None) -> TorchDistributionMixin:
         """Return p(x|z), with the batch_shape of z's leading dimensions."""
@@ -99,14 +102,16 @@ class BetaBinomialLikelihood(Likelihood):
 
 
 class PoissonLikelihood(Likelihood):
-    """Independent Poisson, for counts: p(x|z) = prod_d Poisson(x_d; exp(network(z)_d)).
+    """Independent Poisson, for counts.
+
+        p(x|z) = prod_d Poisson(x_d; exp(network(z)_d))
 
     Args:
-        network: Maps z to the D logarithms of the mean.
+        network: Module from the latent (and covariates) to the parameters of p(x|z): D logarithms of the mean.
     """
 
     def intercept(self, x: Tensor) -> Tensor:
-        """Logarithms of the data's means."""
+        """Return the logarithms of the data's means."""
         return log_of(x.mean(0))
 
     def forward(self, z: Tensor, covariates: Tensor | None = None) -> TorchDistributionMixin:
@@ -115,18 +120,21 @@ class PoissonLikelihood(Likelihood):
 
 
 class ZeroInflatedPoissonLikelihood(Likelihood):
-    """Independent Poisson with more zeros: p(x|z) = prod_d [g_d 1(x_d = 0) + (1 - g_d) Poisson(x_d; exp(a_d))].
+    """Independent zero-inflated Poisson, for counts with extra zeros.
+
+        p(x|z) = prod_d [g_d 1(x_d = 0) + (1 - g_d) Poisson(x_d; exp(a_d))]
 
     Lambert, "Zero-inflated Poisson regression", Technometrics 1992, https://doi.org/10.2307/1269547.
 
     Args:
-        network: Maps z to D logarithms a of the Poisson mean, then D logits of the share g of extra zeros.
+        network: Module from the latent (and covariates) to the parameters of p(x|z): D logarithms a of the Poisson
+            mean, then D logits of the share g of extra zeros.
     """
 
     num_blocks = 2
 
     def intercept(self, x: Tensor) -> Tensor:
-        """Logarithms of twice the data's means, as the share of extra zeros starts at a half."""
+        """Return the logarithms of twice the data's means, since the share of extra zeros starts at 1/2."""
         return log_of(2 * x.mean(0))
 
     def forward(self, z: Tensor, covariates: Tensor | None = None) -> TorchDistributionMixin:
@@ -136,15 +144,7 @@ class ZeroInflatedPoissonLikelihood(Likelihood):
 
 
 class _NegativeBinomial(Likelihood):
-    """Base of the negative binomials: what they need to make r.
-
-    Args:
-        network: As the class derived from it says.
-        total_count: r, as `NegativeBinomialLikelihood` takes it.
-
-    Raises:
-        ValueError: If a fixed total_count is not positive, or the word is none of these.
-    """
+    """Base of the negative binomial likelihoods, with the inverse dispersion r."""
 
     def __init__(self, network: nn.Module, total_count: Choice = "global") -> None:
         super().__init__(network)
@@ -153,29 +153,32 @@ class _NegativeBinomial(Likelihood):
 
     @staticmethod
     def logits(log_mean: Tensor, total_count: Tensor | float) -> Tensor:
-        """The log odds log(mean/r), with which a negative binomial of total_count r has this mean."""
+        """Return log(mean/r), the logits for which a negative binomial with total_count r has this mean."""
         return log_mean - torch.as_tensor(total_count, dtype=log_mean.dtype, device=log_mean.device).log()
 
 
 class NegativeBinomialLikelihood(_NegativeBinomial):
-    """Independent negative binomial, for counts that vary more than a Poisson: p(x|z) = prod_d NB(x_d; mean_d, r_d).
+    """Independent negative binomial, for counts that are overdispersed against a Poisson.
 
-    The mean is exp(network(z)), the variance mean + mean^2/r; r is Pyro's total_count, the inverse dispersion, and
-    mean/r the odds that its logits give (Lawless 1987, https://doi.org/10.2307/3314912; for gene counts Lopez et al.
-    2018, https://doi.org/10.1038/s41592-018-0229-2).
+        p(x|z) = prod_d NB(x_d; mean_d, r_d),  mean = exp(network(z))
+
+    The variance is mean + mean^2/r. In Pyro's terms, r is total_count, the inverse dispersion, and the logits are
+    log(mean/r) (Lawless 1987, https://doi.org/10.2307/3314912; for gene counts Lopez et al. 2018,
+    https://doi.org/10.1038/s41592-018-0229-2).
 
     Args:
-        network: Maps z to D logarithms of the mean, then D numbers for r where total_count is "network".
-        total_count: r: a number fixes it; "global" learns one for all dimensions; "dimension" learns one for each;
-            "network" lets the network give one per datum and dimension. Learned ones start at 1 and stay between 0.001
-            and 10,000, beyond which float32 loses the probabilities (see `Positive`).
+        network: Module from the latent (and covariates) to the parameters of p(x|z): D logarithms of the mean, then
+            D outputs for r if total_count is "network".
+        total_count: Inverse dispersion r: a positive number (fixed), "global" (learned, one for all dimensions),
+            "dimension" (learned, one per dimension), or "network" (D more outputs). Learned ones start at 1 and stay
+            between 0.001 and 10,000, beyond which float32 loses the probabilities (see `Positive`).
 
     Raises:
-        ValueError: If a fixed total_count is not positive, or the word is none of these.
+        ValueError: If total_count is neither a positive number nor one of the words.
     """
 
     def intercept(self, x: Tensor) -> Tensor:
-        """Logarithms of the data's means."""
+        """Return the logarithms of the data's means."""
         return log_of(x.mean(0))
 
     def forward(self, z: Tensor, covariates: Tensor | None = None) -> TorchDistributionMixin:
@@ -186,23 +189,27 @@ class NegativeBinomialLikelihood(_NegativeBinomial):
 
 
 class ZeroInflatedNegativeBinomialLikelihood(_NegativeBinomial):
-    """Independent negative binomial with more zeros: p(x|z) = prod_d [g_d 1(x_d = 0) + (1 - g_d) NB(x_d; mean_d, r_d)].
+    """Independent zero-inflated negative binomial, for overdispersed counts with extra zeros.
 
-    The negative binomial is that of `NegativeBinomialLikelihood` (Greene 1994, https://ssrn.com/abstract=1293115).
+        p(x|z) = prod_d [g_d 1(x_d = 0) + (1 - g_d) NB(x_d; mean_d, r_d)]
+
+    NB is that of `NegativeBinomialLikelihood` (Greene 1994, https://ssrn.com/abstract=1293115).
 
     Args:
-        network: Maps z to D logarithms of the mean of the negative binomial, then D logits of the share g of extra
-            zeros, then D numbers for r where total_count is "network".
-        total_count: r, as `NegativeBinomialLikelihood` takes it.
+        network: Module from the latent (and covariates) to the parameters of p(x|z): D logarithms of the mean of
+            NB, then D logits of the share g of extra zeros, then D outputs for r if total_count is "network".
+        total_count: Inverse dispersion r: a positive number (fixed), "global" (learned, one for all dimensions),
+            "dimension" (learned, one per dimension), or "network" (D more outputs). Learned ones start at 1 and stay
+            between 0.001 and 10,000, beyond which float32 loses the probabilities (see `Positive`).
 
     Raises:
-        ValueError: If a fixed total_count is not positive, or the word is none of these.
+        ValueError: If total_count is neither a positive number nor one of the words.
     """
 
     num_blocks = 2
 
     def intercept(self, x: Tensor) -> Tensor:
-        """Logarithms of twice the data's means, as the share of extra zeros starts at a half."""
+        """Return the logarithms of twice the data's means, since the share of extra zeros starts at 1/2."""
         return log_of(2 * x.mean(0))
 
     def forward(self, z: Tensor, covariates: Tensor | None = None) -> TorchDistributionMixin:
@@ -213,38 +220,30 @@ class ZeroInflatedNegativeBinomialLikelihood(_NegativeBinomial):
         return ZeroInflated(counts, gate_logits=gate_logits).to_event(1)
 
 
-class MultinomialLikelihood(Likelihood):
-    """Multinomial, for a vector of D counts whose sum is known: p(x|z) = Mult(x; total_count, softmax(network(z))).
+class MultinomialLikelihood(_KnownTotal):
+    """Multinomial, for D counts with a known sum.
 
-    The entries depend on one another, so single ones cannot be masked.
+        p(x|z) = Mult(x; total_count, softmax(network(z)))
+
+    The entries of x are dependent, so a mask over single entries is not possible.
 
     Args:
-        network: Maps z to D logits.
-        total_count: The sum of the D counts of every datum.
+        network: Module from the latent (and covariates) to the parameters of p(x|z): D logits.
+        total_count: Sum of the D counts of every datum.
 
     Raises:
         ValueError: If total_count is below 1.
     """
 
-    def __init__(self, network: nn.Module, total_count: int) -> None:
-        super().__init__(network)
-        self.total_count = _checked_total(total_count)
-
     @classmethod
     def arguments_for(cls, x: Tensor) -> dict[str, Any]:
-        """The largest sum of counts seen, as total_count; data with other sums lie outside the support."""
+        """Suggest total_count, the largest sum of counts in the data. Data with other sums lie outside the support."""
         return {"total_count": largest_count(x.sum(-1))}
 
     def intercept(self, x: Tensor) -> Tensor:
-        """Logarithms of the data's means."""
+        """Return the logarithms of the data's means."""
         return log_of(x.mean(0))
 
     def forward(self, z: Tensor, covariates: Tensor | None = None) -> TorchDistributionMixin:
         """Return p(x|z), with the batch_shape of z's leading dimensions."""
         return WholeMultinomial(self.total_count, logits=self.outputs(z, covariates))
-
-
-def _checked_total(total_count: int) -> int:
-    if total_count < 1:
-        raise ValueError(f"total_count must be at least 1, got {total_count}")
-    return total_count

@@ -1,4 +1,4 @@
-"""Likelihoods of data in an interval: grey values, proportions."""
+"""Likelihoods of data in an interval, such as grey values and proportions."""
 
 import math
 
@@ -13,16 +13,17 @@ from pyrovae.likelihoods.base import Choice, Likelihood, LocationScaleLikelihood
 class ContinuousBernoulliLikelihood(Likelihood):
     """Independent continuous Bernoulli, a density for grey values in [0, 1].
 
-    p(x|z) = prod_d C(l_d) l_d^x_d (1 - l_d)^(1 - x_d), l = sigmoid(network(z)), with C the normalising constant of
-    Loaiza-Ganem and Cunningham, "The continuous Bernoulli: fixing a pervasive error in variational autoencoders"
-    (NeurIPS 2019, https://arxiv.org/abs/1907.06845).
+        p(x|z) = prod_d C(l_d) l_d^x_d (1 - l_d)^(1 - x_d),  l = sigmoid(network(z))
+
+    C is the normalising constant of Loaiza-Ganem and Cunningham, "The continuous Bernoulli: fixing a pervasive error
+    in variational autoencoders" (NeurIPS 2019, https://arxiv.org/abs/1907.06845).
 
     Args:
-        network: Maps z to D logits.
+        network: Module from the latent (and covariates) to the parameters of p(x|z): D logits.
     """
 
     def intercept(self, x: Tensor) -> Tensor:
-        """The logits at which the mean, which rises with them, is the data's, by bisection in [-1000, 1000]."""
+        """Return the logits with the data's means, by bisection in [-1000, 1000]."""
         mean = x.mean(0).clamp(1e-3, 1 - 1e-3)
         low, high = torch.full_like(mean, -1e3), torch.full_like(mean, 1e3)
         for _ in range(60):
@@ -37,20 +38,22 @@ class ContinuousBernoulliLikelihood(Likelihood):
 
 
 class BetaLikelihood(Likelihood):
-    """Independent beta, for proportions in (0, 1), the ends left out.
+    """Independent beta, for proportions in the open interval (0, 1).
 
-    p(x|z) = prod_d Beta(x_d; m_d s_d, (1 - m_d) s_d), m = sigmoid(network(z)); the mean is m, the variance
-    m (1 - m)/(s + 1) (Ferrari and Cribari-Neto, "Beta regression for modelling rates and proportions", 2004,
-    https://doi.org/10.1080/0266476042000214501).
+        p(x|z) = prod_d Beta(x_d; m_d s_d, (1 - m_d) s_d),  m = sigmoid(network(z))
+
+    The mean is m, the variance m (1 - m)/(s + 1) (Ferrari and Cribari-Neto, "Beta regression for modelling rates and
+    proportions", 2004, https://doi.org/10.1080/0266476042000214501).
 
     Args:
-        network: Maps z to D logits of the mean, then D numbers for s where concentration is "network".
-        concentration: s: a number fixes it; "global" learns one for all dimensions; "dimension" learns one for each;
-            "network" lets the network give one per datum and dimension. Learned ones start at 10 and stay between
-            0.001 and 1000, beyond which float32 loses the density (see `Positive`).
+        network: Module from the latent (and covariates) to the parameters of p(x|z): D logits of the mean, then
+            D outputs for s if concentration is "network".
+        concentration: Concentration s: a positive number (fixed), "global" (learned, one for all dimensions),
+            "dimension" (learned, one per dimension), or "network" (D more outputs). Learned ones start at 10 and stay
+            between 0.001 and 1000, beyond which float32 loses the density (see `Positive`).
 
     Raises:
-        ValueError: If a fixed concentration is not positive, or the word is none of these.
+        ValueError: If concentration is neither a positive number nor one of the words.
     """
 
     def __init__(self, network: nn.Module, concentration: Choice = "global") -> None:
@@ -61,7 +64,7 @@ class BetaLikelihood(Likelihood):
         )
 
     def intercept(self, x: Tensor) -> Tensor:
-        """Logits of the data's means."""
+        """Return the logits of the data's means."""
         return logit_of(x.mean(0))
 
     def forward(self, z: Tensor, covariates: Tensor | None = None) -> TorchDistributionMixin:
@@ -72,18 +75,23 @@ class BetaLikelihood(Likelihood):
 
 
 class TruncatedNormalLikelihood(LocationScaleLikelihood):
-    """Independent normal cut to [low, high]: p(x|z) = prod_d N(x_d; network(z)_d, scale_d^2) / P(low <= x_d <= high).
+    """Independent normal truncated to [low, high].
+
+        p(x|z) = prod_d N(x_d; network(z)_d, scale_d^2) / P(low <= x_d <= high)
 
     Args:
-        network: Maps z to the D locations of the normal before the cut; to them and then D numbers for the scales where
-            scale is "network".
+        network: Module from the latent (and covariates) to the parameters of p(x|z): D locations before
+            truncation, then D scales if scale is "network".
         low: Lower end, in the data's units.
-        high: Upper end.
-        scale: The standard deviation before the cut, as `NormalLikelihood` takes it.
-        scale_bounds: As `NormalLikelihood`.
+        high: Upper end, in the data's units.
+        scale: Standard deviation before truncation, in the data's units: a positive number (fixed), "global" (learned,
+            one for all dimensions), "dimension" (learned, one per dimension), or "network" (D more outputs). Learned
+            scales start at 1.
+        scale_bounds: Smooth bounds (low, high) of a scale that is not a fixed number (see `Positive`).
 
     Raises:
-        ValueError: As `NormalLikelihood`, and unless low < high are finite numbers.
+        ValueError: If scale is neither a positive number nor one of the words, the bounds are not 0 < low < high, or
+            low and high are not finite numbers with low < high.
     """
 
     def __init__(
@@ -96,7 +104,7 @@ class TruncatedNormalLikelihood(LocationScaleLikelihood):
     ) -> None:
         super().__init__(network, scale, scale_bounds)
         if not -math.inf < low < high < math.inf:
-            raise ValueError(f"low and high must be finite numbers, low < high, got {low} and {high}")
+            raise ValueError(f"low and high must be finite numbers with low < high, got {low} and {high}")
         self.low = low
         self.high = high
 

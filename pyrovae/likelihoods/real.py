@@ -9,21 +9,23 @@ from pyrovae.likelihoods.base import Choice, Likelihood, LocationScaleLikelihood
 
 
 class NormalLikelihood(LocationScaleLikelihood):
-    """Independent normal, a density for real data: p(x|z) = prod_d N(x_d; network(z)_d, scale_d^2).
+    """Independent normal, for real data.
 
-    A variance that the network gives without a bound makes the likelihood unbounded (Mattei and Frellsen, "Leveraging
-    the exact likelihood of deep latent variable models", NeurIPS 2018, https://arxiv.org/abs/1802.04826).
+        p(x|z) = prod_d N(x_d; network(z)_d, scale_d^2)
+
+    Without bounds on a variance from the network, the likelihood is unbounded (Mattei and Frellsen, "Leveraging the
+    exact likelihood of deep latent variable models", NeurIPS 2018, https://arxiv.org/abs/1802.04826).
 
     Args:
-        network: Maps z to D locations; to D locations and then D numbers for the scales where scale is "network".
-        scale: A number fixes the standard deviation; "global" learns one for all dimensions; "dimension" learns one for
-            each; "network" lets the network give one per datum and dimension. Learned ones start at 1. Units: those of
-            the data.
-        scale_bounds: (low, high), between which a scale that is learned or given stays, smoothly: log scale = m +
-            h tanh(t + a/h) for the number a (see `Positive`); the log-variance stays between twice their logarithms.
+        network: Module from the latent (and covariates) to the parameters of p(x|z): D locations, then D scales
+            if scale is "network".
+        scale: Standard deviation, in the data's units: a positive number (fixed), "global" (learned, one for all
+            dimensions), "dimension" (learned, one per dimension), or "network" (D more outputs). Learned scales start
+            at 1.
+        scale_bounds: Smooth bounds (low, high) of a scale that is not a fixed number (see `Positive`).
 
     Raises:
-        ValueError: If a fixed scale is not positive, the word is none of these, or the bounds are not 0 < low < high.
+        ValueError: If scale is neither a positive number nor one of the words, or the bounds are not 0 < low < high.
     """
 
     def forward(self, z: Tensor, covariates: Tensor | None = None) -> TorchDistributionMixin:
@@ -32,15 +34,20 @@ class NormalLikelihood(LocationScaleLikelihood):
 
 
 class LaplaceLikelihood(LocationScaleLikelihood):
-    """Independent Laplace, for real data with absolute errors: prod_d exp(-|x_d - network(z)_d| / scale_d)/(2 scale_d).
+    """Independent Laplace, for real data with absolute errors.
+
+        p(x|z) = prod_d exp(-|x_d - network(z)_d| / scale_d) / (2 scale_d)
 
     Args:
-        network: Maps z to D medians; to D medians and then D numbers for the scales where scale is "network".
-        scale: The mean absolute error, as `NormalLikelihood` takes it. Units: those of the data.
-        scale_bounds: As `NormalLikelihood`.
+        network: Module from the latent (and covariates) to the parameters of p(x|z): D medians, then D scales if
+            scale is "network".
+        scale: Mean absolute error, in the data's units: a positive number (fixed), "global" (learned, one for all
+            dimensions), "dimension" (learned, one per dimension), or "network" (D more outputs). Learned scales start
+            at 1.
+        scale_bounds: Smooth bounds (low, high) of a scale that is not a fixed number (see `Positive`).
 
     Raises:
-        ValueError: As `NormalLikelihood`.
+        ValueError: If scale is neither a positive number nor one of the words, or the bounds are not 0 < low < high.
     """
 
     def forward(self, z: Tensor, covariates: Tensor | None = None) -> TorchDistributionMixin:
@@ -49,21 +56,25 @@ class LaplaceLikelihood(LocationScaleLikelihood):
 
 
 class StudentTLikelihood(Likelihood):
-    """Independent Student-t, for real data with outliers: p(x|z) = prod_d t(x_d; df_d, network(z)_d, scale_d).
+    """Independent Student-t, for real data with outliers.
 
-    The density is t((x - loc)/scale; df)/scale, so the variance is scale^2 df/(df - 2) where df > 2 (Lange, Little and
+        p(x|z) = prod_d t(x_d; df_d, network(z)_d, scale_d)
+
+    The density is t((x - loc)/scale; df)/scale, so the variance is scale^2 df/(df - 2) if df > 2 (Lange, Little and
     Taylor, "Robust statistical modeling using the t distribution", JASA 1989, https://doi.org/10.2307/2290063).
 
     Args:
-        network: Maps z to D locations, then D numbers for the scales where scale is "network", then D for the degrees
-            of freedom where df is.
-        scale: As `NormalLikelihood` takes it. Units: those of the data.
-        df: Degrees of freedom: a number fixes them; "global", "dimension" and "network" as for the scale. Learned ones
-            start at 10 and stay between 1.1, where there is a mean, and 1000, where float32 still tells their density.
-        scale_bounds: As `NormalLikelihood`.
+        network: Module from the latent (and covariates) to the parameters of p(x|z): D locations, then D scales
+            if scale is "network", then D degrees of freedom if df is "network".
+        scale: Scale, in the data's units: a positive number (fixed), "global" (learned, one for all dimensions),
+            "dimension" (learned, one per dimension), or "network" (D more outputs). Learned scales start at 1.
+        df: Degrees of freedom, with the same choices as scale. Learned ones start at 10 and stay between 1.1, where the
+            mean exists, and 1000, where float32 still resolves the density.
+        scale_bounds: Smooth bounds (low, high) of a scale that is not a fixed number (see `Positive`).
 
     Raises:
-        ValueError: As `NormalLikelihood`, for scale and for df.
+        ValueError: If scale or df is neither a positive number nor one of the words, or the bounds are not
+            0 < low < high.
     """
 
     def __init__(
@@ -79,7 +90,7 @@ class StudentTLikelihood(Likelihood):
         self.df = Positive("df", df, network, num_blocks, start=10.0, bounds=(1.1, 1000.0))
 
     def intercept(self, x: Tensor) -> Tensor:
-        """The data's means, as locations."""
+        """Return the data's means, the locations."""
         return x.mean(0)
 
     def forward(self, z: Tensor, covariates: Tensor | None = None) -> TorchDistributionMixin:
@@ -90,19 +101,24 @@ class StudentTLikelihood(Likelihood):
 
 
 class LogNormalLikelihood(LocationScaleLikelihood):
-    """Independent log-normal, for positive data: p(x|z) = prod_d N(log x_d; network(z)_d, scale_d^2) / x_d.
+    """Independent log-normal, for positive data.
+
+        p(x|z) = prod_d N(log x_d; network(z)_d, scale_d^2) / x_d
 
     Args:
-        network: Maps z to the D means of log x; to them and then D numbers for the scales where scale is "network".
-        scale: The standard deviation of log x, as `NormalLikelihood` takes it. It has no unit.
-        scale_bounds: As `NormalLikelihood`.
+        network: Module from the latent (and covariates) to the parameters of p(x|z): D means of log x, then D
+            scales if scale is "network".
+        scale: Standard deviation of log x, without unit: a positive number (fixed), "global" (learned, one for all
+            dimensions), "dimension" (learned, one per dimension), or "network" (D more outputs). Learned scales start
+            at 1.
+        scale_bounds: Smooth bounds (low, high) of a scale that is not a fixed number (see `Positive`).
 
     Raises:
-        ValueError: As `NormalLikelihood`.
+        ValueError: If scale is neither a positive number nor one of the words, or the bounds are not 0 < low < high.
     """
 
     def intercept(self, x: Tensor) -> Tensor:
-        """The means of log x."""
+        """Return the means of log x."""
         return x.log().mean(0)
 
     def forward(self, z: Tensor, covariates: Tensor | None = None) -> TorchDistributionMixin:

@@ -1,7 +1,8 @@
-"""Networks: tensor in, tensor out.
+"""Networks from tensors to tensors, for the inside of priors, likelihoods and encoders.
 
-Any torch module serves as a network. Those below keep every leading dimension, so `[N, D]` and `[K, N, D]` go through
-the same code, and share one constructor, `(in_features, out_features, *, ...)`, by which the command line builds them.
+Any torch module can be a network. Those of this room keep every leading dimension, so data of shapes (N, D) and
+(K, N, D) share one code path. Their common constructor, `(in_features, out_features, *, ...)`, lets the command line
+build them. The room imports torch alone.
 """
 
 from pyrovae.nn.base import (

@@ -1,4 +1,4 @@
-"""What all networks share: the base class, activations, and small helpers."""
+"""Base class of networks, activations, and layers and helpers shared by networks."""
 
 from typing import ClassVar, Literal, get_args
 
@@ -19,58 +19,63 @@ _ACTIVATIONS: dict[str, type[nn.Module]] = {
 
 
 def activation_module(name: str) -> nn.Module:
-    """Make the activation layer of this name; ValueError if there is none."""
+    """Make the activation layer with this name.
+
+    Raises:
+        ValueError: If no activation has this name.
+    """
     if name not in _ACTIVATIONS:
         known = ", ".join(get_args(Activation))
-        raise ValueError(f"unknown activation {name!r}; choose one of {known}")
+        raise ValueError(f"unknown activation {name!r}; use one of {known}")
     return _ACTIVATIONS[name]()
 
 
-def positive(name: str, *sizes: int) -> None:
-    """Refuse a layer's sizes below 1.
-
-    Raises:
-        ValueError: Naming them.
-    """
+def check_sizes(name: str, *sizes: int) -> None:
+    """Raise ValueError if a size is below 1; the message starts with the name."""
     if any(size < 1 for size in sizes):
         raise ValueError(f"{name} must be at least 1, got {list(sizes)}")
 
 
 class Network(nn.Module):
-    """Base of the networks that can be named on the command line.
+    """Base class of the networks that the command line can build.
 
-    A new one takes `(in_features, out_features, *, ...)`, calls `super().__init__(in_features, out_features)`, and maps
-    tensors of shape (..., in_features) to (..., out_features).
+    To add a network:
+
+    1. Subclass `Network` with a constructor `(in_features, out_features, *, ...)`, whose further arguments have
+       defaults, and call `super().__init__(in_features, out_features)`.
+    2. Write `forward`, from tensors of shape (..., in_features) to (..., out_features).
+    3. If positions in the input have a meaning, set `structured = True`.
+    4. If the decoder needs another class than the encoder, return that class from `mirror`.
 
     Args:
         in_features: Size of the last dimension of the input.
         out_features: Size of the last dimension of the output.
 
     Attributes:
-        structured: Whether the place of a number in the input has a meaning, as in an image or a sequence, so that
-            covariates cannot simply be appended (see `WithCovariates`).
+        structured: Whether positions in the input have a meaning, as in an image or a sequence. Covariates then enter
+            after the network (see `WithCovariates`), not appended to its input.
     """
 
     structured: ClassVar[bool] = False
 
     def __init__(self, in_features: int, out_features: int) -> None:
         super().__init__()
-        positive("in_features and out_features", in_features, out_features)
+        check_sizes("in_features and out_features", in_features, out_features)
         self.in_features = in_features
         self.out_features = out_features
 
     @classmethod
     def mirror(cls) -> type["Network"]:
-        """The class that stands on the decoder's side when this one is the encoder's."""
+        """Return the class of the decoder's network if this class is the encoder's."""
         return cls
 
 
 class Standardize(nn.Module):
-    """The affine layer (x - loc) / scale with constants taken from data, kept as buffers.
+    """Affine layer (x - loc) / scale with constants, kept as buffers.
 
     Args:
-        loc: Centre, with a shape that broadcasts against the data's last dimension.
-        scale: Positive scale, likewise.
+        loc: Centre, with shape (D,) or ().
+        scale: Positive scale, with shape (D,) or ().
     """
 
     loc: Tensor
@@ -83,9 +88,11 @@ class Standardize(nn.Module):
 
     @classmethod
     def from_data(cls, x: Tensor, num_covariates: int = 0) -> "Standardize":
-        """Centre each dimension of x, with shape (N, D); divide all by one scale, the root mean variance.
+        """Make the layer that centres each dimension of x and divides all by one scale, the root mean variance.
 
-        Covariates that follow x stay as they are.
+        Args:
+            x: Data, with shape (N, D).
+            num_covariates: Number C of covariates that follow x in the layer's input; they stay unchanged.
         """
         scale = x.var(0, correction=0).mean().sqrt()
         scale = torch.where(scale > 0, scale, torch.ones_like(scale))
@@ -100,10 +107,10 @@ class Standardize(nn.Module):
 
 
 class Offset(nn.Module):
-    """Learned numbers added to a network's.
+    """Learned offset that is added to the output of a network.
 
     Args:
-        start: The numbers at the start, with shape (out_features,).
+        start: Initial offset, with shape (out_features,).
     """
 
     def __init__(self, start: Tensor) -> None:
@@ -117,12 +124,12 @@ class Offset(nn.Module):
 
 
 class WithCovariates(nn.Module):
-    """A network of an image or a sequence, then one of its features with covariates appended.
+    """Network of an image or a sequence whose covariates enter after its features.
 
     Args:
-        features: Maps x, with shape (..., D), to H features.
-        head: Maps these and C covariates, with shape (..., H + C), to the outputs.
-        num_dims: D; what follows in the input are covariates.
+        features: Module from x, with shape (..., D), to H features.
+        head: Module from the features and C covariates, with shape (..., H + C), to the output.
+        num_dims: Size D of one datum; the rest of the input are covariates.
     """
 
     def __init__(self, features: nn.Module, head: nn.Module, num_dims: int) -> None:
@@ -130,15 +137,17 @@ class WithCovariates(nn.Module):
         self.features, self.head, self.num_dims = features, head, num_dims
 
     def forward(self, x: Tensor) -> Tensor:
-        """Map x with covariates appended, with shape (..., D + C), to the head's outputs."""
+        """Map x with covariates appended, with shape (..., D + C), to the output of the head."""
         x, covariates = x.tensor_split((self.num_dims,), -1)
         return self.head(torch.cat([self.features(x), covariates], -1))
 
 
 def join(x: Tensor, covariates: Tensor | None) -> Tensor:
-    """Append covariates, with shape (N, C), to x, with shape (..., N, D), along the last dimension.
+    """Append covariates to x along the last dimension. Leading shapes broadcast against each other.
 
-    Leading shapes broadcast against each other.
+    Args:
+        x: Data or latents, with shape (..., N, D).
+        covariates: Covariates c, with shape (N, C); None if the model has none.
     """
     if covariates is None:
         return x
@@ -147,23 +156,26 @@ def join(x: Tensor, covariates: Tensor | None) -> Tensor:
 
 
 def split(outputs: Tensor, parts: int) -> tuple[Tensor, ...]:
-    """Split a network's numbers, with shape (..., parts*D), into its parameters, each with shape (..., D).
+    """Split the output of a network, with shape (..., parts*D), into parameters with shape (..., D) each.
 
     Raises:
-        ValueError: If they do not divide.
+        ValueError: If the size of the output is not a multiple of parts.
     """
     if outputs.shape[-1] % parts:
-        raise ValueError(f"a network gives {outputs.shape[-1]} numbers, not a multiple of {parts}; see num_outputs")
+        raise ValueError(
+            f"a network must have a multiple of {parts} outputs, got {outputs.shape[-1]}; give it num_outputs(...) of "
+            "them"
+        )
     return outputs.chunk(parts, dim=-1)
 
 
 def out_features(network: nn.Module) -> int:
-    """How many numbers a network gives: its own `out_features`, or that of its last layer that has one.
+    """Return a network's number of outputs: its attribute `out_features`, or that of its last layer with one.
 
     Raises:
-        ValueError: If no layer says.
+        ValueError: If no layer has the attribute.
     """
     for module in (network, *reversed(list(network.modules()))):
         if isinstance(getattr(module, "out_features", None), int):
-            return int(module.out_features)  # type: ignore[arg-type]  # an int, as the line above saw
-    raise ValueError(f"cannot tell how many numbers {type(network).__name__} gives; set its attribute out_features")
+            return int(module.out_features)  # type: ignore[arg-type]  # an int, by the line above
+    raise ValueError(f"the number of outputs of {type(network).__name__} is unknown; set its attribute out_features")

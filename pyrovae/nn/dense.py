@@ -5,13 +5,13 @@ from itertools import pairwise
 
 from torch import Tensor, nn
 
-from pyrovae.nn.base import Activation, Network, activation_module, positive
+from pyrovae.nn.base import Activation, Network, activation_module, check_sizes
 
 
 class MLP(Network):
     """Multilayer perceptron: linear layers with an activation between them.
 
-    Weights start as torch's `nn.Linear` does: uniform on +-1/sqrt(fan_in), biases too.
+    Weights and biases are initialised as in torch's `nn.Linear`, uniform on +-1/sqrt(fan_in).
 
     Args:
         in_features: Size of the last dimension of the input.
@@ -34,7 +34,7 @@ class MLP(Network):
         activation: Activation = "relu",
     ) -> None:
         super().__init__(in_features, out_features)
-        positive("hidden", *hidden)
+        check_sizes("hidden", *hidden)
         sizes = [in_features, *hidden]
         layers: list[nn.Module] = []
         for fan_in, fan_out in pairwise(sizes):
@@ -47,10 +47,12 @@ class MLP(Network):
 
 
 class GatedMLP(Network):
-    """Multilayer perceptron of gated layers, h' = (A h + a) * sigmoid(B h + b), then one linear layer.
+    """Multilayer perceptron of gated layers, then one linear layer.
+
+        h' = (A h + a) * sigmoid(B h + b)
 
     The layer of Tomczak and Welling, "VAE with a VampPrior" (AISTATS 2018, https://arxiv.org/abs/1705.07120). Weights
-    start as torch's `nn.Linear` does: uniform on +-1/sqrt(fan_in), biases too.
+    and biases are initialised as in torch's `nn.Linear`, uniform on +-1/sqrt(fan_in).
 
     Args:
         in_features: Size of the last dimension of the input.
@@ -60,7 +62,7 @@ class GatedMLP(Network):
 
     def __init__(self, in_features: int, out_features: int, *, hidden: Sequence[int] = (300, 300)) -> None:
         super().__init__(in_features, out_features)
-        positive("hidden", *hidden)
+        check_sizes("hidden", *hidden)
         sizes = [in_features, *hidden]
         layers: list[nn.Module] = []
         for fan_in, fan_out in pairwise(sizes):
@@ -73,11 +75,14 @@ class GatedMLP(Network):
 
 
 class ResidualMLP(Network):
-    """Residual perceptron: a linear layer, blocks h' = h + V act(U act(norm(h))), and a linear layer.
+    """Residual perceptron: a linear layer, residual blocks, and a linear layer.
+
+        h' = h + V act(U act(norm(h)))
 
     Pre-activation blocks after He, Zhang, Ren and Sun, "Identity mappings in deep residual networks" (ECCV 2016,
-    https://arxiv.org/abs/1603.05027), with layer normalisation, which keeps data apart. The V of every block starts at
-    zero, so each starts as the identity; the other weights start as torch's `nn.Linear` does.
+    https://arxiv.org/abs/1603.05027), with layer normalisation, which treats each datum separately. The V of each block
+    is initialised at zero, so each block starts as the identity. The other weights are initialised as in torch's
+    `nn.Linear`.
 
     Args:
         in_features: Size of the last dimension of the input.
@@ -97,7 +102,7 @@ class ResidualMLP(Network):
         activation: Activation = "relu",
     ) -> None:
         super().__init__(in_features, out_features)
-        positive("width", width)
+        check_sizes("width", width)
         self.first = nn.Linear(in_features, width)
         self.blocks = nn.ModuleList(
             nn.Sequential(
@@ -120,6 +125,7 @@ class ResidualMLP(Network):
 
 
 def _zeroed(layer: nn.Linear) -> nn.Linear:
+    """Set the weights and biases of a layer to zero, and return it."""
     nn.init.zeros_(layer.weight)
     nn.init.zeros_(layer.bias)
     return layer

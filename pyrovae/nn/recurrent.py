@@ -5,22 +5,22 @@ from collections.abc import Sequence
 
 from torch import Tensor, nn
 
-from pyrovae.nn.base import Network, positive
+from pyrovae.nn.base import Network, check_sizes
 
 
 class RecurrentNet(Network):
-    """Recurrent network from a flat sequence to numbers: gated recurrent units, then a linear layer on the last state.
+    """Recurrent network from a flat sequence to a vector: gated recurrent units, then a linear layer on the last state.
 
-    Its mirror, which the command line puts on the decoder's side, is `RecurrentDecoder`. Weights start as torch's
-    layers do: uniform on +-1/sqrt(hidden) in the units, on +-1/sqrt(fan_in) in the linear layer. Cho et al., "Learning
-    phrase representations using RNN encoder-decoder" (EMNLP 2014, https://arxiv.org/abs/1406.1078).
+    Its mirror on the decoder's side is `RecurrentDecoder`. Weights are initialised as torch's layers are, uniform on
+    +-1/sqrt(hidden) in the units and on +-1/sqrt(fan_in) in the linear layer. Cho et al., "Learning phrase
+    representations using RNN encoder-decoder" (EMNLP 2014, https://arxiv.org/abs/1406.1078).
 
     Args:
-        in_features: T*F, the size of a flat sequence, time first.
+        in_features: Size T*F of a flat sequence, time first.
         out_features: Size of the last dimension of the output.
-        shape: (T, F), steps and features of each; None for one feature per step.
+        shape: Shape (T, F) of the sequence, T steps of F features; None for one feature per step.
         hidden: Size of the recurrent state.
-        num_layers: Layers of recurrent units.
+        num_layers: Number of layers of recurrent units.
 
     Raises:
         ValueError: If in_features is not the size of the sequence.
@@ -41,16 +41,16 @@ class RecurrentNet(Network):
         self.shape = _sequence_shape(shape, in_features)
         if math.prod(self.shape) != in_features:
             raise ValueError(
-                f"in_features is {in_features}, but a sequence {self.shape} has {math.prod(self.shape)} values; "
+                f"in_features must be {math.prod(self.shape)} for a sequence of shape {self.shape}, got {in_features}; "
                 "give the sequence's shape"
             )
-        positive("hidden and num_layers", hidden, num_layers)
+        check_sizes("hidden and num_layers", hidden, num_layers)
         self.units = nn.GRU(self.shape[1], hidden, num_layers, batch_first=True)
         self.last = nn.Linear(hidden, out_features)
 
     @classmethod
     def mirror(cls) -> type[Network]:
-        """The decoder's network: `RecurrentDecoder`."""
+        """Return the decoder's network, `RecurrentDecoder`."""
         return RecurrentDecoder
 
     def forward(self, x: Tensor) -> Tensor:
@@ -60,16 +60,16 @@ class RecurrentNet(Network):
 
 
 class RecurrentDecoder(Network):
-    """Recurrent network from numbers to a flat sequence: gated recurrent units that see the numbers at every step.
+    """Recurrent network from a vector to a flat sequence: gated recurrent units with the vector as input of every step.
 
-    The mirror of `RecurrentNet`; weights start as there.
+    The mirror of `RecurrentNet`. Weights are initialised in the same way.
 
     Args:
         in_features: Size of the last dimension of the input.
-        out_features: p*T*F for p numbers per value; number j of every value stands in the j-th block of T*F.
-        shape: (T, F), steps and features of each; None for one feature per step, p = 1.
+        out_features: Size p*T*F of the output, p blocks of one number per value.
+        shape: Shape (T, F) of the sequence, T steps of F features; None for one feature per step and p = 1.
         hidden: Size of the recurrent state.
-        num_layers: Layers of recurrent units.
+        num_layers: Number of layers of recurrent units.
 
     Raises:
         ValueError: If out_features is not a multiple of the size of the sequence.
@@ -89,10 +89,10 @@ class RecurrentDecoder(Network):
         self.per_value, rest = divmod(out_features, math.prod(self.shape))
         if rest or not self.per_value:
             raise ValueError(
-                f"out_features is {out_features}, not a multiple of the {math.prod(self.shape)} values of a sequence "
-                f"{self.shape}; give the sequence's shape"
+                f"out_features must be a multiple of {math.prod(self.shape)} for a sequence of shape {self.shape}, got "
+                f"{out_features}; give the sequence's shape"
             )
-        positive("hidden and num_layers", hidden, num_layers)
+        check_sizes("hidden and num_layers", hidden, num_layers)
         self.units = nn.GRU(in_features, hidden, num_layers, batch_first=True)
         self.last = nn.Linear(hidden, self.per_value * self.shape[1])
 

@@ -1,4 +1,4 @@
-"""Figures of a fit. Functions return matplotlib figures and never touch pyplot's state."""
+"""Figures of a fit. Functions return matplotlib figures and do not change the state of pyplot."""
 
 from pyrovae.plots.figures import plot_grids, plot_history, prior_samples, reconstructions, to_png
 

@@ -1,4 +1,4 @@
-"""Figures: the course of training, prior samples, and data beside their reconstructions."""
+"""Figures of training history, prior samples, and data beside their reconstructions."""
 
 import io
 import math
@@ -17,44 +17,44 @@ from pyrovae.training import History
 
 
 def prior_samples(model: Program, x: Tensor, *, seed: int, **kwargs: Any) -> tuple[Tensor, Tensor]:
-    """Draw data from the model: z from p(z), then as many data as are given, at their covariates, from p(x|z).
+    """Draw N data from the model, z from p(z) and x from p(x|z).
 
     Args:
-        model: Pyro program with one observed site.
-        x: Data with shape (N, D); their values do not enter.
-        seed: Seed of the draws; the global random state is left as it was.
-        **kwargs: The program's keyword arguments.
+        model: Pyro program p(z) p(x|z), with one observed site.
+        x: Data, with shape (N, D); only their shape is used.
+        seed: Random seed; the global random state is restored at the end.
+        **kwargs: Keyword arguments of the model.
 
     Returns:
         The draws, and the means E[x|z], each with shape (N, D).
     """
     with evaluating(model), isolated_rng(seed):
-        name = _observed(poutine.trace(model).get_trace(x, **kwargs))
+        name = _observed_site(poutine.trace(model).get_trace(x, **kwargs))
         site = sample_sites(poutine.trace(poutine.uncondition(model)).get_trace(x, **kwargs))[name]
         return site["value"], _mean(site["fn"])
 
 
 def reconstructions(model: Program, guide: Program, x: Tensor, *, seed: int, **kwargs: Any) -> Tensor:
-    """Send data through q(z|x) and p(x|z).
+    """Reconstruct data by one draw from q(z|x) and the mean of p(x|z).
 
     Args:
-        model: Pyro program with one observed site.
-        guide: Pyro program q(z|x).
-        x: Data with shape (N, D).
-        seed: Seed of the latents; the global random state is left as it was.
-        **kwargs: The programs' keyword arguments.
+        model: Pyro program p(z) p(x|z), with one observed site.
+        guide: Pyro program q(z|x), with the model's arguments.
+        x: Data, with shape (N, D).
+        seed: Random seed; the global random state is restored at the end.
+        **kwargs: Keyword arguments of both programs.
 
     Returns:
-        The means E[x|z] at one z from the guide, with shape (N, D).
+        The means E[x|z], with shape (N, D).
     """
     with evaluating(model, guide), isolated_rng(seed):
         guide_trace = poutine.trace(guide).get_trace(x, **kwargs)
         trace = poutine.trace(poutine.replay(model, trace=guide_trace)).get_trace(x, **kwargs)
-        return _mean(sample_sites(trace)[_observed(trace)]["fn"])
+        return _mean(sample_sites(trace)[_observed_site(trace)]["fn"])
 
 
 def plot_history(history: History) -> Figure:
-    """Draw the ELBO of training and validation data over the epochs, the best epoch marked."""
+    """Plot the ELBO of training and validation data against the epoch, and mark the best epoch."""
     figure = Figure(figsize=(6.4, 4.0), layout="constrained")
     axes = figure.subplots()
     train = [math.nan if v is None else v for v in history["train_elbo"]]
@@ -63,7 +63,7 @@ def plot_history(history: History) -> Figure:
         axes.plot(history["epoch"], history["validation_elbo"], label="validation", color="C0")
         best = history["validation_elbo"][history.best_epoch - 1]
         axes.plot(history.best_epoch, best, "o", color="C0", label=f"best epoch, {history.best_epoch}")
-    # The first epochs fall far below the rest and would flatten it.
+    # The first epochs lie far below the rest and would compress it.
     tail = [v for key in ("train_elbo", "validation_elbo") for v in history[key][len(history) // 10 :] if v is not None]
     if tail and min(tail) < max(tail):
         margin = 0.05 * (max(tail) - min(tail))
@@ -74,13 +74,13 @@ def plot_history(history: History) -> Figure:
 
 
 def plot_grids(panels: Sequence[tuple[str, Tensor]], shape: Sequence[int], *, columns: int = 8) -> Figure:
-    """Draw panels of data side by side, each a grid, all on one grey scale.
+    """Plot panels of data side by side, each as a grid, all on one grey scale.
 
     Args:
-        panels: Title and data, with shape (N, D), of each.
-        shape: Shape of one datum: (H, W), (1, H, W) or (3, H, W) are drawn as images, anything else as lines over the
+        panels: Title and data, with shape (N, D), of each panel.
+        shape: Shape of one datum. (H, W), (1, H, W) and (3, H, W) are plotted as images, other shapes as lines over the
             dimensions.
-        columns: Data per row of a grid.
+        columns: Number of data per row of a grid.
     """
     low = min(float(x.min()) for _, x in panels)
     high = max(float(x.max()) for _, x in panels)
@@ -103,20 +103,20 @@ def plot_grids(panels: Sequence[tuple[str, Tensor]], shape: Sequence[int], *, co
 
 
 def to_png(figure: Figure) -> bytes:
-    """Render a figure as PNG, the same bytes for the same figure."""
+    """Render a figure as PNG, with equal bytes for equal figures."""
     FigureCanvasAgg(figure)
     buffer = io.BytesIO()
     figure.savefig(buffer, format="png", dpi=150, metadata={"Software": None})
     return buffer.getvalue()
 
 
-def _observed(trace: poutine.Trace) -> str:
-    """The name of the first observed site."""
+def _observed_site(trace: poutine.Trace) -> str:
+    """Return the name of the first observed site."""
     return next(name for name, site in sample_sites(trace).items() if site["is_observed"])
 
 
 def _mean(distribution: Any) -> Tensor:
-    """The mean; over 100 draws where the distribution does not know it."""
+    """Return the mean, or the average of 100 draws if the distribution has no closed form for it."""
     try:
         return distribution.mean
     except NotImplementedError:
@@ -124,7 +124,7 @@ def _mean(distribution: Any) -> Tensor:
 
 
 def _tile(values: Tensor, shape: Sequence[int], columns: int) -> np.ndarray:
-    """Lay flat images, with shape (N, D) and values in [0, 1], into one, with white lines between them."""
+    """Arrange flat images, with shape (N, D) and values in [0, 1], in one image with white lines between them."""
     channels, height, width = (1, *shape) if len(shape) == 2 else shape
     rows = math.ceil(len(values) / columns)
     grid = torch.ones(channels, rows * (height + 1) - 1, columns * (width + 1) - 1)

@@ -1,4 +1,7 @@
-"""Priors p(z) and p(z|c): modules whose forward returns a distribution of one latent."""
+"""Priors p(z) and p(z|c): modules whose forward returns the distribution of one latent.
+
+A new prior is a class in this room; see `Prior` for the steps.
+"""
 
 from pyrovae.priors.base import Prior
 from pyrovae.priors.conditional import ConditionalNormalPrior

@@ -1,4 +1,4 @@
-"""The base of the priors."""
+"""Base class of priors."""
 
 from typing import Self
 
@@ -11,15 +11,20 @@ from pyrovae.bijections import bijection
 
 
 class Prior(nn.Module):
-    """Base of the priors. A new one is a constructor and a forward that returns a Pyro distribution.
+    """Base class of priors p(z) and p(z|c).
 
-    The constructor takes the latent's size first and gives everything else a default; the forward returns a
-    distribution with event_shape (latent_dim,) and an empty batch_shape (the plate expands it), or, when it is
-    conditional, batch_shape (N,) from covariates with shape (N, C). A prior on another space than the real vectors
-    says so by the class attribute `support`; `VAE` carries a real encoder there.
+    To add a prior:
+
+    1. Subclass `Prior` with a constructor that takes `latent_dim` first, gives every other argument a default, and
+       calls `super().__init__(latent_dim)`.
+    2. Write `forward`. It returns a Pyro distribution with event_shape (latent_dim,) and an empty batch_shape, which
+       the plate expands. A conditional prior returns batch_shape (N,) for covariates with shape (N, C).
+    3. If the latent is not a real vector, set the class attribute `support`. `VAE` then maps the latents of real
+       encoders to this support.
+    4. If the prior needs the encoder or training data, override `attach`.
 
     Args:
-        latent_dim: Size Z of the latent.
+        latent_dim: Dimension Z of the latent.
 
     Raises:
         ValueError: If latent_dim is below 1.
@@ -48,18 +53,18 @@ class Prior(nn.Module):
 
     @property
     def encoder_dim(self) -> int:
-        """Size of the latent that an encoder must give: Z, or Z - 1 real numbers where Z entries sum to one."""
+        """Dimension of the latent of an encoder of real vectors: Z, or Z - 1 on the simplex."""
         if self.support.is_discrete:
             return self.latent_dim
         return bijection(self.support).inverse_shape(torch.Size([self.latent_dim]))[-1]
 
     def attach(self, encoder: nn.Module, x: Tensor) -> Self:
-        """Take what the prior needs of the encoder and of training data; nothing, unless overridden.
+        """Give the prior access to the encoder and to training data, which priors ignore unless they override this.
 
-        A run that is loaded attaches zeros before its weights come, so what is taken must have a shape of its own.
+        Loading a run attaches zeros before it loads the weights, so the shapes of stored tensors must not depend on N.
 
         Args:
-            encoder: Module whose forward returns q(z|x); what the prior keeps of it is shared, not copied.
+            encoder: Module whose forward returns q(z|x); the prior shares it and does not copy it.
             x: Training data, with shape (N, D).
 
         Returns:
@@ -68,5 +73,9 @@ class Prior(nn.Module):
         return self
 
     def forward(self, covariates: Tensor | None = None) -> TorchDistributionMixin:
-        """Return p(z), or p(z|c) for covariates with shape (N, C)."""
-        raise NotImplementedError(f"{type(self).__name__} needs a forward that returns a distribution")
+        """Return p(z), or p(z|c).
+
+        Args:
+            covariates: Covariates c, with shape (N, C); None if the model has none.
+        """
+        raise NotImplementedError(f"{type(self).__name__} needs a method forward; write one that returns p(z)")

@@ -9,12 +9,14 @@ from pyrovae.priors.base import Prior
 
 
 class ConditionalNormalPrior(Prior):
-    """Diagonal normal given covariates: p(z|c) = N(z; loc, diag(exp(log_scale))^2), the halves of network(c).
+    """Diagonal normal given covariates.
+
+        p(z|c) = N(z; loc, diag(exp(log_scale))^2),  (loc, log_scale) = network(c)
 
     Args:
-        latent_dim: Size Z of the latent.
+        latent_dim: Dimension Z of the latent.
         num_covariates: Number C of covariates.
-        network: Maps covariates, with shape (N, C), to Z locations and then Z log scales; None for an `MLP`.
+        network: Module from covariates, with shape (N, C), to Z locations, then Z log scales; None for an `MLP`.
 
     Raises:
         ValueError: On a call without covariates.
@@ -27,6 +29,6 @@ class ConditionalNormalPrior(Prior):
     def forward(self, covariates: Tensor | None = None) -> TorchDistributionMixin:
         """Return p(z|c), with batch_shape (N,), for covariates with shape (N, C)."""
         if covariates is None:
-            raise ValueError("ConditionalNormalPrior is p(z|c); give covariates, with shape (N, C)")
+            raise ValueError("ConditionalNormalPrior needs covariates, got None; give covariates with shape (N, C)")
         loc, log_scale = split(self.network(covariates), 2)
         return dist.Normal(loc, log_scale.exp()).to_event(1)

@@ -1,4 +1,4 @@
-"""Discrete priors."""
+"""Priors of discrete latents."""
 
 import pyro.distributions as dist
 import torch
@@ -10,14 +10,16 @@ from pyrovae.priors.base import Prior
 
 
 class CategoricalPrior(Prior):
-    """One of Z categories, with learned probabilities: p(z) = prod_d softmax(logits)_d^z_d, z one-hot.
+    """Categorical prior with learned probabilities.
 
-    The latent is a one-hot vector with event_shape (Z,), so that a decoder takes it as it takes any other. The
-    probabilities start equal. Draws have no gradient: train with `TraceEnum_ELBO`, which sums over the categories
-    exactly. `Trace_ELBO` scores single draws, and warns.
+        p(z) = prod_d softmax(logits)_d^z_d,  z one-hot
+
+    The latent is a one-hot vector with event_shape (Z,), so every decoder accepts it. The probabilities are initially
+    equal. Draws have no gradient: train with `TraceEnum_ELBO`, which sums over the categories exactly. `Trace_ELBO`
+    scores single draws, and warns.
 
     Args:
-        latent_dim: Number Z of categories.
+        latent_dim: Dimension Z of the latent, the number of categories.
     """
 
     support = constraints.one_hot
@@ -27,5 +29,5 @@ class CategoricalPrior(Prior):
         self.logits = nn.Parameter(torch.zeros(latent_dim))
 
     def forward(self, covariates: Tensor | None = None) -> TorchDistributionMixin:
-        """Return the one-hot categorical; covariates do not enter."""
+        """Return the one-hot categorical. Covariates are ignored."""
         return dist.OneHotCategorical(logits=self.logits)

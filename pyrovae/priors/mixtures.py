@@ -1,4 +1,4 @@
-"""Mixture priors: of free normals, of posteriors at pseudo-inputs, and of normals around encoded training data."""
+"""Mixture priors: of learned normals, of posteriors at pseudo-inputs, and of normals around encoded training data."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -13,13 +13,15 @@ from pyrovae.priors.base import Prior
 
 
 class MixturePrior(Prior):
-    """Mixture of diagonal normals, all learned: p(z) = sum_c pi_c N(z; loc_c, diag(scale_c)^2).
+    """Mixture of diagonal normals, all parameters learned.
 
-    Components start with equal weight, unit scale, and locations drawn from N(0, I).
+        p(z) = sum_c pi_c N(z; loc_c, diag(scale_c)^2)
+
+    Initially all components have equal weight and unit scale, and their locations are drawn from N(0, I).
 
     Args:
-        latent_dim: Size Z of the latent.
-        num_components: Number of components.
+        latent_dim: Dimension Z of the latent.
+        num_components: Number C of components.
 
     Raises:
         ValueError: If num_components is below 1.
@@ -33,19 +35,21 @@ class MixturePrior(Prior):
         self.log_scale = nn.Parameter(torch.zeros(num_components, latent_dim))
 
     def forward(self, covariates: Tensor | None = None) -> TorchDistributionMixin:
-        """Return the mixture; covariates do not enter."""
+        """Return the mixture. Covariates are ignored."""
         components = dist.Normal(self.loc, self.log_scale.exp()).to_event(1)
         return dist.MixtureSameFamily(dist.Categorical(logits=self.logits), components)
 
 
 class EncodedPrior(Prior):
-    """Base of the mixtures whose components come from the encoder: p(z) = sum_m pi_m r(z|u_m), u_m in data space.
+    """Base class of the mixtures whose components come from the encoder.
 
-    The encoder is shared with the guide, so gradients of log p(z) reach it too. Inside the prior it runs in evaluation
-    mode (no dropout), whatever mode it is in outside. Covariates c enter as r(z|u_m,c).
+        p(z) = sum_m pi_m r(z|u_m),  p(z|c) = sum_m pi_m r(z|u_m,c),  u_m in data space
+
+    The prior and the guide share the encoder, so gradients of log p(z) reach the encoder. The prior always runs the
+    encoder in evaluation mode (no dropout).
 
     Args:
-        latent_dim: Size Z of the latent.
+        latent_dim: Dimension Z of the latent.
         num_components: Number M of components.
     """
 
@@ -59,52 +63,56 @@ class EncodedPrior(Prior):
         self.encoder = None
 
     def attach(self, encoder: nn.Module, x: Tensor) -> Self:
-        """Share the encoder, and take M of the data at random as u (some more than once where there are fewer).
+        """Share the encoder, and choose M of the data at random as u, some repeatedly if N < M.
 
         Args:
-            encoder: Module whose forward returns q(z|x).
+            encoder: Module whose forward returns q(z|x); the prior shares it and does not copy it.
             x: Training data, with shape (N, D).
 
         Raises:
-            ValueError: If there are no data.
+            ValueError: If x is empty.
         """
         if not len(x):
-            raise ValueError(f"{type(self).__name__} takes its inputs from training data, but x is empty")
+            raise ValueError(f"{type(self).__name__} needs training data, but x is empty; give at least one datum")
         rows = torch.randperm(len(x), device=x.device).repeat(-(-self.num_components // len(x)))
-        self.inputs = self.kept(x[rows[: self.num_components]].detach().clone())
+        self.inputs = self.make_inputs(x[rows[: self.num_components]].detach().clone())
         self.encoder = encoder
         return self
 
-    def kept(self, x: Tensor) -> Tensor:
-        """How u, with shape (M, D), is kept: as it is."""
+    def make_inputs(self, x: Tensor) -> Tensor:
+        """Return u, with shape (M, D), as it is stored: a buffer."""
         return x
 
-    def encoded(self, covariates: Tensor | None) -> TorchDistributionMixin:
-        """q(z|u), with batch_shape (M,), or q(z|u,c), with batch_shape (N, M)."""
+    def encode_inputs(self, covariates: Tensor | None) -> TorchDistributionMixin:
+        """Return q(z|u), with batch_shape (M,), or q(z|u,c), with batch_shape (N, M)."""
         if self.encoder is None:
             name = type(self).__name__
-            raise ValueError(f"{name} needs the encoder and training data: call {name}.attach(encoder, x) first")
+            raise ValueError(
+                f"{name} needs an encoder and training data, but has none; call {name}.attach(encoder, x) first"
+            )
         with _evaluation_mode(self.encoder):
             q = self.encoder(self.inputs) if covariates is None else self.encoder(self.inputs, covariates.unsqueeze(-2))
         if q.event_shape != (self.latent_dim,):
             raise ValueError(
-                f"the encoder's latent has shape {tuple(q.event_shape)}, the prior's ({self.latent_dim},); give the "
-                f"encoder's network num_outputs({self.latent_dim}) outputs, or the prior another latent_dim"
+                f"{type(self).__name__} needs an encoder with latents of shape ({self.latent_dim},), got "
+                f"{tuple(q.event_shape)}; give the encoder's network num_outputs({self.latent_dim}) outputs"
             )
         return q
 
 
 class VampPrior(EncodedPrior):
-    """Mixture of the approximate posterior at learned pseudo-inputs: p(z) = sum_m pi_m q(z|u_m).
+    """Mixture of approximate posteriors at learned pseudo-inputs.
 
-    From Tomczak and Welling, "VAE with a VampPrior" (AISTATS 2018, https://arxiv.org/abs/1705.07120). Pseudo-inputs
-    start at training data, drawn at random, and are free to leave the data's range. Python users write
-    `VampPrior(2).attach(encoder, x)`, with the encoder of the same VAE; the scripts do it by themselves.
+        p(z) = sum_m pi_m q(z|u_m)
+
+    From Tomczak and Welling, "VAE with a VampPrior" (AISTATS 2018, https://arxiv.org/abs/1705.07120). Pseudo-inputs are
+    initialised at random training data and may leave the range of the data. In Python, call
+    `VampPrior(2).attach(encoder, x)` with the encoder of the same VAE; the scripts call it themselves.
 
     Args:
-        latent_dim: Size Z of the latent.
+        latent_dim: Dimension Z of the latent.
         num_components: Number M of pseudo-inputs.
-        learn_weights: Learn the weights pi, which start equal; else they stay 1/M.
+        learn_weights: Whether to learn the weights pi; if not, they stay 1/M.
 
     Raises:
         ValueError: If num_components is below 1; on a call before `attach`.
@@ -121,31 +129,33 @@ class VampPrior(EncodedPrior):
             self.register_buffer("logits", torch.zeros(num_components), persistent=False)
 
     def attach(self, encoder: nn.Module, x: Tensor) -> Self:
-        """Do as `EncodedPrior.attach`; the prior lives where the encoder does."""
+        """Attach encoder and data as in `EncodedPrior`, and adopt the support of the encoder."""
         self.support = getattr(encoder, "support", self.support)
         return super().attach(encoder, x)
 
-    def kept(self, x: Tensor) -> Tensor:
-        """How u, with shape (M, D), is kept: as a parameter."""
+    def make_inputs(self, x: Tensor) -> Tensor:
+        """Return u, with shape (M, D), as it is stored: a parameter."""
         return nn.Parameter(x)
 
     def forward(self, covariates: Tensor | None = None) -> TorchDistributionMixin:
-        """Return the mixture, p(z), or p(z|c) = sum_m pi_m q(z|u_m,c) for covariates with shape (N, C)."""
-        components = self.encoded(covariates)
+        """Return the mixture p(z), or p(z|c) for covariates with shape (N, C)."""
+        components = self.encode_inputs(covariates)
         weights = dist.Categorical(logits=self.logits.expand(components.batch_shape))
         return dist.MixtureSameFamily(weights, components)
 
 
 class ExemplarPrior(EncodedPrior):
-    """Mixture of normals around encoded training data: p(z) = 1/M sum_m N(z; mean of q(z|x_m), scale^2 I).
+    """Mixture of normals around encoded training data.
 
-    From Norouzi, Fleet and Norouzi, "Exemplar VAE" (NeurIPS 2020, https://arxiv.org/abs/2004.04795), with a learned
-    scale that starts at 1 and a fixed random subset of the data as exemplars; their leaving out of a datum from its own
-    prior is not done, so training values are flattered by up to log M nats where M comes near N. The exemplars are
-    training data, and the saved weights hold them.
+        p(z) = 1/M sum_m N(z; mean of q(z|x_m), scale^2 I)
+
+    From Norouzi, Fleet and Norouzi, "Exemplar VAE" (NeurIPS 2020, https://arxiv.org/abs/2004.04795). The scale is
+    learned and initially 1; the exemplars x_m are a fixed random subset of the data. Unlike in the paper, the prior of
+    a datum includes its own component, so values on training data are too high by up to log M nats if M is close to N.
+    The saved weights contain the exemplars, which are training data.
 
     Args:
-        latent_dim: Size Z of the latent.
+        latent_dim: Dimension Z of the latent.
         num_components: Number M of exemplars.
 
     Raises:
@@ -158,14 +168,14 @@ class ExemplarPrior(EncodedPrior):
         self.log_scale = nn.Parameter(torch.zeros(()))
 
     def forward(self, covariates: Tensor | None = None) -> TorchDistributionMixin:
-        """Return the mixture, p(z), or p(z|c) for covariates with shape (N, C)."""
-        encoded = self.encoded(covariates)
+        """Return the mixture p(z), or p(z|c) for covariates with shape (N, C)."""
+        encoded = self.encode_inputs(covariates)
         try:
             loc = encoded.mean
         except NotImplementedError as error:
             raise ValueError(
-                f"ExemplarPrior stands around the means of q(z|x), and {type(encoded).__name__} has none in closed "
-                "form; take VampPrior, or another encoder"
+                f"ExemplarPrior needs the mean of q(z|x), but {type(encoded).__name__} has none in closed form; use "
+                "VampPrior or another encoder"
             ) from error
         components = dist.Normal(loc, self.log_scale.exp()).to_event(1)
         return dist.MixtureSameFamily(dist.Categorical(logits=torch.zeros_like(loc[..., 0])), components)

@@ -1,4 +1,4 @@
-"""Priors on the simplex: Z positive entries that sum to one. `VAE` carries encoders of Z - 1 real numbers there."""
+"""Priors on the simplex of Z positive entries that sum to one. `VAE` maps encoders of Z - 1 real numbers to it."""
 
 import math
 
@@ -13,14 +13,16 @@ from pyrovae.priors.base import Prior
 
 
 class DirichletPrior(Prior):
-    """Dirichlet on the simplex: p(z) ~ prod_d z_d^(a_d - 1), a = concentration * exp(log_ratio).
+    """Dirichlet on the simplex.
 
-    Draws are reparameterised, by implicit differentiation.
+        p(z) ~ prod_d z_d^(a_d - 1),  a = concentration * exp(log_ratio)
+
+    Draws are reparameterised by implicit differentiation.
 
     Args:
-        latent_dim: Number Z of entries.
-        concentration: Positive a, the same for all entries; where it is learned, the start.
-        learned: Learn one concentration per entry.
+        latent_dim: Dimension Z of the latent, the number of entries.
+        concentration: Positive concentration a of all entries; the initial one if it is learned.
+        learned: Whether to learn one concentration per entry.
 
     Raises:
         ValueError: If latent_dim is below 2, or the concentration is not positive.
@@ -41,18 +43,20 @@ class DirichletPrior(Prior):
             self.register_buffer("log_ratio", torch.zeros(latent_dim), persistent=False)
 
     def forward(self, covariates: Tensor | None = None) -> TorchDistributionMixin:
-        """Return the Dirichlet; covariates do not enter."""
+        """Return the Dirichlet. Covariates are ignored."""
         return dist.Dirichlet(self.concentration * self.log_ratio.exp())
 
 
 class LogisticNormalPrior(Prior):
-    """Logistic normal on the simplex: z = f(y), y ~ N(loc, diag(exp(log_scale))^2) with Z - 1 entries.
+    """Logistic normal on the simplex.
 
-    f is `StickBreaking`, which takes 0 to equal entries; loc and log_scale are learned, from 0. The encoder is carried
-    to the simplex by the same map, so under a normal encoder the KL divergence is in closed form.
+        z = f(y),  y ~ N(loc, diag(exp(log_scale))^2) with Z - 1 entries
+
+    f is `StickBreaking`, which maps 0 to equal entries. loc and log_scale are learned, initially 0. `VAE` maps the
+    encoder to the simplex by the same f, so with a normal encoder the KL divergence has a closed form.
 
     Args:
-        latent_dim: Number Z of entries.
+        latent_dim: Dimension Z of the latent, the number of entries.
 
     Raises:
         ValueError: If latent_dim is below 2.
@@ -67,7 +71,7 @@ class LogisticNormalPrior(Prior):
         self.log_scale = nn.Parameter(torch.zeros(latent_dim - 1))
 
     def forward(self, covariates: Tensor | None = None) -> TorchDistributionMixin:
-        """Return the logistic normal; covariates do not enter."""
+        """Return the logistic normal. Covariates are ignored."""
         normal = dist.Normal(self.loc, self.log_scale.exp()).to_event(1)
         return dist.TransformedDistribution(normal, bijection(self.support))
 

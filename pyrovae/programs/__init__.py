@@ -1,4 +1,7 @@
-"""Whole models: pairs of a Pyro model and guide, and the blueprint that builds them from parts."""
+"""Whole models: pairs of a Pyro model and a Pyro guide, and the blueprint that builds them from parts.
+
+A model of another structure, such as further latent layers, is a new `ProgramPair` in this room.
+"""
 
 from pyrovae.programs.blueprint import Blueprint, OutputBias, WatchedBlueprint
 from pyrovae.programs.mixture import MixtureVAE

@@ -1,4 +1,4 @@
-"""Whole models as programs, and the blueprint that they, and the reader's own, are built from."""
+"""Mixture of VAEs that share their networks."""
 
 from dataclasses import replace
 
@@ -16,21 +16,23 @@ from pyrovae.programs.sites import data_plate, fill_missing, sample_datum, sampl
 
 
 class MixtureVAE(ProgramPair):
-    """A mixture of VAEs that share their networks, p(y) p(z|y) p(x|z,y), with sites "y" (one-hot), "z" and "x".
+    """Mixture of VAEs that share their networks.
 
-    p(y) has learned probabilities, and y enters prior, likelihood and encoder as covariates do; a prior without
-    covariates is the same for all y, `ConditionalNormalPrior` makes it a mixture. The guide is q(y|x) q(z|x,y).
-    `TraceEnum_ELBO` sums y out exactly, in K times the time for K classes; after Kingma, Rezende, Mohamed and Welling,
+        model: p(y) p(z|y) p(x|z,y),  guide: q(y|x) q(z|x,y)
+
+    The sites are "y" (one-hot), "z" and "x". p(y) has learned probabilities. y enters prior, likelihood and encoder as
+    covariates do. A prior that ignores covariates is equal for all y; `ConditionalNormalPrior` makes p(z) a mixture.
+    `TraceEnum_ELBO` sums over y exactly, at K times the cost for K classes. After Kingma, Rezende, Mohamed and Welling,
     "Semi-supervised learning with deep generative models" (NeurIPS 2014, https://arxiv.org/abs/1406.5298), without
     labels.
 
     Args:
-        blueprint: Sizes and makers.
-        num_classes: Number K of values of y.
+        blueprint: Sizes of the model and makers of its parts.
+        num_classes: Number K of classes y.
 
     Raises:
-        ValueError: If num_classes is below 2, prior and encoder cannot live on one space, or a part refuses its
-            arguments.
+        ValueError: If num_classes is below 2, the encoder cannot be mapped to the support of the prior, or a part
+            rejects its arguments.
     """
 
     def __init__(self, blueprint: Blueprint, num_classes: int = 10) -> None:
@@ -48,13 +50,13 @@ class MixtureVAE(ProgramPair):
 
 
 class MixtureModel(PyroModule):
-    """The program p(y) p(z|y) p(x|z,y); see `MixtureVAE`.
+    """Pyro program p(y) p(z|y) p(x|z,y) of `MixtureVAE`.
 
     Args:
         prior: Module whose forward returns p(z|y).
         likelihood: Module whose forward returns p(x|z,y).
-        num_classes: Number K of values of y.
-        name: Name in Pyro's parameter store.
+        num_classes: Number K of classes y.
+        name: Name in Pyro's parameter store, unique in the process.
     """
 
     def __init__(self, prior: nn.Module, likelihood: nn.Module, num_classes: int, *, name: str = "model") -> None:
@@ -70,7 +72,7 @@ class MixtureModel(PyroModule):
         mask: Tensor | None = None,
         size: int = 1,
     ) -> Tensor:
-        """Generate data, or score those given; arguments, result and errors are those of `Model`."""
+        """Generate data, or score given data. Arguments, result and errors are those of `Model.forward`."""
         with data_plate(x, covariates, size):
             y = pyro.sample("y", dist.OneHotCategorical(logits=self.logits))
             conditions = join(y, covariates)
@@ -79,12 +81,12 @@ class MixtureModel(PyroModule):
 
 
 class MixtureGuide(PyroModule):
-    """The program q(y|x) q(z|x,y); see `MixtureVAE`.
+    """Pyro program q(y|x) q(z|x,y) of `MixtureVAE`.
 
     Args:
         classes: Module whose forward returns q(y|x).
         encoder: Module whose forward returns q(z|x,y).
-        name: Name in Pyro's parameter store.
+        name: Name in Pyro's parameter store, unique in the process.
     """
 
     def __init__(self, classes: nn.Module, encoder: nn.Module, *, name: str = "guide") -> None:
@@ -92,7 +94,7 @@ class MixtureGuide(PyroModule):
         self.classes, self.encoder = classes, encoder
 
     def forward(self, x: Tensor, *, covariates: Tensor | None = None, mask: Tensor | None = None) -> None:
-        """Draw latents given data; the arguments are those of `Guide`."""
+        """Draw latents given data. Arguments are those of `Guide.forward`."""
         x = fill_missing(x, mask)
         conditions = () if covariates is None else (covariates,)
         with data_plate(x):

@@ -1,4 +1,4 @@
-"""The pair of Pyro programs that a VAE is: `Model`, p(z) p(x|z), and `Guide`, q(z|x), and `VAE`, which holds both."""
+"""Base class of whole models, with a unique name in Pyro's parameter store."""
 
 import itertools
 import weakref
@@ -11,16 +11,16 @@ from torch import nn
 
 
 class ProgramPair(nn.Module):
-    """Base of what holds two programs, `model` and `guide`, under a name of its own in Pyro's parameter store.
+    """Base class of whole models, pairs of the Pyro programs `model` and `guide`.
 
-    Pyro's parameter store tells modules apart by name alone, and of two with one name it trains the first; so each pair
-    in a process takes a name of its own.
+    Pyro's parameter store identifies modules by name, and of two modules with equal names it trains only the first.
+    Hence every pair in a process has a unique name.
 
     Args:
-        name: Name in Pyro's parameter store; None for one not yet taken.
+        name: Name in Pyro's parameter store; None for a name that is not taken.
 
     Raises:
-        ValueError: If the name is taken by another pair or by parameters in the store.
+        ValueError: If another pair or parameters in the store have this name.
     """
 
     model: PyroModule
@@ -31,7 +31,7 @@ class ProgramPair(nn.Module):
         self.name = _claim_name(name, self)
 
     def __deepcopy__(self, memo: dict[int, Any]) -> Self:
-        """Copy under a name of its own, so that the copy trains too."""
+        """Copy the pair under a new name, so that Pyro trains the copy as well."""
         twin = copy(self)
         memo[id(self)] = twin
         twin.__dict__ = deepcopy(self.__dict__, memo)
@@ -42,10 +42,11 @@ class ProgramPair(nn.Module):
         return twin
 
 
-_named: "weakref.WeakValueDictionary[str, ProgramPair]" = weakref.WeakValueDictionary()
+_pair_of_name: "weakref.WeakValueDictionary[str, ProgramPair]" = weakref.WeakValueDictionary()
 
 
 def _claim_name(name: str | None, owner: ProgramPair) -> str:
+    """Register the owner under a name, or under the first free one of vae, vae_2, ... if it is None."""
     if name is None:
         name = next(
             candidate
@@ -54,12 +55,12 @@ def _claim_name(name: str | None, owner: ProgramPair) -> str:
         )
     elif _is_taken(name):
         raise ValueError(
-            f"the name {name!r} is taken by another VAE or by parameters in Pyro's store, and Pyro trains only the "
-            "first; choose another name, or leave it out"
+            f"a VAE needs a unique name, but another VAE or parameters in Pyro's store have the name {name!r}; use "
+            "another, or None"
         )
-    _named[name] = owner
+    _pair_of_name[name] = owner
     return name
 
 
 def _is_taken(name: str) -> bool:
-    return name in _named or any(key.startswith(f"{name}.") for key in pyro.get_param_store())
+    return name in _pair_of_name or any(key.startswith(f"{name}.") for key in pyro.get_param_store())

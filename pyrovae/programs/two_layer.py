@@ -1,4 +1,4 @@
-"""Whole models as programs, and the blueprint that they, and the reader's own, are built from."""
+"""VAE with two layers of latents, each with a site of its own."""
 
 from collections.abc import Sequence
 from typing import Literal
@@ -20,25 +20,27 @@ Direction = Literal["bottom-up", "top-down"]
 
 
 class TwoLayerVAE(ProgramPair):
-    """Two layers of latents, p(z2) p(z1|z2) p(x|z1), with sites "z2", "z1" and "x".
+    """VAE with two layers of latents.
 
-    p(z2) is the blueprint's prior, p(z1|z2) a diagonal normal, p(x|z1) the likelihood. The guide goes "top-down",
-    q(z2|x) q(z1|x,z2) (as in Sonderby et al., "Ladder variational autoencoders", NeurIPS 2016,
-    https://arxiv.org/abs/1602.02282), or "bottom-up", q(z1|x) q(z2|z1) (Burda, Grosse and Salakhutdinov, "Importance
-    weighted autoencoders", 2016, https://arxiv.org/abs/1509.00519); both layers take the blueprint's encoder.
-    Covariates enter every conditional but p(z1|z2). Train the second with `Trace_ELBO`: it draws z1 before z2, the
-    model after it, so that `TraceMeanField_ELBO`, which takes KL(q(z1|x), p(z1|z2)) as if z2 did not depend on z1, is
-    no bound.
+        model: p(z2) p(z1|z2) p(x|z1)
+        guide: q(z2|x) q(z1|x,z2) if top-down,  q(z1|x) q(z2|z1) if bottom-up
+
+    The sites are "z2", "z1" and "x". p(z2) is the blueprint's prior, p(z1|z2) a diagonal normal, p(x|z1) the
+    blueprint's likelihood. Both layers of the guide use the blueprint's encoder. Covariates enter every conditional but
+    p(z1|z2). "top-down" follows Sonderby et al., "Ladder variational autoencoders" (NeurIPS 2016,
+    https://arxiv.org/abs/1602.02282), "bottom-up" Burda, Grosse and Salakhutdinov, "Importance weighted autoencoders"
+    (2016, https://arxiv.org/abs/1509.00519). Train "bottom-up" with `Trace_ELBO`. Its guide draws z1 before z2, and
+    `TraceMeanField_ELBO` computes KL(q(z1|x), p(z1|z2)) as if z2 did not depend on z1, which is not a bound.
 
     Args:
-        blueprint: Sizes and makers; its latent_dim is the size of z1.
-        top_dim: Size of z2; None for half of z1's.
-        direction: "top-down" or "bottom-up".
+        blueprint: Sizes of the model and makers of its parts; its latent_dim is the dimension of z1.
+        top_dim: Dimension of z2; None for half of that of z1.
+        direction: Order of the guide's layers: "bottom-up" or "top-down".
         hidden: Sizes of the hidden layers between z2 and z1.
 
     Raises:
-        ValueError: If the prior is discrete, or needs an encoder of data (`VampPrior`) and the direction is
-            "bottom-up", or a part refuses its arguments.
+        ValueError: If the prior is discrete, if it needs an encoder q(z2|x) (`VampPrior`) and direction is "bottom-up",
+            or if a part rejects its arguments.
     """
 
     def __init__(
@@ -59,8 +61,8 @@ class TwoLayerVAE(ProgramPair):
         if direction == "bottom-up":
             if type(prior).attach is not Prior.attach:
                 raise ValueError(
-                    f'{type(prior).__name__} is made of an encoder of data, q(z2|x), which "bottom-up" has not; take '
-                    'direction "top-down", or another prior'
+                    f'{type(prior).__name__} needs an encoder q(z2|x), but direction="bottom-up" defines none; use '
+                    'direction="top-down" or another prior'
                 )
             lower: nn.Module = blueprint.make_encoder(z1)
             upper = blueprint.make_upper_encoder(z1 + count, prior.encoder_dim, hidden)
@@ -75,13 +77,13 @@ class TwoLayerVAE(ProgramPair):
 
 
 class TwoLayerModel(PyroModule):
-    """The program p(z2) p(z1|z2) p(x|z1); see `TwoLayerVAE`.
+    """Pyro program p(z2) p(z1|z2) p(x|z1) of `TwoLayerVAE`.
 
     Args:
         prior: Module whose forward returns p(z2).
         between: Module whose forward returns p(z1|z2).
         likelihood: Module whose forward returns p(x|z1).
-        name: Name in Pyro's parameter store.
+        name: Name in Pyro's parameter store, unique in the process.
     """
 
     def __init__(self, prior: nn.Module, between: nn.Module, likelihood: nn.Module, *, name: str = "model") -> None:
@@ -96,7 +98,7 @@ class TwoLayerModel(PyroModule):
         mask: Tensor | None = None,
         size: int = 1,
     ) -> Tensor:
-        """Generate data, or score those given; arguments, result and errors are those of `Model`."""
+        """Generate data, or score given data. Arguments, result and errors are those of `Model.forward`."""
         conditions = () if covariates is None else (covariates,)
         with data_plate(x, covariates, size):
             z2 = pyro.sample("z2", self.prior(*conditions))
@@ -105,13 +107,13 @@ class TwoLayerModel(PyroModule):
 
 
 class TwoLayerGuide(PyroModule):
-    """The program q(z1|x) q(z2|z1), or q(z2|x) q(z1|x,z2); see `TwoLayerVAE`.
+    """Pyro program q(z1|x) q(z2|z1), or q(z2|x) q(z1|x,z2), of `TwoLayerVAE`.
 
     Args:
         lower: Module whose forward returns q(z1|x), or q(z1|x,z2) when called with z2.
         upper: Module whose forward returns q(z2|z1), or q(z2|x).
-        direction: "bottom-up" or "top-down".
-        name: Name in Pyro's parameter store.
+        direction: Order of the layers: "bottom-up" or "top-down".
+        name: Name in Pyro's parameter store, unique in the process.
     """
 
     def __init__(self, lower: nn.Module, upper: nn.Module, direction: Direction, *, name: str = "guide") -> None:
@@ -119,7 +121,7 @@ class TwoLayerGuide(PyroModule):
         self.lower, self.upper, self.direction = lower, upper, direction
 
     def forward(self, x: Tensor, *, covariates: Tensor | None = None, mask: Tensor | None = None) -> None:
-        """Draw latents given data; the arguments are those of `Guide`."""
+        """Draw latents given data. Arguments are those of `Guide.forward`."""
         x = fill_missing(x, mask)
         conditions = () if covariates is None else (covariates,)
         with data_plate(x):

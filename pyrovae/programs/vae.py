@@ -1,4 +1,4 @@
-"""The pair of Pyro programs that a VAE is: `Model`, p(z) p(x|z), and `Guide`, q(z|x), and `VAE`, which holds both."""
+"""Variational autoencoder: the Pyro programs `Model`, p(z) p(x|z), and `Guide`, q(z|x), and the pair `VAE`."""
 
 import pyro
 from pyro.distributions import constraints
@@ -11,12 +11,12 @@ from pyrovae.programs.sites import data_plate, fill_missing, sample_datum, sampl
 
 
 class Model(PyroModule):
-    """The generative program p(z|c) p(x|z,c), with sites "z" and "x" inside the plate "data" at dim -1.
+    """Pyro program p(z|c) p(x|z,c), with sites "z" and "x" inside the plate "data" at dim -1.
 
     Args:
         prior: Module whose forward returns p(z), or p(z|c) when called with covariates.
         likelihood: Module whose forward returns p(x|z), or p(x|z,c).
-        name: Name under which Pyro's parameter store knows the program; unique in the process (see `VAE`).
+        name: Name in Pyro's parameter store, unique in the process.
     """
 
     def __init__(self, prior: nn.Module, likelihood: nn.Module, *, name: str = "model") -> None:
@@ -32,27 +32,28 @@ class Model(PyroModule):
         mask: Tensor | None = None,
         size: int = 1,
     ) -> Tensor:
-        """Generate data, or score those given.
+        """Generate data, or score given data.
 
         Args:
-            x: Data with shape (N, D), or None to generate.
-            covariates: Covariates c with shape (N, C).
-            mask: True where x is observed, with shape (N, D), or (N,) for whole data. Missing entries are left out of
-                p(x|z), whatever stands there (NaN too); the likelihood must be independent over D.
-            size: N, where neither x nor covariates tell it.
+            x: Data, with shape (N, D); None to generate data.
+            covariates: Covariates c, with shape (N, C); None if the model has none.
+            mask: Whether each entry of x is observed, with shape (N, D) or (N,); None if all are. Missing entries do
+                not enter p(x|z) and may be NaN. A mask over entries needs a likelihood that is independent over D.
+            size: Number of data N if neither x nor covariates are given.
 
         Returns:
             The data, with shape (N, D), or (K, N, D) inside a plate of K particles.
 
         Raises:
-            ValueError: If x is not floating point or not of the likelihood's size, the guide's latents are not of the
-                prior's, or a mask over entries meets a likelihood that is not independent over D.
+            ValueError: If x is not floating point or does not have the likelihood's shape, if the guide's latents do
+                not have the prior's shape, or if a mask over entries is given and the likelihood is not independent
+                over D.
         """
         conditions = () if covariates is None else (covariates,)
         with data_plate(x, covariates, size):
             p_z = self.prior(*conditions)
             z = pyro.sample("z", p_z)
-            if z.shape[z.dim() - p_z.event_dim :] != p_z.event_shape:  # they might broadcast
+            if z.shape[z.dim() - p_z.event_dim :] != p_z.event_shape:  # other shapes might broadcast
                 raise ValueError(
                     f"one latent of the prior has shape {tuple(p_z.event_shape)}, but the guide's latents have shape "
                     f"{tuple(z.shape)}; give the encoder's network num_outputs(prior.encoder_dim) outputs"
@@ -61,11 +62,11 @@ class Model(PyroModule):
 
 
 class Guide(PyroModule):
-    """The approximate posterior program q(z|x,c), with site "z" inside the plate "data" at dim -1.
+    """Pyro program q(z|x,c), with site "z" inside the plate "data" at dim -1.
 
     Args:
         encoder: Module whose forward returns q(z|x), or q(z|x,c) when called with covariates.
-        name: Name under which Pyro's parameter store knows the program; unique in the process (see `VAE`).
+        name: Name in Pyro's parameter store, unique in the process.
     """
 
     def __init__(self, encoder: nn.Module, *, name: str = "guide") -> None:
@@ -76,12 +77,13 @@ class Guide(PyroModule):
         """Draw latents given data.
 
         Args:
-            x: Data with shape (N, D).
-            covariates: Covariates c with shape (N, C).
-            mask: True where x is observed, with shape (N, D) or (N,). The encoder sees 0 where it is not.
+            x: Data, with shape (N, D).
+            covariates: Covariates c, with shape (N, C); None if the model has none.
+            mask: Whether each entry of x is observed, with shape (N, D) or (N,); None if all are. The encoder receives
+                0 for missing entries.
 
         Returns:
-            Latents with shape (N, Z), or (K, N, Z) inside a plate of K particles.
+            The latents, with shape (N, Z), or (K, N, Z) inside a plate of K particles.
         """
         x = fill_missing(x, mask)
         conditions = () if covariates is None else (covariates,)
@@ -90,18 +92,20 @@ class Guide(PyroModule):
 
 
 class VAE(ProgramPair):
-    """A variational autoencoder: the programs `model` and `guide`, made from a prior, a likelihood and an encoder.
+    """Variational autoencoder made from a prior, a likelihood and an encoder.
+
+        model: p(z) p(x|z),  guide: q(z|x)
 
     Args:
-        prior: Module whose forward returns p(z).
-        likelihood: Module whose forward returns p(x|z).
-        encoder: Module whose forward returns q(z|x). One of real vectors is carried to where the prior lives, the
-            simplex say, by `ConstrainedEncoder`; it gives `prior.encoder_dim` real numbers.
-        name: Name in Pyro's parameter store; None for one not yet taken.
+        prior: Module whose forward returns p(z), or p(z|c) when called with covariates.
+        likelihood: Module whose forward returns p(x|z), or p(x|z,c).
+        encoder: Module whose forward returns q(z|x), or q(z|x,c) when called with covariates. `ConstrainedEncoder` maps
+            an encoder of real vectors, of dimension `prior.encoder_dim`, to the support of the prior.
+        name: Name in Pyro's parameter store; None for a name that is not taken.
 
     Raises:
-        ValueError: If prior and encoder cannot live on one space, or the name is taken by another VAE or by parameters
-            in the store.
+        ValueError: If the encoder cannot be mapped to the support of the prior, or another VAE or parameters in the
+            store have this name.
 
     Example:
         >>> from pyrovae import BernoulliLikelihood, MLP, NormalEncoder, StandardNormalPrior

@@ -1,4 +1,8 @@
-"""Estimates and errors computed from log weights and per-datum values. Imports torch alone."""
+"""Estimates of log p(x), their errors and diagnostics, computed from log weights and per-datum values.
+
+Functions of log weights reduce over dim 0, the K particles, and keep every other dimension, the data. They compute and
+return float64 for every input dtype, and leave the average over data to the caller. This room imports torch alone.
+"""
 
 from pyrovae.stats.log_weights import component_shares, log_mean_exp, log_mean_std_error
 from pyrovae.stats.means import bits_per_dim, crossed_mean_and_std_error, mean_and_std_error, monte_carlo_std_error

@@ -1,8 +1,4 @@
-"""Numbers computed from log weights: log marginals, their errors, and the diagnostics of both.
-
-Functions of log weights reduce over dim 0, the K particles, and keep every other dim, the data.
-They compute and return float64 whatever the dtype that comes in. The caller averages over data.
-"""
+"""Reductions of log weights over particles: log mean, its standard error, effective sample size, component shares."""
 
 import math
 
@@ -13,20 +9,20 @@ from pyrovae.stats.pareto import check_log_weights
 
 
 def log_mean_exp(log_w: Tensor) -> Tensor:
-    r"""Log of the mean weight, log (1/K) sum_k exp(log_w_k).
+    """Compute the log of the mean weight, log (1/K) sum_k exp(log_w_k).
 
-    With log_w_k = log p(x, z_k) - log q(z_k|x) and z_k ~ q this is the importance weighted bound on
-    log p(x) (Burda, Grosse and Salakhutdinov 2016, "Importance weighted autoencoders",
-    https://arxiv.org/abs/1509.00519, section 3). Gradients flow through it.
+    With log_w_k = log p(x, z_k) - log q(z_k|x) and z_k ~ q, this is the importance weighted bound of log p(x) (Burda,
+    Grosse and Salakhutdinov, "Importance weighted autoencoders", 2016, https://arxiv.org/abs/1509.00519, section 3).
+    Gradients flow through it.
 
     Args:
-        log_w: Log weights in nats, with shape (K, N). ``-inf`` is a weight of zero.
+        log_w: Log weights in nats, with shape (K, N); -inf is a weight of zero.
 
     Returns:
-        The log-mean-exp in nats, with shape (N,), float64; ``-inf`` where all K weights are zero.
+        The log-mean-exp in nats, with shape (N,), float64; -inf if all K weights are zero.
 
     Raises:
-        ValueError: If log_w has no particle, or a log weight is nan or ``+inf``.
+        ValueError: If log_w has no particle, or a log weight is NaN or +inf.
 
     Example:
         >>> w = torch.tensor([[1.0, 2.0], [3.0, 6.0]])
@@ -38,20 +34,20 @@ def log_mean_exp(log_w: Tensor) -> Tensor:
 
 
 def effective_sample_size(log_w: Tensor) -> Tensor:
-    """Effective sample size, (sum_k w_k)^2 / sum_k w_k^2.
+    """Compute the effective sample size, (sum_k w_k)^2 / sum_k w_k^2.
 
     Source: Kong 1992, "A note on importance sampling using standardized weights"; Owen 2013, "Monte
     Carlo theory, methods and examples", https://artowen.su.domains/mc/, chapter 9.
 
     Args:
-        log_w: Log weights in nats, with shape (K, N). ``-inf`` is a weight of zero.
+        log_w: Log weights in nats, with shape (K, N); -inf is a weight of zero.
 
     Returns:
-        The number of equally weighted draws worth as much, from 1 to K, with shape (N,), float64; 0
-        where all K weights are zero.
+        The number of equally weighted draws with the same variance, from 1 to K, with shape (N,), float64; 0 if all K
+        weights are zero.
 
     Raises:
-        ValueError: If log_w has no particle, or a log weight is nan or ``+inf``.
+        ValueError: If log_w has no particle, or a log weight is NaN or +inf.
 
     Example:
         >>> effective_sample_size(torch.tensor([[0.0, 0.0], [0.0, -torch.inf]]))
@@ -60,31 +56,30 @@ def effective_sample_size(log_w: Tensor) -> Tensor:
     w = _scaled_weights(log_w)
     total = w.sum(0)
     ess = torch.where(total > 0, total.square() / w.square().sum(0), 0.0)
-    return ess.clamp(max=w.shape[0])  # rounding can lift it by an ulp
+    return ess.clamp(max=w.shape[0])  # rounding can exceed K by an ulp
 
 
 def log_mean_std_error(log_w: Tensor, component: Tensor | None = None) -> Tensor:
-    r"""Monte Carlo standard error of log_mean_exp, sd(w) / (mean(w) sqrt(K)).
+    """Compute the Monte Carlo standard error of `log_mean_exp`, sd(w) / (mean(w) sqrt(K)).
 
-    The delta method for the log of a mean: d log(m) = dm / m, with K - 1 in the variance of w (Owen
-    2013, "Monte Carlo theory, methods and examples", https://artowen.su.domains/mc/, section 2.7).
-    It is no larger than 1, so a value near 1 says only that one weight outweighs all others.
+    The delta method for the log of a mean, d log(m) = dm / m, with K - 1 in the variance of w (Owen 2013, "Monte Carlo
+    theory, methods and examples", https://artowen.su.domains/mc/, section 2.7). The result is at most 1, so a value
+    near 1 means only that one weight dominates.
 
-    Where the draws came from several components in fixed shares, the numbers n_s do not vary, and
-    only the variance within components counts: var(mean(w)) = sum_s n_s var_s(w) / K^2 (Owen 2013,
-    section 8.4). If a component drew once its variance is not known, and that of all draws, which
-    is larger, is taken.
+    If several components drew fixed numbers n_s of particles, only the variance within components counts:
+    var(mean(w)) = sum_s n_s var_s(w) / K^2 (Owen 2013, section 8.4). If a component drew one particle, its variance is
+    unknown, and the larger variance of all draws is used.
 
     Args:
-        log_w: Log weights in nats, with shape (K, N). ``-inf`` is a weight of zero.
-        component: Which component drew, with shape (K,); None for one and the same.
+        log_w: Log weights in nats, with shape (K, N); -inf is a weight of zero.
+        component: Index of the proposal component that drew each particle, with shape (K,); None if there is one.
 
     Returns:
-        The standard error in nats, with shape (N,), float64. ``inf`` where nothing is known of it:
-        for K = 1, and where all K weights are zero. Never nan.
+        The standard error in nats, with shape (N,), float64. It is inf if it is unknown, that is for K = 1 or if all K
+        weights are zero, and never NaN.
 
     Raises:
-        ValueError: If log_w has no particle, or a log weight is nan or ``+inf``.
+        ValueError: If log_w has no particle, or a log weight is NaN or +inf.
 
     Example:
         >>> log_mean_std_error(torch.tensor([[0.0, 0.0], [0.0, -torch.inf]])).round(decimals=9)
@@ -107,32 +102,38 @@ def log_mean_std_error(log_w: Tensor, component: Tensor | None = None) -> Tensor
 
 
 def bias_corrected_log_mean(log_w: Tensor, component: Tensor | None = None) -> Tensor:
-    """Log-mean-exp plus half its variance, which takes out the first term of its bias.
+    """Compute the log-mean-exp plus half its variance, which removes the first term of its bias.
 
-    E log(mean w) = log E w - var(mean w) / (2 (E w)^2) + ..., by the delta method (Nowozin 2018,
-    "Debiasing evidence approximations", ICLR, https://openreview.net/forum?id=HyZoi-WRb, takes the
-    jackknife to the same end). Less biased than the lower bound, and a lower bound no more.
+        E log(mean w) = log E w - var(mean w) / (2 (E w)^2) + ...
 
-    Args and raises as ``log_mean_std_error``.
+    The expansion is the delta method; Nowozin, "Debiasing evidence approximations" (ICLR 2018,
+    https://openreview.net/forum?id=HyZoi-WRb), uses the jackknife for the same purpose. The estimate is less biased
+    than the log-mean-exp, but it is not a lower bound.
+
+    Args:
+        log_w: Log weights in nats, with shape (K, N); -inf is a weight of zero.
+        component: Index of the proposal component that drew each particle, with shape (K,); None if there is one.
 
     Returns:
-        The estimate in nats, with shape (N,), float64; the lower bound where the variance is not
-        known.
+        The estimate in nats, with shape (N,), float64; the log-mean-exp if the variance is unknown.
+
+    Raises:
+        ValueError: If log_w has no particle, or a log weight is NaN or +inf.
     """
     std_error = log_mean_std_error(log_w, component)
     return log_mean_exp(log_w) + torch.where(std_error.isfinite(), std_error, 0.0).square() / 2
 
 
 def component_shares(log_w: Tensor, component: Tensor, num_components: int) -> Tensor:
-    """Share of the weight that each component's draws carry, with shape (S, N); nan if all are zero.
+    """Compute each component's share of the total weight, with shape (S, N); NaN if all weights are zero.
 
     Args:
-        log_w: Log weights in nats, with shape (K, N). ``-inf`` is a weight of zero.
-        component: Which component drew, with shape (K,).
-        num_components: S.
+        log_w: Log weights in nats, with shape (K, N); -inf is a weight of zero.
+        component: Index of the proposal component that drew each particle, with shape (K,).
+        num_components: Number S of components.
 
     Raises:
-        ValueError: If log_w has no particle, or a log weight is nan or ``+inf``.
+        ValueError: If log_w has no particle, or a log weight is NaN or +inf.
     """
     w = _scaled_weights(log_w)
     total = w.new_zeros(num_components, *w.shape[1:]).index_add_(0, component.to(w.device), w)
@@ -140,7 +141,7 @@ def component_shares(log_w: Tensor, component: Tensor, num_components: int) -> T
 
 
 def _scaled_weights(log_w: Tensor) -> Tensor:
-    """Weights divided by the largest of their datum, with shape (K, N); nan if all are zero."""
+    """Return the weights divided by the largest of their datum, with shape (K, N); NaN if all are zero."""
     check_log_weights(log_w)
     log_w = log_w.double()
     return (log_w - log_w.amax(0)).exp()

@@ -1,8 +1,4 @@
-"""Numbers computed from log weights: log marginals, their errors, and the diagnostics of both.
-
-Functions of log weights reduce over dim 0, the K particles, and keep every other dim, the data.
-They compute and return float64 whatever the dtype that comes in. The caller averages over data.
-"""
+"""Means over data, their standard errors, and bits per dimension."""
 
 import math
 from typing import TypeVar
@@ -13,17 +9,17 @@ TensorOrFloat = TypeVar("TensorOrFloat", Tensor, float)
 
 
 def mean_and_std_error(values: Tensor) -> tuple[float, float]:
-    """Mean over data and its standard error over data, sd(v) / sqrt(N).
+    """Compute the mean over data and its standard error over data, sd(v) / sqrt(N).
 
-    The error says how far the mean over another N data might lie, not how well each value is known;
-    for that see ``monte_carlo_std_error``.
+    The error describes the variation of the mean over samples of N data, not the Monte Carlo error of the values; for
+    that see `monte_carlo_std_error`.
 
     Args:
         values: One value per datum, with shape (N,).
 
     Returns:
-        The mean and its standard error, in the unit of values. The error is nan where it is not
-        defined: for N = 1, or where a value is infinite.
+        The mean and its standard error, in the unit of values. The error is NaN if it is undefined, that is for N = 1
+        or if a value is infinite.
 
     Raises:
         ValueError: If values is empty.
@@ -41,17 +37,18 @@ def mean_and_std_error(values: Tensor) -> tuple[float, float]:
 
 
 def crossed_mean_and_std_error(values: Tensor) -> tuple[float, float]:
-    """Mean over runs and data, and its standard error over both, each as a random sample.
+    """Compute the mean over runs and data, and its standard error over both as random samples.
 
-    The squared error is the sum of var_s(mean over n)/S and var_n(mean over s)/N, which counts the noise of single
-    cells twice, and so errs on the safe side (crossed random effects: Searle, Casella and McCulloch, "Variance
-    components", 1992, https://doi.org/10.1002/9780470316856).
+        error^2 = var_s(mean over n) / S + var_n(mean over s) / N
+
+    The sum counts the noise of single cells twice, so the error is conservative (crossed random effects: Searle,
+    Casella and McCulloch, "Variance components", 1992, https://doi.org/10.1002/9780470316856).
 
     Args:
         values: One value per run (training seed) and datum, with shape (S, N).
 
     Returns:
-        The mean and its standard error, in the unit of values. With one run the error is over data alone.
+        The mean and its standard error, in the unit of values. For one run, the error is that over data.
 
     Raises:
         ValueError: If values is empty.
@@ -69,13 +66,12 @@ def crossed_mean_and_std_error(values: Tensor) -> tuple[float, float]:
 
 
 def monte_carlo_std_error(std_error: Tensor) -> float:
-    """Monte Carlo error of the mean over data, sqrt(sum_n s_n^2) / N.
+    """Compute the Monte Carlo error of the mean over data, sqrt(sum_n s_n^2) / N.
 
-    The errors of different data are independent, for each has particles of its own.
+    The errors of different data are independent, since each datum has its own particles.
 
     Args:
-        std_error: Monte Carlo standard error of each value, with shape (N,), such as
-            ``LogMarginal.std_error``.
+        std_error: Monte Carlo standard error of each value, with shape (N,), such as `LogMarginal.std_error`.
 
     Returns:
         The standard error of the mean, in the unit of std_error.
@@ -93,34 +89,34 @@ def monte_carlo_std_error(std_error: Tensor) -> float:
 
 
 def bits_per_dim(log_p: TensorOrFloat, num_dims: int) -> TensorOrFloat:
-    """Bits per dimension, -log p / (D ln 2).
+    """Compute bits per dimension, -log p / (D ln 2).
 
-    Lower is better. Literature on images means the probability of integers 0..255: for a density of
-    pixels that were divided by 256, add log2(256) = 8 (Theis, van den Oord and Bethge 2016, "A note
-    on the evaluation of generative models", https://arxiv.org/abs/1511.01844).
+    Lower is better. The literature on images reports the probability of integers 0..255. For a density of pixels
+    divided by 256, add log2(256) = 8 (Theis, van den Oord and Bethge, "A note on the evaluation of generative models",
+    2016, https://arxiv.org/abs/1511.01844).
 
     Args:
-        log_p: Log probability in nats, of any shape, or a number.
-        num_dims: The number D of dimensions of one datum, such as 784.
+        log_p: Log probability in nats, a number or a tensor of any shape.
+        num_dims: Dimension D of one datum, such as 784.
 
     Returns:
-        Bits per dimension, with the shape of log_p; a tensor is float64.
+        The bits per dimension, with the shape of log_p; float64 if it is a tensor.
 
     Raises:
-        ValueError: If num_dims is less than 1.
+        ValueError: If num_dims is below 1.
 
     Example:
         >>> bits_per_dim(-784 * math.log(2), 784)
         1.0
     """
     if num_dims < 1:
-        raise ValueError(f"num_dims is the size of one datum, at least 1, but it is {num_dims}")
+        raise ValueError(f"num_dims must be at least 1, got {num_dims}; give the dimension of one datum")
     if isinstance(log_p, Tensor):
         log_p = log_p.double()
     return -log_p / (num_dims * math.log(2))
 
 
 def _check_not_empty(values: Tensor, name: str) -> None:
-    """Raise ValueError if there is no datum to average over."""
+    """Raise ValueError if values is empty."""
     if values.numel() == 0:
-        raise ValueError(f"expected {name} of shape (N,) with N >= 1 data, got {tuple(values.shape)}")
+        raise ValueError(f"{name} must have shape (N,) with N >= 1, got {tuple(values.shape)}; give at least one datum")

@@ -1,19 +1,16 @@
-"""The largest of the weights: the Pareto distribution fitted to them, its shape, and weights smoothed by it.
-
-They compute and return float64 whatever the dtype that comes in.
-"""
+"""Pareto distribution fitted to the largest weights: its shape, and weights smoothed by it."""
 
 import math
 
 import torch
 from torch import Tensor
 
-_MIN_TAIL = 5  # fewer points than this fix no tail shape; ArviZ draws the line at the same place
+_MIN_TAIL = 5  # least number of points for a fit, as in ArviZ
 _MAX_CHUNK_ELEMENTS = 2**22  # float64 numbers in the largest array of pareto_khat: 32 MiB
 
 
 def pareto_khat(log_w: Tensor) -> Tensor:
-    r"""Shape k of the generalised Pareto distribution fitted to the largest weights.
+    """Fit a generalised Pareto distribution to the largest weights, and return its shape k.
 
     The M = ceil(min(K/5, 3 sqrt(K))) largest weights, less the largest weight below them, are
     fitted by
@@ -23,33 +20,30 @@ def pareto_khat(log_w: Tensor) -> Tensor:
         b_hat = sum_j b_j L_j / sum_j L_j,  log L_j = M (log(-b_j / k(b_j)) - k(b_j) - 1),
         khat = (M k(b_hat) + 5) / (M + 10),
 
-    where x_* is the lower quartile of the excesses x, and the last line is a weak prior towards
-    1/2. Moments of the weights exist up to order 1/k: k < 1/2 a finite variance, k < 1 a finite
-    mean. Above 0.7 (or 1 - 1/log10(K), if that is less) the estimate of log p(x) is not reliable;
-    below, it is if the draws have seen the whole posterior, which they cannot tell.
+    where x_* is the lower quartile of the excesses x, and the last line is a weak prior towards 1/2. Moments of the
+    weights exist up to order 1/k: the variance is finite for k < 1/2, the mean for k < 1. Above 0.7 (or 1 - 1/log10(K),
+    if that is less) the estimate of log p(x) is unreliable. Below, it is reliable if the draws cover the whole
+    posterior, which the weights cannot show.
 
-    Source: Vehtari, Simpson, Gelman, Yao and Gabry 2024, "Pareto smoothed importance sampling",
-    JMLR 25(72), https://jmlr.org/papers/v25/19-556.html; Zhang and Stephens 2009, "A new and
-    efficient estimation method for the generalized Pareto distribution", Technometrics 51(3).
-    Weights that tie with the cutoff, or fall short of the largest by a factor of 1e-308, stay out
-    of the tail, as in ArviZ 0.23. ArviZ 1.x keeps ties, and takes the floor for M, which is one
-    weight fewer where K/5 or 3 sqrt(K) is no integer.
+    Source: Vehtari, Simpson, Gelman, Yao and Gabry 2024, "Pareto smoothed importance sampling", JMLR 25(72),
+    https://jmlr.org/papers/v25/19-556.html; Zhang and Stephens 2009, "A new and efficient estimation method for the
+    generalized Pareto distribution", Technometrics 51(3). As in ArviZ 0.23, the tail excludes weights that tie with the
+    cutoff or are smaller than the largest by a factor of 1e-308. ArviZ 1.x includes ties, and rounds M down, which is
+    one weight fewer if K/5 or 3 sqrt(K) is not an integer.
 
     Args:
-        log_w: Log weights in nats, with shape (K, N). ``-inf`` is a weight of zero.
+        log_w: Log weights in nats, with shape (K, N); -inf is a weight of zero.
 
     Returns:
-        khat, with shape (N,), float64. Two cases have no fit, and none gives nan:
+        The shape khat, with shape (N,), float64, never NaN. Two cases have no fit:
 
-        - ``inf``, unknown, hence not to be trusted: fewer than 5 weights in the tail. So it is for
-          K < 21 always, and for larger K where fewer than 5 weights are not negligible, or stand
-          above a tie at the cutoff.
-        - ``-inf``, no tail: the M + 1 largest weights are equal up to the rounding of log_w, as
-          when q is the posterior itself. Nothing is wrong that weights could show. (ArviZ 0.23
-          says ``inf``, 1.x raises.)
+        - inf, unknown, hence unreliable: the tail has fewer than 5 weights. This is so for K < 21, and for larger K if
+          fewer than 5 weights are non-negligible or lie above a tie at the cutoff.
+        - -inf, no tail: the M + 1 largest weights are equal up to the rounding of log_w, for example if q is the exact
+          posterior. The weights show no problem. (ArviZ 0.23 returns inf, 1.x raises.)
 
     Raises:
-        ValueError: If log_w has no particle, or a log weight is nan or ``+inf``.
+        ValueError: If log_w has no particle, or a log weight is NaN or +inf.
 
     Example:
         >>> u = (torch.arange(10_000) + 0.5) / 10_000
@@ -71,20 +65,20 @@ def pareto_khat(log_w: Tensor) -> Tensor:
 
 
 def pareto_smoothed_log_weights(log_w: Tensor) -> Tensor:
-    r"""Log weights whose largest are replaced by what the fitted Pareto tail expects of them.
+    """Replace the largest log weights by the expected order statistics of the fitted Pareto tail.
 
     The j-th smallest of the M tail weights becomes cutoff + sigma ((1 - (j - 1/2)/M)^-k - 1) / k,
     at most the largest raw weight, with k = khat and the sigma of ``pareto_khat``'s fit (Vehtari et
     al. 2024, JMLR 25(72), https://jmlr.org/papers/v25/19-556.html). Less variance, some bias.
 
     Args:
-        log_w: Log weights in nats, with shape (K, N). ``-inf`` is a weight of zero.
+        log_w: Log weights in nats, with shape (K, N); -inf is a weight of zero.
 
     Returns:
-        Smoothed log weights, with shape (K, N), float64; a datum without a fit keeps its own.
+        The smoothed log weights, with shape (K, N), float64; those of a datum without a fit are unchanged.
 
     Raises:
-        ValueError: If log_w has no particle, or a log weight is nan or ``+inf``.
+        ValueError: If log_w has no particle, or a log weight is NaN or +inf.
     """
     check_log_weights(log_w)
     log_w, eps = log_w.double(), torch.finfo(log_w.dtype).eps
@@ -105,29 +99,27 @@ def pareto_smoothed_log_weights(log_w: Tensor) -> Tensor:
 
 
 def check_log_weights(log_w: Tensor) -> None:
-    """Raise ValueError unless log_w has shape (K, ...), K >= 1, without nan and ``+inf``."""
+    """Raise ValueError unless log_w has shape (K, ...) with K >= 1 and contains neither NaN nor +inf."""
     if log_w.dim() == 0 or log_w.shape[0] == 0:
-        raise ValueError(f"expected log weights of shape (K, N) with K >= 1 particles, got {tuple(log_w.shape)}")
+        raise ValueError(f"log weights must have shape (K, N) with K >= 1, got {tuple(log_w.shape)}; draw particles")
     largest = log_w.detach().amax(0)  # nan if one weight is
     bad = largest.isnan() | (largest == math.inf)
     if bad.any():
         first = tuple(bad.nonzero()[0].tolist())
         raise ValueError(
-            "expected log weights that are finite or -inf, "
-            f"got {largest[first].item()} for datum {', '.join(map(str, first)) or 0} "
-            f"(first of {int(bad.sum())}); "
-            "look there at log_prob of the model and of the guide: nan comes from data or "
-            "parameters that are nan, +inf from a scale that went to zero"
+            f"log weights must be finite or -inf, got {largest[first].item()} for datum "
+            f"{', '.join(map(str, first)) or 0} (first of {int(bad.sum())}); look for data or parameters that are NaN, "
+            "or for a scale that went to zero"
         )
 
 
 def _tail_length(num_particles: int) -> int:
-    """M = ceil(min(K/5, 3 sqrt(K))), in integers."""
+    """Return M = ceil(min(K/5, 3 sqrt(K))), in integer arithmetic."""
     return min((num_particles + 4) // 5, math.isqrt(9 * num_particles - 1) + 1)
 
 
 def _num_candidates(tail: int) -> int:
-    """Grid points for b, 30 + floor(sqrt(M))."""
+    """Return the number of grid points for b, 30 + floor(sqrt(M))."""
     return 30 + math.isqrt(tail)
 
 
@@ -135,19 +127,17 @@ def _fit_tail(top: Tensor, eps: float) -> tuple[Tensor, Tensor]:
     """Fit khat and sigma to the largest log weights of each datum.
 
     Args:
-        top: The M + 1 largest log weights in nats, in descending order, with shape (N, M + 1),
-            float64.
-        eps: Machine epsilon of the dtype in which they were computed.
+        top: The M + 1 largest log weights in nats, in descending order, with shape (N, M + 1), float64.
+        eps: Machine epsilon of the dtype in which the log weights were computed.
 
     Returns:
-        khat, with shape (N,), with the conventions of ``pareto_khat``; and sigma, in units of the
-        lowest weight of top.
+        khat, with shape (N,), with the conventions of `pareto_khat`; and sigma, in units of the lowest weight of top.
     """
     peak, lowest = top[:, :1], top[:, -1:]
     cutoff = torch.maximum(lowest, peak + math.log(torch.finfo(top.dtype).tiny))
     in_tail = top[:, :-1] > cutoff
     n = in_tail.sum(1, keepdim=True)
-    # k has no scale: in units of the cutoff weight the excesses come without cancellation.
+    # k is scale-free, so the excesses are computed in units of the cutoff weight, without cancellation.
     x = torch.where(in_tail, torch.expm1(top[:, :-1] - cutoff), 0.0)
     x_max, x_star = x[:, :1], x.gather(1, n - (n + 2) // 4)
 
@@ -155,7 +145,7 @@ def _fit_tail(top: Tensor, eps: float) -> tuple[Tensor, Tensor]:
     m = 30 + n.double().sqrt().floor()
     b = 1 / x_max + (1 - (m / (j - 0.5)).sqrt()) / (3 * x_star)
     eps64 = torch.finfo(x.dtype).eps
-    b = torch.where(b == 0, eps64 / x_max, b)  # k(b) / b has a limit there, but 0 / 0 is nan
+    b = torch.where(b == 0, eps64 / x_max, b)  # k(b) / b has a limit there, but 0 / 0 is NaN
     k = torch.log1p(-b.unsqueeze(-1) * x.unsqueeze(-2)).sum(-1) / n
     log_likelihood = torch.where(j <= m, n * ((-b / k).log() - k - 1), -math.inf)
     weight = log_likelihood.softmax(-1)

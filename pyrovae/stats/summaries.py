@@ -1,8 +1,4 @@
-"""Numbers computed from log weights: log marginals, their errors, and the diagnostics of both.
-
-Functions of log weights reduce over dim 0, the K particles, and keep every other dim, the data.
-They compute and return float64 whatever the dtype that comes in. The caller averages over data.
-"""
+"""Per-datum results computed from log weights: `LogMarginal`, `LowerBound` and the ladder of `Rung`s."""
 
 from typing import NamedTuple
 
@@ -14,19 +10,18 @@ from pyrovae.stats.pareto import check_log_weights, pareto_khat
 
 
 class LogMarginal(NamedTuple):
-    """An estimate of log p(x_n) for each datum, with what is needed to judge it.
+    """Estimate of log p(x_n) for each datum, with its error and diagnostics.
 
     Attributes:
-        value: Log-mean-exp of the K log weights in nats, with shape (N,). In expectation a lower
-            bound of log p(x_n), tighter as K grows.
-        std_error: Monte Carlo standard error of value in nats, with shape (N,), by the delta
-            method. Where khat is above 0.5 the variance of the weights may be infinite, and it is
-            not to be trusted; a small khat does not prove the contrary, for a tail may be missed.
-        ess: Effective sample size in draws, from 1 to K (0 if all weights are zero), with shape
-            (N,).
-        khat: Pareto shape of the largest weights, with shape (N,). Above 0.7 value is likely too
-            low by more than std_error says; below, no such thing shows, which proves nothing, for
-            a tail may be missed. ``inf``: unknown. ``-inf``: no tail.
+        value: Log-mean-exp of the K log weights in nats, with shape (N,). In expectation it is a lower bound of
+            log p(x_n), which tightens as K grows.
+        std_error: Monte Carlo standard error of value in nats, with shape (N,), by the delta method. If khat is above
+            0.5, the variance of the weights may be infinite and the error is unreliable. A small khat does not prove
+            that the variance is finite, since the draws may miss a tail.
+        ess: Effective sample size in draws, from 1 to K (0 if all weights are zero), with shape (N,).
+        khat: Pareto shape of the largest weights, with shape (N,). Above 0.7, value is probably too low by more than
+            std_error. A value below does not prove the contrary, since the draws may miss a tail. inf means unknown,
+            -inf no tail.
     """
 
     value: Tensor
@@ -36,11 +31,11 @@ class LogMarginal(NamedTuple):
 
 
 class LowerBound(NamedTuple):
-    """The ELBO per datum, in nats, each of shape (N,).
+    """ELBO of each datum.
 
     Attributes:
-        value: Mean of log w over the particles.
-        std_error: Monte Carlo standard error of that mean; nan for one particle.
+        value: Mean of the log weights over particles in nats, with shape (N,).
+        std_error: Monte Carlo standard error of value in nats, with shape (N,); NaN for one particle.
     """
 
     value: Tensor
@@ -51,11 +46,11 @@ class Rung(NamedTuple):
     """Estimates of log p(x_n) from the first K draws.
 
     Attributes:
-        num_particles: K.
-        lower_bound: Log-mean-exp of K log weights in nats, with shape (N,).
-        bias_corrected: The same plus half its variance, with shape (N,); see
-            ``bias_corrected_log_mean``. No lower bound any more.
-        std_error: Monte Carlo standard error of both in nats, with shape (N,); inf for K = 1.
+        num_particles: Number of draws K per datum.
+        lower_bound: Log-mean-exp of the K log weights in nats, with shape (N,).
+        bias_corrected: `lower_bound` plus half its variance in nats, with shape (N,), which is not a lower bound (see
+            `bias_corrected_log_mean`).
+        std_error: Monte Carlo standard error of both estimates in nats, with shape (N,); inf for K = 1.
     """
 
     num_particles: int
@@ -65,10 +60,13 @@ class Rung(NamedTuple):
 
 
 def summarize_lower_bound(log_w: Tensor) -> LowerBound:
-    """Reduce log weights, with shape (K, N), to their mean and its Monte Carlo standard error, over K.
+    """Compute the mean of log weights over particles, and its Monte Carlo standard error.
+
+    Args:
+        log_w: Log weights in nats, with shape (K, N); -inf is a weight of zero.
 
     Raises:
-        ValueError: If a weight is NaN or unbounded.
+        ValueError: If log_w has no particle, or a log weight is NaN or +inf.
     """
     check_log_weights(log_w)
     log_w = log_w.double()
@@ -78,34 +76,38 @@ def summarize_lower_bound(log_w: Tensor) -> LowerBound:
 
 
 def summarize_rungs(log_w: Tensor, component: Tensor | None = None) -> list[Rung]:
-    """The ladder: estimates from the first 1, 10, 100, ... and all K log weights.
+    """Compute the ladder, estimates from the first 1, 10, 100, ... and all K log weights.
 
-    Args and raises as ``log_mean_std_error``.
+    Args:
+        log_w: Log weights in nats, with shape (K, N); -inf is a weight of zero.
+        component: Index of the proposal component that drew each particle, with shape (K,); None if there is one.
+
+    Raises:
+        ValueError: If log_w has no particle, or a log weight is NaN or +inf.
     """
     draws = log_w.shape[0]
     sizes = [10**power for power in range(len(str(draws))) if 10**power < draws] + [draws]
     rungs = []
     for size in sizes:
-        first, which = log_w[:size], None if component is None else component[:size]
-        error = log_mean_std_error(first, which)
-        rungs.append(Rung(size, log_mean_exp(first), bias_corrected_log_mean(first, which), error))
+        first, drawn_by = log_w[:size], None if component is None else component[:size]
+        error = log_mean_std_error(first, drawn_by)
+        rungs.append(Rung(size, log_mean_exp(first), bias_corrected_log_mean(first, drawn_by), error))
     return rungs
 
 
 def summarize_log_weights(log_w: Tensor, component: Tensor | None = None) -> LogMarginal:
-    """All that K log weights say of log p(x): the estimate, its error, and both diagnostics.
+    """Summarise K log weights by the estimate of log p(x), its error, and both diagnostics.
 
     Args:
-        log_w: Log weights in nats, with shape (K, N). ``-inf`` is a weight of zero.
-        component: Which component of a proposal drew, with shape (K,); None for one and the same.
+        log_w: Log weights in nats, with shape (K, N); -inf is a weight of zero.
+        component: Index of the proposal component that drew each particle, with shape (K,); None if there is one.
 
     Returns:
-        A LogMarginal of ``log_mean_exp``, ``log_mean_std_error``, ``effective_sample_size`` and
-        ``pareto_khat``, each with shape (N,), float64. Where all K weights are zero: (-inf, inf, 0,
-        inf).
+        The results of `log_mean_exp`, `log_mean_std_error`, `effective_sample_size` and `pareto_khat`, each with shape
+        (N,), float64. If all K weights are zero, they are (-inf, inf, 0, inf).
 
     Raises:
-        ValueError: If log_w has no particle, or a log weight is nan or ``+inf``.
+        ValueError: If log_w has no particle, or a log weight is NaN or +inf.
 
     Example:
         >>> summarize_log_weights(torch.zeros(100, 1))

@@ -82,14 +82,14 @@ def test_mnist_keeps_its_test_file_and_splits_the_training_file(mnist_root):
     assert load_data("mnist", data_dir=str(mnist_root)).binarize == "dynamic"
 
 
-def test_mnist_is_looked_for_in_the_folder_data(mnist_root, tmp_path, monkeypatch):
+def test_mnist_is_read_from_the_folder_data_by_default(mnist_root, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "data").symlink_to(mnist_root)
     assert len(load_data("mnist").test) == 30
 
 
 @pytest.mark.parametrize("dtype", ["?", "i1", "u8", ">i4", "f2", "<f4", ">f8"])
-def test_own_arrays_of_every_real_dtype(tmp_path, dtype):
+def test_load_data_reads_arrays_of_every_real_dtype(tmp_path, dtype):
     array = (np.arange(60).reshape(20, 3) % 2).astype(dtype)
     data = load_data(save(tmp_path / "x.npy", array))
     assert data.train.dtype == torch.float32
@@ -97,7 +97,7 @@ def test_own_arrays_of_every_real_dtype(tmp_path, dtype):
     assert (data.maximum, data.binary, data.shape) == (1, True, (3,))
 
 
-def test_own_npz_by_key_or_alone(tmp_path):
+def test_load_data_reads_an_npz_by_key_or_its_only_array(tmp_path):
     x, y = np.zeros((10, 2)), np.ones((10, 3))
     np.savez(tmp_path / "two.npz", x=x, y=y)
     np.savez_compressed(tmp_path / "one.npz", x=x)
@@ -112,7 +112,7 @@ def test_maximum_is_none_for_anything_but_counts(tmp_path):
     assert load_data(save(tmp_path / "c.npy", np.full((10, 2), 0.5))).maximum is None
 
 
-def test_sha256_is_that_of_dtype_shape_and_values(tmp_path, own):
+def test_sha256_digests_dtype_shape_and_values(tmp_path, own):
     path, array = own
     expected = hashlib.sha256(b"<f8 (57, 3, 2)" + array.tobytes()).hexdigest()
     same = [
@@ -207,7 +207,7 @@ def test_binarize_draws_anew_and_from_the_global_generator():
     assert Binarize()(torch.tensor([0.0, 1.0])).tolist() == [0.0, 1.0]
 
 
-def test_no_global_random_state_is_moved_and_none_is_used(mnist_root, own):
+def test_load_data_neither_uses_nor_changes_global_random_state(mnist_root, own):
     def load_all():
         return [
             load_data("digits"),
@@ -232,7 +232,7 @@ def test_no_global_random_state_is_moved_and_none_is_used(mnist_root, own):
 # Messages
 
 
-def test_unknown_names_suggest_the_near_one():
+def test_unknown_names_suggest_the_nearest_known_one():
     text = message(ValueError, "Digit")
     assert all(word in text for word in ("--data", "Digit", "digits?", "mnist", "PATH.npz:KEY"))
     assert "mnist?" in message(ValueError, "MNIST")
@@ -243,7 +243,7 @@ def test_unknown_names_suggest_the_near_one():
 
 
 @pytest.mark.parametrize("binarize", ["dynamic", "static"])
-def test_only_grey_values_are_binarised(binarize, tmp_path):
+def test_load_data_binarises_only_values_in_the_unit_interval(binarize, tmp_path):
     text = message(ValueError, "digits", binarize=binarize)
     for word in (f"--binarize {binarize}", "[0, 1]", "digits", "0 to 16", "--binarize none"):
         assert word in text
@@ -252,7 +252,7 @@ def test_only_grey_values_are_binarised(binarize, tmp_path):
 
 
 @pytest.mark.parametrize("name", ["none.npy", "none.npz", "none.npz:x", "no/such/folder/x.npy"])
-def test_a_missing_file(name, tmp_path):
+def test_load_data_names_a_missing_file(name, tmp_path):
     text = message(FileNotFoundError, f"{tmp_path}/{name}")
     assert str(tmp_path) in text
     assert "no such file" in text
@@ -277,14 +277,14 @@ def test_a_missing_file(name, tmp_path):
         (np.full((20, 2), 1e39), ["40 values", "too large", "row 0, column 0"]),
     ],
 )
-def test_an_array_that_cannot_be_data(array, words, tmp_path):
+def test_load_data_rejects_arrays_with_invalid_dtype_shape_or_range(array, words, tmp_path):
     path = save(tmp_path / "x.npy", array)
     text = message(ValueError, path)
     assert path in text
     assert [word for word in words if word not in text] == []
 
 
-def test_the_limits_of_what_can_be_data(tmp_path):
+def test_load_data_accepts_the_largest_integers_of_float32(tmp_path):
     data = load_data(save(tmp_path / "x.npy", np.full((10, 1), 1 - 2**24)))
     assert [len(x) for x in parts(data)] == [8, 1, 1]
     assert data.train.unique().tolist() == [1 - 2.0**24]
@@ -313,7 +313,7 @@ def test_python_objects_are_never_unpickled(tmp_path):
 
 @pytest.mark.parametrize("suffix", [".npy", ".npz"])
 @pytest.mark.parametrize("keep", [0, 5, 70, 0.5, -1])
-def test_a_truncated_file(suffix, keep, tmp_path):
+def test_load_data_rejects_a_truncated_file(suffix, keep, tmp_path):
     path = tmp_path / f"x{suffix}"
     array = np.random.default_rng(0).random((40, 3))
     np.save(path, array) if suffix == ".npy" else np.savez(path, x=array)
@@ -325,7 +325,7 @@ def test_a_truncated_file(suffix, keep, tmp_path):
     assert "numpy.save" in text
 
 
-def test_a_file_of_another_kind_or_with_a_flipped_byte(tmp_path):
+def test_load_data_rejects_a_file_of_another_kind_or_with_a_flipped_byte(tmp_path):
     (tmp_path / "x.npy").write_bytes(b"this is no array, and no pickle is tried" * 9)
     text = message(ValueError, f"{tmp_path}/x.npy")
     assert "does not begin as such a file" in text
@@ -336,7 +336,7 @@ def test_a_file_of_another_kind_or_with_a_flipped_byte(tmp_path):
     assert "CRC" in message(ValueError, f"{tmp_path}/y.npz:x")
 
 
-def test_keys_of_an_npz(tmp_path):
+def test_messages_list_the_keys_of_an_npz(tmp_path):
     path = f"{tmp_path}/x.npz"
     np.savez(path, zebra=np.zeros((10, 2)), images=np.zeros((10, 2)), image=np.zeros((10, 2)))
     text = message(ValueError, f"{path}:imags")

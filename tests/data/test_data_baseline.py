@@ -77,14 +77,14 @@ def test_counts_with_a_long_tail_take_little_memory():
     assert log_p.item() == pytest.approx(math.log(2 / 2_000_011) + 2999 * math.log(11 / 2_000_011))
 
 
-def test_chunks_do_not_matter(monkeypatch):
+def test_baseline_does_not_depend_on_chunks(monkeypatch):
     data = load_data("digits")
     expected = IndependentPixels.of(data).log_prob(data.test)
     monkeypatch.setattr("pyrovae.data.baseline._CHUNK", 7)
     assert torch.equal(IndependentPixels.of(data).log_prob(data.test), expected)
 
 
-def test_normals_for_densities(densities):
+def test_baseline_of_real_data_is_normal(densities):
     baseline = IndependentPixels.of(densities)
     assert baseline.base_measure == "lebesgue"
     x, y = densities.train.double().numpy(), densities.test.double().numpy()
@@ -117,6 +117,6 @@ def test_the_base_measure_can_be_that_of_the_likelihood(densities):
         (torch.full((3, 2), -1.0), {"maximum": 1}, r"0\.\.1"),
     ],
 )
-def test_a_baseline_that_cannot_be_fitted(train, kwargs, match):
+def test_baseline_rejects_invalid_training_data(train, kwargs, match):
     with pytest.raises(ValueError, match=match):
         IndependentPixels(train, **kwargs)

@@ -35,7 +35,7 @@ def test_labels_of_digits_are_one_hot():
     assert torch.equal(data.conditions("test")["covariates"], data.covariates["test"])
 
 
-def test_labels_of_mnist_are_of_their_file(tmp_path):
+def test_labels_of_mnist_come_from_the_file_of_their_images(tmp_path):
     write_fake_mnist(tmp_path, 120, 20)
     data = load_data("mnist", data_dir=tmp_path, covariates="labels")
     for c, rows in zip(covariates(data), indices(data), strict=True):
@@ -43,7 +43,7 @@ def test_labels_of_mnist_are_of_their_file(tmp_path):
 
 
 @pytest.mark.parametrize("seed", [0, 1])
-def test_rows_stay_with_their_data(own, tmp_path, seed):
+def test_covariates_stay_with_their_data(own, tmp_path, seed):
     numbers = save(tmp_path / "numbers.npy", np.arange(N, dtype=float))
     data = load_data(own, covariates=numbers, split_seed=seed)
     assert sum(map(len, covariates(data))) == N
@@ -64,7 +64,7 @@ def test_rows_stay_with_their_data(own, tmp_path, seed):
     ],
     ids=["classes", "booleans", "bytes", "reals", "a column of integers", "several dimensions"],
 )
-def test_classes_are_one_hot_and_the_rest_is_as_it_is(own, tmp_path, array, expected):
+def test_integer_covariates_become_one_hot_and_others_are_unchanged(own, tmp_path, array, expected):
     for given in (save(tmp_path / "c.npy", array), _npz(tmp_path, array)):
         data = load_data(own, covariates=given)
         found = torch.cat(covariates(data))[torch.cat(indices(data)).argsort()]
@@ -76,7 +76,7 @@ def _npz(folder, array):
     return f"{folder / 'c.npz'}:c"
 
 
-def test_the_digest_is_of_the_covariates_too(own, tmp_path):
+def test_digest_includes_the_covariates(own, tmp_path):
     classes = np.arange(N) % 4
     digests = [load_data(own).sha256, load_data(own, covariates=save(tmp_path / "a.npy", classes)).sha256]
     classes[7] = 0
@@ -88,20 +88,20 @@ def test_the_digest_is_of_the_covariates_too(own, tmp_path):
 @pytest.mark.parametrize(
     ("array", "expected"),
     [
-        (np.zeros((N - 1, 2)), f"has {N - 1} rows and .*own.npy {N}: give one row for each datum"),
-        (np.arange(N) - 1, "run from -1 to 48: number the classes from 0, or give real numbers"),
-        (np.arange(N) * 40, "classes, 0 to 999, and these run from 0 to 1960"),
+        (np.zeros((N - 1, 2)), f"must have {N} rows for .*own.npy, got {N - 1}; give one row per datum"),
+        (np.arange(N) - 1, "got -1 to 48; number the classes from 0, or give real numbers"),
+        (np.arange(N) * 40, "classes 0 to 999, got 0 to 1960"),
         (np.full(N, np.nan), "NaN"),
-        (np.array(["a"] * N), "expected booleans, integers or real numbers"),
+        (np.array(["a"] * N), "must hold booleans, integers or real numbers"),
         (np.array(3.0), "shape"),
     ],
 )
-def test_what_cannot_be_covariates_is_refused(own, tmp_path, array, expected):
+def test_load_data_rejects_invalid_covariates(own, tmp_path, array, expected):
     text = message(ValueError, own, covariates=save(tmp_path / "c.npy", array))
     assert re.search(expected, text), text
 
 
-def test_names_that_are_none_are_refused(own, tmp_path):
+def test_load_data_rejects_unknown_names_of_covariates(own, tmp_path):
     assert "--covariates labels: " in message(ValueError, own, covariates="labels")
     assert "did you mean labels" in message(ValueError, "digits", covariates="label")
     missing = message(FileNotFoundError, "digits", covariates=str(tmp_path / "none.npy"))

@@ -20,7 +20,7 @@ from pyrovae.data.sources import MNIST_FILES
 
 @pytest.mark.parametrize("file", MNIST_FILES)
 @pytest.mark.parametrize("damage", ["empty", "header", "truncated", "longer", "garbage"])
-def test_a_damaged_mnist_file(file, damage, tmp_path):
+def test_damaged_mnist_file_is_named(file, damage, tmp_path):
     raw = write_fake_mnist(tmp_path, 24, 10)
     content = (raw / file).read_bytes()
     damaged = {
@@ -37,7 +37,7 @@ def test_a_damaged_mnist_file(file, damage, tmp_path):
     assert "delete it" in text
 
 
-def test_mnist_files_that_do_not_belong_together(tmp_path):
+def test_mnist_files_of_different_sizes_are_rejected(tmp_path):
     raw = write_fake_mnist(tmp_path, 24, 10)
     labels = "t10k-labels-idx1-ubyte"
     (raw / labels).write_bytes(mnist_bytes(24, 9)[labels])
@@ -106,7 +106,7 @@ def fail_download(text, tmp_path, reason):
     assert not (tmp_path / "data").exists()
 
 
-def test_an_unreachable_mirror(tmp_path, monkeypatch, capfd):
+def test_download_from_an_unreachable_mirror_fails_with_one_line(tmp_path, monkeypatch, capfd):
     with socket.socket() as unused:  # bound and not listening: connections are refused
         unused.bind(("127.0.0.1", 0))
         url = f"http://127.0.0.1:{unused.getsockname()[1]}/"
@@ -116,7 +116,7 @@ def test_an_unreachable_mirror(tmp_path, monkeypatch, capfd):
     assert capfd.readouterr() == ("", "")
 
 
-def test_a_mirror_that_never_answers(tmp_path, monkeypatch):
+def test_download_times_out_if_the_mirror_never_answers(tmp_path, monkeypatch):
     monkeypatch.setattr("pyrovae.data.sources._TIMEOUT", 0.2)
     with socket.create_server(("127.0.0.1", 0)) as silent:
         url = f"http://127.0.0.1:{silent.getsockname()[1]}/"
@@ -136,7 +136,7 @@ def test_a_download_that_breaks_off_leaves_nothing(mirror, tmp_path):
 # torchvision keeps urllib's HTTPError, whose socket is open, in a cycle: collected here, not later
 @pytest.mark.filterwarnings("ignore:Exception ignored in. <socket")
 @pytest.mark.filterwarnings("ignore:unclosed <socket:ResourceWarning")
-def test_a_mirror_without_the_file(mirror, tmp_path):
+def test_download_fails_if_the_mirror_lacks_the_file(mirror, tmp_path):
     (mirror / "t10k-labels-idx1-ubyte.gz").unlink()
     text = message(FileNotFoundError, "mnist", data_dir=tmp_path / "data")
     gc.collect()
@@ -163,7 +163,7 @@ def test_an_interrupted_download_leaves_nothing(tmp_path, monkeypatch):
     assert list(tmp_path.iterdir()) == []
 
 
-def test_a_file_in_the_place_of_data_dir(tmp_path, mirror):
+def test_download_fails_if_data_dir_is_a_file(tmp_path, mirror):
     (tmp_path / "file").write_text("")
     text = message(FileNotFoundError, "mnist", data_dir=tmp_path / "file")
     assert "--data_dir" in text

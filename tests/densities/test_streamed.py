@@ -31,7 +31,7 @@ def file(tmp_path):
     return path
 
 
-def test_it_is_indexed_as_the_tensor_it_stands_for(file):
+def test_streamed_is_indexed_as_the_tensor_it_replaces(file):
     array = np.load(file, mmap_mode="r")
     order = torch.randperm(90)[:70]
     tensor = torch.as_tensor(np.array(array)).reshape(90, -1)[order].float()
@@ -47,7 +47,7 @@ def test_it_is_indexed_as_the_tensor_it_stands_for(file):
 
 @pytest.mark.parametrize("execution", ["eager", "recorded"])
 @pytest.mark.parametrize("transform", [None, Binarize()])
-def test_training_and_log_p_are_those_in_memory(file, execution, transform):
+def test_streamed_data_train_and_score_as_in_memory(file, execution, transform):
     array = np.load(file, mmap_mode="r")
     tensor = torch.as_tensor(np.array(array)).reshape(90, -1).float()
     ends = []
@@ -74,7 +74,7 @@ def test_training_and_log_p_are_those_in_memory(file, execution, transform):
     assert torch.equal(ends[0][2], ends[1][2])
 
 
-def test_the_next_batch_is_made_while_one_is_in_use():
+def test_prepared_makes_the_next_batch_while_one_is_in_use():
     made, main = {}, threading.get_ident()
     started = threading.Event()
 
@@ -95,7 +95,7 @@ def test_the_next_batch_is_made_while_one_is_in_use():
     assert list(prepared(make, 2, 2)) == []
 
 
-def test_training_reads_beside(tmp_path, monkeypatch):
+def test_fit_reads_the_next_batch_in_another_thread(tmp_path, monkeypatch):
     np.save(tmp_path / "bits.npy", np.random.default_rng(0).integers(0, 2, (40, 6)).astype(np.float32))
     threads, read = set(), Streamed.__getitem__
 
@@ -110,7 +110,7 @@ def test_training_reads_beside(tmp_path, monkeypatch):
     assert "next batch" in threads
 
 
-def test_a_failing_read_stops_the_loop():
+def test_failing_read_stops_the_loop():
     def make(index):
         raise OSError("the disk is gone")
 
@@ -119,7 +119,7 @@ def test_a_failing_read_stops_the_loop():
 
 
 @pytest.mark.parametrize("binarize", ["none", "dynamic"])
-def test_the_splits_are_those_in_memory(tmp_path, monkeypatch, binarize):
+def test_streamed_splits_equal_those_in_memory(tmp_path, monkeypatch, binarize):
     path = tmp_path / "grey.npy"
     np.save(path, np.random.default_rng(0).random((100, 2, 3)).round(3 if binarize == "dynamic" else 0))
     monkeypatch.setattr("pyrovae.data.load._CHUNK", 7)
@@ -141,7 +141,7 @@ def test_the_splits_are_those_in_memory(tmp_path, monkeypatch, binarize):
         torch.testing.assert_close(ours, theirs)
 
 
-def test_every_chunk_of_a_file_counts(tmp_path, monkeypatch):
+def test_checks_reach_every_chunk_of_a_file(tmp_path, monkeypatch):
     grey = np.random.default_rng(0).random((40, 3)).astype(np.float32)
     np.save(tmp_path / "x.npy", grey)
     whole = load_data(tmp_path / "x.npy").sha256
@@ -159,7 +159,7 @@ def test_every_chunk_of_a_file_counts(tmp_path, monkeypatch):
             load_data(tmp_path / "x.npy", stream=True)
 
 
-def test_a_run_on_disk_is_the_run_in_memory(file, tmp_path, capsys, monkeypatch):
+def test_run_on_streamed_data_equals_the_run_in_memory(file, tmp_path, capsys, monkeypatch):
     monkeypatch.chdir(tmp_path)
     for name, stream in (("memory", "false"), ("disk", "true")):
         flags = ["--data", "bits.npy", *TINY, "--epochs", "2", "--stream", stream, "--out", name]
@@ -172,13 +172,13 @@ def test_a_run_on_disk_is_the_run_in_memory(file, tmp_path, capsys, monkeypatch)
     assert code == 0, err
 
 
-def test_what_cannot_be_streamed(tmp_path, file):
+def test_streaming_rejects_invalid_data(tmp_path, file):
     np.savez(tmp_path / "x.npz", np.zeros((20, 2)))
-    with pytest.raises(ValueError, match=r"reads batches of a PATH.npy, and this is .*x.npz; save it with numpy.save"):
+    with pytest.raises(ValueError, match=r"--stream needs a PATH.npy, got .*x.npz; save the array with numpy.save"):
         load_data(tmp_path / "x.npz", stream=True)
-    with pytest.raises(ValueError, match="keeps no bits"):
+    with pytest.raises(ValueError, match="--stream needs --binarize dynamic or none"):
         load_data(file, binarize="static", stream=True)
-    with pytest.raises(ValueError, match=r"the array has shape \(5,\); data have shape \(N, ...\)"):
+    with pytest.raises(ValueError, match=r"data must have shape \(N, ...\) .* got an array of shape \(5,\)"):
         Streamed(np.zeros(5))
     with pytest.raises(ValueError, match=r"rows must lie in 0..4"):
         Streamed(np.zeros((5, 2)), torch.tensor([5]))

@@ -27,7 +27,7 @@ def test_it_is_the_variance_of_the_means_whatever_the_number_of_draws():
             assert bool((error < 0.15).all())
 
 
-def test_chunks_and_seeds(monkeypatch):
+def test_unit_activity_repeats_for_a_seed_and_runs_in_chunks(monkeypatch):
     x = torch.randn(50, 2)
     before = torch.random.get_rng_state()
     one = unit_activity(guide, x, seed=3)
@@ -39,7 +39,7 @@ def test_chunks_and_seeds(monkeypatch):
     assert not torch.equal(chunked["z"], one["z"])
 
 
-def test_a_variance_needs_two():
+def test_unit_activity_needs_two_data_and_two_draws():
     for data, draws in ((1, 5), (5, 1)):
         with pytest.raises(ValueError, match="at least two data and two draws"):
             unit_activity(guide, torch.randn(data, 2), num_particles=draws)

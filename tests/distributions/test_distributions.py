@@ -1,4 +1,4 @@
-"""The distributions that are written here, against scipy, quadrature and one another."""
+"""Tests of our distributions against scipy, quadrature and torch."""
 
 import math
 
@@ -35,7 +35,7 @@ def test_truncated_normal_agrees_with_scipy():
         torch.testing.assert_close(p.log_prob(x), torch.as_tensor(exact.logpdf(x)), rtol=1e-9, atol=1e-9)
 
 
-def test_truncated_normal_has_its_mean():
+def test_mean_of_the_truncated_normal_agrees_with_quadrature():
     loc = torch.tensor([-40.0, -3.0, -0.4, 0.2, 0.5, 0.9, 1.3, 5.0, 60.0], dtype=torch.float64)
     x, weight = unit_interval()
     for scale in (0.3, 1.0, 30.0, 1e4):
@@ -161,7 +161,7 @@ def test_distributions_expand_and_validate(p):
 
 
 @pytest.mark.parametrize("make", [TruncatedNormal, lambda *a, **b: DiscretizedLogistic(*a, 5, **b)])
-def test_bad_parameters_of_distributions_are_refused(make):
+def test_distributions_reject_invalid_parameters(make):
     with pytest.raises(ValueError, match="scale"):
         make(torch.zeros(2), torch.tensor([1.0, -1.0]), validate_args=True)
     make(torch.zeros(2), torch.tensor([1.0, -1.0]), validate_args=False)
@@ -175,7 +175,7 @@ def test_continuous_bernoulli_draws_carry_gradients():
 
 
 @pytest.mark.parametrize("shape", [(), (5,), (4, 5)])
-def test_student_t_is_torchs_however_its_degrees_of_freedom_are_given(shape):
+def test_student_t_agrees_with_torchs_for_any_shape_of_df(shape):
     df, loc, value = (2 + torch.rand(shape)).requires_grad_(), torch.randn(4, 5), torch.randn(3, 4, 5)
     scale = (0.5 + torch.rand(shape)).requires_grad_()
     ours, theirs = StudentT(df, loc, scale), dist.StudentT(df, loc, scale)

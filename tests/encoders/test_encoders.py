@@ -1,4 +1,4 @@
-"""Encoders: densities, draws and their gradients, alone and carried to the simplex; and every pair with a prior."""
+"""Tests of encoders: densities, draws and gradients, on real vectors and on the simplex; and every prior with each."""
 
 import copy
 import math
@@ -55,20 +55,20 @@ from pyrovae.densities import evaluating
 from pyrovae.encoders.mixture import MixtureOfNormals
 
 
-def at_two(name, dim, carried=False):
+def at_two(name, dim, constrained=False):
     """q(z|x) at two data, in double precision, and a quadrature of its space."""
     encoder = perturbed(ENCODERS[name](dim))
     size = 4000 if dim == 1 else 250
-    points, weights = simplex(dim + 1, size) if carried else plane(dim, size)
-    if carried:
+    points, weights = simplex(dim + 1, size) if constrained else plane(dim, size)
+    if constrained:
         encoder = ConstrainedEncoder(encoder, constraints.simplex)
     return encoder(torch.randn(2, D, dtype=torch.float64)), points, weights
 
 
 @pytest.mark.parametrize(("name", "dim"), [(n, d) for n in REAL_ENCODERS for d in (1, 2) if d >= smallest(n)])
-@pytest.mark.parametrize("constrain_encoder", [False, True])
-def test_densities_integrate_to_one(name, dim, carried):
-    q, points, weights = at_two(name, dim, carried)
+@pytest.mark.parametrize("constrained", [False, True])
+def test_densities_integrate_to_one(name, dim, constrained):
+    q, points, weights = at_two(name, dim, constrained)
     with torch.no_grad():
         total = log_integral(q.log_prob(points[:, None]), weights).exp()
     # Splines have a jump in their second derivative at every knot.
@@ -76,9 +76,9 @@ def test_densities_integrate_to_one(name, dim, carried):
 
 
 @pytest.mark.parametrize("name", REAL_ENCODERS)
-@pytest.mark.parametrize("constrain_encoder", [False, True])
-def test_draws_match_densities(name, carried):
-    q, points, weights = at_two(name, 2, carried)
+@pytest.mark.parametrize("constrained", [False, True])
+def test_draws_match_densities(name, constrained):
+    q, points, weights = at_two(name, 2, constrained)
     with torch.no_grad():
         draws, log_q = q.expand((20_000, 2)).sample(), q.log_prob(points[:, None])
     assert bool(q.support.check(draws).all())
@@ -95,13 +95,13 @@ def test_categories_sum_to_one():
 
 
 @pytest.mark.parametrize("name", REAL_ENCODERS)
-@pytest.mark.parametrize("constrain_encoder", [False, True])
-def test_gradients_through_draws_are_those_of_the_expectation(name, carried):
+@pytest.mark.parametrize("constrained", [False, True])
+def test_gradients_through_draws_are_those_of_the_expectation(name, constrained):
     # d/dparameter E[g(z)], by draws, against the same by quadrature.
     pyro.set_rng_seed(3)
     encoder = perturbed(ENCODERS[name](2))
-    points, weights = simplex(3, 250) if carried else plane(2, 250)
-    encoder = ConstrainedEncoder(encoder, constraints.simplex) if carried else encoder
+    points, weights = simplex(3, 250) if constrained else plane(2, 250)
+    encoder = ConstrainedEncoder(encoder, constraints.simplex) if constrained else encoder
     x = torch.randn(1, D, dtype=torch.float64)
     bias = [p for name, p in encoder.named_parameters() if name.endswith("network.layers.2.bias")]
     # g is bounded, so that the gradients of heavy tails have a variance.
@@ -130,7 +130,7 @@ class TestMixture:
         q = MixtureOfNormals(dist.Categorical(logits=logits), dist.Normal(loc, scale).to_event(1))
         return q, (logits, loc, scale)
 
-    def test_every_draw_moves_so_that_its_distribution_functions_stay(self):
+    def test_mixture_gradients_keep_the_distribution_functions_of_a_draw(self):
         # By hand at one draw: F(z_1) and F(z_2 | z_1) after a small step of the parameters, z moved along.
         q, (logits, loc, scale) = self.q(1, 2)
         pyro.set_rng_seed(1)
@@ -154,24 +154,24 @@ class TestMixture:
         moved = (uniforms(1e-5) - uniforms(-1e-5)) / 2e-5
         torch.testing.assert_close(moved, torch.zeros(2, dtype=torch.float64), rtol=0, atol=1e-8)
 
-    def test_gradients_are_finite_in_many_dimensions(self):
+    def test_mixture_gradients_are_finite_in_many_dimensions(self):
         q, parameters = self.q(50, 200, dtype=torch.float32)
         for gradient in torch.autograd.grad(q.rsample().square().sum(), parameters):
             assert bool(torch.isfinite(gradient).all())
 
-    def test_one_component_is_a_normal(self):
+    def test_mixture_of_one_component_is_a_normal(self):
         q, (_, loc, scale) = self.q(4, 3, components=1)
         z = q.rsample()
         gradients = torch.autograd.grad(z.sum(), (loc, scale))
         torch.testing.assert_close(gradients[0], torch.ones_like(loc))
         torch.testing.assert_close(gradients[1], ((z[:, None] - loc) / scale).detach())
 
-    def test_without_gradients_a_draw_is_a_draw(self):
+    def test_mixture_draws_without_gradients_equal_samples(self):
         with torch.no_grad():
             assert not self.q(2, 3)[0].rsample((5,)).requires_grad
 
 
-def test_the_covariance_is_as_the_network_says():
+def test_covariance_is_that_of_the_network_outputs():
     outputs = torch.randn(4, 9, dtype=torch.float64)
     q = FullCovarianceNormalEncoder(nn.Identity())(outputs)
     unit = torch.eye(3, dtype=torch.float64)
@@ -186,7 +186,7 @@ def test_the_covariance_is_as_the_network_says():
 
 
 @pytest.mark.parametrize("kind", ["maf", "nsf"])
-def test_the_features_bend_the_flow(kind):
+def test_features_change_the_flow(kind):
     # With loc and log_scale held, the density follows h, and the scale is that of the network.
     encoder = FlowEncoder(nn.Linear(9, 9), kind=kind, num_features=5).double()
     encoder.network = nn.Identity()
@@ -198,14 +198,14 @@ def test_the_features_bend_the_flow(kind):
     torch.testing.assert_close(encoder(moved).log_prob(z + torch.tensor([1.0, 2])), encoder(outputs).log_prob(z))
 
 
-@pytest.mark.parametrize("constrain_encoder", [False, True])
-def test_the_density_of_a_flows_own_draw_takes_no_further_pass(carried):
+@pytest.mark.parametrize("constrained", [False, True])
+def test_flow_scores_its_own_draws_without_another_pass(constrained):
     encoder = FlowEncoder(network(2 * 2 + 4), num_features=4)
     passes = []
     for part in encoder.transform.modules():
         if type(part).__name__ == "MaskedMLP":
             part.register_forward_hook(lambda *given: passes.append(1))
-    q = (ConstrainedEncoder(encoder, constraints.simplex) if carried else encoder)(torch.randn(3, D))
+    q = (ConstrainedEncoder(encoder, constraints.simplex) if constrained else encoder)(torch.randn(3, D))
     q = q.expand((5, 3))
     z = q.rsample()
     drawn = len(passes)
@@ -215,7 +215,7 @@ def test_the_density_of_a_flows_own_draw_takes_no_further_pass(carried):
     assert len(passes) > drawn
 
 
-def test_heavier_tails_bound_the_weights():
+def test_student_t_tails_bound_the_weights():
     # log N - log t at 10 and 20 standard deviations: falling for the t, rising for a narrower normal.
     z = torch.tensor([[10.0], [20.0]])
     p = dist.Normal(torch.zeros(1), 1.0).to_event(1)
@@ -226,7 +226,7 @@ def test_heavier_tails_bound_the_weights():
 
 
 @pytest.mark.parametrize("name", REAL_ENCODERS)
-def test_a_carried_density_counts_the_jacobian(name):
+def test_constrained_density_includes_the_jacobian(name):
     # By the change of variables as autograd finds it, at the draw's own pre-image.
     encoder = perturbed(ENCODERS[name](2))
     x = torch.randn(3, D, dtype=torch.float64)
@@ -241,7 +241,7 @@ def test_a_carried_density_counts_the_jacobian(name):
 
 
 @pytest.mark.parametrize("support", [constraints.positive, constraints.unit_interval])
-def test_other_spaces_than_the_simplex_work_alike(support):
+def test_encoders_are_constrained_to_other_supports_than_the_simplex(support):
     class Bounded(StandardNormalPrior):
         def forward(self, covariates=None):
             if self.support is constraints.positive:
@@ -273,7 +273,7 @@ def pair(prior, encoder, latent_dim=3, seed=0):
 
 
 @pytest.mark.parametrize(("prior", "encoder"), PAIRS)
-def test_every_pair_is_weighed_and_trained(prior, encoder):
+def test_every_prior_and_encoder_pair_gives_weights_and_trains(prior, encoder):
     vae, x, kwargs = pair(prior, encoder)
     log_w = log_weights(vae.model, vae.guide, x, num_particles=3, **kwargs)
     assert log_w.shape == (3, 6)
@@ -305,7 +305,7 @@ CLOSED += [("logistic normal", "normal"), ("categorical", "categorical")]
 
 
 @pytest.mark.parametrize(("prior", "encoder"), PAIRS)
-def test_divergences_in_closed_form_are_those_of_the_draws(prior, encoder):
+def test_closed_form_kl_agrees_with_draws(prior, encoder):
     vae, x, kwargs = pair(prior, encoder)
     p, q = vae.model.prior(*kwargs.values()), vae.guide.encoder(x, *kwargs.values())
     if (prior, encoder) not in CLOSED:
@@ -319,7 +319,7 @@ def test_divergences_in_closed_form_are_those_of_the_draws(prior, encoder):
 
 
 @pytest.mark.parametrize(("prior", "encoder"), [each for each in PAIRS if each[0] != "categorical"])
-def test_every_pair_takes_the_default_objective(prior, encoder):
+def test_every_pair_trains_with_the_default_objective(prior, encoder):
     vae, x, kwargs = pair(prior, encoder)
     assert math.isfinite(TraceMeanField_ELBO().loss_and_grads(vae.model, vae.guide, x, **kwargs))
 
@@ -378,7 +378,7 @@ def test_log_marginal_agrees_with_quadrature(name):
 @pytest.mark.parametrize(
     ("name", "latent_dim"), [(n, size) for n in ENCODERS for size in (1, 3, 10) if size >= smallest(n)]
 )
-def test_num_outputs_is_what_the_forward_takes(name, latent_dim):
+def test_num_outputs_is_the_number_that_forward_needs(name, latent_dim):
     q = ENCODERS[name](latent_dim)(torch.zeros(2, D))
     assert q.event_shape == (latent_dim,)
     assert bool(torch.isfinite(q.log_prob(q.sample())).all())
@@ -388,19 +388,19 @@ def test_num_outputs_is_what_the_forward_takes(name, latent_dim):
     ("make", "message"),
     [
         (lambda: LowRankNormalEncoder(network(8), rank=0), "rank must be at least 1"),
-        (lambda: LowRankNormalEncoder(network(7))(torch.zeros(1, D)), r"gives 7 numbers, expected Z \(2 \+ rank\)"),
-        (lambda: FullCovarianceNormalEncoder(network(6))(torch.zeros(1, D)), r"gives 6 .*expected Z \(Z \+ 3\) / 2"),
+        (lambda: LowRankNormalEncoder(network(7))(torch.zeros(1, D)), r"must have Z \(2 \+ rank\)"),
+        (lambda: FullCovarianceNormalEncoder(network(6))(torch.zeros(1, D)), r"must have Z \(Z \+ 3\) / 2"),
         (lambda: MixtureEncoder(network(9), num_components=0), "num_components must be at least 1"),
-        (lambda: MixtureEncoder(network(9))(torch.zeros(1, D)), r"gives 9 numbers, expected C \(2 Z \+ 1\), C = 4"),
-        (lambda: FlowEncoder(network(16)), "gives 16 numbers, expected 2 Z"),
+        (lambda: MixtureEncoder(network(9))(torch.zeros(1, D)), r"must have C \(2 Z \+ 1\), C = 4"),
+        (lambda: FlowEncoder(network(16)), "must have 2 Z"),
         (lambda: FlowEncoder(network(20), num_features=0), "num_features must be at least 1"),
         (lambda: FlowEncoder(network(20), kind="iaf"), "kind must be one of 'nsf', 'maf'"),
-        (lambda: FlowEncoder(nn.Identity()), "cannot tell how many numbers Identity gives"),
+        (lambda: FlowEncoder(nn.Identity()), "number of outputs of Identity is unknown"),
         (lambda: StudentTEncoder(network(4), df=0.0), "df must be a positive number"),
-        (lambda: ConstrainedEncoder(nn.Identity(), constraints.one_hot), "no bijection"),
+        (lambda: ConstrainedEncoder(nn.Identity(), constraints.one_hot), "needs a bijection"),
     ],
 )
-def test_refusals(make, message):
+def test_encoders_reject_invalid_arguments(make, message):
     with pytest.raises(ValueError, match=message):
         make()
 
@@ -408,16 +408,18 @@ def test_refusals(make, message):
 class TestPairsThatCannotMatch:
     @pytest.mark.parametrize("name", REAL_ENCODERS)
     def test_a_discrete_prior_refuses_a_continuous_encoder(self, name):
-        with pytest.raises(ValueError, match=r"prior's latents lie in OneHot.*CategoricalEncoder for CategoricalPrior"):
+        with pytest.raises(
+            ValueError, match=r"prior needs an encoder with support OneHot.*CategoricalEncoder for CategoricalPrior"
+        ):
             VAE(CategoricalPrior(3), BernoulliLikelihood(MLP(3, D)), ENCODERS[name](3))
 
     @pytest.mark.parametrize("name", [name for name in PRIORS if name != "categorical"])
     def test_a_continuous_prior_refuses_a_discrete_encoder(self, name):
-        with pytest.raises(ValueError, match="CategoricalEncoder in OneHot"):
+        with pytest.raises(ValueError, match="CategoricalEncoder has OneHot"):
             VAE(PRIORS[name](3), BernoulliLikelihood(MLP(3, D)), CategoricalEncoder(network(3)))
 
     @pytest.mark.parametrize(("prior", "outputs"), [("standard", 1), ("standard", 3), ("dirichlet", 3)])
-    def test_other_sizes_are_refused_before_a_parameter_moves(self, prior, outputs):
+    def test_wrong_sizes_are_rejected_before_a_parameter_moves(self, prior, outputs):
         # A latent of one number would broadcast over the prior's three.
         vae = VAE(PRIORS[prior](3), BernoulliLikelihood(MLP(3, D)), NormalEncoder(network(2 * outputs)))
         x = torch.zeros(4, D)
@@ -429,27 +431,27 @@ class TestPairsThatCannotMatch:
         with pytest.raises(ValueError, match="one latent of the prior has shape"):
             SVI(vae.model, vae.guide, pyro.optim.Adam({}), Trace_ELBO()).step(x)
 
-    def test_a_carried_encoder_is_not_carried_twice(self):
+    def test_constrained_encoder_is_not_constrained_twice(self):
         encoder = ConstrainedEncoder(NormalEncoder(network(4)), constraints.simplex)
         vae = VAE(DirichletPrior(3), BernoulliLikelihood(MLP(3, D)), encoder)
         assert vae.guide.encoder is encoder
-        with pytest.raises(ValueError, match="cannot be carried over"):
+        with pytest.raises(ValueError, match="cannot be mapped to it"):
             VAE(StandardNormalPrior(3), BernoulliLikelihood(MLP(3, D)), encoder)
 
-    def test_exemplars_need_a_mean(self):
+    def test_exemplar_prior_needs_an_encoder_with_a_mean(self):
         encoder = ENCODERS["flow, nsf"](2)
         vae = VAE(ExemplarPrior(2).attach(encoder, torch.rand(5, D)), BernoulliLikelihood(MLP(2, D)), encoder)
         with pytest.raises(ValueError, match="FlowDistribution has none"):
             log_weights(vae.model, vae.guide, torch.zeros(3, D))
 
 
-def test_the_encoder_of_a_real_prior_stays_as_it_is():
+def test_encoder_of_a_real_prior_is_not_constrained():
     encoder = NormalEncoder(network(4))
     assert VAE(StandardNormalPrior(2), BernoulliLikelihood(MLP(2, D)), encoder).guide.encoder is encoder
     assert [name for name in PRIORS if PRIORS[name](2).encoder_dim == 1] == SIMPLEX
 
 
-def test_covariates_pass_through_a_carried_encoder():
+def test_covariates_pass_through_a_constrained_encoder():
     encoder = ConstrainedEncoder(NormalEncoder(network(4, D + C)), constraints.simplex)
     q = encoder(torch.zeros(5, D), torch.zeros(5, C))
     assert (q.batch_shape, q.event_shape) == ((5,), (3,))

@@ -493,7 +493,7 @@ class TestRefusals:
             log_joint(pair[0], {"y": z, "z": z}, pair[2])
         with pytest.raises(ValueError, match="latents is empty"):
             log_joint(pair[0], {}, pair[2])
-        with pytest.raises(ValueError, match=r"shape \(4,\); expected \(4, N"):
+        with pytest.raises(ValueError, match=r"shape \(4, N, ...\), got \(4,\)"):
             log_joint(pair[0], {"z": torch.zeros(4)}, pair[2])
 
     def test_empty_data_are_refused(self, pair):

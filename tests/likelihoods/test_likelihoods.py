@@ -1,4 +1,4 @@
-"""Every likelihood: a proper distribution, its draws, its support, its extremes. Shapes are the contract test's."""
+"""Tests of likelihoods: normalisation, draws, support and extreme outputs. The contract test covers shapes."""
 
 import itertools
 import math
@@ -121,7 +121,7 @@ def test_every_likelihood_is_examined():
 
 
 @pytest.mark.parametrize("name", INDEPENDENT)
-def test_sums_or_integrates_to_one_and_has_its_mean(name):
+def test_likelihoods_sum_to_one_and_have_their_mean(name):
     p = entries(name)
     x, mass = masses(name, p)
     torch.testing.assert_close(mass.sum(0), torch.ones(D, dtype=torch.float64), rtol=1e-7, atol=1e-7)
@@ -147,7 +147,7 @@ def test_draws_match_the_density_and_the_mean(name):
         ("categorical", lambda p: FloatCategorical(logits=1.5 * p.logits)),
     ],
 )
-def test_the_goodness_of_fit_would_find_a_wrong_density(name, wrong):
+def test_goodness_of_fit_test_detects_a_wrong_density(name, wrong):
     p = entries(name)
     assert goodness_of_fit(name, wrong(p), p.sample((NUM_SAMPLES,))).min() < LEAST_P_VALUE
 
@@ -165,7 +165,7 @@ def test_multinomial_sums_to_one_and_draws_match():
 
 
 @pytest.mark.parametrize("name", sorted(LIKELIHOODS))
-def test_the_support_is_checked(name):
+def test_values_outside_the_support_are_rejected(name):
     model = Model(StandardNormalPrior(Z), LIKELIHOODS[name]())
     x = model(size=3).detach()
     check_support(model, x)
@@ -185,13 +185,13 @@ def test_a_multinomial_has_one_total():
     rows = torch.tensor([[4.0, 0, 0, 0, 0, 0], [3, 0, 0, 0, 0, 0], [5, 0, 0, 0, 0, 0], [1.5, 2.5, 0, 0, 0, 0]])
     assert p.support.check(rows).tolist() == [True, False, False, False]
     mask = torch.tensor([True] * 5 + [False]).expand(4, D)
-    with pytest.raises(ValueError, match="WholeMultinomial, which is not independent"):
+    with pytest.raises(ValueError, match="independent over the entries of x, got WholeMultinomial"):
         Model(StandardNormalPrior(Z), likelihood)(rows, mask=mask)
 
 
 @pytest.mark.parametrize("name", INDEPENDENT)
 @pytest.mark.parametrize("particles", [(), (3,)])
-def test_missing_entries_are_left_out(name, particles):
+def test_missing_entries_do_not_count(name, particles):
     model = Model(StandardNormalPrior(Z), LIKELIHOODS[name]())
     x = model(size=4).detach()
     mask = torch.rand(4, D) < 0.6
@@ -221,7 +221,7 @@ EXTREMES += [50.0 * (2 * torch.randint(0, 2, (60,), generator=torch.Generator().
 
 
 @pytest.mark.parametrize("name", sorted(LIKELIHOODS))
-def test_finite_at_extreme_outputs_in_float32(name):
+def test_likelihoods_are_finite_at_extreme_outputs_in_float32(name):
     x = LIKELIHOODS[name]()(torch.zeros(6, Z)).sample()
     space = SPACES[name][0] if name in SPACES else 0
     if isinstance(space, tuple):
@@ -253,7 +253,7 @@ POSITIVES = {
 
 
 @pytest.mark.parametrize("name", POSITIVES)
-def test_a_positive_number_has_the_size_and_start_that_was_asked_for(name):
+def test_positive_has_the_requested_shape_and_start(name):
     make, start, low, high = POSITIVES[name]
     for choice, shape in (("global", ()), ("dimension", (D,)), ("network", None), (0.7, None)):
         blocks = make(nn.Identity(), 1.0).num_outputs(1, **{name: choice})
@@ -281,7 +281,7 @@ def test_a_positive_number_has_the_size_and_start_that_was_asked_for(name):
 
 @pytest.mark.parametrize("name", POSITIVES)
 @pytest.mark.parametrize("choice", [0.0, -1.0, "globl", float("nan"), float("inf"), None])
-def test_a_bad_positive_number_is_refused(name, choice):
+def test_positive_rejects_invalid_choices(name, choice):
     with pytest.raises(ValueError, match=f"{name} must be a positive number"):
         POSITIVES[name][0](MLP(Z, D), choice)
 
@@ -301,14 +301,14 @@ def test_a_scale_stays_between_its_bounds():
 
 
 @pytest.mark.parametrize("bounds", [(1.0, 1.0), (2.0, 1.0), (0.0, 1.0), (1.0, math.inf), (math.nan, 1.0)])
-def test_bad_bounds_are_refused(bounds):
+def test_positive_rejects_invalid_bounds(bounds):
     with pytest.raises(ValueError, match="scale_bounds must be positive numbers low < high"):
         LaplaceLikelihood(MLP(Z, D), scale_bounds=bounds)
 
 
-def test_a_network_that_does_not_tell_its_size_has_no_scale_for_each_dimension():
+def test_scale_per_dimension_needs_a_network_of_known_size():
     assert not list(NormalLikelihood(nn.Identity(), scale=2).parameters())
-    with pytest.raises(ValueError, match="cannot tell how many numbers Identity gives"):
+    with pytest.raises(ValueError, match="number of outputs of Identity is unknown"):
         NormalLikelihood(nn.Identity(), scale="dimension")
 
 
@@ -323,10 +323,10 @@ def test_a_network_that_does_not_tell_its_size_has_no_scale_for_each_dimension()
         (lambda: DiscretizedLogisticMixtureLikelihood(MLP(Z, D), 2, 0), "num_components at least 1"),
         (lambda: TruncatedNormalLikelihood(MLP(Z, D), 1, 1), "low and high must be finite numbers"),
         (lambda: TruncatedNormalLikelihood(MLP(Z, D), 0, math.inf), "low and high must be finite numbers"),
-        (lambda: Likelihood(MLP(Z, D))(torch.zeros(Z)), "Likelihood needs a forward"),
+        (lambda: Likelihood(MLP(Z, D))(torch.zeros(Z)), "Likelihood needs a method forward"),
     ],
 )
-def test_wrong_arguments_are_refused(make, message):
+def test_likelihoods_reject_invalid_arguments(make, message):
     with pytest.raises((ValueError, NotImplementedError), match=message):
         make()
 
@@ -339,7 +339,7 @@ def given(part, *blocks):
     return part(torch.zeros(1, Z)).base_dist
 
 
-def test_blocks_stand_in_the_stated_order():
+def test_likelihoods_read_blocks_in_the_documented_order():
     p = given(LIKELIHOODS["student, network"](), 3.0, 0.5, -1.0)
     assert bool((p.loc == 3).all())
     assert p.scale[0, 0].item() == pytest.approx(math.exp(0.5), rel=1e-2)
@@ -377,7 +377,7 @@ def test_the_command_line_builds_every_likelihood():
     assert likelihood.scale.high == 3
 
 
-def test_arguments_come_from_the_data():
+def test_arguments_for_suggests_values_from_the_data():
     x = torch.tensor([[0.0, 3.0, 1.0], [2.0, 1.0, 0.0]])
     assert MultinomialLikelihood.arguments_for(x) == {"total_count": 4}
     assert BinomialLikelihood.arguments_for(x) == BetaBinomialLikelihood.arguments_for(x) == {"total_count": 3}

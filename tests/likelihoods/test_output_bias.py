@@ -76,7 +76,7 @@ def started(name, network, x, **arguments):
 
 @pytest.mark.parametrize("network", ["mlp", "convolutional"])
 @pytest.mark.parametrize("name", known_parts("likelihood"))
-def test_it_starts_at_the_means_of_the_data(name, network):
+def test_output_bias_starts_likelihoods_at_the_means_of_the_data(name, network):
     x = some_data(name)
     p = started(name, NETWORKS[network], x)
     place, scale = LOCATIONS.get(name, (lambda p: p.mean, lambda x: x))
@@ -86,14 +86,14 @@ def test_it_starts_at_the_means_of_the_data(name, network):
     assert scale(x).mean(0).std() > 0.1  # no one number would do
 
 
-def test_shares_of_classes_are_those_of_the_data():
+def test_output_bias_starts_at_the_class_shares_of_the_data():
     x = some_data("Categorical")
     shares = torch.stack([(x == c).float().mean(0) for c in range(int(x.max()) + 1)], -1)
     p = started("CategoricalLikelihood", NETWORKS["mlp"], x).base_dist
     torch.testing.assert_close(p.probs, shares.expand(5, -1, -1), rtol=0, atol=5e-3)
 
 
-def test_a_narrow_truncated_normal_starts_near_the_means():
+def test_output_bias_starts_a_narrow_truncated_normal_near_the_means():
     x = some_data("TruncatedNormal")
     p = started("TruncatedNormalLikelihood", NETWORKS["mlp"], x, scale=0.05)
     torch.testing.assert_close(p.mean, x.mean(0).expand(5, D), rtol=0, atol=1e-3)
@@ -101,7 +101,7 @@ def test_a_narrow_truncated_normal_starts_near_the_means():
 
 @pytest.mark.parametrize("network", NETWORKS)
 @pytest.mark.parametrize("scale", ["global", "network"])
-def test_every_network_starts_there(network, scale):
+def test_output_bias_applies_to_every_network(network, scale):
     x = some_data("Normal")
     p = started("NormalLikelihood", NETWORKS[network], x, scale=scale)
     torch.testing.assert_close(p.mean, x.mean(0).expand(5, D))
@@ -109,7 +109,7 @@ def test_every_network_starts_there(network, scale):
         torch.testing.assert_close(p.stddev, torch.ones(5, D))
 
 
-def test_it_is_learned_copied_and_loaded():
+def test_output_bias_is_learned_and_loaded():
     x = some_data("Normal")
     blueprint = Blueprint(D, Z, likelihood=NormalLikelihood, network=NETWORKS["convolutional"], output_bias="data")
     vae, loaded = replace(blueprint, x=x).vae(), blueprint.vae()
@@ -129,16 +129,16 @@ class Biasless(Network):
         return self.layer(z)
 
 
-def test_a_last_layer_without_a_bias_gets_one():
+def test_output_bias_is_added_to_a_layer_without_bias():
     x = some_data("Normal")
     p = started("NormalLikelihood", Biasless, x)
     torch.testing.assert_close(p.mean, x.mean(0).expand(5, D))
 
 
-def test_a_likelihood_that_does_not_say_where_is_refused():
+def test_output_bias_needs_a_likelihood_with_intercept():
     class Plain(Likelihood):
         def forward(self, z, covariates=None):
             return torch.distributions.Normal(self.outputs(z, covariates), 1.0)
 
-    with pytest.raises(ValueError, match=r"Plain does not say .* give it a method intercept"):
+    with pytest.raises(ValueError, match=r"needs a method intercept\(x\), but Plain has none"):
         Blueprint(D, Z, likelihood=Plain, output_bias="data").make_likelihood()

@@ -1,4 +1,4 @@
-"""Priors: densities, draws, what they take from the encoder and the data, and what is refused."""
+"""Tests of priors: densities, draws, `attach`, flows, and errors."""
 
 import copy
 import math
@@ -85,7 +85,7 @@ def test_draws_match_densities(name):
 
 
 @pytest.mark.parametrize("name", PRIORS)
-def test_the_support_is_the_one_that_is_declared(name):
+def test_draws_of_priors_lie_in_the_declared_support(name):
     prior = PRIORS[name](3)
     p = call(prior, (1,))
     z = p.expand([50]).sample()
@@ -117,13 +117,13 @@ def test_simplex_draws_are_reparameterised(make):
     assert ((each.mean(0) - exact).abs() < 4.5 * error + 1e-6).all()  # 3 numbers: 2e-5
 
 
-def test_the_student_t_prior_starts_where_it_is_told():
+def test_student_t_prior_starts_at_the_given_df():
     p = StudentTPrior(2, df=7.5)()
     torch.testing.assert_close(p.base_dist.df, torch.full((2,), 7.5))
     torch.testing.assert_close(p.variance, torch.full((2,), 7.5 / 5.5))
 
 
-def test_the_conditional_prior_follows_its_covariates():
+def test_conditional_prior_is_the_normal_its_network_gives():
     prior = ConditionalNormalPrior(2, network=nn.Linear(C, 4))
     covariates = torch.randn(5, C)
     p = prior(covariates)
@@ -134,7 +134,7 @@ def test_the_conditional_prior_follows_its_covariates():
 
 
 class TestStickBreaking:
-    def test_it_is_the_map_of_torch(self):
+    def test_stick_breaking_agrees_with_torch(self):
         ours, theirs = StickBreaking(), torch.distributions.StickBreakingTransform()
         y = torch.randn(10, 4, dtype=torch.float64)
         z = theirs(y)
@@ -145,7 +145,7 @@ class TestStickBreaking:
         assert bijection(constraints.simplex) == theirs
 
     @pytest.mark.parametrize(("dtype", "far"), [(torch.float32, 40.0), (torch.float64, 300.0)])
-    def test_it_is_exact_near_the_rim(self, dtype, far):
+    def test_stick_breaking_is_exact_near_the_boundary(self, dtype, far):
         # Torch's own comes back from 16 (36 in double precision) at best.
         f = StickBreaking()
         y = torch.tensor([[far, -far], [-far, far], [far, far], [-far, -far]], dtype=dtype)
@@ -183,7 +183,7 @@ assert Distribution._validate_args is {validated}
 """
         subprocess.run([sys.executable, "-W", "error", "-c", script], check=True)
 
-    def test_a_kept_log_density_is_the_one_computed_anew(self):
+    def test_cached_log_density_equals_the_recomputed_one(self):
         part = FlowEncoder(network(2 * 3 + 4), num_features=4).double()
         x = torch.randn(6, D, dtype=torch.float64)
         q = part(x).expand((5, 6))
@@ -196,7 +196,7 @@ assert Distribution._validate_args is {validated}
         for one, other in zip(*gradients, strict=True):
             torch.testing.assert_close(one, other)
 
-    def test_what_was_kept_without_gradients_does_not_serve_with_them(self):
+    def test_log_density_cached_without_gradients_is_recomputed_with_them(self):
         q = FlowEncoder(network(2 * 3 + 4), num_features=4)(torch.randn(6, D))
         with torch.no_grad():
             z = q.rsample()
@@ -205,7 +205,7 @@ assert Distribution._validate_args is {validated}
         assert not q.sample().requires_grad
 
     @pytest.mark.parametrize("kind", ["nsf", "maf"])
-    def test_it_is_the_base_carried_by_the_transform(self, kind):
+    def test_flow_density_follows_the_change_of_variables(self, kind):
         # log p by the Jacobian's determinant, computed by autograd.
         prior = perturbed(FlowPrior(3, kind=kind, hidden=[8]))
         z = prior().sample((4,))
@@ -215,7 +215,7 @@ assert Distribution._validate_args is {validated}
             expected = dist.Normal(0.0, 1.0).log_prob(f(row[None])[0]).sum() + torch.linalg.slogdet(jacobian)[1]
             torch.testing.assert_close(prior().log_prob(row), expected)
 
-    def test_the_autoregressive_prior_is_normal_given_what_came_before(self):
+    def test_autoregressive_prior_is_normal_given_the_preceding_dimensions(self):
         prior = perturbed(PRIORS["autoregressive"](3))
         z = torch.randn(3, dtype=torch.float64)
         f = prior.transform()
@@ -249,14 +249,14 @@ class Dropping(nn.Module):
 
 
 class TestVampPrior:
-    def test_it_is_the_mean_of_the_posteriors_at_its_inputs(self):
+    def test_vamp_prior_is_the_mean_of_the_posteriors_at_its_inputs(self):
         encoder = NormalEncoder(network(4))
         prior = attached(VampPrior(2, num_components=5), encoder)
         z = torch.randn(3, 6, 2)
         by_hand = torch.stack([encoder(u).log_prob(z) for u in prior.inputs]).logsumexp(0) - math.log(5)
         torch.testing.assert_close(prior().log_prob(z), by_hand)
 
-    def test_inputs_start_at_data_each_once(self):
+    def test_vamp_inputs_start_at_distinct_data(self):
         x = torch.rand(20, D)
         prior = VampPrior(2, num_components=20).attach(NormalEncoder(network(4)), x)
         torch.testing.assert_close(prior.inputs.detach().sort(0).values, x.sort(0).values, rtol=0, atol=0)
@@ -290,7 +290,7 @@ class TestVampPrior:
             assert bool((parameter.grad != 0).any()), name
         assert dict(prior.named_parameters()).keys() >= {"inputs", "logits", "encoder.network.layers.0.weight"}
 
-    def test_covariates_enter_as_the_encoder_takes_them(self):
+    def test_vamp_prior_passes_covariates_to_its_encoder(self):
         encoder = NormalEncoder(network(4, D + C))
         prior = attached(VampPrior(2, num_components=4), encoder)
         covariates, z = torch.randn(5, C), torch.randn(3, 5, 2)
@@ -326,7 +326,7 @@ class TestVampPrior:
             assert not torch.equal(one, start[name]), name
         assert ours.model.prior.encoder is ours.guide.encoder
 
-    def test_fit_trains_and_keeps_the_best(self):
+    def test_fit_trains_every_parameter_of_a_vamp_vae(self):
         vae, x = self.vae(), torch.bernoulli(torch.full((30, D), 0.5))
         before = copy.deepcopy(vae.state_dict())
         history = fit(
@@ -335,14 +335,14 @@ class TestVampPrior:
         assert len(history) == 3
         assert all(not torch.equal(value, before[name]) for name, value in vae.state_dict().items())
 
-    def test_copies_share_within_and_not_without(self):
+    def test_copied_vae_shares_one_encoder_of_its_own(self):
         vae = self.vae()
         twin = copy.deepcopy(vae)
         assert twin.model.prior.encoder is twin.guide.encoder
         assert twin.guide.encoder is not vae.guide.encoder
         assert len(list(twin.parameters())) == len(list(vae.parameters()))
 
-    def test_a_state_dict_goes_into_one_attached_to_zeros(self):
+    def test_vamp_state_dict_loads_after_attaching_zeros(self):
         vae = self.vae()
         encoder = NormalEncoder(network(4))
         prior = VampPrior(2, num_components=4).attach(encoder, torch.zeros(1, D))
@@ -352,7 +352,7 @@ class TestVampPrior:
         torch.testing.assert_close(prior().log_prob(z), vae.model.prior().log_prob(z), rtol=0, atol=0)
         assert prior.encoder is again.guide.encoder
 
-    def test_it_changes_dtype_with_its_encoder(self):
+    def test_vamp_prior_changes_dtype_with_its_encoder(self):
         vae = self.vae().double()
         x = torch.bernoulli(torch.full((3, D), 0.5, dtype=torch.float64))
         assert log_marginal(vae.model, vae.guide, x, num_particles=4).value.dtype == torch.float64
@@ -363,7 +363,7 @@ def _adam(lr):
     return lambda parameters: torch.optim.Adam(parameters, lr=lr)
 
 
-def test_the_exemplar_prior_stands_around_encoded_data():
+def test_exemplar_prior_is_a_mixture_of_normals_around_encoded_data():
     encoder, x = NormalEncoder(network(4)), torch.rand(9, D)
     prior = ExemplarPrior(2, num_components=9).attach(encoder, x)
     z = torch.randn(5, 2)
@@ -372,7 +372,7 @@ def test_the_exemplar_prior_stands_around_encoded_data():
     assert "inputs" in dict(prior.named_buffers())
 
 
-def test_a_prior_needs_nothing_of_encoder_and_data_unless_it_says_so():
+def test_priors_without_attach_return_themselves():
     prior = StandardNormalPrior(2)
     assert prior.attach(nn.Identity(), torch.zeros(3, D)) is prior
 
@@ -385,7 +385,7 @@ def test_a_prior_needs_nothing_of_encoder_and_data_unless_it_says_so():
         (lambda: VampPrior(2)(), r"call VampPrior.attach\(encoder, x\) first"),
         (lambda: ExemplarPrior(2)(), r"call ExemplarPrior.attach\(encoder, x\) first"),
         (lambda: VampPrior(2).attach(NormalEncoder(network(4)), torch.zeros(0, D)), "x is empty"),
-        (lambda: attached(VampPrior(3), NormalEncoder(network(4)))(), r"shape \(2,\), the prior's \(3,\)"),
+        (lambda: attached(VampPrior(3), NormalEncoder(network(4)))(), r"latents of shape \(3,\), got \(2,\)"),
         (lambda: attached(ExemplarPrior(2), FlowEncoder(network(4 + 16)))(), "FlowDistribution has none"),
         (lambda: FlowPrior(2, kind="realnvp"), "kind must be one of 'nsf', 'maf', got 'realnvp'"),
         (lambda: FlowPrior(2, transforms=0), "transforms must be at least 1"),
@@ -395,12 +395,12 @@ def test_a_prior_needs_nothing_of_encoder_and_data_unless_it_says_so():
         (lambda: ConditionalNormalPrior(2)(), "give covariates"),
     ],
 )
-def test_refusals(make, message):
+def test_priors_reject_invalid_arguments(make, message):
     with pytest.raises(ValueError, match=message):
         make()
 
 
-def test_a_vamp_prior_lives_where_its_encoder_does():
+def test_vamp_prior_adopts_the_support_of_its_encoder():
     prior = attached(VampPrior(3, num_components=4), CategoricalEncoder(network(3)))
     assert prior.support.is_discrete
     p = prior()

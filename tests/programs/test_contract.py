@@ -1,4 +1,4 @@
-"""The contract of every prior, likelihood, encoder and network: a new one joins by one line."""
+"""Contract test of every prior, likelihood, encoder and network. A new one joins by one line of the catalogue."""
 
 import copy
 
@@ -34,7 +34,7 @@ PARTS = [
 DTYPES = [torch.float32, torch.float64]
 
 
-def test_every_part_of_the_library_signs():
+def test_every_part_of_the_library_is_in_the_catalogue():
     for kind, signed in (("prior", PRIORS), ("likelihood", LIKELIHOODS), ("encoder", ENCODERS)):
         assert set(known_parts(kind)) == {type(make()).__name__ for make in signed.values()}
     assert not {"LBFGS", "SparseAdam", "Muon"} & set(known_parts("optimizer"))
@@ -43,7 +43,7 @@ def test_every_part_of_the_library_signs():
 @pytest.mark.parametrize("make", PARTS)
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("leading", [(5,), (3, 5)])
-def test_shapes_and_dtype(make, dtype, leading):
+def test_parts_have_the_contracted_shapes_and_dtype(make, dtype, leading):
     part = make().to(dtype)
     p = call(part, leading, dtype)
     if isinstance(part, Prior):
@@ -59,7 +59,7 @@ def test_shapes_and_dtype(make, dtype, leading):
 
 
 @pytest.mark.parametrize("make", PARTS)
-def test_a_part_moves_to_a_device_whole(make):
+def test_parts_move_to_a_device_completely(make):
     # Torch's "meta" device refuses operands that stayed behind, as CUDA does, and is everywhere.
     part = make().to("meta")
     with pyro.validation_enabled(False):
@@ -86,7 +86,7 @@ def test_gradients_reach_every_parameter(make):
 
 
 @pytest.mark.parametrize("make", PARTS)
-def test_state_round_trip_copy_and_repr(make):
+def test_parts_survive_copy_and_state_round_trip(make):
     part, other = make(), make()
     other.load_state_dict(part.state_dict())
     twin = copy.deepcopy(part)
@@ -103,7 +103,7 @@ def test_state_round_trip_copy_and_repr(make):
 
 
 @pytest.mark.parametrize("make", [*LIKELIHOODS.values(), *ENCODERS.values()])
-def test_leading_dimensions_do_not_mix(make):
+def test_parts_treat_leading_dimensions_separately(make):
     part = make()
     x = torch.randn(3, 5, Z if make in LIKELIHOODS.values() else D)
     value = part(x).sample()
@@ -111,7 +111,7 @@ def test_leading_dimensions_do_not_mix(make):
 
 
 @pytest.mark.parametrize(("prior", "likelihood"), [(p, q) for p in PRIORS if p != "conditional" for q in LIKELIHOODS])
-def test_every_pair_generates_and_is_weighed(prior, likelihood):
+def test_every_prior_and_likelihood_pair_generates_data_and_gives_weights(prior, likelihood):
     p_z = PRIORS[prior]()
     vae = VAE(p_z, LIKELIHOODS[likelihood](), matching_encoder(p_z))
     x = vae.model(size=4).detach()
@@ -132,16 +132,16 @@ def test_a_mixture_prior_integrates_to_one():
         (lambda: StandardNormalPrior(0), "latent_dim must be at least 1"),
         (lambda: MixturePrior(2, num_components=0), "num_components must be at least 1"),
         (lambda: MLP(2, 3, activation="rleu"), "unknown activation 'rleu'"),
-        (lambda: ConvNet(63, 4), "no square image"),
-        (lambda: ConvNet(63, 4, shape=(8, 8)), "in_features is 63, but an image of shape"),
-        (lambda: TransposedConvNet(4, 63, shape=(8, 8)), "not a multiple of the 64 values"),
-        (lambda: RecurrentNet(64, 4, shape=(5, 13)), "a sequence .5, 13. has 65 values"),
-        (lambda: RecurrentDecoder(4, 63, shape=(32, 2)), "not a multiple of the 64 values"),
+        (lambda: ConvNet(63, 4), "must be square with one channel"),
+        (lambda: ConvNet(63, 4, shape=(8, 8)), "in_features must be 64 for an image of shape"),
+        (lambda: TransposedConvNet(4, 63, shape=(8, 8)), "out_features must be a multiple of 64"),
+        (lambda: RecurrentNet(64, 4, shape=(5, 13)), "in_features must be 65 for a sequence of shape"),
+        (lambda: RecurrentDecoder(4, 63, shape=(32, 2)), "out_features must be a multiple of 64"),
         (lambda: RecurrentNet(64, 4, shape=(4, 4, 4)), r"a sequence has shape \(T, F\)"),
         (lambda: ConvNet(64, 4, shape=(64,)), r"an image has shape \(H, W\) or \(C, H, W\)"),
     ],
 )
-def test_wrong_sizes_are_refused(make, message):
+def test_parts_and_networks_reject_wrong_sizes(make, message):
     with pytest.raises(ValueError, match=message):
         make()
 
@@ -156,14 +156,14 @@ NETWORKS = {
 }
 
 
-def test_every_network_of_the_library_signs():
+def test_every_network_of_the_library_is_in_the_contract_test():
     signed = {network.__name__ for each in NETWORKS for network in (each, each.mirror())}
     assert set(known_parts("network")) == signed
 
 
 @pytest.mark.parametrize("network", NETWORKS)
 @pytest.mark.parametrize("dtype", DTYPES)
-def test_networks_keep_leading_dimensions_and_train_whole(network, dtype):
+def test_networks_keep_leading_dimensions_and_train_every_parameter(network, dtype):
     arguments = NETWORKS[network]
     for made, size_in, size_out in (
         (network(30, 7, **arguments), 30, 7),
@@ -206,7 +206,7 @@ def test_a_recurrent_decoder_keeps_numbers_in_blocks_and_time_first():
 @pytest.mark.parametrize("net", [ConvNet, ResidualConvNet])
 @pytest.mark.parametrize("shape", [(8, 8), (1, 28, 28), (3, 7, 5), (2, 1, 9)])
 @pytest.mark.parametrize("per_pixel", [1, 2])
-def test_convolutions_take_images_of_any_size(net, shape, per_pixel):
+def test_convolutions_accept_images_of_any_size(net, shape, per_pixel):
     size = torch.Size(shape).numel()
     down = net(size, 4, shape=shape, channels=(3, 5), hidden=7)
     up = down.mirror()(4, per_pixel * size, shape=shape, channels=(3, 5), hidden=7)
@@ -237,7 +237,7 @@ def test_standardize_centres_and_scales():
     torch.testing.assert_close(constant, torch.zeros(5, 2))
 
 
-def test_a_vae_moves_and_changes_dtype_whole():
+def test_vae_moves_and_changes_dtype_completely():
     vae = VAE(PRIORS["mixture"](), LIKELIHOODS["normal, global"](), ENCODERS["normal"]()).double()
     x = torch.randn(3, D, dtype=torch.float64)
     pyro.clear_param_store()

@@ -1,7 +1,7 @@
-"""The matrix: every prior with every encoder and every likelihood is trained, weighed, saved and exported.
+"""Test every combination of a prior, an encoder and a likelihood: it trains, gives weights, samples, saves and exports.
 
-A share of the likelihoods goes with each pair, another one with the next; the slow tests have the rest of the cells. Of
-each share one cell, in turn, is weighed by the default proposal, the others by the guide, which is made in no time.
+The fast tests combine each pair of prior and encoder with a share of the likelihoods, and the slow tests with the rest.
+One combination of each share uses the default proposal, the others the guide, which costs less.
 """
 
 import pyro
@@ -107,20 +107,20 @@ def by_default(pair):
 
 
 @pytest.mark.parametrize(("prior", "encoder"), CELLS)
-def test_cells_are_trained_weighed_sampled_saved_and_exported(prior, encoder):
+def test_combinations_train_give_weights_sample_save_and_export(prior, encoder):
     pair = prior, encoder
     check_cells(prior, encoder, share(pair), default=[by_default(pair)])
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize(("prior", "encoder"), CELLS)
-def test_all_other_cells_too(prior, encoder):
+def test_remaining_combinations_train_give_weights_sample_save_and_export(prior, encoder):
     pair = prior, encoder
     others = [name for name in LIKELIHOOD_NAMES if name != by_default(pair)]
     check_cells(prior, encoder, others, default=others)
 
 
-def test_the_shares_go_round():
+def test_every_likelihood_occurs_in_the_fast_tests():
     for kind in (0, 1):
         for part in {pair[kind] for pair in CELLS if pair not in DISCRETE}:
             met = {name for pair in CELLS if pair[kind] == part for name in share(pair)}
@@ -136,15 +136,15 @@ VARIANTS = [
 
 
 @pytest.mark.parametrize(("prior", "encoder", "likelihood"), VARIANTS)
-def test_every_variant_of_a_part_goes_the_same_way(prior, encoder, likelihood):
+def test_variants_of_parts_train_give_weights_sample_save_and_export(prior, encoder, likelihood):
     check_cell(prior, encoder, likelihood)
 
 
 @pytest.mark.parametrize("likelihood", LIKELIHOOD_NAMES)
-def test_pairs_that_cannot_match_are_refused_with_every_likelihood(likelihood):
+def test_mismatched_pairs_are_rejected_with_every_likelihood(likelihood):
     x = torch.rand(N, D)
     for prior, encoder in UNMATCHED:
-        with pytest.raises(ValueError, match="cannot be carried over"):
+        with pytest.raises(ValueError, match="cannot be mapped to it"):
             build(prior, encoder, likelihood, x)
     for prior, encoder in MEANLESS:
         vae = build(prior, encoder, likelihood, x)

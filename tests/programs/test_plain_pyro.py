@@ -1,4 +1,4 @@
-"""The same objects under plain Pyro: SVI, Predictive, NUTS, handlers; and the facts of Pyro we lean on."""
+"""Tests of our models under plain Pyro: SVI, Predictive, NUTS, handlers; and of the facts of Pyro that we rely on."""
 
 import pyro
 import pytest
@@ -24,7 +24,7 @@ def x():
 
 
 @pytest.mark.parametrize("elbo", [Trace_ELBO, TraceMeanField_ELBO, TraceGraph_ELBO])
-def test_svi_steps(vae, x, elbo):
+def test_svi_of_plain_pyro_steps_a_vae(vae, x, elbo):
     svi = SVI(vae.model, vae.guide, Adam({"lr": 1e-2}), elbo())
     losses = [svi.step(x) for _ in range(60)]
     assert sum(losses[-10:]) < sum(losses[:10])
@@ -58,7 +58,7 @@ def test_predictive_draws_data_and_replicates(vae, x):
     assert not torch.equal(replicates["x"][0], x)
 
 
-def test_predictive_in_parallel(vae, x):
+def test_predictive_draws_in_parallel(vae, x):
     draws = Predictive(vae.model, guide=vae.guide, num_samples=4, parallel=True, return_sites=["z"])(x)
     assert draws["z"].shape == (4, 20, 2)
 
@@ -78,7 +78,7 @@ def test_nuts_on_z_finds_the_exact_posterior():
     assert ((z.mean(0) - loc).abs() < 0.5 * covariance.diagonal().sqrt()).all()
 
 
-def test_handlers_reach_the_sites(vae, x):
+def test_handlers_reach_the_sites_of_a_vae(vae, x):
     trace = poutine.trace(vae.model).get_trace(x)
     assert [n for n, s in trace.nodes.items() if s["type"] == "sample" and not n.startswith("data")] == ["z", "x"]
     fixed = poutine.condition(vae.model, data={"z": torch.zeros(20, 2)})

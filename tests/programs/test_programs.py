@@ -1,4 +1,4 @@
-"""Whole models built from a blueprint: two layers, mixtures, covariates; against quadrature and sums by hand."""
+"""Tests of whole models from a blueprint: two layers, mixtures, covariates; against quadrature and sums by hand."""
 
 import copy
 from functools import partial
@@ -109,7 +109,7 @@ MASKS = {
 
 @pytest.mark.parametrize("program", PROGRAMS)
 @pytest.mark.parametrize(("mask", "num_covariates"), [("whole", 0), ("whole", C), ("entries", 0), ("data", C)])
-def test_log_marginal_is_the_integral_of_what_was_observed(program, num_covariates, mask):
+def test_log_marginal_agrees_with_quadrature_over_observed_entries(program, num_covariates, mask):
     vae, x, kwargs = made(program, num_covariates=num_covariates)
     observed = MASKS[mask]
     if observed is not None:
@@ -128,7 +128,7 @@ def test_log_marginal_is_the_integral_of_what_was_observed(program, num_covariat
 
 class TestMixture:
     @pytest.mark.parametrize("num_covariates", [0, C])
-    def test_the_classes_are_summed_as_by_hand_gradients_too(self, num_covariates):
+    def test_enumerated_classes_agree_with_a_sum_by_hand(self, num_covariates):
         vae, x, kwargs = made("mixture", num_covariates=num_covariates, latent_dim=2, prior=ConditionalNormalPrior)
         pyro.set_rng_seed(1)
         objective("mixture").differentiable_loss(vae.model, vae.guide, x, **kwargs).backward()
@@ -151,7 +151,7 @@ class TestMixture:
             assert bool(torch.isfinite(gradients[name]).all())
             torch.testing.assert_close(gradients[name], parameter.grad, msg=lambda text, name=name: f"{name}: {text}")
 
-    def test_a_conditional_prior_makes_it_a_mixture_prior(self):
+    def test_conditional_prior_makes_a_mixture_prior(self):
         vae, x, _ = made("mixture", prior=ConditionalNormalPrior)
 
         class WithoutClass(Likelihood):
@@ -170,7 +170,7 @@ class TestMixture:
         other = VAE(prior, WithoutClass(nn.Identity()), nn.Identity())
         torch.testing.assert_close(exact(vae, x), exact(other, x), rtol=1e-9, atol=1e-9)
 
-    def test_discrete_latents_are_summed_within_classes(self):
+    def test_discrete_latents_are_enumerated_within_classes(self):
         vae, x, _ = made("mixture", latent_dim=2, prior=CategoricalPrior, encoder=CategoricalEncoder)
         y = torch.eye(CLASSES, dtype=torch.float64)[:, None, None].expand(-1, 2, N, -1)
         z = torch.eye(2, dtype=torch.float64)[:, None].expand(CLASSES, 2, N, 2)
@@ -241,7 +241,7 @@ def test_a_blueprint_fits_every_part_to_every_program(kind, program, num_covaria
         parts = {"likelihood": NormalLikelihood, "network": SMALL, "x": X, kind: part(kind, name)}
         blueprint = Blueprint(IMAGE, 4, num_covariates, **parts)
         if program == "two layers, up" and name in ("VampPrior", "ExemplarPrior"):
-            with pytest.raises(ValueError, match=f'{name} is made of an encoder of data.*take direction "top-down"'):
+            with pytest.raises(ValueError, match=f'{name} needs an encoder.*use direction="top-down"'):
                 PROGRAMS[program](blueprint)
             continue
         try:
@@ -260,7 +260,7 @@ def test_a_blueprint_fits_every_part_to_every_program(kind, program, num_covaria
 
 
 @pytest.mark.parametrize("program", PROGRAMS)
-def test_all_parameters_train_under_names_of_their_own(program):
+def test_all_parameters_train_under_unique_names(program):
     vaes = [made(program, num_covariates=C)[0] for _ in range(2)]
     _, x, kwargs = made(program, num_covariates=C)
     vaes.append(copy.deepcopy(vaes[0]))
@@ -282,7 +282,7 @@ def test_all_parameters_train_under_names_of_their_own(program):
     assert not torch.equal(vaes[0].state_dict()[name := next(iter(before))], vaes[2].state_dict()[name])
 
 
-def test_copies_share_an_encoder_with_their_prior_as_the_first_does():
+def test_copied_pair_shares_its_encoder_with_its_prior():
     blueprint = Blueprint(DIMS, 2, prior=VampPrior, network=SMALL, x=torch.rand(5, DIMS))
     vae = TwoLayerVAE(blueprint, direction="top-down")
     twin = copy.deepcopy(vae)
@@ -290,7 +290,7 @@ def test_copies_share_an_encoder_with_their_prior_as_the_first_does():
     assert twin.guide.upper is not vae.guide.upper
 
 
-def test_a_two_layer_prior_is_its_layers_one_after_the_other():
+def test_two_layer_prior_is_the_product_of_its_layers():
     prior = TwoLayerPrior(5, top_dim=2, hidden=[4]).double()
     z = torch.randn(7, 5, dtype=torch.float64)
     loc, log_scale = prior.network(z[:, :2]).chunk(2, -1)
@@ -301,7 +301,7 @@ def test_a_two_layer_prior_is_its_layers_one_after_the_other():
 
 
 @pytest.mark.parametrize("direction", ["bottom-up", "top-down"])
-def test_a_two_layer_encoder_is_its_layers_one_after_the_other(direction):
+def test_two_layer_encoder_is_the_product_of_its_layers(direction):
     outputs = torch.randn(7, 2 * 5 + 3, dtype=torch.float64)
     encoder = TwoLayerEncoder(nn.Linear(13, 13), top_dim=2, direction=direction, num_features=3, hidden=[4]).double()
     encoder.network = nn.Identity()
@@ -320,20 +320,20 @@ def test_a_two_layer_encoder_is_its_layers_one_after_the_other(direction):
     [
         (lambda b: TwoLayerVAE(b(), direction="up"), 'direction must be "bottom-up" or "top-down", got \'up\''),
         (lambda b: TwoLayerVAE(b(), top_dim=0), "latent_dim must be at least 1"),
-        (lambda b: TwoLayerVAE(b(prior=CategoricalPrior)), "cannot be carried over"),
-        (lambda b: TwoLayerVAE(b(encoder=CategoricalEncoder)), "cannot be carried over"),
-        (lambda b: TwoLayerVAE(b(prior=CategoricalPrior, encoder=CategoricalEncoder)), "cannot be carried over"),
+        (lambda b: TwoLayerVAE(b(prior=CategoricalPrior)), "cannot be mapped to it"),
+        (lambda b: TwoLayerVAE(b(encoder=CategoricalEncoder)), "cannot be mapped to it"),
+        (lambda b: TwoLayerVAE(b(prior=CategoricalPrior, encoder=CategoricalEncoder)), "cannot be mapped to it"),
         (lambda b: MixtureVAE(b(), num_classes=1), "num_classes must be at least 2, got 1"),
-        (lambda b: MixtureVAE(b(prior=CategoricalPrior)), "cannot be carried over"),
-        (lambda b: MixtureVAE(b(encoder=CategoricalEncoder)), "cannot be carried over"),
-        (lambda b: b(prior=CategoricalPrior).vae(), "cannot be carried over"),
+        (lambda b: MixtureVAE(b(prior=CategoricalPrior)), "cannot be mapped to it"),
+        (lambda b: MixtureVAE(b(encoder=CategoricalEncoder)), "cannot be mapped to it"),
+        (lambda b: b(prior=CategoricalPrior).vae(), "cannot be mapped to it"),
         (lambda b: TwoLayerPrior(1), "top_dim must be at least 1 and below latent_dim = 1, got 0"),
         (lambda b: TwoLayerPrior(3, top_dim=3), "top_dim must be at least 1 and below latent_dim = 3, got 3"),
         (lambda b: TwoLayerEncoder(network(20), top_dim=2), "top_dim must be at least 1 and below latent_dim = 2"),
-        (lambda b: TwoLayerEncoder(network(21)), r"gives 21 numbers, expected 2 Z \+ num_features"),
+        (lambda b: TwoLayerEncoder(network(21)), r"must have 2 Z \+ num_features"),
         (lambda b: TwoLayerEncoder(network(20), direction="down"), 'direction must be "bottom-up"'),
     ],
 )
-def test_refusals(make, message):
+def test_programs_reject_invalid_arguments(make, message):
     with pytest.raises(ValueError, match=message):
         make(partial(Blueprint, DIMS, 4, network=SMALL))

@@ -121,7 +121,7 @@ def test_ess_counts_equal_nonzero_weights(num_nonzero: int) -> None:
     assert effective_sample_size(log_w).item() == pytest.approx(num_nonzero, rel=1e-14)
 
 
-def test_ess_and_std_error_are_one_number() -> None:
+def test_ess_determines_the_std_error() -> None:
     # (K - 1) std_error^2 = K / ess - 1, which is algebra.
     log_w = 2 * normal(50, 20)
     expected = ((50 / effective_sample_size(log_w) - 1) / 49).sqrt()
@@ -236,7 +236,7 @@ def test_equal_weights_up_to_rounding_have_no_tail(dtype: torch.dtype, level: fl
     assert exact_summary.ess.item() == 1000
 
 
-def test_nearly_equal_weights_are_not_alarming() -> None:
+def test_khat_of_nearly_equal_weights_is_low() -> None:
     # Spreads from above the rounding of float32 up to 0.01 nats.
     log_w = -100 + torch.tensor([1e-4, 1e-3, 1e-2]) * normal(1000, 3)
     assert (pareto_khat(log_w.float()) < 0.5).all()
@@ -258,7 +258,7 @@ def test_khat_needs_five_weights_that_are_not_negligible() -> None:
 
 
 @pytest.mark.parametrize("num_particles", [1, 2, 100])
-def test_all_weights_zero(num_particles: int) -> None:
+def test_summaries_of_all_zero_weights_are_unknown(num_particles: int) -> None:
     log_w = torch.zeros(num_particles, 2)
     log_w[:, 0] = -INF
     got = summarize_log_weights(log_w)
@@ -266,7 +266,7 @@ def test_all_weights_zero(num_particles: int) -> None:
     assert got.value[1].item() == pytest.approx(0, abs=1e-14)
 
 
-def test_one_particle() -> None:
+def test_summaries_of_one_particle_have_no_error() -> None:
     got = summarize_log_weights(torch.tensor([[-3.0, 4.0]]))
     assert [field.tolist() for field in got] == [[-3, 4], [INF, INF], [1, 1], [INF, INF]]
 
@@ -284,7 +284,7 @@ def test_extreme_spreads_never_give_nan() -> None:
 
 
 @pytest.mark.parametrize("reduction", REDUCTIONS)
-def test_shift_of_log_weights(reduction: Reduction) -> None:
+def test_shift_of_log_weights_changes_only_the_estimate(reduction: Reduction) -> None:
     log_w = 2 * normal(400, 6)
     shift = torch.tensor([0.0, 1.0, -1e3, 1e3, -2e4, 2e4]).double()
     expected = reduction(log_w) + (shift if reduction is log_mean_exp else 0)
@@ -292,7 +292,7 @@ def test_shift_of_log_weights(reduction: Reduction) -> None:
 
 
 @pytest.mark.parametrize("reduction", REDUCTIONS)
-def test_order_of_particles_and_of_data_does_not_matter(reduction: Reduction) -> None:
+def test_reductions_do_not_depend_on_the_order_of_particles_or_data(reduction: Reduction) -> None:
     log_w = 2 * normal(400, 6)
     order, data_order = normal(400).argsort(), normal(6).argsort()
     expected = reduction(log_w)[data_order]
@@ -301,7 +301,7 @@ def test_order_of_particles_and_of_data_does_not_matter(reduction: Reduction) ->
 
 @pytest.mark.parametrize("reduction", REDUCTIONS)
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32, torch.int64])
-def test_computes_in_float64_whatever_comes_in(reduction: Reduction, dtype: torch.dtype) -> None:
+def test_reductions_compute_in_float64_for_every_dtype(reduction: Reduction, dtype: torch.dtype) -> None:
     log_w = (10 * normal(400, 6)).to(dtype)
     got = reduction(log_w)
     assert got.dtype == torch.float64
@@ -310,7 +310,7 @@ def test_computes_in_float64_whatever_comes_in(reduction: Reduction, dtype: torc
 
 @pytest.mark.parametrize("reduction", REDUCTIONS)
 @pytest.mark.parametrize("num_particles", [1, 10, 100])
-def test_every_dim_but_the_first_is_kept(reduction: Reduction, num_particles: int) -> None:
+def test_reductions_keep_every_dim_but_the_first(reduction: Reduction, num_particles: int) -> None:
     log_w = normal(num_particles, 4, 3)
     expected = torch.stack([reduction(log_w[:, i, j]) for i in range(4) for j in range(3)])
     torch.testing.assert_close(reduction(log_w), expected.reshape(4, 3), rtol=1e-12, atol=0)
@@ -345,9 +345,9 @@ def test_nan_and_infinite_weights_are_refused_by_datum(reduction: Reduction, bad
 
 
 @pytest.mark.parametrize("reduction", [*REDUCTIONS, summarize_log_weights])
-def test_no_particles_are_refused(reduction: Reduction) -> None:
+def test_reductions_reject_log_weights_without_particles(reduction: Reduction) -> None:
     for log_w in (torch.zeros(0, 5), torch.tensor(1.0)):
-        with pytest.raises(ValueError, match="K >= 1 particles"):
+        with pytest.raises(ValueError, match="K >= 1"):
             reduction(log_w)
 
 
@@ -376,10 +376,10 @@ def test_monte_carlo_std_error() -> None:
     assert monte_carlo_std_error(torch.tensor([0.6, INF])) == INF
 
 
-def test_no_data_are_refused() -> None:
-    with pytest.raises(ValueError, match="expected values of shape"):
+def test_means_reject_empty_data() -> None:
+    with pytest.raises(ValueError, match="values must have shape"):
         mean_and_std_error(torch.zeros(0))
-    with pytest.raises(ValueError, match="expected std_error of shape"):
+    with pytest.raises(ValueError, match="std_error must have shape"):
         monte_carlo_std_error(torch.zeros(0))
 
 
@@ -404,7 +404,7 @@ def test_strata_leave_out_the_variance_between_them():
     torch.testing.assert_close(log_mean_std_error(log_w, torch.tensor([0, 0, 0, 0, 0, 1])), log_mean_std_error(log_w))
 
 
-def test_the_variance_within_strata_by_hand():
+def test_variance_within_strata_agrees_with_a_computation_by_hand():
     w = normal(30, 2).double().exp()
     component = torch.tensor([0] * 20 + [1] * 10)
     variance = (20 * w[:20].var(0) + 10 * w[20:].var(0)) / 30**2
@@ -413,7 +413,7 @@ def test_the_variance_within_strata_by_hand():
     torch.testing.assert_close(corrected, w.mean(0).log() + variance / w.mean(0) ** 2 / 2)
 
 
-def test_component_shares_by_hand():
+def test_component_shares_agree_with_a_computation_by_hand():
     log_w = torch.tensor([[1.0, 2.0], [3.0, 2.0], [4.0, 4.0]]).log()
     shares = component_shares(log_w, torch.tensor([0, 2, 0]), 3)
     torch.testing.assert_close(shares, torch.tensor([[5 / 8, 6 / 8], [0.0, 0.0], [3 / 8, 2 / 8]], dtype=torch.float64))
@@ -430,7 +430,7 @@ def test_smoothed_weights_agree_with_arviz(num_particles: int) -> None:
     assert (ours.amax(0) <= log_w.double().amax(0)).all()
 
 
-def test_too_few_weights_are_left_as_they_are() -> None:
+def test_too_few_weights_are_not_smoothed() -> None:
     log_w = normal(10, 3)
     torch.testing.assert_close(pareto_smoothed_log_weights(log_w), log_w.double(), rtol=0, atol=0)
     equal = torch.zeros(100, 2)

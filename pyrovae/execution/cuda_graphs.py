@@ -82,7 +82,7 @@ class CapturedStep:
             optimizer with hooks, which are Python, stays out as well.
 
     Attributes:
-        whole: Whether the graph contains the optimizer's step.
+        fully_captured: Whether the graph contains the optimizer's step.
 
     Raises:
         RuntimeError: If an operation cannot be captured.
@@ -97,13 +97,13 @@ class CapturedStep:
     ) -> None:
         device = parameters[0].device
         self.replay, self.inputs, self.parameters = replay, _static_inputs(replay.lifted, inputs, device), parameters
-        self.whole = optimizer is not None and not _has_hooks(optimizer)
-        if optimizer and self.whole:
-            self.whole = all(group.get("capturable", False) for group in optimizer.param_groups)
+        self.fully_captured = optimizer is not None and not _has_hooks(optimizer)
+        if optimizer and self.fully_captured:
+            self.fully_captured = all(group.get("capturable", False) for group in optimizer.param_groups)
 
         def run() -> Outputs:
             loss, *gradients = replay(*self.inputs)
-            if optimizer and self.whole:
+            if optimizer and self.fully_captured:
                 set_gradients(parameters, gradients)
                 optimizer.step()
             return loss, *gradients

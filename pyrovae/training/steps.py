@@ -1,9 +1,8 @@
-"""The training step: Pyro's own, or the same recorded once for each shape of a batch and replayed."""
+"""Training steps: eager, recorded, or captured as a CUDA graph."""
 
-from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
+from collections.abc import Hashable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
-from functools import partial
-from typing import Any
+from typing import Any, NamedTuple
 
 import pyro
 import torch
@@ -14,7 +13,6 @@ from torch.optim import Optimizer
 from pyrovae.densities import Program, modules_of, take, temper
 from pyrovae.execution import (
     CapturedStep,
-    CapturedSteps,
     Execution,
     NotRecordedError,
     Precision,
@@ -29,39 +27,281 @@ from pyrovae.execution import (
     refuse,
     set_gradients,
     settings,
-    signature,
     tensors_of,
     warn,
     with_tensors,
 )
 from pyrovae.objectives import recordable
 
-# Steps of one shape from which recording (a second at most) and compiling (a minute at most) pay.
+# Steps per batch size from which recording (at most a second) and compiling (at most a minute) pay off.
 RECORDED_FROM = 1_000
 COMPILED_FROM = 20_000
 
-AT_ONCE = 25  # steps in one CUDA graph
+
+class NotCapturedError(Exception):
+    """CUDA cannot capture a step as a graph. The message gives the reason in one line."""
+
+
+class Batch(NamedTuple):
+    """Program arguments of one step.
+
+    Attributes:
+        share: This process's share of the batch.
+        args: Positional arguments of both programs, the rows of the share alone.
+        kwargs: Keyword arguments of both programs.
+    """
+
+    share: Share
+    args: tuple[Any, ...]
+    kwargs: dict[str, Any]
+
+
+class EagerStep:
+    """SVI step that runs both programs, as Pyro does.
+
+    Args:
+        model: Pyro program p(z) p(x|z).
+        guide: Pyro program q(z|x), with the model's arguments.
+        elbo: Objective.
+        parameters: Parameters to train.
+        optimizer: Optimizer of the parameters.
+        workers: Processes that share each batch.
+        precision: Precision of the layers' products.
+    """
+
+    def __init__(
+        self,
+        model: Program,
+        guide: Program,
+        elbo: ELBO,
+        parameters: Sequence[Tensor],
+        optimizer: Optimizer,
+        workers: Workers,
+        precision: Precision,
+    ) -> None:
+        self.model, self.guide, self.workers, self.precision = model, guide, workers, precision
+        self.elbo: Any = elbo  # Pyro's base class ELBO declares no differentiable_loss
+        self.parameters, self.optimizer = list(parameters), optimizer
+
+    def __call__(self, batch: Batch, weight: float | Tensor, validate: bool) -> Tensor:
+        """Take a step.
+
+        Args:
+            batch: Batch of data.
+            weight: Weight of the KL divergence; a tensor if it is learned.
+            validate: Whether Pyro checks shapes and supports.
+
+        Returns:
+            Loss before the step, a scalar, in nats.
+        """
+        with pyro.validation_enabled(validate):
+            loss = self.gradients(batch, weight)
+        self.apply_gradients(batch.share, loss)
+        return loss
+
+    def gradients(self, batch: Batch, weight: float | Tensor) -> Tensor:
+        """Store the gradients in the parameters' grad, and return the loss."""
+        with self.step_context(batch.share, weight):
+            loss = self.elbo.differentiable_loss(self.model, self.guide, *batch.args, **batch.kwargs)
+        self.optimizer.zero_grad(set_to_none=True)
+        loss.backward()
+        return loss.detach()
+
+    @contextmanager
+    def step_context(self, share: Share, weight: float | Tensor | None) -> Iterator[None]:
+        """Apply the KL weight, the draws of all processes, and the precision to the programs."""
+        with _kl_weight(weight), self.workers.drawing(share), products_in(self.precision):
+            yield
+
+    def apply_gradients(self, share: Share, loss: Tensor) -> None:
+        """Sum loss and gradients over the processes, in place, and take the optimizer's step."""
+        if self.workers.size > 1:
+            summed = [loss, *(parameter.grad for parameter in self.parameters)]
+            if share.empty:
+                for value in summed:
+                    if value is not None:
+                        value.zero_()
+            self.workers.add(summed)
+        self.optimizer.step()
+
+
+class RecordedStep:
+    """SVI step of one batch size that replays recorded tensor operations.
+
+    Its first calls compare the record with the eager step.
+
+    Args:
+        eager: Step to record and to compare with.
+        weight: Scalar tensor that passes the KL weight to the record; None if the weight is always 1.
+        compiled: Whether Inductor compiles the record.
+
+    Raises:
+        NotRecordedError: If the objective cannot be recorded. Calls raise it if the programs cannot be recorded, or if
+            the record and the eager step differ.
+    """
+
+    def __init__(self, eager: EagerStep, weight: Tensor | None, *, compiled: bool) -> None:
+        self.eager, self.weight, self.compiled = eager, weight, compiled
+        self._objective = recordable(eager.elbo)
+        self._record: Recorded | None = None
+
+    def __call__(self, batch: Batch, weight: float | Tensor, validate: bool) -> Tensor:
+        """Take a step, as `EagerStep` does."""
+        record, inputs = self.record(batch), self.inputs(batch, weight)
+        replay = record.verified_replay(*inputs)
+        if replay is not None:
+            loss, *gradients = replay(*inputs)
+        else:
+            assert self.weight is not None or weight == 1
+            with pyro.validation_enabled(validate):  # for the eager step of the comparison
+                loss, *gradients = record(*inputs, compiled=self.compiled)
+        assert loss is not None
+        set_gradients(self.eager.parameters, gradients)
+        self.eager.apply_gradients(batch.share, loss)
+        return loss
+
+    def inputs(self, batch: Batch, weight: float | Tensor) -> list[Tensor]:
+        """Return the inputs of the record: the KL weight, unless it is always 1, and the tensors of the batch."""
+        tensors = tensors_of(batch.args, batch.kwargs)
+        return tensors if self.weight is None else [self.weight.fill_(weight), *tensors]
+
+    def record(self, batch: Batch) -> Recorded:
+        """Return the record of loss and gradients. The first batch gives it the arguments that are not tensors."""
+        if self._record is None:
+            self._record = self._make_record(batch)
+        return self._record
+
+    def _make_record(self, batch: Batch) -> Recorded:
+        eager, weighted = self.eager, self.weight is not None
+
+        def split(tensors: Sequence[Tensor]) -> tuple[Tensor | None, Batch]:
+            weight, given = (tensors[0], tensors[1:]) if weighted else (None, tensors)
+            return weight, Batch(batch.share, *with_tensors(batch.args, batch.kwargs, given))
+
+        def function(*tensors: Tensor) -> list[Tensor | None]:
+            weight, (share, args, kwargs) = split(tensors)
+            with torch.enable_grad(), pyro.validation_enabled(False), eager.step_context(share, weight):
+                loss = self._objective.differentiable_loss(eager.model, eager.guide, *args, **kwargs)
+                gradients = torch.autograd.grad(loss, eager.parameters, allow_unused=True)
+            return [loss.detach(), *map(_with_strides, gradients, eager.parameters)]
+
+        def reference(*tensors: Tensor) -> list[Tensor | None]:
+            weight, given = split(tensors)
+            loss = eager.gradients(given, 1.0 if weight is None else weight.item())
+            return [loss, *(parameter.grad for parameter in eager.parameters)]
+
+        modules = [module for program in (eager.model, eager.guide) for module in modules_of(program)]
+        buffers = {id(buffer): buffer for module in modules for buffer in module.buffers()}
+        return Recorded(function, reference=reference, buffers=buffers.values())
+
+
+class CapturedOptimizer:
+    """Optimizer whose steps CUDA graphs may contain.
+
+    A graph reads the settings of the optimizer when it is captured. If they change later, graphs must not contain the
+    optimizer's step.
+
+    Args:
+        optimizer: Optimizer.
+    """
+
+    def __init__(self, optimizer: Optimizer) -> None:
+        self.optimizer = optimizer
+        self._captured_settings: list[Any] | None = None
+        self._optimizer_changed = False
+
+    def changed(self) -> bool:
+        """Return whether the settings have changed since a graph captured the optimizer's step."""
+        if self._captured_settings is not None and not self._optimizer_changed:
+            self._optimizer_changed = settings(self.optimizer) != self._captured_settings
+        return self._optimizer_changed
+
+    def captured(self) -> None:
+        """Remember the settings, which a graph has captured now."""
+        self._captured_settings = settings(self.optimizer)
+
+
+class GraphedStep:
+    """SVI step of one batch size as one CUDA graph.
+
+    The graph contains the optimizer's step if CUDA can capture it, a single process trains, and the optimizer's
+    settings stay constant.
+
+    Args:
+        recorded: Step to capture. It takes the steps until its record has been compared with the eager step.
+        optimizer: Optimizer that the graphs of all batch sizes share.
+
+    Attributes:
+        fully_captured: Record whose graph contains the optimizer's step; None if no graph does.
+
+    Raises:
+        NotCapturedError: By calls, if CUDA cannot capture the step.
+        NotRecordedError: By calls, as `RecordedStep`.
+    """
+
+    def __init__(self, recorded: RecordedStep, optimizer: CapturedOptimizer) -> None:
+        self.recorded, self.optimizer = recorded, optimizer
+        self.fully_captured: Recorded | None = None
+        self._graphs: dict[Hashable, CapturedStep] = {}  # by replay
+
+    def __call__(self, batch: Batch, weight: float | Tensor, validate: bool) -> Tensor:
+        """Take a step, as `EagerStep` does. The next step overwrites the loss and the parameters' grad."""
+        record, inputs = self.recorded.record(batch), self.recorded.inputs(batch, weight)
+        replay = record.verified_replay(*inputs)
+        if replay is None:
+            return self.recorded(batch, weight, validate)
+        if self.fully_captured and self.optimizer.changed():
+            self._graphs.clear()
+            self.fully_captured = None
+        if replay not in self._graphs:
+            self._graphs[replay] = self._capture(record, inputs)
+        graph = self._graphs[replay]
+        loss = graph(*inputs)
+        if not graph.fully_captured:
+            self.recorded.eager.apply_gradients(batch.share, loss)
+        return loss
+
+    def _capture(self, record: Recorded, inputs: Sequence[Tensor]) -> CapturedStep:
+        eager, replay = self.recorded.eager, record.verified_replay(*inputs)
+        assert replay is not None
+        optimizer = None if self.optimizer.changed() or eager.workers.size > 1 else eager.optimizer
+        before = State(record.buffers)
+        try:
+            graph = CapturedStep(replay, inputs, eager.parameters, optimizer)
+        except (RuntimeError, AssertionError) as error:
+            raise NotCapturedError(reason_of(error)) from error
+        finally:
+            before.restore()
+        if graph.fully_captured:
+            self.fully_captured = record
+            self.optimizer.captured()
+        return graph
 
 
 class Stepper:
-    """Takes one step of SVI after another: gradients of the loss of a batch, and one step of the optimizer.
+    """Training steps of a run. For each batch size it picks the fastest kind of step that works.
+
+    `GraphedStep` falls back to `RecordedStep`, and that to `EagerStep`, with one warning each.
 
     Args:
-        model: Pyro program.
-        guide: Pyro program.
-        elbo: The objective.
-        parameters: What is trained.
-        optimizer: Its optimizer. Where steps are recorded, torch's Adam is made to run fused.
-        execution: How steps are taken; "auto" follows from calls.
-        calls: For each size of a batch, the steps of the whole run.
-        weighted: The KL divergence has a weight.
-        device: Where the parameters are.
-        workers: The processes that share each batch; None for this one alone.
-        precision: Of the products of layers.
+        model: Pyro program p(z) p(x|z).
+        guide: Pyro program q(z|x), with the model's arguments.
+        elbo: Objective.
+        parameters: Parameters to train.
+        optimizer: Optimizer of the parameters. If steps are recorded, torch's Adam is switched to its fused form.
+        execution: How to run the programs: "eager", "recorded", "compiled", or "auto", which chooses by the number of
+            calls.
+        calls: Number of steps of the whole run, by batch size.
+        weighted: Whether the KL divergence has a weight.
+        device: Device of the parameters.
+        workers: Processes that share each batch; None for this process alone.
+        precision: Precision of the layers' products.
 
     Attributes:
-        on_gpu: Steps can be CUDA graphs.
-        whole: For each size of a batch whose step is one CUDA graph, the optimizer's included, its record.
+        executions: Resolved execution by batch size.
+        refused: Reason why the programs cannot be recorded; None if they can.
+        on_gpu: Whether steps can be CUDA graphs.
+        weight: Scalar tensor that passes the KL weight to records; None if the weight is always 1.
     """
 
     def __init__(
@@ -79,53 +319,47 @@ class Stepper:
         workers: Workers | None = None,
         precision: Precision = "full",
     ) -> None:
-        self.model, self.guide, self.workers, self.precision = model, guide, workers or Workers(), precision
-        self.elbo: Any = elbo  # not every ELBO of Pyro's has a differentiable_loss
-        self.parameters, self.optimizer = list(parameters), optimizer
+        self.workers, self.optimizer, self.parameters = workers or Workers(), optimizer, list(parameters)
         self.executions = {
             size: choose_execution(execution, count, recorded_from=RECORDED_FROM, compiled_from=COMPILED_FROM)
             for size, count in calls.items()
         }
-        self.weight = torch.ones((), dtype=torch.float64, device=device) if weighted else None
-        self.on_gpu = all(on_gpu([parameter]) for parameter in self.parameters)
-        self.whole: dict[int, Recorded] = {}
-        self._settings: list[Any] | None = None  # those of the optimizer that graphs hold fast
-        self._changing = False
         self.refused: str | None = None
-        self._recorded: dict[Share, Recorded] = {}
-        self._captured: dict[Hashable, CapturedStep | None] = {}
+        self.on_gpu = all(on_gpu([parameter]) for parameter in self.parameters)
+        self.weight = torch.ones((), dtype=torch.float64, device=device) if weighted else None
+        self.captured_optimizer = CapturedOptimizer(optimizer)
+        self._eager = EagerStep(model, guide, elbo, self.parameters, optimizer, self.workers, precision)
+        self._steps: dict[int, EagerStep | RecordedStep | GraphedStep] = {}
+        self._capture_failed = False
         if set(self.executions.values()) != {"eager"}:
             try:
                 recordable(elbo)
             except NotRecordedError as error:
                 self._refuse(error)
             else:
-                _prepare(optimizer, recorded=True)
+                _prepare_optimizer(optimizer, recorded=True)
+
+    @property
+    def fully_captured(self) -> dict[int, Recorded]:
+        """Records, by batch size, whose CUDA graph contains the optimizer's step."""
+        found = {size: step.fully_captured for size, step in self._steps.items() if isinstance(step, GraphedStep)}
+        return {size: record for size, record in found.items() if record is not None}
 
     def state(self) -> dict[str, Any]:
-        """How steps are taken, in plain values: a resumed run goes on as it began."""
+        """Return how steps are taken, in plain values, so that a resumed run takes them in the same way."""
         return {"executions": {str(size): how for size, how in self.executions.items()}, "refused": self.refused}
 
     def restore(self, state: Mapping[str, Any]) -> None:
-        """Go on as the run of this state did."""
+        """Take steps as the run of this state did. Restore the optimizer first."""
         self.executions = {int(size): how for size, how in state["executions"].items()}
         self.refused = state["refused"]
-        # The optimizer's settings have been restored before, maybe those of another device.
-        _prepare(self.optimizer, recorded=not self.refused and set(self.executions.values()) != {"eager"})
+        self._steps.clear()
+        # The restored settings of the optimizer may be those of another device.
+        _prepare_optimizer(self.optimizer, recorded=not self.refused and set(self.executions.values()) != {"eager"})
 
     def close(self) -> None:
-        """Let go of records and graphs, and of the memory that they keep."""
-        self._recorded.clear()
-        self._captured.clear()
-        self.whole.clear()
-
-    def follows_settings(self) -> bool:
-        """Whether graphs hold the optimizer as it is; once its settings have changed it stays beside them."""
-        if self.whole and settings(self.optimizer) != self._settings:
-            self._changing = True
-            self._captured.clear()
-            self.whole.clear()
-        return not self._changing
+        """Release records and graphs, and their memory."""
+        self._steps.clear()
 
     def __call__(
         self,
@@ -139,224 +373,62 @@ class Stepper:
         """Take a step.
 
         Args:
-            size: The number of data.
-            args: The programs' arguments.
-            kwargs: Their keyword arguments.
-            weight: The weight of the KL divergence; a tensor where it is learned.
+            size: Number of data in the batch.
+            args: Positional arguments of both programs.
+            kwargs: Keyword arguments of both programs.
+            weight: Weight of the KL divergence; a tensor if it is learned.
             validate: Whether Pyro checks shapes and supports.
 
         Returns:
-            The loss before the step, a scalar.
+            Loss before the step, a scalar, in nats. The next step may overwrite it.
         """
         share = self.workers.share(size)
         if self.workers.size > 1:
             args, kwargs = take(args, kwargs, share.rows)
-        how = "eager" if self.refused else self.executions.get(size, "eager")
-        if how != "eager":
+        batch = Batch(share, args, kwargs)
+        while True:
             try:
-                return self._replayed(share, args, kwargs, weight, validate, compiled=how == "compiled")
-            except NotRecordedError as error:
-                self._refuse(error)
-        loss = self._eager(share, args, kwargs, weight, validate)
-        self._descend(share, loss)
-        return loss
+                step = self._steps.get(size) or self._choose(size)
+                return step(batch, weight, validate)
+            except (NotCapturedError, NotRecordedError) as error:
+                self._fall_back(size, error)
 
-    def _eager(
-        self, share: Share, args: tuple[Any, ...], kwargs: dict[str, Any], weight: float | Tensor, validate: bool
-    ) -> Tensor:
-        """The loss of Pyro's objective, its gradients in the parameters' grad."""
-        with pyro.validation_enabled(validate), self._around(share, weight):
-            loss = self.elbo.differentiable_loss(self.model, self.guide, *args, **kwargs)
-        self.optimizer.zero_grad(set_to_none=True)
-        loss.backward()
-        return loss.detach()
+    def _choose(self, size: int) -> EagerStep | RecordedStep | GraphedStep:
+        """Pick the kind of step for a batch size."""
+        execution = "eager" if self.refused else self.executions.get(size, "eager")
+        step: EagerStep | RecordedStep | GraphedStep = self._eager
+        if execution != "eager":
+            step = RecordedStep(self._eager, self.weight, compiled=execution == "compiled")
+            step = GraphedStep(step, self.captured_optimizer) if self.on_gpu else step
+        self._steps[size] = step
+        return step
 
-    @contextmanager
-    def _around(self, share: Share, weight: float | Tensor | None) -> Iterator[None]:
-        """What the programs run inside of, eagerly and while they are recorded."""
-        with _weighing(weight), self.workers.drawing(share), products_in(self.precision):
-            yield
-
-    def _descend(self, share: Share, loss: Tensor) -> None:
-        """Take the optimizer's step, with loss and gradients summed over the processes before."""
-        if self.workers.size > 1:
-            summed = [loss, *(parameter.grad for parameter in self.parameters)]
-            if share.empty:
-                for value in summed:
-                    if value is not None:
-                        value.zero_()
-            self.workers.add(summed)
-        self.optimizer.step()
-
-    def _replayed(
-        self,
-        share: Share,
-        args: tuple[Any, ...],
-        kwargs: dict[str, Any],
-        weight: float | Tensor,
-        validate: bool,
-        *,
-        compiled: bool,
-    ) -> Tensor:
-        inputs = tensors_of(args, kwargs)
-        if self.weight is not None:  # a tensor, since a number would be held fast
-            self.weight.fill_(weight)
-            inputs = [self.weight, *inputs]
-        if share not in self._recorded:
-            self._recorded[share] = self._record(share, args, kwargs)
-        recorded = self._recorded[share]
-        if captured := self._capture(share, inputs, recorded):
-            loss = captured(*inputs)
-            if not captured.whole:
-                self._descend(share, loss)
-            return loss
-        self._validate, self._weight = validate, weight
-        replay = recorded.verified_replay(*inputs) or partial(recorded, compiled=compiled)
-        found, *gradients = replay(*inputs)
-        assert found is not None
-        set_gradients(self.parameters, gradients)
-        self._descend(share, found)
-        return found
-
-    def _capture(self, share: Share, inputs: Sequence[Tensor], recorded: Recorded) -> CapturedStep | None:
-        """The CUDA graph of a step of this shape, made at the first one that needs no comparison; None before."""
-        if not self.on_gpu:
-            return None
-        inside = self.follows_settings() and self.workers.size == 1
-        replay, key = recorded.verified_replay(*inputs), (share, signature(inputs))
-        if replay is not None and key not in self._captured:
-            before = State(recorded.buffers)
-            try:
-                captured = CapturedStep(replay, inputs, self.parameters, self.optimizer if inside else None)
-            except (RuntimeError, AssertionError) as error:
-                if None not in self._captured.values():
-                    reason = reason_of(error)
-                    warn(f"steps are replayed kernel by kernel, since CUDA cannot capture them as one graph: {reason}")
-                self._captured[key] = None
-            else:
-                self._captured[key] = captured
-                if captured.whole:
-                    self.whole[share.size], self._settings = recorded, settings(self.optimizer)
-            before.restore()
-        return self._captured.get(key)
-
-    def _record(self, share: Share, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Recorded:
-        objective = recordable(self.elbo)
-
-        def function(*tensors: Tensor) -> list[Tensor | None]:
-            weight, given = (None, tensors) if self.weight is None else (tensors[0], tensors[1:])
-            now_args, now_kwargs = with_tensors(args, kwargs, given)
-            with torch.enable_grad(), pyro.validation_enabled(False), self._around(share, weight):
-                loss = objective.differentiable_loss(self.model, self.guide, *now_args, **now_kwargs)
-                gradients = torch.autograd.grad(loss, self.parameters, allow_unused=True)
-            laid_out = [_laid_out(*pair) for pair in zip(gradients, self.parameters, strict=True)]
-            return [loss.detach(), *laid_out]
-
-        def reference(*tensors: Tensor) -> list[Tensor | None]:
-            given = tensors if self.weight is None else tensors[1:]
-            loss = self._eager(share, *with_tensors(args, kwargs, given), self._weight, self._validate)
-            return [loss, *(parameter.grad for parameter in self.parameters)]
-
-        modules = [module for program in (self.model, self.guide) for module in modules_of(program)]
-        buffers = {id(buffer): buffer for module in modules for buffer in module.buffers()}
-        return Recorded(function, reference=reference, buffers=buffers.values())
+    def _fall_back(self, size: int, error: NotCapturedError | NotRecordedError) -> None:
+        """Replace a step that failed by the next slower kind, and warn once."""
+        step = self._steps.get(size)
+        if isinstance(error, NotCapturedError):
+            assert isinstance(step, GraphedStep)
+            self._steps[size] = step.recorded
+            if not self._capture_failed:
+                warn(f"steps are replayed kernel by kernel, since CUDA cannot capture them as one graph: {error}")
+            self._capture_failed = True
+        elif step is self._eager:
+            raise error
+        else:
+            self._refuse(error)
 
     def _refuse(self, error: NotRecordedError) -> None:
         self.refused = str(error)
+        self._steps.clear()
         refuse("training", error)
 
 
-class StepsAtOnce:
-    """Takes many steps of an epoch between returns to Python, where one is a CUDA graph already: as a graph of many.
-
-    Args:
-        stepper: Takes them one by one.
-        batch: From rows, with shape (B,), to the programs' arguments of a step.
-        num_data: N.
-        batch_size: B.
-        losses: A place for the loss of each step of an epoch.
-
-    Attributes:
-        count: How many are taken.
-    """
-
-    def __init__(
-        self,
-        stepper: Stepper,
-        batch: Callable[[Tensor], tuple[tuple[Any, ...], dict[str, Any]]],
-        num_data: int,
-        batch_size: int,
-        losses: Tensor,
-    ) -> None:
-        self.stepper, self.batch_size, self.losses = stepper, batch_size, losses
-        self.count = min(AT_ONCE, num_data // batch_size)
-        self.refused = self.count < 2
-        self.order = torch.zeros(num_data, dtype=torch.long, device=losses.device)
-        self.weights = None if stepper.weight is None else torch.ones_like(losses)
-        self._batch = Recorded(lambda rows: tensors_of(*batch(rows)))
-        self._captured: CapturedSteps | None = None
-
-    def __call__(self, step: int, weight: Callable[[int], float | Tensor]) -> list[float | Tensor]:
-        """Take the steps from this one on, if that can be done at once.
-
-        Args:
-            step: The next step of the epoch, whose order of the data stands in `order`.
-            weight: Of the KL divergence at a step of the epoch.
-
-        Returns:
-            The weights of the steps that were taken, count of them; none where none were.
-        """
-        if self.refused or (step + self.count) * self.batch_size > len(self.order):
-            return []
-        if not self.stepper.follows_settings():
-            self.refused, self._captured = True, None
-            return []
-        if self._captured is None and not self._capture():
-            return []
-        assert self._captured is not None
-        weights = [weight(step + later) for later in range(self.count)]
-        if self.weights is not None:
-            self.weights[step : step + self.count] = torch.tensor(weights, dtype=self.weights.dtype)
-        self._captured(step)
-        return weights
-
-    def _capture(self) -> bool:
-        recorded = self.stepper.whole.get(self.batch_size)
-        if recorded is None:
-            return False
-        before = State(recorded.buffers)
-        try:
-            for rows in (self.order[: self.batch_size], self.order[-self.batch_size :]):  # compared twice
-                inputs = [value for value in self._batch(rows) if value is not None]
-            weight = [] if self.stepper.weight is None else [self.stepper.weight]
-            batch, replay = self._batch.verified_replay(rows), recorded.verified_replay(*weight, *inputs)
-            if batch is None or replay is None:
-                raise NotRecordedError("batches that it takes are laid out in another way")
-            self._captured = CapturedSteps(
-                self.count,
-                batch,
-                replay,
-                self.stepper.parameters,
-                self.stepper.optimizer,
-                order=self.order,
-                batch_size=self.batch_size,
-                weights=self.weights,
-                losses=self.losses,
-            )
-        except (NotRecordedError, RuntimeError, AssertionError) as error:
-            self.refused = True
-            reason = error if isinstance(error, NotRecordedError) else reason_of(error)
-            warn(f"steps are taken one by one, since a graph cannot take its batches by itself: {reason}")
-        before.restore()
-        return self._captured is not None
-
-
-def _prepare(optimizer: Optimizer, *, recorded: bool) -> None:
-    """Where steps are recorded, let torch's Adam run fused if the reader left it open, and all inside a CUDA graph."""
+def _prepare_optimizer(optimizer: Optimizer, *, recorded: bool) -> None:
+    """Set up the optimizer for recorded steps: Adam fused unless the user chose otherwise, all capturable on a GPU."""
     for group in optimizer.param_groups:
         if recorded and type(optimizer) in (torch.optim.Adam, torch.optim.AdamW):
-            open_ = group["fused"] is None and group["foreach"] is None and not group["differentiable"]
-            group["fused"] = True if open_ else group["fused"]
+            unset = group["fused"] is None and group["foreach"] is None and not group["differentiable"]
+            group["fused"] = True if unset else group["fused"]
         if "capturable" in group:
             group["capturable"] = (recorded or group["capturable"]) and on_gpu(group["params"])
             for parameter in group["params"] if group["capturable"] else ():
@@ -365,13 +437,14 @@ def _prepare(optimizer: Optimizer, *, recorded: bool) -> None:
                     state["step"] = torch.as_tensor(state["step"], dtype=torch.float32, device=parameter.device)
 
 
-def _laid_out(gradient: Tensor | None, parameter: Tensor) -> Tensor | None:
-    """The gradient with the parameter's strides, which a fused optimizer takes for granted."""
+def _with_strides(gradient: Tensor | None, parameter: Tensor) -> Tensor | None:
+    """Return the gradient with the parameter's strides, which fused optimizers assume."""
     if gradient is None or gradient.stride() == parameter.stride():
         return gradient
     return torch.empty_like(parameter).copy_(gradient)
 
 
-def _weighing(weight: float | Tensor | None) -> AbstractContextManager[Any]:
+def _kl_weight(weight: float | Tensor | None) -> AbstractContextManager[Any]:
+    """Weigh the KL divergence, unless the weight is the number 1."""
     plain_elbo = weight is None or (not isinstance(weight, Tensor) and weight == 1)
     return nullcontext() if plain_elbo else temper(latent=weight)  # type: ignore[arg-type]

@@ -1,7 +1,8 @@
-"""What a run of `fit` has come to: its history, and all that it needs to go on."""
+"""Training history and resumable state of `fit`."""
 
 import math
-from collections.abc import Mapping
+import time
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -10,28 +11,33 @@ import torch
 from torch import Tensor
 from torch.optim import Optimizer
 
-from pyrovae.densities import module_of, modules_of
+from pyrovae.densities import generator_states, module_of, modules_of, set_generator_states
 from pyrovae.objectives import KLControl
 from pyrovae.training.steps import Stepper
 from pyrovae.training.validation import Validation
 
-# The true ELBO with its parts, and the objective if it is to choose the best epoch.
+# ELBO and its parts on held-out data; objective that chooses the best epoch, None if the last epoch is kept.
 Validated = tuple[Validation, float | None]
 
 
 @dataclass
 class History:
-    """What a run of `fit` measured, one row per epoch.
+    """History of a run of `fit`, one row per epoch.
 
     Attributes:
-        rows: Per epoch, in nats per datum, None where there is none: epoch (from 1); train_objective, the running value
-            of what is optimised while the parameters move; train_elbo, the same where that is the ELBO (no bound of
-            several draws, the KL divergence with weight 1 in all of the epoch); validation_elbo, the true ELBO after
-            the epoch, from the same draws every time; validation_reconstruction and validation_kl, E_q[log p(x|z)] and
-            KL(q(z|x), p(z)), its parts; validation_objective, by which the best epoch is chosen; kl_weight and
-            kl_target, in force at the end of the epoch; and seconds.
-        best_epoch: The epoch whose parameters the programs hold after `fit`: the best on validation data, or the last.
-        stop_reason: "epochs" or "plateau"; None while it runs.
+        rows: Rows with these columns, in nats per datum; None if a column does not apply.
+
+            - epoch: Number of the epoch, from 1.
+            - train_objective: Mean objective over the steps of the epoch, while the parameters change.
+            - train_elbo: The same if the objective is the ELBO, that is, no bound of several draws, and the KL
+              divergence has weight 1 in the whole epoch.
+            - validation_elbo: ELBO of the held-out data after the epoch, from the same draws in each epoch.
+            - validation_reconstruction, validation_kl: Its parts, E_q[log p(x|z)] and KL(q(z|x), p(z)).
+            - validation_objective: Objective of the held-out data, which chooses the best epoch.
+            - kl_weight, kl_target: Values at the end of the epoch.
+            - seconds: Duration of the epoch.
+        best_epoch: Epoch whose parameters the programs have after `fit`: the best on held-out data, or the last.
+        stop_reason: "epochs" or "plateau"; None during training.
     """
 
     rows: list[dict[str, Any]] = field(default_factory=list)
@@ -39,7 +45,7 @@ class History:
     stop_reason: str | None = None
 
     def __getitem__(self, key: str) -> list[Any]:
-        """One column of the rows."""
+        """Return one column of the rows."""
         return [row[key] for row in self.rows]
 
     def __len__(self) -> int:
@@ -47,7 +53,25 @@ class History:
 
 
 class TrainingState:
-    """All that a run needs to go on: what trains, its optimizer, generators, counters, and what was best."""
+    """Resumable state of a run: trained values, optimizer, random generators, counters, and the best epoch's values.
+
+    Args:
+        programs: Model, guide and objective by name. The objective may be a module with parameters of its own.
+        optimizer: Optimizer of the parameters.
+        stepper: Stepper of the run.
+        control: KL weight of the run.
+        steps: Number of steps per epoch.
+        device: Device of the parameters.
+
+    Attributes:
+        epoch: Number of finished epochs.
+        step: Number of finished steps of the current epoch.
+        seconds: Duration of the current epoch up to the last `stop_clock`.
+        weighted: Whether the KL divergence had a weight other than 1 in the current epoch.
+        losses: Loss of each step of the current epoch, with shape (steps,); NaN for steps to come.
+        history: History up to the last finished epoch.
+        best: Parameters and buffers of the best epoch by name; empty if the last epoch is kept.
+    """
 
     def __init__(
         self,
@@ -58,18 +82,15 @@ class TrainingState:
         steps: int,
         device: torch.device,
     ) -> None:
-        self.programs = programs  # the objective too, which may be a module
+        self.programs = programs
         self.optimizer, self.stepper, self.control = optimizer, stepper, control
-        self.epoch = 0  # epochs finished
-        self.step = 0  # steps of the current epoch finished
-        self.seconds = 0.0  # of the current epoch, before a stop
-        self.weighted = False  # in the current epoch the KL divergence had another weight than 1
+        self.epoch, self.step, self.seconds, self.weighted = 0, 0, 0.0, False
         self.losses = torch.full((steps,), torch.nan, device=device, dtype=torch.float64)
         self.history = History()
         self.best: dict[str, Tensor] = {}
 
     def values(self) -> dict[str, Tensor]:
-        """The programs' parameters and buffers, by name, as they are now."""
+        """Return the programs' parameters and buffers by name."""
         found: dict[str, Tensor] = {}
         inside: set[int] = set()
         for part, program in self.programs.items():
@@ -77,7 +98,7 @@ class TrainingState:
                 inside.update(map(id, module.parameters()))
                 found.update({f"{part}.{name}": value for name, value in module.state_dict().items()})
             others = [module for module in modules_of(program) if module not in module_of(program)]
-            for index, module in enumerate(others):  # pyro.module registers their parameters, not their buffers
+            for index, module in enumerate(others):  # pyro.module registers their parameters but not their buffers
                 found.update({f"{part}.buffer.{index}.{name}": value for name, value in module.named_buffers()})
         trained = {id(p) for group in self.optimizer.param_groups for p in group["params"]}
         for name, value in pyro.get_param_store().named_parameters():
@@ -85,11 +106,23 @@ class TrainingState:
                 found[f"param.{name}"] = value.detach()
         return found
 
-    def end_epoch(
-        self, *, train_objective: float, train_elbo: float | None, validation: Validated | None, seconds: float
-    ) -> None:
-        """Close an epoch: write its row, and keep its values if it is the best."""
-        history, steps = self.history, len(self.losses)
+    def start_clock(self) -> None:
+        """Start or continue to time the current epoch."""
+        self._started = time.perf_counter() - self.seconds
+
+    def stop_clock(self) -> None:
+        """Update the duration of the current epoch."""
+        self.seconds = time.perf_counter() - self._started
+
+    def count_steps(self, weights: Sequence[float | Tensor]) -> None:
+        """Count steps taken, one for each KL weight."""
+        self.step += len(weights)
+        self.weighted |= any(isinstance(weight, Tensor) or weight != 1 for weight in weights)
+
+    def end_epoch(self, *, train_objective: float, train_elbo: float | None, validation: Validated | None) -> None:
+        """Write the row of the epoch, and keep the values of the best epoch."""
+        self.stop_clock()
+        history, steps, seconds = self.history, len(self.losses), self.seconds
         in_force = self.control.row(self.epoch + (steps - 1) / steps)
         self.epoch, self.step, self.seconds, self.weighted = self.epoch + 1, 0, 0.0, False
         self.losses.fill_(torch.nan)
@@ -111,12 +144,12 @@ class TrainingState:
             self.best = {} if objective is None else _clones(self.values())
 
     def take_best(self) -> None:
-        """Give the programs the best epoch's values."""
+        """Set the programs to the best epoch's values, if any."""
         if self.best:
             self._set_values(self.best)
 
     def snapshot(self) -> dict[str, Any]:
-        """All that a run needs to go on, tensors and plain values."""
+        """Return the state as tensors and plain values."""
         return {
             "epoch": self.epoch,
             "step": self.step,
@@ -131,18 +164,18 @@ class TrainingState:
             "optimizer": self.optimizer.state_dict(),
             "stepper": self.stepper.state(),
             "control": self.control.state(),
-            "generators": _generator_states(self.losses.device),
+            "generators": generator_states(self.losses.device),
         }
 
     def restore(self, snapshot: Mapping[str, Any]) -> None:
-        """Go on from a snapshot.
+        """Resume from a snapshot.
 
         Raises:
-            ValueError: If it is of another model, or of other data or batch_size.
+            ValueError: If the snapshot belongs to another model, or to other data or batch_size.
         """
         if len(snapshot["losses"]) != len(self.losses):
             raise ValueError(
-                f"the state to resume has {len(snapshot['losses'])} steps an epoch, these data and batch_size make "
+                f"the state to resume has {len(snapshot['losses'])} steps an epoch, but the data and batch_size give "
                 f"{len(self.losses)}; resume with the same data and batch_size"
             )
         counters = ("epoch", "step", "seconds", "weighted")
@@ -154,39 +187,24 @@ class TrainingState:
         self.optimizer.load_state_dict(snapshot["optimizer"])
         self.stepper.restore(snapshot["stepper"])
         self.control.restore(snapshot["control"])
-        _set_generator_states(snapshot["generators"], self.losses.device)
+        set_generator_states(snapshot["generators"], self.losses.device)
 
     def _set_values(self, values: Mapping[str, Tensor]) -> None:
         here = self.values()
         if set(here) != set(values):
             raise ValueError(
-                "the state to resume is of another model: parameters differ in "
-                f"{sorted(set(here) ^ set(values))[0]!r}; build the programs as they were"
+                "the state to resume belongs to another model: parameters differ in "
+                f"{sorted(set(here) ^ set(values))[0]!r}; build the same programs"
             )
         with torch.no_grad():
             for name, value in here.items():
                 if value.shape != values[name].shape:
                     raise ValueError(
-                        f"the state to resume is of another model: {name!r} has shape {tuple(values[name].shape)}, "
-                        f"{tuple(value.shape)} here; build the programs as they were"
+                        f"the state to resume belongs to another model: {name!r} must have shape "
+                        f"{tuple(value.shape)}, got {tuple(values[name].shape)}; build the same programs"
                     )
                 value.copy_(values[name])
 
 
 def _clones(values: Mapping[str, Tensor]) -> dict[str, Tensor]:
     return {name: value.detach().clone() for name, value in values.items()}
-
-
-def _generator_states(device: torch.device) -> dict[str, Any]:
-    states: dict[str, Any] = dict(pyro.util.get_rng_state())
-    if device.type == "cuda":
-        states["cuda"] = torch.cuda.get_rng_state(device)
-    return states
-
-
-def _set_generator_states(states: Mapping[str, Any], device: torch.device) -> None:
-    states = dict(states)
-    cuda = states.pop("cuda", None)
-    pyro.util.set_rng_state(states)
-    if cuda is not None:
-        torch.cuda.set_rng_state(cuda, device)

@@ -1,4 +1,4 @@
-"""The true ELBO of held-out data, with its parts, whatever is optimised."""
+"""ELBO, its parts, and the objective on held-out data."""
 
 from typing import Any, NamedTuple
 
@@ -22,16 +22,16 @@ from pyrovae.execution import Workers
 VALIDATION_PARTICLES = 4
 
 _SEED = 20_160_419
-_DATA_AT_ONCE = 2048
+_CHUNK_SIZE = 2048
 
 
 class Validation(NamedTuple):
-    """Means over held-out data, in nats per datum.
+    """ELBO of held-out data and its parts, in nats per datum.
 
     Attributes:
         elbo: E_q[log p(x, z) - log q(z|x)].
         reconstruction: E_q[log p(x|z)].
-        kl: KL(q(z|x), p(z)), from the same draws: reconstruction - elbo.
+        kl: KL(q(z|x), p(z)), the difference of reconstruction and ELBO.
     """
 
     elbo: float
@@ -40,14 +40,14 @@ class Validation(NamedTuple):
 
 
 def validate(model: Program, guide: Program, *args: Any, workers: Workers | None = None, **kwargs: Any) -> Validation:
-    """Estimate the ELBO and its parts, from the same draws whenever it is asked, whatever the number of processes.
+    """Estimate the ELBO and its parts. Every call uses the same draws, for any number of processes.
 
     Args:
         model: Pyro program p(z) p(x|z).
         guide: Pyro program q(z|x), with the model's arguments.
-        *args: Arguments of both, the data first, with shape (N, ...).
-        workers: The processes that share the data; None for this one alone.
-        **kwargs: Keyword arguments of both.
+        *args: Positional arguments of both programs, the data first, with shape (N, ...).
+        workers: Processes that share the data; None for this process alone.
+        **kwargs: Keyword arguments of both programs.
 
     Raises:
         ValueError: If a weight is NaN or unbounded, or a program breaks the contract of `log_weights`.
@@ -56,8 +56,8 @@ def validate(model: Program, guide: Program, *args: Any, workers: Workers | None
     device = device_of(args, kwargs)
     sums, reason = torch.zeros(2, dtype=torch.float64, device=device), "log weights are NaN in another process"
     with isolated_rng(_SEED), evaluating(model, guide), pyro.validation_enabled(False):
-        for start in range(0, size, _DATA_AT_ONCE):
-            rows = slice(start, min(start + _DATA_AT_ONCE, size))
+        for start in range(0, size, _CHUNK_SIZE):
+            rows = slice(start, min(start + _CHUNK_SIZE, size))
             share = workers.share(rows.stop - rows.start)
             some_args, some_kwargs = take(*take(args, kwargs, rows), share.rows)
             with workers.drawing(share):
@@ -67,7 +67,7 @@ def validate(model: Program, guide: Program, *args: Any, workers: Workers | None
             try:
                 first = rows.start + share.rows.start
                 check_weights(log_w, model, guide, *some_args, first=first, **some_kwargs)
-            except ValueError as error:  # the others are told below
+            except ValueError as error:  # the sum tells the other processes
                 sums, reason = sums + torch.nan, str(error)
                 continue
             if not share.empty:
@@ -82,22 +82,22 @@ def validate(model: Program, guide: Program, *args: Any, workers: Workers | None
 def validate_objective(
     elbo: ELBO, model: Program, guide: Program, *args: Any, weight: float, workers: Workers | None = None, **kwargs: Any
 ) -> float:
-    """Minus the loss of held-out data, per datum, from the same draws whenever it is asked, in nats.
+    """Estimate the objective, the negative loss, in nats per datum. Every call uses the same draws.
 
     Args:
-        elbo: The objective.
+        elbo: Objective.
         model: Pyro program p(z) p(x|z).
         guide: Pyro program q(z|x), with the model's arguments.
-        *args: Arguments of both, the data first, with shape (N, ...).
-        weight: The weight of the KL divergence.
-        workers: The processes that share the data; None for this one alone.
-        **kwargs: Keyword arguments of both.
+        *args: Positional arguments of both programs, the data first, with shape (N, ...).
+        weight: Weight of the KL divergence.
+        workers: Processes that share the data; None for this process alone.
+        **kwargs: Keyword arguments of both programs.
     """
     size, total, workers = num_data(args, kwargs), 0.0, workers or Workers()
-    at_once = max(1, _DATA_AT_ONCE * VALIDATION_PARTICLES // elbo.num_particles)
+    chunk_size = max(1, _CHUNK_SIZE * VALIDATION_PARTICLES // elbo.num_particles)
     with isolated_rng(_SEED), evaluating(model, guide), pyro.validation_enabled(False), temper(latent=weight):
-        for start in range(0, size, at_once):
-            rows = slice(start, min(start + at_once, size))
+        for start in range(0, size, chunk_size):
+            rows = slice(start, min(start + chunk_size, size))
             share = workers.share(rows.stop - rows.start)
             some_args, some_kwargs = take(*take(args, kwargs, rows), share.rows)
             with workers.drawing(share):

@@ -46,7 +46,7 @@ from pyrovae.data import load_data
 from pyrovae.evidence import DEFAULT_CHUNK_SIZE, log_marginal, log_weight_blocks
 from pyrovae.execution import Execution, Workers
 from pyrovae.runs import make_parser, parse_flags, read_json, run_script, write_json
-from pyrovae.training import Stepper, StepsAtOnce, trainable_parameters
+from pyrovae.training import Batches, GraphedEpoch, SingleSteps, Stepper, trainable_parameters
 
 GROWTH_DATA, GROWTH_PARTICLES, TENFOLD = 64, 500, 10
 Part = Literal["floor", "growth", "steps", "sampling", "processes"]
@@ -210,19 +210,16 @@ def ours_step(x: Tensor, execution: Execution, workers: Workers | None = None) -
 
 
 def ours_epoch(x: Tensor, execution: Execution, steps: int) -> Callable[[], Any]:
-    """So many steps of `fit` on a card, which takes its batches by itself."""
-    stepper, data = make_stepper(x, execution), x.repeat(steps, 1)
+    """Several steps of `fit` as one CUDA graph."""
     losses = torch.zeros(steps, dtype=torch.float64, device=x.device)
-    at_once = StepsAtOnce(stepper, lambda rows: ((data[rows],), {}), len(data), len(x), losses)
-    at_once.order.copy_(torch.randperm(len(data)))
+    batches = Batches((x.repeat(steps, 1),), {}, batch_size=len(x))
+    batches.start_epoch(0)
+    take_steps = GraphedEpoch(SingleSteps(make_stepper(x, execution), batches, losses))
 
     def call() -> None:
         step = 0
         while step < steps:
-            taken = len(at_once(step, lambda step: 1.0))
-            if not taken:
-                stepper(len(x), (x,), {})
-            step += taken or 1
+            step += len(take_steps(step, lambda step: 1.0))
 
     call.steps = steps  # type: ignore[attr-defined]  # measure calls it once
     return call

@@ -156,7 +156,7 @@ def run(make_optimizer, elbo, *extra, sizes=(20,), steps=STEPS):
         x = torch.bernoulli(torch.full((sizes[step % len(sizes)], 6), 0.3))
         loss = stepper(len(x), (x,), {}, weight=0.5 + step / 10).clone()
         found.append([loss, *(parameter.grad.clone() for parameter in parameters)])
-    assert len(stepper.whole) == (len(sizes) if Graph.replays and make_optimizer is ADAM else 0)
+    assert len(stepper.fully_captured) == (len(sizes) if Graph.replays and make_optimizer is ADAM else 0)
     return [*found, list(vae.state_dict().values()), [torch.rand(())]]
 
 
@@ -222,7 +222,7 @@ def trained(
 @pytest.fixture
 def at_once(monkeypatch):
     """Capture three steps in one graph."""
-    monkeypatch.setattr(sys.modules["pyrovae.training.steps"], "AT_ONCE", 3)
+    monkeypatch.setattr(sys.modules["pyrovae.training.epochs"], "STEPS_PER_GRAPH", 3)
 
 
 @pytest.mark.parametrize("kl_weight", [None, LinearWarmup(3)], ids=["plain", "warm-up"])

@@ -99,7 +99,7 @@ def test_several_processes_refuse_batch_normalisation(monkeypatch):
     monkeypatch.setattr(Workers, "current", classmethod(lambda cls: Workers(0, 2)))
     network = torch.nn.Sequential(torch.nn.Linear(6, 4), torch.nn.BatchNorm1d(4))
     vae = VAE(StandardNormalPrior(2), BernoulliLikelihood(torch.nn.Linear(2, 6)), NormalEncoder(network))
-    with pytest.raises(ValueError, match="BatchNorm1d takes means over the data of one process"):
+    with pytest.raises(ValueError, match="BatchNorm1d normalises over each process's own rows"):
         fit(vae.model, vae.guide, torch.ones(4, 6), elbo=TraceMeanField_ELBO(), epochs=1)
 
 
@@ -107,7 +107,7 @@ def test_several_processes_refuse_batch_normalisation(monkeypatch):
 def test_several_processes_refuse_objectives_of_a_whole_batch(monkeypatch, options):
     monkeypatch.setattr(Workers, "current", classmethod(lambda cls: Workers(0, 2)))
     vae = VAE(StandardNormalPrior(2), BernoulliLikelihood(torch.nn.Linear(2, 6)), NormalEncoder(torch.nn.Linear(6, 4)))
-    with pytest.raises(ValueError, match="looks at the data of a batch together; train by one process"):
+    with pytest.raises(ValueError, match="combines the data of a batch; train with one process"):
         fit(vae.model, vae.guide, torch.ones(4, 6), epochs=1, **options)
 
 

@@ -148,7 +148,7 @@ def objective_in(vae, x, kl_weight, elbo=None):
 
 def by_hand(vae, x, of):
     """The loss -reconstruction + of(KL by dimension, averaged over the batch), written out."""
-    from pyrovae.training.svi import epoch_order
+    from pyrovae.training.batches import epoch_order
 
     x = x[epoch_order(len(x), epoch=0, seed=0)]
     pyro.set_rng_seed(1)

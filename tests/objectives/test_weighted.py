@@ -26,7 +26,7 @@ from pyrovae import (
     temper,
 )
 from pyrovae.training import StoppedError
-from pyrovae.training.svi import epoch_order
+from pyrovae.training.batches import epoch_order
 
 
 def closed_form(oracle, vae, x):

@@ -1,4 +1,4 @@
-"""The SVI loop: the same as Pyro's own, resumable to the bit, stopped cleanly."""
+"""The training loop equals Pyro's SVI, resumes bit-identically, and stops cleanly."""
 
 import copy
 from functools import partial
@@ -24,7 +24,7 @@ from pyrovae import (
     log_weights,
 )
 from pyrovae.training import NonFiniteLossError, StoppedError
-from pyrovae.training.svi import epoch_order
+from pyrovae.training.batches import epoch_order
 
 PLAIN_ADAM = partial(torch.optim.Adam, lr=1e-2)
 
@@ -52,7 +52,7 @@ def assert_same(one, other, tolerance=0.0):
 
 @pytest.mark.parametrize("elbo", [Trace_ELBO, TraceMeanField_ELBO])
 @pytest.mark.parametrize(("fused", "tolerance"), [(False, 0.0), (True, 1e-6)])
-def test_fit_is_svi_step_in_a_plain_loop(x, elbo, fused, tolerance):
+def test_fit_equals_a_loop_of_svi_steps(x, elbo, fused, tolerance):
     ours, theirs = make_vae(), make_vae()
     pyro.set_rng_seed(9)
     fit(
@@ -97,7 +97,7 @@ def test_a_hand_written_pair_trains_as_under_svi(bound):
     assert_same(ours, dict(pyro.get_param_store().items()))
 
 
-def test_a_plain_module_trains(x):
+def test_fit_trains_a_plain_module(x):
     # Fact 4: under SVI a plain nn.Module program trains nothing.
     class Plain(nn.Module):
         def __init__(self):
@@ -128,13 +128,13 @@ def test_two_vaes_and_a_copy_all_train_under_svi_and_fit(x):
         assert all(not torch.equal(start[name], value) for name, value in vae.state_dict().items())
 
 
-def test_a_name_is_taken_once(x):
+def test_two_vaes_cannot_share_a_name(x):
     vae = VAE(StandardNormalPrior(2), BernoulliLikelihood(MLP(2, 6)), NormalEncoder(MLP(6, 4)), name="mine")
     parts = (StandardNormalPrior(2), BernoulliLikelihood(MLP(2, 6)), NormalEncoder(MLP(6, 4)))
     with pytest.raises(ValueError, match="have the name 'mine'"):
         VAE(*parts, name="mine")
     vae.model(x)
-    del vae  # its parameters are in the store still
+    del vae  # its parameters stay in Pyro's parameter store
     with pytest.raises(ValueError, match="have the name 'mine'"):
         VAE(*parts, name="mine")
     pyro.clear_param_store()
@@ -142,7 +142,7 @@ def test_a_name_is_taken_once(x):
 
 
 @pytest.mark.parametrize("prior", [StandardNormalPrior, MixturePrior])
-def test_the_elbo_rises_and_the_history_says_so(x, prior):
+def test_the_history_records_a_rising_elbo(x, prior):
     vae = make_vae(prior=prior)
     history = fit(
         vae.model, vae.guide, x, elbo=Trace_ELBO(), epochs=25, batch_size=35, validation=x, optimizer=PLAIN_ADAM
@@ -179,7 +179,7 @@ def test_the_programs_end_at_the_best_epoch(x):
 
 
 def test_the_train_elbo_is_per_datum(x):
-    # With a learning rate of zero the parameters stand still, and the running ELBO is the ELBO per datum.
+    # With a learning rate of zero the parameters stay constant, and the training objective is the ELBO per datum.
     vae = make_vae()
     arguments = {"epochs": 60, "batch_size": 32, "optimizer": partial(torch.optim.SGD, lr=0.0), "validation": x}
     history = fit(vae.model, vae.guide, x, elbo=TraceMeanField_ELBO(), **arguments)
@@ -187,9 +187,9 @@ def test_the_train_elbo_is_per_datum(x):
     values = torch.tensor(history["train_elbo"])
     # Five standard errors of the mean of 60 epochs, the seed fixed.
     assert abs(values.mean().item() - bound) < 5 * values.std().item() / 60**0.5 + 0.01
-    assert len(set(history["validation_elbo"])) == 1  # the same draws every time
+    assert len(set(history["validation_elbo"])) == 1  # the same draws in each epoch
     assert abs(history["validation_elbo"][0] - bound) < 0.5
-    assert history.best_epoch == 1  # an equal epoch is no better one
+    assert history.best_epoch == 1  # an equal epoch is not better
 
 
 def test_a_hand_written_pair_resumes_and_ends_at_its_best_epoch():
@@ -212,7 +212,7 @@ def test_a_hand_written_pair_resumes_and_ends_at_its_best_epoch():
     assert_same(ours, dict(pyro.get_param_store().items()))
 
 
-def test_fit_puts_modules_into_training_mode_and_keeps_their_buffers(x):
+def test_fit_sets_training_mode_and_commits_buffers(x):
     network = nn.Sequential(nn.Linear(2, 6), nn.BatchNorm1d(6))
     vae = VAE(StandardNormalPrior(2), BernoulliLikelihood(network), NormalEncoder(MLP(6, 4))).eval()
     states = []
@@ -222,7 +222,7 @@ def test_fit_puts_modules_into_training_mode_and_keeps_their_buffers(x):
     assert any(name.endswith("running_mean") for name in states[0]["values"])
 
 
-def test_epochs_and_seeds_have_orders_of_their_own():
+def test_the_order_of_the_data_depends_on_epoch_and_seed():
     orders = [tuple(epoch_order(20, epoch=e, seed=s).tolist()) for e in range(4) for s in range(4)]
     assert len(set(orders)) == 16
     assert sorted(orders[0]) == list(range(20))
@@ -235,7 +235,7 @@ def stop_after(steps):
 
 @pytest.mark.parametrize("stop_at", [1, 4, 7, 9, 13])
 @pytest.mark.parametrize("optimizer", [PLAIN_ADAM, partial(torch.optim.SGD, lr=1e-3, momentum=0.9)])
-def test_a_resumed_run_is_the_run_that_never_stopped(x, stop_at, optimizer):
+def test_a_resumed_run_equals_an_uninterrupted_run(x, stop_at, optimizer):
     arguments = {
         "elbo": Trace_ELBO(),
         "epochs": 4,
@@ -273,7 +273,7 @@ def noisy(x):
     return torch.where(torch.rand_like(x) < 0.1, 1 - x, x)
 
 
-def test_the_transform_meets_every_minibatch_anew(x):
+def test_the_transform_is_applied_to_each_batch_anew(x):
     seen = []
 
     def transform(batch):
@@ -286,7 +286,7 @@ def test_the_transform_meets_every_minibatch_anew(x):
     assert not torch.equal(batches[0].sort(0).values, batches[1].sort(0).values)
 
 
-def test_fit_leaves_validation_and_random_state_alone(x):
+def test_validation_draws_leave_the_random_state_unchanged(x):
     from torch.distributions import Distribution
 
     vae = make_vae()
@@ -298,10 +298,10 @@ def test_fit_leaves_validation_and_random_state_alone(x):
     vae = make_vae()
     torch.manual_seed(3)
     fit(vae.model, vae.guide, x, elbo=Trace_ELBO(), epochs=1, batch_size=70)
-    assert torch.equal(after_with, torch.rand(1))  # validating draws from a generator of its own
+    assert torch.equal(after_with, torch.rand(1))  # validation restores the random state
 
 
-def test_pyros_checks_are_on_for_the_first_batch_alone(x):
+def test_pyro_checks_only_the_first_batch(x):
     # Fact 7 of the design.
     from torch.distributions import Distribution
 
@@ -316,7 +316,7 @@ def test_pyros_checks_are_on_for_the_first_batch_alone(x):
     assert seen == [True, False, False, False]
 
 
-def test_arguments_as_sequence_and_mapping(x):
+def test_data_may_be_a_tensor_a_sequence_or_a_mapping(x):
     vae = make_vae()
     results = []
     for data in (x, [x], {"x": x}):
@@ -329,13 +329,13 @@ def test_arguments_as_sequence_and_mapping(x):
 
 
 class TestRefusals:
-    def test_grey_pixels_name_the_two_ways_out(self, x):
+    def test_grey_pixels_are_refused_with_two_remedies(self, x):
         vae = make_vae()
         x[65, 2] = 0.5
         with pytest.raises(ValueError, match=r"0\.5 at datum 65, entry 2.*binarise.*ContinuousBernoulliLikelihood"):
             fit(vae.model, vae.guide, x, elbo=Trace_ELBO(), epochs=1)
 
-    def test_a_loss_that_turns_nan_stops_before_it_is_committed(self, x):
+    def test_a_nan_loss_stops_training_before_a_commit(self, x):
         vae = make_vae()
         commits = []
         pyro.set_rng_seed(0)
@@ -353,7 +353,7 @@ class TestRefusals:
             )
         assert all(torch.isfinite(value).all() for values in commits for value in values.values())
 
-    def test_a_last_step_that_ruins_the_parameters_is_not_committed(self, x):
+    def test_infinite_parameters_after_the_last_step_are_not_committed(self, x):
         # One step an epoch: its loss is finite, the parameters after it are not.
         vae = make_vae()
         commits = []
@@ -371,30 +371,30 @@ class TestRefusals:
         assert not commits
 
     @pytest.mark.parametrize("name", ["epochs", "batch_size", "patience"])
-    def test_counts_below_one(self, x, name):
+    def test_counts_below_one_are_refused(self, x, name):
         vae = make_vae()
         arguments = {"epochs": 1, "validation": x, name: 0}
         with pytest.raises(ValueError, match=f"{name} must be at least 1, got 0"):
             fit(vae.model, vae.guide, x, elbo=Trace_ELBO(), **arguments)
 
-    def test_patience_without_validation(self, x):
+    def test_patience_without_validation_data_is_refused(self, x):
         vae = make_vae()
         with pytest.raises(ValueError, match="patience needs validation data"):
             fit(vae.model, vae.guide, x, elbo=Trace_ELBO(), epochs=1, patience=2)
 
-    def test_nothing_to_train(self):
+    def test_programs_without_parameters_are_refused(self):
         oracle = LinearGaussian()
         vae = oracle.vae()
         vae.requires_grad_(False)
         with pytest.raises(ValueError, match="no parameters to train"):
             fit(vae.model, vae.guide, oracle.data(5), elbo=Trace_ELBO(), epochs=1)
 
-    def test_an_objective_without_a_differentiable_loss(self, x):
+    def test_an_objective_without_a_differentiable_loss_is_refused(self, x):
         vae = make_vae()
         with pytest.raises(ValueError, match="RenyiELBO has no differentiable_loss"):
             fit(vae.model, vae.guide, x, elbo=RenyiELBO(), epochs=1)
 
-    def test_validation_that_turns_nan(self, x):
+    def test_nan_on_validation_data_stops_training(self, x):
         class Broken(nn.Module):
             def forward(self, z):
                 return z.repeat(1, 3) if self.training else z.repeat(1, 1, 3) * torch.nan
@@ -403,17 +403,17 @@ class TestRefusals:
         with pytest.raises(NonFiniteLossError, match="on the validation data, the log weights of datum 0 are NaN"):
             fit(vae.model, vae.guide, x, elbo=Trace_ELBO(), epochs=2, validation=x[:3])
 
-    def test_validation_data_outside_the_support(self, x):
+    def test_validation_data_outside_the_support_are_refused(self, x):
         vae = make_vae()
         with pytest.raises(ValueError, match="lie outside the support"):
             fit(vae.model, vae.guide, x, elbo=Trace_ELBO(), epochs=1, validation=x + 0.5)
 
-    def test_an_objective_that_is_a_class(self, x):
+    def test_an_objective_that_is_a_class_is_refused(self, x):
         vae = make_vae()
-        with pytest.raises(ValueError, match=r"give an object, Trace_ELBO\(\)"):
+        with pytest.raises(ValueError, match=r"must be an object, .*; give Trace_ELBO\(\)"):
             fit(vae.model, vae.guide, x, elbo=Trace_ELBO, epochs=1)
 
-    def test_arrays_and_integers_say_what_to_do(self, x):
+    def test_numpy_arrays_and_integers_are_refused_with_a_remedy(self, x):
         vae = make_vae()
         with pytest.raises(ValueError, match=r"numpy array; give torch.as_tensor"):
             fit(vae.model, vae.guide, {"x": x.numpy()}, elbo=Trace_ELBO(), epochs=1)
@@ -436,12 +436,12 @@ class TestRefusals:
             (MLP(3, 6), MLP(6, 6), "latent of the prior has shape .2,.*shape .2, 70, 3."),
         ],
     )
-    def test_sizes_that_do_not_match(self, x, decoder, encoder, message):
+    def test_networks_of_other_sizes_are_refused(self, x, decoder, encoder, message):
         vae = VAE(StandardNormalPrior(2), BernoulliLikelihood(decoder), NormalEncoder(encoder))
         with pytest.raises(ValueError, match=message):
             log_weights(vae.model, vae.guide, x, num_particles=2)
 
-    def test_a_state_of_another_model(self, x):
+    def test_the_state_of_another_model_is_refused(self, x):
         states = []
         vae = make_vae()
         fit(vae.model, vae.guide, x, elbo=Trace_ELBO(), epochs=1, commit=states.append)

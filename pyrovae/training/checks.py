@@ -1,0 +1,136 @@
+"""Checks of `fit`: its options, the data, the programs, and the finiteness of what is trained."""
+
+from collections.abc import Callable
+from typing import Any
+
+import pyro
+import torch
+from pyro.infer import ELBO
+from torch import Tensor
+
+from pyrovae.densities import (
+    Program,
+    check_support,
+    evaluating,
+    isolated_rng,
+    log_weights,
+    modules_of,
+    nonfinite_sites,
+    num_data,
+    take,
+)
+from pyrovae.training.batches import Batches, ProgramArguments, transformed
+from pyrovae.training.training_state import TrainingState
+
+_CHUNK_SIZE = 4096
+
+
+class NonFiniteLossError(ArithmeticError):
+    """The loss or a parameter became NaN or infinite. The last committed state is the last good one."""
+
+
+def check_options(
+    elbo: ELBO, *, epochs: int, batch_size: int, patience: int | None, validation: ProgramArguments | None
+) -> None:
+    """Check the options of `fit` that need no data.
+
+    Raises:
+        ValueError: If a number is below 1, `patience` has no validation data, or `fit` cannot step on the objective.
+    """
+    for name, value in (("epochs", epochs), ("batch_size", batch_size), ("patience", patience)):
+        if value is not None and value < 1:
+            raise ValueError(f"{name} must be at least 1, got {value}")
+    if patience is not None and validation is None:
+        raise ValueError("patience needs validation data, got none; give validation, or leave patience out")
+    if isinstance(elbo, type):
+        raise ValueError(f"elbo must be an object, got the class {elbo.__name__}; give {elbo.__name__}()")
+    if not hasattr(elbo, "differentiable_loss"):
+        raise ValueError(f"{type(elbo).__name__} has no differentiable_loss, which fit needs; use another objective")
+
+
+def check_programs(
+    model: Program, guide: Program, batches: Batches, validation: ProgramArguments | None, *, skip_support_check: bool
+) -> None:
+    """Check before training that the data lie in the support and that the programs can be validated.
+
+    Args:
+        model: Pyro program p(z) p(x|z).
+        guide: Pyro program q(z|x), with the model's arguments.
+        batches: Batches of the training data.
+        validation: Positional and keyword arguments of the held-out data, if any.
+        skip_support_check: Whether to trust that the data lie in the support.
+
+    Raises:
+        SupportError: If a datum lies outside the support.
+        ValueError: If the programs break the contract of `log_weights` on the first held-out datum.
+    """
+    if not skip_support_check:
+        check_data(model, guide, batches.args, batches.kwargs, batches.transform)
+        if validation is not None:
+            check_data(model, guide, *validation, None)
+    if validation is not None:
+        with isolated_rng(), evaluating(model, guide), pyro.validation_enabled(False):
+            args, kwargs = take(*validation, slice(0, 1))
+            log_weights(model, guide, *args, **kwargs)
+
+
+def check_data(
+    model: Program,
+    guide: Program,
+    args: tuple[Any, ...],
+    kwargs: dict[str, Any],
+    transform: Callable[[Tensor], Tensor] | None,
+) -> None:
+    """Check chunk by chunk that all transformed data lie in the support.
+
+    Args:
+        model: Pyro program p(z) p(x|z).
+        guide: Pyro program q(z|x), with the model's arguments. Latents are drawn from it.
+        args: Positional arguments of both programs, the data first, with shape (N, ...).
+        kwargs: Keyword arguments of both programs.
+        transform: Transform of x, the first argument; None for no transform.
+
+    Raises:
+        SupportError: If a datum lies outside the support.
+    """
+    with isolated_rng():
+        for start in range(0, num_data(args, kwargs), _CHUNK_SIZE):
+            chunk = transformed(*take(args, kwargs, slice(start, start + _CHUNK_SIZE)), transform)
+            check_support(model, *chunk[0], guide=guide, first=start, **chunk[1])
+
+
+def check_separable(model: Program, guide: Program, elbo: ELBO) -> None:
+    """Check that several processes train the same model as one, that is, that the loss is a sum over data.
+
+    Raises:
+        ValueError: If the objective or a layer combines the data of a batch, of which each process has only a share.
+    """
+    if not getattr(elbo, "sums_over_data", True):
+        raise ValueError(f"{type(elbo).__name__} combines the data of a batch; train with one process")
+    for program in (model, guide):
+        for module in modules_of(program):
+            for part in module.modules():
+                if isinstance(part, torch.nn.modules.batchnorm._BatchNorm):
+                    raise ValueError(
+                        f"{type(part).__name__} normalises over each process's own rows, so several processes train a "
+                        "different model than one; use LayerNorm or one process"
+                    )
+
+
+def check_finite(model: Program, guide: Program, batches: Batches, state: TrainingState) -> None:
+    """Check that all losses of the epoch so far and all parameters are finite, before the state is committed.
+
+    Raises:
+        NonFiniteLossError: If a loss or a parameter is NaN or infinite.
+    """
+    advice = "lower the learning rate, or look for a scale that collapses to 0 or grows without bound"
+    bad = (~torch.isfinite(state.losses[: state.step])).nonzero()
+    if len(bad):
+        step = int(bad[0])
+        found = f"the loss became {state.losses[step].item()} in epoch {state.epoch + 1}, step {step + 1}"
+        sites = nonfinite_sites(model, guide, *batches.at(batches.rows(step)))
+        found += f", the density of {sites[0]} is not finite now" if sites else ""
+        raise NonFiniteLossError(f"{found}; {advice}")
+    for name, value in state.values().items():
+        if not bool(torch.isfinite(value).all()):
+            raise NonFiniteLossError(f"{name!r} became nan or infinite in epoch {state.epoch + 1}; {advice}")

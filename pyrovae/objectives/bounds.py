@@ -2,17 +2,17 @@
 
 Every bound here is a mean of K log weights log w_k = log p(x, z_k) - log q(z_k|x), z_k ~ q(z|x), taken for each datum
 by itself; the sum over the batch comes last, as in Pyro. Of a mean L(log w_1, ..., log w_K) only three things matter
-for its gradient: the value L, the weights a_k = dL/dlog w_k, which sum to one, and the slopes dL^2/d(log w_k)^2. With b
-the weight of the KL divergence (`temper`, 1 for the bound itself) the gradients of model and guide are
+for its gradient: the value L, the weights a_k = dL/dlog w_k, which sum to one, and the curvature d^2L/d(log w_k)^2.
+With b the weight of the KL divergence (`temper`, 1 for the bound itself) the gradients of model and guide are
 
     model:             sum_k a_k grad_theta log p(x, z_k)
     guide, pathwise:   sum_k a_k (d log w_k/dz dz_k/dphi - b grad_phi log q(z_k|x))
     guide, "stl":      sum_k a_k d log w_k/dz dz_k/dphi
-    guide, "dreg":     sum_k (a_k - b dL^2/d(log w_k)^2) d log w_k/dz dz_k/dphi
+    guide, "dreg":     sum_k (a_k - b d^2L/d(log w_k)^2) d log w_k/dz dz_k/dphi
     guide, "vimco":    pathwise + sum_k (L - L_without_k) grad_phi log q(z_k|x)
 
-where d/dz holds the parameters fixed. For the importance-weighted bound a_k is the normalised weight, the slope a_k
-(1 - a_k), and "dreg" has a_k^2, as Tucker et al. have it; the general form follows from the same argument,
+where d/dz holds the parameters fixed. For the importance-weighted bound a_k is the normalised weight, the curvature
+a_k (1 - a_k), and "dreg" has a_k^2, as Tucker et al. have it; the general form follows from the same argument,
 E[a_k grad_phi log q(z_k)] = E[da_k/dz dz_k/dphi].
 """
 
@@ -152,11 +152,11 @@ class ParticleBound(TensorELBO):
         """
         known = log_w.detach()
         aim = self._guide_mean(known)
-        inner = aim.weights
+        inner = aim.gradient
         if self.gradient == "dreg":
-            assert aim.slopes is not None
-            inner = inner - (1.0 if weight is None else weight) * aim.slopes
-        outer = mean.weights.detach().clamp_min(_LEAST_WEIGHT)
+            assert aim.curvature is not None
+            inner = inner - (1.0 if weight is None else weight) * aim.curvature
+        outer = mean.gradient.detach().clamp_min(_LEAST_WEIGHT)
         gate.factor = inner / outer
         # A draw of density zero has weight zero, and no gradient.
         surrogate = (outer * log_p.masked_fill(known == -torch.inf, 0.0)).sum()

@@ -141,13 +141,13 @@ def test_means_and_their_derivatives():
     log_w = torch.randn(4, 3, dtype=torch.float64, requires_grad=True)
     for order in (1.0, 0.5, -2.0, 0.0, math.inf, -math.inf):
         mean = power_mean(log_w, order)
-        slopes = torch.zeros_like(log_w) if mean.slopes is None else mean.slopes
+        curvature = torch.zeros_like(log_w) if mean.curvature is None else mean.curvature
         first = torch.autograd.grad(mean.value.sum(), log_w, create_graph=True)[0]
-        torch.testing.assert_close(first, mean.weights)
+        torch.testing.assert_close(first, mean.gradient)
         for k in range(4):
             if first.requires_grad:
                 second = torch.autograd.grad(first[k].sum(), log_w, retain_graph=True)[0][k]
-                torch.testing.assert_close(second, slopes[k])
+                torch.testing.assert_close(second, curvature[k])
         for k in range(4):
             others = torch.cat([log_w[:k], log_w[k + 1 :]])
             left = torch.cat([others, others.mean(0, keepdim=True)])

@@ -287,8 +287,8 @@ BAD_FLAGS = {
     "--elbo ImportanceWeightedElbo": "did you mean ImportanceWeightedELBO",
     "--elbo ImportanceWeightedELBO --elbo.gradient reinforce": "reinforce",
     "--elbo ImportanceWeightedELBO --elbo.num_particles 0": "num_particles must be at least 1, got 0",
-    "--elbo RenyiELBO --elbo.alpha=-.inf --elbo.gradient dreg": "weights without jumps",
-    "--program MixtureVAE --elbo ImportanceWeightedELBO": "latent 'y', of",
+    "--elbo RenyiELBO --elbo.alpha=-.inf --elbo.gradient dreg": "needs a bound with second derivatives",
+    "--program MixtureVAE --elbo ImportanceWeightedELBO": "latent 'y' (OneHotCategorical) has none",
 }
 
 

@@ -352,7 +352,7 @@ def check_data(
 def _validate(model: Program, guide: Program, validation: Arguments, control: KLControl, workers: Workers) -> Validated:
     args, kwargs = _arguments(validation)
     try:
-        found, weight = validate(model, guide, *args, workers=workers, **kwargs), control.lasting
+        found, weight = validate(model, guide, *args, workers=workers, **kwargs), control.validation_weight
         if weight is None:
             return found, None
         if control.is_elbo:

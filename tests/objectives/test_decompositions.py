@@ -304,46 +304,46 @@ def test_they_train_and_recorded_steps_give_the_same(elbo, x):
 
 class TestRefusals:
     def test_arguments(self):
-        with pytest.raises(ValueError, match="num_data is the size of the training set, at least 2, got 1"):
+        with pytest.raises(ValueError, match="num_data must be at least 2, got 1"):
             BetaTCELBO(1)
         with pytest.raises(ValueError, match="bandwidth must be positive, got 0"):
             InfoVAEELBO(bandwidth=0)
-        with pytest.raises(ValueError, match="latent_dim must be at least 2 for a total correlation, got 1"):
+        with pytest.raises(ValueError, match="latent_dim must be at least 2, got 1"):
             FactorVAEELBO(1)
-        with pytest.raises(ValueError, match="kind must be 'i' or 'ii', got 'iii'"):
+        with pytest.raises(ValueError, match='kind must be "i" or "ii", got'):
             DIPVAEELBO("iii")
-        with pytest.raises(ValueError, match="must not be negative, got off_diagonal -1"):
+        with pytest.raises(ValueError, match="off_diagonal and diagonal must be at least 0, got -1"):
             DIPVAEELBO(off_diagonal=-1)
 
     def test_batches(self, x):
         vae = make_vae()
-        with pytest.raises(ValueError, match=r"the batch has 30 data; q\(z\) of 20 needs from 2 to 20"):
+        with pytest.raises(ValueError, match=r"needs a batch of 2 to 20 data, got 30"):
             BetaTCELBO(20).loss(vae.model, vae.guide, x)
-        with pytest.raises(ValueError, match="the batch has one datum"):
+        with pytest.raises(ValueError, match="InfoVAEELBO needs a batch of at least 2 data, got 1"):
             InfoVAEELBO().loss(vae.model, vae.guide, x[:1])
-        with pytest.raises(ValueError, match="permuting dimensions over it needs two"):
+        with pytest.raises(ValueError, match="FactorVAEELBO needs a batch of at least 2 data, got 1"):
             FactorVAEELBO(2).loss(vae.model, vae.guide, x[:1])
-        with pytest.raises(ValueError, match="latent_dim is 3 and the latent has 2"):
+        with pytest.raises(ValueError, match="needs a latent of dimension 3, got 2"):
             FactorVAEELBO(3).loss(vae.model, vae.guide, x)
-        with pytest.raises(ValueError, match="a covariance over data needs two"):
+        with pytest.raises(ValueError, match="DIPVAEELBO needs a batch of at least 2 data, got 1"):
             DIPVAEELBO().loss(vae.model, vae.guide, x[:1])
 
     def test_latents(self, x):
         program = two_layers()
-        with pytest.raises(ValueError, match="of one latent, and there are 2: z1, z2"):
+        with pytest.raises(ValueError, match="need one latent, got 2: z1, z2"):
             InfoVAEELBO().loss(program.model, program.guide, x)
         encoder = FullCovarianceNormalEncoder(MLP(6, FullCovarianceNormalEncoder.num_outputs(2)))
         vae = VAE(StandardNormalPrior(2), BernoulliLikelihood(MLP(2, 6)), encoder)
-        with pytest.raises(ValueError, match="not independent over dimensions"):
+        with pytest.raises(ValueError, match="needs a guide independent over dimensions, but it is MultivariateNormal"):
             BetaTCELBO(50).loss(vae.model, vae.guide, x)
         vae = VAE(MixturePrior(2), BernoulliLikelihood(MLP(2, 6)), NormalEncoder(MLP(6, 4)))
-        with pytest.raises(ValueError, match="the prior is MixtureSameFamily, whose covariance is not known"):
+        with pytest.raises(ValueError, match="needs a prior with a covariance in closed form, but it is Mixture"):
             DIPVAEELBO().loss(vae.model, vae.guide, x)
         vae = VAE(
             StandardNormalPrior(2), BernoulliLikelihood(MLP(2, 6)), FlowEncoder(MLP(6, FlowEncoder.num_outputs(2)))
         )
-        with pytest.raises(ValueError, match=r"the guide is .*, whose covariance is not known"):
+        with pytest.raises(ValueError, match="needs a guide with a covariance in closed form"):
             DIPVAEELBO().loss(vae.model, vae.guide, x)
         vae = VAE(CategoricalPrior(2), BernoulliLikelihood(MLP(2, 6)), CategoricalEncoder(MLP(6, 2)))
-        with pytest.raises(ValueError, match="whose draws have a gradient"):
+        with pytest.raises(ValueError, match="must be an unmasked vector with reparameterised draws"):
             InfoVAEELBO().loss(vae.model, vae.guide, x)

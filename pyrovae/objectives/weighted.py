@@ -29,7 +29,7 @@ class Parts(NamedTuple):
 
     Attributes:
         reconstruction: Log p(x|z), with shape (K, N).
-        divergences: KL divergence by latent site, each with shape (K, N), or (K, N, D) by dimension.
+        divergences: KL divergence by latent site, each with shape (K, N), or (K, N, Z) by dimension.
         weight: KL weight set by `temper`; None for 1.
     """
 
@@ -101,8 +101,10 @@ class WeightedELBO(TensorELBO):
             form, and those of a guide that does not draw in the model's order, come from draws, as in Trace_ELBO.
 
     Raises:
-        ValueError: If `num_particles` is below 1. In use: as `elbo_parts`.
+        ValueError: If `num_particles` is below 1. In use: the errors of `elbo_parts`.
     """
+
+    _per: Per = "site"
 
     def __init__(
         self, reconstruction: float = 1.0, kl: float = 1.0, num_particles: int = 1, analytic: bool = True
@@ -120,8 +122,6 @@ class WeightedELBO(TensorELBO):
         divergence = self._kl_of_batch(reconstruction, parts.divergences)
         weight = self.kl if parts.weight is None else self.kl * parts.weight
         return weight * divergence - self.reconstruction * reconstruction.sum()
-
-    _per: Per = "site"
 
     def _kl_of_batch(self, reconstruction: Tensor, divergences: Mapping[str, Tensor]) -> Tensor:
         """Compute the divergence of the batch, or the penalty in its place, a scalar."""
@@ -236,7 +236,7 @@ class KLControl:
 
 
 def _kl_of_site(name: str, drawn: Mapping[str, Any], scored: Mapping[str, Any], analytic: bool, per: Per) -> Tensor:
-    """Compute the KL divergence of one latent site, with shape (K, N), or (K, N, D) by dimension."""
+    """Compute the KL divergence of one latent site, with shape (K, N), or (K, N, Z) by dimension."""
     q, p = drawn["fn"], scored["fn"]
     mask = drawn["mask"]
     if per == "dimension" and q.event_dim:

@@ -1,4 +1,4 @@
-"""Exact values and gradients of bounds of K draws, by quadrature, for every K."""
+"""Exact values and gradients of bounds of K draws by quadrature, for any K."""
 
 import math
 from typing import ClassVar
@@ -12,34 +12,36 @@ from torch import Tensor
 
 
 def normal_nodes(size: int = 60) -> tuple[Tensor, Tensor]:
-    """Gauss-Hermite nodes and weights of a standard normal."""
+    """Return Gauss-Hermite nodes and weights of a standard normal."""
     x, w = np.polynomial.hermite_e.hermegauss(size)
     return torch.tensor(x), torch.tensor(w / math.sqrt(2 * math.pi))
 
 
 def exact_bound(log_w: Tensor, probability: Tensor, num_particles: int, order: float = 1.0) -> Tensor:
-    """E 1/order log 1/K sum_k w_k^order of K independent draws, differentiable.
+    """Compute E 1/order log 1/K sum_k w_k^order of K independent draws, differentiably.
 
-    By log s = int (exp(-t) - exp(-t s)) dt/t and independence, with t = e^u: the K draws need no K-fold quadrature.
+    Uses log s = int (exp(-t) - exp(-t s)) dt/t with t = e^u. Independent draws need no K-fold quadrature.
 
     Args:
         log_w: Log weights at the nodes, with shape (I,).
-        probability: Of each node, with shape (I,).
+        probability: Weights of the nodes, with shape (I,).
+        num_particles: Number of draws K.
+        order: Power of the weights.
     """
     if order == 0:
         return (probability * log_w).sum()
     powers = order * log_w
     centre = (probability * powers).sum().detach()
-    # Resolved are mean weights from e^-75 to e^75 of the central one; nodes beyond have no probability to speak of.
+    # This resolves mean weights from e^-75 to e^75 times the central one; nodes beyond have negligible probability.
     u = torch.arange(-80.0, 80.0, 0.05, dtype=log_w.dtype)
     kept = (probability * torch.exp(-torch.exp(u[:, None] + powers - centre) / num_particles)).sum(-1)
     return (centre + 0.05 * (torch.exp(-torch.exp(u)) - kept**num_particles).sum()) / order
 
 
 class Copies:
-    """z ~ N(0, 1), x|z ~ N(a z + c, s), q = N(m, r): many copies of one datum, each with parameters of its own.
+    """Copies of one datum with separate parameters, of z ~ N(0, 1), x|z ~ N(a z + c, s), q = N(m, r).
 
-    So one loss gives as many independent draws of the gradient as there are copies.
+    One loss gives an independent draw of the gradient for each copy.
     """
 
     values: ClassVar = {"a": 1.3, "c": 0.4, "m": 0.1, "log_r": -0.2}
@@ -65,7 +67,7 @@ class Copies:
             pyro.sample("z", self.family(p["m"], p["log_r"].exp()))
 
     def gradients(self, elbo) -> dict[str, Tensor]:
-        """Of the bound, one draw for each copy."""
+        """Draw the gradient of the bound for each copy."""
         loss = elbo.differentiable_loss(self.model, self.guide, self.data)
         found = torch.autograd.grad(-loss, list(self.parameters.values()))
         return dict(zip(self.parameters, found, strict=True))
@@ -78,7 +80,12 @@ class Copies:
 
     @classmethod
     def exact(cls, bound, weight: float = 1.0) -> tuple[float, dict[str, float]]:
-        """The bound and its gradient; bound takes log weights and probabilities of nodes."""
+        """Compute the bound and its gradient.
+
+        Args:
+            bound: Function of log weights and probabilities of the nodes.
+            weight: Weight of the KL divergence.
+        """
         p = {name: torch.tensor(value, dtype=torch.float64, requires_grad=True) for name, value in cls.values.items()}
         nodes, probability = normal_nodes()
         value = bound(cls.log_w(p, p["m"] + p["log_r"].exp() * nodes, weight), probability)
@@ -92,5 +99,5 @@ class Copies:
 
 
 def score_copies(copies: int) -> Copies:
-    """The same with draws that have no gradient."""
+    """Return copies whose draws are not reparameterised."""
     return Copies(copies, family=NonreparameterizedNormal)

@@ -1,4 +1,4 @@
-"""Small models and guides of bits, and their losses with gradients."""
+"""Small models and guides of binary data, and their losses with gradients."""
 
 from functools import partial
 

@@ -1,14 +1,14 @@
-"""Objectives for SVI: importance weighted bounds, decompositions of the ELBO, and weights of the KL divergence."""
+"""Objectives for SVI: importance-weighted bounds, decompositions of the ELBO, and weights of the KL divergence."""
 
 from pyrovae.objectives.bounds import (
     CombinedImportanceWeightedELBO,
-    Gradient,
     ImportanceWeightedELBO,
     MultiplyImportanceWeightedELBO,
     PartiallyImportanceWeightedELBO,
     RenyiELBO,
 )
 from pyrovae.objectives.decompositions import DIPVAEELBO, BetaTCELBO, FactorVAEELBO, InfoVAEELBO
+from pyrovae.objectives.gradient_estimators import Gradient
 from pyrovae.objectives.kl_weights import (
     GECO,
     Beta,

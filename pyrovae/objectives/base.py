@@ -1,4 +1,7 @@
-"""The base of our objectives: from a loss made of tensor operations to all that Pyro asks of an ELBO."""
+"""`TensorELBO`, the base class of objectives.
+
+Subclasses define a differentiable loss and inherit Pyro's ELBO interface.
+"""
 
 from abc import abstractmethod
 from typing import Any
@@ -12,18 +15,18 @@ from pyrovae.densities import Program
 
 
 class TensorELBO(ELBO):
-    """Base of objectives for `elbo(model, guide)(x)`, for Pyro's `SVI` and for `fit`, with all particles drawn at once.
+    """Base of objectives whose particles are drawn at once, for `elbo(model, guide)(x)`, Pyro's `SVI` and `fit`.
 
-    A new one has `differentiable_loss`: the loss of a batch, in nats, summed over the data.
+    To add an objective, write `differentiable_loss`.
 
     Args:
-        num_particles: Draws per datum.
+        num_particles: Number of draws K per datum.
 
     Raises:
-        ValueError: If num_particles is below 1.
+        ValueError: If `num_particles` is below 1.
 
     Attributes:
-        recordable: `fit` may record the loss, since it is made of tensor operations alone.
+        recordable: Whether the loss consists of tensor operations alone, so that `fit` may record it.
         is_elbo: Whether the value is that of the ELBO.
         sums_over_data: Whether the loss is a sum over the data, so that several processes can share a batch.
     """
@@ -39,20 +42,22 @@ class TensorELBO(ELBO):
 
     @abstractmethod
     def differentiable_loss(self, model: Program, guide: Program, *args: Any, **kwargs: Any) -> Tensor:
-        """The loss of a batch, in nats, a scalar with its gradient."""
+        """Compute the loss of a batch, summed over the data, in nats; a scalar with its gradient."""
 
     def loss(self, model: Program, guide: Program, *args: Any, **kwargs: Any) -> float:
-        """The loss of a batch, in nats."""
+        """Compute the loss of a batch, in nats."""
         with torch.no_grad():
             loss = self.differentiable_loss(model, guide, *args, **kwargs)
         return warn_if_nan(loss, "loss").item()
 
     def loss_and_grads(self, model: Program, guide: Program, *args: Any, **kwargs: Any) -> float:
-        """The loss of a batch, in nats; gradients are added to those of the parameters."""
+        """Compute the loss of a batch, in nats, and add its gradients to those of the parameters."""
         loss = self.differentiable_loss(model, guide, *args, **kwargs)
         if loss.requires_grad:
             loss.backward()
         return warn_if_nan(loss.detach(), "loss").item()
 
     def _get_trace(self, model: Any, guide: Any, args: Any, kwargs: Any) -> Any:
-        raise NotImplementedError("all particles are drawn at once; call differentiable_loss")
+        raise NotImplementedError(
+            "TensorELBO draws all particles at once and has no single trace; call differentiable_loss"
+        )

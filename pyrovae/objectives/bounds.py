@@ -1,25 +1,12 @@
-"""Importance-weighted bounds of log p(x) as objectives, with a choice of gradient estimators, for any model and guide.
+"""Importance-weighted bounds of log p(x) as objectives, for any model and guide.
 
-Every bound here is a mean of K log weights log w_k = log p(x, z_k) - log q(z_k|x), z_k ~ q(z|x), taken for each datum
-by itself; the sum over the batch comes last, as in Pyro. Of a mean L(log w_1, ..., log w_K) only three things matter
-for its gradient: the value L, the weights a_k = dL/dlog w_k, which sum to one, and the slopes dL^2/d(log w_k)^2. With b
-the weight of the KL divergence (`temper`, 1 for the bound itself) the gradients of model and guide are
-
-    model:             sum_k a_k grad_theta log p(x, z_k)
-    guide, pathwise:   sum_k a_k (d log w_k/dz dz_k/dphi - b grad_phi log q(z_k|x))
-    guide, "stl":      sum_k a_k d log w_k/dz dz_k/dphi
-    guide, "dreg":     sum_k (a_k - b dL^2/d(log w_k)^2) d log w_k/dz dz_k/dphi
-    guide, "vimco":    pathwise + sum_k (L - L_without_k) grad_phi log q(z_k|x)
-
-where d/dz holds the parameters fixed. For the importance-weighted bound a_k is the normalised weight, the slope a_k
-(1 - a_k), and "dreg" has a_k^2, as Tucker et al. have it; the general form follows from the same argument,
-E[a_k grad_phi log q(z_k)] = E[da_k/dz dz_k/dphi].
+Each bound is a mean of K log weights log w_k = log p(x, z_k) - log q(z_k|x), z_k ~ q(z|x), for each datum. The loss
+sums it over the batch, as Pyro's objectives do. `gradient_estimators` holds the choices for the guide's gradient.
 """
 
 import math
 from abc import abstractmethod
-from collections.abc import Sequence
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from pyro.poutine.messenger import Messenger
@@ -30,173 +17,129 @@ from pyrovae.densities import (
     Program,
     matched_latents,
     sample_sites,
-    site_log_density,
     substitute,
     take_kl_weight,
     trace_log_density,
     trace_with_particles,
 )
 from pyrovae.objectives.base import TensorELBO
+from pyrovae.objectives.gradient_estimators import GRADIENT_ESTIMATORS, Draws, Gradient, GradientEstimator, Terms
 from pyrovae.objectives.power_means import Mean, mean_of_groups, power_mean, without_each, without_each_in_groups
-
-Gradient = Literal["pathwise", "stl", "dreg", "vimco"]
-
-_GRADIENTS = ("pathwise", "stl", "dreg", "vimco")
-
-# Below this share of the total a weight of the model counts as this much, so that the guide's can be divided by it.
-_LEAST_WEIGHT = 1e-20
 
 
 class ParticleBound(TensorELBO):
-    """Base of the bounds: an objective for `elbo(model, guide)(x)`, for Pyro's `SVI` and for `fit`.
+    """Base of the bounds.
 
     The loss of a batch is minus the bound, in nats, summed over the data. The guide's sites must be the model's
-    latents, all inside one plate over the data at dim -1; particles are vectorised at dim -2. Under `temper(latent=b)`
-    the log weights are log p(x|z) + b (log p(z) - log q(z|x)), which for K = 1 is the ELBO with its KL divergence
-    weighted.
+    latents, all inside one plate over the data at dim -1. Particles are vectorised at dim -2. Under `temper(latent=b)`
+    the log weights are log p(x|z) + b (log p(z) - log q(z|x)). For K = 1 this is the ELBO with weight b of its KL
+    divergence.
 
-    A new bound is a constructor and `mean`; those whose guide follows another bound than the model override
-    `guide_mean` too, and `without_each` serves "vimco".
+    To add a bound:
+
+    1. Write a constructor, and `mean` for the bound and its derivatives.
+    2. Write `without_each`, the baseline of gradient="vimco".
+    3. Override `guide_mean` if the guide follows another bound than the model.
 
     Args:
-        num_particles: Draws per datum, in all.
-        gradient: The estimator of the guide's gradient (see the module).
+        num_particles: Number of draws per datum, over all groups.
+        gradient: Estimator of the guide's gradient: "pathwise", "stl", "dreg" or "vimco".
 
     Raises:
-        ValueError: If num_particles is too small or gradient is another word; when it is used, if a site breaks the
-            contract of `log_weights`, or a latent has no reparameterised draw where the gradient needs one.
+        ValueError: If `num_particles` is too small or `gradient` is unknown. In use: if a site breaks the contract of
+            `log_weights`, or a latent lacks the reparameterised draws that the estimator needs.
     """
 
     def __init__(self, num_particles: int, gradient: Gradient) -> None:
-        least = 2 if gradient == "vimco" else 1
-        if gradient not in _GRADIENTS:
-            raise ValueError(f"gradient must be one of {', '.join(_GRADIENTS)}, got {gradient!r}")
-        if num_particles < least:
-            why = '; "vimco" compares each draw with the others' if least > 1 else ""
-            raise ValueError(f"num_particles must be at least {least}, got {num_particles}{why}")
+        _check_draws(num_particles, gradient)
         super().__init__(num_particles)
         self.gradient: Gradient = gradient
         self.is_elbo = num_particles == 1
 
+    @property
+    def estimator(self) -> GradientEstimator:
+        """The estimator that `gradient` names."""
+        return GRADIENT_ESTIMATORS[self.gradient]()
+
     @abstractmethod
     def mean(self, log_w: Tensor) -> Mean:
-        """The bound of log weights with shape (K, N), and its derivatives."""
+        """Compute the bound of log weights with shape (K, N), and its derivatives."""
 
     def guide_mean(self, log_w: Tensor) -> Mean | None:
-        """The bound that the guide follows; None for the same."""
+        """Compute the bound that the guide follows; None for `mean`."""
         return None
 
     @abstractmethod
     def without_each(self, log_w: Tensor) -> Tensor:
-        """The guide's bound without what draw k says, with shape (K, N), and as a whole where it is a sum of groups'.
+        """Compute VIMCO's leave-one-out baseline, with shape (K, N).
 
-        Only the difference from `mean(log_w).value` counts, hence whatever does not depend on draw k may be left as it
-        is in the value.
+        Entry (k, n) is the whole bound of datum n without draw k, also for grouped bounds. Only its difference from the
+        guide's bound counts, so parts that do not depend on draw k may equal those of the bound.
         """
 
     def differentiable_loss(self, model: Program, guide: Program, *args: Any, **kwargs: Any) -> Tensor:
-        """The loss of a batch, in nats, a scalar with the estimator's gradient."""
-        path = self.gradient in ("stl", "dreg") and torch.is_grad_enabled()
-        apart = _Apart(path)
-        with apart:
+        """Compute the loss of a batch, in nats, a scalar with the estimator's gradient."""
+        terms = self._terms(model, guide, args, kwargs)
+        value = terms.mean.value.detach().sum()
+        if not torch.is_grad_enabled():
+            return -value
+        surrogate = self.estimator.surrogate(terms)
+        return -(value + (surrogate - surrogate.detach()))
+
+    def _terms(self, model: Program, guide: Program, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Terms:
+        """Draw from the guide, and score the draws under model and guide."""
+        omits_score = self.estimator.omits_score and torch.is_grad_enabled()
+        with _CopyDraws(omits_score):
             guide_trace = trace_with_particles(guide, self.num_particles, *args, **kwargs)
-        drawn = {name: site for name, site in sample_sites(guide_trace).items() if not site["is_observed"]}
-        self._check_reparameterised(drawn)
-        separate = path or type(self).guide_mean is not ParticleBound.guide_mean
-        gate = _Gate()
-        values = {name: gate(site["value"]) if separate else site["value"] for name, site in drawn.items()}
-        model_trace = trace_with_particles(substitute(values)(model), self.num_particles, *args, **kwargs)
+        two_bounds = type(self).guide_mean is not ParticleBound.guide_mean
+        latents = {name: site for name, site in sample_sites(guide_trace).items() if not site["is_observed"]}
+        self._check_reparameterised(latents)
+        draws = Draws(latents, rescaled=omits_score or two_bounds)
+        scored_model = substitute(draws.values_for_model())(model)
+        model_trace = trace_with_particles(scored_model, self.num_particles, *args, **kwargs)
         matched_latents(model_trace, guide_trace)
-        weight = take_kl_weight(model_trace, guide_trace)
+        kl_weight = take_kl_weight(model_trace, guide_trace)
         log_p, log_lik = trace_log_density(model_trace, self.num_particles, "model")
         log_q, _ = trace_log_density(guide_trace, self.num_particles, "guide")
         if log_p.shape != log_q.shape:
             raise ValueError(
-                f"the model has {log_p.shape[1]} data, the guide {log_q.shape[1]}; give both the same data"
+                f"model and guide need the same data, but have {log_p.shape[1]} and {log_q.shape[1]}; pass both the "
+                "same arguments"
             )
-        if weight is not None:
-            log_p, log_q = log_lik + weight * (log_p - log_lik), weight * log_q
-        log_w = log_p - log_q
-        mean = self.mean(log_w)
-        if not torch.is_grad_enabled():
-            return -mean.value.sum()
-        if not separate:
-            surrogate = mean.value.sum()
-        else:
-            surrogate = self._separately(log_w, log_p, log_q, mean, weight, gate, drawn)
-        if self.gradient == "vimco":
-            score = [site_log_density(site) for site in drawn.values() if not site["fn"].has_rsample]
-            if score:
-                known = log_w.detach()
-                signal = self._guide_mean(known).value - self.without_each(known)
-                surrogate = surrogate + (signal * torch.stack(score).sum(0)).sum()
-        return -_with_value(mean.value.detach().sum(), surrogate)
+        if kl_weight is not None:
+            log_p, log_q = log_lik + kl_weight * (log_p - log_lik), kl_weight * log_q
+        return Terms(log_p, log_q, log_p - log_q, self, draws, kl_weight)
 
-    def _guide_mean(self, log_w: Tensor) -> Mean:
-        return self.guide_mean(log_w) or self.mean(log_w)
-
-    def _separately(
-        self,
-        log_w: Tensor,
-        log_p: Tensor,
-        log_q: Tensor,
-        mean: Mean,
-        weight: float | Tensor | None,
-        gate: "_Gate",
-        drawn: dict[str, Any],
-    ) -> Tensor:
-        """A surrogate whose gradient has the model's weights, and for the guide other ones, or without its score.
-
-        The model sees the draws through a gate, which turns the weight in the gradient that comes back through it from
-        the model's to the guide's: the likelihood's network is gone through once.
-        """
-        known = log_w.detach()
-        aim = self._guide_mean(known)
-        inner = aim.weights
-        if self.gradient == "dreg":
-            assert aim.slopes is not None
-            inner = inner - (1.0 if weight is None else weight) * aim.slopes
-        outer = mean.weights.detach().clamp_min(_LEAST_WEIGHT)
-        gate.factor = inner / outer
-        # A draw of density zero has weight zero, and no gradient.
-        surrogate = (outer * log_p.masked_fill(known == -torch.inf, 0.0)).sum()
-        if self.gradient in ("stl", "dreg"):
-            values = [site["value"] for site in drawn.values() if site["value"].requires_grad]
-            partials = partial_derivatives((inner * log_q).sum(), values)
-            return surrogate - sum((z * g).sum() for z, g in zip(values, partials, strict=True))
-        return surrogate - (inner * log_q).sum()
-
-    def _check_reparameterised(self, drawn: dict[str, Any]) -> None:
-        for name, site in drawn.items():
-            if not site["fn"].has_rsample and self.gradient != "vimco":
+    def _check_reparameterised(self, latents: dict[str, Any]) -> None:
+        for name, site in latents.items():
+            if not site["fn"].has_rsample and self.estimator.needs_rsample:
                 raise ValueError(
-                    f'gradient="{self.gradient}" goes through the draws, but those of latent {name!r}, of '
-                    f'{type(site["fn"]).__name__}, have no gradient; take gradient="vimco", or TraceEnum_ELBO, which '
-                    "sums over discrete latents"
+                    f'gradient="{self.gradient}" needs reparameterised draws, but latent {name!r} '
+                    f'({type(site["fn"]).__name__}) has none; use gradient="vimco", or TraceEnum_ELBO, which '
+                    "enumerates discrete latents"
                 )
 
 
 class ImportanceWeightedELBO(ParticleBound):
-    """Importance-weighted bound: L = sum_n E log 1/K sum_k p(x_n, z_kn) / q(z_kn|x_n), in nats.
+    """Importance-weighted bound (IWAE), in nats.
 
-    Burda, Grosse, Salakhutdinov, "Importance weighted autoencoders" (ICLR 2016, https://arxiv.org/abs/1509.00519). It
-    is the ELBO for K = 1, rises with K, and approaches log p(x).
+        L = sum_n E log 1/K sum_k p(x_n, z_kn) / q(z_kn|x_n)
 
-    Gradients of the guide, all with the model's as it is:
+    Burda, Grosse, Salakhutdinov, "Importance weighted autoencoders" (ICLR 2016, https://arxiv.org/abs/1509.00519). The
+    bound is the ELBO for K = 1, rises with K, and approaches log p(x).
 
-    - "pathwise": the bound's derivative. Its signal-to-noise ratio falls as K^-1/2 (Rainforth et al. 2018).
-    - "stl", sticking the landing: without the score of q (Roeder, Wu, Duvenaud 2017, https://arxiv.org/abs/1703.09194).
-      Unbiased for K = 1, where its variance vanishes as q approaches the posterior; *biased for K > 1* (Tucker et al.
-      show it; for a normal of one dimension at K = 8, where the gradient is 0.10, it gave 0.72 on average).
-    - "dreg", doubly reparameterised: normalised weights squared (Tucker, Lawson, Gu, Maddison, "Doubly reparameterized
-      gradient estimators", ICLR 2019, https://arxiv.org/abs/1810.04152). Unbiased, and its signal-to-noise ratio rises
-      with K.
-    - "vimco": for latents whose draws have no gradient, the score function with a baseline from the other draws (Mnih,
-      Rezende 2016, https://arxiv.org/abs/1602.06725); pathwise for the others. Unbiased; K >= 2.
+    Gradients of the guide; the model's gradient is the same for all:
+
+    - "pathwise": derivative of the bound. Its signal-to-noise ratio falls as K^-1/2.
+    - "stl", sticking the landing: pathwise without the score of q. Unbiased for K = 1, *biased for K > 1*.
+    - "dreg", doubly reparameterised: squared normalised weights. Unbiased; its signal-to-noise ratio rises with K.
+    - "vimco": score function with a leave-one-out baseline, for draws without a gradient. Unbiased; needs K >= 2.
+
+    `pyrovae.objectives.gradient_estimators` has their formulas and sources.
 
     Args:
-        num_particles: K.
-        gradient: "pathwise", "stl", "dreg" or "vimco".
+        num_particles: Number of draws K per datum.
+        gradient: Estimator of the guide's gradient: "pathwise", "stl", "dreg" or "vimco".
 
     Example:
         >>> from pyrovae import MLP, VAE, BernoulliLikelihood, NormalEncoder, StandardNormalPrior
@@ -209,124 +152,133 @@ class ImportanceWeightedELBO(ParticleBound):
         super().__init__(num_particles, gradient)
 
     def mean(self, log_w: Tensor) -> Mean:
-        """The log of the mean weight."""
+        """Compute the log of the mean weight."""
         return power_mean(log_w)
 
     def without_each(self, log_w: Tensor) -> Tensor:
-        """The bound with log w_k replaced by the mean of the others."""
+        """Compute the bound with log w_k replaced by the mean of the other log weights."""
         return without_each(log_w)
 
 
 class RenyiELBO(ParticleBound):
-    """Variational Renyi bound: L = sum_n E 1/(1-alpha) log 1/K sum_k (p(x_n, z_kn) / q(z_kn|x_n))^(1-alpha), in nats.
+    """Variational Renyi bound, in nats.
 
-    Li, Turner, "Renyi divergence variational inference" (NeurIPS 2016, https://arxiv.org/abs/1602.02311). Alpha 0 is
-    the importance-weighted bound, 1 the ELBO from K draws, minus infinity VR-max, where the largest weight alone
-    counts. A lower bound of log p(x) for alpha >= 0. Unlike Pyro's, of the same value, it has a differentiable loss and
-    the gradients of `ImportanceWeightedELBO`, and refuses sites outside a plate, for which Pyro's is silently joint.
+        L = sum_n E 1/(1-alpha) log 1/K sum_k (p(x_n, z_kn) / q(z_kn|x_n))^(1-alpha)
+
+    Li, Turner, "Renyi divergence variational inference" (NeurIPS 2016, https://arxiv.org/abs/1602.02311). Alpha 0 gives
+    the importance-weighted bound, alpha 1 the ELBO of K draws, and alpha -inf VR-max, the largest log weight. For
+    alpha >= 0 it is a lower bound of log p(x). Pyro's RenyiELBO has the same value, but no differentiable loss, and
+    takes sites outside a plate as one joint datum; this class refuses them.
 
     Args:
-        alpha: The order, -inf and inf among them.
-        num_particles: K.
-        gradient: "pathwise", "stl", "dreg" (not for infinite alpha) or "vimco".
+        alpha: Order of the divergence; may be -inf or inf.
+        num_particles: Number of draws K per datum.
+        gradient: Estimator of the guide's gradient: "pathwise", "stl", "dreg" (for finite alpha) or "vimco".
 
     Raises:
-        ValueError: If alpha is NaN, or infinite with "dreg": weights that jump have no second derivative.
+        ValueError: If `alpha` is NaN, or infinite with "dreg".
     """
 
     def __init__(self, alpha: float = 0.5, num_particles: int = 5, gradient: Gradient = "pathwise") -> None:
         super().__init__(num_particles, gradient)
         if math.isnan(alpha):
-            raise ValueError("alpha is NaN; give a number, or -inf for VR-max")
-        if math.isinf(alpha) and gradient == "dreg":
-            raise ValueError('gradient="dreg" needs weights without jumps; take "pathwise" or "stl" for infinite alpha')
+            raise ValueError(f"alpha must not be NaN, got {alpha}; use a number, or -inf for VR-max")
+        if math.isinf(alpha) and self.estimator.needs_curvature:
+            raise ValueError(
+                f'gradient="{gradient}" needs a bound with second derivatives, but alpha={alpha} gives none; use '
+                '"pathwise" or "stl"'
+            )
         self.alpha = alpha
         self.is_elbo = num_particles == 1 or alpha == 1
 
     def mean(self, log_w: Tensor) -> Mean:
-        """The log of the power mean of order 1 - alpha."""
+        """Compute the log of the power mean of order 1 - alpha."""
         return power_mean(log_w, 1 - self.alpha)
 
     def without_each(self, log_w: Tensor) -> Tensor:
-        """The bound with log w_k replaced by the mean of the others."""
+        """Compute the bound with log w_k replaced by the mean of the other log weights."""
         return without_each(log_w, 1 - self.alpha)
 
 
 class MultiplyImportanceWeightedELBO(ParticleBound):
-    """MIWAE: L = sum_n E 1/M sum_m log 1/K sum_k w_mkn, the importance-weighted bound averaged over M groups, in nats.
+    """Importance-weighted bound averaged over M groups of K draws (MIWAE), in nats.
 
-    Rainforth et al., "Tighter variational bounds are not necessarily better" (ICML 2018,
-    https://arxiv.org/abs/1802.04537): more draws for the guide's signal without a tighter bound.
+        L = sum_n E 1/M sum_m log 1/K sum_k w_mkn
+
+    More draws raise the signal of the guide's gradient, and the bound stays that of K draws. Rainforth et al., "Tighter
+    variational bounds are not necessarily better" (ICML 2018, https://arxiv.org/abs/1802.04537).
 
     Args:
-        num_particles: K, draws in a group.
-        num_groups: M.
-        gradient: As `ImportanceWeightedELBO`; "vimco" needs K >= 2.
+        num_particles: Number of draws K per datum and group.
+        num_groups: Number of groups M.
+        gradient: Estimator of the guide's gradient: "pathwise", "stl", "dreg" or "vimco", which needs K >= 2.
 
     Raises:
-        ValueError: If num_groups is below 1.
+        ValueError: If `num_groups` is below 1.
     """
 
     def __init__(self, num_particles: int = 8, num_groups: int = 8, gradient: Gradient = "pathwise") -> None:
-        _check_groups(num_particles, num_groups, gradient)
+        _check_draws(num_particles, gradient, num_groups)
         super().__init__(num_particles * num_groups, gradient)
         self.num_groups = num_groups
         self.is_elbo = num_particles == 1
 
     def mean(self, log_w: Tensor) -> Mean:
-        """The mean over groups of the log of the mean weight."""
+        """Average over groups the log of the mean weight."""
         return mean_of_groups(log_w, self.num_groups)
 
     def without_each(self, log_w: Tensor) -> Tensor:
-        """The bound with log w_k replaced by the mean of the others in its group."""
+        """Compute the bound with log w_k replaced by the mean of the other log weights of its group."""
         return without_each_in_groups(log_w, self.num_groups)
 
 
 class PartiallyImportanceWeightedELBO(ParticleBound):
-    """PIWAE: the model follows the bound of all M K draws, the guide the mean over M groups of K, in nats.
+    """Bound of all M K draws for the model, and averaged over M groups of K for the guide (PIWAE), in nats.
 
-    The loss is that of `ImportanceWeightedELBO(M K)`; the guide's gradient is that of `MultiplyImportanceWeightedELBO`.
-    Rainforth et al. 2018 (https://arxiv.org/abs/1802.04537), section 6.
+    The loss is that of `ImportanceWeightedELBO` with M K draws. The guide's gradient is that of
+    `MultiplyImportanceWeightedELBO`. Rainforth et al. 2018 (https://arxiv.org/abs/1802.04537), section 6.
 
     Args:
-        num_particles: K, draws in a group.
-        num_groups: M.
-        gradient: As `ImportanceWeightedELBO`; "vimco" needs K >= 2.
+        num_particles: Number of draws K per datum and group.
+        num_groups: Number of groups M.
+        gradient: Estimator of the guide's gradient: "pathwise", "stl", "dreg" or "vimco", which needs K >= 2.
 
     Raises:
-        ValueError: If num_groups is below 1.
+        ValueError: If `num_groups` is below 1.
     """
 
     def __init__(self, num_particles: int = 8, num_groups: int = 8, gradient: Gradient = "pathwise") -> None:
-        _check_groups(num_particles, num_groups, gradient)
+        _check_draws(num_particles, gradient, num_groups)
         super().__init__(num_particles * num_groups, gradient)
         self.num_groups = num_groups
 
     def mean(self, log_w: Tensor) -> Mean:
-        """The log of the mean weight of all draws."""
+        """Compute the log of the mean weight of all draws."""
         return power_mean(log_w)
 
     def guide_mean(self, log_w: Tensor) -> Mean:
-        """The mean over groups of the log of the mean weight."""
+        """Average over groups the log of the mean weight."""
         return mean_of_groups(log_w, self.num_groups)
 
     def without_each(self, log_w: Tensor) -> Tensor:
-        """The guide's bound with log w_k replaced by the mean of the others in its group."""
+        """Compute the guide's bound with log w_k replaced by the mean of the other log weights of its group."""
         return without_each_in_groups(log_w, self.num_groups)
 
 
 class CombinedImportanceWeightedELBO(ParticleBound):
-    """CIWAE: L = share ELBO + (1 - share) importance-weighted bound, both of the same K draws, in nats.
+    """Convex combination of the ELBO and the importance-weighted bound of the same K draws (CIWAE), in nats.
+
+        L = share ELBO + (1 - share) L_K
 
     Rainforth et al. 2018 (https://arxiv.org/abs/1802.04537), section 6.
 
     Args:
-        share: Of the ELBO, from 0 to 1.
-        num_particles: K.
-        gradient: As `ImportanceWeightedELBO`.
+        share: Share of the ELBO, from 0 to 1.
+        num_particles: Number of draws K per datum.
+        gradient: Estimator of the guide's gradient: "pathwise", "stl", "dreg" or "vimco".
 
     Raises:
-        ValueError: If share lies outside 0 to 1.
+        ValueError: If `share` lies outside 0 to 1.
     """
 
     def __init__(self, share: float = 0.5, num_particles: int = 5, gradient: Gradient = "pathwise") -> None:
@@ -337,46 +289,23 @@ class CombinedImportanceWeightedELBO(ParticleBound):
         self.is_elbo = num_particles == 1 or share == 1
 
     def mean(self, log_w: Tensor) -> Mean:
-        """Share times the mean of log weights, and the rest times the log of the mean weight."""
+        """Combine the mean of the log weights and the log of the mean weight."""
         pairs = zip(power_mean(log_w, 0.0), power_mean(log_w), strict=True)
-        return Mean(*(self._mixed(one, other) for one, other in pairs))
+        return Mean(*(self._combined(of_elbo, of_bound) for of_elbo, of_bound in pairs))
 
     def without_each(self, log_w: Tensor) -> Tensor:
-        """Both bounds with log w_k replaced by the mean of the others."""
-        return self._mixed(without_each(log_w, 0.0), without_each(log_w))
+        """Combine both bounds, each with log w_k replaced by the mean of the other log weights."""
+        return self._combined(without_each(log_w, 0.0), without_each(log_w))
 
-    def _mixed(self, one: Any, other: Any) -> Tensor:
-        return self.share * one + (1 - self.share) * other
-
-
-def partial_derivatives(value: Tensor, draws: Sequence[Tensor]) -> list[Tensor]:
-    """Derivatives of a scalar with respect to draws, each with the other draws held fixed, and all parameters.
-
-    A draw that was made from earlier ones carries their derivative with it. The sum over s of <z_s, g_s>, with g_s what
-    is returned, has the derivative of value by way of the draws alone, whatever they were made from.
-
-    Args:
-        value: A scalar that depends on the draws.
-        draws: In the order in which they were made; none depends on a later one.
-    """
-    if not draws:
-        return []
-    options: dict[str, Any] = {"retain_graph": True, "allow_unused": True, "materialize_grads": True}
-    if not value.requires_grad:
-        return [torch.zeros_like(z) for z in draws]
-    found = list(torch.autograd.grad(value, draws, **options))
-    for s in range(len(draws) - 2, -1, -1):
-        terms = [(z * g).sum() for z, g in zip(draws[s + 1 :], found[s + 1 :], strict=True)]
-        by_way_of_later = torch.stack(terms).sum()
-        found[s] = found[s] - torch.autograd.grad(by_way_of_later, draws[s], **options)[0]
-    return found
+    def _combined(self, of_elbo: Any, of_bound: Any) -> Tensor:
+        return self.share * of_elbo + (1 - self.share) * of_bound
 
 
-class _Apart(Messenger):
-    """Hand on copies of the draws, so that a density is a function of the value alone.
+class _CopyDraws(Messenger):
+    """Handler that replaces each draw by a copy, so that its density is a function of the value alone.
 
-    A flow remembers the draw that it made, and takes what led to it instead of inverting it: its log density then has
-    no derivative with respect to the value. A copy it does not know.
+    A flow caches each draw with its inverse. The log density of a cached draw has no derivative with respect to the
+    value; that of a copy has one.
     """
 
     def __init__(self, active: bool) -> None:
@@ -388,30 +317,11 @@ class _Apart(Messenger):
             msg["value"] = msg["value"].clone()
 
 
-class _Gate:
-    """Hands on values as they are, and multiplies what comes back to them by a factor that becomes known later.
-
-    Attributes:
-        factor: With shape (K, N).
-    """
-
-    factor: Tensor
-
-    def __call__(self, value: Tensor) -> Tensor:
-        if not value.requires_grad:
-            return value
-        passed = value.clone()
-        passed.register_hook(lambda g: g * self.factor.reshape(self.factor.shape + (1,) * (g.dim() - 2)))
-        return passed
-
-
-def _with_value(value: Tensor, surrogate: Tensor) -> Tensor:
-    """The value, with the gradient of the surrogate."""
-    return value + (surrogate - surrogate.detach())
-
-
-def _check_groups(num_particles: int, num_groups: int, gradient: str) -> None:
+def _check_draws(num_particles: int, gradient: str, num_groups: int = 1) -> None:
+    if gradient not in GRADIENT_ESTIMATORS:
+        raise ValueError(f"gradient must be one of {', '.join(GRADIENT_ESTIMATORS)}, got {gradient!r}")
     if num_groups < 1:
         raise ValueError(f"num_groups must be at least 1, got {num_groups}")
-    if num_particles < (least := 2 if gradient == "vimco" else 1):
-        raise ValueError(f'num_particles must be at least {least} with gradient="{gradient}", got {num_particles}')
+    if num_particles < (least := GRADIENT_ESTIMATORS[gradient].min_particles):
+        needed_by = f' with gradient="{gradient}"' if least > 1 else ""
+        raise ValueError(f"num_particles must be at least {least}{needed_by}, got {num_particles}")

@@ -1,7 +1,7 @@
-"""What `fit` puts in front of the KL divergence, or in its place: schedules, capacities, free bits, and constraints.
+"""KL weights and penalties for `fit`: schedules, capacities, free bits, constraints.
 
-All weigh the divergence against E_q[log p(x|z)], both per datum and in nats. What is reported stays the ELBO with
-weight 1; the epoch that is kept is the best by what is optimised, or the last.
+All weight the KL divergence against E_q[log p(x|z)], both per datum and in nats. The reported ELBO has weight 1. `fit`
+keeps the epoch with the best objective, or the last one.
 """
 
 import math
@@ -16,54 +16,60 @@ Per = Literal["dimension", "site", "total"]
 
 
 class KLWeight(ABC):
-    """Base of the schedules of the KL divergence's weight b in E_q[log p(x|z)] - b KL(q(z|x), p(z)).
+    """Base of the weights b of the KL divergence in E_q[log p(x|z)] - b KL(q(z|x), p(z)).
 
-    A new one is a constructor whose arguments have defaults, which become flags, and a call.
+    To add a schedule, write a constructor, whose arguments become flags, and `__call__`.
 
     Attributes:
-        lasting: The weight by which validation data choose the best epoch: what the schedule comes to, 1 unless a class
-            says otherwise; None where the last epoch is kept, since no one number is maximised.
+        validation_weight: KL weight of the validation objective, by default 1, the final weight of the schedules; None
+            if the last epoch is kept, not the best.
     """
 
-    lasting: float | None = 1.0
+    validation_weight: float | None = 1.0
 
     @abstractmethod
     def __call__(self, epoch: float) -> float:
-        """The weight after so many passes over the data, a fraction within the first."""
+        """Return the weight b at a time.
+
+        Args:
+            epoch: Number of passes over the data, with fractions.
+        """
 
 
 class Beta(KLWeight):
-    """Weight that stays as it is: b(t) = beta; 0 leaves the reconstruction alone, an autoencoder with noise.
+    """Constant weight (beta-VAE), b(t) = beta.
+
+    With weight 0 the reconstruction is the objective, as in an autoencoder with noise.
 
     Higgins et al., "beta-VAE: learning basic visual concepts with a constrained variational framework" (ICLR 2017,
     https://openreview.net/forum?id=Sy2fzU9gl).
 
     Args:
-        beta: The weight.
+        beta: Weight of the KL divergence.
 
     Raises:
-        ValueError: If beta is negative.
+        ValueError: If `beta` is negative.
     """
 
     def __init__(self, beta: float = 4.0) -> None:
-        self.beta = self.lasting = _at_least_zero("beta", beta)
+        self.beta = self.validation_weight = _at_least_zero("beta", beta)
 
     def __call__(self, epoch: float) -> float:
-        """The weight after so many passes over the data."""
+        """Return the weight after `epoch` passes over the data."""
         return self.beta
 
 
 class LinearWarmup(KLWeight):
-    """Weight that rises in a straight line from 0 to 1, and stays there: b(t) = min(1, t / epochs).
+    """Weight that rises linearly from 0 to 1 and stays 1, b(t) = min(1, t / epochs).
 
-    Sonderby et al., "Ladder variational autoencoders" (NeurIPS 2016, https://arxiv.org/abs/1602.02282), where it keeps
-    latents in use that would be pruned early.
+    Sonderby et al., "Ladder variational autoencoders" (NeurIPS 2016, https://arxiv.org/abs/1602.02282). There it keeps
+    latents active that would be pruned early in training.
 
     Args:
-        epochs: Passes over the data until the weight is 1.
+        epochs: Number of passes over the data until the weight is 1.
 
     Raises:
-        ValueError: If epochs is not positive.
+        ValueError: If `epochs` is not positive.
 
     Example:
         >>> [LinearWarmup(epochs=4)(t) for t in (0.0, 1.0, 8.0)]
@@ -74,23 +80,25 @@ class LinearWarmup(KLWeight):
         self.epochs = _positive("epochs", epochs)
 
     def __call__(self, epoch: float) -> float:
-        """The weight after so many passes over the data."""
+        """Return the weight after `epoch` passes over the data."""
         return min(1.0, epoch / self.epochs)
 
 
 class CyclicalWarmup(KLWeight):
-    """Weight that rises from 0 to 1 again and again: b(t) = min(1, (t mod epochs) / (rise epochs)), then stays 1.
+    """Weight that rises linearly from 0 to 1 in each of several cycles, and then stays 1.
+
+        b(t) = min(1, (t mod epochs) / (rise epochs)) for t < cycles epochs
 
     Fu et al., "Cyclical annealing schedule: a simple approach to mitigating KL vanishing" (NAACL 2019,
     https://arxiv.org/abs/1903.10145).
 
     Args:
-        epochs: Passes over the data in one cycle.
-        cycles: How many; from then on the weight is 1.
-        rise: The share of a cycle in which the weight rises.
+        epochs: Number of passes over the data in one cycle.
+        cycles: Number of cycles.
+        rise: Share of a cycle in which the weight rises.
 
     Raises:
-        ValueError: If epochs or cycles is not positive, or rise lies outside 0 to 1.
+        ValueError: If `epochs` or `cycles` is not positive, or `rise` lies outside 0 to 1.
 
     Example:
         >>> [CyclicalWarmup(epochs=8, cycles=2)(t) for t in (0, 2, 4, 7, 9, 16)]
@@ -100,59 +108,65 @@ class CyclicalWarmup(KLWeight):
     def __init__(self, epochs: float = 10.0, cycles: int = 4, rise: float = 0.5) -> None:
         self.epochs, self.cycles = _positive("epochs", epochs), int(_positive("cycles", cycles))
         if not 0 < rise <= 1:
-            raise ValueError(f"rise is a share of the cycle, above 0 and at most 1, got {rise}")
+            raise ValueError(f"rise must be above 0 and at most 1, got {rise}")
         self.rise = rise
 
     def __call__(self, epoch: float) -> float:
-        """The weight after so many passes over the data."""
+        """Return the weight after `epoch` passes over the data."""
         if epoch >= self.cycles * self.epochs:
             return 1.0
         return min(1.0, (epoch % self.epochs) / (self.rise * self.epochs))
 
 
 class ShapedKL(KLWeight):
-    """Base of functions that stand in the divergence's place: E_q[log p(x|z)] - b f(mean over the batch of KL).
+    """Base of penalties f of the KL divergence, in E_q[log p(x|z)] - b f(mean of KL over the batch).
 
-    `fit` takes the reconstruction and the divergence of Pyro's Trace_ELBO or TraceMeanField_ELBO apart for them.
+    `fit` needs Pyro's Trace_ELBO or TraceMeanField_ELBO, and splits it into reconstruction and divergence.
 
     Attributes:
-        per: What f is given: the divergence of each "dimension" of each latent, of each latent "site", or the "total".
-        target: A number that f may use and that changes with the passes over the data, in nats; NaN where there is
-            none. A tensor, so that recorded steps see it change.
+        per: Argument of f: the divergence of each "dimension" of each latent, of each latent "site", or the "total".
+        target: Target of f in nats, which may change between epochs; NaN if f has none. It is a tensor, so that
+            recorded steps follow its changes.
     """
 
     per: Per = "total"
-    lasting = None
+    validation_weight = None
 
     def __init__(self) -> None:
         self.target = torch.tensor(math.nan, dtype=torch.float64)
 
     def __call__(self, epoch: float) -> float:
-        """The weight b after so many passes over the data."""
+        """Return the weight b after `epoch` passes over the data."""
         return 1.0
 
     def target_at(self, epoch: float) -> float:
-        """The target after so many passes over the data."""
+        """Return the target after `epoch` passes over the data."""
         return math.nan
 
     @abstractmethod
     def shape(self, kl: Tensor) -> Tensor:
-        """F of the batch's mean divergences per datum, with shape (G,), in nats; a scalar."""
+        """Compute the penalty f, a scalar in nats.
+
+        Args:
+            kl: Mean KL divergence over the batch, by group, in nats, with shape (G,).
+        """
 
 
 class Capacity(ShapedKL):
-    """Divergence held at a capacity that rises: E_q[log p(x|z)] - gamma |KL - C(t)|, C(t) = final min(1, t / epochs).
+    """Penalty on the distance of the KL divergence from a rising capacity.
 
-    Burgess et al., "Understanding disentangling in beta-VAE" (2018, https://arxiv.org/abs/1804.03599), eq. 8, KL being
-    the batch's mean per datum, in nats.
+        E_q[log p(x|z)] - gamma |KL - C(t)|,  C(t) = final min(1, t / epochs)
+
+    Burgess et al., "Understanding disentangling in beta-VAE" (2018, https://arxiv.org/abs/1804.03599), eq. 8. KL is the
+    mean over the batch, in nats per datum.
 
     Args:
-        final: The capacity at the end, in nats.
-        epochs: Passes over the data until it is reached.
-        gamma: How strictly the divergence is held.
+        final: Final capacity in nats.
+        epochs: Number of passes over the data until the final capacity.
+        gamma: Weight of the distance.
 
     Raises:
-        ValueError: If final or gamma is negative, or epochs is not positive.
+        ValueError: If `final` or `gamma` is negative, or `epochs` is not positive.
     """
 
     def __init__(self, final: float = 25.0, epochs: float = 100.0, gamma: float = 100.0) -> None:
@@ -161,31 +175,33 @@ class Capacity(ShapedKL):
         self.epochs = _positive("epochs", epochs)
 
     def __call__(self, epoch: float) -> float:
-        """Gamma."""
+        """Return gamma."""
         return self.gamma
 
     def target_at(self, epoch: float) -> float:
-        """The capacity C(t)."""
+        """Return the capacity C(t)."""
         return self.final * min(1.0, epoch / self.epochs)
 
     def shape(self, kl: Tensor) -> Tensor:
-        """The distance from the capacity."""
+        """Compute the distance of the divergence from the capacity."""
         return (kl.sum() - self.target).abs()
 
 
 class FreeBits(ShapedKL):
-    """Divergence that costs nothing up to so many nats: E_q[log p(x|z)] - sum_g max(nats, KL_g).
+    """Penalty on the KL divergence of each group above a free allowance (free bits).
 
-    KL_g is the batch's mean divergence of group g: a dimension of a latent, or a whole latent site. Kingma et al.,
-    "Improved variational inference with inverse autoregressive flow" (NeurIPS 2016, https://arxiv.org/abs/1606.04934),
-    appendix C.8. A dimension has a divergence of its own where guide and prior are independent over dimensions.
+        E_q[log p(x|z)] - sum_g max(nats, KL_g)
+
+    KL_g is the mean divergence of group g over the batch. Kingma et al., "Improved variational inference with inverse
+    autoregressive flow" (NeurIPS 2016, https://arxiv.org/abs/1606.04934), appendix C.8. Groups by dimension need a
+    guide and a prior that are independent over dimensions.
 
     Args:
         nats: Free nats of each group.
-        per: The groups: "dimension", "site", or "total" for one of all latents.
+        per: Groups: each "dimension" of each latent, each latent "site", or the "total" of all latents.
 
     Raises:
-        ValueError: If nats is negative or per is another word.
+        ValueError: If `nats` is negative or `per` is unknown.
     """
 
     def __init__(self, nats: float = 0.25, per: Per = "dimension") -> None:
@@ -195,44 +211,46 @@ class FreeBits(ShapedKL):
         self.nats, self.per = _at_least_zero("nats", nats), per
 
     def shape(self, kl: Tensor) -> Tensor:
-        """The divergences, each at least the free nats."""
+        """Sum the divergences of the groups, each at least the free nats."""
         return kl.clamp_min(self.nats).sum()
 
 
 class LearnedKLWeight(KLWeight):
-    """Base of weights that are multipliers of a constraint, learned by ascent: log b += rate clip(excess, -1, 1).
+    """Base of weights that are Lagrange multipliers of a constraint, learned by gradient ascent.
 
-    The excess, in nats per datum, is averaged over the latest steps; where the constraint is met, log b stands still.
-    So log b moves by rate at most in one step, and slower within a nat of the constraint.
+        log b += rate clip(excess, -1, 1)
+
+    The excess, in nats per datum, is a running average over steps. It is zero if the constraint is met with equality,
+    and then log b stays constant. One step changes log b by at most `rate`, and by less within a nat of the constraint.
 
     Args:
-        rate: The largest change of log b in one step.
-        smoothing: The share of the past in the running average of the excess.
-        lowest: Least b.
+        rate: Largest change of log b in one step.
+        smoothing: Share of the past in the running average of the excess.
+        lowest: Smallest b.
         highest: Largest b.
 
     Raises:
         ValueError: If a number is out of range.
     """
 
-    lasting = None
+    validation_weight = None
 
     def __init__(self, rate: float, smoothing: float, lowest: float, highest: float) -> None:
         if not 0 <= smoothing < 1:
             raise ValueError(f"smoothing must be at least 0 and below 1, got {smoothing}")
         if not 0 < lowest <= 1 <= highest:
-            raise ValueError(f"lowest and highest must enclose 1, where the weight starts, got {lowest}, {highest}")
+            raise ValueError(f"lowest and highest must enclose the initial weight 1, got {lowest} and {highest}")
         self.rate, self.smoothing, self.lowest, self.highest = _positive("rate", rate), smoothing, lowest, highest
         self.weight = torch.ones((), dtype=torch.float64)
         self.average = torch.zeros((), dtype=torch.float64)
 
     def __call__(self, epoch: float) -> float:
-        """The weight as it is now, whatever the epoch."""
+        """Return the current weight. It does not depend on `epoch`."""
         return self.weight.item()
 
     @abstractmethod
     def excess(self, reconstruction: Tensor, kl: Tensor) -> Tensor:
-        """By how many nats the weight is too low: above 0 where it should rise.
+        """Compute the excess in nats per datum, positive if the weight must rise.
 
         Args:
             reconstruction: Mean of E_q[log p(x|z)] over the batch, a scalar.
@@ -240,32 +258,39 @@ class LearnedKLWeight(KLWeight):
         """
 
     def learn(self, reconstruction: Tensor, kl: Tensor) -> None:
-        """Take a step with what the batch gave."""
+        """Update the weight with the means of one batch.
+
+        Args:
+            reconstruction: Mean of E_q[log p(x|z)] over the batch, a scalar.
+            kl: Mean of KL(q(z|x), p(z)) over the batch, a scalar.
+        """
         self.average.lerp_(self.excess(reconstruction, kl).double(), 1 - self.smoothing)
         self.weight.mul_((self.rate * self.average.clamp(-1, 1)).exp()).clamp_(self.lowest, self.highest)
 
     def state(self) -> dict[str, Any]:
-        """What a resumed run needs."""
+        """Return the state that a resumed run needs."""
         return {"weight": self.weight, "average": self.average}
 
     def restore(self, state: Mapping[str, Any]) -> None:
-        """Go on as the run of this state did."""
+        """Restore the state of an earlier run."""
         self.weight.copy_(state["weight"])
         self.average.copy_(state["average"])
 
 
 class KLConstraint(LearnedKLWeight):
-    """Reconstruction maximised subject to a divergence: max E_q[log p(x|z)] with KL(q(z|x), p(z)) <= limit.
+    """Multiplier b of an upper limit on the KL divergence.
 
-    The Lagrangian is E_q[log p(x|z)] - b (KL - limit): beta of the beta-VAE is the multiplier b of this constraint, by
-    the conditions of Karush, Kuhn and Tucker (Higgins et al. 2017, https://openreview.net/forum?id=Sy2fzU9gl, eq. 2-3).
-    The divergence is a mean over data, in nats per datum.
+        max E_q[log p(x|z)] subject to KL(q(z|x), p(z)) <= limit
+
+    The Lagrangian is E_q[log p(x|z)] - b (KL - limit). By the Karush-Kuhn-Tucker conditions, the beta of a beta-VAE is
+    the multiplier of this constraint (Higgins et al. 2017, https://openreview.net/forum?id=Sy2fzU9gl, eq. 2-3). The
+    divergence is the mean over the data, in nats per datum.
 
     Args:
-        limit: The largest divergence.
-        rate: The largest change of log b in one step.
-        smoothing: The share of the past in the running average of KL - limit.
-        lowest: Least b; near it the constraint does not bind.
+        limit: Largest divergence, in nats per datum.
+        rate: Largest change of log b in one step.
+        smoothing: Share of the past in the running average of KL - limit.
+        lowest: Smallest b, reached if the constraint does not bind.
         highest: Largest b.
 
     Raises:
@@ -284,22 +309,24 @@ class KLConstraint(LearnedKLWeight):
         self.limit = _at_least_zero("limit", limit)
 
     def excess(self, reconstruction: Tensor, kl: Tensor) -> Tensor:
-        """KL - limit."""
+        """Compute KL - limit."""
         return kl - self.limit
 
 
 class GECO(LearnedKLWeight):
-    """Divergence minimised subject to a reconstruction: min KL(q(z|x), p(z)) with -E_q[log p(x|z)] <= tolerance.
+    """Inverse multiplier b of an upper limit on the reconstruction error.
 
-    Rezende, Viola, "Taming VAEs" (2018, https://arxiv.org/abs/1810.00597), with the log-likelihood as reconstruction;
-    the multiplier of their constraint is 1/b. Both are means over data, in nats per datum.
+        min KL(q(z|x), p(z)) subject to -E_q[log p(x|z)] <= tolerance
+
+    Rezende, Viola, "Taming VAEs" (2018, https://arxiv.org/abs/1810.00597), with the log-likelihood as reconstruction.
+    Their multiplier is 1/b. Both terms are means over the data, in nats per datum.
 
     Args:
-        tolerance: The largest -E_q[log p(x|z)].
-        rate: The largest change of log b in one step.
-        smoothing: The share of the past in the running average of the constraint.
-        lowest: Least b; there the constraint cannot be met.
-        highest: Largest b; there it does not bind.
+        tolerance: Largest -E_q[log p(x|z)], in nats per datum.
+        rate: Largest change of log b in one step.
+        smoothing: Share of the past in the running average of the constraint.
+        lowest: Smallest b, reached if the constraint cannot be met.
+        highest: Largest b, reached if the constraint does not bind.
 
     Raises:
         ValueError: If a number is out of range.
@@ -317,7 +344,7 @@ class GECO(LearnedKLWeight):
         self.tolerance = tolerance
 
     def excess(self, reconstruction: Tensor, kl: Tensor) -> Tensor:
-        """Tolerance + E_q[log p(x|z)]: what is left of the tolerance."""
+        """Compute tolerance + E_q[log p(x|z)], the unused part of the tolerance."""
         return self.tolerance + reconstruction
 
 

@@ -1,4 +1,4 @@
-"""Pyro's objectives with losses that are plain tensor operations, so that they can be recorded."""
+"""Recordable versions of Pyro's objectives, whose losses consist of tensor operations alone."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -14,16 +14,17 @@ from pyrovae.densities import Program
 from pyrovae.execution import NotRecordedError
 
 
-class RecordableTrace_ELBO(Trace_ELBO):  # noqa: N801  # named as Pyro names its own
-    r"""Trace_ELBO with a loss that is a plain sum of log densities, which can be recorded.
+class RecordableTrace_ELBO(Trace_ELBO):  # noqa: N801  # Pyro's spelling
+    r"""Recordable Trace_ELBO.
 
-    loss = sum_q log q(z|x) - sum_p log p(x, z), whose gradient goes through the draws where these have one, and adds
-    log q times the detached terms downstream where they have none (Ranganath, Gerrish, Blei 2014,
-    https://arxiv.org/abs/1401.0118), as in Pyro.
+        loss = sum_q log q(z|x) - sum_p log p(x, z)
+
+    As in Pyro, the gradient is pathwise for reparameterised draws. For other draws it is the score function, grad log q
+    times the downstream terms (Ranganath, Gerrish, Blei 2014, https://arxiv.org/abs/1401.0118).
     """
 
     def differentiable_loss(self, model: Program, guide: Program, *args: Any, **kwargs: Any) -> Tensor:
-        """The loss of a batch, in nats, a scalar."""
+        """Compute the loss of a batch, in nats, a scalar."""
         traces = self._get_traces(model, guide, args, kwargs)
         return sum(self._loss_of(*pair) for pair in traces) / self.num_particles
 
@@ -42,8 +43,8 @@ class RecordableTrace_ELBO(Trace_ELBO):  # noqa: N801  # named as Pyro names its
         return surrogate if log_r is None else surrogate + (loss - surrogate).detach()
 
 
-class RecordableTraceMeanField_ELBO(RecordableTrace_ELBO):  # noqa: N801  # likewise
-    """TraceMeanField_ELBO with a loss that can be recorded: the KL divergence site by site, in closed form if known."""
+class RecordableTraceMeanField_ELBO(RecordableTrace_ELBO):  # noqa: N801  # Pyro's spelling
+    """Recordable TraceMeanField_ELBO, with the KL divergence of each site in closed form if torch has one."""
 
     def _loss_of(self, model_trace: Any, guide_trace: Any) -> Tensor:
         drawn, scored = _sites(guide_trace), _sites(model_trace)
@@ -65,15 +66,17 @@ class RecordableTraceMeanField_ELBO(RecordableTrace_ELBO):  # noqa: N801  # like
         return loss
 
 
-class RecordableTraceEnum_ELBO(TraceEnum_ELBO):  # noqa: N801  # likewise
-    """TraceEnum_ELBO with a loss that can be recorded, for sites in the data plate, those summed over in the guide.
+class RecordableTraceEnum_ELBO(TraceEnum_ELBO):  # noqa: N801  # Pyro's spelling
+    """Recordable TraceEnum_ELBO, for programs with all sites in the data plate.
 
-    loss = sum_n sum_y q(y|x_n) (log q(y, z|x_n) - log p(x_n, y, z)), over all values y of the sites that the guide
-    enumerates in parallel, and a draw z of the others for each; values of probability 0 are left out, as in Pyro.
+        loss = sum_n sum_y q(y|x_n) (log q(y, z|x_n) - log p(x_n, y, z))
+
+    The sum is over all values y of the sites that the guide enumerates in parallel. Each value has its own draw z of
+    the remaining sites. As in Pyro, values of probability 0 are omitted.
     """
 
     def differentiable_loss(self, model: Program, guide: Program, *args: Any, **kwargs: Any) -> Tensor:
-        """The loss of a batch, in nats, a scalar."""
+        """Compute the loss of a batch, in nats, a scalar."""
         traces = self._get_traces(model, guide, args, kwargs)
         return sum(self._loss_of(*pair) for pair in traces) / self.num_particles
 
@@ -81,8 +84,8 @@ class RecordableTraceEnum_ELBO(TraceEnum_ELBO):  # noqa: N801  # likewise
         drawn, scored = _sites(guide_trace), _sites(model_trace)
         _check_enumeration(drawn, scored)
         loss = sum(site["log_prob"] for site in drawn.values()) - sum(site["log_prob"] for site in scored.values())
-        listed = [site for site in drawn.values() if site["infer"].get("enumerate")]
-        q = sum((site["score_parts"].score_function for site in listed), torch.zeros_like(loss)).exp()
+        enumerated = [site for site in drawn.values() if site["infer"].get("enumerate")]
+        q = sum((site["score_parts"].score_function for site in enumerated), torch.zeros_like(loss)).exp()
         present = q > 0
         return torch.where(present, q * torch.where(present, loss, 0.0), 0.0).sum()
 
@@ -90,15 +93,15 @@ class RecordableTraceEnum_ELBO(TraceEnum_ELBO):  # noqa: N801  # likewise
 def _check_enumeration(drawn: Mapping[str, Any], scored: Mapping[str, Any]) -> None:
     plates = {tuple(frame.name for frame in site["cond_indep_stack"]) for site in (*drawn.values(), *scored.values())}
     if len(plates) > 1:
-        raise NotRecordedError("TraceEnum_ELBO is recorded where every site is in the data plate alone")
+        raise NotRecordedError("recording TraceEnum_ELBO needs every site in the data plate alone")
     for name, site in {**scored, **drawn}.items():
-        how = site["infer"].get("enumerate")
-        if how and (how != "parallel" or site["infer"].get("num_samples") or name not in drawn):
+        enumeration = site["infer"].get("enumerate")
+        if enumeration and (enumeration != "parallel" or site["infer"].get("num_samples") or name not in drawn):
             raise NotRecordedError(
-                f"TraceEnum_ELBO is recorded where the guide lists all of a site's values in parallel; not for {name!r}"
+                f"recording TraceEnum_ELBO needs a guide that enumerates all values of site {name!r} in parallel"
             )
-        if not how and name in drawn and not is_identically_zero(site["score_parts"].score_function):
-            raise NotRecordedError(f"TraceEnum_ELBO is recorded where draws have gradients; not for {name!r}")
+        if not enumeration and name in drawn and not is_identically_zero(site["score_parts"].score_function):
+            raise NotRecordedError(f"recording TraceEnum_ELBO needs reparameterised draws, but site {name!r} has none")
 
 
 _RECORDABLE: dict[type, type[ELBO]] = {
@@ -109,13 +112,13 @@ _RECORDABLE: dict[type, type[ELBO]] = {
 
 
 def recordable(elbo: ELBO) -> Any:
-    """The objective with a loss that can be recorded.
+    """Return the recordable version of an objective.
 
-    One of the reader's own is taken as it is where it has `recordable = True`: its differentiable_loss is made of
-    tensor operations, asks for no value, and keeps no state.
+    An objective with the attribute `recordable = True` is returned as it is. Its differentiable_loss must consist of
+    tensor operations, read no tensor's value in Python, and keep no state.
 
     Raises:
-        NotRecordedError: If there is none.
+        NotRecordedError: If the objective has no recordable version.
     """
     if type(elbo) in _RECORDABLE:
         objective: Any = _RECORDABLE[type(elbo)]()
@@ -123,7 +126,9 @@ def recordable(elbo: ELBO) -> Any:
         return objective
     if getattr(elbo, "recordable", False):
         return elbo
-    raise NotRecordedError(f"{type(elbo).__name__} is not known to be made of tensor operations alone")
+    raise NotRecordedError(
+        f"recording needs an objective of tensor operations alone, but {type(elbo).__name__} is not known to be one"
+    )
 
 
 def _sites(trace: Any) -> dict[str, Any]:

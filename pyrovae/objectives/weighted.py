@@ -1,4 +1,4 @@
-"""The ELBO in its two parts, reconstruction and divergence, and what `fit` does with a weight of the latter."""
+"""The ELBO split into reconstruction and KL divergence, and the KL weight of a run of `fit`."""
 
 import math
 from collections.abc import Callable, Mapping
@@ -25,12 +25,12 @@ from pyrovae.objectives.kl_weights import LearnedKLWeight, Per, ShapedKL
 
 
 class Parts(NamedTuple):
-    """The ELBO's parts, E_q[log p(x|z)] and KL(q(z|x), p(z)), from K draws, in nats.
+    """Reconstruction log p(x|z) and KL(q(z|x), p(z)) of K draws, in nats.
 
     Attributes:
         reconstruction: Log p(x|z), with shape (K, N).
-        divergences: By group (site, dimension, or both as one), each with shape (K, N) or (K, N, D).
-        weight: What `temper` says of the divergence; None for 1.
+        divergences: KL divergence by latent site, each with shape (K, N), or (K, N, Z) by dimension.
+        weight: KL weight set by `temper`; None for 1.
     """
 
     reconstruction: Tensor
@@ -47,21 +47,22 @@ def elbo_parts(
     per: Per = "site",
     **kwargs: Any,
 ) -> Parts:
-    """Draw from the guide, and take the ELBO apart into its reconstruction and the divergence of each latent.
+    """Draw from the guide, and split the ELBO into its reconstruction and the KL divergence of each latent.
 
     Args:
         model: Pyro program p(z) p(x|z).
         guide: Pyro program q(z|x), with the model's arguments.
-        *args: Arguments of both, the data first, with shape (N, ...).
-        num_particles: K, the draws per datum.
-        analytic: Take a latent's divergence in closed form where torch has it, and the guide draws in the model's
-            order; otherwise it is log q(z|x) - log p(z) at the draw.
-        per: "dimension" for the divergence of each dimension of a latent, which guide and prior must have independent.
-        **kwargs: Keyword arguments of both.
+        *args: Positional arguments of both programs, the data first, with shape (N, ...).
+        num_particles: Number of draws K per datum.
+        analytic: Whether to use a latent's divergence in closed form. This needs a closed form in torch, and a guide
+            that draws in the model's order. Otherwise the divergence is log q(z|x) - log p(z) at the draw.
+        per: Groups of the divergence: each latent "site", or each "dimension" of each latent, which must be independent
+            in guide and prior.
+        **kwargs: Keyword arguments of both programs.
 
     Raises:
-        ValueError: If a program breaks the contract of `log_weights`, a draw has no gradient, or a latent's dimensions
-            have no divergence of their own.
+        ValueError: If a program breaks the contract of `log_weights`, a latent has no reparameterised draws, or the
+            dimensions of a latent are not independent.
     """
     guide_trace = trace_with_particles(guide, num_particles, *args, **kwargs)
     model_trace = trace_with_particles(poutine.replay(model, trace=guide_trace), num_particles, *args, **kwargs)
@@ -70,36 +71,40 @@ def elbo_parts(
     _, log_lik = trace_log_density(model_trace, num_particles, "model")
     trace_log_density(guide_trace, num_particles, "guide")
     scored = {name: site for name, site in sample_sites(model_trace).items() if name in drawn}
-    # Site by site the divergence is right only where q and p condition alike.
+    # Divergences of single sites are valid only if q and p condition in the same order.
     analytic = analytic and list(scored) == list(drawn)
     divergences = {}
     for name, site in drawn.items():
         if not site["fn"].has_rsample:
             raise ValueError(
-                f"the draws of latent {name!r}, of {type(site['fn']).__name__}, have no gradient; take TraceEnum_ELBO, "
-                "which sums over discrete latents, and a schedule such as LinearWarmup for the weight"
+                f"this objective needs reparameterised draws, but latent {name!r} ({type(site['fn']).__name__}) has "
+                "none; use TraceEnum_ELBO, which enumerates discrete latents, and a schedule such as LinearWarmup"
             )
-        found = _divergence(name, site, scored[name], analytic, per)
-        divergences[name] = found.expand(*log_lik.shape, *found.shape[2:])
+        kl = _kl_of_site(name, site, scored[name], analytic, per)
+        divergences[name] = kl.expand(*log_lik.shape, *kl.shape[2:])
     return Parts(log_lik, divergences, weight)
 
 
 class WeightedELBO(TensorELBO):
-    """ELBO with a weight for each part: L = sum_n a E_q[log p(x_n|z)] - b KL(q(z|x_n), p(z)), in nats.
+    """ELBO with a weight for each part, in nats.
 
-    With both weights 1 it is Pyro's TraceMeanField_ELBO; b = 0 leaves a plain autoencoder (with the guide's noise), a =
-    0 the divergence alone, so that the latent spaces of the three can be put side by side.
+        L = sum_n a E_q[log p(x_n|z)] - b KL(q(z|x_n), p(z))
+
+    With both weights 1 it is Pyro's TraceMeanField_ELBO. With b = 0 it trains an autoencoder with the guide's noise,
+    with a = 0 the divergence alone.
 
     Args:
-        reconstruction: The weight a.
-        kl: The weight b; times that of `temper`.
-        num_particles: Draws per datum.
-        analytic: Take divergences in closed form where torch has them, as TraceMeanField_ELBO does; otherwise, and
-            where the guide does not draw in the model's order, from draws, as Trace_ELBO.
+        reconstruction: Weight a of the reconstruction.
+        kl: Weight b of the KL divergence, multiplied by that of `temper`.
+        num_particles: Number of draws K per datum.
+        analytic: Whether to use divergences in closed form, as TraceMeanField_ELBO does. Divergences without a closed
+            form, and those of a guide that does not draw in the model's order, come from draws, as in Trace_ELBO.
 
     Raises:
-        ValueError: If num_particles is below 1; when it is used, as `elbo_parts`.
+        ValueError: If `num_particles` is below 1. In use: the errors of `elbo_parts`.
     """
+
+    _per: Per = "site"
 
     def __init__(
         self, reconstruction: float = 1.0, kl: float = 1.0, num_particles: int = 1, analytic: bool = True
@@ -109,33 +114,31 @@ class WeightedELBO(TensorELBO):
         self.is_elbo = reconstruction == kl == 1
 
     def differentiable_loss(self, model: Program, guide: Program, *args: Any, **kwargs: Any) -> Tensor:
-        """The loss of a batch, in nats, a scalar."""
+        """Compute the loss of a batch, in nats, a scalar."""
         parts = elbo_parts(
             model, guide, *args, num_particles=self.num_particles, analytic=self.analytic, per=self._per, **kwargs
         )
         reconstruction = parts.reconstruction.mean(0)
-        divergence = self._shaped(reconstruction, parts.divergences)
+        divergence = self._kl_of_batch(reconstruction, parts.divergences)
         weight = self.kl if parts.weight is None else self.kl * parts.weight
         return weight * divergence - self.reconstruction * reconstruction.sum()
 
-    _per: Per = "site"
-
-    def _shaped(self, reconstruction: Tensor, divergences: Mapping[str, Tensor]) -> Tensor:
-        """What stands for the batch's divergence."""
+    def _kl_of_batch(self, reconstruction: Tensor, divergences: Mapping[str, Tensor]) -> Tensor:
+        """Compute the divergence of the batch, or the penalty in its place, a scalar."""
         return torch.stack([kl.mean(0).sum() for kl in divergences.values()]).sum()
 
 
 class ControlledELBO(WeightedELBO):
-    """The ELBO under a weight that looks at its parts: a `ShapedKL`, or a `LearnedKLWeight`.
+    """ELBO under a KL weight that depends on its parts.
 
     Args:
-        control: The weight.
-        num_particles: Draws per datum.
-        analytic: As `WeightedELBO`.
-        device: Where the numbers are kept that steps leave behind.
+        control: Penalty of the divergence, or weight learned from the parts.
+        num_particles: Number of draws K per datum.
+        analytic: Whether to use divergences in closed form (see `WeightedELBO`).
+        device: Device of the computation.
 
     Attributes:
-        parts: Reconstruction and divergence per datum in the last batch, with shape (2,), in nats.
+        parts: Mean reconstruction and divergence of the last batch, in nats per datum, with shape (2,).
     """
 
     sums_over_data = False
@@ -149,7 +152,7 @@ class ControlledELBO(WeightedELBO):
         if isinstance(control, ShapedKL):
             self._per = control.per
 
-    def _shaped(self, reconstruction: Tensor, divergences: Mapping[str, Tensor]) -> Tensor:
+    def _kl_of_batch(self, reconstruction: Tensor, divergences: Mapping[str, Tensor]) -> Tensor:
         size = reconstruction.shape[0]
         means = [kl.mean((0, 1)) for kl in divergences.values()]  # over draws and data
         total = torch.stack([kl.sum() for kl in means]).sum()
@@ -160,21 +163,21 @@ class ControlledELBO(WeightedELBO):
 
 
 class KLControl:
-    """The weight of the divergence in the course of a run of `fit`.
+    """KL weight during a run of `fit`, and the objective that it needs.
 
     Args:
-        kl_weight: What the reader gave; None for 1 throughout.
-        elbo: The objective that the reader gave.
-        device: Where the parameters are.
+        kl_weight: KL weight or schedule of the user; None for 1.
+        elbo: Objective of the user.
+        device: Device of the computation.
 
     Attributes:
-        elbo: The objective to step on.
-        is_elbo: Whether its value is the ELBO while the weight is 1.
-        lasting: The weight that the validation data are looked at with; None for none (see `KLWeight`).
-        follows_epoch: The weight follows from the passes over the data alone, and can be known ahead.
+        elbo: Objective of the training steps.
+        is_elbo: Whether the objective is the ELBO while the weight is 1.
+        validation_weight: KL weight of the validation objective; None if the last epoch is kept, not the best.
+        follows_epoch: Whether the weight depends on the epoch alone, so that later weights are known in advance.
 
     Raises:
-        ValueError: If the weight looks at the parts of an objective that cannot be taken apart.
+        ValueError: If the weight needs the parts of an objective that has none.
     """
 
     def __init__(self, kl_weight: Callable[[float], float] | None, elbo: ELBO, device: torch.device) -> None:
@@ -185,8 +188,8 @@ class KLControl:
             name = type(kl_weight).__name__
             if type(elbo) not in (Trace_ELBO, TraceMeanField_ELBO):
                 raise ValueError(
-                    f"{name} looks at reconstruction and divergence by themselves, which {type(elbo).__name__} does "
-                    "not give; take TraceMeanField_ELBO or Trace_ELBO, or a schedule such as LinearWarmup"
+                    f"{name} needs an objective split into reconstruction and divergence, but {type(elbo).__name__} "
+                    "has no such parts; use TraceMeanField_ELBO or Trace_ELBO, or a schedule such as LinearWarmup"
                 )
             analytic = isinstance(elbo, TraceMeanField_ELBO)
             self.elbo = ControlledELBO(kl_weight, elbo.num_particles, analytic, device)
@@ -194,10 +197,14 @@ class KLControl:
                 if isinstance(value, Tensor):
                     setattr(kl_weight, key, value.to(device))
         self.is_elbo: bool = getattr(self.elbo, "is_elbo", True)
-        self.lasting: float | None = getattr(kl_weight, "lasting", 1.0)
+        self.validation_weight: float | None = getattr(kl_weight, "validation_weight", 1.0)
 
     def at(self, epoch: float) -> float | Tensor:
-        """The weight for the next step, after so many passes over the data; the target is set."""
+        """Return the weight of a step, and set the target of a `ShapedKL`.
+
+        Args:
+            epoch: Number of passes over the data, with fractions.
+        """
         if self.kl_weight is None:
             return 1.0
         if isinstance(self.kl_weight, ShapedKL):
@@ -205,13 +212,13 @@ class KLControl:
         return self.kl_weight.weight if isinstance(self.kl_weight, LearnedKLWeight) else self.kl_weight(epoch)
 
     def learn(self) -> None:
-        """Let a learned weight see what the last step gave."""
+        """Update a learned weight with the parts of the last step."""
         if isinstance(self.kl_weight, LearnedKLWeight):
             assert isinstance(self.elbo, ControlledELBO)
             self.kl_weight.learn(*self.elbo.parts)
 
     def row(self, epoch: float) -> dict[str, float | None]:
-        """What a row of `History` says of it."""
+        """Return the entries of a row of `History`."""
         target = self.kl_weight.target_at(epoch) if isinstance(self.kl_weight, ShapedKL) else math.nan
         return {
             "kl_weight": 1.0 if self.kl_weight is None else float(self.kl_weight(epoch)),
@@ -219,24 +226,24 @@ class KLControl:
         }
 
     def state(self) -> dict[str, Any]:
-        """What a resumed run needs."""
+        """Return the state that a resumed run needs."""
         return self.kl_weight.state() if isinstance(self.kl_weight, LearnedKLWeight) else {}
 
     def restore(self, state: Mapping[str, Any]) -> None:
-        """Go on as the run of this state did."""
+        """Restore the state of an earlier run."""
         if isinstance(self.kl_weight, LearnedKLWeight):
             self.kl_weight.restore(state)
 
 
-def _divergence(name: str, drawn: Mapping[str, Any], scored: Mapping[str, Any], analytic: bool, per: Per) -> Tensor:
-    """The divergence of one site, with shape (K, N), or (K, N, D) per dimension."""
+def _kl_of_site(name: str, drawn: Mapping[str, Any], scored: Mapping[str, Any], analytic: bool, per: Per) -> Tensor:
+    """Compute the KL divergence of one latent site, with shape (K, N), or (K, N, Z) by dimension."""
     q, p = drawn["fn"], scored["fn"]
     mask = drawn["mask"]
     if per == "dimension" and q.event_dim:
         if not (isinstance(q, Independent) and isinstance(p, Independent) and len(q.event_shape) == 1):
             raise ValueError(
-                f"the dimensions of latent {name!r} have no divergence of their own: guide and prior are "
-                f"{type(q).__name__} and {type(p).__name__}, not both independent over them; take it per site"
+                f'per="dimension" needs guide and prior independent over the dimensions of latent {name!r}, but they '
+                f'are {type(q).__name__} and {type(p).__name__}; use per="site"'
             )
         q, p = q.base_dist, p.base_dist
         mask = mask[..., None] if isinstance(mask, Tensor) else mask

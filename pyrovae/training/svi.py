@@ -274,7 +274,7 @@ def _validate(run: _Run, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Valid
     """Estimate the ELBO of held-out data, and the objective unless the last epoch is kept."""
     model, guide, control, workers = run.model, run.guide, run.control, run.workers
     try:
-        found, weight = validate(model, guide, *args, workers=workers, **kwargs), control.lasting
+        found, weight = validate(model, guide, *args, workers=workers, **kwargs), control.validation_weight
         if weight is None:
             return found, None
         if control.is_elbo:

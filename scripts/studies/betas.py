@@ -1,11 +1,11 @@
-"""Turn the weight of the KL divergence as a dial: train with several betas, and draw reconstruction against divergence.
+"""Train with several weights beta of the KL divergence, and plot reconstruction against divergence.
 
 python scripts/studies/betas.py --out betas
 python scripts/studies/betas.py --out betas --betas [0.25,1,4] -- --data mnist --data_dir data --epochs 20
 
-Each beta is trained by scripts/train.py into a run folder of its own; what stands behind -- goes to train.py as it is.
-A second call goes on where the first was stopped. ELBO and log p(x) are of the test data with weight 1, whatever the
-weight in training; reconstruction and divergence are of the validation data at the best epoch.
+scripts/train.py trains each beta into a separate run folder. Flags after -- are passed to train.py. A second call
+resumes an interrupted one. ELBO and log p(x) are of the test data, with weight 1 for every training weight.
+Reconstruction and divergence are of the validation data at the best epoch.
 """
 
 import json
@@ -23,18 +23,18 @@ from pyrovae.runs.sweep import split_flags, train_all
 
 
 def main() -> int:
-    """Train, print the table, and draw the figure."""
+    """Train, print the table, and plot the figure."""
     parser = make_parser(prog="betas.py", description=__doc__)
     add = parser.add_argument
     add("--out", type=str, required=True, help="folder of the runs, of betas.json and of betas.png")
     add("--betas", type=list[NonNegativeFloat], default=[0.1, 0.3, 1.0, 3.0, 10.0], help="weights of the divergence")
-    add("--num_particles", type=PositiveInt, default=1000, help="draws per test datum for log p(x)")
+    add("--num_particles", type=PositiveInt, default=1000, help="number of draws per test datum for log p(x)")
     add("--seed", type=Seed, default=0, help="training seed")
-    add("--jobs", type=PositiveInt, default=1, help="trainings side by side")
+    add("--jobs", type=PositiveInt, default=1, help="number of trainings at the same time")
     own, training = split_flags(sys.argv[1:])
     flags = parse_flags(parser, own)
     if len(set(flags.betas)) < len(flags.betas):
-        raise ValueError("--betas: name each weight once")
+        raise ValueError(f"--betas must not repeat a value, got {flags.betas}")
     out = Path(flags.out)
     out.mkdir(parents=True, exist_ok=True)
     of_all = [*training, "--seed", str(flags.seed), "--num_particles", str(flags.num_particles)]
@@ -57,7 +57,7 @@ def main() -> int:
 
 
 def point(path: Path) -> dict[str, float]:
-    """What a run comes to."""
+    """Load the results of a run: reconstruction, divergence, ELBO, and log p(x) with its errors."""
     epochs: list[dict[str, Any]] = [json.loads(line) for line in (path / METRICS).read_text().splitlines()]
     best = max(epochs, key=lambda row: row["validation_objective"])  # the epoch whose weights were kept
     held = read_json(path / "evaluation.json")
@@ -73,7 +73,7 @@ def point(path: Path) -> dict[str, float]:
 
 
 def plot(rows: dict[float, dict[str, float]]) -> Figure:
-    """Reconstruction against divergence; along the dotted lines their difference, the ELBO, is the same."""
+    """Plot reconstruction against divergence, with dotted lines of equal ELBO."""
     figure = Figure(figsize=(6.4, 4.4), layout="constrained")
     axes = figure.subplots()
     kl, reconstruction = ([row[key] for row in rows.values()] for key in ("kl", "reconstruction"))

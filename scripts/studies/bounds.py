@@ -1,12 +1,12 @@
-"""Compare what is optimised: the VAE's bound, the importance-weighted one and DReG, with several draws and seeds.
+"""Compare training objectives: the ELBO, the importance-weighted bound, and DReG, for several draws and seeds.
 
 python scripts/studies/bounds.py --out bounds
 python scripts/studies/bounds.py --out bounds --draws [1,10] -- --data mnist --data_dir data --batch_size 20 --epochs 5
 
-Each is trained by scripts/train.py with every seed into a run folder of its own; what stands behind -- goes to train.py
-as it is. A second call goes on where the first was stopped. L_K is the published protocol, the guide's draws; log p(x)
-is by the default proposal, with fewer draws. Errors are over data and seeds, those of differences paired. VAE means the
-ELBO averaged over k draws; with one draw the importance-weighted bound is the same, and is not trained again.
+scripts/train.py trains each objective with each seed into a separate run folder. Flags after -- are passed to train.py.
+A second call resumes an interrupted one. L_K is the published protocol with draws from the guide; log p(x) uses the
+default proposal with fewer draws. Standard errors are over data and seeds; those of differences are paired. VAE is the
+ELBO averaged over k draws. With one draw it equals the importance-weighted bound, which is then not trained again.
 """
 
 import sys
@@ -33,26 +33,26 @@ Cell = tuple[str, int]
 
 
 def main() -> int:
-    """Train what is not trained yet, evaluate, and print the tables."""
+    """Train the missing runs, evaluate all, and print the tables."""
     parser = make_parser(prog="bounds.py", description=__doc__)
     add = parser.add_argument
     add("--out", type=str, required=True, help="folder of the runs and of bounds.json")
     add("--draws", type=list[PositiveInt], default=[1, 5, 50], help="draws per datum in training, k")
     add("--seeds", type=list[Seed], default=[0, 1, 2], help="training seeds")
-    add("--jobs", type=PositiveInt, default=1, help="trainings side by side")
-    add("--num_data", type=PositiveInt, default=1000, help="test data in the table, at most")
+    add("--jobs", type=PositiveInt, default=1, help="number of trainings at the same time")
+    add("--num_data", type=PositiveInt, default=1000, help="largest number of test data in the table")
     add("--guide_particles", type=PositiveInt, default=5000, help="draws of the guide per test datum, K of L_K")
     add("--num_particles", type=PositiveInt, default=500, help="draws of the default proposal per test datum")
     own, training = split_flags(sys.argv[1:])
     flags = parse_flags(parser, own)
     for name in ("draws", "seeds"):
         if len(set(flags[name])) < len(flags[name]):
-            raise ValueError(f"--{name}: name each once")
+            raise ValueError(f"--{name} must not repeat a value, got {flags[name]}")
     out = Path(flags.out)
     out.mkdir(parents=True, exist_ok=True)
     cells: list[Cell] = [(name, k) for name in OBJECTIVES for k in sorted(flags.draws) if (name, k) != ("IWAE", 1)]
     folders = {(cell, seed): out / f"{cell[0]}-{cell[1]}-{seed}" for seed in flags.seeds for cell in cells}
-    few = ["--num_particles", "25", "--proposal", "guide"]  # the table has draws of its own
+    few = ["--num_particles", "25", "--proposal", "guide"]  # the table uses separate draws
     runs = {
         folder: [*OBJECTIVES[name].format(k=k).split(), *training, "--seed", str(seed), *few]
         for ((name, k), seed), folder in folders.items()
@@ -88,7 +88,7 @@ def main() -> int:
 
 
 def measured(path: Path, settings: dict[str, int]) -> dict[str, Tensor]:
-    """ELBO, L_K and log p(x) of the first test data, each with shape (N,), and activities; kept beside the run."""
+    """Load or compute ELBO, L_K and log p(x) of the first test data, each with shape (N,), and unit activities."""
 
     def made() -> dict[str, Tensor]:
         model, x, conditions = on_test_data(path, settings["num_data"])
@@ -106,7 +106,7 @@ def measured(path: Path, settings: dict[str, int]) -> dict[str, Tensor]:
 
 
 def summary(values: dict[str, Tensor]) -> dict[str, float | None]:
-    """Means over seeds and data of values with shape (S, N), and the errors of L_K."""
+    """Compute means over seeds and data of values with shape (S, N), and the standard errors of L_K."""
     bound, error = crossed_mean_and_std_error(values["bound"])
     return {
         "bound": bound,
@@ -119,7 +119,7 @@ def summary(values: dict[str, Tensor]) -> dict[str, float | None]:
 
 
 def compared(found: dict[Cell, dict[str, Tensor]]) -> dict[str, dict[str, float | None]]:
-    """Paired gains: of each objective with more draws, and of one objective over another with the same."""
+    """Compute paired gains of more draws for each objective, and of one objective over another for equal draws."""
     counts = sorted({k for _, k in found})
     pairs = [((name, low), (name, high)) for name in OBJECTIVES for low, high in pairwise(counts)]
     pairs += [((low, k), (high, k)) for low, high in (("VAE", "IWAE"), ("IWAE", "DReG")) for k in counts if k > 1]
@@ -134,12 +134,12 @@ def compared(found: dict[Cell, dict[str, Tensor]]) -> dict[str, dict[str, float 
 
 
 def over_seeds(values: Tensor) -> float | None:
-    """Standard deviation over seeds of the mean over data; None for one seed."""
+    """Compute the standard deviation over seeds of the mean over data; None for one seed."""
     return values.mean(1).std().item() if len(values) > 1 else None
 
 
 def number(value: float | None, form: str) -> str:
-    """A number of a table, or a dash where there is none."""
+    """Format a number of a table; a dash for None."""
     return "-" if value is None else format(value, form)
 
 

@@ -1,12 +1,12 @@
-"""Draw mean, standard deviation and signal-to-noise ratio of the encoder's gradient as K, the draws in a bound, grows.
+"""Plot mean, standard deviation and signal-to-noise ratio of the guide's gradient against the draws K of a bound.
 
 python scripts/studies/gradients.py --out gradients.png
 python scripts/studies/gradients.py --out gradients.png --particles [1,10,100] --latent_dim 20 --shift 0.1
 
-One datum of z ~ N(0, I), x|z ~ N(z, I), whose posterior is N(x/2, I/2), and the guide N(m, 2/3 I) with m off by --shift
-in each dimension (after Rainforth et al., "Tighter variational bounds are not necessarily better", ICML 2018,
-https://arxiv.org/abs/1802.04537). The gradient is that of the bound with respect to m, drawn many times; numbers are
-means over the dimensions. Unbiased estimators have the same mean at every K.
+The model is z ~ N(0, I), x|z ~ N(z, I) with one datum, so the posterior is N(x/2, I/2). The guide is N(m, 2/3 I), where
+m is off by --shift in each dimension (after Rainforth et al., "Tighter variational bounds are not necessarily better",
+ICML 2018, https://arxiv.org/abs/1802.04537). The gradient of the bound with respect to m is drawn many times. The table
+shows means over the dimensions. Unbiased estimators have equal means at each K.
 """
 
 import math
@@ -27,7 +27,7 @@ from pyrovae.objectives import Gradient
 from pyrovae.plots import to_png
 from pyrovae.runs import Seed, make_parser, parse_flags, run_script, write_json, write_whole
 
-AT_ONCE = 2**21  # numbers in the draws of a chunk
+CHUNK_ELEMENTS = 2**21  # elements of the draws in a chunk
 ESTIMATORS: dict[str, Gradient] = {
     "pathwise": "pathwise",
     "STL": "stl",
@@ -39,12 +39,12 @@ Row = dict[str, float]
 
 
 class Copies:
-    """Many copies of one datum, each with a mean m of its own in the guide, so that one backward gives many gradients.
+    """Copies of one datum with separate guide means m, so that one backward pass gives many gradients.
 
     Args:
-        num_copies: Of the datum, N.
-        latent_dim: Size Z of the latent.
-        shift: How far m is off, in each dimension.
+        num_copies: Number of copies N of the datum.
+        latent_dim: Dimension Z of the latent.
+        shift: Error of m in each dimension.
     """
 
     def __init__(self, num_copies: int, latent_dim: int, shift: float) -> None:
@@ -52,44 +52,44 @@ class Copies:
         self.m = (self.x / 2 + shift).requires_grad_()
 
     def model(self) -> None:
-        """The program p(z) p(x|z)."""
+        """Pyro program p(z) p(x|z)."""
         with pyro.plate("data", len(self.x), dim=-1):
             z = pyro.sample("z", dist.Normal(torch.zeros_like(self.x), 1.0).to_event(1))
             pyro.sample("x", dist.Normal(z, 1.0).to_event(1), obs=self.x)
 
     def guide(self) -> None:
-        """The program q(z|x)."""
+        """Pyro program q(z|x)."""
         with pyro.plate("data", len(self.x), dim=-1):
             pyro.sample("z", dist.Normal(self.m, math.sqrt(2 / 3)).to_event(1))
 
     def gradients(self, num_particles: int, gradient: Gradient) -> Tensor:
-        """Draw the bound's gradient for each copy, with shape (N, Z)."""
+        """Draw the gradient of the bound for each copy, with shape (N, Z)."""
         loss = ImportanceWeightedELBO(num_particles, gradient).differentiable_loss(self.model, self.guide)
         return -torch.autograd.grad(loss, self.m)[0]
 
 
 def main() -> int:
-    """Measure, print the table, and draw."""
+    """Measure, print the table, and plot the figure."""
     parser = make_parser(prog="gradients.py", description=__doc__)
     add = parser.add_argument
-    add("--out", type=str, required=True, help="the figure, a PNG; numbers go beside it, into a JSON file")
-    add("--particles", type=list[PositiveInt], default=[1, 2, 4, 8, 16, 32, 64, 128, 256], help="K, in the bound")
-    add("--num_copies", type=PositiveInt, default=10_000, help="gradients drawn for each K")
-    add("--latent_dim", type=PositiveInt, default=5, help="size Z of the latent")
-    add("--shift", type=float, default=0.2, help="how far the guide's mean is off in each dimension")
-    add("--seed", type=Seed, default=0, help="seed of the draws")
+    add("--out", type=str, required=True, help="PNG file of the figure; the numbers go to a JSON file beside it")
+    add("--particles", type=list[PositiveInt], default=[1, 2, 4, 8, 16, 32, 64, 128, 256], help="values of K")
+    add("--num_copies", type=PositiveInt, default=10_000, help="number of gradients for each K")
+    add("--latent_dim", type=PositiveInt, default=5, help="dimension Z of the latent")
+    add("--shift", type=float, default=0.2, help="error of the guide's mean in each dimension")
+    add("--seed", type=Seed, default=0, help="random seed")
     flags = parse_flags(parser, sys.argv[1:])
     if flags.num_copies < 2:
-        raise ValueError("--num_copies: a standard deviation needs two or more")
+        raise ValueError(f"--num_copies must be at least 2, got {flags.num_copies}; a standard deviation needs two")
     out = Path(flags.out)
     if out.suffix != ".png":
-        raise ValueError(f"--out {out}: the figure is a PNG; give a name that ends in .png")
+        raise ValueError(f"--out {out} must be a PNG file; give a name that ends in .png")
     pyro.set_rng_seed(flags.seed)
     found: dict[str, dict[int, Row]] = {name: {} for name in ESTIMATORS}
     with tqdm(total=len(ESTIMATORS) * len(flags.particles), unit="cell") as bar:
         for num_particles in sorted(set(flags.particles)):
             for name, gradient in ESTIMATORS.items():
-                if gradient != "vimco" or num_particles > 1:  # which needs two draws
+                if gradient != "vimco" or num_particles > 1:  # VIMCO needs two draws
                     found[name][num_particles] = measure(flags, num_particles, gradient)
                 bar.update()
     write_json(out.with_suffix(".json"), {"flags": vars(flags), "estimators": found})
@@ -106,23 +106,25 @@ def main() -> int:
 
 
 def measure(flags: object, num_particles: int, gradient: Gradient) -> Row:
-    """Mean over dimensions of the gradient's mean, its standard error, its standard deviation and the ratio."""
+    """Average over dimensions the gradient's mean, standard error, standard deviation and signal-to-noise ratio."""
     copies, size, shift = (getattr(flags, key) for key in ("num_copies", "latent_dim", "shift"))
-    at_once = max(1, AT_ONCE // (num_particles * size))
-    starts = range(0, copies, at_once)
-    parts = [Copies(min(at_once, copies - start), size, shift).gradients(num_particles, gradient) for start in starts]
+    chunk_size = max(1, CHUNK_ELEMENTS // (num_particles * size))
+    starts = range(0, copies, chunk_size)
+    parts = [
+        Copies(min(chunk_size, copies - start), size, shift).gradients(num_particles, gradient) for start in starts
+    ]
     drawn = torch.cat(parts).double()
     sd = drawn.std(0)
     return {
         "mean": drawn.mean().item(),
-        "std_error": (sd.square().sum().sqrt() / (size * math.sqrt(copies))).item(),  # dimensions as independent
+        "std_error": (sd.square().sum().sqrt() / (size * math.sqrt(copies))).item(),  # for independent dimensions
         "sd": sd.mean().item(),
         "snr": (drawn.mean(0).abs() / sd).mean().item(),
     }
 
 
 def plot(found: dict[str, dict[int, Row]]) -> Figure:
-    """The three measures over K, with lines of slope 1/2 and -1/2 beside the ratio."""
+    """Plot the three measures against K, with lines of slope 1/2 and -1/2 in the panel of the ratio."""
     figure = Figure(figsize=(10.5, 3.4), layout="constrained")
     for axes, (key, title) in zip(figure.subplots(1, len(MEASURES)), MEASURES.items(), strict=True):
         for number, (name, rows) in enumerate(found.items()):

@@ -321,12 +321,12 @@ class Own(Trace_ELBO):
     [
         (partial(Pair, branching, NORMAL), Trace_ELBO(), r"value of a tensor.* in test_recording.py, line \d+"),
         (partial(Pair, selecting, NORMAL), Trace_ELBO(), "the output shape of aten.index.Tensor depends on"),
-        (make_vae, Own(), "Own is not known to be made of tensor operations alone"),
-        (partial(Classes, "sequential"), ENUMERATED, "lists all of a site's values in parallel; not for 'y'"),
-        (partial(Classes, "some"), ENUMERATED, "lists all of a site's values in parallel; not for 'y'"),
-        (partial(Classes, "model"), ENUMERATED, "lists all of a site's values in parallel; not for 'y'"),
-        (partial(Classes, "drawn"), ENUMERATED, "where draws have gradients; not for 'y'"),
-        (partial(Classes, on_the_plate=False), ENUMERATED, "where every site is in the data plate alone"),
+        (make_vae, Own(), "but Own is not known to be one"),
+        (partial(Classes, "sequential"), ENUMERATED, "enumerates all values of site 'y' in parallel"),
+        (partial(Classes, "some"), ENUMERATED, "enumerates all values of site 'y' in parallel"),
+        (partial(Classes, "model"), ENUMERATED, "enumerates all values of site 'y' in parallel"),
+        (partial(Classes, "drawn"), ENUMERATED, "needs reparameterised draws, but site 'y' has none"),
+        (partial(Classes, on_the_plate=False), ENUMERATED, "needs every site in the data plate alone"),
     ],
     ids=["control flow", "selection", "own objective", "in turn", "some", "the model's", "drawn", "a site for all"],
 )

@@ -19,7 +19,7 @@ from pyrovae import (
     RenyiELBO,
     temper,
 )
-from pyrovae.objectives.bounds import partial_derivatives
+from pyrovae.objectives.gradient_estimators import partial_derivatives
 from pyrovae.objectives.power_means import power_mean
 
 COPIES = 40_000
@@ -37,7 +37,7 @@ def of_order(num_particles, order=1.0):
     return partial(exact_bound, num_particles=num_particles, order=order)
 
 
-# Each objective and what it is in expectation, for the model and for the guide.
+# Each objective, and its expected bounds for the model and for the guide; None if the guide's is the model's.
 BOUNDS = {
     "iwae, K = 1": (lambda g: ImportanceWeightedELBO(1, g), of_order(1), None),
     "iwae, K = 2": (lambda g: ImportanceWeightedELBO(2, g), of_order(2), None),
@@ -53,7 +53,7 @@ BOUNDS = {
 
 
 def t_statistics(found, exact):
-    """How many standard errors the mean of each parameter's gradient is off."""
+    """Compute the error of each parameter's mean gradient, in standard errors."""
     return {
         name: ((g.mean() - exact[name]) / (g.std() / len(g) ** 0.5).clamp_min(1e-12)).item()
         for name, g in found.items()
@@ -70,7 +70,7 @@ def expected_gradient(name, weight=1.0):
 
 @pytest.mark.parametrize("gradient", ["pathwise", "dreg", "vimco"])
 @pytest.mark.parametrize("name", BOUNDS)
-def test_gradients_are_unbiased(name, gradient):
+def test_gradients_of_bounds_are_unbiased(name, gradient):
     if gradient == "vimco" and name == "iwae, K = 1":
         pytest.skip("VIMCO asks for two draws")
     copies = score_copies(COPIES) if gradient == "vimco" else Copies(COPIES)
@@ -79,14 +79,14 @@ def test_gradients_are_unbiased(name, gradient):
     # 116 t statistics in all: one beyond 5.5 has probability 5e-6, once, with the seed fixed.
     for parameter, t in t_statistics(found, exact).items():
         assert abs(t) < 5.5, parameter
-    # Power: what is off by a fifth of the largest gradient is seen.
+    # Power: the test detects an error of a fifth of the largest gradient.
     largest = max(map(abs, exact.values()))
     for g in found.values():
         assert 0.2 * largest > 11 * g.std() / COPIES**0.5
 
 
-def test_the_oracle_is_exact():
-    # K = 1 is the ELBO, in closed form; K = 2 a product of two quadratures; K to infinity log p(x).
+def test_the_quadrature_of_bounds_is_exact():
+    # K = 1 gives the ELBO in closed form, K = 2 a product of two quadratures, large K log p(x).
     p = {name: torch.tensor(value, dtype=torch.float64) for name, value in Copies.values.items()}
     nodes, probability = normal_nodes()
     r = p["log_r"].exp()
@@ -103,10 +103,10 @@ def test_the_oracle_is_exact():
     assert exact_bound(log_w, probability, 100_000).item() == pytest.approx(Copies.log_marginal(), abs=1e-4)
 
 
-def test_sticking_the_landing_is_unbiased_for_one_draw_alone():
+def test_sticking_the_landing_is_unbiased_only_for_one_draw():
     exact = expected_gradient("iwae, K = 1")
     assert max(map(abs, t_statistics(Copies(COPIES).gradients(ImportanceWeightedELBO(1, "stl")), exact).values())) < 5.5
-    # For K = 8 it is far off for the guide, and right for the model.
+    # For K = 8 it is biased for the guide, and unbiased for the model.
     exact = expected_gradient("iwae, K = 8")
     off = t_statistics(Copies(COPIES).gradients(ImportanceWeightedELBO(8, "stl")), exact)
     assert max(abs(off["a"]), abs(off["c"])) < 5.5
@@ -116,7 +116,7 @@ def test_sticking_the_landing_is_unbiased_for_one_draw_alone():
 @pytest.mark.parametrize("name", ["iwae, K = 1", "iwae, K = 8", "renyi 0.5, K = 4", "piwae, 2 of 3"])
 @pytest.mark.parametrize("gradient", ["pathwise", "dreg", "vimco"])
 @pytest.mark.parametrize("weight", [0.0, 0.4, torch.tensor(2.0)])
-def test_gradients_are_unbiased_under_a_weight_of_the_divergence(name, gradient, weight):
+def test_gradients_of_bounds_are_unbiased_under_a_kl_weight(name, gradient, weight):
     if gradient == "vimco" and name == "iwae, K = 1":
         pytest.skip("VIMCO asks for two draws")
     copies = score_copies(COPIES) if gradient == "vimco" else Copies(COPIES)
@@ -127,7 +127,7 @@ def test_gradients_are_unbiased_under_a_weight_of_the_divergence(name, gradient,
         assert abs(t) < 5.5, parameter
 
 
-def test_values_are_those_of_quadrature():
+def test_losses_of_bounds_agree_with_quadrature():
     for make, bound, _ in BOUNDS.values():
         for gradient in ("pathwise", "stl"):
             losses = torch.stack(
@@ -141,7 +141,7 @@ def test_values_are_those_of_quadrature():
             assert abs(-losses.mean() - value) < 6.5 * losses.std() / 20**0.5
 
 
-def test_bounds_rise_with_the_draws_towards_log_p():
+def test_importance_weighted_bounds_rise_with_the_draws_towards_log_p():
     exact = [Copies.exact(of_order(k))[0] for k in (1, 2, 8, 64)]
     assert exact == sorted(exact)
     copies = Copies(COPIES)
@@ -151,8 +151,8 @@ def test_bounds_rise_with_the_draws_towards_log_p():
     assert found[-1] > Copies.log_marginal() - 0.05
 
 
-def test_dreg_has_the_better_signal_as_draws_grow():
-    # Rainforth et al. 2018 and Tucker et al. 2019: of the guide's gradient, falling for pathwise, rising for DReG.
+def test_signal_to_noise_of_dreg_rises_with_the_draws_and_that_of_pathwise_falls():
+    # Guide's gradient; Rainforth et al. 2018 and Tucker et al. 2019.
     def signal_to_noise(gradient, draws):
         g = Copies(4000).gradients(ImportanceWeightedELBO(draws, gradient))["m"]
         return (g.mean() / g.std()).abs().item()
@@ -162,7 +162,7 @@ def test_dreg_has_the_better_signal_as_draws_grow():
 
 
 class Classes:
-    """y of three classes, and z given y, in model and guide: a discrete latent above one that reparameterises."""
+    """Class y of three, and z given y, in model and guide: a discrete latent above a reparameterised one."""
 
     def __init__(self, copies):
         generator = torch.Generator().manual_seed(4)
@@ -200,7 +200,7 @@ class Classes:
 
 
 @pytest.mark.parametrize("num_particles", [2, 5])
-def test_vimco_is_unbiased_where_a_discrete_latent_stands_above_a_continuous_one(num_particles):
+def test_vimco_is_unbiased_if_a_discrete_latent_is_above_a_continuous_one(num_particles):
     both = Classes(COPIES)
     loss = ImportanceWeightedELBO(num_particles, "vimco").differentiable_loss(both.model, both.guide, both.data)
     found = torch.autograd.grad(-loss, list(both.parameters.values()))
@@ -212,7 +212,7 @@ def test_vimco_is_unbiased_where_a_discrete_latent_stands_above_a_continuous_one
 
 
 class Chain:
-    """Two latents, drawn upwards by the guide: z1 from x, then z2 from z1, with parameters for each copy."""
+    """Two latents that the guide draws bottom-up: z1 given x, then z2 given z1, with parameters for each copy."""
 
     def __init__(self, copies):
         values = {"m": 0.3, "s": -0.5, "v": 0.6, "t": -0.3, "a": 0.8}
@@ -253,7 +253,7 @@ class Chain:
 @pytest.mark.parametrize(
     ("gradient", "num_particles"), [("pathwise", 1), ("pathwise", 4), ("stl", 1), ("dreg", 1), ("dreg", 4)]
 )
-def test_gradients_through_a_chain_of_latents_are_unbiased(gradient, num_particles):
+def test_gradients_through_two_dependent_latents_are_unbiased(gradient, num_particles):
     chain = Chain(COPIES)
     elbo = ImportanceWeightedELBO(num_particles, gradient)
     found = torch.autograd.grad(
@@ -275,7 +275,7 @@ def test_partial_derivatives_hold_the_other_draws_fixed():
     found = partial_derivatives(value, [z1, z2, z3])
     for one, other in zip(found, expected, strict=True):
         torch.testing.assert_close(one, other.detach(), rtol=1e-12, atol=0)
-    # The surrogate's derivative is that of the value.
+    # The surrogate has the derivative of the value.
     surrogate = sum(z * g for z, g in zip([z1, z2, z3], found, strict=True))
     one, other = (torch.autograd.grad(each, w, retain_graph=True)[0] for each in (surrogate, value))
     torch.testing.assert_close(one, other)
@@ -285,8 +285,8 @@ def test_partial_derivatives_hold_the_other_draws_fixed():
 
 @pytest.mark.parametrize("encoder", [name for name in ENCODERS if name != "categorical"])
 @pytest.mark.parametrize("num_particles", [1, 3])
-def test_gradients_along_the_draws_vanish_where_the_weights_are_equal(encoder, num_particles):
-    # The posterior is the guide itself, frozen: every weight is 1, and so the derivative of log w along any draw is 0.
+def test_gradients_without_score_vanish_if_the_guide_is_the_posterior(encoder, num_particles):
+    # The posterior is a frozen copy of the guide. Every weight is 1, so the derivative of log w along any draw is 0.
     encode = ENCODERS[encoder]().double()
     frozen = copy.deepcopy(encode).requires_grad_(False)
     x = torch.randn(4, D, dtype=torch.float64)
@@ -300,7 +300,7 @@ def test_gradients_along_the_draws_vanish_where_the_weights_are_equal(encoder, n
             pyro.sample("z", encode(x))
 
     if not encode(x).has_rsample:
-        with pytest.raises(ValueError, match=r"latent 'z', of \w+, have no gradient; take gradient=\"vimco\""):
+        with pytest.raises(ValueError, match=r"latent 'z' \(\w+\) has none; use gradient=\"vimco\""):
             ImportanceWeightedELBO(num_particles, "dreg").differentiable_loss(model, guide, x)
         return
     norms = {}

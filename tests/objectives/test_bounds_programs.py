@@ -1,5 +1,6 @@
-"""Bounds of K draws with any program: identities, Pyro's own, recorded execution, extremes and refusals."""
+"""Bounds of K draws with any program: identities, Pyro's objectives, recorded execution, extremes and errors."""
 
+import inspect
 import math
 from functools import partial
 
@@ -26,7 +27,10 @@ from pyrovae import (
     log_weights,
     temper,
 )
+from pyrovae.objectives import KLWeight, LearnedKLWeight, ShapedKL
+from pyrovae.objectives.base import TensorELBO
 from pyrovae.objectives.bounds import ParticleBound
+from pyrovae.objectives.decompositions import AggregateELBO
 from pyrovae.objectives.power_means import Mean, power_mean, without_each
 
 
@@ -36,7 +40,7 @@ def x():
 
 
 @pytest.mark.parametrize("alpha", [0.0, 0.5, -2.0])
-def test_pathwise_is_pyros_renyi_elbo(x, alpha):
+def test_pathwise_renyi_elbo_agrees_with_pyro(x, alpha):
     vae = make_vae()
     ours, theirs = (
         loss_and_gradients(elbo, vae, x)
@@ -61,7 +65,7 @@ def test_pathwise_is_pyros_renyi_elbo(x, alpha):
         partial(CombinedImportanceWeightedELBO, 0.4),
     ],
 )
-def test_one_draw_is_the_elbo(x, make):
+def test_bounds_of_one_draw_are_the_elbo(x, make):
     vae = make_vae()
     elbo = make(num_particles=1)
     assert elbo.is_elbo
@@ -73,7 +77,7 @@ def test_one_draw_is_the_elbo(x, make):
     assert not make(num_particles=4).is_elbo
 
 
-def test_one_group_is_the_importance_weighted_bound(x):
+def test_bounds_of_one_group_are_the_importance_weighted_bound(x):
     vae = make_vae()
     expected = loss_and_gradients(ImportanceWeightedELBO(5), vae, x)
     for elbo in (
@@ -88,7 +92,7 @@ def test_one_group_is_the_importance_weighted_bound(x):
             torch.testing.assert_close(gradient, expected[1][name], rtol=1e-4, atol=1e-5)
 
 
-def test_a_loss_is_minus_the_sum_of_log_mean_weights(x):
+def test_losses_of_bounds_are_minus_the_sum_of_means_of_log_weights(x):
     vae = make_vae()
     pyro.set_rng_seed(3)
     log_w = log_weights(vae.model, vae.guide, x, num_particles=6)
@@ -105,7 +109,7 @@ def test_a_loss_is_minus_the_sum_of_log_mean_weights(x):
         assert elbo.loss(vae.model, vae.guide, x) == pytest.approx(-value.sum().item(), rel=1e-5)
 
 
-def test_the_largest_weight_alone_counts_in_vr_max(x):
+def test_vr_max_is_the_limit_of_very_negative_alpha(x):
     vae = make_vae()
     expected = loss_and_gradients(RenyiELBO(-1e6, 6), vae, x)
     found = loss_and_gradients(RenyiELBO(-math.inf, 6), vae, x)
@@ -115,7 +119,7 @@ def test_the_largest_weight_alone_counts_in_vr_max(x):
 
 
 @pytest.mark.parametrize("elbo", [ImportanceWeightedELBO(3), RenyiELBO(0.5, 3), CombinedImportanceWeightedELBO(0.5, 3)])
-def test_the_pathwise_gradient_is_the_derivative(elbo):
+def test_the_pathwise_gradient_is_the_derivative_of_the_loss(elbo):
     oracle = LinearGaussian(data_dim=3)
     x, decoder, encoder = oracle.data(2), oracle.decoder(), torch.nn.Linear(3, 4).double()
 
@@ -137,24 +141,24 @@ def test_the_pathwise_gradient_is_the_derivative(elbo):
     assert torch.autograd.gradcheck(loss, (*decoder.parameters(), *encoder.parameters()))
 
 
-def test_means_and_their_derivatives():
+def test_power_means_have_the_derivatives_and_baselines_of_autograd():
     log_w = torch.randn(4, 3, dtype=torch.float64, requires_grad=True)
     for order in (1.0, 0.5, -2.0, 0.0, math.inf, -math.inf):
         mean = power_mean(log_w, order)
-        slopes = torch.zeros_like(log_w) if mean.slopes is None else mean.slopes
+        curvature = torch.zeros_like(log_w) if mean.curvature is None else mean.curvature
         first = torch.autograd.grad(mean.value.sum(), log_w, create_graph=True)[0]
-        torch.testing.assert_close(first, mean.weights)
+        torch.testing.assert_close(first, mean.gradient)
         for k in range(4):
             if first.requires_grad:
                 second = torch.autograd.grad(first[k].sum(), log_w, retain_graph=True)[0][k]
-                torch.testing.assert_close(second, slopes[k])
+                torch.testing.assert_close(second, curvature[k])
         for k in range(4):
             others = torch.cat([log_w[:k], log_w[k + 1 :]])
             left = torch.cat([others, others.mean(0, keepdim=True)])
             torch.testing.assert_close(without_each(log_w, order)[k], power_mean(left, order).value)
 
 
-def test_a_draw_that_weighs_all_is_left_out_exactly():
+def test_without_each_is_exact_for_a_draw_that_dominates_the_others():
     log_w = torch.tensor([[0.0], [200.0], [-1.0]])
     expected = math.log((1 + math.exp(-1) + math.exp(-0.5)) / 3)
     assert without_each(log_w)[1].item() == pytest.approx(expected, rel=1e-5)
@@ -169,7 +173,7 @@ PROGRAMS = {
 
 @pytest.mark.parametrize("program", PROGRAMS)
 @pytest.mark.parametrize("gradient", ["pathwise", "stl", "dreg"])
-def test_svi_and_modules_train(program, gradient, x):
+def test_bounds_train_under_svi_and_as_modules(program, gradient, x):
     made = PROGRAMS[program]()
     data = x[:, :4] if program == "hand-written" else x
     elbo = ImportanceWeightedELBO(4, gradient)
@@ -184,7 +188,7 @@ def test_svi_and_modules_train(program, gradient, x):
 
 
 @pytest.mark.parametrize("gradient", ["stl", "dreg", "vimco"])
-def test_masks_and_covariates_go_along(gradient):
+def test_bounds_pass_masks_and_covariates_to_the_programs(gradient):
     blueprint = Blueprint(6, 2, num_covariates=3, network=partial(MLP, hidden=[8]))
     vae = blueprint.vae()
     x, c = torch.bernoulli(torch.full((5, 6), 0.4)), torch.randn(5, 3)
@@ -203,7 +207,7 @@ def test_masks_and_covariates_go_along(gradient):
 
 def test_mixtures_of_classes_train_by_vimco(x):
     vae = MixtureVAE(Blueprint(6, 2, network=partial(MLP, hidden=[8])), num_classes=3)
-    with pytest.raises(ValueError, match=r"latent 'y', of \w+, have no gradient"):
+    with pytest.raises(ValueError, match=r"latent 'y' \(\w+\) has none"):
         ImportanceWeightedELBO(4, "dreg").loss(vae.model, vae.guide, x)
     history = fit(vae.model, vae.guide, x, elbo=ImportanceWeightedELBO(4, "vimco"), epochs=40, validation=x)
     assert history["validation_elbo"][-1] > history["validation_elbo"][0]
@@ -227,7 +231,7 @@ RECORDED = [
         ("two layers", RECORDED[2], lambda epoch: 0.2 + epoch / 9),
     ],
 )
-def test_recorded_steps_give_the_same(program, elbo, kl_weight, x):
+def test_recorded_steps_of_bounds_equal_eager_steps(program, elbo, kl_weight, x):
     ends = []
     for execution in ("eager", "recorded"):
         pyro.clear_param_store()
@@ -243,7 +247,7 @@ def test_recorded_steps_give_the_same(program, elbo, kl_weight, x):
 
 @pytest.mark.parametrize("gradient", ["pathwise", "stl", "dreg", "vimco"])
 @pytest.mark.parametrize("log_scale", [-40.0, -10.0, 10.0, 40.0])
-def test_extreme_scales_and_a_thousand_draws_stay_finite(gradient, log_scale, x):
+def test_bounds_of_a_thousand_draws_stay_finite_at_extreme_scales(gradient, log_scale, x):
     vae = make_vae()
     with torch.no_grad():
         last = [m for m in vae.guide.modules() if isinstance(m, torch.nn.Linear)][-1]
@@ -253,7 +257,7 @@ def test_extreme_scales_and_a_thousand_draws_stay_finite(gradient, log_scale, x)
     assert all(bool(torch.isfinite(g).all()) for g in gradients.values())
 
 
-def test_a_draw_of_density_zero_counts_for_nothing():
+def test_gradients_of_bounds_stay_finite_if_a_draw_has_density_zero():
     def model(x):
         with pyro.plate("rows", len(x), dim=-1):
             z = pyro.sample("z", dist.Normal(torch.zeros(len(x)), 1.0))
@@ -278,28 +282,28 @@ class TestRefusals:
         ("make", "message"),
         [
             (lambda: ImportanceWeightedELBO(0), "num_particles must be at least 1, got 0"),
-            (lambda: ImportanceWeightedELBO(1, "vimco"), 'at least 2, got 1; "vimco" compares each draw'),
+            (lambda: ImportanceWeightedELBO(1, "vimco"), 'at least 2 with gradient="vimco", got 1'),
             (lambda: ImportanceWeightedELBO(3, "reinforce"), "gradient must be one of pathwise, stl, dreg, vimco"),
-            (lambda: RenyiELBO(math.nan), "alpha is NaN"),
-            (lambda: RenyiELBO(-math.inf, 4, "dreg"), "weights without jumps"),
+            (lambda: RenyiELBO(math.nan), "alpha must not be NaN"),
+            (lambda: RenyiELBO(-math.inf, 4, "dreg"), "needs a bound with second derivatives"),
             (lambda: MultiplyImportanceWeightedELBO(2, 0), "num_groups must be at least 1, got 0"),
             (lambda: MultiplyImportanceWeightedELBO(1, 4, "vimco"), "at least 2 with"),
             (lambda: PartiallyImportanceWeightedELBO(0, 4), "num_particles must be at least 1"),
             (lambda: CombinedImportanceWeightedELBO(1.5), "share must lie between 0 and 1, got 1.5"),
         ],
     )
-    def test_arguments(self, make, message):
+    def test_bounds_refuse_invalid_arguments(self, make, message):
         with pytest.raises(ValueError, match=message):
             make()
 
-    def test_scales_that_are_no_weight_of_the_divergence(self, x):
+    def test_bounds_refuse_scales_that_are_no_kl_weight(self, x):
         vae = make_vae()
         with pyro.poutine.scale(scale=2.0), pytest.raises(ValueError, match=r"'x' of the model carries scale 2\.0"):
             ImportanceWeightedELBO(2).loss(vae.model, vae.guide, x)
         with pytest.raises(ValueError, match=r"'z' of the guide carries scale 1\.0, site 'z' of the model 0\.5"):
             ImportanceWeightedELBO(2).loss(temper(latent=0.5)(vae.model), vae.guide, x)
 
-    def test_sites_outside_the_plate(self, x):
+    def test_bounds_refuse_sites_outside_the_plate(self, x):
         def program(x):
             pyro.sample("z", dist.Normal(0.0, 1.0))
 
@@ -307,7 +311,7 @@ class TestRefusals:
             ImportanceWeightedELBO(2).loss(program, program, x)
 
 
-def test_a_bound_of_the_readers_own_is_two_methods(x):
+def test_a_bound_of_the_user_needs_two_methods(x):
     class Median(ParticleBound):
         def mean(self, log_w):
             value, index = log_w.median(0, keepdim=True)
@@ -323,3 +327,10 @@ def test_a_bound_of_the_readers_own_is_two_methods(x):
     loss = Median(5, "stl")(vae.model, vae.guide)(x)
     assert loss.item() == pytest.approx(-log_w.median(0).values.sum().item(), rel=1e-5)
     loss.backward()
+    with pytest.raises(ValueError, match='"dreg" needs a bound with second derivatives, but Median gives none'):
+        Median(5, "dreg").differentiable_loss(vae.model, vae.guide, x)
+
+
+@pytest.mark.parametrize("base", [TensorELBO, ParticleBound, AggregateELBO, KLWeight, ShapedKL, LearnedKLWeight])
+def test_base_classes_of_objectives_and_kl_weights_are_abstract(base):
+    assert inspect.isabstract(base)

@@ -1,4 +1,4 @@
-"""Objectives of the aggregate posterior: exact where the batch is all data, unbiased where they say so."""
+"""Objectives of the aggregate posterior: exact if the batch holds all data, unbiased as their docstrings state."""
 
 import math
 from copy import deepcopy
@@ -39,7 +39,7 @@ def x():
 
 @pytest.mark.parametrize("elbo", [BetaTCELBO(30, beta=1.0), BetaTCELBO(5000, beta=1.0), InfoVAEELBO(0.0, 1.0)])
 @pytest.mark.parametrize("prior", [StandardNormalPrior, MixturePrior])
-def test_with_weights_of_one_it_is_the_elbo(elbo, prior, x):
+def test_objectives_of_the_aggregate_posterior_with_weights_one_are_the_elbo(elbo, prior, x):
     pyro.set_rng_seed(0)
     vae = VAE(prior(2), BernoulliLikelihood(MLP(2, 6)), NormalEncoder(MLP(6, 4)))
     ours, theirs = (loss_and_gradients(each, vae, x) for each in (elbo, Trace_ELBO()))
@@ -48,7 +48,7 @@ def test_with_weights_of_one_it_is_the_elbo(elbo, prior, x):
         torch.testing.assert_close(gradient, theirs[1][name], rtol=1e-3, atol=1e-4, msg=name)
 
 
-def test_the_three_terms_are_exact_where_the_batch_is_all_data(x):
+def test_the_terms_of_beta_tc_are_exact_if_the_batch_holds_all_data(x):
     vae = make_vae().double()
     x = x.double()
     one = _one_latent(vae.model, vae.guide, (x,), {})
@@ -69,7 +69,7 @@ def test_the_three_terms_are_exact_where_the_batch_is_all_data(x):
     torch.testing.assert_close(loss, (2 * found[0] + 3 * found[1] + 0.5 * found[2]).sum())
 
 
-def test_the_density_of_the_aggregate_is_unbiased_in_batches(x):
+def test_the_density_of_the_aggregate_posterior_is_unbiased_in_batches(x):
     # The first datum with every choice of two others among five: the mean over choices is the density of all six.
     vae = make_vae().double()
     x = x[:6].double()
@@ -86,7 +86,7 @@ def test_the_density_of_the_aggregate_is_unbiased_in_batches(x):
     torch.testing.assert_close(torch.stack([density(rows) for rows in choices]).mean(), density(list(range(6))))
 
 
-def test_the_discrepancy_is_its_closed_form():
+def test_squared_mmd_agrees_with_the_closed_form():
     # Normals N(0, I) and N(m, s^2 I) under a Gaussian kernel, in closed form.
     m, s, h, dim = 0.8, 0.5, 2.0, 2
 
@@ -105,8 +105,8 @@ def test_the_discrepancy_is_its_closed_form():
     assert bool((same < 0).any())
 
 
-def test_the_discrepancy_is_between_guide_and_prior(x):
-    # The guide N(m, s^2) whatever the datum, the prior N(0, I): the closed form above, through the programs.
+def test_info_vae_measures_the_discrepancy_of_guide_and_prior(x):
+    # Guide N(m, s^2) for every datum, prior N(0, I): the closed form above, through the programs.
     m, s, dim = 0.8, 0.5, 2
     vae = make_vae()
     with torch.no_grad():
@@ -115,7 +115,7 @@ def test_the_discrepancy_is_between_guide_and_prior(x):
         last.bias.zero_()
         made = vae.guide.encoder(x[:1]).base_dist
         last.bias[:dim] = m
-        for _ in range(60):  # the bias that makes the scale s, whatever the encoder makes of it
+        for _ in range(60):  # the bias for scale s, whatever the encoder's link
             last.bias[dim:] += torch.log(s / vae.guide.encoder(x[:1]).base_dist.stddev[0])
         made = vae.guide.encoder(x[:1]).base_dist
     torch.testing.assert_close(made.stddev, torch.full((1, dim), s), rtol=1e-4, atol=0)
@@ -143,7 +143,7 @@ def fresh(vae, x):
     return _one_latent(vae.model, vae.guide, (x,), {})
 
 
-def test_the_discriminator_finds_the_total_correlation():
+def test_the_trained_discriminator_estimates_the_total_correlation():
     # A normal with correlation 0.8: -1/2 log(1 - 0.8^2) = 0.511 nats.
     pyro.set_rng_seed(0)
     elbo = FactorVAEELBO(2, hidden=[32, 32])
@@ -163,7 +163,7 @@ def test_the_discriminator_finds_the_total_correlation():
     assert elbo.log_ratio(apart).exp().mean().item() == pytest.approx(1, abs=0.1)  # a density ratio
 
 
-def test_programs_and_discriminator_each_follow_their_own_loss(x):
+def test_programs_and_discriminator_have_separate_gradients(x):
     vae, elbo = make_vae(), FactorVAEELBO(2, gamma=7.0, hidden=[8])
     ours, ours_by_name = loss_and_gradients(elbo, vae, x)  # draws from seed 1
     of_discriminator = [parameter.grad.clone() for parameter in elbo.parameters()]
@@ -181,7 +181,7 @@ def test_programs_and_discriminator_each_follow_their_own_loss(x):
         torch.testing.assert_close(ours_by_name[name], parameter.grad, rtol=1e-4, atol=1e-5, msg=name)
 
 
-def test_each_dimension_is_permuted_by_itself():
+def test_the_discriminator_loss_permutes_each_dimension_separately():
     elbo, seen = FactorVAEELBO(3), []
     elbo.discriminator.register_forward_hook(lambda module, args, output: seen.append(args[0]))
     z = torch.arange(300.0).view(100, 3)
@@ -193,7 +193,7 @@ def test_each_dimension_is_permuted_by_itself():
     assert not bool((permuted[:, 1] + 1 == permuted[:, 2]).all())
 
 
-def test_the_discriminator_trains_with_the_programs(x):
+def test_svi_and_fit_train_the_discriminator_with_the_programs(x):
     def corner():
         pyro.clear_param_store()
         pyro.set_rng_seed(1)
@@ -208,7 +208,7 @@ def test_the_discriminator_trains_with_the_programs(x):
     vae, elbo = corner()
     assert len(list(elbo(vae.model, vae.guide).parameters())) == len([*vae.parameters(), *elbo.parameters()])
 
-    # Training that is stopped and resumed ends at the same discriminator.
+    # A resumed run ends with the same discriminator.
     vae, elbo = corner()
     states = []
     given = {"batch_size": 10, "validation": x}
@@ -220,8 +220,8 @@ def test_the_discriminator_trains_with_the_programs(x):
     assert all(torch.equal(value, end[name]) for name, value in elbo.state_dict().items())
 
 
-def test_a_total_correlation_weighs_on_the_guide():
-    # Both pixels of a pair say the same, and the decoder is x = z: the aggregate's correlation is what gamma costs.
+def test_factor_vae_reduces_the_correlation_of_the_aggregate_posterior():
+    # Two nearly equal pixels and the decoder x = z: the aggregate posterior is correlated unless gamma forbids it.
     data = torch.randn(200, 1).expand(200, 2) + 0.3 * torch.randn(200, 2)
 
     def correlation(gamma):
@@ -254,7 +254,7 @@ def test_a_total_correlation_weighs_on_the_guide():
 
 @pytest.mark.parametrize("kind", ["i", "ii"])
 @pytest.mark.parametrize("encoder", [NormalEncoder, FullCovarianceNormalEncoder])
-def test_covariances_of_the_aggregate_are_penalised(kind, encoder, x):
+def test_the_dip_vae_penalty_is_its_formula(kind, encoder, x):
     pyro.set_rng_seed(0)
     prior = StandardNormalPrior(2)
     vae = VAE(prior, BernoulliLikelihood(MLP(2, 6)), encoder(MLP(6, encoder.num_outputs(2))))
@@ -273,7 +273,7 @@ def test_covariances_of_the_aggregate_are_penalised(kind, encoder, x):
     torch.testing.assert_close(default.divergence(one), tenfold.divergence(one))
 
 
-def test_the_target_is_the_priors_own_covariance(x):
+def test_the_dip_vae_target_is_the_covariance_of_the_prior(x):
     pyro.set_rng_seed(0)
     prior = LaplacePrior(2)
     with torch.no_grad():
@@ -287,7 +287,7 @@ def test_the_target_is_the_priors_own_covariance(x):
 
 
 @pytest.mark.parametrize("elbo", [BetaTCELBO(30), InfoVAEELBO(), FactorVAEELBO(2), DIPVAEELBO()])
-def test_they_train_and_recorded_steps_give_the_same(elbo, x):
+def test_objectives_of_the_aggregate_posterior_train_and_recorded_steps_equal_eager_steps(elbo, x):
     ends = []
     for execution in ("eager", "recorded"):
         pyro.clear_param_store()
@@ -303,47 +303,47 @@ def test_they_train_and_recorded_steps_give_the_same(elbo, x):
 
 
 class TestRefusals:
-    def test_arguments(self):
-        with pytest.raises(ValueError, match="num_data is the size of the training set, at least 2, got 1"):
+    def test_objectives_of_the_aggregate_posterior_refuse_invalid_arguments(self):
+        with pytest.raises(ValueError, match="num_data must be at least 2, got 1"):
             BetaTCELBO(1)
         with pytest.raises(ValueError, match="bandwidth must be positive, got 0"):
             InfoVAEELBO(bandwidth=0)
-        with pytest.raises(ValueError, match="latent_dim must be at least 2 for a total correlation, got 1"):
+        with pytest.raises(ValueError, match="latent_dim must be at least 2, got 1"):
             FactorVAEELBO(1)
-        with pytest.raises(ValueError, match="kind must be 'i' or 'ii', got 'iii'"):
+        with pytest.raises(ValueError, match='kind must be "i" or "ii", got'):
             DIPVAEELBO("iii")
-        with pytest.raises(ValueError, match="must not be negative, got off_diagonal -1"):
+        with pytest.raises(ValueError, match="off_diagonal and diagonal must be at least 0, got -1"):
             DIPVAEELBO(off_diagonal=-1)
 
-    def test_batches(self, x):
+    def test_objectives_of_the_aggregate_posterior_refuse_invalid_batches(self, x):
         vae = make_vae()
-        with pytest.raises(ValueError, match=r"the batch has 30 data; q\(z\) of 20 needs from 2 to 20"):
+        with pytest.raises(ValueError, match=r"needs a batch of 2 to 20 data, got 30"):
             BetaTCELBO(20).loss(vae.model, vae.guide, x)
-        with pytest.raises(ValueError, match="the batch has one datum"):
+        with pytest.raises(ValueError, match="InfoVAEELBO needs a batch of at least 2 data, got 1"):
             InfoVAEELBO().loss(vae.model, vae.guide, x[:1])
-        with pytest.raises(ValueError, match="permuting dimensions over it needs two"):
+        with pytest.raises(ValueError, match="FactorVAEELBO needs a batch of at least 2 data, got 1"):
             FactorVAEELBO(2).loss(vae.model, vae.guide, x[:1])
-        with pytest.raises(ValueError, match="latent_dim is 3 and the latent has 2"):
+        with pytest.raises(ValueError, match="needs a latent of dimension 3, got 2"):
             FactorVAEELBO(3).loss(vae.model, vae.guide, x)
-        with pytest.raises(ValueError, match="a covariance over data needs two"):
+        with pytest.raises(ValueError, match="DIPVAEELBO needs a batch of at least 2 data, got 1"):
             DIPVAEELBO().loss(vae.model, vae.guide, x[:1])
 
-    def test_latents(self, x):
+    def test_objectives_of_the_aggregate_posterior_refuse_invalid_latents(self, x):
         program = two_layers()
-        with pytest.raises(ValueError, match="of one latent, and there are 2: z1, z2"):
+        with pytest.raises(ValueError, match="need one latent, got 2: z1, z2"):
             InfoVAEELBO().loss(program.model, program.guide, x)
         encoder = FullCovarianceNormalEncoder(MLP(6, FullCovarianceNormalEncoder.num_outputs(2)))
         vae = VAE(StandardNormalPrior(2), BernoulliLikelihood(MLP(2, 6)), encoder)
-        with pytest.raises(ValueError, match="not independent over dimensions"):
+        with pytest.raises(ValueError, match="needs a guide independent over dimensions, but it is MultivariateNormal"):
             BetaTCELBO(50).loss(vae.model, vae.guide, x)
         vae = VAE(MixturePrior(2), BernoulliLikelihood(MLP(2, 6)), NormalEncoder(MLP(6, 4)))
-        with pytest.raises(ValueError, match="the prior is MixtureSameFamily, whose covariance is not known"):
+        with pytest.raises(ValueError, match="needs a prior with a covariance in closed form, but it is Mixture"):
             DIPVAEELBO().loss(vae.model, vae.guide, x)
         vae = VAE(
             StandardNormalPrior(2), BernoulliLikelihood(MLP(2, 6)), FlowEncoder(MLP(6, FlowEncoder.num_outputs(2)))
         )
-        with pytest.raises(ValueError, match=r"the guide is .*, whose covariance is not known"):
+        with pytest.raises(ValueError, match="needs a guide with a covariance in closed form"):
             DIPVAEELBO().loss(vae.model, vae.guide, x)
         vae = VAE(CategoricalPrior(2), BernoulliLikelihood(MLP(2, 6)), CategoricalEncoder(MLP(6, 2)))
-        with pytest.raises(ValueError, match="whose draws have a gradient"):
+        with pytest.raises(ValueError, match="must be an unmasked vector with reparameterised draws"):
             InfoVAEELBO().loss(vae.model, vae.guide, x)

@@ -1,4 +1,4 @@
-"""The ELBO's two parts, and what weighs them: closed forms, Pyro's ELBOs, constraints that are met, resumption."""
+"""Parts of the ELBO and KL weights: closed forms, Pyro's ELBOs, constraints, resumed runs."""
 
 import copy
 import math
@@ -55,7 +55,7 @@ def assert_same(one, other):
 @pytest.mark.parametrize("make", [make_vae, two_layers, partial(two_layers, "top-down")])
 @pytest.mark.parametrize("draws", [1, 3])
 @pytest.mark.parametrize("weight", [1.0, 0.3])
-def test_the_sum_of_the_parts_is_pyros_elbo(make, draws, weight, x):
+def test_weighted_elbo_with_weights_one_agrees_with_pyro(make, draws, weight, x):
     program = make()
     vectorized = {"num_particles": draws, "vectorize_particles": True, "max_plate_nesting": 1}
     sampled, analytic = Trace_ELBO(**vectorized), TraceMeanField_ELBO(**vectorized)
@@ -64,11 +64,11 @@ def test_the_sum_of_the_parts_is_pyros_elbo(make, draws, weight, x):
         assert_same(loss_and_gradients(WeightedELBO(num_particles=draws, analytic=False), program, x), theirs)
         if make is not two_layers:
             theirs = loss_and_gradients(analytic, program, x)
-        # That guide draws upwards: latent by latent the divergence would be another quantity.
+        # The bottom-up guide does not draw in the model's order, so closed forms of single latents do not apply.
         assert_same(loss_and_gradients(WeightedELBO(num_particles=draws), program, x), theirs)
 
 
-def test_each_part_is_its_closed_form():
+def test_elbo_parts_agree_with_closed_forms():
     oracle = LinearGaussian()
     vae, x = oracle.vae(sd_factor=0.8, shift=0.5), oracle.data(6)
     q = vae.guide.encoder(x).base_dist
@@ -95,7 +95,7 @@ def test_each_part_is_its_closed_form():
         assert reconstruction == pytest.approx(Trace_ELBO().loss(vae.model, vae.guide, x))
 
 
-def test_weighted_parts_train_under_svi(x):
+def test_weighted_elbo_trains_under_svi(x):
     vae = make_vae()
     svi = SVI(vae.model, vae.guide, pyro.optim.Adam({"lr": 1e-2}), WeightedELBO(kl=0.0))
     losses = [svi.step(x) for _ in range(60)]
@@ -116,7 +116,7 @@ def test_masked_data_have_no_divergence():
         assert bool((kl[1] == 0).all())
 
 
-def test_schedules():
+def test_schedules_are_their_formulas():
     assert [Beta(3.0)(t) for t in (0, 10)] == [3.0, 3.0]
     cyclical = CyclicalWarmup(epochs=4, cycles=2, rise=0.25)
     assert [cyclical(t) for t in (0, 0.5, 1, 3, 4, 4.5, 8, 9)] == [0, 0.5, 1, 1, 0, 0.5, 1, 1]
@@ -126,7 +126,7 @@ def test_schedules():
 
 
 def objective_in(vae, x, kl_weight, elbo=None):
-    """The gradient of a first step of `fit` with all data, and its loss, from where the parameters moved."""
+    """Return the history of one step of `fit` with all data, and its gradient from the change of the parameters."""
     before = {name: p.detach().clone() for name, p in vae.named_parameters()}
     pyro.set_rng_seed(1)
     history = fit(
@@ -147,7 +147,7 @@ def objective_in(vae, x, kl_weight, elbo=None):
 
 
 def by_hand(vae, x, of):
-    """The loss -reconstruction + of(KL by dimension, averaged over the batch), written out."""
+    """Compute the loss -reconstruction + of(mean KL by dimension), and its gradient."""
     from pyrovae.training.batches import epoch_order
 
     x = x[epoch_order(len(x), epoch=0, seed=0)]
@@ -175,7 +175,7 @@ def by_hand(vae, x, of):
         (Beta(2.5), lambda kl: 2.5 * kl.sum()),
     ],
 )
-def test_shapes_of_the_divergence_are_their_formulas(kl_weight, of, x):
+def test_kl_penalties_are_their_formulas(kl_weight, of, x):
     vae = make_vae()
     with torch.no_grad():  # one dimension above 0.6 nats, one below
         bias = next(m for m in reversed(list(vae.guide.modules())) if isinstance(m, nn.Linear)).bias
@@ -188,7 +188,7 @@ def test_shapes_of_the_divergence_are_their_formulas(kl_weight, of, x):
         torch.testing.assert_close(gradient, expected[name], rtol=2e-3, atol=2e-3, msg=name)
 
 
-def test_free_bits_of_two_latents_count_by_site(x):
+def test_free_bits_per_site_apply_to_each_of_two_latents(x):
     program = two_layers()
     parts = elbo_parts(program.model, program.guide, x, num_particles=50)
     assert list(parts.divergences) == ["z1", "z2"] or len(parts.divergences) == 2
@@ -208,7 +208,7 @@ class Fixed(nn.Module):
 
 
 class OneLatent:
-    """z of one dimension, a fixed linear-Gaussian decoder, and a guide that can be the best one for every beta."""
+    """One-dimensional z, a fixed linear-Gaussian decoder, and a guide that contains the optimum for every beta."""
 
     def __init__(self, size=64):
         self.oracle = LinearGaussian(data_dim=4, latent_dim=1, scale=0.7)
@@ -220,7 +220,7 @@ class OneLatent:
         self.vae = VAE(StandardNormalPrior(1).double(), likelihood, NormalEncoder(encoder))
 
     def at(self, beta):
-        """Reconstruction and KL per datum of the best guide: N(m, v), 1/v = 1 + w'w / (beta s^2)."""
+        """Compute reconstruction and KL per datum of the optimal guide N(m, v), 1/v = 1 + w'w / (beta s^2)."""
         w, b, s = self.oracle.weight[:, 0], self.oracle.bias, self.oracle.scale
         v = 1 / (1 + w @ w / (beta * s**2))
         m = v / (beta * s**2) * (self.x - b) @ w
@@ -229,7 +229,7 @@ class OneLatent:
         return log_lik.mean().item(), ((v + m**2 - 1 - v.log()) / 2).mean().item()
 
     def train(self, kl_weight, epochs=100):
-        """Ten steps an epoch."""
+        """Train with ten steps per epoch."""
         optimizer = partial(torch.optim.Adam, lr=2e-2)
         arguments = {"epochs": epochs, "batch_size": 128, "validation": self.x, "execution": "recorded"}
         return fit(
@@ -251,22 +251,22 @@ def test_constraints_are_met_and_the_multiplier_is_the_beta_of_the_kkt_condition
     kl_weight = kind(kl, rate=0.05) if kind is KLConstraint else kind(-reconstruction, rate=0.05)
     history = problem.train(kl_weight)
     learned = history["kl_weight"]
-    # Draws of 64 data, 8 each: the multiplier wanders a little about where it has settled.
+    # With 64 data and 8 draws each, the multiplier fluctuates about its limit.
     late = torch.tensor(learned[-30:])
     assert late.mean().item() == pytest.approx(beta, rel=0.05)
     assert late.std().item() < 0.1 * beta
     met = torch.tensor(history["validation_kl" if kind is KLConstraint else "validation_reconstruction"][-30:])
     target = kl if kind is KLConstraint else reconstruction
-    # What is validated is estimated by 4 fixed draws of 64 data; the mean over them is off by a constant.
+    # Validation uses 4 fixed draws of 64 data, so its mean has a constant error.
     q = elbo_parts(problem.vae.model, problem.vae.guide, problem.x, num_particles=2000)
     exact = q.divergences["z"].mean().item() if kind is KLConstraint else q.reconstruction.mean().item()
     assert exact == pytest.approx(target, abs=0.05)
-    assert history.best_epoch == len(history)  # the ELBO does not choose where a constraint is asked for
+    assert history.best_epoch == len(history)  # constrained runs keep the last epoch
     assert met.std() < 0.1
     assert all(value is None for value in history["train_elbo"])
 
 
-def test_a_capacity_is_reached():
+def test_the_divergence_reaches_its_capacity():
     problem = OneLatent()
     _, most = problem.at(1.0)
     history = problem.train(Capacity(final=0.5 * most, epochs=40), epochs=80)
@@ -278,7 +278,7 @@ def test_a_capacity_is_reached():
 
 
 @pytest.mark.parametrize("make", [lambda: KLConstraint(0.5, rate=0.2), lambda: Capacity(2.0, epochs=3), FreeBits])
-def test_recorded_steps_give_the_same(make, x):
+def test_recorded_steps_with_kl_weights_equal_eager_steps(make, x):
     rows, ends = [], []
     for execution in ("eager", "recorded"):
         pyro.clear_param_store()
@@ -295,7 +295,7 @@ def test_recorded_steps_give_the_same(make, x):
         torch.testing.assert_close(value, ends[1][name], rtol=1e-4, atol=1e-5, msg=name)
 
 
-def test_a_learned_weight_moves_by_its_rate():
+def test_a_learned_weight_changes_by_its_rate():
     weight = KLConstraint(5.0, rate=0.1, smoothing=0.5, lowest=0.5, highest=2.0)
     seen = []
     for kl in (4.8, 5.9, *[90.0] * 12):
@@ -311,7 +311,7 @@ def test_a_learned_weight_moves_by_its_rate():
 
 @pytest.mark.parametrize("stop_at", [2, 4, 7])
 @pytest.mark.parametrize("make", [lambda: KLConstraint(0.2, rate=0.3), lambda: Capacity(2.0, epochs=3)])
-def test_a_resumed_run_is_the_run_that_never_stopped(x, stop_at, make):
+def test_a_resumed_run_with_a_kl_weight_equals_an_uninterrupted_run(x, stop_at, make):
     def run(vae, seed=8, **given):
         pyro.set_rng_seed(seed)
         arguments = {"elbo": TraceMeanField_ELBO(), "epochs": 3, "batch_size": 10, "kl_weight": make(), **given}
@@ -333,7 +333,7 @@ def test_a_resumed_run_is_the_run_that_never_stopped(x, stop_at, make):
         assert history[key] == again[key], key
 
 
-def test_the_history_holds_the_true_elbo_and_its_parts(x):
+def test_the_history_reports_the_elbo_with_weight_one_and_its_parts(x):
     vae = make_vae()
     states = []
     given = {"epochs": 2, "batch_size": 10, "validation": x[:9], "optimizer": partial(torch.optim.SGD, lr=0.0)}
@@ -350,7 +350,7 @@ def test_the_history_holds_the_true_elbo_and_its_parts(x):
     exact = torch.distributions.kl_divergence(vae.guide.encoder(x[:9]).base_dist, dist.Normal(0.0, 1.0)).sum(-1).mean()
     assert row["validation_kl"] == pytest.approx(exact.item(), abs=0.6)  # 36 draws
     assert (row["kl_weight"], row["kl_target"], row["train_elbo"]) == (3.0, None, None)
-    # The bound of eight draws with a weight of 3, of the training data.
+    # Objective of the training data: the bound of eight draws with weight 3.
     assert row["train_objective"] < row["validation_elbo"] + 5
     assert states[-1]["rows"] == history.rows
     plain = fit(vae.model, vae.guide, x, elbo=TraceMeanField_ELBO(), **{**given, "validation": None})
@@ -364,7 +364,7 @@ def test_the_history_holds_the_true_elbo_and_its_parts(x):
 
 @pytest.mark.parametrize("elbo", [TraceMeanField_ELBO(), ImportanceWeightedELBO(4)])
 @pytest.mark.parametrize("weight", [1.0, 8.0])
-def test_the_best_epoch_is_the_best_by_what_is_optimised(elbo, weight, x):
+def test_the_best_epoch_has_the_best_validation_objective(elbo, weight, x):
     vae = make_vae()
     optimizer = partial(torch.optim.Adam, lr=3e-2)
     given = {"epochs": 12, "batch_size": 10, "validation": x, "kl_weight": Beta(weight), "optimizer": optimizer}
@@ -386,7 +386,7 @@ class TestRefusals:
         ("make", "message"),
         [
             (lambda: Beta(-1.0), "beta must be at least 0, got -1.0"),
-            (lambda: CyclicalWarmup(rise=0.0), "rise is a share of the cycle"),
+            (lambda: CyclicalWarmup(rise=0.0), "rise must be above 0 and at most 1"),
             (lambda: CyclicalWarmup(cycles=0), "cycles must be positive"),
             (lambda: Capacity(gamma=-1.0), "gamma must be at least 0"),
             (lambda: Capacity(epochs=0), "epochs must be positive"),
@@ -395,26 +395,26 @@ class TestRefusals:
             (lambda: KLConstraint(-1.0), "limit must be at least 0"),
             (lambda: KLConstraint(smoothing=1.0), "smoothing must be at least 0 and below 1"),
             (lambda: GECO(1.0, rate=0.0), "rate must be positive"),
-            (lambda: GECO(1.0, lowest=2.0), "must enclose 1"),
+            (lambda: GECO(1.0, lowest=2.0), "must enclose the initial weight 1"),
             (lambda: WeightedELBO(num_particles=0), "num_particles must be at least 1"),
         ],
     )
-    def test_arguments(self, make, message):
+    def test_kl_weights_refuse_invalid_arguments(self, make, message):
         with pytest.raises(ValueError, match=message):
             make()
 
-    def test_objectives_that_cannot_be_taken_apart(self, x):
+    def test_kl_penalties_refuse_objectives_without_parts(self, x):
         vae = make_vae()
-        with pytest.raises(ValueError, match=r"Capacity looks at reconstruction.*Importance"):
+        with pytest.raises(ValueError, match=r"Capacity needs an objective split.*Importance"):
             fit(vae.model, vae.guide, x, elbo=ImportanceWeightedELBO(2), epochs=1, kl_weight=Capacity())
         mixture = MixtureVAE(Blueprint(6, 2, network=partial(MLP, hidden=[8])), num_classes=3)
-        with pytest.raises(ValueError, match="KLConstraint looks at"):
+        with pytest.raises(ValueError, match="KLConstraint needs an objective split"):
             fit(mixture.model, mixture.guide, x, elbo=TraceEnum_ELBO(), epochs=1, kl_weight=KLConstraint())
-        with pytest.raises(ValueError, match=r"latent 'y', of \w+, have no gradient"):
+        with pytest.raises(ValueError, match=r"latent 'y' \(\w+\) has none"):
             WeightedELBO().loss(mixture.model, mixture.guide, x)
 
-    def test_dimensions_without_a_divergence(self, x):
+    def test_elbo_parts_per_dimension_refuse_dependent_dimensions(self, x):
         encoder = FullCovarianceNormalEncoder(MLP(6, FullCovarianceNormalEncoder.num_outputs(2)))
         vae = VAE(StandardNormalPrior(2), BernoulliLikelihood(MLP(2, 6)), encoder)
-        with pytest.raises(ValueError, match="the dimensions of latent 'z' have no divergence of their own"):
+        with pytest.raises(ValueError, match="independent over the dimensions of latent 'z'"):
             elbo_parts(vae.model, vae.guide, x, per="dimension")

@@ -1,4 +1,4 @@
-"""Weights of the KL divergence and of the likelihood: closed forms, warm-up in `fit`, and its resumption."""
+"""Weights of the KL divergence and of the likelihood: closed forms, warm-up in `fit`, resumed runs."""
 
 import copy
 from functools import partial
@@ -30,7 +30,7 @@ from pyrovae.training.batches import epoch_order
 
 
 def closed_form(oracle, vae, x):
-    """E_q[log p(x|z)] and KL(q, p(z)), each with shape (N,), of the linear-Gaussian model and a diagonal guide."""
+    """Compute E_q[log p(x|z)] and KL(q, p(z)) of a linear-Gaussian model and a diagonal guide, each with shape (N,)."""
     q = vae.guide.encoder(x)
     error = (x - q.mean @ oracle.weight.T - oracle.bias).square().sum(-1)
     spread = (q.variance @ oracle.weight.T.square()).sum(-1)
@@ -43,7 +43,7 @@ def closed_form(oracle, vae, x):
 
 @pytest.mark.parametrize("elbo", [Trace_ELBO, TraceMeanField_ELBO])
 @pytest.mark.parametrize("weight", [0.0, 0.3, 1.0, 4.0])
-def test_the_divergence_is_weighted(elbo, weight):
+def test_temper_weights_the_kl_divergence(elbo, weight):
     oracle = LinearGaussian()
     vae, x = oracle.vae(sd_factor=0.8, shift=0.5), oracle.data(6)
     log_lik, divergence = closed_form(oracle, vae, x)
@@ -54,11 +54,11 @@ def test_the_divergence_is_weighted(elbo, weight):
     expected = (log_lik - weight * divergence).sum()
     # Eight tests, each a t statistic of 39 degrees: one beyond 5.5 has probability 2e-5, once.
     assert abs(values.mean() - expected) < 5.5 * error
-    # The test has power: a weight off by a tenth is seen.
+    # Power: the test detects an error of a tenth in the weight.
     assert 0.1 * divergence.sum() > 11 * error
 
 
-def test_the_likelihood_is_weighted():
+def test_temper_weights_the_likelihood():
     oracle = LinearGaussian()
     vae, x = oracle.vae(), oracle.data(6)
     drawn = poutine.trace(vae.guide).get_trace(x)
@@ -77,7 +77,7 @@ def test_the_likelihood_is_weighted():
     torch.testing.assert_close(total, (0.25 * log_prior + log_lik).sum())
 
 
-def test_only_densities_are_weighted():
+def test_temper_ignores_plates_and_deterministic_sites():
     def program():
         with pyro.plate("rows", 10, subsample_size=5):
             pyro.deterministic("c", torch.zeros(5))
@@ -88,14 +88,14 @@ def test_only_densities_are_weighted():
     assert [nodes[name]["scale"] for name in ("rows", "c", "z")] == [1.0, 2.0, 1.0]
 
 
-def test_weights_of_importance_are_refused_under_it():
+def test_log_weights_refuse_temper():
     oracle = LinearGaussian()
     vae = oracle.vae()
     with temper(latent=0.5), pytest.raises(ValueError, match=r"'z' of the model carries scale 0\.5"):
         log_weights(vae.model, vae.guide, oracle.data(2))
 
 
-def test_warm_up_rises_in_a_straight_line():
+def test_warm_up_rises_linearly():
     assert [LinearWarmup(4)(t) for t in (0, 1, 3, 4, 9)] == [0, 0.25, 0.75, 1, 1]
     with pytest.raises(ValueError, match="epochs must be positive, got 0"):
         LinearWarmup(0)
@@ -115,15 +115,15 @@ def x():
 
 
 def run(vae, x, lr=1e-2, seed=8, **given):
-    """Four epochs of four steps."""
+    """Train for four epochs of four steps."""
     pyro.set_rng_seed(seed)
     optimizer = partial(torch.optim.Adam, lr=lr)
     arguments = {"elbo": TraceMeanField_ELBO(), "epochs": 4, "batch_size": 10, "validation": x[:9], **given}
     return fit(vae.model, vae.guide, x, optimizer=optimizer, **arguments)
 
 
-def test_warm_up_weights_the_steps_and_not_what_is_reported(x):
-    # Where nothing moves, the validation ELBO is the same with and without.
+def test_warm_up_weights_the_steps_and_not_the_reported_elbo(x):
+    # With learning rate 0 the validation ELBO is the same with and without warm-up.
     vae = make_vae()
     plain, warm = run(vae, x, lr=0.0), run(vae, x, lr=0.0, kl_weight=LinearWarmup(1.5))
     assert warm["kl_weight"] == [0.75 / 1.5, 1.0, 1.0, 1.0]
@@ -134,11 +134,11 @@ def test_warm_up_weights_the_steps_and_not_what_is_reported(x):
     bound = evidence_lower_bound(vae.model, vae.guide, x[:9], num_particles=2000)
     gap = warm["validation_elbo"][0] - bound.value.mean().item()
     assert abs(gap) < 5 * (bound.std_error.square().mean() * 2000 / 4 / 9) ** 0.5  # of 4 draws for each of 9 data
-    # It is the last two epochs whose objective is the ELBO.
+    # The objective is the ELBO in the last two epochs.
     assert abs(warm["train_elbo"][-1] - plain["train_elbo"][-1]) < 1e-9
 
 
-def test_a_step_of_warm_up_is_one_of_the_weighted_objective(x):
+def test_a_step_of_warm_up_is_a_step_on_the_weighted_objective(x):
     ours, theirs = make_vae(), make_vae()
     run(ours, x, epochs=1, batch_size=40, kl_weight=lambda epoch: 0.25)
     pyro.set_rng_seed(8)
@@ -158,7 +158,7 @@ def test_a_step_of_warm_up_is_one_of_the_weighted_objective(x):
 
 
 @pytest.mark.parametrize("stop_at", [2, 4, 7, 8, 13])
-def test_a_run_resumed_in_warm_up_is_the_run_that_never_stopped(x, stop_at):
+def test_a_run_resumed_in_warm_up_equals_an_uninterrupted_run(x, stop_at):
     straight, broken, fresh, states = make_vae(), make_vae(), make_vae(seed=77), []
     history = run(straight, x, kl_weight=LinearWarmup(1.6))
     steps = iter(range(1, 100))
@@ -178,7 +178,7 @@ def test_a_run_resumed_in_warm_up_is_the_run_that_never_stopped(x, stop_at):
     assert history["train_elbo"][:2] == [None, None]
 
 
-def test_enumerated_classes_are_weighted_as_other_latents(x):
+def test_temper_weights_enumerated_classes_as_other_latents(x):
     vae = MixtureVAE(Blueprint(6, 2, network=SMALL), num_classes=3)
     elbo = TraceEnum_ELBO(max_plate_nesting=1)
 

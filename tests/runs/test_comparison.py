@@ -246,4 +246,4 @@ def test_bounds_side_by_side(runs):
     assert len({row["bound"] for row in made["rows"].values()}) == 5
     assert script(runs, "bounds", *flags, "--", *training).stdout == result.stdout
     twice = script(runs, "bounds", "--out", "none", "--draws", "[1,1]", check=False)
-    assert "--draws: name each once" in twice.stderr
+    assert "--draws must not repeat a value" in twice.stderr

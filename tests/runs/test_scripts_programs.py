@@ -282,13 +282,13 @@ BAD_FLAGS = {
     "--kl_weight LinearWarmup --kl_weight.epoch 2": "did you mean epochs",
     "--output_bias date": "--output_bias",
     "--kl_weight GECO": "--kl_weight.tolerance: is required",
-    "--kl_weight Capacity --elbo ImportanceWeightedELBO": "Capacity looks at reconstruction and divergence",
+    "--kl_weight Capacity --elbo ImportanceWeightedELBO": "Capacity needs an objective split into",
     "--kl_weight FreeBits --kl_weight.per pixel": "--kl_weight",
     "--elbo ImportanceWeightedElbo": "did you mean ImportanceWeightedELBO",
     "--elbo ImportanceWeightedELBO --elbo.gradient reinforce": "reinforce",
     "--elbo ImportanceWeightedELBO --elbo.num_particles 0": "num_particles must be at least 1, got 0",
-    "--elbo RenyiELBO --elbo.alpha=-.inf --elbo.gradient dreg": "weights without jumps",
-    "--program MixtureVAE --elbo ImportanceWeightedELBO": "latent 'y', of",
+    "--elbo RenyiELBO --elbo.alpha=-.inf --elbo.gradient dreg": "needs a bound with second derivatives",
+    "--program MixtureVAE --elbo ImportanceWeightedELBO": "latent 'y' (OneHotCategorical) has none",
 }
 
 

@@ -103,7 +103,7 @@ def call(capsys, monkeypatch, script, *arguments):
     """Run a script's main in this process; return its exit code and what it wrote to stderr."""
     before = signal.getsignal(signal.SIGTERM)
     monkeypatch.setattr(sys, "argv", [f"{script}.py", *map(str, arguments)])
-    monkeypatch.setattr(sys, "path", list(sys.path))
+    monkeypatch.setattr(sys, "path", [str(path_of(script).parent), *sys.path])
     try:
         with pytest.raises(SystemExit) as stop:
             runpy.run_path(str(path_of(script)), run_name="__main__")
@@ -115,6 +115,17 @@ def call(capsys, monkeypatch, script, *arguments):
 def help_of(capsys, monkeypatch, script):
     """What a script's --help prints."""
     monkeypatch.setattr(sys, "argv", [f"{script}.py", "--help"])
+    monkeypatch.setattr(sys, "path", [str(path_of(script).parent), *sys.path])
     with pytest.raises(SystemExit):
         runpy.run_path(str(path_of(script)), run_name="__main__")
     return capsys.readouterr().out
+
+
+def damage(path, how):
+    """Flip a bit of a file, or cut its end off."""
+    content = bytearray(path.read_bytes())
+    if how == "flip":
+        content[-3] ^= 4
+    elif how == "cut":
+        content = content[:-20]
+    path.write_bytes(content)

@@ -1,6 +1,6 @@
 """Whole models: pairs of a Pyro model and guide, and the blueprint that builds them from parts."""
 
-from pyrovae.programs.blueprint import Blueprint, OutputBias, WatchedBlueprint
+from pyrovae.programs.blueprint import Blueprint, OutputBias, recorded_maker
 from pyrovae.programs.mixture import MixtureVAE
 from pyrovae.programs.program_pair import ProgramPair
 from pyrovae.programs.two_layer import TwoLayerVAE
@@ -15,5 +15,5 @@ __all__ = [
     "OutputBias",
     "ProgramPair",
     "TwoLayerVAE",
-    "WatchedBlueprint",
+    "recorded_maker",
 ]

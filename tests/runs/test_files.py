@@ -41,7 +41,7 @@ def test_a_state_comes_back_to_the_bit(tmp_path):
 
 
 def test_what_is_no_state_is_refused(tmp_path):
-    with pytest.raises(TypeError, match="not function"):
+    with pytest.raises(TypeError, match="got function"):
         write_state(tmp_path / "s.safetensors", {"f": same})
     assert not list(tmp_path.iterdir())
 
@@ -61,10 +61,10 @@ def test_a_truncated_state_is_refused(tmp_path):
     path = tmp_path / "s.safetensors"
     write_state(path, STATE)
     path.write_bytes(path.read_bytes()[:-7])
-    with pytest.raises(ValueError, match="no whole safetensors file"):
+    with pytest.raises(ValueError, match="no complete safetensors file"):
         read_state(path)
     path.write_bytes(tensors_to_bytes({"a": torch.zeros(2)}))
-    with pytest.raises(ValueError, match="holds no state to resume"):
+    with pytest.raises(ValueError, match="contains no state to resume"):
         read_state(path)
 
 

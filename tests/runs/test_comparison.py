@@ -115,7 +115,7 @@ def test_the_script_compares_and_draws(runs):
 def test_the_script_refuses_in_one_line(runs, tmp_path):
     for arguments, message in (
         (["a", "c"], "not comparable: their data"),
-        (["a"], "two run folders or more"),
+        (["a"], "two different run folders or more"),
         (["a", "nowhere"], "no run folder"),
     ):
         result = script(runs, "compare", *arguments, check=False)

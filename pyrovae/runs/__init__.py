@@ -1,4 +1,9 @@
-"""The run folder and the command line."""
+"""The run folder and the command line.
+
+train.py: flags -> parse -> resolve -> build, with the registry of parts and their options.
+All scripts: parser (flags, help, errors), words (types in words), cli (exit codes, signals).
+Run folder: run, files, report, export, comparison, sweep, versions.
+"""
 
 from pyrovae.runs.build import (
     build_kl_weight,

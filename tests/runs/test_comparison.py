@@ -38,7 +38,7 @@ def test_differences_are_paired_and_sorted():
 
 
 @pytest.mark.parametrize("key", ABOUT)
-def test_what_is_not_of_the_same_thing_is_refused(key):
+def test_compare_refuses_runs_that_differ_in_data_or_protocol(key):
     with pytest.raises(ValueError, match="not comparable") as refusal:
         compare([evaluated("a", [1.0, 2.0]), evaluated("b", [1.0, 2.0], **{key: "other"})])
     assert key in str(refusal.value)

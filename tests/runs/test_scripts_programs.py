@@ -1,4 +1,4 @@
-"""The scripts with covariates, whole models, the reader's own among them, and a KL divergence that is warmed up."""
+"""The scripts with covariates, whole models, users' programs, and schedules of the KL weight."""
 
 import json
 import re
@@ -25,7 +25,7 @@ def normal(outputs):
     return dist.Normal(loc, log_scale.exp()).to_event(1)
 
 class OwnLayers(nn.Module):
-    """Two layers of the reader's own."""
+    """Two layers of a user."""
 
     def __init__(self, blueprint, width: int = 3) -> None:
         super().__init__()
@@ -53,7 +53,7 @@ class Headless(nn.Module):
 
 @pytest.fixture(scope="module")
 def place(tmp_path_factory):
-    """A folder with an array of bits, classes and numbers beside, and the reader's module."""
+    """A folder with an array of bits, classes and numbers beside, and a user's module."""
     root = tmp_path_factory.mktemp("place")
     generator = np.random.default_rng(0)
     classes = generator.integers(0, 3, 120)
@@ -111,7 +111,7 @@ RUNS = {
 
 
 @pytest.mark.parametrize("name", RUNS)
-def test_it_is_trained_evaluated_sampled_and_loaded(place, script, name):
+def test_each_kind_of_model_is_trained_evaluated_sampled_and_loaded(place, script, name):
     flags, latents = RUNS[name]
     script("train", *BITS, *flags, "--out", name)
     folder = place / name
@@ -151,7 +151,7 @@ def test_covariates_that_tell_the_data_raise_their_probability(place, script):
     assert told > untold + 0.2
 
 
-def test_a_run_is_of_its_covariates(place, script, capsys, monkeypatch):
+def test_evaluate_refuses_a_run_whose_covariates_changed(place, script, capsys, monkeypatch):
     np.save(place / "mine.npy", np.arange(120) % 2)
     script("train", *BITS, "--covariates", "mine.npy", "--out", "mine")
     assert f"covariates: {place / 'mine.npy'}" in (place / "mine/config.yaml").read_text()
@@ -161,10 +161,10 @@ def test_a_run_is_of_its_covariates(place, script, capsys, monkeypatch):
     assert "the data differ from those of mine" in err
 
 
-# The reader's own program
+# A user's program
 
 
-def test_a_program_of_the_readers_own_and_trust(place):
+def test_a_users_program_is_imported_only_if_it_is_trusted(place):
     run("train", *BITS, *OWN, "--program.width", 4, "--out", "own", cwd=place)
     draws = posterior(place / "own")
     assert (draws["high"].shape[-1], draws["low"].shape[-1]) == (4, 2)
@@ -182,7 +182,7 @@ def test_a_program_of_the_readers_own_and_trust(place):
     assert marker.exists()
 
 
-def test_a_program_of_the_readers_own_is_loaded_and_resumed(place, script, monkeypatch):
+def test_a_users_program_is_loaded_and_resumed(place, script, monkeypatch):
     arguments = ["--data", "bits.npy", *TINY, *OWN, "--epochs", 3]
     script("train", *arguments, "--out", "straight")
     vae = pyrovae.load("straight", trust_imports=["ownmodels"])

@@ -15,7 +15,7 @@ import pyrovae
 from pyrovae.runs.versions import installed_version
 
 
-def test_the_main_job_in_short(tmp_path):
+def test_training_by_default_prints_the_table_and_writes_the_configuration(tmp_path):
     result = run("train", "--epochs", 2, "--num_particles", 40, cwd=tmp_path)
     assert "nats per datum" in result.stdout
     baseline = re.search(r"independent pixels +- +(-\d+\.\d+)", result.stdout)
@@ -30,7 +30,7 @@ def test_the_main_job_in_short(tmp_path):
     assert "pyro.infer.Trace_ELBO" in (tmp_path / "runs/digits-002/config.yaml").read_text()
 
 
-def test_the_run_folder_holds_what_it_says(straight):
+def test_the_run_folder_has_the_files_of_its_manifest_and_a_line_of_metrics_per_epoch(straight):
     names = {path.name for path in straight.iterdir()}
     assert names == {
         "config.yaml", "manifest.json", "checkpoint.safetensors", "weights.safetensors", "metrics.jsonl",

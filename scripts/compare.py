@@ -1,11 +1,11 @@
-"""Compare finished runs by log p(x) of the same test data: a table sorted by it, paired differences, and a figure.
+"""Compare finished runs by the log p(x) of the same test data: a sorted table, paired differences, and a figure.
 
 python scripts/compare.py runs/digits-001 runs/digits-002
 python scripts/compare.py runs/mnist-* --figure comparison.png
 
-It takes each run's last evaluation (of train.py or evaluate.py), and refuses runs on other data, binarisation, split or
-base measure. ArviZ's own `compare` and `loo` on a run's posterior.nc are about the conditional log p(x|z), which rises
-with the freedom of z; what is compared here is the marginal, log p(x).
+The script uses the last evaluation of each run, by train.py or evaluate.py. It refuses runs that differ in data,
+binarisation, split or base measure. It compares the marginal log p(x), whereas ArviZ's `compare` and `loo` on a
+posterior.nc use the conditional log p(x|z), which rises with the freedom of z.
 """
 
 import sys
@@ -18,13 +18,13 @@ from pyrovae.runs.comparison import Evaluated, compare, plot_comparison
 
 
 def main() -> int:
-    """Print the table, and draw the figure."""
+    """Print the table, and write the figure."""
     parser = make_parser(prog="compare.py", description=__doc__)
     parser.add_argument("runs", type=str, nargs="+", help="run folders of train.py, two or more")
-    parser.add_argument("--figure", type=str | None, default=None, help="PNG file for the figure")
+    parser.add_argument("--figure", type=str | None, default=None, help="PNG file of the figure (default: none)")
     args = parse_flags(parser, sys.argv[1:])
     if len(set(args.runs)) < max(2, len(args.runs)):
-        raise ValueError("give two run folders or more, each once")
+        raise ValueError(f"two different run folders or more are needed, got {' '.join(args.runs)}; give each once")
 
     runs = [Evaluated.of(path) for path in args.runs]
     found = compare(runs)
@@ -43,7 +43,7 @@ def main() -> int:
     if alike:
         print(f"proposal of all: {runs[0].protocol}")
     else:
-        print("the proposals differ: a difference smaller than what more draws would gain is none of the models")
+        print("the proposals differ, so small differences may come from them; evaluate all runs with the same proposal")
     if args.figure:
         write_whole(Path(args.figure), to_png(plot_comparison(found)))
         print(f"wrote {args.figure}")

@@ -6,8 +6,8 @@ python scripts/evaluate.py runs/digits-001 --target_std_error 0.05 --num_particl
 python scripts/evaluate.py runs/mnist-001 --split validation --device cuda
 torchrun --nproc-per-node=2 scripts/evaluate.py runs/mnist-001                     # several processes share the data
 
-Stopped and called again with the same flags, it goes on where it was. The published protocol, the guide alone, is
-always estimated beside.
+A second call with the same flags resumes a stopped evaluation. The protocol of most papers, draws from the guide alone,
+is always estimated as well.
 """
 
 import sys
@@ -24,20 +24,22 @@ from pyrovae.runs.report import baseline_summary, evaluate_run, write_evaluation
 def main() -> int:
     """Evaluate a run and print the table."""
     parser = make_run_parser(prog="evaluate.py", description=__doc__)
-    parser.add_argument("--num_particles", type=PositiveInt, default=5000, help="draws per datum, K")
-    parser.add_argument("--proposal", type=ProposalName, default="default", help="where the draws come from")
+    parser.add_argument("--num_particles", type=PositiveInt, default=5000, help="draws K per datum")
+    parser.add_argument("--proposal", type=ProposalName, default="default", help="proposal of the draws")
     parser.add_argument(
         "--target_std_error",
         type=PositiveFloat | None,
         default=None,
-        help="draw until the standard error of each datum's log p(x) is this, in nats; K draws at most",
+        help="standard error of log p(x) that suffices, in nats (default: none)",
     )
-    parser.add_argument("--split", type=Literal["train", "validation", "test"], default="test", help="which data")
-    parser.add_argument("--chunk_size", type=PositiveInt | None, default=None, help="latents decoded at once")
-    parser.add_argument("--execution", type=Execution, default="auto", help="of chunks: eager, recorded or compiled")
+    parser.add_argument("--split", type=Literal["train", "validation", "test"], default="test", help="data to evaluate")
+    parser.add_argument(
+        "--chunk_size", type=PositiveInt | None, default=None, help="latents decoded at once (default: 8192)"
+    )
+    parser.add_argument("--execution", type=Execution, default="auto", help="how the programs run")
     args = parse_flags(parser, sys.argv[1:])
 
-    with joined() as workers:  # before anything is on a card
+    with joined() as workers:  # before anything is on a GPU
         run, vae, data = open_run(args, bits=True)
         evaluation = evaluate_run(
             run,

@@ -1,4 +1,4 @@
-"""Draw from a trained run: a grid of prior samples, and a grid of data beside their reconstructions.
+"""Draw from a trained run: a grid of prior samples, and a grid of data and reconstructions.
 
 python scripts/sample.py runs/digits-001
 python scripts/sample.py runs/digits-001 --num_samples 100 --seed 7
@@ -15,7 +15,9 @@ from pyrovae.runs.report import write_sample_figures
 def main() -> int:
     """Write samples.png and reconstructions.png into the run folder."""
     parser = make_run_parser(prog="sample.py", description=__doc__)
-    parser.add_argument("--num_samples", type=PositiveInt, default=64, help="draws, and data to reconstruct")
+    parser.add_argument(
+        "--num_samples", type=PositiveInt, default=64, help="number of draws, and of data to reconstruct"
+    )
     args = parse_flags(parser, sys.argv[1:])
 
     run, vae, data = open_run(args)

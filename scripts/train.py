@@ -1,12 +1,12 @@
-"""Train a VAE by SVI, evaluate it on held-out data, and leave a run folder.
+"""Train a VAE by SVI, evaluate it on held-out data, and write a run folder.
 
 python scripts/train.py                                              # scikit-learn's digits, two minutes at most
 python scripts/train.py --data mnist --data_dir data --latent_dim 50 --network.hidden [200,200] --epochs 20
 python scripts/train.py --prior MixturePrior --prior.num_components 20 --elbo Trace_ELBO --optimizer.eps 1e-4
 python scripts/train.py --data counts.npy --likelihood BinomialLikelihood --likelihood.total_count 20
-python scripts/train.py --prior mymodule.StudentTPrior               # a class of your own, mymodule.py beside you
+python scripts/train.py --prior mymodule.StudentTPrior               # your own class, in ./mymodule.py
 python scripts/train.py --config runs/digits-001/config.yaml         # the same run again
-python scripts/train.py --resume runs/digits-001                     # go on after a kill
+python scripts/train.py --resume runs/digits-001                     # resume a stopped run
 torchrun --nproc-per-node=2 scripts/train.py --data mnist            # several processes share each batch
 """
 
@@ -27,8 +27,11 @@ from pyrovae.runs import (
     build_kl_weight,
     build_objective,
     build_vae,
-    check_parts,
+    check_contract,
+    check_reparameterised,
+    check_site_order,
     finishing_steps,
+    needs_mean_field,
     parse_training,
     resolve,
     run_script,
@@ -49,12 +52,12 @@ SPLITS = ("train", "validation", "test")
 def main() -> int:
     """Train, evaluate, and print the table."""
     flags = parse_training(sys.argv[1:], prog="train.py", description=__doc__)
-    with joined() as workers:  # before anything is on a card
+    with joined() as workers:  # before anything is on a GPU
         return train_and_evaluate(flags, workers)
 
 
 def train_and_evaluate(flags: Namespace, workers: Workers) -> int:
-    """Make the run, or open the one to go on with, and bring it to its end."""
+    """Create a run, or open the one to resume, and finish it."""
     if flags.resume:
         run = Run(flags.resume)
         if run.finished:
@@ -74,7 +77,7 @@ def train_and_evaluate(flags: Namespace, workers: Workers) -> int:
         )
         config = resolve(flags, data)
         vae = make(config, data)
-        check_parts(vae, config, data.test.to(config.device), **data.conditions("test", config.device))
+        check_programs(config, data, vae)
         check_values(data, vae, config.device)
         run = None
 
@@ -86,7 +89,7 @@ def train_and_evaluate(flags: Namespace, workers: Workers) -> int:
             history = train(run, config, data, vae, stopper, workers)
         except StoppedError as stop:
             if workers.rank == 0:
-                print(f"{stop}; saved. Go on with: train.py --resume {run.path}", file=sys.stderr)
+                print(f"{stop}; saved. Resume with: train.py --resume {run.path}", file=sys.stderr)
             return stopper.exit_code or 1
         except Exception:
             if not flags.resume and workers.rank == 0:
@@ -98,26 +101,39 @@ def train_and_evaluate(flags: Namespace, workers: Workers) -> int:
         close(run, config, data, vae, history, workers)
     except (KeyboardInterrupt, SystemExit):
         if workers.rank == 0:
-            print(f"stopped before the evaluation was done. Go on with: train.py --resume {run.path}", file=sys.stderr)
+            print(f"stopped during the evaluation. Resume with: train.py --resume {run.path}", file=sys.stderr)
         raise
     return 0
 
 
 def make(config: Namespace, data: Data) -> ProgramPair:
-    """Seed everything and build the VAE, or the whole model that --program names."""
+    """Set threads and seed, and build the VAE, or the whole model of --program."""
     torch.set_num_threads(config.threads)
     pyro.set_rng_seed(config.seed)
     return build_vae(config, data.train.shape[1], data.num_covariates, data.examples).to(config.device)
 
 
 def arguments(data: Data, split: str, device: str) -> Argument | dict[str, Argument]:
-    """The programs' arguments: x, with covariates where there are some."""
+    """Return the programs' arguments: x, with covariates if any."""
     x, conditions = getattr(data, split).to(device), data.conditions(split, device)
     return {"x": x, **conditions} if conditions else x
 
 
+def check_programs(config: Namespace, data: Data, vae: ProgramPair) -> None:
+    """Check that the parts work together, and with the objective."""
+    x, conditions = data.test.to(config.device), data.conditions("test", config.device)
+    check_contract(vae.model, vae.guide, x, **conditions)
+    if needs_mean_field(config):
+        check_reparameterised(vae.guide, x, **conditions)
+        check_site_order(vae.model, vae.guide, x, **conditions)
+
+
 def check_values(data: Data, vae: ProgramPair, device: str) -> None:
-    """See that all data lie in the support, and name the source's row where one does not."""
+    """Check that all data lie in the support.
+
+    Raises:
+        ValueError: With the row of the first datum outside it in the source.
+    """
     for split in SPLITS:
         x, conditions = getattr(data, split).to(device), data.conditions(split, device)
         transform = Binarize() if split == "train" and data.binarize == "dynamic" else None
@@ -129,7 +145,7 @@ def check_values(data: Data, vae: ProgramPair, device: str) -> None:
 
 
 def train(run: Run, config: Namespace, data: Data, vae: ProgramPair, stopper: Stopper, workers: Workers) -> History:
-    """Run SVI, committing every epoch to the run folder."""
+    """Run SVI, and commit every epoch to the run folder."""
     elbo, optimizer = build_objective(config)
     return fit(
         vae.model,
@@ -155,7 +171,7 @@ def train(run: Run, config: Namespace, data: Data, vae: ProgramPair, stopper: St
 
 
 def close(run: Run, config: Namespace, data: Data, vae: ProgramPair, history: History, workers: Workers) -> None:
-    """Write weights, table, figures and draws; the manifest, last, says that all is there."""
+    """Evaluate the run, write its files, the manifest last, and print the table."""
     workers.from_first(lambda: run.write_weights(vae))
     evaluation = evaluate_run(
         run, vae, data, split="test", num_particles=config.num_particles, proposal=config.proposal
@@ -169,7 +185,7 @@ def close(run: Run, config: Namespace, data: Data, vae: ProgramPair, history: Hi
     run.finish(config, data)
 
     baseline = baseline_summary(data, split="test", base_measure=evaluation.base_measure)
-    reason = "no better epoch came" if history.stop_reason == "plateau" else "all epochs done"
+    reason = "no improvement" if history.stop_reason == "plateau" else "all epochs done"
     print(f"\nstopped after epoch {len(history)} ({reason}); the best on validation data is epoch {history.best_epoch}")
     print(f"{len(data.test):,} test data, K = {config.num_particles:,} draws each; nats per datum")
     print(f"proposal: {evaluation.marginal.proposal}\n")

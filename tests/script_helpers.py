@@ -1,4 +1,4 @@
-"""The scripts as the tests run them: in a process of their own, or in this one."""
+"""Helpers that run the scripts in a separate process or in this one."""
 
 import atexit
 import json
@@ -20,12 +20,12 @@ TINY = ["--network.hidden", "[6]", "--latent_dim", "2", "--batch_size", "16", "-
 
 
 def path_of(script):
-    """A script's file, by its name without folder and suffix, or by its path without suffix."""
+    """Return the file of a script, given its name or path without suffix."""
     return Path(f"{script}.py") if Path(script).is_absolute() else next(SCRIPTS.rglob(f"{script}.py"))
 
 
 class Script:
-    """A script that runs in a process of its own, with the methods of subprocess.Popen that the tests ask for."""
+    """Script in a separate process, with the methods of `subprocess.Popen` that the tests use."""
 
     _server = None
     _numbers = count()
@@ -83,7 +83,7 @@ class Script:
 
 
 def run(script, *arguments, cwd, check=True):
-    """Run a script in a process of its own, warnings as errors."""
+    """Run a script in a separate process, with warnings as errors."""
     result = Script(script, arguments, cwd=cwd)
     result.wait()
     assert "Traceback" not in result.stderr, result.stderr
@@ -100,10 +100,10 @@ def lines(path):
 
 
 def call(capsys, monkeypatch, script, *arguments):
-    """Run a script's main in this process; return its exit code and what it wrote to stderr."""
+    """Run a script in this process; return its exit code and its stderr."""
     before = signal.getsignal(signal.SIGTERM)
     monkeypatch.setattr(sys, "argv", [f"{script}.py", *map(str, arguments)])
-    monkeypatch.setattr(sys, "path", list(sys.path))
+    monkeypatch.setattr(sys, "path", [str(path_of(script).parent), *sys.path])
     try:
         with pytest.raises(SystemExit) as stop:
             runpy.run_path(str(path_of(script)), run_name="__main__")
@@ -113,8 +113,19 @@ def call(capsys, monkeypatch, script, *arguments):
 
 
 def help_of(capsys, monkeypatch, script):
-    """What a script's --help prints."""
+    """Return the output of --help of a script."""
     monkeypatch.setattr(sys, "argv", [f"{script}.py", "--help"])
+    monkeypatch.setattr(sys, "path", [str(path_of(script).parent), *sys.path])
     with pytest.raises(SystemExit):
         runpy.run_path(str(path_of(script)), run_name="__main__")
     return capsys.readouterr().out
+
+
+def damage(path, how):
+    """Flip a bit of a file, or cut its end off."""
+    content = bytearray(path.read_bytes())
+    if how == "flip":
+        content[-3] ^= 4
+    elif how == "cut":
+        content = content[:-20]
+    path.write_bytes(content)

@@ -1,8 +1,8 @@
-"""Runs scripts in forks of a process that has imported what they take, for that takes most of a short run's time.
+"""Run scripts in forks of a process that has done their imports, which take most of the time of a short run.
 
-One request per line on stdin, JSON: {"argv": [...], "cwd": ..., "out": ..., "err": ..., "strict": ..., "env": {...}}
-starts a script and answers with its pid; {"wait": pid, "seconds": ...} answers with its exit code, or null if it still
-runs.
+Each line on stdin is one request in JSON. {"argv": [...], "cwd": ..., "out": ..., "err": ..., "strict": ..., "env":
+{...}} starts a script; the response is its pid. {"wait": pid, "seconds": ...} waits; the response is the exit code, or
+null if the script is still running.
 """
 
 import importlib
@@ -30,7 +30,7 @@ SLOW_IMPORTS = [
 
 
 def run_script(request):
-    """Become the script: what follows a fork."""
+    """Run the script of a request in this process, a fork, and exit."""
     os.chdir(request["cwd"])
     os.environ.update(request["env"])
     files = [os.open(os.devnull, os.O_RDONLY)]
@@ -57,7 +57,7 @@ def run_script(request):
 
 
 def wait(pid, seconds):
-    """The exit code as subprocess has it, None after so many seconds."""
+    """Wait for a process; return its exit code as `subprocess` does, or None after `seconds`."""
     end = time.monotonic() + seconds
     while True:
         done, status = os.waitpid(pid, os.WNOHANG)

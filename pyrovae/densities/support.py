@@ -17,6 +17,18 @@ from pyrovae.densities.traces import Program, sample_sites
 _WRAPPERS = (dist.Independent, dist.MaskedDistribution, ExpandedDistribution)
 
 
+# Constraints of torch in words, given their bounds.
+_WORDS = {
+    "Boolean": "0 or 1",
+    "IntegerGreaterThan": "whole numbers, at least {}",
+    "IntegerInterval": "whole numbers from {} to {}",
+    "GreaterThan": "numbers above {}",
+    "GreaterThanEq": "numbers, at least {}",
+    "Interval": "numbers from {} to {}",
+    "Real": "finite numbers",
+}
+
+
 class SupportError(ValueError):
     """A datum lies outside the support.
 
@@ -80,7 +92,7 @@ def _check_site(name: str, fn: Any, value: Tensor, mask: Any, number: int) -> No
         )
     raise SupportError(
         f"site {name!r}: {len(outside):,} of {inside.numel():,} values lie outside the support of "
-        f"{type(entry).__name__}, {_support_name(support)}; the first is {shown} at {where}; {hint}",
+        f"{type(entry).__name__}, {_in_words(support)}; the first is {shown} at {where}; {hint}",
         number + first[0],
     )
 
@@ -98,9 +110,10 @@ def _inside_or_masked(support: Any, value: Tensor, masks: list[Any]) -> Tensor:
     return inside
 
 
-def _support_name(support: Any) -> str:
-    """Return the name of a constraint, with its bounds, if any."""
+def _in_words(support: Any) -> str:
+    """Describe a constraint in words, or by its name, with its bounds, which are equal for all data."""
     bounds = [v.flatten()[0].item() if isinstance(v, Tensor) else v for v in vars(support).values()]
     numbers = [f"{bound:g}" for bound in bounds if isinstance(bound, int | float) and not isinstance(bound, bool)]
     name = type(support).__name__.strip("_")
-    return f"{name}({', '.join(numbers)})"
+    words = _WORDS.get(name, f"{name}({', '.join(numbers)})")
+    return words.format(*numbers) if words.count("{}") <= len(numbers) else name

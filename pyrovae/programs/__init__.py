@@ -3,7 +3,7 @@
 A model of another structure, such as further latent layers, is a new `ProgramPair` in this room.
 """
 
-from pyrovae.programs.blueprint import Blueprint, OutputBias, WatchedBlueprint
+from pyrovae.programs.blueprint import Blueprint, OutputBias, recorded_maker
 from pyrovae.programs.mixture import MixtureVAE
 from pyrovae.programs.program_pair import ProgramPair
 from pyrovae.programs.two_layer import TwoLayerVAE
@@ -18,5 +18,5 @@ __all__ = [
     "OutputBias",
     "ProgramPair",
     "TwoLayerVAE",
-    "WatchedBlueprint",
+    "recorded_maker",
 ]

@@ -1,9 +1,9 @@
-"""Whole models as programs, and the blueprint that they, and the reader's own, are built from."""
+"""`Blueprint`: the sizes and makers from which any model is built, a user's included."""
 
+import functools
 import inspect
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from functools import partial
 from typing import Any, Literal
 
 import torch
@@ -18,27 +18,28 @@ from pyrovae.programs.vae import VAE
 OutputBias = Literal["random", "data"]
 
 
-_FEATURES = 200  # numbers that an image or a sequence becomes before covariates join them
+_FEATURES = 200  # size of an image's or a sequence's features, to which covariates are appended
 
 
 @dataclass(frozen=True)
 class Blueprint:
-    """The sizes of a model and the makers of its parts: what is needed to build any model on any data.
+    """Sizes of a model and makers of its parts, from which any model is built for any data.
 
-    A maker is a class, or `functools.partial` of one with further arguments. Networks get the sizes that the parts ask
-    for, covariates included, so that an encoder q(z|x,c) needs no writing.
+    A maker is a class, or `functools.partial` of a class with further arguments. The blueprint sizes the networks for
+    the parts and their covariates, so an encoder q(z|x,c) needs no code.
 
     Args:
-        num_dims: D, the size of one flat datum.
-        latent_dim: Z, the size of the latent.
-        num_covariates: C, the number of covariates; 0 for none.
-        prior: Makes p(z) from the size of z.
-        likelihood: Makes p(x|z) from its network.
-        encoder: Makes q(z|x) from its network.
-        network: Makes a network from the numbers of its inputs and outputs; its mirror stands in the decoder.
-        x: Training data, with shape (N, D), by which encoders standardise and to which priors are attached; None where
-            the saved weights will bring what was taken from them.
-        output_bias: "data" starts the decoder's last bias where p(x|z) has the means of x, "random" as its layer does.
+        num_dims: Dimension D of one flat datum.
+        latent_dim: Dimension Z of the latent.
+        num_covariates: Number of covariates C; 0 for none.
+        prior: Maker of p(z) from the dimension of z.
+        likelihood: Maker of p(x|z) from its network.
+        encoder: Maker of q(z|x) from its network.
+        network: Maker of a network from the sizes of its input and output. The decoder uses its mirror class.
+        x: Training data, with shape (N, D), which standardise the encoder's input and are passed to `Prior.attach`;
+            None if saved weights will replace the values taken from them.
+        output_bias: "data" sets the decoder's last bias so that p(x|z) has the means of x; "random" keeps the bias of
+            the layer.
 
     Example:
         >>> from functools import partial
@@ -60,10 +61,10 @@ class Blueprint:
     output_bias: OutputBias = "random"
 
     def vae(self) -> VAE:
-        """The model z -> x, with covariates where there are some.
+        """Build the model z -> x, given covariates if any.
 
         Raises:
-            ValueError: As `VAE`, and as the parts.
+            ValueError: As `VAE` and the parts.
         """
         prior = self.make_prior()
         likelihood = self.make_likelihood()
@@ -72,72 +73,79 @@ class Blueprint:
 
     @property
     def data(self) -> Tensor:
-        """The training data, or one datum of zeros in their stead."""
+        """The training data, with shape (N, D), or one datum of zeros if x is None."""
         return torch.zeros(1, self.num_dims) if self.x is None else self.x
 
     def make_prior(self, latent_dim: int | None = None, num_covariates: int | None = None) -> Prior:
-        """Make p(z), or p(z|c), for latents of this size; None for Z, and for C covariates."""
-        part, arguments = _class_and_arguments(self.prior)
+        """Make p(z), or p(z|c), for latents of size `latent_dim`; None for Z, and for C covariates."""
+        part, _ = _class_and_arguments(self.prior)
         count = self.num_covariates if num_covariates is None else num_covariates
-        if count and "num_covariates" in inspect.signature(part).parameters:
-            arguments = {**arguments, "num_covariates": count}
-        return part(self.latent_dim if latent_dim is None else latent_dim, **arguments)
+        takes_covariates = count and "num_covariates" in inspect.signature(part).parameters
+        covariates = {"num_covariates": count} if takes_covariates else {}
+        return self.prior(self.latent_dim if latent_dim is None else latent_dim, **covariates)
 
     def make_likelihood(self, latent_dim: int | None = None, num_covariates: int | None = None) -> Likelihood:
-        """Make p(x|z), or p(x|z,c), of latents of this size; None for Z, and for C covariates."""
+        """Make p(x|z), or p(x|z,c), for latents of size `latent_dim`; None for Z, and for C covariates."""
         part, arguments = _class_and_arguments(self.likelihood)
-        network, options = _class_and_arguments(self.network)
         size = self.latent_dim if latent_dim is None else latent_dim
         size += self.num_covariates if num_covariates is None else num_covariates
-        mirror = getattr(network, "mirror", lambda: network)()
-        likelihood = part(mirror(size, part.num_outputs(self.num_dims, **arguments), **options), **arguments)
+        network = _mirrored(self.network)(size, part.num_outputs(self.num_dims, **arguments))
+        likelihood = self.likelihood(network)
         if self.output_bias == "data":
-            _start_at(likelihood, self.data)
+            _start_at_means(likelihood, self.data)
         return likelihood
 
     def make_encoder(self, latent_dim: int | None = None, num_covariates: int | None = None) -> Encoder:
-        """Make q(z|x), or q(z|x,c), of latents of this size; None for Z, and for C covariates."""
+        """Make q(z|x), or q(z|x,c), for latents of size `latent_dim`; None for Z, and for C covariates."""
         part, arguments = _class_and_arguments(self.encoder)
-        network, options = _class_and_arguments(self.network)
+        network, _ = _class_and_arguments(self.network)
         count = self.num_covariates if num_covariates is None else num_covariates
         outputs = part.num_outputs(self.latent_dim if latent_dim is None else latent_dim, **arguments)
         standardize = Standardize.from_data(self.data, count)
         if count and getattr(network, "structured", False):
             head = MLP(_FEATURES + count, outputs, hidden=[_FEATURES])
-            body: nn.Module = WithCovariates(network(self.num_dims, _FEATURES, **options), head, self.num_dims)
+            body: nn.Module = WithCovariates(self.network(self.num_dims, _FEATURES), head, self.num_dims)
         else:
-            body = network(self.num_dims + count, outputs, **options)
-        return part(nn.Sequential(standardize, body), **arguments)
+            body = self.network(self.num_dims + count, outputs)
+        return self.encoder(nn.Sequential(standardize, body))
 
     def make_upper_encoder(self, num_inputs: int, latent_dim: int, hidden: Sequence[int]) -> Encoder:
-        """Make an encoder from numbers without an order, a lower layer's latents say, by an `MLP`."""
+        """Make an encoder from an unordered vector, such as a lower layer's latents, with an `MLP`."""
         part, arguments = _class_and_arguments(self.encoder)
-        return part(MLP(num_inputs, part.num_outputs(latent_dim, **arguments), hidden=hidden), **arguments)
+        return self.encoder(MLP(num_inputs, part.num_outputs(latent_dim, **arguments), hidden=hidden))
 
 
-class WatchedBlueprint(Blueprint):
-    """A blueprint that remembers which of its makers were asked for."""
+def recorded_maker(maker: Callable[..., Any], record: Callable[[], Any]) -> Callable[..., Any]:
+    """Wrap a maker of a `Blueprint` so that `record` is called whenever it makes a part, or its mirror does."""
 
-    def __getattribute__(self, name: str) -> Any:
-        if name in ("prior", "likelihood", "encoder", "network"):
-            self.asked.add(name)
-        return super().__getattribute__(name)
+    @functools.wraps(maker, updated=())
+    def make(*args: Any, **kwargs: Any) -> Any:
+        record()
+        return maker(*args, **kwargs)
 
-    @property
-    def asked(self) -> set[str]:
-        """The kinds of parts: "prior", "likelihood", "encoder", "network"."""
-        return vars(self).setdefault("asked_for", set())
+    make.record = record  # type: ignore[attr-defined]
+    return make
 
 
 def _class_and_arguments(maker: Callable[..., Any]) -> tuple[Any, dict[str, Any]]:
-    """The class that a maker is, or is a partial of, and the arguments that it adds."""
-    if isinstance(maker, partial):
+    """Return the class that a maker instantiates, and the keyword arguments that it adds."""
+    maker = inspect.unwrap(maker, stop=lambda wrapped: isinstance(wrapped, type | functools.partial))
+    if isinstance(maker, functools.partial):
         return maker.func, dict(maker.keywords)
     return maker, {}
 
 
-def _start_at(likelihood: Likelihood, x: Tensor) -> None:
-    """Start the likelihood's network where p(x|z) has the means of the data: by its last bias, or by one more."""
+def _mirrored(maker: Callable[..., Any]) -> Callable[..., Any]:
+    """Return the maker of the decoder's network: of the mirror class with the same arguments, if the class has one."""
+    network, options = _class_and_arguments(maker)
+    if not hasattr(network, "mirror"):
+        return maker
+    mirror = functools.partial(network.mirror(), **options)
+    return recorded_maker(mirror, maker.record) if hasattr(maker, "record") else mirror
+
+
+def _start_at_means(likelihood: Likelihood, x: Tensor) -> None:
+    """Set the last bias of the likelihood's network so that p(x|z) has the means of x; append a bias if it has none."""
     start = likelihood.output_bias(x)
     last = list(likelihood.network.modules())[-1]
     if isinstance(last, nn.Linear) and last.bias is not None and last.out_features == len(start):

@@ -1,18 +1,27 @@
-"""The run folder and the command line."""
+"""The run folder and the command line.
 
-from pyrovae.runs.cli import Seed, Stopper, finishing_steps, make_parser, make_run_parser, near, parse_flags, run_script
-from pyrovae.runs.config import (
+train.py: flags -> parse -> resolve -> build, with the registry of parts and their options.
+All scripts: parser (flags, help, errors), words (types in words), cli (exit codes, signals).
+Run folder: run, files, report, export, comparison, sweep, versions.
+"""
+
+from pyrovae.runs.build import (
     build_kl_weight,
     build_objective,
     build_vae,
-    check_parts,
-    find_device,
-    parse_training,
-    resolve,
+    check_contract,
+    check_reparameterised,
+    check_site_order,
+    needs_mean_field,
 )
+from pyrovae.runs.cli import Stopper, finishing_steps, run_script
 from pyrovae.runs.export import to_arviz
 from pyrovae.runs.files import read_json, read_state, write_json, write_state, write_whole
+from pyrovae.runs.parse import parse_training
+from pyrovae.runs.parser import make_parser, make_run_parser, parse_flags
+from pyrovae.runs.resolve import find_device, resolve
 from pyrovae.runs.run import METRICS, Run, load, open_run
+from pyrovae.runs.words import Seed, near
 
 __all__ = [
     "METRICS",
@@ -22,13 +31,16 @@ __all__ = [
     "build_kl_weight",
     "build_objective",
     "build_vae",
-    "check_parts",
+    "check_contract",
+    "check_reparameterised",
+    "check_site_order",
     "find_device",
     "finishing_steps",
     "load",
     "make_parser",
     "make_run_parser",
     "near",
+    "needs_mean_field",
     "open_run",
     "parse_flags",
     "parse_training",

@@ -1,4 +1,4 @@
-"""Comparing finished runs by the log p(x) of the same test data, datum by datum."""
+"""Comparison of finished runs by the log p(x) of each test datum."""
 
 import csv
 from dataclasses import dataclass
@@ -18,19 +18,19 @@ if TYPE_CHECKING:
     from xarray import DataTree
 
 
-_NUM_EQUAL_DRAWS = 100  # enough for the tail that ArviZ fits
+_NUM_EQUAL_DRAWS = 100  # enough for ArviZ to fit a tail
 
 
 @dataclass(frozen=True, eq=False)
 class Evaluated:
-    """A run's last evaluation.
+    """Last evaluation of a run.
 
     Attributes:
-        name: The run's folder, as it was given.
-        value: Log p(x) in nats, with shape (N,).
+        name: Path of the run folder, as given.
+        value: log p(x) in nats, with shape (N,).
         std_error: Its Monte Carlo standard error, with shape (N,).
         rows: Rows of the data in their source, with shape (N,).
-        about: What makes evaluations comparable: the data's SHA-256, binarisation, split, base measure.
+        about: Properties that comparable evaluations share: SHA-256 of the data, binarisation, split, base measure.
         protocol: Proposal and number of draws.
     """
 
@@ -46,12 +46,12 @@ class Evaluated:
         """Read the evaluation of a run folder.
 
         Raises:
-            ValueError: If it is no finished run, or has no evaluation.
+            ValueError: If the folder is no finished run, or has no valid evaluation.
         """
         run = Run(path)
         where = run.path / "evaluation.csv"
         if not run.finished or not where.is_file():
-            raise ValueError(f"{path}: there is no evaluation; finish it with train.py --resume, or run evaluate.py")
+            raise ValueError(f"{path} has no evaluation; finish it with train.py --resume, or run evaluate.py")
         summary: dict[str, Any] = read_json(run.path / "evaluation.json")
         try:
             with where.open(newline="") as file:
@@ -69,21 +69,21 @@ class Evaluated:
             marginal = summary["log_marginal"]
             protocol = f"{marginal['proposal']}, K = {marginal['num_particles']:,}"
         except (KeyError, TypeError, ValueError) as error:
-            raise ValueError(f"{where}: damaged or of another version; make it again with evaluate.py") from error
+            raise ValueError(f"{where} is damaged or from another version; write it again with evaluate.py") from error
         return cls(str(path), columns["log_marginal"], columns["std_error"], columns["row"].long(), about, protocol)
 
 
 @dataclass(frozen=True)
 class Difference:
-    """A run beside the best one, in nats per datum.
+    """Mean log p(x) of a run and its difference from the best run, in nats per datum.
 
     Attributes:
         mean: Mean log p(x).
-        std_error: Its standard error over data.
-        mc_std_error: Its Monte Carlo standard error.
+        std_error: Standard error of the mean over data.
+        mc_std_error: Monte Carlo standard error of the mean.
         difference: Mean over data of the paired difference from the best run; None for the best.
-        difference_std_error: Its standard error: over data, whose spread holds the Monte Carlo error of the values.
-        difference_mc_std_error: Monte Carlo standard error of the difference alone, as if these data were all there is.
+        difference_std_error: Standard error of the difference over data, which includes the Monte Carlo error.
+        difference_mc_std_error: Monte Carlo standard error of the difference, with the data fixed.
     """
 
     mean: float
@@ -95,24 +95,24 @@ class Difference:
 
 
 def compare(runs: list[Evaluated]) -> dict[str, Difference]:
-    """Sort runs by their mean log p(x), and take each one's paired difference from the best.
+    """Sort runs by their mean log p(x), and compute their paired differences from the best.
 
     Raises:
-        ValueError: If two runs are about different data, binarisation, split, base measure or rows, since then their
-            numbers are not of the same thing.
+        ValueError: If the runs differ in data, binarisation, split, base measure or rows, since their log p(x) are then
+            not comparable.
     """
     first = runs[0]
     for other in runs[1:]:
         for key, value in first.about.items():
             if other.about[key] != value:
                 raise ValueError(
-                    f"{first.name} and {other.name} cannot be compared: {key} is {value} there and {other.about[key]} "
-                    "here; evaluate them on the same data"
+                    f"{first.name} and {other.name} are not comparable: their {key} is {value} and {other.about[key]}; "
+                    "evaluate them on the same data"
                 )
         if not torch.equal(first.rows, other.rows):
             raise ValueError(
-                f"{first.name} and {other.name} cannot be compared: they were split otherwise (other test rows); train "
-                "them with one --split_seed"
+                f"{first.name} and {other.name} are not comparable: their test rows differ; train both with the same "
+                "--split_seed"
             )
     ordered = sorted(runs, key=lambda run: -run.value.mean().item())
     best, found = ordered[0], {}
@@ -128,7 +128,7 @@ def compare(runs: list[Evaluated]) -> dict[str, Difference]:
 
 
 def plot_comparison(found: dict[str, Difference]) -> Figure:
-    """Draw each run's paired difference from the best, with two standard errors to either side."""
+    """Plot the paired difference of each run from the best, with two standard errors on each side."""
     figure = Figure(figsize=(6.4, 1.4 + 0.4 * len(found)), layout="constrained")
     axes = figure.subplots()
     names = list(found)
@@ -143,17 +143,17 @@ def plot_comparison(found: dict[str, Difference]) -> Figure:
 
 
 def marginal_to_arviz(log_p: Tensor, data: Tensor) -> "DataTree":
-    """ArviZ data in which `loo` and `compare` find log p(x), the marginal, in place of log p(x|z), the conditional.
+    """Build ArviZ data from which `loo` and `compare` compute with the marginal log p(x), not log p(x|z).
 
-    The one value of each datum stands for all draws, so that `arviz.loo` gives its sum, with its standard error over
-    data, and `arviz.compare` the paired differences. ArviZ's k-hat of equal draws means nothing. For held-out data
-    that sum is the held-out log score; leave-one-out weights do not enter.
+    All draws of a datum have the same value. So `arviz.loo` returns the sum of log p(x) and its standard error over
+    data, which for held-out data is the held-out log score, and `arviz.compare` the paired differences. ArviZ's k-hat
+    of equal draws has no meaning.
 
     Args:
-        log_p: Log p(x) in nats, with shape (N,).
-        data: The data, with shape (N, D).
+        log_p: log p(x) in nats, with shape (N,).
+        data: Data, with shape (N, D).
     """
-    # A spread of a millionth of a nat: ArviZ 1.x fits a tail, and refuses one without any.
+    # ArviZ 1.x fits a tail, which needs some spread: a millionth of a nat.
     spread = torch.linspace(-1e-6, 1e-6, _NUM_EQUAL_DRAWS, dtype=torch.float64)
     equal = log_p.double() + spread[:, None]
     return to_arviz({"z": equal.new_zeros(*equal.shape, 1)}, observed={"x": data}, log_likelihood={"x": equal})

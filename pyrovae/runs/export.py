@@ -1,16 +1,15 @@
-"""ArviZ data from plain tensors: the draws of a guide, their weights, and log p(x) with its error.
+"""Conversion to ArviZ: the draws of a guide, their weights, and log p(x) with its error.
 
 The draws come from q(z | x) and not from MCMC: with log_weight = log p(x, z) - log q(z | x),
 
     E[f(z) | x] is estimated by sum_k exp(log_weight_k) f(z_k) / sum_k exp(log_weight_k),
 
-for each datum apart; ArviZ itself averages with equal weights.
+separately for each datum. ArviZ itself averages with equal weights.
 """
 
 import os
 import warnings
 from collections.abc import Mapping, Sequence
-from importlib import metadata
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
@@ -19,6 +18,7 @@ import torch
 from torch import Tensor
 
 from pyrovae.runs.files import write_whole
+from pyrovae.runs.versions import installed_version
 
 if TYPE_CHECKING:
     from xarray import Dataset, DataTree
@@ -60,11 +60,11 @@ def to_arviz(
 
     Groups and dims: ``posterior`` and ``log_likelihood`` (chain, draw, datum, ...), with a chain of
     length 1; ``observed_data`` (datum, ...); ``sample_stats`` with ``log_weight`` (chain, draw,
-    datum) and ``log_marginal``, ``log_marginal_std_error``, ``ess`` and ``khat`` (datum). A group
-    nothing was given for is left out. Half precision becomes float32, all else keeps its own.
-    Tensors on the CPU share their memory with the result.
+    datum) and ``log_marginal``, ``log_marginal_std_error``, ``ess`` and ``khat`` (datum). Groups
+    without data are omitted. Half precision becomes float32; other dtypes are kept. Tensors on
+    the CPU share their memory with the result.
 
-    ``arviz.loo`` of the result is about the conditional log p(x | z), not the marginal log p(x).
+    ``arviz.loo`` of the result estimates the conditional log p(x | z), not the marginal log p(x).
 
     Args:
         posterior: Draws of each latent site, with shape (K, N, *event).
@@ -74,15 +74,15 @@ def to_arviz(
         log_weights: log p(x, z) - log q(z | x) in nats, with shape (K, N).
         stats: log p(x) per datum with its diagnostics, each field of shape (N,).
         data_index: Row of each datum in its data set, with shape (N,); None counts from zero.
-        event_dims: Names for the event dims of a site; without it they are ``z_dim``, or
-            ``z_dim_0``, ``z_dim_1`` and so on where site "z" has several.
-        attrs: Further attributes of the whole.
+        event_dims: Names of the event dims of a site; by default ``z_dim`` for site "z", or
+            ``z_dim_0``, ``z_dim_1``, ... if it has several.
+        attrs: Further attributes of the root.
 
     Returns:
-        An ``xarray.DataTree``; an ``arviz.InferenceData`` on ArviZ 0.23, which knows no trees.
+        An ``xarray.DataTree``; an ``arviz.InferenceData`` on ArviZ 0.23, which does not support trees.
 
     Raises:
-        ValueError: If shapes disagree on K or N, or a name is taken or unknown.
+        ValueError: If shapes disagree on K or N, or a name is reserved or unknown.
 
     Example:
         >>> tree = to_arviz({"z": torch.zeros(3, 2, 4)}, observed={"x": torch.zeros(2, 5)})
@@ -93,7 +93,7 @@ def to_arviz(
 
     event_dims = event_dims or {}
     if unknown := event_dims.keys() - posterior.keys() - observed.keys():
-        raise ValueError(f"event_dims names {sorted(unknown)}, which no site is called")
+        raise ValueError(f"event_dims has the names {sorted(unknown)}, which no site has; use the names of sites")
     sizes = _sizes(posterior)
     index = torch.arange(sizes["datum"]) if data_index is None else data_index
     _check_shape("data_index", index, (sizes["datum"],))
@@ -130,37 +130,37 @@ def to_arviz(
 
 
 def write_netcdf(tree: "DataTree", path: str | os.PathLike[str]) -> None:
-    """Write ArviZ data as netCDF4, whole or not at all; ``arviz.from_netcdf`` reads it.
+    """Write ArviZ data atomically as netCDF4, for ``arviz.from_netcdf``.
 
     Arrays are compressed without loss. The same data give the same bytes.
 
     Args:
-        tree: What ``to_arviz`` returned, an ``xarray.DataTree`` or an ``arviz.InferenceData``.
-        path: The file to write or to replace.
+        tree: Result of ``to_arviz``, an ``xarray.DataTree`` or an ``arviz.InferenceData``.
+        path: File to write or to replace.
 
     Raises:
-        OSError: If the file cannot be written, a full disk included; an old file is then intact.
+        OSError: If the file cannot be written, for example on a full disk; an old file stays intact.
     """
     import xarray as xr
 
     path = Path(path)
-    whole = tree if isinstance(tree, xr.DataTree) else tree.to_datatree()
+    root = tree if isinstance(tree, xr.DataTree) else tree.to_datatree()
     encoding = {
         node.path: {
             name: {"zlib": True, "shuffle": True}
             for name, variable in node.data_vars.items()
             if variable.dtype.kind in "biuf" and variable.ndim
         }
-        for node in whole.subtree
+        for node in root.subtree
     }
     # HDF5 crashes the interpreter when the disk fills up under an open file
     # (https://github.com/h5py/h5py/issues/914), so it writes to memory and Python to the disk.
-    content = whole.to_netcdf(engine="h5netcdf", encoding=encoding)
+    content = root.to_netcdf(engine="h5netcdf", encoding=encoding)
     write_whole(path, bytes(content))
 
 
 def _sizes(posterior: Mapping[str, Tensor]) -> dict[str, int]:
-    """The K and N of the first latent, which everything else is held against."""
+    """Read K and N from the first latent; all other shapes must agree with them."""
     for name, first in posterior.items():
         if len(got := tuple(first.shape)) < 2:
             raise ValueError(f"posterior[{name!r}] must have shape (K, N, *event), got {got}")
@@ -170,7 +170,7 @@ def _sizes(posterior: Mapping[str, Tensor]) -> dict[str, int]:
 
 def _check_shape(where: str, value: Tensor, shape: tuple[int, ...]) -> None:
     if (got := tuple(value.shape)) != shape:
-        raise ValueError(f"{where} must have shape {shape}, K, N as in the first latent, got {got}")
+        raise ValueError(f"{where} must have shape {shape}, with K and N of the first latent, got {got}")
 
 
 def _event_names(site: str, event_shape: Sequence[int], event_dims: Mapping[str, Sequence[str]]) -> tuple[str, ...]:
@@ -194,7 +194,7 @@ def _group(variables: dict[str, _Variable], sizes: dict[str, int], index: Tensor
         lead = tuple(sizes[dim] for dim in dims if dim in sizes)
         event = value.shape[len(lead) :] if dims[-1] != "datum" else ()
         _check_shape(where, value, (*lead, *event))
-        # netCDF knows no half precision.
+        # netCDF has no half precision.
         half = value.dtype in (torch.float16, torch.bfloat16)
         value = value[None] if dims[0] == "chain" else value
         array = (value.float() if half else value).detach().cpu().numpy()
@@ -202,7 +202,7 @@ def _group(variables: dict[str, _Variable], sizes: dict[str, int], index: Tensor
         arrays[name] = (dims, array, {"long_name": long_name, "units": units})
     for name in variables.keys() & {*used, *_COORDINATES}:
         raise ValueError(
-            f"{variables[name].where} is called like a dim; rename the site, or the dim in "
+            f"{variables[name].where} has the name of a dim; rename the site, or the dim in "
             f"event_dims ({', '.join(_COORDINATES)} are fixed)"
         )
     coords = {}
@@ -213,24 +213,20 @@ def _group(variables: dict[str, _Variable], sizes: dict[str, int], index: Tensor
 
 
 def _root_attrs(attrs: Mapping[str, str | int | float]) -> dict[str, str | int | float]:
-    try:
-        version = metadata.version("pyrovae")
-    except metadata.PackageNotFoundError:  # run from a source tree
-        version = "unknown"
-    ours = {**_ABOUT, "inference_library_version": version}
+    ours = {**_ABOUT, "inference_library_version": installed_version("pyrovae")}
     for name, value in attrs.items():
         if name in ours:
-            raise ValueError(f"attrs[{name!r}] is set by to_arviz itself; choose another name")
+            raise ValueError(f"attrs[{name!r}] is reserved for to_arviz; choose another name")
         if isinstance(value, bool) or not isinstance(value, str | int | float):
             raise ValueError(f"attrs[{name!r}] must be a str, int or float, got {value!r}")
     return {**ours, **attrs}
 
 
 def _for_installed_arviz(tree: "DataTree") -> "DataTree":
-    if int(metadata.version("arviz").split(".")[0]) >= 1:
+    if int(installed_version("arviz").split(".")[0]) >= 1:
         return tree
     with warnings.catch_warnings():
-        # Once a day ArviZ 0.23 advises on import to move to 1.x, which Python 3.11 cannot install.
+        # Once a day, ArviZ 0.23 recommends ArviZ 1.x on import, which Python 3.11 cannot install.
         warnings.filterwarnings("ignore", r"\s*ArviZ is undergoing", FutureWarning)
         import arviz
     return arviz.InferenceData.from_datatree(tree)

@@ -1,4 +1,4 @@
-"""Files that are whole or not there: atomic writes, checksums, and states as tensors and JSON."""
+"""Atomic writes, checksums, JSON, and states of tensors and plain values in one file."""
 
 import hashlib
 import json
@@ -19,16 +19,16 @@ _DIGEST_LENGTH = hashlib.sha256().digest_size * 2
 
 
 def write_whole(path: Path, content: bytes) -> None:
-    """Write a file so that a kill or a full disk leaves the old one or the new one, never a part.
+    """Write a file atomically: after a kill or on a full disk, the old file or the new one exists, never a part.
 
-    The bytes go to a file beside, are synced, and are renamed into place.
+    The bytes are written to a temporary file in the same folder, synced, and renamed into place.
 
     Args:
-        path: Where the file is to stand.
-        content: What it is to hold.
+        path: Path of the file.
+        content: Content of the file.
 
     Raises:
-        OSError: If the disk is full or the folder is not there or not writable; the old file is untouched.
+        OSError: If the disk is full, or the folder does not exist or is not writable; an old file stays intact.
     """
     beside = path.parent / f"{_UNFINISHED}{uuid.uuid4().hex}{path.suffix}"
     try:
@@ -39,20 +39,20 @@ def write_whole(path: Path, content: bytes) -> None:
         os.replace(beside, path)
         _sync(path.parent)
     except OSError as error:
-        message = f"cannot write {path}: {error.strerror}; free some space, or choose another folder"
+        message = f"cannot write {path}: {error.strerror}; free space on the disk, or choose another folder"
         raise OSError(error.errno, message) from error
     finally:
         beside.unlink(missing_ok=True)
 
 
 def remove_unfinished(folder: Path) -> None:
-    """Remove the files beside that a kill in the middle of `write_whole` left in a folder."""
+    """Remove the temporary files that killed calls of `write_whole` left in a folder."""
     for path in folder.glob(f"{_UNFINISHED}*"):
         path.unlink(missing_ok=True)
 
 
 def write_json(path: Path, content: Any) -> None:
-    """Write JSON, whole or not at all; what is not finite becomes null."""
+    """Write JSON atomically. Numbers that are not finite become null."""
     text = json.dumps(_finite(content), indent=2, allow_nan=False)
     write_whole(path, f"{text}\n".encode())
 
@@ -66,23 +66,23 @@ def read_json(path: Path) -> Any:
     try:
         return json.loads(path.read_text())
     except (json.JSONDecodeError, UnicodeDecodeError) as error:
-        raise ValueError(f"{path} is not JSON ({error}); it is damaged, so take it from a copy") from error
+        raise ValueError(f"{path} is not JSON ({error}); restore it from a copy") from error
 
 
 def sha256_of(path: Path) -> str:
-    """SHA-256 of a file, in hexadecimal."""
+    """Compute the SHA-256 of a file, in hexadecimal."""
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def tensors_to_bytes(tensors: Mapping[str, Tensor], note: str | None = None) -> bytes:
-    """Put tensors into the safetensors format, in the order of their names, with at most one metadata entry."""
+    """Write tensors in the safetensors format, sorted by name, with at most one metadata entry, the note."""
     plain = {name: tensors[name].detach().cpu().contiguous().clone() for name in sorted(tensors)}
     return save(plain, metadata=None if note is None else {"note": note})
 
 
 def read_tensors(path: Path) -> tuple[dict[str, Tensor], str | None]:
-    """Read a safetensors file: its tensors, and its note.
+    """Read the tensors and the note of a safetensors file.
 
     Raises:
         ValueError: If the file is truncated or damaged.
@@ -90,17 +90,17 @@ def read_tensors(path: Path) -> tuple[dict[str, Tensor], str | None]:
     try:
         with safe_open(path, framework="pt") as file:
             note = (file.metadata() or {}).get("note")
-            return {name: file.get_tensor(name) for name in file.keys()}, note  # noqa: SIM118  # it is no dict
+            return {name: file.get_tensor(name) for name in file.keys()}, note  # noqa: SIM118  # not a dict
     except SafetensorError as error:
-        raise ValueError(f"{path} is no whole safetensors file ({error}); take it from a copy") from error
+        raise ValueError(f"{path} is no complete safetensors file ({error}); restore it from a copy") from error
 
 
 def write_state(path: Path, state: Mapping[str, Any]) -> None:
-    """Write a state of nested dicts, lists, tuples, tensors, arrays and plain values as one file.
+    """Write a state of nested dicts, lists, tuples, tensors, arrays and plain values to one file.
 
     Raises:
         OSError: As `write_whole`.
-        TypeError: If something in it is none of these.
+        TypeError: If the state contains a value of another type.
     """
     tensors: dict[str, Tensor] = {}
     text = json.dumps(_pack(state, tensors))
@@ -108,17 +108,17 @@ def write_state(path: Path, state: Mapping[str, Any]) -> None:
 
 
 def read_state(path: Path) -> dict[str, Any]:
-    """Read what `write_state` wrote.
+    """Read a state that `write_state` wrote.
 
     Raises:
-        ValueError: If the file is truncated, damaged, or no such state.
+        ValueError: If the file is truncated, damaged, or contains no state.
     """
     tensors, note = read_tensors(path)
     if note is None:
-        raise ValueError(f"{path} holds no state to resume; it was not written by this program")
+        raise ValueError(f"{path} contains no state to resume; give a file that write_state wrote")
     digest, text = note[:_DIGEST_LENGTH], note[_DIGEST_LENGTH:]
     if digest != _digest(text, tensors):
-        raise ValueError(f"{path} is damaged: its content does not match its SHA-256; take it from a copy")
+        raise ValueError(f"{path} is damaged: its content does not match its SHA-256; restore it from a copy")
     return _unpack(json.loads(text), tensors)
 
 
@@ -138,7 +138,7 @@ def _pack(value: Any, tensors: dict[str, Tensor]) -> Any:
         return value.item()
     if value is None or isinstance(value, bool | int | float | str):
         return value
-    raise TypeError(f"a state holds tensors, arrays and plain values, not {type(value).__name__}")
+    raise TypeError(f"a state needs tensors, arrays and plain values, got {type(value).__name__}; convert it")
 
 
 def _unpack(plain: Any, tensors: Mapping[str, Tensor]) -> Any:

@@ -1,7 +1,7 @@
-"""Parts by name: which priors, likelihoods, encoders, networks, objectives and optimizers a name or import path means.
+"""Registry of parts: priors, likelihoods, encoders, networks, programs, objectives, KL weights, optimizers by name.
 
-Names typed on a command line may be import paths of the reader's own classes. Those that a file names are imported only
-where the reader says so, since importing a module runs it.
+A name on the command line may be the import path of a user's class. Import paths in a file are followed only if the
+user trusts their modules, because importing a module runs it.
 """
 
 import importlib
@@ -30,7 +30,7 @@ import pyrovae.objectives.kl_weights
 import pyrovae.objectives.weighted
 import pyrovae.priors
 import pyrovae.programs
-from pyrovae.runs.cli import near
+from pyrovae.runs.words import closest, either, near
 
 BASES: dict[str, type] = {
     "prior": pyrovae.priors.Prior,
@@ -58,17 +58,20 @@ _HOMES = {
     "kl_weight": pyrovae.objectives.kl_weights,
     "optimizer": torch.optim,
 }
-# Those of Pyro's objectives that have a differentiable loss and need no arguments; ours stand beside them.
+# Objectives of Pyro that have a differentiable loss and need no arguments.
 _OBJECTIVES = ("Trace_ELBO", "TraceMeanField_ELBO", "TraceEnum_ELBO")
-# Whole models; what else stands beside them are their programs.
+# The module's other classes are the programs of these.
 _PROGRAMS = ("TwoLayerVAE", "MixtureVAE")
-# They take a closure, sparse gradients, or matrices alone.
+# Optimizers that need a closure, sparse gradients, or matrices alone.
 _SPECIAL_OPTIMIZERS = ("LBFGS", "SparseAdam", "Muon")
+_NUMBER = re.compile(r"[-+]?[\d.]+(e[-+]?\d+)?")
+# What a number in place of a name most likely means.
+_NUMBERS = {"kl_weight": "use --kl_weight Beta --kl_weight.beta {} for a constant weight"}
 _IMPORT_PATH = re.compile(r"[^\W\d]\w*(\s*\.\s*[^\W\d]\w*)+")
 
 
 def known_parts(kind: str) -> dict[str, type]:
-    """The classes of a kind ("prior", "likelihood", ...) that go by their bare name."""
+    """Return the classes of a kind ("prior", "likelihood", ...) that have a bare name."""
     base, home = BASES[kind], _HOMES[kind]
     if kind == "program":
         return {name: getattr(home, name) for name in _PROGRAMS}
@@ -88,26 +91,31 @@ def _parts_in(home: ModuleType, base: type) -> dict[str, type]:
         and not inspect.isabstract(part)
         and not name.startswith("_")
         and name not in _SPECIAL_OPTIMIZERS
-        and f"{part.__module__}.".startswith(f"{home.__name__}.")  # a home is a module or a folder of them
+        and f"{part.__module__}.".startswith(f"{home.__name__}.")  # a home is a module or a package
     }
 
 
 def part_class(kind: str, name: str) -> type:
-    """Find a part's class by its bare name, or by import path.
+    """Find a part's class by its bare name or import path.
 
     Args:
-        kind: A key of `BASES`.
-        name: A name among `known_parts`, or module.Class; modules are looked for in the current directory too.
+        kind: Key of `BASES`.
+        name: Name among `known_parts`, or module.Class of a module that is installed or in the current directory.
 
     Raises:
-        ValueError: If there is no such class (with the near names), or it does not derive from the kind's base.
+        ValueError: If there is no such class (the message suggests names), or it does not derive from the kind's base.
     """
     base, known = BASES[kind], known_parts(kind)
     if name in known:
         return known[name]
     if not _IMPORT_PATH.fullmatch(name):
-        own = f"Or give the import path of your own subclass of {base.__name__}, module.Class"
-        raise ValueError(f"--{kind} {name}: no such {kind}; {near(name, known)} {own}")
+        likely = closest(name, known)
+        hint = f"--help_parts {kind} lists them; write your own as module.Class"
+        if likely:
+            hint = f"did you mean {either(likely)}?"
+        elif _NUMBER.fullmatch(name):
+            hint = _NUMBERS.get(kind, hint).format(name)
+        raise ValueError(f"--{kind} {name}: no such {kind}; {hint}")
     module_name, class_name = name.rsplit(".", 1)
     module = sys.modules.get(module_name)
     if module is None and name.split(".", 1)[0] in TRUSTED:
@@ -118,32 +126,34 @@ def part_class(kind: str, name: str) -> type:
     if part is None:
         there = dict(inspect.getmembers(module, inspect.isclass))
         raise ValueError(f"--{kind} {name}: {module_name} has no class {class_name}; {near(class_name, there)}")
-    if not (inspect.isclass(part) and issubclass(part, base) and part is not base):
+    if not (inspect.isclass(part) and issubclass(part, base)):
         raise ValueError(
             f"--{kind} {name}: {class_name} is no subclass of {base.__module__}.{base.__name__}; derive it"
         )
+    if part is base or inspect.isabstract(part):
+        raise ValueError(f"--{kind} {name}: {class_name} is abstract; use a subclass, which --help_parts {kind} lists")
     return part
 
 
 def _import_own(name: str, where: str) -> ModuleType:
-    """Import a reader's module, installed or in the current directory."""
+    """Import a user's module, installed or in the current directory."""
     here = str(Path.cwd())
     sys.path.append(here)
     try:
         return importlib.import_module(name)
     except ModuleNotFoundError as error:
         raise ValueError(
-            f"{where}: no module {error.name!r}, neither installed nor in this directory; go where it is, "
-            "or correct the path"
+            f"{where}: module {error.name!r} is neither installed nor in this directory; change to its directory, or "
+            "correct the path"
         ) from error
     except Exception as error:
-        raise ValueError(f"{where}: importing {name} fails: {describe(error)}; mend the module") from error
+        raise ValueError(f"{where}: importing {name} fails: {describe(error)}; correct the module") from error
     finally:
         sys.path.remove(here)
 
 
 def describe(error: BaseException) -> str:
-    """What went wrong and where, in one line."""
+    """Describe an exception and its place in the code in one line."""
     frames = traceback.extract_tb(error.__traceback__)
     place = f" ({Path(frames[-1].filename).name}, line {frames[-1].lineno})" if frames else ""
     first = str(error).strip().splitlines()[:1]
@@ -151,7 +161,7 @@ def describe(error: BaseException) -> str:
 
 
 def part_path(part: type) -> str:
-    """The shortest import path of a part's class, which outlives a move of its module within its package."""
+    """Return the shortest import path of a class, which stays valid if its module moves within its package."""
     steps = part.__module__.split(".")
     homes = [".".join(steps[:length]) for length in range(1, len(steps) + 1)]
     for home in homes:
@@ -161,19 +171,19 @@ def part_path(part: type) -> str:
 
 
 def checked_config(config: Any, *, source: str, keys: Iterable[str], trust_imports: Iterable[str]) -> dict[str, Any]:
-    """Check a configuration that came from a file before anything that it names is imported.
+    """Check the configuration in a file before any module that it names is imported.
 
     Args:
-        config: What the file holds.
-        source: The file, for messages.
-        keys: The keys that a configuration may have.
-        trust_imports: Modules, beside pyrovae, torch and Pyro, that the file may name.
+        config: Content of the file.
+        source: Path of the file, for messages.
+        keys: Keys that a configuration may have.
+        trust_imports: Modules besides pyrovae, torch and Pyro that the file may name.
 
     Returns:
         The configuration, each part as {"class_path": full path, "init_args": {...}}.
 
     Raises:
-        ValueError: If it is no mapping, has an unknown key, names a module that is not trusted, or a part that is not.
+        ValueError: If it is no mapping, has an unknown key, names a module that is not trusted, or an unknown part.
     """
     keys = list(keys)
     if not isinstance(config, Mapping):
@@ -187,7 +197,7 @@ def checked_config(config: Any, *, source: str, keys: Iterable[str], trust_impor
             if not any(path == module or path.startswith(f"{module}.") for module in trusted):
                 module = path.split(".", 1)[0]
                 raise ValueError(
-                    f"{source} names {path}, and importing {module} would run its code; if you trust it, say "
+                    f"{source} names {path}, and importing {module} would run its code; if you trust it, use "
                     f"--trust_imports {module}"
                 )
     return {key: _checked_part(key, value, source) if key in BASES else value for key, value in config.items()}
@@ -197,7 +207,7 @@ def read_yaml(path: Path) -> Any:
     """Read a YAML file of plain values.
 
     Raises:
-        ValueError: If it is not there, or no YAML.
+        ValueError: If the file does not exist or is no YAML.
     """
     try:
         return yaml.safe_load(path.read_text())
@@ -205,6 +215,16 @@ def read_yaml(path: Path) -> Any:
         raise ValueError(f"{path}: no such file; give the path of a config.yaml") from error
     except (yaml.YAMLError, UnicodeDecodeError, IsADirectoryError) as error:
         raise ValueError(f"{path} is no YAML file: {' '.join(str(error).split())}") from error
+
+
+def full_part(kind: str, part: Any) -> dict[str, Any]:
+    """Return a part, given by its name or with `class_path` and `init_args`, with its full path and both keys."""
+    if isinstance(part, str):
+        part = {"class_path": part}
+    return {
+        "class_path": part_path(part_class(kind, part["class_path"])),
+        "init_args": dict(part.get("init_args") or {}),
+    }
 
 
 def _checked_part(kind: str, value: Any, source: str) -> Any:
@@ -220,12 +240,11 @@ def _checked_part(kind: str, value: Any, source: str) -> Any:
     arguments = value.get("init_args") or {}
     if not isinstance(arguments, Mapping):
         raise ValueError(f"{source}: init_args of {kind} must be names and values, got {arguments!r}")
-    part = part_class(kind, value["class_path"])
-    return {"class_path": part_path(part), "init_args": dict(arguments)}
+    return full_part(kind, value)
 
 
 def _import_paths(value: Any) -> list[str]:
-    """Everything in a part's configuration that could be taken for an import path, inside longer texts too."""
+    """Find everything in a part's configuration that could be read as an import path, inside longer texts as well."""
     if isinstance(value, str):
         return ["".join(match[0].split()) for match in _IMPORT_PATH.finditer(value)]
     if isinstance(value, Mapping):

@@ -1,4 +1,4 @@
-"""What the scripts write into a run folder beside the weights: the table, the figures, and draws for ArviZ."""
+"""Evaluation, figures and draws for ArviZ, which the scripts write into a run folder."""
 
 from contextlib import suppress
 from pathlib import Path
@@ -20,14 +20,14 @@ from pyrovae.runs.run import POSTERIOR, WEIGHTS, Run
 from pyrovae.stats import summarize_log_weights
 from pyrovae.training import History
 
-POSTERIOR_DATA = 1000  # test data in posterior.nc, at most
-POSTERIOR_DRAWS = 100  # draws for each
+POSTERIOR_DATA = 1000  # maximum number of test data in posterior.nc
+POSTERIOR_DRAWS = 100  # draws per datum
 
-PARTIAL = "evaluation.partial.safetensors"  # of an evaluation that is under way
+PARTIAL = "evaluation.partial.safetensors"  # state of an unfinished evaluation
 
 
 def split_of(data: Data, split: str) -> tuple[Tensor, Tensor]:
-    """The values, with shape (N, D), and source rows, with shape (N,), of "train", "validation" or "test"."""
+    """Return the values, with shape (N, D), and the source rows, with shape (N,), of a split."""
     return getattr(data, split), getattr(data, f"{split}_index")
 
 
@@ -44,21 +44,25 @@ def evaluate_run(
     chunk_size: int | None = None,
     execution: Execution = "auto",
 ) -> Evaluation:
-    """Evaluate a run, with a progress bar; a second call with the same arguments goes on where one was stopped.
+    """Evaluate a run with a progress bar. A second call with the same arguments resumes a stopped evaluation.
 
-    Where torch.distributed is initialised the processes share the data, and all get the whole evaluation.
+    If torch.distributed is initialised, the processes share the data, and all return the whole evaluation.
 
     Args:
-        run: The run folder, with its weights.
-        vae: The trained model.
-        data: The data.
+        run: Run folder, with its weights.
+        vae: Trained model.
+        data: Data of the run.
         split: "train", "validation" or "test".
-        num_particles: As for `evaluate`, and so are the rest.
-        proposal: Its name, as the scripts have it.
-        target_std_error: Standard error to reach.
-        seed: Seed of the draws.
-        chunk_size: Latents decoded at once.
-        execution: How chunks are evaluated.
+        num_particles: Number of draws K per datum; the maximum if `target_std_error` is given.
+        proposal: Name of the proposal, a key of `PROPOSALS`.
+        target_std_error: Standard error of each log p(x) at which its draws stop, in nats; None for K draws.
+        seed: Random seed.
+        chunk_size: Number of latents, K times N, decoded at once, which bounds memory; None for 8,192.
+        execution: How to run the programs: "eager", "recorded", "compiled", or "auto", which chooses by the number of
+            calls.
+
+    Returns:
+        The evaluation, with values per datum.
     """
     device, path = _device(vae), run.path / PARTIAL
     x, _ = split_of(data, split)
@@ -75,7 +79,7 @@ def evaluate_run(
         "device": device.type,
     }
     workers = Workers.current()
-    begun = workers.from_first(lambda: _begun(path))
+    stopped = workers.from_first(lambda: _stopped_evaluation(path))
     with tqdm(total=len(x), unit="datum", desc="log p(x)", disable=workers.rank > 0) as bar:
         evaluation = evaluate(
             vae.model,
@@ -90,21 +94,21 @@ def evaluate_run(
             execution=execution,
             on_progress=bar.update,
             commit=lambda state: write_state(path, {"about": about, "state": state}),
-            resume=begun["state"] if begun["about"] == about else None,
+            resume=stopped["state"] if stopped["about"] == about else None,
             **data.conditions(split, device),
         )
     return evaluation
 
 
-def _begun(path: Path) -> dict[str, Any]:
-    """An evaluation that was stopped, with what it is about; one that is damaged is begun anew."""
+def _stopped_evaluation(path: Path) -> dict[str, Any]:
+    """Read the state of a stopped evaluation and its arguments, `about`; a damaged file counts as none."""
     with suppress(ValueError, FileNotFoundError):
         return read_state(path)
     return {"about": None}
 
 
 def write_evaluation(run: Run, evaluation: Evaluation, data: Data, *, split: str) -> dict[str, Any]:
-    """Write evaluation.json and, with the values per datum, evaluation.csv; return what the JSON holds."""
+    """Write evaluation.json and the values per datum in evaluation.csv; return the content of the JSON."""
     binarize = run.manifest["data"]["binarize"]
     summary = {"split": split, **evaluation.summary(), "binarize": binarize}
     _, rows = split_of(data, split)
@@ -115,21 +119,21 @@ def write_evaluation(run: Run, evaluation: Evaluation, data: Data, *, split: str
 
 
 def baseline_summary(data: Data, *, split: str, base_measure: str) -> dict[str, Any]:
-    """The table's line of independent pixels, fitted on the training set."""
+    """Summarise the baseline of independent pixels, fitted to the training data, on a split."""
     x, _ = split_of(data, split)
     log_p = IndependentPixels.of(data, base_measure=base_measure).log_prob(x)
     return exact_summary(log_p, num_dims=x.shape[1], base_measure=base_measure)
 
 
 def write_training_figure(run: Run, history: History) -> None:
-    """Write training.png, the ELBO over the epochs."""
+    """Write training.png: the ELBO over the epochs."""
     write_whole(run.path / "training.png", to_png(plot_history(history)))
 
 
 def write_sample_figures(run: Run, vae: ProgramPair, data: Data, *, size: int, seed: int) -> None:
-    """Write samples.png, draws from the model, and reconstructions.png, the first test data beside theirs.
+    """Write samples.png, draws from the model, and reconstructions.png, of the first test data.
 
-    Where there are covariates, both are at those of the test data.
+    Both are given the covariates of the test data, if any.
     """
     device = _device(vae)
     test, shape = (data.test.to(device),), data.shape
@@ -138,29 +142,29 @@ def write_sample_figures(run: Run, vae: ProgramPair, data: Data, *, size: int, s
     figure = plot_grids([("draws x ~ p(x|z), z ~ p(z)", draws), ("means E[x|z] at the same z", means)], shape)
     write_whole(run.path / "samples.png", to_png(figure))
     (x,), conditions = take(test, data.conditions("test", device), slice(0, size))
-    again = reconstructions(vae.model, vae.guide, x, seed=seed, **conditions)
-    figure = plot_grids([("data x", x), ("reconstructions E[x|z], z ~ q(z|x)", again)], shape)
+    decoded = reconstructions(vae.model, vae.guide, x, seed=seed, **conditions)
+    figure = plot_grids([("data x", x), ("reconstructions E[x|z], z ~ q(z|x)", decoded)], shape)
     write_whole(run.path / "reconstructions.png", to_png(figure))
 
 
 def write_posterior(run: Run, vae: ProgramPair, data: Data, *, seed: int) -> None:
-    """Write posterior.nc: draws of the latents from the guide for the first test data, with their weights, for ArviZ.
+    """Write posterior.nc: draws from the guide for the first test data, with their weights, for ArviZ.
 
-    The log p(x), errors, effective sample sizes and k-hats in it are those of these draws.
+    Its log p(x), standard errors, effective sample sizes and k-hats are computed from these draws.
 
     Args:
-        run: The run folder.
-        vae: The trained model.
-        data: The data.
-        seed: Seed of the draws.
+        run: Run folder.
+        vae: Trained model.
+        data: Data of the run.
+        seed: Random seed.
     """
     device = _device(vae)
     x, rows = data.test[:POSTERIOR_DATA].to(device), data.test_index[:POSTERIOR_DATA]
-    whole = {name: value[:POSTERIOR_DATA] for name, value in data.conditions("test", device).items()}
+    covariates = {name: value[:POSTERIOR_DATA] for name, value in data.conditions("test", device).items()}
     parts = []
     with isolated_rng(seed), evaluating(vae):
         for start in range(0, len(x), 64):
-            block, conditions = take((x,), whole, slice(start, start + 64))
+            block, conditions = take((x,), covariates, slice(start, start + 64))
             drawn = log_weights_and_latents(vae.model, vae.guide, *block, num_particles=POSTERIOR_DRAWS, **conditions)
             parts.append(drawn)
     log_w = torch.cat([log_w for log_w, *_ in parts], 1).cpu()

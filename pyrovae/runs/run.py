@@ -1,11 +1,11 @@
-"""The run folder: what a training run leaves behind, and how it is taken up again.
+"""The run folder: its files, and how a run is created, resumed and loaded.
 
 config.yaml              the resolved configuration
-manifest.json            SHA-256 sums, the data's too, and versions; its status says whether the run is finished
-checkpoint.safetensors   all that --resume needs; its rename into place is the commit
+manifest.json            SHA-256 sums of files and data, versions, and the status: training or finished
+checkpoint.safetensors   state of `fit` for --resume; its rename into place is the commit
 metrics.jsonl            one line per epoch
 weights.safetensors      the best epoch's parameters and buffers
-evaluation.json, .csv    the table, and the values per datum
+evaluation.json, .csv    summary, and values per datum
 posterior.nc             draws from the guide, for ArviZ
 *.png                    the figures
 """
@@ -15,7 +15,6 @@ import platform
 import tempfile
 from collections.abc import Iterable
 from contextlib import suppress
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +23,7 @@ from jsonargparse import Namespace
 
 from pyrovae.data import Data, load_data
 from pyrovae.programs import ProgramPair
-from pyrovae.runs.config import build_vae, config_to_yaml, find_device, parse_config
+from pyrovae.runs.build import build_vae
 from pyrovae.runs.files import (
     read_json,
     read_state,
@@ -36,7 +35,10 @@ from pyrovae.runs.files import (
     write_state,
     write_whole,
 )
+from pyrovae.runs.parse import config_to_yaml, parse_config
 from pyrovae.runs.registry import read_yaml
+from pyrovae.runs.resolve import find_device
+from pyrovae.runs.versions import installed_version
 
 FORMAT = 1
 CONFIG, MANIFEST, CHECKPOINT = "config.yaml", "manifest.json", "checkpoint.safetensors"
@@ -44,10 +46,10 @@ WEIGHTS, METRICS, POSTERIOR = "weights.safetensors", "metrics.jsonl", "posterior
 
 
 class Run:
-    """A run folder that exists.
+    """Existing run folder.
 
     Args:
-        path: The folder.
+        path: Path of the folder.
 
     Raises:
         ValueError: If it is no run folder, or its manifest or configuration is damaged.
@@ -56,31 +58,31 @@ class Run:
     def __init__(self, path: str | Path) -> None:
         self.path = Path(path)
         if not (self.path / MANIFEST).is_file():
-            raise ValueError(f"{path}: no run folder (it has no {MANIFEST}); give the folder that train.py wrote")
+            raise ValueError(f"{path} is no run folder, since it has no {MANIFEST}; give a folder that train.py wrote")
         self.manifest: dict[str, Any] = read_json(self.path / MANIFEST)
         if not isinstance(self.manifest, dict) or self.manifest.get("format") != FORMAT:
             raise ValueError(
-                f"{path}: {MANIFEST} is not of format {FORMAT}; load the run with the version that wrote it"
+                f"{path}: {MANIFEST} does not have format {FORMAT}; load the run with the version that wrote it"
             )
         self._check_sum(CONFIG)
 
     @classmethod
     def create(cls, out: str | None, config: Namespace, data: Data) -> "Run":
-        """Make a new run folder, whole or not at all.
+        """Create a run folder atomically.
 
         Args:
-            out: The folder; None for the next free runs/NAME-NUMBER.
+            out: Path of the folder; None for the next free runs/NAME-NUMBER.
             config: Resolved configuration.
-            data: The data it is to be trained on.
+            data: Training data.
 
         Raises:
-            ValueError: If the folder holds something already.
+            ValueError: If the folder exists and is not empty.
             OSError: If it cannot be written.
         """
         stem = Path(data.name.partition(":")[0]).stem
         target = Path(out) if out else None
         if target and target.exists() and (not target.is_dir() or any(target.iterdir())):
-            raise ValueError(f"--out {out}: is there already, and a run is not overwritten; name another folder")
+            raise ValueError(f"--out {out} already exists and is not an empty folder; choose another")
         parent = target.parent if target else Path("runs")
         parent.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(dir=parent, prefix=".new-", ignore_cleanup_errors=True) as beside:
@@ -100,9 +102,9 @@ class Run:
                     if not target.exists():
                         new.rename(target)
                         return cls(target)
-                except OSError:  # another process took the number meanwhile
+                except OSError:  # another process took the number
                     continue
-        raise OSError(f"no free number for a run in {parent}; name a folder with --out")
+        raise OSError(f"no free number for a run in {parent}; choose a folder with --out")
 
     @property
     def finished(self) -> bool:
@@ -110,24 +112,27 @@ class Run:
         return self.manifest["status"] == "finished"
 
     def config(self, trust_imports: Iterable[str] = ()) -> Namespace:
-        """The run's resolved configuration.
+        """Read the resolved configuration.
+
+        Args:
+            trust_imports: Modules besides pyrovae, torch and Pyro that it may import, which runs their code.
 
         Raises:
-            ValueError: If it is damaged, or names a module beyond pyrovae, torch and Pyro that is not trusted.
+            ValueError: If it is damaged, or names a module that is not trusted.
         """
         source = str(self.path / CONFIG)
         return parse_config(read_yaml(self.path / CONFIG), source=source, trust_imports=trust_imports)
 
     def data(self, config: Namespace, *, data_dir: str | None = None, bits: bool = False) -> Data:
-        """Load the data that the run was trained on.
+        """Load the data of the run.
 
         Args:
-            config: The run's configuration.
-            data_dir: Folder of MNIST, where it has moved.
-            bits: Binarise training data too where they were binarised dynamically.
+            config: Configuration of the run.
+            data_dir: Folder of MNIST; None for the folder in the configuration.
+            bits: Whether to binarise the training data, once, if training binarised them dynamically.
 
         Raises:
-            ValueError: If the data are other ones.
+            ValueError: If the data differ from those of the training.
         """
         binarize = "static" if bits and config.binarize == "dynamic" else config.binarize
         data = load_data(
@@ -140,22 +145,22 @@ class Run:
         )
         if data.sha256 != self.manifest["data"]["sha256"]:
             raise ValueError(
-                f"{config.data}: not the data that {self.path} was trained on (SHA-256 {data.sha256[:12]}..., "
-                f"there {self.manifest['data']['sha256'][:12]}...); give the same data"
+                f"{config.data}: the data differ from those of {self.path} (SHA-256 {data.sha256[:12]}..., in training "
+                f"{self.manifest['data']['sha256'][:12]}...); restore the training data"
             )
         return data
 
     def commit(self, state: dict[str, Any]) -> None:
-        """Save a state of `fit`; the checkpoint's rename into place is the commit.
+        """Save a state of `fit`. The rename of the checkpoint into place is the commit.
 
         Raises:
-            OSError: If the disk is full; the last commit stands.
+            OSError: If the disk is full; the last commit stays valid.
         """
         self.write_metrics(state["rows"])
         write_state(self.path / CHECKPOINT, state)
 
     def committed(self) -> dict[str, Any] | None:
-        """The last commit, with lines of the metrics past it dropped; None where there is none yet.
+        """Read the last commit and truncate the metrics to it; return None before the first commit.
 
         Raises:
             ValueError: If the checkpoint is damaged.
@@ -169,11 +174,11 @@ class Run:
         return state
 
     def discard_unless_committed(self) -> None:
-        """Remove the folder of a run that failed before its first commit, so that nothing half-begun stays."""
+        """Remove the folder of a run that failed before its first commit."""
         if not (self.path / CHECKPOINT).exists():
             for name in (METRICS, CONFIG, MANIFEST):
                 (self.path / name).unlink(missing_ok=True)
-            with suppress(OSError):  # the reader may have put something there
+            with suppress(OSError):  # the user may have added files
                 self.path.rmdir()
 
     def write_metrics(self, rows: list[dict[str, Any]]) -> None:
@@ -182,24 +187,27 @@ class Run:
         write_whole(self.path / METRICS, text.encode())
 
     def write_weights(self, vae: ProgramPair) -> None:
-        """Write the parameters and buffers; equal weights make equal files."""
+        """Write the parameters and buffers. Equal weights give equal bytes."""
         write_whole(self.path / WEIGHTS, tensors_to_bytes(vae.state_dict()))
 
     def finish(self, config: Namespace, data: Data) -> None:
-        """Write the manifest that says that all is there: its sums are of the files as they stand."""
+        """Write the manifest of a finished run, with the SHA-256 sums of its files."""
         sums = {name: sha256_of(self.path / name) for name in (CONFIG, WEIGHTS, METRICS, POSTERIOR)}
         manifest = _manifest("finished", sums, config, data)
         write_json(self.path / MANIFEST, manifest)
         self.manifest = manifest
 
     def vae(self, config: Namespace) -> ProgramPair:
-        """Build the run's model and give it the trained weights.
+        """Build the model and load the trained weights.
+
+        Args:
+            config: Configuration of the run.
 
         Raises:
-            ValueError: If the run is not finished, or the weights are damaged or another model's.
+            ValueError: If the run is not finished, or the weights are damaged or belong to another model.
         """
         if not self.finished:
-            raise ValueError(f"{self.path}: the run is not finished; go on with train.py --resume {self.path}")
+            raise ValueError(f"{self.path}: the run is not finished; resume it with train.py --resume {self.path}")
         self._check_sum(WEIGHTS)
         about = self.manifest["data"]
         vae = build_vae(config, about["num_dims"], about.get("num_covariates", 0))
@@ -207,13 +215,13 @@ class Run:
         expected = vae.state_dict()
         for name in sorted(set(weights) ^ set(expected)):
             raise ValueError(
-                f"{self.path / WEIGHTS}: the weights are another model's (they differ in {name}); restore the run's own"
+                f"{self.path / WEIGHTS} belongs to another model, which differs in {name}; restore the file of this run"
             )
         for name, value in expected.items():
             if value.shape != weights[name].shape:
                 raise ValueError(
-                    f"{self.path / WEIGHTS}: {name} has shape {tuple(weights[name].shape)}, the model's is "
-                    f"{tuple(value.shape)}; restore the run's own"
+                    f"{self.path / WEIGHTS}: {name} needs shape {tuple(value.shape)}, got "
+                    f"{tuple(weights[name].shape)}; restore the file of this run"
                 )
         vae.load_state_dict(weights)
         return vae.eval()
@@ -221,10 +229,10 @@ class Run:
     def _check_sum(self, name: str) -> None:
         path = self.path / name
         if not path.is_file():
-            raise ValueError(f"{path}: missing, though the manifest lists it; take it from a copy")
+            raise ValueError(f"{path} is missing, but the manifest lists it; restore it from a copy")
         if sha256_of(path) != self.manifest["files"].get(name):
             raise ValueError(
-                f"{path}: its SHA-256 is not the manifest's, so it was changed or damaged; take it from a copy"
+                f"{path} was changed or damaged: its SHA-256 differs from the manifest's; restore it from a copy"
             )
 
 
@@ -232,11 +240,11 @@ def load(run: str | Path, *, trust_imports: Iterable[str] = ()) -> ProgramPair:
     """Load the trained model of a run folder, on the CPU and in evaluation mode.
 
     Args:
-        run: The run folder.
-        trust_imports: Modules beyond pyrovae, torch and Pyro that its configuration may import, which runs their code.
+        run: Run folder.
+        trust_imports: Modules besides pyrovae, torch and Pyro that its configuration may import, which runs their code.
 
     Returns:
-        The VAE, or the whole model that --program named: either has the programs `model` and `guide`.
+        The VAE, or the whole model of --program. Both have the programs `model` and `guide`.
 
     Raises:
         ValueError: If the folder is no finished run, is damaged, or names a module that is not trusted.
@@ -246,14 +254,14 @@ def load(run: str | Path, *, trust_imports: Iterable[str] = ()) -> ProgramPair:
 
 
 def open_run(flags: Namespace, *, bits: bool = False) -> tuple[Run, ProgramPair, Data]:
-    """Open the run that a script's flags name: the folder, the trained model on the device asked for, and its data.
+    """Open a run: return the folder, the trained model on the requested device, and the data.
 
     Args:
-        flags: What a parser of `make_run_parser` gave.
-        bits: Binarise training data too where they were binarised dynamically.
+        flags: Flags from a parser of `make_run_parser`.
+        bits: Whether to binarise the training data, once, if training binarised them dynamically.
 
     Raises:
-        ValueError: As `load` and `Run.data`, and if the device is not to be had.
+        ValueError: As `load` and `Run.data`, and if the device is not available.
     """
     run = Run(flags.run)
     config = run.config(flags.trust_imports)
@@ -279,7 +287,7 @@ def _manifest(status: str, sums: dict[str, str], config: Namespace, data: Data) 
         "status": status,
         "files": sums,
         "data": {
-            "name": Path(data.name).name,  # where the file lies is the configuration's to say
+            "name": Path(data.name).name,  # the configuration has the path
             "sha256": data.sha256,
             "binarize": data.binarize,
             "shape": list(data.shape),
@@ -293,6 +301,6 @@ def _manifest(status: str, sums: dict[str, str], config: Namespace, data: Data) 
         "threads": torch.get_num_threads(),
         "versions": {
             "python": platform.python_version(),
-            **{name: version(name) for name in packages},
+            **{name: installed_version(name) for name in packages},
         },
     }

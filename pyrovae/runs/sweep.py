@@ -1,4 +1,4 @@
-"""Many runs of train.py side by side, for the scripts that compare them."""
+"""Parallel runs of train.py, for the scripts that compare them."""
 
 import subprocess
 import sys
@@ -16,21 +16,21 @@ from pyrovae.runs.run import MANIFEST, Run
 
 
 def split_flags(argv: Sequence[str]) -> tuple[list[str], list[str]]:
-    """Split a script's arguments at the first "--": its own flags, and those that go to train.py as they are."""
+    """Split arguments at the first "--" into the script's flags and the flags of train.py."""
     cut = argv.index("--") if "--" in argv else len(argv)
     return list(argv[:cut]), list(argv[cut + 1 :])
 
 
 def train_all(script: Path, runs: Mapping[Path, Sequence[str]], *, jobs: int = 1) -> None:
-    """Train runs that are not finished, each by train.py in a process of its own; go on with those that were stopped.
+    """Train all runs that are not finished, each by train.py in a separate process; resume those that were stopped.
 
     Args:
-        script: Where train.py is.
-        runs: The flags of each run folder, without --out.
-        jobs: Trainings side by side.
+        script: Path of train.py.
+        runs: Flags of each run folder, without --out.
+        jobs: Number of parallel trainings.
 
     Raises:
-        ValueError: If one fails, with the name of its folder and its last line.
+        ValueError: If a training fails, with the name of its folder and the last line of its error.
     """
 
     def train(path: Path) -> str | None:
@@ -51,15 +51,15 @@ def train_all(script: Path, runs: Mapping[Path, Sequence[str]], *, jobs: int = 1
 
 
 def on_test_data(path: Path, num_data: int) -> tuple[ProgramPair, Tensor, dict[str, Tensor]]:
-    """The trained model of a run, and the first of its test data: x with shape (N, D), and covariates."""
+    """Load a run: return the trained model, its first test data x with shape (N, D), and their covariates."""
     run = Run(path)
     config = run.config()
     data = run.data(config)
     return run.vae(config), data.test[:num_data], {k: v[:num_data] for k, v in data.conditions("test").items()}
 
 
-def kept(path: Path, make: Callable[[], Mapping[str, Tensor]]) -> dict[str, Tensor]:
-    """What make gives, by name, in double precision; made once and kept in a JSON file."""
+def load_or_compute(path: Path, compute: Callable[[], Mapping[str, Tensor]]) -> dict[str, Tensor]:
+    """Load named float64 tensors from a JSON file. Compute and save them first if the file does not exist."""
     if not path.exists():
-        write_json(path, {key: value.tolist() for key, value in make().items()})
+        write_json(path, {key: value.tolist() for key, value in compute().items()})
     return {key: torch.tensor(value, dtype=torch.float64) for key, value in read_json(path).items()}

@@ -21,7 +21,7 @@ from tqdm import tqdm
 from pyrovae.diagnostics import ACTIVE_FROM, unit_activity
 from pyrovae.evidence import aligned, evaluate
 from pyrovae.runs import Seed, make_parser, parse_flags, run_script, write_json
-from pyrovae.runs.sweep import kept, on_test_data, split_flags, train_all
+from pyrovae.runs.sweep import load_or_compute, on_test_data, split_flags, train_all
 from pyrovae.stats import crossed_mean_and_std_error
 
 OBJECTIVES = {
@@ -102,7 +102,7 @@ def measured(path: Path, settings: dict[str, int]) -> dict[str, Tensor]:
             "activity": torch.cat([value.flatten() for value in activity.values()]),
         }
 
-    return kept(path.with_name(f"{path.name}-{'-'.join(map(str, settings.values()))}.json"), made)
+    return load_or_compute(path.with_name(f"{path.name}-{'-'.join(map(str, settings.values()))}.json"), made)
 
 
 def summary(values: dict[str, Tensor]) -> dict[str, float | None]:

@@ -1,13 +1,13 @@
-"""Swap the parts: train a dozen combinations of prior, encoder and program on one split, and tabulate their log p(x).
+"""Train a dozen combinations of prior, encoder and program on one split, and tabulate their log p(x).
 
 python scripts/studies/swap.py --out table/digits --jobs 2
 python scripts/studies/swap.py --out table/mnist -- --data mnist --data_dir data --latent_dim 20 --epochs 20
 python scripts/studies/swap.py --out table/digits --only flow-prior,two-layer-program
 
-Each combination is trained by scripts/train.py with every seed into a run folder of its own; what stands behind --
-goes to train.py as it is. A second call goes on where the first was stopped. Differences are paired:
-same test data, same seed as the standard VAE; their standard error counts data and seeds. The ladder says what more
-draws still gain, on a common subset: no difference smaller than that is a win.
+scripts/train.py trains each combination with every seed in a separate run folder; flags after -- are passed to it.
+A second call resumes the first. Differences from the standard VAE are paired by test datum and seed; their standard
+error includes data and seeds. The ladder shows how much more draws still gain, on a common subset. A smaller difference
+between models is not significant.
 """
 
 import shlex
@@ -15,15 +15,16 @@ import sys
 from pathlib import Path
 
 import torch
+from jsonargparse import Namespace
 from jsonargparse.typing import PositiveInt
 from tqdm import tqdm
 
 from pyrovae.evidence import aligned, evaluate
-from pyrovae.runs import make_parser, near, parse_flags, run_script, write_json
-from pyrovae.runs.sweep import kept, on_test_data, split_flags, train_all
+from pyrovae.runs import Seed, make_parser, near, parse_flags, run_script, write_json
+from pyrovae.runs.sweep import load_or_compute, on_test_data, split_flags, train_all
 from pyrovae.stats import crossed_mean_and_std_error
 
-ELBO_DRAWS = 100  # from the guide for each datum: over the data their error is far below that of the data
+ELBO_DRAWS = 100  # from the guide per datum: their Monte Carlo error is far below the standard error over data
 BASELINE = "standard"
 COMBINATIONS = {
     BASELINE: "",
@@ -42,33 +43,14 @@ COMBINATIONS = {
 
 
 def main() -> int:
-    """Train what is not trained yet, evaluate, and print the table."""
-    parser = make_parser(prog="swap.py", description=__doc__)
-    parser.add_argument("--out", type=str, required=True, help="folder of the runs and of table.json")
-    parser.add_argument("--seeds", type=list[int], default=[0, 1, 2], help="training seeds")
-    parser.add_argument(
-        "--only", type=str, default=",".join(COMBINATIONS), help="combinations, beside the standard one"
-    )
-    parser.add_argument("--jobs", type=PositiveInt, default=1, help="trainings side by side")
-    parser.add_argument("--num_data", type=PositiveInt, default=1000, help="test data in the table, at most")
-    parser.add_argument("--num_particles", type=PositiveInt, default=500, help="draws per datum in the table")
-    parser.add_argument("--ladder", type=list[int], default=[500, 5000, 50_000], help="draws per datum in the ladder")
-    parser.add_argument(
-        "--ladder_data", type=PositiveInt, default=25, help="test data in the ladder, of the first seed"
-    )
-    own, training = split_flags(sys.argv[1:])
-    flags = parse_flags(parser, own)
-    wanted = flags.only.split(",")
-    for name in wanted:
-        if name not in COMBINATIONS:
-            raise ValueError(f"--only {name}: no such combination; {near(name, COMBINATIONS)}")
-    names = [name for name in COMBINATIONS if name in (BASELINE, *wanted)]
+    """Train the missing runs, evaluate all, and print the table."""
+    flags, training = parse(sys.argv[1:])
+    names = [name for name in COMBINATIONS if name in (BASELINE, *flags.only.split(","))]
     out = Path(flags.out)
     out.mkdir(parents=True, exist_ok=True)
     jobs = [(out / f"{name}-{seed}", name, seed) for seed in flags.seeds for name in names]
-
     runs = {
-        # The table has draws of its own.
+        # The table uses other draws.
         path: [
             *shlex.split(COMBINATIONS[name]),
             *training,
@@ -88,41 +70,52 @@ def main() -> int:
     rows = table(measured, ladder)
     write_json(out / "table.json", {"training": training, "ladder": flags.ladder, "rows": rows})
 
-    head = [f"K={count:,}" for count in flags.ladder]
-    columns = ["", "ELBO", "log p(x)", "s.e.", "against standard", "s.e.", *head]
-    lines = [
-        [
-            name,
-            *(f"{row[key]:.2f}" for key in ("elbo", "log_marginal", "std_error")),
-            *((f"{row['difference']:+.2f}", f"{row['difference_std_error']:.2f}") if name != BASELINE else ("", "")),
-            *(f"{value:.2f}" for value in row["ladder"]),
-        ]
-        for name, row in rows.items()
-    ]
     size = len(next(iter(measured[BASELINE].values()))["log_marginal"])
     print(f"\n{size:,} test data, {len(flags.seeds)} seeds, K = {flags.num_particles:,}; nats per datum; ", end="")
-    print(f"the ladder is of {flags.ladder_data:,} data and seed {flags.seeds[0]}\n")
-    print(aligned([columns, *lines]))
+    print(f"the ladder uses {flags.ladder_data:,} data and seed {flags.seeds[0]}\n")
+    print(text_of(rows, flags.ladder))
     print(f"wrote {out / 'table.json'}")
     return 0
 
 
-def values(path: Path, num_data: int, num_particles: int) -> dict[str, torch.Tensor]:
-    """ELBO and log p(x) of the first test data, each with shape (N,); kept beside the run."""
+def parse(argv: list[str]) -> tuple[Namespace, list[str]]:
+    """Parse the script's flags, and return the flags of train.py unparsed."""
+    parser = make_parser(prog="swap.py", description=__doc__)
+    add = parser.add_argument
+    add("--out", type=str, required=True, help="folder of the runs and of table.json")
+    add("--seeds", type=list[Seed], default=[0, 1, 2], help="training seeds")
+    add("--only", type=str, default=",".join(COMBINATIONS), help="combinations besides standard, a,b (default: all)")
+    add("--jobs", type=PositiveInt, default=1, help="parallel trainings")
+    add("--num_data", type=PositiveInt, default=1000, help="maximum number of test data in the table")
+    add("--num_particles", type=PositiveInt, default=500, help="draws per datum in the table")
+    add("--ladder", type=list[PositiveInt], default=[500, 5000, 50_000], help="draws per datum in the ladder")
+    add("--ladder_data", type=PositiveInt, default=25, help="test data in the ladder, of the first seed")
+    own, training = split_flags(argv)
+    flags = parse_flags(parser, own)
+    for name in flags.only.split(","):
+        if name not in COMBINATIONS:
+            raise ValueError(f"--only {name}: no such combination; {near(name, COMBINATIONS)}")
+    if not flags.seeds:
+        raise ValueError("--seeds []: needs at least one seed, as in [0]")
+    return flags, training
 
-    def made() -> dict[str, torch.Tensor]:
+
+def values(path: Path, num_data: int, num_particles: int) -> dict[str, torch.Tensor]:
+    """Compute the ELBO and log p(x) of the first test data, each with shape (N,), and save them next to the run."""
+
+    def compute() -> dict[str, torch.Tensor]:
         model, x, conditions = on_test_data(path, num_data)
         draws = {"num_particles": num_particles, "guide_particles": min(num_particles, ELBO_DRAWS)}
         found = evaluate(model.model, model.guide, x, **draws, **conditions)
         return {"elbo": found.elbo, "log_marginal": found.marginal.log_marginal.value}
 
-    return kept(path.with_name(f"{path.name}-{num_data}-{num_particles}.json"), made)
+    return load_or_compute(path.with_name(f"{path.name}-{num_data}-{num_particles}.json"), compute)
 
 
 def table(
     measured: dict[str, dict[int, dict[str, torch.Tensor]]], ladder: dict[str, list[float]]
 ) -> dict[str, dict[str, float | list[float]]]:
-    """Means over seeds and data, and paired differences from the standard VAE, each with its standard error."""
+    """Compute means over seeds and data, and paired differences from the standard VAE, with standard errors."""
 
     def stacked(name: str, key: str) -> torch.Tensor:
         return torch.stack([by_seed[key] for by_seed in measured[name].values()])
@@ -141,6 +134,21 @@ def table(
             "ladder": ladder[name],
         }
     return rows
+
+
+def text_of(rows: dict[str, dict[str, float | list[float]]], ladder: list[int]) -> str:
+    """Align the rows of the table as text."""
+    columns = ["", "ELBO", "log p(x)", "s.e.", "against standard", "s.e.", *(f"K={count:,}" for count in ladder)]
+    lines = [
+        [
+            name,
+            *(f"{row[key]:.2f}" for key in ("elbo", "log_marginal", "std_error")),
+            *((f"{row['difference']:+.2f}", f"{row['difference_std_error']:.2f}") if name != BASELINE else ("", "")),
+            *(f"{value:.2f}" for value in row["ladder"]),
+        ]
+        for name, row in rows.items()
+    ]
+    return aligned([columns, *lines])
 
 
 if __name__ == "__main__":

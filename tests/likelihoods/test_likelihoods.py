@@ -34,8 +34,8 @@ from pyrovae.distributions import FloatCategorical, TruncatedNormal
 from pyrovae.evidence.evaluation import base_measure
 from pyrovae.likelihoods.base import bounded_exp
 from pyrovae.runs import build_vae, parse_training
-from pyrovae.runs.config import fitting_likelihoods
 from pyrovae.runs.registry import known_parts
+from pyrovae.runs.resolve import fitting_likelihoods
 
 # The space of one entry: the values from 0 on that carry the mass, or the interval; and values outside.
 SPACES = {

@@ -38,15 +38,15 @@ def test_differences_are_paired_and_sorted():
 
 
 @pytest.mark.parametrize("key", ABOUT)
-def test_what_is_not_of_the_same_thing_is_refused(key):
-    with pytest.raises(ValueError, match="cannot be compared") as refusal:
+def test_compare_refuses_runs_that_differ_in_data_or_protocol(key):
+    with pytest.raises(ValueError, match="not comparable") as refusal:
         compare([evaluated("a", [1.0, 2.0]), evaluated("b", [1.0, 2.0], **{key: "other"})])
     assert key in str(refusal.value)
     assert "other" in str(refusal.value)
 
 
 def test_other_test_rows_are_refused():
-    with pytest.raises(ValueError, match="other test rows"):
+    with pytest.raises(ValueError, match="test rows differ"):
         compare([evaluated("a", [1.0, 2.0]), evaluated("b", [1.0, 2.0], rows=torch.tensor([1, 0]))])
 
 
@@ -114,8 +114,8 @@ def test_the_script_compares_and_draws(runs):
 
 def test_the_script_refuses_in_one_line(runs, tmp_path):
     for arguments, message in (
-        (["a", "c"], "cannot be compared: data"),
-        (["a"], "two run folders or more"),
+        (["a", "c"], "not comparable: their data"),
+        (["a"], "two different run folders or more"),
         (["a", "nowhere"], "no run folder"),
     ):
         result = script(runs, "compare", *arguments, check=False)
@@ -132,7 +132,7 @@ def test_a_folder_of_another_binarisation_or_base_measure_is_refused(runs, tmp_p
     summary = json.loads((tmp_path / "b/evaluation.json").read_text())
     assert summary[key] not in (None, value)
     (tmp_path / "b/evaluation.json").write_text(json.dumps({**summary, key: value}))
-    with pytest.raises(ValueError, match=f"cannot be compared: {named}"):
+    with pytest.raises(ValueError, match=f"not comparable: their {named}"):
         compare([Evaluated.of(runs / "a"), Evaluated.of(tmp_path / "b")])
 
 

@@ -234,10 +234,10 @@ REFUSED = {
     "weights": ({"log_weights": Z.T}, r"log_weights must have .* got \(3, 400\)"),
     "stats": ({"stats": Stats(Z[0], Z[0], Z[0], Z)}, r"stats\.khat .* got \(400, 3\)"),
     "index": ({"data_index": torch.arange(2)}, r"data_index .* \(3,\), .* got \(2,\)"),
-    "latent like a dim": ({"posterior": {"draw": Z}}, r"posterior\['draw'\] is called like a dim"),
+    "latent like a dim": ({"posterior": {"draw": Z}}, r"posterior\['draw'\] has the name of a dim"),
     "latent like an event dim": (
         {"posterior": {"z": Z[..., None], "z_dim": Z}},
-        r"posterior\['z_dim'\] is called like a dim",
+        r"posterior\['z_dim'\] has the name of a dim",
     ),
     "too few names": (
         {"event_dims": {"x": ["row"]}},
@@ -246,13 +246,13 @@ REFUSED = {
     "too many names": ({"event_dims": {"z": ["a", "b"]}}, r"\['z'\] must give 1 names"),
     "a name twice": ({"event_dims": {"x": ["row", "row"]}}, "different from each other"),
     "a fixed name": ({"event_dims": {"x": ["row", "datum"]}}, "and from chain, draw, datum"),
-    "names of no site": ({"event_dims": {"w": ["row"]}}, r"\['w'\], which no site is called"),
+    "names of no site": ({"event_dims": {"w": ["row"]}}, r"\['w'\], which no site has"),
     "two sizes of a dim": (
         {"posterior": {"z": torch.zeros(K, N, 2), "y": torch.zeros(K, N, 4)}}
         | {"event_dims": {"z": ["feature"], "y": ["feature"]}},
         "conflicting sizes for dimension 'feature'",
     ),
-    "our attribute": ({"attrs": {"comment": "mine"}}, r"attrs\['comment'\] is set by to_arviz"),
+    "our attribute": ({"attrs": {"comment": "mine"}}, r"attrs\['comment'\] is reserved for to_arviz"),
     "an attribute": ({"attrs": {"run": None}}, r"attrs\['run'\] must be a str, .* got None"),
     "a truth value": ({"attrs": {"run": True}}, r"attrs\['run'\] must be a str, .* got True"),
 }

@@ -1,4 +1,4 @@
-"""Files that are whole or not there."""
+"""Atomic writes, JSON, safetensors, and states in one file."""
 
 import json
 import random
@@ -34,20 +34,20 @@ def same(one, other):
     return one == other and type(one) is type(other)
 
 
-def test_a_state_comes_back_to_the_bit(tmp_path):
+def test_a_state_is_read_back_bit_identical(tmp_path):
     write_state(tmp_path / "s.safetensors", STATE)
     assert same(read_state(tmp_path / "s.safetensors"), STATE)
     random.Random().setstate(read_state(tmp_path / "s.safetensors")["random"])
 
 
-def test_what_is_no_state_is_refused(tmp_path):
-    with pytest.raises(TypeError, match="not function"):
+def test_write_state_refuses_a_function_and_writes_nothing(tmp_path):
+    with pytest.raises(TypeError, match="got function"):
         write_state(tmp_path / "s.safetensors", {"f": same})
     assert not list(tmp_path.iterdir())
 
 
 @pytest.mark.parametrize("where", range(1, 100, 3))
-def test_a_flipped_bit_in_a_state_is_seen(tmp_path, where):
+def test_read_state_refuses_a_flipped_bit(tmp_path, where):
     path = tmp_path / "s.safetensors"
     write_state(path, STATE)
     content = bytearray(path.read_bytes())
@@ -61,10 +61,10 @@ def test_a_truncated_state_is_refused(tmp_path):
     path = tmp_path / "s.safetensors"
     write_state(path, STATE)
     path.write_bytes(path.read_bytes()[:-7])
-    with pytest.raises(ValueError, match="no whole safetensors file"):
+    with pytest.raises(ValueError, match="no complete safetensors file"):
         read_state(path)
     path.write_bytes(tensors_to_bytes({"a": torch.zeros(2)}))
-    with pytest.raises(ValueError, match="holds no state to resume"):
+    with pytest.raises(ValueError, match="contains no state to resume"):
         read_state(path)
 
 
@@ -82,7 +82,7 @@ def test_tied_tensors_are_written(tmp_path):
     assert note is None
 
 
-def test_json_has_null_for_what_is_not_finite(tmp_path):
+def test_write_json_replaces_numbers_that_are_not_finite_by_null(tmp_path):
     write_json(tmp_path / "a.json", {"a": float("inf"), "b": [float("nan"), 1.5]})
     assert json.loads((tmp_path / "a.json").read_text()) == {"a": None, "b": [None, 1.5]}
     (tmp_path / "a.json").write_text("{")

@@ -1,0 +1,115 @@
+"""The flags of `scripts/train.py`, one row each."""
+
+from collections.abc import Callable, Iterable
+from typing import Any, Literal
+
+from jsonargparse.typing import PositiveFloat, PositiveInt
+from pyro.infer import ELBO
+from torch import nn
+from torch.optim import Optimizer
+
+from pyrovae.encoders import Encoder
+from pyrovae.evidence import ProposalName
+from pyrovae.execution import Execution, Precision
+from pyrovae.likelihoods import Likelihood
+from pyrovae.nn import Network
+from pyrovae.objectives import KLWeight
+from pyrovae.priors import Prior
+from pyrovae.programs import Blueprint, OutputBias
+from pyrovae.runs.parser import Flag, Parser, make_parser
+from pyrovae.runs.registry import BASES, full_part
+from pyrovae.runs.words import Seed
+
+# Flags of one call, which config.yaml does not record.
+CALL_ONLY = ("help_parts", "config", "out", "resume", "trust_imports")
+
+# Flags that may accompany --resume.
+WITH_RESUME = ("resume", "trust_imports", "data_dir", "help")
+
+_ADAM = {"class_path": "Adam", "init_args": {"fused": True}}
+
+# One row per flag, in the order of the keys of config.yaml: group, name, type, default, help.
+# fmt: off
+FLAGS = (
+    Flag("data", "data", str, "digits",
+         "digits, mnist, PATH.npy or PATH.npz:key"),
+    Flag("data", "data_dir", str | None, None,
+         "folder that holds MNIST, or receives it (default: data)"),
+    Flag("data", "binarize", Literal["dynamic", "static", "none"] | None, None,
+         "binarisation (default: dynamic for mnist, else none)"),
+    Flag("data", "covariates", str | None, None,
+         "c of p(x|c): labels (one-hot), PATH.npy or PATH.npz:key, a row per datum (default: none)"),
+    Flag("model", "prior", Callable[[int], Prior], "StandardNormalPrior",
+         "p(z)"),
+    Flag("model", "likelihood", Callable[[nn.Module], Likelihood] | None, None,
+         "p(x|z) (default: Bernoulli for bits, binomial for digits)"),
+    Flag("model", "encoder", Callable[[nn.Module], Encoder], "NormalEncoder",
+         "q(z|x)"),
+    Flag("model", "network", Callable[[int, int], Network], "MLP",
+         "network of encoder and decoder"),
+    Flag("model", "program", Callable[[Blueprint], nn.Module] | None, None,
+         "whole model, in place of the VAE z -> x (default: none)"),
+    Flag("model", "latent_dim", PositiveInt, 10,
+         "dimension of z"),
+    Flag("model", "output_bias", OutputBias, "random",
+         "start of the decoder's last bias; data: at their means"),
+    Flag("objective", "elbo", ELBO, "TraceMeanField_ELBO",
+         "objective"),
+    Flag("objective", "kl_weight", KLWeight | None, None,
+         "weight of the KL divergence (default: 1 throughout)"),
+    Flag("optimisation", "optimizer", Callable[[Iterable, float], Optimizer], _ADAM,
+         "optimizer"),
+    Flag("optimisation", "epochs", PositiveInt, 300,
+         "maximum number of passes over the training data"),
+    Flag("optimisation", "batch_size", PositiveInt, 100,
+         "data per step"),
+    Flag("optimisation", "lr", PositiveFloat, 1e-3,
+         "learning rate"),
+    Flag("optimisation", "patience", PositiveInt | None, 30,
+         "epochs without improvement, then stop; null: never"),
+    Flag("evaluation", "num_particles", PositiveInt, 1000,
+         "draws per test datum for log p(x)"),
+    Flag("evaluation", "proposal", ProposalName, "default",
+         "their proposal"),
+    Flag("run", "execution", Execution, "auto",
+         "how training steps run"),
+    Flag("run", "precision", Precision, "full",
+         "precision of matrix products in training"),
+    Flag("run", "seed", Seed, 0,
+         "seed of initial weights, order and noise"),
+    Flag("data", "stream", bool, False,
+         "whether the training data of a PATH.npy stay on disk"),
+    Flag("data", "split_seed", Seed, 0,
+         "seed of the split into train, validation and test"),
+    Flag("run", "device", str, "auto",
+         "cpu, cuda, cuda:1, ...; auto is cuda if available"),
+    Flag("run", "threads", PositiveInt | None, None,
+         "CPU threads (default: 1 for small batches, else torch's choice)"),
+    Flag("run", "out", str | None, None,
+         "new run folder (default: the next free runs/DATA-NUMBER)"),
+    Flag("run", "config", str | None, None,
+         "config.yaml to start from (default: none)"),
+    Flag("run", "resume", str | None, None,
+         "run folder to resume; --trust_imports and --data_dir may be added (default: none)"),
+    Flag("run", "trust_imports", list[str], [],
+         "modules that --config or --resume may import"),
+    Flag("help", "help_parts", str | None, None,
+         "list the parts of a kind, such as prior (default: of all kinds)"),
+)
+# fmt: on
+
+TYPES: dict[str, Any] = {flag.name: flag.type for flag in FLAGS}
+
+_EPILOG = f"""Parts ({", ".join(BASES)}) are given by name, or as
+module.Class of your own. Their options follow the name: --prior MixturePrior --prior.num_components 20.
+--help_parts KIND lists the parts of a kind, --KIND.help NAME the options of one: --prior.help MixturePrior."""
+
+
+def training_parser(**given: Any) -> Parser:
+    """Make the parser of `scripts/train.py`; keyword arguments go to ArgumentParser."""
+    parser = make_parser(epilog=_EPILOG, **given)
+    for flag in FLAGS:
+        default = full_part(flag.name, flag.default) if flag.name in BASES and flag.default else flag.default
+        parser.add_argument(f"--{flag.name}", type=flag.type, default=default, help=flag.help)
+        parser.flags[flag.name] = flag
+    return parser

@@ -1,0 +1,253 @@
+"""Options of parts: their types, checks of the values given on a command line or in a file, and help."""
+
+import collections.abc
+import inspect
+import re
+from collections.abc import Mapping, Sequence
+from types import UnionType
+from typing import Any, NamedTuple, Union, get_args, get_origin, get_type_hints
+
+import yaml
+from torch import Tensor
+
+from pyrovae.runs.flags import TYPES
+from pyrovae.runs.parser import flags_and_values
+from pyrovae.runs.registry import BASES, full_part, known_parts, part_class
+from pyrovae.runs.words import closest, either, expected, fits, in_words, near, shown
+
+# The first lines of Pyro's docstrings do not tell its objectives apart.
+_PYRO_SUMMARIES = {
+    "Trace_ELBO": "ELBO from draws of the guide: L = sum_n E_q[log p(x_n, z) - log q(z|x_n)], in nats.",
+    "TraceMeanField_ELBO": "ELBO with KL(q(z|x_n), p(z)) in closed form if Pyro knows it, in nats.",
+    "TraceEnum_ELBO": "ELBO that sums over discrete latents, in nats.",
+}
+
+
+class Option(NamedTuple):
+    """An option of a part.
+
+    Attributes:
+        type: Type of the value; Any if unknown.
+        default: Default value; `inspect.Parameter.empty` if the option is required.
+        help: Description, in one line.
+    """
+
+    type: Any
+    default: Any
+    help: str
+
+    @property
+    def required(self) -> bool:
+        """Whether the option has no default."""
+        return self.default is inspect.Parameter.empty
+
+
+def part_options(kind: str, part: type) -> dict[str, Option] | None:
+    """Read the options of a part from its signature: all arguments but the first ones, which the script gives.
+
+    Returns:
+        Options by name; None if the part accepts arbitrary keyword arguments.
+    """
+    callables = [hint for hint in (TYPES[kind], *get_args(TYPES[kind])) if get_origin(hint) is collections.abc.Callable]
+    num_given = len(get_args(callables[0])[0]) if callables else 0
+    parameters = list(inspect.signature(part).parameters.values())[num_given:]
+    if any(parameter.kind is parameter.VAR_KEYWORD for parameter in parameters):
+        return None
+    types, lines = _type_hints(part), _argument_lines(part)
+    return {
+        parameter.name: Option(
+            _without_tensors(types.get(parameter.name, _type_of_default(parameter.default))),
+            parameter.default,
+            _first_sentence(lines.get(parameter.name, "")),
+        )
+        for parameter in parameters
+        if parameter.kind is not parameter.VAR_POSITIONAL
+    }
+
+
+def check_part_options(argv: Sequence[str], parts: Mapping[str, Any]) -> None:
+    """Check the options of parts on a command line, in their order.
+
+    Args:
+        argv: Command line whose parts have full paths.
+        parts: Part of each kind before the command line is read, with `class_path` and `init_args`, or None.
+
+    Raises:
+        ValueError: If an option precedes its part, the part does not have it, its value is of another type, or a
+            required option is missing.
+    """
+    for kind in BASES:
+        tokens = [(name.removeprefix(kind), value) for name, value in flags_and_values(argv) if _kind(name) == kind]
+        chosen = [_class_and_options(kind, value) if name in ("", ".class_path") else None for name, value in tokens]
+        part, options = _class_and_options(kind, parts[kind])
+        given = set(options)
+        for index, (name, value) in enumerate(tokens):
+            if named := chosen[index]:
+                check_file_options(kind, value, f"--{kind}")
+                part, options = named
+                given |= set(options)
+            else:
+                option = name.removeprefix(".").removeprefix("init_args.")
+                later = [found[0] for found in chosen[index:] if found and found[0]]
+                _check_option(kind, part, option, value, later)
+                given.add(option)
+        if part and any(chosen):
+            _check_required(kind, part, given)
+
+
+def check_file_options(kind: str, value: Any, source: str) -> None:
+    """Check the options of a part in a file.
+
+    Raises:
+        ValueError: If the part does not have an option, or a value is of another type.
+    """
+    part, given = _class_and_options(kind, value)
+    options = part_options(kind, part) if part else None
+    if part is None or options is None:
+        return
+    for name, option_value in given.items():
+        if name not in options:
+            raise ValueError(f"{source}: {kind}.{name}: {_no_such_option(kind, part, name, options)}")
+        if not fits(options[name].type, option_value):
+            needed = expected(options[name].type, option_value)
+            raise ValueError(f"{source}: {kind}.{name} is {shown(option_value)}; {needed}")
+
+
+def parts_text(kind: str | None) -> str:
+    """List the parts of a kind with one line each; of all kinds if it is None.
+
+    Raises:
+        ValueError: If there is no such kind.
+    """
+    if kind is not None and kind not in BASES:
+        raise ValueError(f"--help_parts {kind}: no such kind of parts; {near(kind, BASES)}")
+    lines = []
+    for each in BASES if kind is None else [kind]:
+        lines.append(f"--{each}:")
+        lines += [f"  {name:38} {_summary(part)}" for name, part in known_parts(each).items()]
+        lines.append("")
+    return "\n".join([*lines, f"--{kind or 'KIND'}.help NAME lists the options of a part."])
+
+
+def options_text(kind: str, name: str) -> str:
+    """List the options of a part with one line each.
+
+    Raises:
+        ValueError: If there is no such part.
+    """
+    part = part_class(kind, name)
+    lines = [f"--{kind} {part.__name__}: {_summary(part)}", ""]
+    options = part_options(kind, part)
+    for option, (hint, default, text) in (options or {}).items():
+        details = [] if in_words(hint) == "a value" else [in_words(hint)]
+        details.append("required" if default is inspect.Parameter.empty else f"default: {shown(default)}")
+        lines.append(f"  --{kind}.{option:28} {f'{text} ' if text else ''}({'; '.join(details)})")
+    return "\n".join(lines if options else [*lines, "  It has no options." if options == {} else "  See its code."])
+
+
+def _check_option(kind: str, part: type | None, option: str, value: str | None, later: Sequence[type]) -> None:
+    flag, name = f"--{kind}.{option}", option.partition(".")[0]
+    if part is None and not later:
+        owners = _owners(kind, name)
+        example = f"as in --{kind} {owners[0]} {flag} {value}" if owners else f"--help_parts {kind} lists them"
+        raise ValueError(f"{flag}: no {kind} is chosen; give one first, {example}")
+    options = part_options(kind, part) if part else {}
+    if option == "init_args" and not str(value).startswith("{"):
+        raise ValueError(f"{flag} {value}: expected {{NAME: VALUE}}; or give each option as --{kind}.NAME VALUE")
+    if options is None or option == "init_args":
+        return
+    if name not in options:
+        for other in later:
+            if name in (part_options(kind, other) or ()):
+                raise ValueError(f"{flag} precedes --{kind} {other.__name__}; give the part first, then its options")
+        raise ValueError(f"{flag}: {_no_such_option(kind, part or later[0], name, options)}")
+    hint, see = options[name].type, f"see --{kind}.help {part.__name__ if part else ''}"
+    if value is None:
+        raise ValueError(f"{flag} needs a value: {in_words(hint)}; {see}")
+    if name == option and "a network" in in_words(hint) and "." not in value and value != "null":
+        raise ValueError(f"{flag} {value}: expected a network as module.Class, such as pyrovae.MLP; {see}")
+    if name == option and not fits(hint, value):
+        raise ValueError(f"{flag} {value}: {expected(hint, value)}; {see}")
+
+
+def _check_required(kind: str, part: type, given: set[str]) -> None:
+    for name, option in (part_options(kind, part) or {}).items():
+        if option.required and name not in given and "init_args" not in given:
+            raise ValueError(f"--{kind} {part.__name__} needs --{kind}.{name}, {in_words(option.type)}; give it")
+
+
+def _no_such_option(kind: str, part: type, name: str, options: Mapping[str, Option]) -> str:
+    likely, owners = closest(name.replace("-", "_"), options), _owners(kind, name)
+    if likely:
+        hint = f"did you mean {either(likely)}?"
+    elif owners:
+        hint = f"{either(owners)} has it, to be named first with --{kind}"
+    elif name in TYPES:
+        hint = f"use --{name}"
+    else:
+        hint = f"choose {either(options)}" if options else "it has none"
+    return f"{part.__name__} has no such option; {hint}"
+
+
+def _owners(kind: str, option: str) -> list[str]:
+    return [name for name, part in known_parts(kind).items() if option in (part_options(kind, part) or ())]
+
+
+def _kind(name: str) -> str:
+    return name.partition(".")[0]
+
+
+def _class_and_options(kind: str, value: Any) -> tuple[type | None, dict[str, Any]]:
+    """Return the class of a part and the options given with its name."""
+    if value is None:
+        return None, {}
+    whole = full_part(kind, yaml.safe_load(value) if isinstance(value, str) and value.startswith("{") else value)
+    return part_class(kind, whole["class_path"]), whole["init_args"]
+
+
+def _summary(part: type) -> str:
+    lines = (inspect.getdoc(part) or "").strip().splitlines()
+    return (_PYRO_SUMMARIES if part.__module__.startswith("pyro.") else {}).get(part.__name__, "".join(lines[:1]))
+
+
+def _type_hints(part: type) -> dict[str, Any]:
+    try:
+        return get_type_hints(part.__init__)  # type: ignore[misc]
+    except (NameError, TypeError):  # annotations that only a type checker resolves
+        return {}
+
+
+def _type_of_default(default: Any) -> Any:
+    """Guess the type of an argument without annotation: a number may be any number."""
+    if isinstance(default, bool):
+        return bool
+    return float if isinstance(default, int | float) else Any
+
+
+def _without_tensors(hint: Any) -> Any:
+    """Remove tensors from the alternatives of a type, as neither a command line nor a file can give them."""
+    arguments = tuple(map(_without_tensors, get_args(hint)))
+    if get_origin(hint) in (Union, UnionType):
+        return Union[tuple(argument for argument in arguments if argument is not Tensor)]  # noqa: UP007
+    return tuple.__class_getitem__(arguments) if get_origin(hint) is tuple else hint
+
+
+def _first_sentence(text: str) -> str:
+    return re.split(r"\.(?= |$)| \(default:", text)[0]
+
+
+def _argument_lines(part: type) -> dict[str, str]:
+    """Read the descriptions of arguments from a docstring in Google's style."""
+    lines: dict[str, str] = {}
+    name, indent = "", 0
+    for line in (inspect.getdoc(part) or "").partition("Args:\n")[2].splitlines():
+        depth = len(line) - len(line.lstrip())
+        if not line.strip() or depth == 0:
+            break
+        match = re.match(r" +\*{0,2}(\w+)(?: \(.*?\))?: +(.*)", line)
+        if match and depth <= (indent or depth):
+            name, indent = match[1], depth
+            lines[name] = match[2]
+        elif name:
+            lines[name] += f" {line.strip()}"
+    return lines

@@ -1,0 +1,93 @@
+"""Resolution of a configuration: the values that depend on the data and the machine."""
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from jsonargparse import Namespace
+from torch import Tensor, nn
+
+from pyrovae.data import Data
+from pyrovae.runs.registry import full_part, known_parts
+
+# Numbers in a batch of data below which a second thread does not pay.
+SMALL_BATCH = 20_000
+
+
+def resolve(config: Namespace, data: Data) -> Namespace:
+    """Fill in what depends on the data and the machine: binarisation, device, threads, likelihood, image shape, paths.
+
+    Raises:
+        ValueError: If the likelihood must be named, or the device is not available.
+    """
+    config = config.clone()
+    config.binarize = data.binarize
+    config.device = str(find_device(config.device))
+    if config.threads is None:  # a small step waits for its threads longer than it computes
+        small = config.batch_size * data.train.shape[1] < SMALL_BATCH
+        config.threads = 1 if small else torch.get_num_threads()
+    # A config.yaml means the same from any folder.
+    if data.name == "mnist":
+        config.data_dir = _absolute(config.data_dir or "data")
+    elif data.name != "digits":
+        config.data = _absolute(config.data)
+    if config.covariates not in (None, "labels"):
+        config.covariates = _absolute(config.covariates)
+    if config.likelihood is None:
+        config.likelihood = Namespace(_default_likelihood(data))
+    arguments = config.network.get("init_args") or Namespace()
+    if "shape" in arguments and arguments.shape is None and len(data.shape) in (2, 3):
+        arguments.shape = list(data.shape)
+    return config
+
+
+def find_device(name: str) -> torch.device:
+    """Find the device of a name; "auto" is CUDA if available, else the CPU.
+
+    Raises:
+        ValueError: If there is no such device on this machine.
+    """
+    if name == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        device = torch.device(name)
+    except RuntimeError as error:  # torch's message lists twenty backends
+        raise ValueError(f"--device {name}: no such device; use --device auto, cpu, cuda or cuda:0") from error
+    try:
+        torch.empty(0, device=device)
+    except (RuntimeError, AssertionError, NotImplementedError) as error:
+        reason = str(error).splitlines()[0].rstrip(".")
+        raise ValueError(f"--device {name} is not available ({reason}); use --device auto or cpu") from error
+    return device
+
+
+def fitting_likelihoods(x: Tensor) -> list[str]:
+    """List the flags of the likelihoods whose support contains the data x, with shape (N, D)."""
+    found = []
+    likelihoods: Mapping[str, Any] = known_parts("likelihood")
+    for name, part in likelihoods.items():
+        arguments = part.arguments_for(x)
+        size = part.num_outputs(x.shape[-1], **arguments)
+        p_x = part(nn.Linear(1, size), **arguments)(torch.zeros(1, 1))
+        if bool(p_x.support.check(x).all()):
+            found.append(" ".join([name, *(f"--likelihood.{key} {value}" for key, value in arguments.items())]))
+    return found
+
+
+def _default_likelihood(data: Data) -> dict[str, Any]:
+    name, arguments = "BernoulliLikelihood", {}
+    if data.name == "digits" and data.binarize == "none":
+        name, arguments = "BinomialLikelihood", {"total_count": 16}
+    elif data.name != "mnist" and data.binarize != "dynamic" and not data.binary:
+        x = torch.cat([data.examples, data.validation, data.test])
+        fitting = ", or ".join(f"--likelihood {flags}" for flags in fitting_likelihoods(x))
+        raise ValueError(f"{data.name}: the values are not all 0 or 1, so the likelihood must be named: {fitting}")
+    return full_part("likelihood", {"class_path": name, "init_args": arguments})
+
+
+def _absolute(path: str) -> str:
+    """Make a path, or the path in PATH.npz:key, absolute."""
+    file, colon, key = path.partition(".npz:")
+    whole = Path(f"{file}.npz" if colon else path).expanduser().resolve()
+    return f"{whole}:{key}" if colon else str(whole)

@@ -1,0 +1,144 @@
+"""Types, choices and values in words, for help and error messages."""
+
+import difflib
+import inspect
+import re
+from collections.abc import Iterable, Mapping, Sequence
+from types import NoneType, UnionType
+from typing import Any, Literal, Union, get_args, get_origin
+
+from jsonargparse import ArgumentError, ArgumentParser
+from jsonargparse.typing import NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt, restricted_number_type
+from torch import nn
+
+Seed = restricted_number_type("Seed", int, [(">=", 0), ("<", 2**32)], docstring="Whole number from 0 to 2**32 - 1")
+
+_WORDS: dict[Any, str] = {
+    str: "a text",
+    int: "a whole number",
+    float: "a number",
+    bool: "true or false",
+    NoneType: "null",
+    PositiveInt: "a whole number, at least 1",
+    NonNegativeInt: "a whole number, at least 0",
+    PositiveFloat: "a number above 0",
+    NonNegativeFloat: "a number, at least 0",
+    Seed: "a whole number from 0 to 4294967295",
+}
+_EXAMPLES = {str: "[a,b]", float: "[0.5,2]", Seed: "[0,1]"}
+
+
+def in_words(hint: Any) -> str:
+    """Say in words which values a type has.
+
+    Example:
+        >>> in_words(PositiveInt | None)
+        'a whole number, at least 1, or null'
+        >>> in_words(list[int])
+        'a list of whole numbers, as in [20,10]'
+        >>> in_words(Literal["train", "validation", "test"])
+        'train, validation or test'
+    """
+    origin, arguments = get_origin(hint), get_args(hint)
+    if hint in _WORDS:
+        return _WORDS[hint]
+    if origin is Literal:
+        return either(map(str, arguments))
+    if origin in (Union, UnionType):
+        words = [said for said in map(in_words, arguments) if said != "a value"] or ["a value"]
+        return (", or " if any("," in said for said in words) else " or ").join(words)
+    if origin in (list, Sequence):
+        (entry,) = arguments
+        choices = get_args(entry) if get_origin(entry) is Literal else ()
+        example = f"[{','.join(map(str, choices[:2]))}]" if choices else _EXAMPLES.get(entry, "[20,10]")
+        return f"a list of {_plural(in_words(entry))}, as in {example}"
+    if origin is tuple:
+        return f"a list of {len(arguments)} numbers, as in [{','.join(['0.5', '2', '3'][: len(arguments)])}]"
+    if inspect.isclass(hint) and issubclass(hint, nn.Module):
+        return "a network"
+    return "a value"
+
+
+def without_null(hint: Any) -> Any:
+    """Remove null from the alternatives of a type."""
+    if get_origin(hint) not in (Union, UnionType):
+        return hint
+    return Union[tuple(argument for argument in get_args(hint) if argument is not NoneType)]  # noqa: UP007
+
+
+def shown(value: Any) -> str:
+    """Write a value as the command line takes it."""
+    if value is None:
+        return "null"
+    if isinstance(value, bool):
+        return str(value).lower()
+    if isinstance(value, list | tuple):
+        return f"[{','.join(map(shown, value))}]" if value else "none"
+    if isinstance(value, Mapping):
+        return str(value.get("class_path", value)).rpartition(".")[2]
+    return f"{value:g}" if isinstance(value, float) else str(value)
+
+
+def either(choices: Iterable[str]) -> str:
+    """Join choices by commas and "or"."""
+    *first, last = choices
+    return f"{', '.join(first)} or {last}" if first else last
+
+
+def closest(name: str, known: Iterable[str]) -> list[str]:
+    """Return the known names closest to a name, at most three."""
+    known = sorted(known)
+    return [name] if name in known else difflib.get_close_matches(name, known, n=3, cutoff=0.5)
+
+
+def near(name: str, known: Iterable[str]) -> str:
+    """Suggest the known names closest to a name; list all of them if none is close."""
+    known = list(known)
+    likely = closest(name, known)
+    return f"did you mean {either(likely)}?" if likely else f"choose {either(sorted(known))}"
+
+
+def names(value: str) -> list[str]:
+    """Split `a`, `a,b` or `[a, b]` into names."""
+    return re.findall(r"[^\[\],\s\"']+", value)
+
+
+def fits(hint: Any, value: Any) -> bool:
+    """Whether a value is of a type: a text as on the command line, anything else as in a YAML file.
+
+    Values of types other than texts, numbers, choices and lists of these are left to jsonargparse.
+    """
+    if not _is_plain(hint):
+        return True
+    parser = ArgumentParser(exit_on_error=False)
+    parser.add_argument("--value", type=hint)
+    try:
+        if isinstance(value, str):
+            parser.parse_args([f"--value={value}"])
+        else:
+            parser.parse_object({"value": value})
+    except ArgumentError:
+        return False
+    return True
+
+
+def expected(hint: Any, value: Any) -> str:
+    """Say which values a type has, with the closest choice to a wrong one, if any."""
+    choices = [str(choice) for literal in (hint, *get_args(hint)) for choice in _choices(literal)]
+    likely = difflib.get_close_matches(str(value), choices, n=1)
+    return f"expected {in_words(hint)}{f'; did you mean {likely[0]}?' if likely else ''}"
+
+
+def _choices(hint: Any) -> tuple[Any, ...]:
+    return get_args(hint) if get_origin(hint) is Literal else ()
+
+
+def _plural(said: str) -> str:
+    return re.sub(r"^an? (whole number|number|text)", r"\1s", said)
+
+
+def _is_plain(hint: Any) -> bool:
+    if hint in _WORDS or get_origin(hint) is Literal:
+        return True
+    containers = (Union, UnionType, list, Sequence, tuple)
+    return get_origin(hint) in containers and all(_is_plain(argument) for argument in get_args(hint))

@@ -1,0 +1,305 @@
+"""What the scripts print on bad input: one line on stderr, and nothing is written; and their help."""
+
+import os
+import re
+import runpy
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+from script_helpers import SCRIPTS, call, help_of
+
+from pyrovae.runs import parse_training
+
+BAD_FLAGS = {
+    "--prior MixturPrior": "did you mean MixturePrior",
+    "--likelihood Bernouli": "did you mean BernoulliLikelihood",
+    "--encoder Normal": "did you mean NormalEncoder",
+    "--network MPL": "did you mean MLP",
+    "--optimizer Adm": "did you mean Adam",
+    "--elbo TraceELBO": "did you mean Trace_ELBO",
+    "--prior nomodule.Prior": "module 'nomodule' is neither installed nor in this directory",
+    "--prior mymodule.StudentPrior": "did you mean StudentTPrior",
+    "--prior mymodule.dist": "dist is no subclass of",
+    "--prior.num_components 3": "StandardNormalPrior has no such option",
+    "--prior MixturePrior --prior.num_component 3": "did you mean num_components",
+    "--lrr 3": "did you mean --lr or --prior?",
+    "--lr fast": "--lr fast: expected a number above 0",
+    "--epochs 0": "--epochs 0: expected a whole number, at least 1",
+    "--latent_dim -2": "--latent_dim -2: expected a whole number, at least 1",
+    "--device tpu7": "--device tpu7: no such device; use --device auto, cpu, cuda or cuda:0",
+    "--data nofile.npy": "no such file",
+    "--data both.npz:count": "counts",
+    "--data both.npz:counts": "--likelihood BinomialLikelihood --likelihood.total_count 8, or",
+    "--data both.npz:reals": "must be named: --likelihood LaplaceLikelihood, or --likelihood NormalLikelihood",
+    "--data both.npz:counts --likelihood BinomialLikelihood --likelihood.total_count 3": "whole numbers from 0 to 3",
+    "--data both.npz:reals --likelihood PoissonLikelihood": "of Poisson, whole numbers, at least 0;",
+    "--data both.npz:counts --likelihood BinomialLikelihood": "needs --likelihood.total_count, a whole number",
+    "--data both.npz:reals --binarize dynamic": "--binarize dynamic needs grey values",
+    "--data grey.npy --likelihood BernoulliLikelihood": "ContinuousBernoulliLikelihood",
+    "--data holes.npy --likelihood NormalLikelihood": "NaN",
+    "--data short.npy": "short.npy",
+    "--network ConvNet --network.shape [9,9]": "give the image's shape",
+    "--data both.npz:reals --likelihood NormalLikelihood --likelihood.scale -1": "scale must be a positive number",
+    "--optimizer SGD --lr 1e30": "lower the learning rate",
+    "--config nofile.yaml": "no such file",
+    "--config bad.yaml": "is no YAML file",
+    "--config list.yaml": "is no configuration",
+    "--config unknown.yaml": "did you mean epochs",
+    "--config sly.yaml": "--trust_imports os",
+    "--config nested.yaml": "--trust_imports evil",
+    "--config hidden.yaml": "--trust_imports evil",
+    "--config lookalike.yaml": "--trust_imports torchevil",
+    "--config unloaded.yaml": "no such prior",
+    "--config arguments.yaml": "must be names and values",
+    "--config extra.yaml": "expected class_path and init_args alone",
+    "--config none.yaml": "prior must be a name",
+    "--config own.yaml --trust_imports broken": "importing broken fails: NameError",
+    "--num_particles 0": "--num_particles 0: expected a whole number, at least 1",
+    "--patience 0": "--patience 0: expected a whole number, at least 1, or null",
+    "--seed 99999999999999999999": "expected a whole number from 0 to 4294967295",
+    "--network.hidden 200": "--network.hidden 200: expected a list of whole numbers, as in [20,10]",
+    "--network.hidden [-3]": "hidden must be at least 1",
+    "--prior broken.Prior": "importing broken fails: NameError: name 'nonsense' is not defined (broken.py, line 2)",
+    "--prior mymodule.LazyPrior": "a part cannot be made: AttributeError",
+    "--prior mymodule.WidePrior": "the parts do not work together",
+    "--resume nofolder": "no run folder",
+    "--resume straight --seed 3": "--seed: a resumed run keeps its configuration; omit the flag",
+    "--out taken": "--out taken already exists and is not an empty folder; choose another",
+    "--kl_weight.beta 4": "no kl_weight is chosen; give one first, as in --kl_weight Beta --kl_weight.beta 4",
+    "--program.direction up": "no program is chosen; give one first, as in --program TwoLayerVAE",
+    "--prior.num_components 3 --prior MixturePrior": "--prior.num_components precedes --prior MixturePrior",
+    "--prior.num_components 4": "MixturePrior or VampPrior has it, to be named first with --prior",
+    "--prior MixturePrior --prior.num-components 3": "did you mean num_components?",
+    "--prior MixturePrior --prior.num_components": "--prior.num_components needs a value: a whole number",
+    "--prior MixturePrior --prior.num_components x": "x: expected a whole number; see --prior.help MixturePrior",
+    "--prior.init_args 3": "expected {NAME: VALUE}; or give each option as --prior.NAME VALUE",
+    "--prior ConditionalNormalPrior --prior.network MLP": "expected a network as module.Class, such as pyrovae.MLP",
+    "--prior FlowPrior --prior.kind naf": "--prior.kind naf: expected nsf or maf; did you mean nsf?",
+    "--likelihood NormalLikelihood --likelihood.scale x": "expected a number, or global, dimension or network",
+    "--optimizer.betas 3": "--optimizer.betas 3: expected a list of 2 numbers",
+    "--optimizer.lr 3": "Adam has no such option; use --lr",
+    "--elbo Trace_ELBO --elbo.num_particles many": "--elbo.num_particles many: expected a number",
+    "--elbo Trace_ELBO --elbo.vectorize_particles maybe": "expected true or false",
+    "--kl_weight LinearWarmup --kl_weight.epochs long": "--kl_weight.epochs long: expected a number",
+    "--kl_weight 0.5": "use --kl_weight Beta --kl_weight.beta 0.5 for a constant weight",
+    "--kl_weight none": "no such kl_weight; --help_parts kl_weight lists them",
+    "--prior pyrovae.Prior": "Prior is abstract; use a subclass, which --help_parts prior lists",
+    "--latent-dim 3": "--latent-dim: no such flag; did you mean --latent_dim?; see --help",
+    "--resume straight --trust-imports mymodule": "did you mean --trust_imports?",
+    "--zzz 3": "--zzz: no such flag; see --help",
+    "-epochs 3": "-epochs: no such flag; flags begin with two dashes",
+    "stray": "'stray' follows no flag; give every value after its flag",
+    "--network.hidden [20, 20]": "--network.hidden [20,: a list has no spaces and ends in a bracket",
+    "--network.hidden [20,x]": "--network.hidden [20,x]: expected a list of whole numbers",
+    "--network.activation rel": "did you mean relu?; see --network.help MLP",
+    "--device gpu": "--device gpu: no such device; use --device auto, cpu, cuda or cuda:0",
+    "--epochs": "--epochs needs a value: a whole number, at least 1",
+    "--data": "--data needs a value: digits, mnist, PATH.npy or PATH.npz:key",
+    "--epochs --lr 1": "--epochs needs a value: a whole number, at least 1",
+    "--epochs 1e3": "--epochs 1e3: expected a whole number, at least 1",
+    "--epochs=": "--epochs '': expected a whole number, at least 1",
+    "--lr -1e-3": "--lr -1e-3: expected a number above 0",
+    "--stream maybe": "--stream maybe: expected true or false",
+    "--proposal gide": "did you mean guide?",
+    "--binarize grey": "--binarize grey: expected dynamic, static or none, or null",
+    "--config zero.yaml": "zero.yaml: epochs is 0; expected a whole number, at least 1",
+    "--config fast.yaml": "fast.yaml: lr is fast; expected a number above 0",
+    "--config many.yaml": "many.yaml: prior.num_components is x; expected a whole number",
+    "--config option.yaml": "option.yaml: prior.num_component: MixturePrior has no such option",
+    "--help_parts priors": "--help_parts priors: no such kind of parts; did you mean prior or program?",
+    "--prior.help MixturPrior": "did you mean MixturePrior",
+}
+
+
+@pytest.fixture(scope="module")
+def traps(place, straight):
+    np.save(place / "grey.npy", np.random.default_rng(1).random((40, 6)))
+    holes = np.ones((40, 3))
+    holes[7, 2] = np.nan
+    np.save(place / "holes.npy", holes)
+    (place / "short.npy").write_bytes((place / "bits.npy").read_bytes()[:-9])
+    (place / "bad.yaml").write_text("a: [")
+    (place / "list.yaml").write_text("- 1")
+    (place / "unknown.yaml").write_text("epoch: 3")
+    (place / "sly.yaml").write_text("prior: os.system")
+    (place / "nested.yaml").write_text(
+        "prior: {class_path: pyrovae.MixturePrior, init_args: {num_components: {class_path: evil.Thing}}}"
+    )
+    (place / "evil.py").write_text("import pathlib; pathlib.Path('was-here').touch()")
+    adam = "optimizer: {class_path: torch.optim.Adam, init_args: {betas: '[evil.Thing, 0.9]'}}"
+    (place / "hidden.yaml").write_text(adam)
+    (place / "lookalike.yaml").write_text("prior: torchevil.X")
+    (place / "unloaded.yaml").write_text("prior: torch.utils.tensorboard.Prior")
+    (place / "arguments.yaml").write_text("prior: {class_path: MixturePrior, init_args: 3}")
+    (place / "extra.yaml").write_text("prior: {class_path: MixturePrior, dict_kwargs: {a: 1}}")
+    (place / "none.yaml").write_text("prior: null")
+    (place / "zero.yaml").write_text("epochs: 0")
+    (place / "fast.yaml").write_text("lr: fast")
+    (place / "many.yaml").write_text("prior: {class_path: MixturePrior, init_args: {num_components: x}}")
+    (place / "option.yaml").write_text("prior: {class_path: MixturePrior, init_args: {num_component: 3}}")
+    (place / "own.yaml").write_text("prior: broken.Prior")
+    (place / "broken.py").write_text("import torch\nnonsense")
+    (place / "taken").mkdir()
+    (place / "taken/file").touch()
+    return place
+
+
+def whats_there(folder):
+    passing = {"__pycache__", "runs", "mymodule.imported"}
+    return sorted(path for path in folder.rglob("*") if not passing & {*path.parts} or path.parent.name == "runs")
+
+
+@pytest.mark.parametrize("flags", BAD_FLAGS)
+def test_bad_input_is_one_line(traps, capsys, monkeypatch, flags):
+    monkeypatch.chdir(traps)
+    before = whats_there(traps)
+    code, err = call(capsys, monkeypatch, "train", *flags.split())
+    assert code == 1
+    message = re.split(r"[\r\n]", err.strip())[-1]
+    assert message.startswith("train.py: error: ")
+    assert BAD_FLAGS[flags] in message
+    assert len(re.findall("error:", err)) == 1
+    assert whats_there(traps) == before
+
+
+OF_OTHER_SCRIPTS = {
+    "evaluate": "RUN is required: run folder of train.py",
+    "sample": "RUN is required: run folder of train.py",
+    "compare": "RUNS is required: run folders of train.py, two or more",
+    "compare straight straight": "two different run folders or more are needed, got straight straight",
+    "swap": "--out is required: folder of the runs and of table.json",
+    "betas --jobs 2": "--out is required",
+    "evaluate straight --target_std_error 0": "--target_std_error 0: expected a number above 0 or null",
+    "evaluate straight --split tests": "expected train, validation or test; did you mean test?",
+    "evaluate straight --chunk-size 3": "--chunk-size: no such flag; did you mean --chunk_size?",
+    "evaluate straight --device gpu": "--device gpu: no such device",
+    "sample straight --num_samples 0": "--num_samples 0: expected a whole number, at least 1",
+    "estimators straight --guide 20": "--guide 20: expected a list of whole numbers, at least 1, as in [20,10]",
+    "benchmark --parts [floor,sampler]": "expected a list of floor, growth, steps, sampling or processes",
+    "swap --out new --seeds [-1]": "expected a list of whole numbers from 0 to 4294967295, as in [0,1]",
+    "swap --out new --seeds []": "--seeds []: needs at least one seed",
+    "swap --out new --ladder [0]": "expected a list of whole numbers, at least 1",
+    "swap --out new --only flow": "did you mean flow-prior",
+}
+
+
+@pytest.mark.parametrize("command", OF_OTHER_SCRIPTS)
+def test_bad_input_of_other_scripts_is_one_line(traps, capsys, monkeypatch, command):
+    monkeypatch.chdir(traps)
+    before = whats_there(traps)
+    script, *arguments = command.split()
+    code, err = call(capsys, monkeypatch, script, *arguments)
+    assert code == 1
+    assert err.startswith(f"{script}.py: error: ")
+    assert OF_OTHER_SCRIPTS[command] in err
+    assert len(err.strip().splitlines()) == 1
+    assert whats_there(traps) == before
+
+
+SCRIPT_NAMES = sorted(file.stem for file in SCRIPTS.rglob("*.py") if "run_script(main)" in file.read_text())
+
+
+@pytest.mark.parametrize("script", SCRIPT_NAMES)
+def test_every_flag_names_itself_if_it_is_misspelled_or_has_no_value(tmp_path, capsys, monkeypatch, script):
+    monkeypatch.chdir(tmp_path)
+    flags = re.findall(r"^  --(\w+) ", help_of(capsys, monkeypatch, script), re.MULTILINE)
+    assert flags or script == "benchmark_peers"
+    for flag in flags:
+        dashed = flag.replace("_", "-") if "_" in flag else f"{flag}x"
+        code, err = call(capsys, monkeypatch, script, f"--{dashed}", 1)
+        assert (code, len(err.splitlines())) == (1, 1)
+        assert f"--{dashed}: no such flag; did you mean --{flag}" in err
+        if flag != "help_parts":
+            code, err = call(capsys, monkeypatch, script, f"--{flag}")
+            assert (code, len(err.splitlines())) == (1, 1)
+            assert f"--{flag} needs a value: " in err
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("script", SCRIPT_NAMES)
+def test_help_fits_on_one_screen_and_has_no_typing_expression(capsys, monkeypatch, script):
+    text = help_of(capsys, monkeypatch, script)
+    assert len(text.splitlines()) <= 90
+    assert not re.search(r"PositiveInt|Literal|Optional|Callable|Union|class_path|\| ?null|\bNone\b", text)
+    if script == "train":
+        groups = re.findall(r"^(\w+):$", text, re.MULTILINE)
+        assert groups == ["data", "model", "objective", "optimisation", "evaluation", "run", "help"]
+        assert max(map(len, text.splitlines())) <= 120
+        lines = re.findall(r"^  --.*", text, re.MULTILINE)
+        assert all("default: " in line for line in lines)
+        assert "python scripts/train.py --resume" in text
+
+
+def printed(capsys, monkeypatch, *arguments):
+    """What train.py prints before it exits with code 0."""
+    monkeypatch.setattr(sys, "argv", ["train.py", *arguments])
+    with pytest.raises(SystemExit) as stop:
+        runpy.run_path(str(SCRIPTS / "train.py"), run_name="__main__")
+    assert not stop.value.code
+    return capsys.readouterr().out
+
+
+def test_help_parts_lists_each_part_with_a_line_and_no_base_class(capsys, monkeypatch):
+    text = printed(capsys, monkeypatch, "--help_parts")
+    parts = (
+        "MixturePrior",
+        "NormalLikelihood",
+        "NormalEncoder",
+        "ConvNet",
+        "Trace_ELBO",
+        "Adam",
+        "TwoLayerVAE",
+        "Beta",
+    )
+    for name in parts:
+        assert len(re.findall(rf"^  {name} +\w.*\.$", text, re.MULTILINE)) == 1, name
+    listed = re.findall(r"^  (\w+) ", text, re.MULTILINE)
+    for base in ("Prior", "Likelihood", "Encoder", "Network", "Module", "ELBO", "KLWeight", "Optimizer"):
+        assert base not in listed
+    assert not {"EncodedPrior", "LocationScaleLikelihood", "Linear", "TwoLayerModel"} & set(listed)
+    programs = printed(capsys, monkeypatch, "--help_parts", "program")
+    assert re.findall(r"^  (\w+) ", programs, re.MULTILINE) == ["TwoLayerVAE", "MixtureVAE"]
+    assert printed(capsys, monkeypatch, "--program.help") == programs
+
+
+def test_help_of_a_part_lists_its_options_in_words(capsys, monkeypatch):
+    text = printed(capsys, monkeypatch, "--prior.help", "ConditionalNormalPrior")
+    assert re.search(r"--prior.num_covariates +\w.* \(a whole number; default: 1\)", text)
+    assert re.search(r"--prior.network .*\(a network or null; default: null\)", text)
+    assert len(text.splitlines()) == 4  # and no list of torch.nn
+    assert "latent_dim" not in text  # which the script gives
+    text = printed(capsys, monkeypatch, "--likelihood.help=BinomialLikelihood")
+    assert re.search(r"--likelihood.total_count .*\(a whole number; required\)", text)
+    assert "no options" in printed(capsys, monkeypatch, "--prior.help", "StandardNormalPrior")
+    text = printed(capsys, monkeypatch, "--optimizer.help", "Adam")
+    assert re.search(r"--optimizer.weight_decay .*\(a number; default: 0\)", text)
+    assert "--optimizer.lr" not in text
+
+
+def test_values_that_begin_with_a_dash_need_no_equals_sign():
+    config = parse_training(["--elbo", "RenyiELBO", "--elbo.alpha", "-.inf"])
+    assert config.elbo.init_args.alpha == float("-inf")
+
+
+def test_options_of_a_part_with_arbitrary_arguments_are_left_to_the_part(traps, monkeypatch):
+    monkeypatch.chdir(traps)
+    (traps / "open_ended.py").write_text(
+        "from pyrovae import MixturePrior\n"
+        "class OpenPrior(MixturePrior):\n"
+        "    def __init__(self, latent_dim: int, **kwargs):\n"
+        "        super().__init__(latent_dim, **kwargs)\n"
+    )
+    config = parse_training(["--prior", "open_ended.OpenPrior", "--prior.num_components", "3"])
+    assert config.prior.init_args.num_components == 3
+    (traps / "open_ended.py").unlink()
+
+
+def test_no_script_is_left_out():
+    text = "".join(file.read_text() for file in Path(__file__).parents[1].rglob("test_*.py"))
+    for script in SCRIPTS.rglob("*.py"):
+        if "run_script(main)" not in script.read_text():
+            continue  # a part of another
+        assert any(call in text for call in (f'run("{script.stem}"', f', "{script.stem}"', f"/{script.name}"))
+        assert os.access(script, os.R_OK)

@@ -1,0 +1,107 @@
+"""Runs that are killed, stopped by a signal or by a full disk, and resumed to the same bytes."""
+
+import json
+import shutil
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+from script_helpers import SCRIPTS, TINY, call, damage, lines, run, start
+
+import pyrovae
+import pyrovae.evidence.evaluation
+import pyrovae.runs.report
+
+
+def test_a_run_killed_again_and_again_is_the_run_that_was_not(place, straight):
+    arguments = ["--config", straight / "config.yaml", "--out", "killed"]
+    killed = place / "killed"
+    for stop_at in (2, 9):
+        process = start(*(arguments if stop_at == 2 else ["--resume", killed]), cwd=place)
+        while len(lines(killed / "metrics.jsonl")) < stop_at and process.poll() is None:
+            time.sleep(0.001)
+        process.kill()
+        process.wait()
+    # A line past the commit, and a file beside, as a kill in the middle of a commit may leave them.
+    with (killed / "metrics.jsonl").open("a") as file:
+        file.write('{"epoch": 99')
+    (killed / ".unfinished-0.safetensors").touch()
+    committed = pyrovae.runs.Run(killed).committed()
+    assert len(lines(killed / "metrics.jsonl")) == committed["epoch"]
+    run("train", "--resume", killed, cwd=place)
+    assert (killed / "weights.safetensors").read_bytes() == (straight / "weights.safetensors").read_bytes()
+    assert (killed / "posterior.nc").read_bytes() == (straight / "posterior.nc").read_bytes()
+    assert len(lines(killed / "metrics.jsonl")) == 12
+    assert {path.name for path in killed.iterdir()} == {path.name for path in straight.iterdir()}
+    assert "finished" in run("train", "--resume", killed, cwd=place).stdout
+
+
+def test_a_run_killed_before_its_first_commit_starts_again(place, straight):
+    early = place / "early"
+    process = start("--config", straight / "config.yaml", "--out", "early", cwd=place)
+    while not (early / "manifest.json").exists() and process.poll() is None:
+        time.sleep(0.0005)
+    process.kill()
+    process.wait()
+    (early / "checkpoint.safetensors").unlink(missing_ok=True)
+    run("train", "--resume", early, cwd=place)
+    assert (early / "weights.safetensors").read_bytes() == (straight / "weights.safetensors").read_bytes()
+
+
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+def test_a_signal_finishes_the_step_and_saves(place, number, code):
+    out = place / f"signal-{code}"
+    arguments = ["--data", "bits.npy", *TINY, "--epochs", "4000", "--patience", "null"]
+    process = start(*arguments, "--out", out, cwd=place)
+    while len(lines(out / "metrics.jsonl")) < 3 and process.poll() is None:
+        time.sleep(0.001)
+    process.send_signal(number)
+    assert process.wait(60) == code
+    assert "Traceback" not in process.stderr
+    assert f"--resume {out}" in process.stderr
+    state = pyrovae.runs.read_state(out / "checkpoint.safetensors")
+    assert state["epoch"] >= 3
+    assert len(lines(out / "metrics.jsonl")) == state["epoch"]
+    with pytest.raises(ValueError, match="not finished; resume it with"):
+        pyrovae.load(out)
+
+
+def test_a_full_disk_stops_in_one_line_and_the_run_resumes(place, straight):
+    size = (straight / "checkpoint.safetensors").stat().st_size
+    script = f"""
+import resource, runpy, signal, sys
+signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+resource.setrlimit(resource.RLIMIT_FSIZE, ({size - 500}, {size - 500}))
+sys.argv = ["train.py", "--config", "{straight}/config.yaml", "--out", "full"]
+runpy.run_path("{SCRIPTS}/train.py", run_name="__main__")
+"""
+    result = subprocess.run([sys.executable, "-c", script], cwd=place, capture_output=True, text=True, timeout=300)
+    assert result.returncode == 1
+    message = result.stderr.strip().splitlines()[-1]
+    assert message.startswith("train.py: error: cannot write")
+    assert "Traceback" not in result.stderr
+    state = pyrovae.runs.read_state(place / "full/checkpoint.safetensors")
+    assert 0 < state["epoch"] < 12
+    run("train", "--resume", "full", cwd=place)
+    assert (place / "full/weights.safetensors").read_bytes() == (straight / "weights.safetensors").read_bytes()
+
+
+def test_a_checkpoint_of_another_model_or_damaged_is_refused(place, straight, tmp_path, capsys, monkeypatch):
+    monkeypatch.chdir(place)
+    wider = ["--network.hidden", "[7]", *TINY[2:]]
+    assert call(capsys, monkeypatch, "train", "--data", "bits.npy", *wider, "--epochs", 1, "--out", "wider")[0] == 0
+    copy = tmp_path / "copy"
+    shutil.copytree(place / "wider", copy)
+    manifest = json.loads((copy / "manifest.json").read_text())
+    (copy / "manifest.json").write_text(json.dumps({**manifest, "status": "training"}))
+    shutil.copy(straight / "checkpoint.safetensors", copy)
+    code, err = call(capsys, monkeypatch, "train", "--resume", copy)
+    assert code == 1
+    assert "another model" in err
+    damage(copy / "checkpoint.safetensors", "flip")
+    code, err = call(capsys, monkeypatch, "train", "--resume", copy)
+    assert code == 1
+    assert "damaged" in err
+    assert (copy / "checkpoint.safetensors").exists()

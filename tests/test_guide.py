@@ -37,7 +37,6 @@ DEFAULT_PARTS = {
     "optimizer": "Adam",
 }
 KINDS = {*DEFAULT_PARTS, "likelihood", "program", "kl_weight"}
-FORTHCOMING = {"scripts/train.py": {"help_parts"}}  # flags that the help may not list yet
 
 
 def code_of(page):
@@ -75,7 +74,7 @@ def flags_of(script):
         patch.syspath_prepend((ROOT / script).parent)  # the studies import each other
         with pytest.raises(SystemExit):
             runpy.run_path(str(ROOT / script), run_name="__main__")
-    return set(re.findall(r"(?:^\s*|, |\[)--(\w+)", text.getvalue(), flags=re.M)) | FORTHCOMING.get(script, set())
+    return {"help", *re.findall(r"(?:^\s*|, |\[)--(\w+)", text.getvalue(), flags=re.M)}
 
 
 def takes(part, option):

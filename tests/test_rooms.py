@@ -7,7 +7,8 @@ from pathlib import Path
 
 import pytest
 
-PACKAGE = Path(__file__).parent.parent / "pyrovae"
+ROOT = Path(__file__).parent.parent
+PACKAGE = ROOT / "pyrovae"
 
 # Each room of a tower, and the rooms it may import. The courtyard may import all of them.
 ROOMS = {
@@ -30,8 +31,6 @@ ROOMS = {
 }
 COURTYARD = {"data", "diagnostics", "plots", "runs"}
 TORCH_ALONE = {"bijections", "nn", "stats"}
-
-INIT = PACKAGE / "__init__.py"
 
 
 def imports_of(path: Path) -> set[str]:
@@ -92,9 +91,21 @@ def test_the_ground_imports_torch_alone(room):
         assert {name.split(".")[0] for name in others} - set(sys.stdlib_module_names) <= {"torch"}
 
 
-@pytest.mark.parametrize("path", sorted(PACKAGE.rglob("*.py")), ids=lambda path: str(path.relative_to(PACKAGE)))
-def test_no_file_is_long(path):
+@pytest.mark.parametrize(
+    "path",
+    sorted(path for folder in ("pyrovae", "scripts", "tests") for path in (ROOT / folder).rglob("*.py")),
+    ids=lambda path: str(path.relative_to(ROOT)),
+)
+def test_no_file_is_longer_than_500_lines(path):
     assert len(path.read_text().splitlines()) <= 500
+
+
+@pytest.mark.parametrize("path", sorted(PACKAGE.rglob("*.py")), ids=lambda path: str(path.relative_to(ROOT)))
+def test_no_function_body_is_longer_than_80_lines(path):
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.FunctionDef):
+            body = node.body[1:] if ast.get_docstring(node) else node.body
+            assert not body or body[-1].end_lineno - body[0].lineno < 80, node.name
 
 
 def test_importing_changes_no_global_state():

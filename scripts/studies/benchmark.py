@@ -4,9 +4,10 @@ python scripts/studies/benchmark.py                                    # all tab
 python scripts/studies/benchmark.py --data_dir data --json speed.json  # on MNIST, numbers kept
 python scripts/studies/benchmark.py --parts [steps] --batch_sizes [20,256] --rounds 40
 
-The model is one VAE, 784-400-50 and back, softplus, Pyro's checks switched off. All ways take turns in every round, so
-that what else the machine does meets all alike; what counts are ratios within the run. The first calls, recording and
-compiling, are timed apart. NumPyro is measured where it is installed (pip install numpyro).
+The model is a VAE, 784-400-50 and back, softplus, in float32, without Pyro's validation. Every way has one turn in each
+round, so that other load on the machine affects all alike. Ratios within one run count. The first calls, which record
+and compile, are timed apart. NumPyro is measured if it is installed (pip install numpyro). Its products are in full
+float32 too: on a GPU, JAX uses TF32 by default.
 """
 
 import importlib.util
@@ -16,7 +17,7 @@ import statistics
 import sys
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from multiprocessing import get_context
 from pathlib import Path
@@ -37,6 +38,7 @@ from benchmark_peers import (
     pyro_sampling,
     svi_step,
 )
+from jsonargparse import ArgumentParser
 from jsonargparse.typing import PositiveInt
 from pyro.infer import TraceMeanField_ELBO
 from torch import Tensor
@@ -55,20 +57,8 @@ Times = dict[str, list[float]]
 
 
 def main() -> int:
-    """Measure, print the tables, and write the numbers where asked."""
-    parser = make_parser(prog="benchmark.py", description=__doc__)
-    add = parser.add_argument
-    add("--data_dir", type=str | None, default=None, help="folder with MNIST (default: random bits)")
-    add("--parts", type=list[Part], default=list(get_args(Part)), help="what to measure")
-    add("--batch_sizes", type=list[PositiveInt], default=[20, 100, 256, 1024], help="of the training steps")
-    add("--execution", type=list[Execution], default=["recorded", "compiled"], help="of ours")
-    add("--rounds", type=PositiveInt, default=20, help="turns that each way takes")
-    add("--steps", type=PositiveInt, default=10, help="training steps in a turn")
-    add("--chunk_sizes", type=list[PositiveInt], default=[DEFAULT_CHUNK_SIZE], help="latents that ours decodes at once")
-    add("--threads", type=PositiveInt | None, default=None, help="CPU threads (default: torch's choice)")
-    add("--device", type=str, default="cpu", help="cpu, cuda, ...")
-    add("--json", type=str | None, default=None, help="file for all numbers")
-    args = parse_flags(parser, sys.argv[1:])
+    """Measure, print the tables, and write the numbers if requested."""
+    args = parse_flags(benchmark_parser(), sys.argv[1:])
     if args.threads:
         torch.set_num_threads(args.threads)
         if args.threads == 1:  # JAX has no other way to be told
@@ -88,35 +78,10 @@ def main() -> int:
     if "growth" in args.parts:  # before anything else has taken memory
         found.append(growth(x, args.execution[0], max(3, args.rounds // 5)))
     for size in args.batch_sizes if "steps" in args.parts else ():
-        ways = {f"ours, {how}": ours_step(x[:size], how) for how in args.execution}
-        if device.type == "cuda":
-            ways |= {f"ours, {how}, steps at once": ours_epoch(x[:size], how, args.steps) for how in args.execution}
-        ways |= {
-            "hand-written, fused Adam": hand_written_step(x[:size]),
-            "Pyro SVI.step": svi_step(x[:size]),
-        }
-        if "compiled" in args.execution:
-            ways["hand-written, torch.compile"] = hand_written_step(x[:size], compiled=True)
-        if importlib.util.find_spec("numpyro"):
-            ways["NumPyro, steps in one jit"] = numpyro_steps(x[:size], args.steps)
-        first, times = measure(ways, args.rounds, args.steps)
+        first, times = measure(ways_of_stepping(x[:size], args.execution, args.steps), args.rounds, args.steps)
         found.append(report(f"training step, batch {size}: ms", first, times, 1e3))
     if "sampling" in args.parts:
-        ways = {
-            f"ours, {how}, chunk {chunk}": ours_sampling(x[:NUM_DATA], how, chunk, args.rounds + FIRST_CALLS)
-            for how in args.execution
-            for chunk in args.chunk_sizes
-        }
-        ways |= {
-            "hand-written": hand_written_sampling(x[:NUM_DATA]),
-            "Pyro, vectorised weights": pyro_sampling(x[:NUM_DATA]),
-            "matrix products alone": products(device),
-        }
-        if "compiled" in args.execution:
-            ways["hand-written, torch.compile"] = hand_written_sampling(x[:NUM_DATA], compiled=True)
-        if importlib.util.find_spec("numpyro"):
-            ways["NumPyro RenyiELBO(0)"] = numpyro_sampling(x[:NUM_DATA])
-        first, times = measure(ways, args.rounds, 1)
+        first, times = measure(ways_of_sampling(x, args.execution, args.chunk_sizes, args.rounds), args.rounds, 1)
         found.append(report("importance sampling: s per million latents", first, times, 1e6 / NUM_DATA / PARTICLES))
     if "processes" in args.parts and device.type == "cpu":
         found.append(processes(args.rounds, args.steps))
@@ -130,6 +95,63 @@ def main() -> int:
         }
         write_json(Path(args.json), {"about": about, "tables": found})
     return 0
+
+
+def benchmark_parser() -> ArgumentParser:
+    """Make the parser of the flags."""
+    parser = make_parser(prog="benchmark.py", description=__doc__)
+    add = parser.add_argument
+    add("--data_dir", type=str | None, default=None, help="folder with MNIST (default: random bits)")
+    add("--parts", type=list[Part], default=list(get_args(Part)), help="measurements")
+    add("--batch_sizes", type=list[PositiveInt], default=[20, 100, 256, 1024], help="data per training step")
+    add("--execution", type=list[Execution], default=["recorded", "compiled"], help="how pyrovae runs")
+    add("--rounds", type=PositiveInt, default=20, help="rounds, in each of which every way has one turn")
+    add("--steps", type=PositiveInt, default=10, help="training steps in a turn")
+    add(
+        "--chunk_sizes",
+        type=list[PositiveInt],
+        default=[DEFAULT_CHUNK_SIZE],
+        help="latents that pyrovae decodes at once",
+    )
+    add("--threads", type=PositiveInt | None, default=None, help="CPU threads (default: torch's choice)")
+    add("--device", type=str, default="cpu", help="cpu, cuda, ...")
+    add("--json", type=str | None, default=None, help="file for all numbers")
+    return parser
+
+
+def ways_of_stepping(x: Tensor, executions: Sequence[Execution], steps: int) -> dict[str, Callable[[], Any]]:
+    """List the ways to take a training step with this batch, ours first."""
+    ways = {f"ours, {how}": ours_step(x, how) for how in executions}
+    if x.is_cuda:
+        ways |= {f"ours, {how}, {steps} in one graph": ours_epoch(x, how, steps) for how in executions}
+    ways |= {"hand-written, fused Adam": hand_written_step(x), "Pyro SVI.step": svi_step(x)}
+    if "compiled" in executions:
+        ways["hand-written, torch.compile"] = hand_written_step(x, compiled=True)
+    if importlib.util.find_spec("numpyro"):
+        ways["NumPyro, steps in one jit"] = numpyro_steps(x, steps)
+    return ways
+
+
+def ways_of_sampling(
+    x: Tensor, executions: Sequence[Execution], chunk_sizes: Sequence[int], rounds: int
+) -> dict[str, Callable[[], Any]]:
+    """List the ways to draw importance weights of the first data, ours first."""
+    some = x[:NUM_DATA]
+    ways = {
+        f"ours, {how}, chunk {chunk}": ours_sampling(some, how, chunk, rounds + FIRST_CALLS)
+        for how in executions
+        for chunk in chunk_sizes
+    }
+    ways |= {
+        "hand-written": hand_written_sampling(some),
+        "Pyro, vectorised weights": pyro_sampling(some),
+        "matrix products alone": products(x.device),
+    }
+    if "compiled" in executions:
+        ways["hand-written, torch.compile"] = hand_written_sampling(some, compiled=True)
+    if importlib.util.find_spec("numpyro"):
+        ways["NumPyro RenyiELBO(0)"] = numpyro_sampling(some)
+    return ways
 
 
 def measure(ways: dict[str, Callable[[], Any]], rounds: int, calls: int) -> tuple[dict[str, float], Times]:
@@ -153,7 +175,7 @@ def measure(ways: dict[str, Callable[[], Any]], rounds: int, calls: int) -> tupl
 
 
 def synchronize() -> None:
-    """Wait for what was asked of a card."""
+    """Wait until the GPU has finished, if one is in use."""
     if torch.cuda.is_initialized():
         torch.cuda.synchronize()
 
@@ -330,7 +352,7 @@ def reset_peak(device: torch.device) -> None:
 
 
 def peak(device: torch.device) -> float:
-    """The peak of memory in MB: the card's, or the resident memory of the process (NaN where the system hides it)."""
+    """Return the peak memory in MB: GPU memory, or resident memory of the process (NaN if the system hides it)."""
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device) / 1e6
     status = Path("/proc/self/status")

@@ -116,6 +116,8 @@ def numpyro_svi(loss: str, **options: Any) -> tuple[Any, Any]:
     import numpyro.distributions as dist
     from numpyro import infer
 
+    jax.config.update("jax_default_matmul_precision", "highest")  # on a GPU the default is TF32
+
     def dense(name: str, value: Any, num_inputs: int, num_outputs: int) -> Any:
         scale = num_inputs**-0.5
         weight = numpyro.param(

@@ -27,7 +27,7 @@ from pyrovae import (
     log_marginal,
 )
 from pyrovae.evidence import PROPOSALS, ProposalName
-from pyrovae.runs import make_parser, parse_flags, run_script
+from pyrovae.runs import Seed, make_parser, parse_flags, run_script
 
 CHUNK = 2**17  # the decoders are small: larger chunks take less time, and the estimate does not depend on them
 GUIDES = ("exact", "mean-field", "sd x 0.8", "sd x 1.3", "shifted")
@@ -211,7 +211,7 @@ def main() -> int:
     parser.add_argument("--num_particles", type=PositiveInt, default=1000, help="number of draws K per datum")
     parser.add_argument("--proposal", type=ProposalName, default="default", help="proposal to draw from")
     parser.add_argument("--only", type=str, default="", help="select the problems whose name contains this")
-    parser.add_argument("--seed", type=int, default=0, help="random seed of data and draws")
+    parser.add_argument("--seed", type=Seed, default=0, help="random seed of data and draws")
     args = parse_flags(parser, sys.argv[1:])
     num_data = args.num_data or args.pairs
     if num_data > args.pairs:

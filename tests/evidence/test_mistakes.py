@@ -29,7 +29,9 @@ CAUGHT = {
     "the annealed loss reported as the ELBO": (
         "test_weighted.py::test_warm_up_weights_the_steps_and_not_the_reported_elbo"
     ),
-    "static and dynamic binarisation compared": "test_comparison.py::test_compare_refuses_runs_that_differ_in_data_or_protocol",
+    "static and dynamic binarisation compared": (
+        "test_comparison.py::test_compare_refuses_runs_that_differ_in_data_or_protocol"
+    ),
     "pseudo-inputs under dropout": "test_priors.py::test_the_encoder_is_in_evaluation_mode_inside_the_prior_only",
 }
 

@@ -200,7 +200,8 @@ def test_a_full_disk_leaves_the_old_file(tmp_path: Path) -> None:
     path.write_text("old")
     command = [sys.executable, "-c", FULL_DISK, str(path)]
     done = subprocess.run(command, cwd=REPOSITORY, capture_output=True, text=True)
-    message = f"OSError [Errno 27] cannot write {path}: File too large; free space on the disk, or choose another folder\n"
+    remedy = "free space on the disk, or choose another folder"
+    message = f"OSError [Errno 27] cannot write {path}: File too large; {remedy}\n"
     assert (done.returncode, done.stdout, done.stderr) == (0, 2 * message, "")
     assert path.read_text() == "old"
     assert os.listdir(tmp_path) == ["run.nc"]

@@ -11,10 +11,10 @@ posterior.nc use the conditional log p(x|z), which rises with the freedom of z.
 import sys
 from pathlib import Path
 
-from pyrovae.evidence import aligned
 from pyrovae.plots import to_png
 from pyrovae.runs import make_parser, parse_flags, run_script, write_whole
 from pyrovae.runs.comparison import Evaluated, compare, plot_comparison
+from pyrovae.runs.tables import aligned
 
 
 def main() -> int:

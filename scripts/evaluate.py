@@ -15,10 +15,11 @@ from typing import Literal
 
 from jsonargparse.typing import PositiveFloat, PositiveInt
 
-from pyrovae.evidence import ProposalName, caution, ladder_lines, table
+from pyrovae.evidence import ProposalName
 from pyrovae.execution import Execution, joined
 from pyrovae.runs import make_run_parser, open_run, parse_flags, run_script
 from pyrovae.runs.report import baseline_summary, evaluate_run, write_evaluation
+from pyrovae.runs.tables import caution, ladder_lines, table
 
 
 def main() -> int:

@@ -18,7 +18,6 @@ from jsonargparse import Namespace
 
 from pyrovae.data import Binarize, Data, load_data
 from pyrovae.densities import SupportError
-from pyrovae.evidence import caution, table
 from pyrovae.execution import Workers, joined
 from pyrovae.programs import ProgramPair
 from pyrovae.runs import (
@@ -44,6 +43,7 @@ from pyrovae.runs.report import (
     write_sample_figures,
     write_training_figure,
 )
+from pyrovae.runs.tables import caution, table
 from pyrovae.training import Argument, History, StoppedError, check_data, fit
 
 SPLITS = ("train", "validation", "test")

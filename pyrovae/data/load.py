@@ -1,4 +1,4 @@
-"""Data sets: loading, splitting, and binarisation."""
+"""Data sets: loading, checking and splitting."""
 
 from __future__ import annotations
 
@@ -13,16 +13,14 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from pyrovae.data.binarize import evaluation_bits
 from pyrovae.data.sources import read_array, read_digits, read_mnist, unknown
 from pyrovae.densities import Streamed
-
-EVALUATION_SEED = 20160304
-"""Random seed of the bits of evaluation and static binarisation, equal in all runs."""
 
 BINARIZATIONS = ("dynamic", "static", "none")
 _MOST_CLASSES = 1000  # integer covariates with more values are probably quantities
 _MOST_EXAMPLES = 10_000
-_CHUNK = 4096  # data whose uniform draws are in memory at once
+_CHUNK = 4096  # data whose values are checked at once
 
 
 @dataclass(frozen=True, eq=False)
@@ -97,34 +95,6 @@ class Data:
     def binary(self) -> bool:
         """Whether all of the model's data are 0 or 1."""
         return self.maximum is not None and self.maximum <= 1
-
-
-class Binarize:
-    """Dynamic binarisation of a minibatch, which draws new bits at every call.
-
-        x ~ Bernoulli(grey)
-
-    The bits come from the global generator of the tensor's device, so the seed of a run determines them. Evaluation
-    does not use this class; `load_data` fixes its bits.
-
-    Example:
-        >>> Binarize()(torch.tensor([[0.0, 1.0, 1.0]]))
-        tensor([[0., 1., 1.]])
-    """
-
-    def __call__(self, grey: Tensor) -> Tensor:
-        """Draw the bits.
-
-        Args:
-            grey: Probabilities of a one in [0, 1], with any shape.
-
-        Returns:
-            The bits, with the shape, dtype and device of grey.
-        """
-        return torch.bernoulli(grey)
-
-    def __repr__(self) -> str:
-        return "Binarize()"
 
 
 def load_data(
@@ -253,7 +223,7 @@ def _binarized(values: Tensor | Streamed, splits: Mapping[str, Tensor], name: st
             "the data, or use --binarize none"
         )
     bits = {split: rows for split, rows in splits.items() if split != "train" or binarize == "static"}
-    parts = _evaluation_bits(values, bits)
+    parts = evaluation_bits(values, bits)
     if binarize == "dynamic" and "train" in splits:
         parts["train"] = values[splits["train"]]
     return parts
@@ -286,20 +256,6 @@ def _covariates(given: str, labels: Tensor | None, num_data: int, name: str) -> 
                 f"{int(classes.min())} to {int(classes.max())}; number the classes from 0, or give real numbers"
             )
     return torch.nn.functional.one_hot(classes).float()
-
-
-def _evaluation_bits(grey: Tensor | Streamed, splits: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Draw the bits of splits in source order, equal in every run, with shape (N_split, D), float32."""
-    generator = torch.Generator().manual_seed(EVALUATION_SEED)
-    bits = {split: torch.empty(len(rows), grey.shape[1]) for split, rows in splits.items()}
-    start = 0
-    for part in grey.split(_CHUNK):
-        drawn = (torch.rand(part.shape, generator=generator) < part).float()
-        for split, rows in splits.items():
-            here = (rows >= start) & (rows < start + len(part))
-            bits[split][here] = drawn[rows[here] - start]
-        start += len(part)
-    return bits
 
 
 def _sha256(source: np.ndarray, more: str = "") -> str:

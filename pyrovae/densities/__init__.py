@@ -1,5 +1,15 @@
 """Per-datum log densities of Pyro programs, ours or the user's own, and helpers that run programs on data.
 
+    traces      traces with particles at dim -2, log densities of their sites
+    weights     `log_joint` and `log_weights`
+    contract    checks that model and guide agree: latents, masks, scales
+    support     checks that data lie in the support
+    modules     torch modules inside a program, evaluation mode
+    handlers    `temper` and `substitute`
+    arguments   rows and devices of program arguments
+    streamed    data that stay on disk
+    rng         states of random generators
+
 Programs must keep a contract: every sample site lies inside one plate over the data at dim -1; particles use dim -2.
 All results are computed from traces, so no function depends on the class of a prior or a likelihood.
 """

@@ -1,5 +1,12 @@
 """Pyro distributions that Pyro and torch lack, or whose versions there are inaccurate or slow.
 
+    categorical    classes and ordered bins
+    counts         multinomial, zero inflation
+    interval       beta, continuous Bernoulli, truncated normal
+    real           Student-t
+    flows          normalising flows
+    hierarchical   vectors in two blocks, p(a) p(b|a)
+
 Priors, likelihoods and encoders return them. A new distribution comes here if one of those needs it.
 """
 

@@ -1,9 +1,20 @@
-"""Estimators of log p(x) per datum, with their errors: importance sampling, annealing, quadrature, brackets."""
+"""Estimators of log p(x) per datum, with their errors.
+
+importance            `log_marginal`, `ladder`, `evidence_lower_bound`
+proposals             where importance sampling draws; proposal_components and points are their parts
+laplace               modes and widths of posteriors
+ais, annealing        annealed importance sampling; temperatures has its schedules
+brackets              lower and upper bounds on simulated data
+exact                 quadrature, enumeration, closed forms
+refinement            approximation and amortisation gaps
+evaluation            `evaluate`, all estimates of a run
+latent_space, blocks  unconstrained coordinates, blocks of data
+"""
 
 from pyrovae.evidence.ais import ais
 from pyrovae.evidence.blocks import DEFAULT_CHUNK_SIZE
 from pyrovae.evidence.brackets import Bracket, bracket
-from pyrovae.evidence.evaluation import Evaluation, evaluate, exact_summary
+from pyrovae.evidence.evaluation import KHAT_LIMIT, Evaluation, evaluate, exact_summary
 from pyrovae.evidence.exact import ExactMarginal, exact_log_marginal, linear_gaussian_log_marginal
 from pyrovae.evidence.importance import evidence_lower_bound, ladder, log_marginal, log_weight_blocks
 from pyrovae.evidence.laplace import laplace_fit
@@ -20,11 +31,11 @@ from pyrovae.evidence.proposals import (
     WidenedProposal,
 )
 from pyrovae.evidence.refinement import Refinement, refine
-from pyrovae.evidence.tables import aligned, caution, ladder_lines, table
 from pyrovae.evidence.temperatures import adaptive_schedule, linear_schedule, sigmoidal_schedule
 
 __all__ = [
     "DEFAULT_CHUNK_SIZE",
+    "KHAT_LIMIT",
     "PROPOSALS",
     "Bracket",
     "DefensiveProposal",
@@ -41,15 +52,12 @@ __all__ = [
     "WidenedProposal",
     "adaptive_schedule",
     "ais",
-    "aligned",
     "bracket",
-    "caution",
     "evaluate",
     "evidence_lower_bound",
     "exact_log_marginal",
     "exact_summary",
     "ladder",
-    "ladder_lines",
     "laplace_fit",
     "linear_gaussian_log_marginal",
     "linear_schedule",
@@ -57,5 +65,4 @@ __all__ = [
     "log_weight_blocks",
     "refine",
     "sigmoidal_schedule",
-    "table",
 ]

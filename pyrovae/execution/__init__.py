@@ -1,4 +1,18 @@
-"""Execution of programs: eager, recorded, compiled, as CUDA graphs, in reduced precision, in several processes."""
+"""Execution of programs: eager, recorded, compiled, as CUDA graphs, in reduced precision, in several processes.
+
+trace         record a function's tensor operations
+hoist         move constant products out of a record
+compile       compile a record with Inductor
+replay        replay a record after verification
+cuda_graphs   capture replays and training steps on a GPU
+chunks        replay the chunks of an evaluation
+choice        "auto" by the number of calls
+state         generators and buffers that a replay changes
+tensors       tensors among arguments
+messages      warnings and reasons
+precision     products in bfloat16
+workers       processes that share the data
+"""
 
 from pyrovae.execution.choice import Execution, choose_execution
 from pyrovae.execution.chunks import Chunks

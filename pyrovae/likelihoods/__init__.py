@@ -1,5 +1,12 @@
 """Likelihoods p(x|z) and p(x|z,c): modules whose forward returns the distribution of one datum.
 
+    counts        Bernoulli, binomial, Poisson, negative binomial, multinomial, ...
+    real          normal, Laplace, Student-t, log-normal
+    interval      continuous Bernoulli, beta, truncated normal
+    categorical   classes and ordered bins
+    positive      scales and dispersions, with smooth bounds
+    base          `Likelihood`
+
 A new likelihood is a class in this room; see `Likelihood` for the steps.
 """
 

@@ -8,7 +8,8 @@ from pyro.distributions.torch_distribution import TorchDistributionMixin
 from torch import Tensor, nn
 
 from pyrovae.distributions import DiscretizedLogistic, FloatCategorical
-from pyrovae.likelihoods.base import Likelihood, bounded_exp, largest_count, log_of
+from pyrovae.likelihoods.base import Likelihood, largest_count, log_of
+from pyrovae.likelihoods.positive import bounded_exp
 
 # Data with more values get no suggestion of this many classes: the network would need D C outputs.
 _MOST_CLASSES = 1024

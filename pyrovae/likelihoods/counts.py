@@ -8,7 +8,8 @@ from pyro.distributions.torch_distribution import TorchDistributionMixin
 from torch import Tensor, nn
 
 from pyrovae.distributions import WholeMultinomial, ZeroInflated
-from pyrovae.likelihoods.base import Choice, Likelihood, Positive, largest_count, log_of, logit_of
+from pyrovae.likelihoods.base import Likelihood, largest_count, log_of, logit_of
+from pyrovae.likelihoods.positive import Choice, Positive
 
 
 class BernoulliLikelihood(Likelihood):

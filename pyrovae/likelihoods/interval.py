@@ -7,7 +7,8 @@ from pyro.distributions.torch_distribution import TorchDistributionMixin
 from torch import Tensor, nn
 
 from pyrovae.distributions import ContinuousBernoulli, OpenBeta, TruncatedNormal
-from pyrovae.likelihoods.base import Choice, Likelihood, LocationScaleLikelihood, Positive, logit_of
+from pyrovae.likelihoods.base import Likelihood, LocationScaleLikelihood, logit_of
+from pyrovae.likelihoods.positive import Choice, Positive
 
 
 class ContinuousBernoulliLikelihood(Likelihood):

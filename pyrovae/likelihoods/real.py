@@ -5,7 +5,8 @@ from pyro.distributions.torch_distribution import TorchDistributionMixin
 from torch import Tensor, nn
 
 from pyrovae.distributions import StudentT
-from pyrovae.likelihoods.base import Choice, Likelihood, LocationScaleLikelihood, Positive
+from pyrovae.likelihoods.base import Likelihood, LocationScaleLikelihood
+from pyrovae.likelihoods.positive import Choice, Positive
 
 
 class NormalLikelihood(LocationScaleLikelihood):

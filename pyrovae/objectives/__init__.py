@@ -1,4 +1,13 @@
-"""Objectives for SVI: importance-weighted bounds, decompositions of the ELBO, and weights of the KL divergence."""
+"""Objectives for SVI.
+
+weighted              ELBO split into reconstruction and KL divergence
+bounds                importance-weighted bounds; power_means has their means
+gradient_estimators   pathwise, sticking the landing, DReG, VIMCO
+decompositions        beta-TC, FactorVAE, InfoVAE, DIP
+kl_weights            schedules, capacities, free bits, constraints
+recordable_elbos      Pyro's ELBOs as plain tensor operations
+base                  `TensorELBO`
+"""
 
 from pyrovae.objectives.bounds import (
     CombinedImportanceWeightedELBO,

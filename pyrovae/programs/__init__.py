@@ -1,5 +1,12 @@
 """Whole models: pairs of a Pyro model and a Pyro guide, and the blueprint that builds them from parts.
 
+    vae            `Model`, `Guide` and `VAE`
+    two_layer      two layers of latents
+    mixture        mixture of VAEs
+    sites          sample sites: plate, latents, data and their masks
+    blueprint      sizes and makers of parts
+    program_pair   base class
+
 A model of another structure, such as further latent layers, is a new `ProgramPair` in this room.
 """
 

@@ -2,7 +2,7 @@
 
 train.py: flags -> parse -> resolve -> build, with the registry of parts and their options.
 All scripts: parser (flags, help, errors), words (types in words), cli (exit codes, signals).
-Run folder: run, files, report, export, comparison, sweep, versions.
+Run folder: run, files, report, tables, export, comparison, sweep, versions.
 """
 
 from pyrovae.runs.build import (
@@ -21,6 +21,7 @@ from pyrovae.runs.parse import parse_training
 from pyrovae.runs.parser import make_parser, make_run_parser, parse_flags
 from pyrovae.runs.resolve import find_device, resolve
 from pyrovae.runs.run import METRICS, Run, load, open_run
+from pyrovae.runs.tables import aligned, caution, ladder_lines, table
 from pyrovae.runs.words import Seed, near
 
 __all__ = [
@@ -28,14 +29,17 @@ __all__ = [
     "Run",
     "Seed",
     "Stopper",
+    "aligned",
     "build_kl_weight",
     "build_objective",
     "build_vae",
+    "caution",
     "check_contract",
     "check_reparameterised",
     "check_site_order",
     "find_device",
     "finishing_steps",
+    "ladder_lines",
     "load",
     "make_parser",
     "make_run_parser",
@@ -48,6 +52,7 @@ __all__ = [
     "read_state",
     "resolve",
     "run_script",
+    "table",
     "to_arviz",
     "write_json",
     "write_state",

@@ -1,4 +1,13 @@
-"""Training by stochastic variational inference: the loop, its steps, its state, and validation."""
+"""Training by stochastic variational inference.
+
+svi              `fit`: the loop, early stopping
+batches          order of the data, batches
+steps            one training step: eager, recorded, captured
+epochs           many steps, one by one or as one CUDA graph
+validation       ELBO of held-out data
+training_state   `History`, checkpoints
+checks           options, data, finiteness
+"""
 
 from pyrovae.training.batches import Argument, Batches
 from pyrovae.training.checks import NonFiniteLossError, check_data

@@ -1,4 +1,4 @@
-"""Stochastic variational inference: the training loop."""
+"""Stochastic variational inference: `fit`, its loop and its early stopping."""
 
 import math
 import warnings

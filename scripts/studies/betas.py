@@ -16,10 +16,10 @@ from typing import Any
 from jsonargparse.typing import NonNegativeFloat, PositiveInt
 from matplotlib.figure import Figure
 
-from pyrovae.evidence import aligned
 from pyrovae.plots import to_png
 from pyrovae.runs import METRICS, Seed, make_parser, parse_flags, read_json, run_script, write_json, write_whole
 from pyrovae.runs.sweep import split_flags, train_all
+from pyrovae.runs.tables import aligned
 
 
 def main() -> int:

@@ -19,9 +19,10 @@ from torch import Tensor
 from tqdm import tqdm
 
 from pyrovae.diagnostics import ACTIVE_FROM, unit_activity
-from pyrovae.evidence import aligned, evaluate
+from pyrovae.evidence import evaluate
 from pyrovae.runs import Seed, make_parser, parse_flags, run_script, write_json
 from pyrovae.runs.sweep import load_or_compute, on_test_data, split_flags, train_all
+from pyrovae.runs.tables import aligned
 from pyrovae.stats import crossed_mean_and_std_error
 
 OBJECTIVES = {

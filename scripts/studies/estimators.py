@@ -22,7 +22,7 @@ from torch import Tensor
 
 from pyrovae import VAE, GuideProposal, LogMarginal, ais, log_marginal, sigmoidal_schedule
 from pyrovae.densities import isolated_rng
-from pyrovae.evidence import LatentSpace, aligned, laplace_fit
+from pyrovae.evidence import LatentSpace, laplace_fit
 from pyrovae.runs import (
     find_device,
     make_run_parser,
@@ -34,6 +34,7 @@ from pyrovae.runs import (
     write_json,
     write_state,
 )
+from pyrovae.runs.tables import aligned
 from pyrovae.stats import mean_and_std_error, monte_carlo_std_error
 
 CHAINS = 16

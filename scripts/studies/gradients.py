@@ -22,10 +22,10 @@ from torch import Tensor
 from tqdm import tqdm
 
 from pyrovae import ImportanceWeightedELBO
-from pyrovae.evidence import aligned
 from pyrovae.objectives import Gradient
 from pyrovae.plots import to_png
 from pyrovae.runs import Seed, make_parser, parse_flags, run_script, write_json, write_whole
+from pyrovae.runs.tables import aligned
 
 CHUNK_ELEMENTS = 2**21  # elements of the draws in a chunk
 ESTIMATORS: dict[str, Gradient] = {

@@ -123,6 +123,7 @@ def test_streamed_splits_equal_those_in_memory(tmp_path, monkeypatch, binarize):
     path = tmp_path / "grey.npy"
     np.save(path, np.random.default_rng(0).random((100, 2, 3)).round(3 if binarize == "dynamic" else 0))
     monkeypatch.setattr("pyrovae.data.load._CHUNK", 7)
+    monkeypatch.setattr("pyrovae.data.binarize._CHUNK", 7)
     monkeypatch.setattr("pyrovae.data.sources._CHUNK", 7)
     monkeypatch.setattr("pyrovae.data.baseline._CHUNK", 7)
     memory, disk = (load_data(path, binarize=binarize, stream=stream) for stream in (False, True))
@@ -146,6 +147,7 @@ def test_checks_reach_every_chunk_of_a_file(tmp_path, monkeypatch):
     np.save(tmp_path / "x.npy", grey)
     whole = load_data(tmp_path / "x.npy").sha256
     monkeypatch.setattr("pyrovae.data.load._CHUNK", 7)
+    monkeypatch.setattr("pyrovae.data.binarize._CHUNK", 7)
     monkeypatch.setattr("pyrovae.data.sources._CHUNK", 7)
     assert load_data(tmp_path / "x.npy", stream=True).sha256 == whole
     for row in (0, 20, 39):

@@ -21,10 +21,11 @@ from pyrovae import (
     StandardNormalPrior,
     log_marginal,
 )
-from pyrovae.evidence import caution, evaluate, ladder_lines, table
+from pyrovae.evidence import evaluate
 from pyrovae.evidence.evaluation import Estimate
 from pyrovae.evidence.importance import WeightBlock
 from pyrovae.runs import read_state, write_state
+from pyrovae.runs.tables import caution, ladder_lines, table
 
 
 def shifted(num_data=20):

@@ -32,7 +32,7 @@ from pyrovae import (
 from pyrovae.densities import check_support
 from pyrovae.distributions import FloatCategorical, TruncatedNormal
 from pyrovae.evidence.evaluation import base_measure
-from pyrovae.likelihoods.base import bounded_exp
+from pyrovae.likelihoods.positive import bounded_exp
 from pyrovae.runs import build_vae, parse_training
 from pyrovae.runs.registry import known_parts
 from pyrovae.runs.resolve import fitting_likelihoods

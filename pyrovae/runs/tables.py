@@ -4,7 +4,7 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from pyrovae.evidence.evaluation import KHAT_LIMIT
+from pyrovae.evidence import KHAT_LIMIT
 
 KHAT_DRAWS = 21  # fewer leave no tail to fit
 

@@ -176,8 +176,8 @@ class TestLinearGaussian:
         [
             ("prior", "recorded", 9),
             ("guide", "recorded", 9),
-            ("normal", "recorded", 9),
-            pytest.param("guide", "compiled", None, marks=pytest.mark.compiles),
+            pytest.param("normal", "recorded", 9, marks=pytest.mark.slow),
+            pytest.param("guide", "compiled", None, marks=[pytest.mark.compiles, pytest.mark.slow]),
         ],
     )
     def test_recorded_gradients_give_the_same_estimate(self, monkeypatch, start, execution, chunk_size):
@@ -216,7 +216,7 @@ class TestLinearGaussian:
         with pytest.raises(ValueError, match="execution must be"):
             ais(model, x, **settings, execution="fast")
 
-    @pytest.mark.parametrize("execution", ["eager", "recorded"])
+    @pytest.mark.parametrize("execution", ["eager", pytest.param("recorded", marks=pytest.mark.slow)])
     def test_an_interrupted_run_resumes_to_the_same_numbers(self, tmp_path, monkeypatch, execution):
         monkeypatch.setattr(sys.modules["pyrovae.evidence.ais"], "_COMMIT_EVERY", 3)
         x, vae = self.oracle.data(5), self.oracle.vae(sd_factor=0.8)

@@ -74,7 +74,7 @@ class TestBracket:
         assert (which[slots] == 1).all()
         assert len(slots.unique()) > 1  # any of these
 
-    @pytest.mark.parametrize("start", ["prior", "guide", "normal"])
+    @pytest.mark.parametrize("start", ["prior", "guide", pytest.param("normal", marks=pytest.mark.slow)])
     def test_bidirectional_annealing_closes(self, start):
         vae = self.oracle.vae(sd_factor=0.6, shift=0.5)
         latents, x = self.simulated(vae, 150)

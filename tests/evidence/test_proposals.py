@@ -271,7 +271,7 @@ class TestMixture:
         )
         torch.testing.assert_close(log_w, log_joint(vae.model, {"z": z}, x) - q.log())
 
-    @pytest.mark.parametrize("num_particles", [1, 10])
+    @pytest.mark.parametrize("num_particles", [pytest.param(1, marks=pytest.mark.slow), 10])
     def test_mixture_estimates_are_unbiased_for_any_number_of_draws(self, num_particles):
         oracle = LinearGaussian(4, 2)
         x = oracle.data(1).expand(1200, 4)

@@ -1,6 +1,7 @@
 """Every prior, encoder and likelihood is recorded, with the values, gradients and draws of Pyro's objectives."""
 
 from functools import partial
+from itertools import zip_longest
 
 import pyro
 import pytest
@@ -16,9 +17,12 @@ ENUMERATED = TraceEnum_ELBO(max_plate_nesting=1, strict_enumeration_warning=Fals
 
 # Every part at least once: each prior with the normal encoder, each encoder with one of three priors, and each
 # likelihood with the standard normal prior and the normal encoder.
-CELLS = [(p, "normal", "bernoulli") for p in PRIORS if p != "categorical"]
+# Every prior and every likelihood in one cell, and every encoder in another.
+CELLS = [
+    (p, "normal", q)
+    for p, q in zip_longest((p for p in PRIORS if p != "categorical"), LIKELIHOODS, fillvalue="standard")
+]
 CELLS += [(p, q, "poisson") for p, q in zip(("standard", "mixture", "logistic normal") * 3, ENCODERS, strict=False)]
-CELLS += [("standard", "normal", name) for name in LIKELIHOODS]
 COMPILED_CELLS = [("standard", "normal", "bernoulli")]
 MORE_COMPILED_CELLS = [
     ("mixture", "full covariance", "negative binomial"),

@@ -379,7 +379,9 @@ def stop_after(steps):
     return lambda: next(count) == steps
 
 
-@pytest.mark.parametrize("stop_at", [1, 4, 6])
+@pytest.mark.parametrize(
+    "stop_at", [pytest.param(1, marks=pytest.mark.slow), 4, pytest.param(6, marks=pytest.mark.slow)]
+)
 def test_a_resumed_recorded_run_equals_an_uninterrupted_run(x, stop_at):
     arguments = {"validation": x[:9], "kl_weight": LinearWarmup(2), "transform": noisy}
     straight = trained("recorded", x, partial(make_vae, nn.Dropout(0.2)), **arguments)

@@ -47,8 +47,7 @@ def outcome(request, tmp_path_factory, resumed):
     return out, request.param
 
 
-@pytest.mark.parametrize(("name", "execution"), workers_job.CASES)
-def test_several_processes_train_as_one(outcome, name, execution):
+def check_training(outcome, name, execution):
     out, size = outcome
     alone = workers_job.train(name, execution)
     for rank in range(size):
@@ -60,6 +59,18 @@ def test_several_processes_train_as_one(outcome, name, execution):
         # Only rank 0 commits. A gamma has parameters, which the processes exchange; that cannot be recorded.
         assert len(found["refused"]) == (2 if rank == 0 else 0)
         assert [bool(reason) for reason in found["refused"]] == [name == "student-t"] * len(found["refused"])
+
+
+@pytest.mark.parametrize(("name", "execution"), workers_job.CASES)
+def test_several_processes_train_as_one(outcome, name, execution):
+    check_training(outcome, name, execution)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("outcome", [3], indirect=True)
+@pytest.mark.parametrize(("name", "execution"), workers_job.MORE_CASES)
+def test_three_processes_train_as_one(outcome, name, execution):
+    check_training(outcome, name, execution)
 
 
 def test_a_run_resumes_with_another_number_of_processes(outcome):

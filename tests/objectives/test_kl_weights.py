@@ -243,8 +243,15 @@ class OneLatent:
         )
 
 
-@pytest.mark.parametrize("kind", [KLConstraint, GECO])
-@pytest.mark.parametrize("beta", [0.5, 3.0])
+@pytest.mark.parametrize(
+    ("kind", "beta"),
+    [
+        (KLConstraint, 3.0),
+        (GECO, 0.5),
+        pytest.param(KLConstraint, 0.5, marks=pytest.mark.slow),
+        pytest.param(GECO, 3.0, marks=pytest.mark.slow),
+    ],
+)
 def test_constraints_are_met_and_the_multiplier_is_the_beta_of_the_kkt_conditions(kind, beta):
     problem = OneLatent()
     reconstruction, kl = problem.at(beta)

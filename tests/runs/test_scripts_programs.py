@@ -110,7 +110,12 @@ RUNS = {
 }
 
 
-@pytest.mark.parametrize("name", RUNS)
+SLOW_RUNS = ("numbers", "bottom-up")
+
+
+@pytest.mark.parametrize(
+    "name", [pytest.param(name, marks=pytest.mark.slow) if name in SLOW_RUNS else name for name in RUNS]
+)
 def test_each_kind_of_model_is_trained_evaluated_sampled_and_loaded(place, script, name):
     flags, latents = RUNS[name]
     script("train", *BITS, *flags, "--out", name)

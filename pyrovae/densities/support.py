@@ -85,7 +85,9 @@ def _check_site(name: str, fn: Any, value: Tensor, mask: Any, number: int) -> No
     where = f"datum {number + first[0]}" + (f", entry {first[1]}" if len(first) == 2 else "")
     shown = f"{worst.item():g}" if worst.dim() == 0 else f"{worst.tolist()}"
     hint = "give data in the support, or use another likelihood"
-    if support is constraints.boolean and bool(((value >= 0) & (value <= 1)).all()):
+    if bool(worst.isnan().any()):
+        hint = "if values are missing, pass mask=, true where x is observed"
+    elif support is constraints.boolean and bool(((value >= 0) & (value <= 1)).all()):
         hint = (
             "these are grey values, so binarise them (--binarize dynamic or static), or use a density, "
             "ContinuousBernoulliLikelihood"

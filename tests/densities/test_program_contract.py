@@ -136,7 +136,7 @@ class TestRefusals:
     def test_nan_data_are_refused(self, pair):
         x = pair[2].clone()
         x[1, 3] = torch.nan
-        with pytest.raises(ValueError, match="nan at datum 1, entry 3"):
+        with pytest.raises(ValueError, match="nan at datum 1, entry 3; if values are missing, pass mask="):
             log_marginal(pair[0], pair[1], x, num_particles=2)
 
     def test_log_joint_refuses_missing_and_unknown_latents(self, pair):

@@ -1,4 +1,4 @@
-"""README and guides are short, and their links, commands and flags exist; doctests run their Python."""
+"""README and guides: length, links, commands and flags. Doctests run their Python."""
 
 import ast
 import fnmatch
@@ -28,7 +28,7 @@ PAGES = [ROOT / "README.md", *sorted(GUIDE.glob("*.md"))]
 SCRIPTS = ("train", "evaluate", "sample", "compare", "studies/swap")
 LONGEST = {"README.md": 130}  # lines; 250 for a guide
 
-# The part that a command's options belong to where it names none.
+# The part to which options belong if the command names no part of this kind.
 DEFAULT_PARTS = {
     "prior": "StandardNormalPrior",
     "encoder": "NormalEncoder",
@@ -40,7 +40,7 @@ KINDS = {*DEFAULT_PARTS, "likelihood", "program", "kl_weight"}
 
 
 def code_of(page):
-    """The lines of code that are no Python: indented or fenced ones, and what stands between backticks."""
+    """Code other than Python: indented lines, fenced lines, and text between backticks."""
     text = re.sub(r"^```python$.*?^```$", "", page.read_text(), flags=re.M | re.S)
     fenced = re.findall(r"^```(?:sh|text)?$(.*?)^```$", text, flags=re.M | re.S)
     text = re.sub(r"^```.*?^```$", "", text, flags=re.M | re.S)
@@ -51,7 +51,7 @@ def code_of(page):
 
 
 def commands_in(page):
-    """Each command as (script, arguments), and each `python -m pyrovae.guide` as ("guide", arguments)."""
+    """Find the commands of a page as (script, arguments); a script is a path or `pyrovae.guide`."""
     found = []
     for line in code_of(page):
         for command in line.split(" && "):
@@ -68,7 +68,7 @@ def commands_in(page):
 
 @cache
 def flags_of(script):
-    """The flags that a script's help lists, without the dashes."""
+    """Read the flags in a script's help, without the dashes."""
     with pytest.MonkeyPatch.context() as patch, redirect_stdout(StringIO()) as text:
         patch.setattr(sys, "argv", [script, "--help"])
         patch.syspath_prepend((ROOT / script).parent)  # the studies import each other
@@ -78,7 +78,7 @@ def flags_of(script):
 
 
 def takes(part, option):
-    """Whether a part, by its name, exists and has this option, if one is named; one's own is believed."""
+    """Whether a part exists and has the option, if any. A part in `mymodule` is not checked."""
     if part.startswith("mymodule."):
         return True
     found = [getattr(home, part) for home in (pyrovae, pyro.infer, torch.optim) if hasattr(home, part)]
@@ -86,7 +86,7 @@ def takes(part, option):
 
 
 def wrong_flags(arguments, known):
-    """The flags that the parser does not know, parts that do not exist, and options that a part does not take."""
+    """Find unknown flags, parts that do not exist, and options that a part does not have."""
     parts, wrong = dict(DEFAULT_PARTS), []
     for place, word in enumerate(arguments):
         if not word.startswith("--"):
@@ -102,7 +102,7 @@ def wrong_flags(arguments, known):
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
-def test_a_page_is_not_long(page):
+def test_a_page_keeps_its_maximum_of_lines(page):
     assert len(page.read_text().splitlines()) <= LONGEST.get(page.name, 250)
 
 
@@ -130,7 +130,7 @@ def test_every_command_of_a_page_exists_with_its_flags(page):
             assert set(arguments) <= {*TOPICS, "[topic]"}
             continue
         assert (ROOT / script).is_file()
-        end = arguments.index("--") if "--" in arguments else len(arguments)  # what follows goes to train.py
+        end = arguments.index("--") if "--" in arguments else len(arguments)  # the rest goes to train.py
         for name, given in ((script, arguments[:end]), ("scripts/train.py", arguments[end + 1 :])):
             assert not given or wrong_flags(given, flags_of(name)) == [], (name, given)
 
@@ -170,7 +170,7 @@ def test_the_guides_are_listed_with_a_sentence_each(capsys):
     assert all(summary(topic) in line and len(line) <= 110 for topic, line in zip(TOPICS, lines, strict=True))
 
 
-def test_a_guide_is_printed_whole_where_there_is_no_terminal(capsys):
+def test_a_guide_is_printed_whole_without_a_terminal(capsys):
     assert main(["glossary"]) == 0
     assert capsys.readouterr().out.rstrip() == (GUIDE / "glossary.md").read_text().rstrip()
 
@@ -197,7 +197,7 @@ def test_the_house_guide_shows_the_rooms_as_the_test_of_rooms_has_them():
     assert {room: shown.get(room) for room in ROOMS} == {room: allowed.split() for room, allowed in ROOMS.items()}
 
 
-def test_importing_pyrovae_leaves_the_guides_alone():
+def test_no_other_room_imports_the_guides():
     for path in (ROOT / "pyrovae").rglob("*.py"):
         if GUIDE not in path.parents:
             names = [node.module for node in ast.walk(ast.parse(path.read_text())) if isinstance(node, ast.ImportFrom)]

@@ -1,8 +1,14 @@
+import markdown_pages
 import pyro
 import pytest
 import torch
 
 torch.set_num_threads(1)  # the tests run side by side, one process per core
+
+
+def pytest_configure(config):
+    """Let the fixtures of README and guides, which lie outside of this folder, be found."""
+    config.pluginmanager.register(markdown_pages)
 
 
 @pytest.fixture(autouse=True)

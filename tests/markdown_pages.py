@@ -1,4 +1,4 @@
-"""Working folder of the doctests in README and guides, with the runs that the examples load."""
+"""Pytest plugin: the working folder of the doctests in README and guides, with the runs that the examples load."""
 
 import io
 import runpy
@@ -10,7 +10,7 @@ from pathlib import Path
 import pyro
 import pytest
 
-ROOT = Path(__file__).parent
+ROOT = Path(__file__).parent.parent
 RUNS = {"trained-run.md": {"runs/a": [], "runs/b": ["--prior", "MixturePrior"]}}
 
 

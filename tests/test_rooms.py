@@ -3,6 +3,7 @@
 import ast
 import subprocess
 import sys
+from functools import cache
 from pathlib import Path
 
 import pytest
@@ -31,6 +32,7 @@ ROOMS = {
 }
 COURTYARD = {"data", "diagnostics", "plots", "runs"}
 TORCH_ALONE = {"bijections", "nn", "stats"}
+FILES = sorted(path for folder in ("pyrovae", "scripts", "tests") for path in (ROOT / folder).rglob("*.py"))
 
 
 def imports_of(path: Path) -> set[str]:
@@ -54,6 +56,13 @@ def rooms_of(path: Path) -> set[str]:
     return {name.split(".")[1] for name in imports_of(path) if name.startswith("pyrovae.")}
 
 
+@cache
+def exported_by(room: str) -> set[str]:
+    """The public names of a room."""
+    tree = ast.parse((PACKAGE / room / "__init__.py").read_text())
+    return set(next(ast.literal_eval(node.value) for node in tree.body if isinstance(node, ast.Assign)))
+
+
 def test_every_file_is_in_a_room():
     assert {path.name for path in PACKAGE.glob("*.py")} == {"__init__.py"}
     folders = {path.name for path in PACKAGE.iterdir() if path.is_dir() and path.name != "__pycache__"}
@@ -67,6 +76,27 @@ def test_a_room_imports_only_rooms_below_it(room):
         assert not above, f"{path.relative_to(PACKAGE)} imports {above}"
 
 
+@pytest.mark.parametrize("room", [*ROOMS, *sorted(COURTYARD)])
+def test_other_rooms_are_imported_by_their_public_names(room):
+    """No file imports a private name or a module of another room, the whole package, or the guides."""
+    for path in files_of(room):
+        if path.name == "registry.py":
+            continue  # which looks up parts in the modules themselves
+        for name in imports_of(path):
+            package, *inside = name.split(".")
+            if package != "pyrovae" or inside[:1] == [room]:
+                continue
+            where = f"{path.relative_to(PACKAGE)} imports {name}"
+            assert len(inside) == 2, f"{where}; import a public name of a room"
+            assert inside[0] != "guide", where
+            assert inside[1] in exported_by(inside[0]), f"{where}, which {inside[0]} does not export"
+
+
+def test_no_module_is_imported_by_a_text():
+    for path in PACKAGE.rglob("*.py"):
+        assert path.name == "registry.py" or "import_module(" not in path.read_text(), path.name
+
+
 def test_rooms_form_no_circle():
     uses = {room: set().union(*map(rooms_of, files_of(room))) - {room} for room in {*ROOMS, *COURTYARD}}
     while uses:
@@ -78,10 +108,14 @@ def test_rooms_form_no_circle():
 @pytest.mark.parametrize("room", sorted({*ROOMS, *COURTYARD}))
 def test_a_room_says_what_it_is_for_and_hands_on_its_names(room):
     tree = ast.parse((PACKAGE / room / "__init__.py").read_text())
-    assert ast.get_docstring(tree)
+    assert len(ast.get_docstring(tree).split()) >= 5
     handed_on = {name.rsplit(".", 1)[1] for name in imports_of(PACKAGE / room / "__init__.py")}
-    exported = next(ast.literal_eval(node.value) for node in tree.body if isinstance(node, ast.Assign))
-    assert handed_on == set(exported)
+    assert handed_on == exported_by(room)
+
+
+def test_tests_mirror_the_rooms():
+    folders = {path.parent.name for path in (ROOT / "tests").glob("*/test_*.py")}
+    assert folders <= {*ROOMS, *COURTYARD}
 
 
 @pytest.mark.parametrize("room", sorted(TORCH_ALONE))
@@ -91,19 +125,15 @@ def test_the_ground_imports_torch_alone(room):
         assert {name.split(".")[0] for name in others} - set(sys.stdlib_module_names) <= {"torch"}
 
 
-@pytest.mark.parametrize(
-    "path",
-    sorted(path for folder in ("pyrovae", "scripts", "tests") for path in (ROOT / folder).rglob("*.py")),
-    ids=lambda path: str(path.relative_to(ROOT)),
-)
+@pytest.mark.parametrize("path", FILES, ids=lambda path: str(path.relative_to(ROOT)))
 def test_no_file_is_longer_than_500_lines(path):
     assert len(path.read_text().splitlines()) <= 500
 
 
-@pytest.mark.parametrize("path", sorted(PACKAGE.rglob("*.py")), ids=lambda path: str(path.relative_to(ROOT)))
+@pytest.mark.parametrize("path", FILES, ids=lambda path: str(path.relative_to(ROOT)))
 def test_no_function_body_is_longer_than_80_lines(path):
     for node in ast.walk(ast.parse(path.read_text())):
-        if isinstance(node, ast.FunctionDef):
+        if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
             body = node.body[1:] if ast.get_docstring(node) else node.body
             assert not body or body[-1].end_lineno - body[0].lineno < 80, node.name
 

@@ -82,7 +82,9 @@ def log_weights(model: Program, guide: Program, *args: Any, num_particles: int =
 def log_weights_and_latents(
     model: Program, guide: Program, *args: Any, num_particles: int = 1, **kwargs: Any
 ) -> tuple[Tensor, dict[str, Tensor], Tensor]:
-    """Compute `log_weights`, and return also the latents and log p(x|z). Arguments and errors are the same.
+    """Compute `log_weights`, and return also the latents and log p(x|z).
+
+    Arguments and errors are those of `log_weights`.
 
     Returns:
         The log weights, with shape (K, N); the latents by site, with shape (K, N, ...); and log p(x|z), the log density

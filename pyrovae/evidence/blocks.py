@@ -1,4 +1,4 @@
-"""Blocks of data and counts of draws, in which all estimators work so that memory stays bounded."""
+"""Blocks of data and draws, which bound the memory of estimators."""
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager

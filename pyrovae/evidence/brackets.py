@@ -1,4 +1,4 @@
-"""log p(x) between two bounds, for data simulated from the model together with their latents."""
+"""Lower and upper bounds of log p(x), for data simulated with their latents."""
 
 import math
 from collections.abc import Mapping

@@ -1,4 +1,4 @@
-"""The gap log p(x) - ELBO, split into the parts of the posterior's family and of the guide's amortisation."""
+"""Split log p(x) - ELBO into approximation gap and amortisation gap."""
 
 from typing import Any, Literal, NamedTuple
 

@@ -1,4 +1,4 @@
-"""Evaluations in chunks, recorded at the first chunk and replayed for the others."""
+"""Evaluation in chunks: record the first, replay the rest."""
 
 from collections.abc import Callable, Hashable, Mapping
 from typing import Any

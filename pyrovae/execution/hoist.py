@@ -1,4 +1,4 @@
-"""Move the matrix products that are the same at every call out of a recorded graph, such as those of an encoder."""
+"""Move constant matrix products, such as an encoder's, out of a recorded graph."""
 
 from collections.abc import Callable, Iterable, Sequence
 from operator import getitem

@@ -1,4 +1,4 @@
-"""Data-parallel processes. Each takes a share of the data, and the random draws are those of one process alone."""
+"""Data-parallel processes. Each takes a share of the data; random draws equal those of a single process."""
 
 import io
 import os

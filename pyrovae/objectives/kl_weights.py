@@ -1,7 +1,7 @@
 """KL weights and penalties for `fit`: schedules, capacities, free bits, constraints.
 
-All weight the KL divergence against E_q[log p(x|z)], both per datum and in nats. The reported ELBO has weight 1. `fit`
-keeps the epoch with the best objective, or the last one.
+Each weights the KL divergence against E_q[log p(x|z)], both per datum and in nats. The reported ELBO has weight 1.
+`fit` keeps the epoch with the best objective, or the last one.
 """
 
 import math

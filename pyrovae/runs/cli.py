@@ -1,4 +1,4 @@
-"""What every script shares: exit codes, one-line errors, and signals that let a step finish."""
+"""Exit codes, one-line errors and signal handling of the scripts."""
 
 import os
 import signal

@@ -50,8 +50,8 @@ def parse_config(config: Any, *, source: str, trust_imports: Iterable[str]) -> N
 
 def config_to_yaml(config: Namespace) -> bytes:
     """Write a resolved configuration as the text of config.yaml, without the flags of one call."""
-    lasting = {key: value for key, value in config.as_dict().items() if key not in CALL_ONLY}
-    text = yaml.safe_dump(_builtin_values(lasting), sort_keys=False, allow_unicode=True)
+    saved = {key: value for key, value in config.as_dict().items() if key not in CALL_ONLY}
+    text = yaml.safe_dump(_builtin_values(saved), sort_keys=False, allow_unicode=True)
     return text.encode()
 
 

@@ -1,4 +1,4 @@
-"""Checks of `fit`: its options, the data, the programs, and the finiteness of what is trained."""
+"""Checks of `fit`: its options, the data, the programs, and finite losses and parameters."""
 
 from collections.abc import Callable
 from typing import Any

@@ -202,13 +202,13 @@ def _ours(times: Times) -> list[str]:
 
 
 def make_vae(device: torch.device) -> VAE:
-    """The VAE of the comparison."""
+    """Make the VAE of the comparison."""
     decoder, encoder = (MLP(*sizes, hidden=[H], activation="softplus") for sizes in ((Z, D), (D, 2 * Z)))
     return VAE(StandardNormalPrior(Z), BernoulliLikelihood(decoder), NormalEncoder(encoder)).to(device)
 
 
 def make_stepper(x: Tensor, execution: Execution, workers: Workers | None = None) -> Stepper:
-    """What takes the steps of `fit`."""
+    """Make the stepper of `fit`."""
     vae = make_vae(x.device)
     parameters = trainable_parameters(vae.model, vae.guide, x)
     return Stepper(
@@ -226,7 +226,7 @@ def make_stepper(x: Tensor, execution: Execution, workers: Workers | None = None
 
 
 def ours_step(x: Tensor, execution: Execution, workers: Workers | None = None) -> Callable[[], Any]:
-    """A step of `fit`."""
+    """Make a function that takes one step of `fit`."""
     stepper = make_stepper(x, execution, workers)
     return lambda: stepper(len(x), (x,), {})
 
@@ -315,7 +315,7 @@ def growth(x: Tensor, execution: Execution, rounds: int) -> dict[str, Any]:
 
 
 def _weighing(x: Tensor, execution: Execution) -> Callable[[int, int], Any]:
-    """`log_marginal` of so many times the data with so many draws."""
+    """Make a call of `log_marginal` on repeated data."""
     vae = make_vae(x.device)
     whole = x.repeat(-(-GROWTH_DATA * TENFOLD // len(x)), 1)
 
@@ -333,7 +333,7 @@ def _weighing(x: Tensor, execution: Execution) -> Callable[[int, int], Any]:
 
 
 def _peak_of(x: Tensor, device: torch.device, execution: Execution, threads: int, times: int, particles: int) -> float:
-    """The peak of memory of a process that does this alone, after a first call."""
+    """Measure the peak memory in a process of its own, after a first call."""
     torch.set_num_threads(threads)
     pyro.enable_validation(False)
     weigh = _weighing(x.to(device), execution)
@@ -344,7 +344,7 @@ def _peak_of(x: Tensor, device: torch.device, execution: Execution, threads: int
 
 
 def reset_peak(device: torch.device) -> None:
-    """Let the peak of memory be counted from here."""
+    """Reset the memory peak."""
     if device.type == "cuda":
         torch.cuda.reset_peak_memory_stats(device)
     elif Path("/proc/self/clear_refs").exists():

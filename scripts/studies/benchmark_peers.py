@@ -1,4 +1,4 @@
-"""The VAE of benchmark.py as others write it: by hand, in Pyro alone, in NumPyro; training steps and sampling."""
+"""The VAE of benchmark.py in other libraries: by hand, in Pyro alone, in NumPyro; training steps and sampling."""
 
 from collections.abc import Callable
 from typing import Any
@@ -16,21 +16,21 @@ NUM_DATA, PARTICLES = 64, 160  # of importance sampling: 10,240 latents, which t
 
 
 class PlainPyro(nn.Module):
-    """The same VAE as Pyro's users write it, without ours."""
+    """VAE in plain Pyro."""
 
     def __init__(self) -> None:
         super().__init__()
         self.nets = HandWritten()
 
     def model(self, x: Tensor) -> None:
-        """P(z) p(x|z)."""
+        """Run p(z) p(x|z)."""
         pyro.module("decoder", self.nets.decoder)
         with pyro.plate("data", len(x), dim=-1):
             z = pyro.sample("z", dist.Normal(torch.zeros(Z, device=x.device), 1.0).to_event(1))
             pyro.sample("x", dist.Bernoulli(logits=self.nets.decoder(z)).to_event(1), obs=x)
 
     def guide(self, x: Tensor) -> None:
-        """Q(z|x)."""
+        """Run q(z|x)."""
         pyro.module("encoder", self.nets.encoder)
         with pyro.plate("data", len(x), dim=-1):
             loc, log_scale = self.nets.encoder(x).chunk(2, -1)
@@ -38,7 +38,7 @@ class PlainPyro(nn.Module):
 
 
 def svi_step(x: Tensor) -> Callable[[], Any]:
-    """A step of Pyro's own."""
+    """Make a function that takes one step of Pyro's SVI."""
     pyro.clear_param_store()
     programs = PlainPyro().to(x.device)
     svi = SVI(programs.model, programs.guide, pyro.optim.Adam({"lr": 1e-3}), TraceMeanField_ELBO())
@@ -46,7 +46,7 @@ def svi_step(x: Tensor) -> Callable[[], Any]:
 
 
 class HandWritten(nn.Module):
-    """The same VAE as one writes it without a library."""
+    """VAE in plain PyTorch."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -72,7 +72,7 @@ class HandWritten(nn.Module):
 
 
 def hand_written_step(x: Tensor, *, compiled: bool = False) -> Callable[[], Any]:
-    """A step without Pyro, eager or compiled."""
+    """Make a function that takes one step without Pyro, eager or compiled."""
     model = HandWritten().to(x.device)
     optimizer = torch.optim.Adam(model.parameters(), lr=1e-3, fused=True)
     loss = torch.compile(model.loss) if compiled else model.loss
@@ -86,7 +86,7 @@ def hand_written_step(x: Tensor, *, compiled: bool = False) -> Callable[[], Any]
 
 
 def hand_written_sampling(x: Tensor, *, compiled: bool = False) -> Callable[[], Any]:
-    """The same without Pyro."""
+    """Make a function that runs importance sampling without Pyro."""
     model = HandWritten().to(x.device)
     log_weights = torch.compile(model.log_weights) if compiled else model.log_weights
 

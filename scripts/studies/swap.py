@@ -6,8 +6,8 @@ python scripts/studies/swap.py --out table/digits --only flow-prior,two-layer-pr
 
 scripts/train.py trains each combination with every seed in a separate run folder; flags after -- are passed to it.
 A second call resumes the first. Differences from the standard VAE are paired by test datum and seed; their standard
-error includes data and seeds. The ladder shows how much more draws still gain, on a common subset. A smaller difference
-between models is not significant.
+error includes data and seeds. The ladder shows how much log p(x) still rises with more draws, on a common subset.
+A difference below two standard errors, or below that rise, is not significant.
 """
 
 import shlex

@@ -17,7 +17,7 @@ import torch
 from jsonargparse import Namespace
 
 from pyrovae.data import Binarize, Data, load_data
-from pyrovae.densities import SupportError
+from pyrovae.densities import SupportError, isolated_rng
 from pyrovae.execution import Workers, joined
 from pyrovae.programs import ProgramPair
 from pyrovae.runs import (
@@ -77,6 +77,9 @@ def train_and_evaluate(flags: Namespace, workers: Workers) -> int:
         )
         config = resolve(flags, data)
         vae = make(config, data)
+        with isolated_rng():  # an objective may have random parameters, which training draws anew
+            build_objective(config)
+        build_kl_weight(config)
         check_programs(config, data, vae)
         check_values(data, vae, config.device)
         run = None

@@ -76,12 +76,21 @@ def build_vae(config: Namespace, num_dims: int, num_covariates: int = 0, x: Tens
 def build_objective(config: Namespace) -> tuple[ELBO, Callable[[Iterable[Tensor]], Optimizer]]:
     """Build the objective, and the function that makes the optimizer from the parameters."""
     made = _instantiate(config, ("elbo", "optimizer"))
+    particles = made.elbo.num_particles
+    if particles != int(particles) or particles < 1:
+        raise ValueError(f"--elbo.num_particles must be a whole number, at least 1, got {particles:g}")
     return made.elbo, lambda parameters: made.optimizer(list(parameters), config.lr)
 
 
 def build_kl_weight(config: Namespace) -> KLWeight | None:
     """Build the schedule of the KL weight; None for weight 1 throughout."""
-    return None if config.kl_weight is None else _instantiate(config, ("kl_weight",)).kl_weight
+    if config.kl_weight is None:
+        return None
+    part = part_class("kl_weight", config.kl_weight.class_path)
+    try:
+        return part(**dict(config.kl_weight.get("init_args") or {}))
+    except (ValueError, TypeError) as error:
+        raise ValueError(f"--kl_weight {part.__name__}: {error}") from error
 
 
 def check_contract(model: Callable[..., Any], guide: Callable[..., Any], *args: Any, **kwargs: Any) -> None:

@@ -17,13 +17,13 @@ import torch
 from jsonargparse import Namespace
 
 from pyrovae.data import Binarize, Data, load_data
-from pyrovae.densities import SupportError, isolated_rng
+from pyrovae.densities import SupportError
 from pyrovae.execution import Workers, joined
 from pyrovae.programs import ProgramPair
 from pyrovae.runs import (
+    Objective,
     Run,
     Stopper,
-    build_kl_weight,
     build_objective,
     build_vae,
     check_contract,
@@ -65,7 +65,6 @@ def train_and_evaluate(flags: Namespace, workers: Workers) -> int:
             return 0
         config = run.config(flags.trust_imports)
         data = run.data(config, data_dir=flags.data_dir)
-        vae = make(config, data)
     else:
         data = load_data(
             flags.data,
@@ -76,20 +75,17 @@ def train_and_evaluate(flags: Namespace, workers: Workers) -> int:
             covariates=flags.covariates,
         )
         config = resolve(flags, data)
-        vae = make(config, data)
-        with isolated_rng():  # an objective may have random parameters, which training draws anew
-            build_objective(config)
-        build_kl_weight(config)
+
+    vae = make(config, data)
+    objective = build_objective(config)
+    if not flags.resume:
         check_programs(config, data, vae)
         check_values(data, vae, config.device)
-        run = None
-
-    if run is None:
         run = Run(workers.from_first(lambda: Run.create(flags.out, config, data).path))
     print(f"{run.path}: {len(data.train):,} training data, {config.device}", flush=True)
     with finishing_steps() as stopper:
         try:
-            history = train(run, config, data, vae, stopper, workers)
+            history = train(run, config, data, vae, objective, stopper, workers)
         except StoppedError as stop:
             if workers.rank == 0:
                 print(f"{stop}; saved. Resume with: train.py --resume {run.path}", file=sys.stderr)
@@ -147,21 +143,28 @@ def check_values(data: Data, vae: ProgramPair, device: str) -> None:
             raise ValueError(f"{data.name}, row {row} ({split} datum {error.datum}): {error}") from error
 
 
-def train(run: Run, config: Namespace, data: Data, vae: ProgramPair, stopper: Stopper, workers: Workers) -> History:
+def train(
+    run: Run,
+    config: Namespace,
+    data: Data,
+    vae: ProgramPair,
+    objective: Objective,
+    stopper: Stopper,
+    workers: Workers,
+) -> History:
     """Run SVI, and commit every epoch to the run folder."""
-    elbo, optimizer = build_objective(config)
     return fit(
         vae.model,
         vae.guide,
         arguments(data, "train", config.device),
-        elbo=elbo,
+        elbo=objective.elbo,
         epochs=config.epochs,
         batch_size=config.batch_size,
-        optimizer=optimizer,
+        optimizer=objective.optimizer,
         validation=arguments(data, "validation", config.device),
         patience=config.patience,
         transform=Binarize() if data.binarize == "dynamic" else None,
-        kl_weight=build_kl_weight(config),
+        kl_weight=objective.kl_weight,
         execution=config.execution,
         precision=config.precision,
         skip_support_check=True,  # by check_values

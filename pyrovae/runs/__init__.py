@@ -6,7 +6,7 @@ Run folder: run, files, report, tables, export, comparison, sweep, versions.
 """
 
 from pyrovae.runs.build import (
-    build_kl_weight,
+    Objective,
     build_objective,
     build_vae,
     check_contract,
@@ -26,11 +26,11 @@ from pyrovae.runs.words import Seed, near
 
 __all__ = [
     "METRICS",
+    "Objective",
     "Run",
     "Seed",
     "Stopper",
     "aligned",
-    "build_kl_weight",
     "build_objective",
     "build_vae",
     "caution",

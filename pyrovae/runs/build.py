@@ -3,7 +3,7 @@
 import inspect
 from collections.abc import Callable, Iterable
 from functools import partial
-from typing import Any
+from typing import Any, NamedTuple
 
 import pyro
 from jsonargparse import ArgumentError, Namespace
@@ -73,24 +73,35 @@ def build_vae(config: Namespace, num_dims: int, num_covariates: int = 0, x: Tens
     return vae
 
 
-def build_objective(config: Namespace) -> tuple[ELBO, Callable[[Iterable[Tensor]], Optimizer]]:
-    """Build the objective, and the function that makes the optimizer from the parameters."""
+class Objective(NamedTuple):
+    """Objective of training, its KL weight and its optimizer.
+
+    Attributes:
+        elbo: Objective of SVI.
+        kl_weight: Weight of its KL divergence; None for 1.
+        optimizer: Function from the parameters to the optimizer.
+    """
+
+    elbo: ELBO
+    kl_weight: KLWeight | None
+    optimizer: Callable[[Iterable[Tensor]], Optimizer]
+
+
+def build_objective(config: Namespace) -> Objective:
+    """Build the objective, its KL weight, and the function that makes the optimizer from the parameters.
+
+    Raises:
+        ValueError: If a part refuses its arguments.
+    """
     made = _instantiate(config, ("elbo", "optimizer"))
-    particles = made.elbo.num_particles
-    if particles != int(particles) or particles < 1:
-        raise ValueError(f"--elbo.num_particles must be a whole number, at least 1, got {particles:g}")
-    return made.elbo, lambda parameters: made.optimizer(list(parameters), config.lr)
-
-
-def build_kl_weight(config: Namespace) -> KLWeight | None:
-    """Build the schedule of the KL weight; None for weight 1 throughout."""
-    if config.kl_weight is None:
-        return None
-    part = part_class("kl_weight", config.kl_weight.class_path)
-    try:
-        return part(**dict(config.kl_weight.get("init_args") or {}))
-    except (ValueError, TypeError) as error:
-        raise ValueError(f"--kl_weight {part.__name__}: {error}") from error
+    kl_weight = None
+    if config.kl_weight is not None:
+        part = part_class("kl_weight", config.kl_weight.class_path)
+        try:
+            kl_weight = part(**dict(config.kl_weight.get("init_args") or {}))
+        except (ValueError, TypeError) as error:
+            raise ValueError(f"--kl_weight {part.__name__}: {error}") from error
+    return Objective(made.elbo, kl_weight, lambda parameters: made.optimizer(list(parameters), config.lr))
 
 
 def check_contract(model: Callable[..., Any], guide: Callable[..., Any], *args: Any, **kwargs: Any) -> None:

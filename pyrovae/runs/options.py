@@ -8,6 +8,7 @@ from types import UnionType
 from typing import Any, NamedTuple, Union, get_args, get_origin, get_type_hints
 
 import yaml
+from jsonargparse.typing import PositiveInt
 from torch import Tensor
 
 from pyrovae.runs.flags import TYPES
@@ -21,6 +22,8 @@ _PYRO_SUMMARIES = {
     "TraceMeanField_ELBO": "ELBO with KL(q(z|x_n), p(z)) in closed form if Pyro knows it, in nats.",
     "TraceEnum_ELBO": "ELBO that sums over discrete latents, in nats.",
 }
+# Pyro annotates no argument of its objectives.
+_PYRO_TYPES = {"num_particles": PositiveInt}
 
 
 class Option(NamedTuple):
@@ -54,6 +57,8 @@ def part_options(kind: str, part: type) -> dict[str, Option] | None:
     if any(parameter.kind is parameter.VAR_KEYWORD for parameter in parameters):
         return None
     types, lines = _type_hints(part), _argument_lines(part)
+    if part.__module__.startswith("pyro."):
+        types = _PYRO_TYPES | types
     return {
         parameter.name: Option(
             _without_tensors(types.get(parameter.name, _type_of_default(parameter.default))),

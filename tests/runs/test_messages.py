@@ -80,7 +80,7 @@ BAD_FLAGS = {
     "--likelihood NormalLikelihood --likelihood.scale x": "expected a number, or global, dimension or network",
     "--optimizer.betas 3": "--optimizer.betas 3: expected a list of 2 numbers",
     "--optimizer.lr 3": "Adam has no such option; use --lr",
-    "--elbo Trace_ELBO --elbo.num_particles many": "--elbo.num_particles many: expected a number",
+    "--elbo Trace_ELBO --elbo.num_particles many": "--elbo.num_particles many: expected a whole number, at least 1",
     "--elbo Trace_ELBO --elbo.vectorize_particles maybe": "expected true or false",
     "--kl_weight LinearWarmup --kl_weight.epochs long": "--kl_weight.epochs long: expected a number",
     "--kl_weight 0.5": "use --kl_weight Beta --kl_weight.beta 0.5 for a constant weight",

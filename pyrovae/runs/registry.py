@@ -24,10 +24,7 @@ from torch import nn
 import pyrovae.encoders
 import pyrovae.likelihoods
 import pyrovae.nn
-import pyrovae.objectives.bounds
-import pyrovae.objectives.decompositions
-import pyrovae.objectives.kl_weights
-import pyrovae.objectives.weighted
+import pyrovae.objectives
 import pyrovae.priors
 import pyrovae.programs
 from pyrovae.runs.words import closest, either, near
@@ -39,7 +36,7 @@ BASES: dict[str, type] = {
     "network": pyrovae.nn.Network,
     "program": nn.Module,
     "elbo": ELBO,
-    "kl_weight": pyrovae.objectives.kl_weights.KLWeight,
+    "kl_weight": pyrovae.objectives.KLWeight,
     "optimizer": torch.optim.Optimizer,
 }
 
@@ -55,7 +52,7 @@ _HOMES = {
     "network": pyrovae.nn,
     "program": pyrovae.programs,
     "elbo": pyro.infer,
-    "kl_weight": pyrovae.objectives.kl_weights,
+    "kl_weight": pyrovae.objectives,
     "optimizer": torch.optim,
 }
 # Objectives of Pyro that have a differentiable loss and need no arguments.
@@ -76,9 +73,7 @@ def known_parts(kind: str) -> dict[str, type]:
     if kind == "program":
         return {name: getattr(home, name) for name in _PROGRAMS}
     if kind == "elbo":
-        ours: dict[str, type] = {"WeightedELBO": pyrovae.objectives.weighted.WeightedELBO}
-        ours |= _parts_in(pyrovae.objectives.bounds, base) | _parts_in(pyrovae.objectives.decompositions, base)
-        return {name: getattr(home, name) for name in _OBJECTIVES} | ours
+        return {name: getattr(home, name) for name in _OBJECTIVES} | _parts_in(pyrovae.objectives, base)
     return _parts_in(home, base)
 
 

@@ -160,7 +160,7 @@ def _by_importance(
 
 
 def _slot(component: Component, point: Points, which: Tensor) -> Tensor:
-    """Draw the slot of each datum's true latent, with shape (N,), among those of the component it belongs to."""
+    """Draw the slot of each datum's true latent, with shape (N,), among the slots of the latent's component."""
     parts = getattr(component, "parts", [component])
     shares = torch.tensor(component.shares, dtype=torch.float64).log()
     each = [part.log_density(point)[0].double().cpu() for part in parts]

@@ -312,7 +312,9 @@ class _WeightSampler:
         self, block: DataBlock, proposal: Proposal | Program | None, chunk_size: int, at_once: int, chunks: Chunks
     ) -> None:
         if isinstance(proposal, str | type):
-            raise ValueError(f"proposal must be an object, got {proposal!r}; give GuideProposal(), say, or a program")
+            raise ValueError(
+                f"proposal must be an object, got {proposal!r}; give an object such as GuideProposal(), or a program"
+            )
         chunks.start_block()
         self.block, self.at_once, self.chunks = block, at_once, chunks
         self.program = None if proposal is None or isinstance(proposal, Proposal) else proposal

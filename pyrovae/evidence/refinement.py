@@ -71,7 +71,7 @@ def refine(
     chunk_size: int | None = None,
     **kwargs: Any,
 ) -> Refinement:
-    r"""Optimise a posterior for each datum, starting from the guide's, and split the guide's gap by it.
+    r"""Optimise a posterior for each datum, starting from the guide's, and split the guide's gap into two parts.
 
     log p(x) - ELBO(guide) = [log p(x) - max_q ELBO(q)] + [max_q ELBO(q) - ELBO(guide)],
 

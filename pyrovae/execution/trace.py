@@ -1,7 +1,7 @@
 """Record the tensor operations of a function as a graph.
 
-Pyro's handlers cost as much as the arithmetic of a small model, and do the same work at every step. The tensor
-operations that they result in, including derivatives and random draws, are recorded with
+Pyro's handlers cost as much as the arithmetic of a small model, and do the same work at every step. The resulting
+tensor operations, including derivatives and random draws, are recorded with
 `torch.fx.experimental.proxy_tensor.make_fx`. A replay draws new numbers from torch's generator: under the same seed,
 it draws the numbers that the function would draw.
 

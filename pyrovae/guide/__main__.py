@@ -14,7 +14,7 @@ from pyrovae.runs import near
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Print the list of topics, or one guide: through a pager on a terminal, as it is elsewhere."""
+    """Print the list of topics, or one guide, through a pager on a terminal."""
     parser = argparse.ArgumentParser(prog="python -m pyrovae.guide", description="Show the guides of pyrovae.")
     parser.add_argument("topic", nargs="?", help=f"one of {', '.join(TOPICS)}; without it, list them")
     topic = parser.parse_args(argv).topic

@@ -1,7 +1,7 @@
 """Objectives of the aggregate posterior q(z) = 1/N sum_n q(z|x_n): its total correlation, and its distance to p(z).
 
-They need one latent site, and use one draw per datum. The batch gives their estimate of q(z), whose bias each docstring
-states.
+They need one latent site, and use one draw per datum. They estimate q(z) from the batch. Each docstring states
+the bias.
 """
 
 from abc import abstractmethod

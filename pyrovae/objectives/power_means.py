@@ -109,7 +109,7 @@ def _ungrouped(values: Tensor) -> Tensor:
 
 
 def _combine_others(log_w: Tensor, accumulate: Any, neutral: float, combine: Any) -> Tensor:
-    """Combine, for each k, all entries but the k-th, from those before and those after it.
+    """Combine, for each k, all entries but the k-th, from the accumulated entries before it and after it.
 
     Args:
         log_w: Log weights, with shape (K, ...).

@@ -1,4 +1,4 @@
-"""From a resolved configuration to objects: the model, the objective, the optimizer, and checks that they match."""
+"""Build model, objective and optimizer from a resolved configuration, and check that they match."""
 
 import inspect
 from collections.abc import Callable, Iterable

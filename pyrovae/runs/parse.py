@@ -1,4 +1,4 @@
-"""Parsing of the training flags: help, trust and --config come first, since the parser imports the classes it meets."""
+"""Parsing of the training flags. Help, trust and --config come first, because parsing imports every named class."""
 
 import sys
 from collections.abc import Iterable, Mapping, Sequence
@@ -49,7 +49,7 @@ def parse_config(config: Any, *, source: str, trust_imports: Iterable[str]) -> N
 
 
 def config_to_yaml(config: Namespace) -> bytes:
-    """Write a resolved configuration as the text of config.yaml, without the flags of one call."""
+    """Write a resolved configuration as the text of config.yaml, without flags of a single call, such as --resume."""
     saved = {key: value for key, value in config.as_dict().items() if key not in CALL_ONLY}
     text = yaml.safe_dump(_builtin_values(saved), sort_keys=False, allow_unicode=True)
     return text.encode()

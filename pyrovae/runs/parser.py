@@ -145,12 +145,12 @@ def flags_and_values(argv: Sequence[str]) -> Iterator[tuple[str, str | None]]:
 
 
 def needs(flag: Flag) -> str:
-    """Say what values a flag takes: its type in words, or its help if the type says little."""
+    """Describe the values of a flag: its type in words, or its help if the type says little."""
     return _said(flag.type) or flag.help.partition(" (default")[0]
 
 
 def _said(hint: Any) -> str:
-    """Say a type in words; nothing if the words say little."""
+    """Return a type in words, or an empty text if the words say little."""
     words = in_words(hint)
     return "" if words in ("null", *map(in_words, (Any, str, str | None))) else words
 
@@ -179,7 +179,7 @@ def _with_lists(argv: Sequence[str], flag: str) -> list[str]:
 
 
 def _reworded(message: str, parser: Parser, argv: Sequence[str]) -> str:
-    """Say an error of jsonargparse in the words of the command line."""
+    """Rewrite an error of jsonargparse for the command line."""
     if match := re.search(r"unrecognized arguments: (\S+)", message):
         if match[1].startswith("-"):
             return f"{match[1]}: no such flag; flags begin with two dashes; {_SEE}"

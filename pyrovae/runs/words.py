@@ -29,7 +29,7 @@ _EXAMPLES = {str: "[a,b]", float: "[0.5,2]", Seed: "[0,1]"}
 
 
 def in_words(hint: Any) -> str:
-    """Say in words which values a type has.
+    """Describe the values of a type in words.
 
     Example:
         >>> in_words(PositiveInt | None)
@@ -92,7 +92,7 @@ def closest(name: str, known: Iterable[str]) -> list[str]:
 
 
 def near(name: str, known: Iterable[str]) -> str:
-    """Suggest the known names closest to a name; list all of them if none is close."""
+    """Suggest the known names closest to a name; list all if none is close."""
     known = list(known)
     likely = closest(name, known)
     return f"did you mean {either(likely)}?" if likely else f"choose {either(sorted(known))}"
@@ -123,7 +123,7 @@ def fits(hint: Any, value: Any) -> bool:
 
 
 def expected(hint: Any, value: Any) -> str:
-    """Say which values a type has, with the closest choice to a wrong one, if any."""
+    """Describe the values of a type, with the choice closest to a wrong value, if any."""
     choices = [str(choice) for literal in (hint, *get_args(hint)) for choice in _choices(literal)]
     likely = difflib.get_close_matches(str(value), choices, n=1)
     return f"expected {in_words(hint)}{f'; did you mean {likely[0]}?' if likely else ''}"

@@ -129,7 +129,7 @@ def check_finite(model: Program, guide: Program, batches: Batches, state: Traini
         step = int(bad[0])
         found = f"the loss became {state.losses[step].item()} in epoch {state.epoch + 1}, step {step + 1}"
         sites = nonfinite_sites(model, guide, *batches.at(batches.rows(step)))
-        found += f", the density of {sites[0]} is not finite now" if sites else ""
+        found += f"; the density of {sites[0]} is not finite" if sites else ""
         raise NonFiniteLossError(f"{found}; {advice}")
     for name, value in state.values().items():
         if not bool(torch.isfinite(value).all()):

@@ -155,7 +155,7 @@ def ways_of_sampling(
 
 
 def measure(ways: dict[str, Callable[[], Any]], rounds: int, calls: int) -> tuple[dict[str, float], Times]:
-    """Seconds of the first calls of each way together, and of one call in each round, in turn."""
+    """Time the first calls of each way together, and one call in each round, in turn. Returns seconds."""
     first, times = {}, {name: [] for name in ways}
     for name, way in ways.items():
         started = time.perf_counter()
@@ -232,7 +232,7 @@ def ours_step(x: Tensor, execution: Execution, workers: Workers | None = None) -
 
 
 def ours_epoch(x: Tensor, execution: Execution, steps: int) -> Callable[[], Any]:
-    """Several steps of `fit` as one CUDA graph."""
+    """Make a function that takes several steps of `fit` as one CUDA graph."""
     losses = torch.zeros(steps, dtype=torch.float64, device=x.device)
     batches = Batches((x.repeat(steps, 1),), {}, batch_size=len(x))
     batches.start_epoch(0)
@@ -248,7 +248,7 @@ def ours_epoch(x: Tensor, execution: Execution, steps: int) -> Callable[[], Any]
 
 
 def ours_sampling(x: Tensor, execution: Execution, chunk: int, calls: int) -> Callable[[], Any]:
-    """The loop of `log_marginal` under the guide, one block of data at each call."""
+    """Make a function that weighs one block of data per call, as `log_marginal` does under the guide."""
     vae = make_vae(x.device)
     blocks = log_weight_blocks(
         vae.model,
@@ -264,7 +264,7 @@ def ours_sampling(x: Tensor, execution: Execution, chunk: int, calls: int) -> Ca
 
 
 def products(device: torch.device) -> Callable[[], Any]:
-    """The decoder's two matrix products: the floor."""
+    """Make a function that computes the decoder's two matrix products, the floor of sampling."""
     z, h = (torch.randn(NUM_DATA * PARTICLES, size, device=device) for size in (Z, H))
     one, two = torch.randn(Z, H, device=device), torch.randn(H, D, device=device)
 
@@ -276,7 +276,7 @@ def products(device: torch.device) -> Callable[[], Any]:
 
 
 def floor(device: torch.device, rounds: int) -> dict[str, Any]:
-    """What the machine can do: the rate of a large matrix product, and of copying."""
+    """Measure the machine: the rate of a large matrix product, and of copying."""
     a, b = (torch.randn(2048, 2048, device=device) for _ in range(2))
     source = torch.randn(2**24, device=device)
     target = torch.empty_like(source)
@@ -288,7 +288,7 @@ def floor(device: torch.device, rounds: int) -> dict[str, Any]:
 
 
 def growth(x: Tensor, execution: Execution, rounds: int) -> dict[str, Any]:
-    """Time and peak memory of `log_marginal` under the guide, as K and N grow tenfold."""
+    """Measure time and peak memory of `log_marginal` under the guide, as K and N grow tenfold."""
     cells = [(1, GROWTH_PARTICLES), (1, GROWTH_PARTICLES * TENFOLD), (TENFOLD, GROWTH_PARTICLES)]
     weigh = _weighing(x, execution)
     given = x[:GROWTH_DATA].cpu(), x.device, execution, torch.get_num_threads()
@@ -361,7 +361,7 @@ def peak(device: torch.device) -> float:
 
 
 def processes(rounds: int, steps: int) -> dict[str, Any]:
-    """Training steps of a batch of 1,024 by one process and by two, one thread each."""
+    """Time training steps of a batch of 1,024 with one process and with two, one thread each."""
     with tempfile.TemporaryDirectory() as folder:
         out = Path(folder) / "steps.json"
         torch.multiprocessing.spawn(_share_steps, args=(2, Path(folder), out, rounds, steps), nprocs=2)

@@ -54,7 +54,7 @@ class HandWritten(nn.Module):
         self.decoder = nn.Sequential(nn.Linear(Z, H), nn.Softplus(), nn.Linear(H, D))
 
     def loss(self, x: Tensor) -> Tensor:
-        """Minus the ELBO, with the KL divergence in closed form."""
+        """Compute minus the ELBO, with the KL divergence in closed form."""
         loc, log_scale = self.encoder(x).chunk(2, -1)
         scale = log_scale.exp()
         logits = self.decoder(loc + scale * torch.randn_like(loc))
@@ -62,7 +62,7 @@ class HandWritten(nn.Module):
         return functional.binary_cross_entropy_with_logits(logits, x, reduction="sum") + kl
 
     def log_weights(self, x: Tensor, num_particles: int) -> Tensor:
-        """Log p(x, z) - log q(z|x), with shape (K, N); the constants of both normals cancel."""
+        """Compute log p(x, z) - log q(z|x), with shape (K, N); the constants of both normals cancel."""
         loc, log_scale = self.encoder(x).chunk(2, -1)
         noise = torch.randn(num_particles, *loc.shape, device=x.device)
         z = loc + log_scale.exp() * noise
@@ -98,7 +98,7 @@ def hand_written_sampling(x: Tensor, *, compiled: bool = False) -> Callable[[], 
 
 
 def pyro_sampling(x: Tensor) -> Callable[[], Any]:
-    """Pyro's vectorised importance weights: of all data together; its traces hold those of each datum."""
+    """Make a function that computes Pyro's vectorised importance weights, which sum over the data of the batch."""
     pyro.clear_param_store()
     programs = PlainPyro().to(x.device)
 
@@ -110,7 +110,7 @@ def pyro_sampling(x: Tensor) -> Callable[[], Any]:
 
 
 def numpyro_svi(loss: str, **options: Any) -> tuple[Any, Any]:
-    """The same VAE in NumPyro, and a random key."""
+    """Make NumPyro's SVI of the VAE, and a random key."""
     import jax
     import numpyro
     import numpyro.distributions as dist
@@ -142,7 +142,7 @@ def numpyro_svi(loss: str, **options: Any) -> tuple[Any, Any]:
 
 
 def numpyro_steps(x: Tensor, steps: int) -> Callable[[], Any]:
-    """So many steps in one jitted loop, as NumPyro's users run an epoch."""
+    """Make a function that takes several steps in one jitted loop, as NumPyro's users run an epoch."""
     import jax
 
     data = jax.numpy.asarray(x.cpu().numpy())
@@ -159,7 +159,7 @@ def numpyro_steps(x: Tensor, steps: int) -> Callable[[], Any]:
 
 
 def numpyro_sampling(x: Tensor) -> Callable[[], Any]:
-    """NumPyro's importance weighted bound, jitted."""
+    """Make a function that computes NumPyro's importance-weighted bound, jitted."""
     import jax
 
     data = jax.numpy.asarray(x.cpu().numpy())

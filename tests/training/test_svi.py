@@ -339,7 +339,7 @@ class TestRefusals:
         vae = make_vae()
         commits = []
         pyro.set_rng_seed(0)
-        message = r"became nan in epoch \d+, step \d+, the density of site 'z' of the guide is not finite now; lower"
+        message = r"became nan in epoch \d+, step \d+; the density of site 'z' of the guide is not finite; lower"
         with pytest.raises(NonFiniteLossError, match=message):
             fit(
                 vae.model,

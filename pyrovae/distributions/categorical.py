@@ -1,6 +1,6 @@
 """Distributions over classes 0..C-1 and over ordered bins 0..B-1."""
 
-from typing import Any
+from typing import Any, ClassVar
 
 import pyro.distributions as dist
 import torch
@@ -56,7 +56,7 @@ class DiscretizedLogistic(TorchDistribution):
         validate_args: Whether to check arguments and values; None for the global setting.
     """
 
-    arg_constraints = {"loc": constraints.real, "scale": constraints.positive}  # noqa: RUF012  # torch's name and kind, read only
+    arg_constraints: ClassVar[dict[str, Any]] = {"loc": constraints.real, "scale": constraints.positive}
 
     def __init__(self, loc: Tensor, scale: Tensor, num_bins: int, validate_args: bool | None = None) -> None:
         self.loc, self.scale = broadcast_all(loc, scale)

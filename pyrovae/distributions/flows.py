@@ -5,7 +5,7 @@ restores the setting.
 """
 
 from collections.abc import Sequence
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 import torch
 from pyro.contrib.zuko import ZukoToPyro
@@ -24,7 +24,7 @@ _FLOWS = {"nsf": zuko.flows.NSF, "maf": zuko.flows.MAF}
 
 
 class _NormalizingFlow(zuko.distributions.NormalizingFlow):
-    arg_constraints: dict[str, Any] = {}  # noqa: RUF012  # torch warns if a class defines none
+    arg_constraints: ClassVar[dict[str, Any]] = {}  # torch warns if a class defines none
 
 
 class FlowDistribution(ZukoToPyro):
@@ -39,7 +39,7 @@ class FlowDistribution(ZukoToPyro):
         base: Base distribution, with event_shape (Z,) and the batch_shape of the flow.
     """
 
-    arg_constraints: dict[str, Any] = {}  # noqa: RUF012  # as above
+    arg_constraints: ClassVar[dict[str, Any]] = {}  # torch warns if a class defines none
     support = constraints.real_vector
 
     def __init__(self, transform: Transform, base: Distribution) -> None:

@@ -1,6 +1,7 @@
 """Distribution of a vector in two blocks, p(a) p(b|a)."""
 
 from collections.abc import Callable, Sequence
+from typing import Any, ClassVar
 
 import torch
 from pyro.distributions import constraints
@@ -21,7 +22,7 @@ class HierarchicalDistribution(TorchDistribution):
         reverse: Whether z is stored as (b, a).
     """
 
-    arg_constraints: dict[str, constraints.Constraint] = {}  # noqa: RUF012  # torch's name and kind, read only
+    arg_constraints: ClassVar[dict[str, Any]] = {}
     support = constraints.real_vector
     has_rsample = True
 

@@ -1,7 +1,7 @@
 """Distributions on an interval: beta, continuous Bernoulli, truncated normal."""
 
 import math
-from typing import Any
+from typing import Any, ClassVar
 
 import pyro.distributions as dist
 import torch
@@ -44,7 +44,7 @@ class ContinuousBernoulli(TorchDistribution):
         validate_args: Whether to check arguments and values; None for the global setting.
     """
 
-    arg_constraints = {"logits": constraints.real}  # noqa: RUF012  # torch's name and kind, read only
+    arg_constraints: ClassVar[dict[str, Any]] = {"logits": constraints.real}
     support = constraints.unit_interval
     has_rsample = True
 
@@ -118,7 +118,7 @@ class TruncatedNormal(TorchDistribution):
         validate_args: Whether to check arguments and values; None for the global setting.
     """
 
-    arg_constraints = {"loc": constraints.real, "scale": constraints.positive}  # noqa: RUF012  # torch's name and kind, read only
+    arg_constraints: ClassVar[dict[str, Any]] = {"loc": constraints.real, "scale": constraints.positive}
 
     def __init__(
         self,

@@ -10,7 +10,7 @@
 A model of another structure, such as further latent layers, is a new `ProgramPair` in this room.
 """
 
-from pyrovae.programs.blueprint import Blueprint, OutputBias, recorded_maker
+from pyrovae.programs.blueprint import Blueprint, OutputBias, RecordedMaker
 from pyrovae.programs.mixture import MixtureVAE
 from pyrovae.programs.program_pair import ProgramPair
 from pyrovae.programs.two_layer import TwoLayerVAE
@@ -24,6 +24,6 @@ __all__ = [
     "Model",
     "OutputBias",
     "ProgramPair",
+    "RecordedMaker",
     "TwoLayerVAE",
-    "recorded_maker",
 ]

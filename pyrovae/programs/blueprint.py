@@ -115,21 +115,28 @@ class Blueprint:
         return self.encoder(MLP(num_inputs, part.num_outputs(latent_dim, **arguments), hidden=hidden))
 
 
-def recorded_maker(maker: Callable[..., Any], record: Callable[[], Any]) -> Callable[..., Any]:
-    """Wrap a maker of a `Blueprint` so that `record` is called whenever it makes a part, or its mirror does."""
+@dataclass(frozen=True)
+class RecordedMaker:
+    """Maker of a `Blueprint` that notes when it makes a part.
 
-    @functools.wraps(maker, updated=())
-    def make(*args: Any, **kwargs: Any) -> Any:
-        record()
-        return maker(*args, **kwargs)
+    Attributes:
+        maker: Function that makes the part.
+        record: Function that is called before each part, or before its mirror, is made.
+    """
 
-    make.record = record  # type: ignore[attr-defined]
-    return make
+    maker: Callable[..., Any]
+    record: Callable[[], Any]
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        """Make the part."""
+        self.record()
+        return self.maker(*args, **kwargs)
 
 
 def _class_and_arguments(maker: Callable[..., Any]) -> tuple[Any, dict[str, Any]]:
     """Return the class that a maker instantiates, and the keyword arguments that it adds."""
-    maker = inspect.unwrap(maker, stop=lambda wrapped: isinstance(wrapped, type | functools.partial))
+    if isinstance(maker, RecordedMaker):
+        maker = maker.maker
     if isinstance(maker, functools.partial):
         return maker.func, dict(maker.keywords)
     return maker, {}
@@ -141,7 +148,7 @@ def _mirrored(maker: Callable[..., Any]) -> Callable[..., Any]:
     if not hasattr(network, "mirror"):
         return maker
     mirror = functools.partial(network.mirror(), **options)
-    return recorded_maker(mirror, maker.record) if hasattr(maker, "record") else mirror
+    return RecordedMaker(mirror, maker.record) if isinstance(maker, RecordedMaker) else mirror
 
 
 def _start_at_means(likelihood: Likelihood, x: Tensor) -> None:

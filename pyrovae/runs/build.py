@@ -16,7 +16,7 @@ from pyrovae.densities import evaluating, isolated_rng, log_weights, sample_site
 from pyrovae.encoders import Encoder
 from pyrovae.objectives import KLWeight
 from pyrovae.priors import Prior
-from pyrovae.programs import Blueprint, ProgramPair, recorded_maker
+from pyrovae.programs import Blueprint, ProgramPair, RecordedMaker
 from pyrovae.runs.flags import TYPES
 from pyrovae.runs.parser import make_parser
 from pyrovae.runs.registry import describe, part_class
@@ -49,7 +49,7 @@ def build_vae(config: Namespace, num_dims: int, num_covariates: int = 0, x: Tens
         num_dims,
         config.latent_dim,
         num_covariates,
-        **{kind: recorded_maker(maker, partial(used.add, kind)) for kind, maker in makers.items()},
+        **{kind: RecordedMaker(maker, partial(used.add, kind)) for kind, maker in makers.items()},
         x=x,
         output_bias=config.output_bias,
     )

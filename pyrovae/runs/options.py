@@ -217,7 +217,7 @@ def _summary(part: type) -> str:
 
 def _type_hints(part: type) -> dict[str, Any]:
     try:
-        return get_type_hints(part.__init__)  # type: ignore[misc]
+        return get_type_hints(part.__init__)  # type: ignore[misc]  # of the class itself, not of an instance
     except (NameError, TypeError):  # annotations that only a type checker resolves
         return {}
 
@@ -233,7 +233,7 @@ def _without_tensors(hint: Any) -> Any:
     """Remove tensors from the alternatives of a type, as neither a command line nor a file can give them."""
     arguments = tuple(map(_without_tensors, get_args(hint)))
     if get_origin(hint) in (Union, UnionType):
-        return Union[tuple(argument for argument in arguments if argument is not Tensor)]  # noqa: UP007
+        return Union[tuple(argument for argument in arguments if argument is not Tensor)]  # noqa: UP007  # of types in a tuple
     return tuple.__class_getitem__(arguments) if get_origin(hint) is tuple else hint
 
 

@@ -63,7 +63,7 @@ def without_null(hint: Any) -> Any:
     """Remove null from the alternatives of a type."""
     if get_origin(hint) not in (Union, UnionType):
         return hint
-    return Union[tuple(argument for argument in get_args(hint) if argument is not NoneType)]  # noqa: UP007
+    return Union[tuple(argument for argument in get_args(hint) if argument is not NoneType)]  # noqa: UP007  # of types in a tuple
 
 
 def shown(value: Any) -> str:

@@ -10,7 +10,7 @@ import yaml
 
 from pyrovae import MLP, Blueprint, ConvNet, NormalLikelihood
 from pyrovae.data import load_data
-from pyrovae.programs import recorded_maker
+from pyrovae.programs import RecordedMaker
 from pyrovae.runs import check_contract, check_reparameterised, check_site_order, parse_training, resolve
 from pyrovae.runs.flags import FLAGS
 from pyrovae.runs.parse import config_to_yaml
@@ -71,8 +71,8 @@ def test_a_recorded_maker_records_what_a_program_makes_through_the_mirror_of_a_n
         "likelihood": partial(NormalLikelihood, scale="dimension"),
         "network": partial(ConvNet, channels=(2, 3)),
     }
-    recorded = {kind: recorded_maker(maker, partial(used.add, kind)) for kind, maker in makers.items()}
-    blueprint = Blueprint(64, 2, **recorded, encoder=recorded_maker(Blueprint.encoder, partial(used.add, "encoder")))
+    recorded = {kind: RecordedMaker(maker, partial(used.add, kind)) for kind, maker in makers.items()}
+    blueprint = Blueprint(64, 2, **recorded, encoder=RecordedMaker(Blueprint.encoder, partial(used.add, "encoder")))
     assert not used
     torch.manual_seed(0)
     likelihood = blueprint.make_likelihood()

@@ -3,6 +3,7 @@
 import atexit
 import json
 import os
+import re
 import runpy
 import shutil
 import signal
@@ -110,6 +111,15 @@ def call(capsys, monkeypatch, script, *arguments):
     finally:
         signal.signal(signal.SIGTERM, before)
     return stop.value.code, capsys.readouterr().err
+
+
+def assert_refused(script, code, err, words):
+    """Check that a script failed with one error, whose line has these words."""
+    assert code == 1, err
+    message = re.split(r"[\r\n]", err.strip())[-1]
+    assert message.startswith(f"{script}.py: error: ")
+    assert words in message
+    assert len(re.findall("error:", err)) == 1
 
 
 def help_of(capsys, monkeypatch, script):

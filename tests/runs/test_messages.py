@@ -8,7 +8,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from script_helpers import SCRIPTS, call, help_of
+from script_helpers import SCRIPTS, assert_refused, call, help_of
 
 from pyrovae.runs import parse_training
 
@@ -156,11 +156,7 @@ def test_bad_input_is_one_line(traps, capsys, monkeypatch, flags):
     monkeypatch.chdir(traps)
     before = whats_there(traps)
     code, err = call(capsys, monkeypatch, "train", *flags.split())
-    assert code == 1
-    message = re.split(r"[\r\n]", err.strip())[-1]
-    assert message.startswith("train.py: error: ")
-    assert BAD_FLAGS[flags] in message
-    assert len(re.findall("error:", err)) == 1
+    assert_refused("train", code, err, BAD_FLAGS[flags])
     assert whats_there(traps) == before
 
 
@@ -191,9 +187,7 @@ def test_bad_input_of_other_scripts_is_one_line(traps, capsys, monkeypatch, comm
     before = whats_there(traps)
     script, *arguments = command.split()
     code, err = call(capsys, monkeypatch, script, *arguments)
-    assert code == 1
-    assert err.startswith(f"{script}.py: error: ")
-    assert OF_OTHER_SCRIPTS[command] in err
+    assert_refused(script, code, err, OF_OTHER_SCRIPTS[command])
     assert len(err.strip().splitlines()) == 1
     assert whats_there(traps) == before
 

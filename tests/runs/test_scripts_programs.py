@@ -1,12 +1,11 @@
 """The scripts with covariates, whole models, users' programs, and schedules of the KL weight."""
 
 import json
-import re
 
 import numpy as np
 import pytest
 import torch
-from script_helpers import TINY, call, lines, run, start
+from script_helpers import TINY, assert_refused, call, lines, run, start
 
 import pyrovae
 from pyrovae.runs import read_state
@@ -306,11 +305,7 @@ def test_bad_input_is_one_line(place, capsys, monkeypatch, flags):
     monkeypatch.chdir(place)
     np.save(place / "short.npy", np.zeros(60))
     code, err = call(capsys, monkeypatch, "train", "--data", "bits.npy", *TINY, *flags.split(), "--out", "bad")
-    assert code == 1, err
-    message = re.split(r"[\r\n]", err.strip())[-1]
-    assert message.startswith("train.py: error: ")
-    assert BAD_FLAGS[flags] in message
-    assert len(re.findall("error:", err)) == 1
+    assert_refused("train", code, err, BAD_FLAGS[flags])
     assert not (place / "bad").exists()
 
 

@@ -50,7 +50,7 @@ def check_support(model: Program, *args: Any, guide: Program | None = None, firs
     Args:
         model: Pyro program p(z) p(x|z).
         *args: Positional arguments of both programs, the data first, with shape (N, ...).
-        guide: Pyro program q(z|x), with the model's arguments, to draw the latents; None to draw them from the prior.
+        guide: Pyro program q(z|x), with the model's arguments; None for the model alone.
         first: Index of the first datum in the full data set, for error messages.
         **kwargs: Keyword arguments of both programs.
 

@@ -113,7 +113,7 @@ def check_weights(
     Args:
         log_w: Log weights in nats, with shape (K, N).
         model: Pyro program p(z) p(x|z).
-        guide: Pyro program q(z|x), with the model's arguments; None if the weights do not depend on it.
+        guide: Pyro program q(z|x), with the model's arguments; None for the model alone.
         *args: Positional arguments of both programs, the data first, with shape (N, ...).
         first: Index of the first datum in the full data set, for error messages.
         **kwargs: Keyword arguments of both programs.
@@ -143,7 +143,7 @@ def nonfinite_sites(
 
     Args:
         model: Pyro program p(z) p(x|z).
-        guide: Pyro program q(z|x), with the model's arguments; None to draw from the model.
+        guide: Pyro program q(z|x), with the model's arguments; None for the model alone.
         args: Positional arguments of both programs, the data first, with shape (N, ...).
         kwargs: Keyword arguments of both programs.
         datum: Index of the datum to examine; None for all.

@@ -23,7 +23,7 @@ class DataBlock:
 
     Attributes:
         model: Pyro program p(z) p(x|z).
-        guide: Pyro program q(z|x), with the model's arguments, if any.
+        guide: Pyro program q(z|x), with the model's arguments; None for the model alone.
         rows: Rows of the block among the data of this call.
         args: Positional arguments of both programs, the data first, with shape (n, ...).
         kwargs: Keyword arguments of both programs.
@@ -62,7 +62,7 @@ def data_blocks(
 
     Args:
         model: Pyro program p(z) p(x|z).
-        guide: Pyro program q(z|x), with the model's arguments, if any.
+        guide: Pyro program q(z|x), with the model's arguments; None for the model alone.
         args: Positional arguments of both programs, the data first, with shape (N, ...).
         kwargs: Keyword arguments of both programs.
         at_once: Number of data per block.

@@ -94,7 +94,7 @@ def bracket(
         acceptance: Target acceptance rate of the step sizes.
         num_tuning: Approximate number of transitions of the preliminary run.
         num_equilibrium: Number of transitions that separate the reverse chains.
-        chunk_size: Number of latents, K times n data, held at once, which bounds memory; None for 8,192.
+        chunk_size: Number of latents, K times N, decoded at once, which bounds memory; None for 8,192.
         **kwargs: Keyword arguments of both programs.
 
     Raises:

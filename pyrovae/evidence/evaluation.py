@@ -204,7 +204,7 @@ def evaluate(
         guide_particles: Number of draws of the guide per datum, for the ELBO and the published protocol; None for K.
         proposal: `Proposal` or Pyro program to draw from, as in `log_marginal`; None for the default.
         target_std_error: Standard error in nats that every datum should reach; None for `num_particles` draws each.
-        seed: Random seed; the global random state does not change.
+        seed: Random seed; the global random state is restored at the end.
         chunk_size: Number of latents, K times N, decoded at once, which bounds memory; None for 8,192.
         execution: How to run the programs: "eager", "recorded", "compiled", or "auto", which chooses by the number of
             calls.

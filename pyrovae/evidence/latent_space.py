@@ -38,7 +38,7 @@ class LatentSpace:
 
     Args:
         model: Pyro program p(z) p(x|z).
-        guide: Pyro program q(z|x), with the model's arguments; None if only the model is used.
+        guide: Pyro program q(z|x), with the model's arguments; None for the model alone.
         *args: Positional arguments of both programs, the data first, with shape (N, ...).
         **kwargs: Keyword arguments of both programs.
 

@@ -91,7 +91,7 @@ def refine(
         steps: Number of steps of Adam.
         lr: Initial learning rate, in standard deviations of the start.
         draws_per_step: Number of draws per datum and gradient, in antithetic pairs.
-        num_particles: Number of draws K per datum, for the ELBOs.
+        num_particles: Number of draws K per datum.
         chunk_size: Number of latents, K times N, decoded at once, which bounds memory; None for 8,192.
         **kwargs: Keyword arguments of both programs.
 

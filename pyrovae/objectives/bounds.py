@@ -42,7 +42,7 @@ class ParticleBound(TensorELBO):
     3. Override `guide_mean` if the guide follows another bound than the model.
 
     Args:
-        num_particles: Number of draws per datum, over all groups.
+        num_particles: Number of draws K per datum, over all groups.
         gradient: Estimator of the guide's gradient: "pathwise", "stl", "dreg" or "vimco".
 
     Raises:

@@ -55,7 +55,7 @@ def evaluate_run(
         split: "train", "validation" or "test".
         num_particles: Number of draws K per datum; the maximum if `target_std_error` is given.
         proposal: Name of the proposal, a key of `PROPOSALS`.
-        target_std_error: Standard error of each log p(x) at which its draws stop, in nats; None for K draws.
+        target_std_error: Standard error in nats that every datum should reach; None for `num_particles` draws each.
         seed: Random seed.
         chunk_size: Number of latents, K times N, decoded at once, which bounds memory; None for 8,192.
         execution: How to run the programs: "eager", "recorded", "compiled", or "auto", which chooses by the number of

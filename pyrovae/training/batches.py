@@ -50,7 +50,7 @@ class Batches:
         kwargs: Keyword arguments of both programs.
         batch_size: Number of data B per batch. The last batch of an epoch may be smaller.
         transform: Transform of x, the first argument, applied to each batch anew; None for no transform.
-        seed: Random seed of the order.
+        seed: Random seed of the order of the data.
 
     Attributes:
         size: Number of data N.

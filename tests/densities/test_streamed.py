@@ -1,6 +1,7 @@
 """Data on disk: the same as in memory, whatever asks for them, and read ahead."""
 
 import threading
+from functools import partial
 
 import numpy as np
 import pyro
@@ -22,6 +23,7 @@ from pyrovae import (
 )
 from pyrovae.data import Binarize, IndependentPixels, load_data
 from pyrovae.densities import prepared
+from pyrovae.training import StoppedError
 
 
 @pytest.fixture
@@ -72,6 +74,22 @@ def test_streamed_data_train_and_score_as_in_memory(file, execution, transform):
     assert ends[0][0] == ends[1][0]
     assert all(torch.equal(value, ends[1][1][name]) for name, value in ends[0][1].items())
     assert torch.equal(ends[0][2], ends[1][2])
+
+
+def test_a_streamed_run_stopped_within_an_epoch_resumes_to_the_same_weights(file):
+    x, states, ends = Streamed(np.load(file, mmap_mode="r")), [], []
+    settings = {"elbo": TraceMeanField_ELBO(), "epochs": 2, "batch_size": 20}
+    for stopped in (False, True):
+        pyro.clear_param_store()
+        vae = make_vae()
+        pyro.set_rng_seed(1)
+        if stopped:
+            stops = {"commit": states.append, "should_stop": partial(next, iter((False, True)))}
+            with pytest.raises(StoppedError, match="after step 2 of 5"):
+                fit(vae.model, vae.guide, x, **settings, **stops)
+        fit(vae.model, vae.guide, x, **settings, resume=states[-1] if states else None)
+        ends.append(vae.state_dict())
+    assert all(torch.equal(value, ends[1][name]) for name, value in ends[0].items())
 
 
 def test_prepared_makes_the_next_batch_while_one_is_in_use():

@@ -116,7 +116,7 @@ def test_the_ladder_refuses_options_that_change_the_number_of_draws(option):
 def test_a_proposal_that_is_no_object_is_refused(proposal):
     oracle = LinearGaussian()
     vae = oracle.vae(sd_factor=1.0)
-    with pytest.raises(ValueError, match=r"proposal must be an object, got .*give GuideProposal"):
+    with pytest.raises(ValueError, match=r"proposal must be an object, got .*give an object such as GuideProposal"):
         log_marginal(vae.model, vae.guide, oracle.data(3), num_particles=10, proposal=proposal)
 
 

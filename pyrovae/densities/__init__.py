@@ -1,22 +1,28 @@
 """Per-datum log densities of Pyro programs, ours or the user's own, and helpers that run programs on data.
 
-    traces      traces with particles at dim -2, log densities of their sites
+    vectorize   how a program runs on K draws for N data, found by small runs
+    vectorized  programs with the way to run them on draws
+    data_plate  the plate over the data, among the plates of programs
+    traces      traces on K draws for N data, log densities of their sites
+    layout      where draws and data lie in the batch shapes of sites
+    masks       masks around sites and inside their distributions
     weights     `log_joint` and `log_weights`
     contract    checks that model and guide agree: latents, masks, scales
     support     checks that data lie in the support
     modules     torch modules inside a program, evaluation mode
-    handlers    `temper` and `substitute`
-    arguments   rows and devices of program arguments
+    handlers    `temper`
+    arguments   rows and devices of program arguments, `Whole`
     streamed    data that stay on disk
     rng         states of random generators
 
-Programs must keep a contract: every sample site lies inside one plate over the data at dim -1; particles use dim -2.
-All results are computed from traces, so no function depends on the class of a prior or a likelihood.
+Programs must keep a contract: every sample site lies inside one plate over the data. All results are computed from
+traces, so no function depends on the class of a prior or a likelihood.
 """
 
-from pyrovae.densities.arguments import device_of, num_data, take
+from pyrovae.densities.arguments import Whole, device_of, num_data, take
 from pyrovae.densities.contract import matched_latents, take_kl_weight
-from pyrovae.densities.handlers import substitute, temper
+from pyrovae.densities.handlers import temper
+from pyrovae.densities.masks import entry_of, in_support, is_partial
 from pyrovae.densities.modules import evaluating, module_of, modules_of
 from pyrovae.densities.rng import (
     generator_states,
@@ -27,18 +33,36 @@ from pyrovae.densities.rng import (
 )
 from pyrovae.densities.streamed import Streamed, prepared
 from pyrovae.densities.support import SupportError, check_support
-from pyrovae.densities.traces import Program, sample_sites, site_log_density, trace_log_density, trace_with_particles
-from pyrovae.densities.weights import check_weights, log_joint, log_weights, log_weights_and_latents, nonfinite_sites
+from pyrovae.densities.traces import ParticleTrace, Program, Site, sample_sites
+from pyrovae.densities.vectorize import TiledWarning, vectorize, vectorize_pair
+from pyrovae.densities.vectorized import VectorizedProgram
+from pyrovae.densities.weights import (
+    check_weights,
+    draw_from_guide,
+    log_joint,
+    log_weights,
+    log_weights_and_latents,
+    nonfinite_sites,
+)
 
 __all__ = [
+    "ParticleTrace",
     "Program",
+    "Site",
     "Streamed",
     "SupportError",
+    "TiledWarning",
+    "VectorizedProgram",
+    "Whole",
     "check_support",
     "check_weights",
     "device_of",
+    "draw_from_guide",
+    "entry_of",
     "evaluating",
     "generator_states",
+    "in_support",
+    "is_partial",
     "isolated_rng",
     "log_joint",
     "log_weights",
@@ -52,12 +76,10 @@ __all__ = [
     "sample_sites",
     "set_generator_states",
     "set_torch_generator_states",
-    "site_log_density",
-    "substitute",
     "take",
     "take_kl_weight",
     "temper",
     "torch_generator_states",
-    "trace_log_density",
-    "trace_with_particles",
+    "vectorize",
+    "vectorize_pair",
 ]

@@ -1,6 +1,6 @@
-"""Helpers for program arguments: count the data, find their device, select rows."""
+"""Helpers for program arguments: count the data, find their device, select and repeat rows."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import numpy as np
@@ -8,6 +8,25 @@ import torch
 from torch import Tensor
 
 from pyrovae.densities.streamed import Streamed
+
+
+class Whole:
+    """Tensor argument that is the same for all data, also if its leading length equals the number of data.
+
+    Programs receive the tensor itself.
+
+    Args:
+        tensor: Tensor that no function cuts by rows.
+
+    Example:
+        >>> x, noise = torch.zeros(3, 3), torch.ones(3)  # without Whole, noise would be cut like the rows of x
+        >>> args, _ = take((x, Whole(noise)), {}, slice(0, 2))
+        >>> args[0].shape, args[1].tensor.shape
+        (torch.Size([2, 3]), torch.Size([3]))
+    """
+
+    def __init__(self, tensor: Tensor) -> None:
+        self.tensor = tensor
 
 
 def num_data(args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> int:
@@ -49,9 +68,41 @@ def take(
         rows: Rows to select.
     """
     size = num_data(args, kwargs)
+    return _map(lambda value: value[rows] if is_per_datum(value, size) else value, args, kwargs)
 
-    def part(value: Any) -> Any:
-        per_datum = isinstance(value, Tensor | Streamed) and value.dim() > 0 and value.shape[0] == size
-        return value[rows] if per_datum else value
 
-    return tuple(map(part, args)), {key: part(value) for key, value in kwargs.items()}
+def tile(
+    args: tuple[Any, ...], kwargs: Mapping[str, Any], num_particles: int
+) -> tuple[tuple[Any, ...], dict[str, Any]]:
+    """Repeat the rows of every tensor argument with leading length N, so that row k N + n is datum n of copy k.
+
+    Args:
+        args: Positional arguments of a program.
+        kwargs: Keyword arguments of a program.
+        num_particles: Number of copies K.
+    """
+    size = num_data(args, kwargs)
+
+    def repeated(value: Any) -> Any:
+        if not is_per_datum(value, size):
+            return value
+        value = value[:] if isinstance(value, Streamed) else value
+        return value.unsqueeze(0).expand(num_particles, *value.shape).flatten(0, 1)
+
+    return _map(repeated, args, kwargs)
+
+
+def plain(args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> tuple[tuple[Any, ...], dict[str, Any]]:
+    """Replace each `Whole` argument by its tensor."""
+    return _map(lambda value: value.tensor if isinstance(value, Whole) else value, args, kwargs)
+
+
+def is_per_datum(value: Any, size: int) -> bool:
+    """Return whether an argument has one row for each of N data."""
+    return isinstance(value, Tensor | Streamed) and value.dim() > 0 and value.shape[0] == size
+
+
+def _map(
+    function: Callable[[Any], Any], args: tuple[Any, ...], kwargs: Mapping[str, Any]
+) -> tuple[tuple[Any, ...], dict[str, Any]]:
+    return tuple(map(function, args)), {key: function(value) for key, value in kwargs.items()}

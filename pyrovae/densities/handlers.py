@@ -1,6 +1,5 @@
 """Effect handlers that Pyro lacks."""
 
-from collections.abc import Mapping
 from typing import Any
 
 from pyro.poutine.messenger import Messenger
@@ -44,20 +43,3 @@ class temper(Messenger):  # noqa: N801  # a handler, named as Pyro names its own
             msg["scale"] = (
                 weight if untouched else msg["scale"] * weight
             )  # one object for all sites, so that their weights compare as identical
-
-
-class substitute(Messenger):  # noqa: N801  # named as Pyro names its own
-    """Handler that sets the values of latent sites and keeps them latent, unlike `poutine.condition`.
-
-    Args:
-        values: Value of each site, by name.
-    """
-
-    def __init__(self, values: Mapping[str, Tensor]) -> None:
-        super().__init__()
-        self.values = values
-
-    def _pyro_sample(self, msg: Any) -> None:
-        if msg["name"] in self.values and not msg["is_observed"]:
-            msg["value"] = self.values[msg["name"]]
-            msg["done"] = True

@@ -1,21 +1,19 @@
-"""Check that data lie in the support of the distributions that a model gives them."""
+"""The support of distributions: check that observed values lie inside."""
 
+from collections.abc import Mapping
 from typing import Any
 
 import pyro
-import pyro.distributions as dist
 import torch
 from pyro import poutine
 from pyro.distributions import constraints
-from pyro.distributions.torch_distribution import ExpandedDistribution
 from torch import Tensor
 
+from pyrovae.densities.arguments import num_data
+from pyrovae.densities.masks import entry_mask, entry_of, in_support, mask_of
 from pyrovae.densities.modules import evaluating
 from pyrovae.densities.rng import isolated_rng
 from pyrovae.densities.traces import Program, sample_sites
-
-_WRAPPERS = (dist.Independent, dist.MaskedDistribution, ExpandedDistribution)
-
 
 # Constraints of torch in words, given their bounds.
 _WORDS = {
@@ -62,27 +60,31 @@ def check_support(model: Program, *args: Any, guide: Program | None = None, firs
         if guide is not None:
             model = poutine.replay(model, trace=poutine.trace(guide).get_trace(*args, **kwargs))
         trace = poutine.trace(model).get_trace(*args, **kwargs)
+    size = num_data(args, kwargs)
     for name, site in sample_sites(trace).items():
-        if site["is_observed"] and site["mask"] is not False:
-            _check_site(name, site["fn"], site["value"], site["mask"], first)
+        if site["is_observed"]:
+            _check_site(name, site, size, first)
 
 
-def _check_site(name: str, fn: Any, value: Tensor, mask: Any, number: int) -> None:
-    entry, masks = fn, [mask]
-    while isinstance(entry, _WRAPPERS):  # unwrap down to single entries, so that the message can name one
-        masks.append(getattr(entry, "_mask", None))
-        entry = entry.base_dist
-    support = entry.support
-    bounds = [bound for bound in vars(support).values() if isinstance(bound, Tensor) and bound.numel() > 1]
-    if any(bool((bound != bound.flatten()[0]).any()) for bound in bounds) or any(m is False for m in masks):
+def _check_site(name: str, site: Mapping[str, Any], size: int, number: int) -> None:
+    fn, value = site["fn"], site["value"]
+    entry, mask = entry_of(fn), mask_of(fn, site["mask"])
+    support = getattr(entry, "support", None)
+    if support is None or mask is False or _varies(support):
         return
-    inside = _inside_or_masked(support, value, masks)
+    inside = in_support(fn, value, mask)
+    if value.is_floating_point():
+        finite = torch.isfinite(value)
+        finite = finite.flatten(inside.dim()).all(-1) if finite.dim() > inside.dim() else finite
+        inside = inside & (finite | ~entry_mask(mask, entry, inside))
     if bool(inside.all()):
         return
     outside = (~inside).nonzero()
     first = outside[0].tolist()
     worst = value[tuple(first)]
-    where = f"datum {number + first[0]}" + (f", entry {first[1]}" if len(first) == 2 else "")
+    axis = _data_axis(site, size)
+    datum = number + first.pop(axis)
+    where = f"datum {datum}" + (f", entry {first[0]}" if len(first) == 1 else "")
     shown = f"{worst.item():g}" if worst.dim() == 0 else f"{worst.tolist()}"
     hint = "give data in the support, or use another likelihood"
     if bool(worst.isnan().any()):
@@ -95,21 +97,21 @@ def _check_site(name: str, fn: Any, value: Tensor, mask: Any, number: int) -> No
     raise SupportError(
         f"site {name!r}: {len(outside):,} of {inside.numel():,} values lie outside the support of "
         f"{type(entry).__name__}, {_in_words(support)}; the first is {shown} at {where}; {hint}",
-        number + first[0],
+        datum,
     )
 
 
-def _inside_or_masked(support: Any, value: Tensor, masks: list[Any]) -> Tensor:
-    """Return whether each entry is finite and in the support, or missing by one of the masks."""
-    inside = support.check(value)
-    if value.is_floating_point():
-        finite = torch.isfinite(value)
-        inside = inside & (finite.flatten(inside.dim()).all(-1) if finite.dim() > inside.dim() else finite)
-    for observed in masks:
-        if isinstance(observed, Tensor):
-            spread = observed.reshape(observed.shape + (1,) * (inside.dim() - observed.dim()))
-            inside = inside | ~spread
-    return inside
+def _varies(support: Any) -> bool:
+    """Return whether the bounds of a support differ between entries."""
+    bounds = [bound for bound in vars(support).values() if isinstance(bound, Tensor) and bound.numel() > 1]
+    return any(bool((bound != bound.flatten()[0]).any()) for bound in bounds)
+
+
+def _data_axis(site: Mapping[str, Any], size: int) -> int:
+    """Find the axis of the data in a site's batch: that of a plate of this size, else the last; 0 without a batch."""
+    rank = len(site["fn"].batch_shape)
+    dims = [frame.dim for frame in site["cond_indep_stack"] if frame.vectorized and frame.size in (-1, size)]
+    return max(0, rank + (dims[0] if dims else -1))
 
 
 def _in_words(support: Any) -> str:

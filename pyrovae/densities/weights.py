@@ -6,13 +6,14 @@ from typing import Any
 
 import pyro
 import torch
-from pyro import poutine
 from torch import Tensor
 
+from pyrovae.densities.arguments import num_data
 from pyrovae.densities.contract import matched_latents
 from pyrovae.densities.modules import evaluating
 from pyrovae.densities.rng import isolated_rng
-from pyrovae.densities.traces import Program, sample_sites, trace_log_density, trace_with_particles
+from pyrovae.densities.traces import ParticleTrace, Program
+from pyrovae.densities.vectorize import vectorize, vectorize_pair
 
 _DIAGNOSTIC_DRAWS = 100  # draws per datum in the search for sites with a nonfinite log density
 
@@ -35,23 +36,22 @@ def log_joint(model: Program, latents: Mapping[str, Tensor], *args: Any, **kwarg
     """
     if not latents:
         raise ValueError("latents is empty; give a value of shape (K, N, ...) for each latent site")
-    num_particles = next(iter(latents.values())).shape[0]
+    num_particles, size = next(iter(latents.values())).shape[0], num_data(args, kwargs)
     for name, value in latents.items():
         if value.dim() < 2 or value.shape[0] != num_particles:
             raise ValueError(
                 f"latent {name!r} must have shape ({num_particles}, N, ...), got {tuple(value.shape)}; give all "
                 "latents the same K"
             )
-    conditioned = poutine.condition(model, data=dict(latents))
-    trace = trace_with_particles(conditioned, num_particles, *args, **kwargs)
-    sites = sample_sites(trace)
+    model, _ = vectorize(model, None, args, kwargs)
+    trace = model.trace(num_particles, args, kwargs, {name: _expand(z, size) for name, z in latents.items()})
     for name in latents:
-        if name not in sites:
-            raise ValueError(f"the model has no site {name!r}, only {list(sites)}; remove it from latents")
-    for name, site in sites.items():
-        if not site["is_observed"]:
+        if name not in trace.latents:
+            raise ValueError(f"the model has no latent {name!r}, only {list(trace.latents)}; remove it from latents")
+    for name in trace.latents:
+        if name not in latents:
             raise ValueError(f"latents gives no value for site {name!r}; give one of shape (K, N, ...)")
-    return trace_log_density(trace, num_particles, "model")[0]
+    return trace.log_densities()[0]
 
 
 def log_weights(model: Program, guide: Program, *args: Any, num_particles: int = 1, **kwargs: Any) -> Tensor:
@@ -92,17 +92,39 @@ def log_weights_and_latents(
     """
     if num_particles < 1:
         raise ValueError(f"num_particles must be at least 1, got {num_particles}")
-    guide_trace = trace_with_particles(guide, num_particles, *args, **kwargs)
-    replayed = poutine.replay(model, trace=guide_trace)
-    model_trace = trace_with_particles(replayed, num_particles, *args, **kwargs)
+    model_trace, guide_trace = draw_from_guide(model, guide, args, kwargs, num_particles)
     drawn = matched_latents(model_trace, guide_trace)
-    log_p, log_lik = trace_log_density(model_trace, num_particles, "model")
-    log_q, _ = trace_log_density(guide_trace, num_particles, "guide")
-    if log_p.shape != log_q.shape:
-        raise ValueError(f"the model has {log_p.shape[1]} data, the guide {log_q.shape[1]}; give both the same data")
-    latents = {name: site["value"] for name, site in drawn.items()}
-    latents = {name: value.expand(num_particles, log_p.shape[1], *value.shape[2:]) for name, value in latents.items()}
-    return log_p - log_q, latents, log_lik
+    log_p, log_lik = model_trace.log_densities()
+    log_q, _ = guide_trace.log_densities()
+    return log_p - log_q, {name: site.value for name, site in drawn.items()}, log_lik
+
+
+def draw_from_guide(
+    model: Program, guide: Program, args: tuple[Any, ...], kwargs: Mapping[str, Any], num_particles: int
+) -> tuple[ParticleTrace, ParticleTrace]:
+    """Trace the guide on K draws for each datum, and the model on the guide's draws.
+
+    Args:
+        model: Pyro program p(z) p(x|z).
+        guide: Pyro program q(z|x), with the model's arguments.
+        args: Positional arguments of both programs, the data first, with shape (N, ...).
+        kwargs: Keyword arguments of both programs.
+        num_particles: Number of draws K per datum.
+
+    Returns:
+        The traces of model and guide.
+
+    Raises:
+        ValueError: As `vectorize`.
+    """
+    model, guide = vectorize_pair(model, guide, args, kwargs)
+    guide_trace = guide.trace(num_particles, args, kwargs)
+    drawn = {name: site.value for name, site in guide_trace.latents.items()}
+    return model.trace(num_particles, args, kwargs, drawn), guide_trace
+
+
+def _expand(latent: Tensor, size: int) -> Tensor:
+    return latent.expand(latent.shape[0], size, *latent.shape[2:])
 
 
 def check_weights(
@@ -151,14 +173,14 @@ def nonfinite_sites(
     undefined, impossible = [], []
     programs = (model,) if guide is None else (model, guide)
     with suppress(Exception), evaluating(*programs), isolated_rng(), pyro.validation_enabled(False):
-        drawn = trace_with_particles(model if guide is None else guide, _DIAGNOSTIC_DRAWS, *args, **kwargs)
-        scored = trace_with_particles(poutine.replay(model, trace=drawn), _DIAGNOSTIC_DRAWS, *args, **kwargs)
-        for program, trace in (("guide", None if guide is None else drawn), ("model", scored)):
-            for name, site in ({} if trace is None else sample_sites(trace)).items():
-                log_p = site["fn"].log_prob(site["value"])
-                log_p = log_p if datum is None or not log_p.dim() else log_p[..., datum]
-                if bool((log_p.isnan() | (log_p == torch.inf)).any()):
-                    undefined.append(f"site {name!r} of the {program}")
-                elif not bool(log_p.isfinite().all()):
-                    impossible.append(f"site {name!r} of the {program}")
+        if guide is None:
+            traces = [vectorize(model, None, args, kwargs)[0].trace(_DIAGNOSTIC_DRAWS, args, kwargs)]
+        else:
+            traces = list(reversed(draw_from_guide(model, guide, args, kwargs, _DIAGNOSTIC_DRAWS)))
+        for name, site in ((name, site) for trace in traces for name, site in trace.sites.items()):
+            log_p = site.log_density()[:, slice(None) if datum is None else datum]
+            if bool((log_p.isnan() | (log_p == torch.inf)).any()):
+                undefined.append(f"site {name!r} of the {site.program}")
+            elif not bool(log_p.isfinite().all()):
+                impossible.append(f"site {name!r} of the {site.program}")
     return undefined or impossible

@@ -6,7 +6,7 @@ import pyro
 import torch
 from torch import Tensor
 
-from pyrovae.densities import Program, evaluating, isolated_rng, num_data, sample_sites, take, trace_with_particles
+from pyrovae.densities import Program, evaluating, isolated_rng, num_data, take, vectorize
 
 ACTIVE_FROM = 0.01
 
@@ -45,10 +45,9 @@ def unit_activity(
         for start in range(0, size, at_once):
             rows = slice(start, min(start + at_once, size))
             some_args, some_kwargs = take(args, kwargs, rows)
-            trace = trace_with_particles(guide, num_particles, *some_args, **some_kwargs)
-            for name, site in sample_sites(trace).items():
-                shape = (num_particles, rows.stop - rows.start, *site["fn"].event_shape)
-                z = site["value"].expand(shape).double()
+            trace = vectorize(guide, None, some_args, some_kwargs)[0].trace(num_particles, some_args, some_kwargs)
+            for name, site in trace.sites.items():
+                z = site.value.double()
                 means.setdefault(name, []).append(z.mean(0))
                 within.setdefault(name, []).append(z.var(0))
     return {name: torch.cat(means[name]).var(0) - torch.cat(within[name]).mean(0) / num_particles for name in means}

@@ -206,7 +206,8 @@ def _by_enumeration(space: LatentSpace, at_once: int) -> ExactMarginal:
 def _combinations(space: LatentSpace, at_once: int) -> Iterator[Latents]:
     """Iterate over all combinations of the discrete latents' values, in chunks, each site with shape (K, N, ...)."""
     supports = {}
-    for name, fn in space.prior_sites().items():
+    for name, site in space.prior_sites().items():
+        fn = site.fn
         if not fn.has_enumerate_support:
             raise ValueError(
                 f"site {name!r} cannot be summed out, since its distribution cannot enumerate its support; use a model "

@@ -9,20 +9,20 @@ from typing import Any
 
 import pyro
 import torch
-from pyro import poutine
 from pyro.distributions import constraints
 from torch import Tensor
 
 from pyrovae.bijections import bijection
 from pyrovae.densities import (
+    ParticleTrace,
     Program,
+    Site,
+    VectorizedProgram,
+    draw_from_guide,
+    is_partial,
     isolated_rng,
     matched_latents,
-    num_data,
-    sample_sites,
-    substitute,
-    trace_log_density,
-    trace_with_particles,
+    vectorize,
 )
 from pyrovae.execution import Chunks
 
@@ -55,28 +55,25 @@ class LatentSpace:
     """
 
     def __init__(self, model: Program, guide: Program | None, *args: Any, **kwargs: Any) -> None:
+        model, guide = vectorize(model, guide, args, kwargs)
         self.model, self.args, self.kwargs = model, args, kwargs
         self.guide: Any = guide
         self.chunks: Chunks | None = None
-        self.num_data = num_data(args, kwargs)
         with isolated_rng(), torch.no_grad(), pyro.validation_enabled(False):
-            if guide is not None:
-                guide_trace = trace_with_particles(guide, 1, *args, **kwargs)
-                model = poutine.replay(model, trace=guide_trace)
-            model_trace = trace_with_particles(model, 1, *args, **kwargs)
-        priors = sample_sites(model_trace)
-        if guide is None:
-            sites = {name: site for name, site in priors.items() if not site["is_observed"]}
-            if not sites:
-                raise ValueError("the model has no latent site, so log p(x) is its log density; use log_joint")
-        else:
-            sites = matched_latents(model_trace, guide_trace)
-            trace_log_density(guide_trace, 1, "guide")
-        trace_log_density(model_trace, 1, "model")
+            if guide is None:
+                model_trace = model.trace(1, args, kwargs)
+                sites = model_trace.latents
+                if not sites:
+                    raise ValueError("the model has no latent site, so log p(x) is its log density; use log_joint")
+            else:
+                model_trace, guide_trace = draw_from_guide(model, guide, args, kwargs, 1)
+                sites = matched_latents(model_trace, guide_trace)
+                guide_trace.log_densities()
+            model_trace.log_densities()
+        self.num_data = model_trace.layout.num_data
         # The model's support defines the space; the guide's may be smaller.
-        self.supports = {name: priors[name]["fn"].support for name in sites}
-        masks = (torch.as_tensor(True if site["mask"] is None else site["mask"]) for site in sites.values())
-        self.masked = not all(bool(mask.all()) for mask in masks)
+        self.supports = {name: model_trace.sites[name].fn.support for name in sites}
+        self.masked = any(is_partial(site.mask) for site in sites.values())
         self.memo: dict[Any, Any] = {}
         self.continuous = not any(support.is_discrete for support in self.supports.values())
         self.size = 0
@@ -87,7 +84,7 @@ class LatentSpace:
             except ValueError:  # a support without a bijection: only coordinates are unavailable
                 self.continuous = False
             else:
-                self._event_shapes[name] = to_support.inverse_shape(torch.Size(site["value"].shape[2:]))
+                self._event_shapes[name] = to_support.inverse_shape(site.event_shape)
         if self.continuous:
             self.size = sum(math.prod(shape) for shape in self._event_shapes.values())
 
@@ -99,11 +96,10 @@ class LatentSpace:
                 "but this method needs gradients; use log_marginal"
             )
 
-    def prior_sites(self) -> dict[str, Any]:
-        """Run the model once and return the distribution of each latent site."""
+    def prior_sites(self) -> dict[str, Site]:
+        """Run the model once and return its latent sites."""
         with isolated_rng():
-            sites = sample_sites(trace_with_particles(self.model, 1, *self.args, **self.kwargs))
-        return {name: sites[name]["fn"] for name in self.supports}
+            return self.model.trace(1, self.args, self.kwargs).latents
 
     def log_model(self, latents: Latents) -> tuple[Tensor, Tensor]:
         """Evaluate log p(z) and log p(x|z) in nats, each with shape (K, N), at latents with shape (K, N, ...)."""
@@ -156,13 +152,13 @@ class LatentSpace:
         log_prior, log_lik = self.log_model(latents)
         return log_prior + log_lik + log_det
 
-    def _require_guide(self) -> Program:
+    def _require_guide(self) -> VectorizedProgram:
         if self.guide is None:
             raise ValueError("this method needs a guide, got None; give a guide with the model's latent sites")
         return self.guide
 
-    def _draw(self, name: str, program: Program, num_particles: int) -> Latents:
-        function = partial(_draws, program, list(self.supports), (num_particles, self.num_data))
+    def _draw(self, name: str, program: VectorizedProgram, num_particles: int) -> Latents:
+        function = partial(_draws, program, list(self.supports), num_particles)
         return dict(zip(self.supports, self._evaluate(name, function, num_particles, {}), strict=True))
 
 
@@ -171,40 +167,36 @@ def _num_particles(latents: Latents) -> int:
 
 
 def _draws(
-    program: Program,
+    program: VectorizedProgram,
     names: list[str],
-    shape: tuple[int, int],
+    num_particles: int,
     latents: Latents,
     args: tuple[Any, ...],
     kwargs: dict[str, Any],
 ) -> list[Tensor]:
-    sites = sample_sites(trace_with_particles(program, shape[0], *args, **kwargs))
-    return [sites[name]["value"].expand(*shape, *sites[name]["fn"].event_shape) for name in names]
+    sites = program.trace(num_particles, args, kwargs).sites
+    return [sites[name].value for name in names]
 
 
 def _log_model(
-    model: Program, latents: Latents, args: tuple[Any, ...], kwargs: dict[str, Any]
+    model: VectorizedProgram, latents: Latents, args: tuple[Any, ...], kwargs: dict[str, Any]
 ) -> tuple[Tensor, Tensor]:
-    draws = _num_particles(latents)
-    trace = trace_with_particles(substitute(latents)(model), draws, *args, **kwargs)
-    log_p, log_lik = trace_log_density(trace, draws, "model")
+    trace = model.trace(_num_particles(latents), args, kwargs, latents)
+    log_p, log_lik = trace.log_densities()
     return _where_supported(trace, log_p - log_lik), log_lik
 
 
-def _log_guide(guide: Program, latents: Latents, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[Tensor]:
-    draws = _num_particles(latents)
-    trace = trace_with_particles(substitute(latents)(guide), draws, *args, **kwargs)
-    return (_where_supported(trace, trace_log_density(trace, draws, "guide")[0]),)
+def _log_guide(
+    guide: VectorizedProgram, latents: Latents, args: tuple[Any, ...], kwargs: dict[str, Any]
+) -> tuple[Tensor]:
+    trace = guide.trace(_num_particles(latents), args, kwargs, latents)
+    return (_where_supported(trace, trace.log_densities()[0]),)
 
 
-def _where_supported(trace: poutine.Trace, log_p: Tensor) -> Tensor:
+def _where_supported(trace: ParticleTrace, log_p: Tensor) -> Tensor:
     """Set log densities to -inf outside the support, where some of torch's formulas stay finite."""
-    for site in sample_sites(trace).values():
-        if not site["is_observed"]:
-            outside = ~site["fn"].support.check(site["value"])
-            if site["mask"] is not None:
-                outside = outside & torch.as_tensor(site["mask"], device=outside.device)
-            log_p = torch.where(outside, -torch.inf, log_p)
+    for site in trace.latents.values():
+        log_p = torch.where(site.in_support(), log_p, -torch.inf)
     return log_p
 
 

@@ -9,6 +9,7 @@ recordable_elbos      Pyro's ELBOs as plain tensor operations
 base                  `TensorELBO`
 """
 
+from pyrovae.objectives.base import TensorELBO
 from pyrovae.objectives.bounds import (
     CombinedImportanceWeightedELBO,
     ImportanceWeightedELBO,
@@ -55,6 +56,7 @@ __all__ = [
     "PartiallyImportanceWeightedELBO",
     "RenyiELBO",
     "ShapedKL",
+    "TensorELBO",
     "WeightedELBO",
     "elbo_parts",
     "recordable",

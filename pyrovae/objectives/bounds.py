@@ -13,15 +13,7 @@ from pyro.poutine.messenger import Messenger
 from pyro.poutine.util import site_is_subsample
 from torch import Tensor
 
-from pyrovae.densities import (
-    Program,
-    matched_latents,
-    sample_sites,
-    substitute,
-    take_kl_weight,
-    trace_log_density,
-    trace_with_particles,
-)
+from pyrovae.densities import Program, Site, matched_latents, take_kl_weight, vectorize_pair
 from pyrovae.objectives.base import TensorELBO
 from pyrovae.objectives.gradient_estimators import GRADIENT_ESTIMATORS, Draws, Gradient, GradientEstimator, Terms
 from pyrovae.objectives.power_means import Mean, mean_of_groups, power_mean, without_each, without_each_in_groups
@@ -88,34 +80,28 @@ class ParticleBound(TensorELBO):
 
     def _terms(self, model: Program, guide: Program, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Terms:
         """Draw from the guide, and score the draws under model and guide."""
+        model, guide = vectorize_pair(model, guide, args, kwargs)
         omits_score = self.estimator.omits_score and torch.is_grad_enabled()
         with _CopyDraws(omits_score):
-            guide_trace = trace_with_particles(guide, self.num_particles, *args, **kwargs)
+            guide_trace = guide.trace(self.num_particles, args, kwargs)
         two_bounds = type(self).guide_mean is not ParticleBound.guide_mean
-        latents = {name: site for name, site in sample_sites(guide_trace).items() if not site["is_observed"]}
-        self._check_reparameterised(latents)
-        draws = Draws(latents, rescaled=omits_score or two_bounds)
-        scored_model = substitute(draws.values_for_model())(model)
-        model_trace = trace_with_particles(scored_model, self.num_particles, *args, **kwargs)
+        self._check_reparameterised(guide_trace.latents)
+        draws = Draws(guide_trace.latents, rescaled=omits_score or two_bounds)
+        model_trace = model.trace(self.num_particles, args, kwargs, draws.values_for_model())
         matched_latents(model_trace, guide_trace)
         kl_weight = take_kl_weight(model_trace, guide_trace)
-        log_p, log_lik = trace_log_density(model_trace, self.num_particles, "model")
-        log_q, _ = trace_log_density(guide_trace, self.num_particles, "guide")
-        if log_p.shape != log_q.shape:
-            raise ValueError(
-                f"model and guide need the same data, but have {log_p.shape[1]} and {log_q.shape[1]}; pass both the "
-                "same arguments"
-            )
+        log_p, log_lik = model_trace.log_densities()
+        log_q, _ = guide_trace.log_densities()
         if kl_weight is not None:
             log_p, log_q = log_lik + kl_weight * (log_p - log_lik), kl_weight * log_q
         return Terms(log_p, log_q, log_p - log_q, self, draws, kl_weight)
 
-    def _check_reparameterised(self, latents: dict[str, Any]) -> None:
+    def _check_reparameterised(self, latents: dict[str, Site]) -> None:
         for name, site in latents.items():
-            if not site["fn"].has_rsample and self.estimator.needs_rsample:
+            if not site.fn.has_rsample and self.estimator.needs_rsample:
                 raise ValueError(
                     f'gradient="{self.gradient}" needs reparameterised draws, but latent {name!r} '
-                    f'({type(site["fn"]).__name__}) has none; use gradient="vimco", or TraceEnum_ELBO, which '
+                    f'({type(site.fn).__name__}) has none; use gradient="vimco", or TraceEnum_ELBO, which '
                     "enumerates discrete latents"
                 )
 

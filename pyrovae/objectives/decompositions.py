@@ -11,13 +11,12 @@ from typing import Any, ClassVar, Literal, NamedTuple
 
 import pyro
 import torch
-from pyro import poutine
 from torch import Tensor, nn
 from torch.distributions import Independent, LowRankMultivariateNormal, MultivariateNormal
 from torch.func import functional_call
 from torch.nn.functional import softplus
 
-from pyrovae.densities import Program, matched_latents, sample_sites, trace_log_density, trace_with_particles
+from pyrovae.densities import Program, draw_from_guide, matched_latents
 from pyrovae.objectives.base import TensorELBO
 
 
@@ -322,18 +321,20 @@ def squared_mmd(x: Tensor, y: Tensor, bandwidth: float) -> Tensor:
 
 
 def _one_latent(model: Program, guide: Program, args: tuple[Any, ...], kwargs: dict[str, Any]) -> OneLatent:
-    guide_trace = trace_with_particles(guide, 1, *args, **kwargs)
-    model_trace = trace_with_particles(poutine.replay(model, trace=guide_trace), 1, *args, **kwargs)
+    model_trace, guide_trace = draw_from_guide(model, guide, args, kwargs, 1)
     drawn = matched_latents(model_trace, guide_trace)
     if len(drawn) != 1:
         raise ValueError(f"objectives of the aggregate posterior need one latent, got {len(drawn)}: {', '.join(drawn)}")
     ((name, site),) = drawn.items()
-    if not site["fn"].has_rsample or len(site["fn"].event_shape) != 1 or site["mask"] is not None:
+    plain = site.fn.has_rsample and site.mask is True and len(site.event_shape) == len(site.fn.event_shape) == 1
+    if not plain:
         raise ValueError(
-            f"latent {name!r} ({type(site['fn']).__name__}) must be an unmasked vector with reparameterised draws"
+            f"latent {name!r} ({type(site.fn).__name__}) must be an unmasked vector with reparameterised draws"
         )
-    log_joint, log_lik = trace_log_density(model_trace, 1, "model")
-    log_q, _ = trace_log_density(guide_trace, 1, "guide")
+    if tuple(site.layout.leading) != (-2, -1):
+        raise ValueError("objectives of the aggregate posterior need particles at dim -2 and the data plate at dim -1")
+    log_joint, log_lik = model_trace.log_densities()
+    log_q, _ = guide_trace.log_densities()
     shape = log_q.shape
-    q, p = (each.expand(shape) for each in (site["fn"], sample_sites(model_trace)[name]["fn"]))
-    return OneLatent(site["value"].expand(q.shape())[0], log_lik[0], (log_joint - log_lik)[0], log_q[0], q, p)
+    q, p = (each.expand(shape) for each in (site.fn, model_trace.sites[name].fn))
+    return OneLatent(site.value[0], log_lik[0], (log_joint - log_lik)[0], log_q[0], q, p)

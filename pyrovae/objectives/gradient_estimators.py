@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal
 import torch
 from torch import Tensor
 
-from pyrovae.densities import site_log_density
+from pyrovae.densities import Site
 from pyrovae.objectives.power_means import Mean
 
 if TYPE_CHECKING:
@@ -43,12 +43,12 @@ class Draws:
 
     factor: Tensor
 
-    def __init__(self, sites: Mapping[str, Any], rescaled: bool) -> None:
+    def __init__(self, sites: Mapping[str, Site], rescaled: bool) -> None:
         self.sites, self.rescaled = sites, rescaled
 
     def values_for_model(self) -> dict[str, Tensor]:
         """Return the drawn values by name."""
-        return {name: self._value(site["value"]) for name, site in self.sites.items()}
+        return {name: self._value(site.value) for name, site in self.sites.items()}
 
     def _value(self, value: Tensor) -> Tensor:
         if not self.rescaled or not value.requires_grad:
@@ -103,7 +103,7 @@ class Terms:
     def surrogate_without_score(self, guide_weights: Tensor) -> Tensor:
         """Sum weighted log p - log q, where log q depends on the guide's parameters through the draws alone."""
         surrogate = self.model_surrogate(guide_weights)
-        values = [site["value"] for site in self.draws.sites.values() if site["value"].requires_grad]
+        values = [site.raw_value for site in self.draws.sites.values() if site.raw_value.requires_grad]
         partials = partial_derivatives((guide_weights * self.log_q).sum(), values)
         return surrogate - sum((z * g).sum() for z, g in zip(values, partials, strict=True))
 
@@ -203,7 +203,7 @@ class VIMCO(Pathwise):
     def surrogate(self, terms: Terms) -> Tensor:
         """Return the pathwise surrogate plus the score terms."""
         surrogate = super().surrogate(terms)
-        score = [site_log_density(site) for site in terms.draws.sites.values() if not site["fn"].has_rsample]
+        score = [site.log_density() for site in terms.draws.sites.values() if not site.fn.has_rsample]
         if not score:
             return surrogate
         signal = terms.guide_mean.value - terms.bound.without_each(terms.log_w.detach())

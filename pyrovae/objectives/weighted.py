@@ -2,24 +2,16 @@
 
 import math
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from typing import Any, NamedTuple
 
 import torch
-from pyro import poutine
 from pyro.distributions.util import scale_and_mask
 from pyro.infer import ELBO, Trace_ELBO, TraceMeanField_ELBO
 from torch import Tensor
 from torch.distributions import Independent, kl_divergence
 
-from pyrovae.densities import (
-    Program,
-    matched_latents,
-    sample_sites,
-    site_log_density,
-    take_kl_weight,
-    trace_log_density,
-    trace_with_particles,
-)
+from pyrovae.densities import Program, Site, draw_from_guide, matched_latents, take_kl_weight
 from pyrovae.objectives.base import TensorELBO
 from pyrovae.objectives.kl_weights import LearnedKLWeight, Per, ShapedKL
 
@@ -64,24 +56,22 @@ def elbo_parts(
         ValueError: If a program breaks the contract of `log_weights`, a latent has no reparameterised draws, or the
             dimensions of a latent are not independent.
     """
-    guide_trace = trace_with_particles(guide, num_particles, *args, **kwargs)
-    model_trace = trace_with_particles(poutine.replay(model, trace=guide_trace), num_particles, *args, **kwargs)
+    model_trace, guide_trace = draw_from_guide(model, guide, args, kwargs, num_particles)
     drawn = matched_latents(model_trace, guide_trace)
     weight = take_kl_weight(model_trace, guide_trace)
-    _, log_lik = trace_log_density(model_trace, num_particles, "model")
-    trace_log_density(guide_trace, num_particles, "guide")
-    scored = {name: site for name, site in sample_sites(model_trace).items() if name in drawn}
+    _, log_lik = model_trace.log_densities()
+    guide_trace.log_densities()
+    scored = model_trace.latents
     # Divergences of single sites are valid only if q and p condition in the same order.
     analytic = analytic and list(scored) == list(drawn)
     divergences = {}
     for name, site in drawn.items():
-        if not site["fn"].has_rsample:
+        if not site.fn.has_rsample:
             raise ValueError(
-                f"this objective needs reparameterised draws, but latent {name!r} ({type(site['fn']).__name__}) has "
+                f"this objective needs reparameterised draws, but latent {name!r} ({type(site.fn).__name__}) has "
                 "none; use TraceEnum_ELBO, which enumerates discrete latents, and a schedule such as LinearWarmup"
             )
-        kl = _kl_of_site(name, site, scored[name], analytic, per)
-        divergences[name] = kl.expand(*log_lik.shape, *kl.shape[2:])
+        divergences[name] = _kl_of_site(site, scored[name], analytic, per)
     return Parts(log_lik, divergences, weight)
 
 
@@ -235,23 +225,26 @@ class KLControl:
             self.kl_weight.restore(state)
 
 
-def _kl_of_site(name: str, drawn: Mapping[str, Any], scored: Mapping[str, Any], analytic: bool, per: Per) -> Tensor:
+def _kl_of_site(drawn: Site, scored: Site, analytic: bool, per: Per) -> Tensor:
     """Compute the KL divergence of one latent site, with shape (K, N), or (K, N, Z) by dimension."""
-    q, p = drawn["fn"], scored["fn"]
-    mask = drawn["mask"]
-    if per == "dimension" and q.event_dim:
-        if not (isinstance(q, Independent) and isinstance(p, Independent) and len(q.event_shape) == 1):
+    q, p, mask = drawn.fn, scored.fn, drawn.site_mask
+    by_dimension = per == "dimension" and len(drawn.event_shape) > 0
+    if by_dimension:
+        independent = isinstance(q, Independent) and isinstance(p, Independent)
+        if not independent or len(q.event_shape) != 1 or len(drawn.event_shape) != 1:
             raise ValueError(
-                f'per="dimension" needs guide and prior independent over the dimensions of latent {name!r}, but they '
-                f'are {type(q).__name__} and {type(p).__name__}; use per="site"'
+                f'per="dimension" needs guide and prior independent over the dimensions of latent {drawn.name!r}, but '
+                f'they are {type(q).__name__} and {type(p).__name__}; use per="site"'
             )
         q, p = q.base_dist, p.base_dist
         mask = mask[..., None] if isinstance(mask, Tensor) else mask
+    kl = scale_and_mask(_kl(q, p, drawn.raw_value, analytic), mask=mask)
+    return drawn.layout.per_datum(kl, drawn.plate_sizes, 1) if by_dimension else drawn.sum_per_datum(kl)
+
+
+def _kl(q: Any, p: Any, draw: Tensor, analytic: bool) -> Tensor:
+    """Compute the divergence in closed form if there is one, else at a draw."""
     if analytic:
-        try:
-            return scale_and_mask(kl_divergence(q, p), mask=mask)
-        except NotImplementedError:
-            pass
-    if q is drawn["fn"]:
-        return site_log_density(drawn) - site_log_density(scored)
-    return scale_and_mask(q.log_prob(drawn["value"]) - p.log_prob(drawn["value"]), mask=mask)
+        with suppress(NotImplementedError):
+            return kl_divergence(q, p)
+    return q.log_prob(draw) - p.log_prob(draw)

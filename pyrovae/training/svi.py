@@ -16,9 +16,9 @@ from torch import Tensor
 from torch.optim import Optimizer
 from tqdm import tqdm
 
-from pyrovae.densities import Program, evaluating, isolated_rng, module_of, modules_of
+from pyrovae.densities import Program, evaluating, isolated_rng, module_of, modules_of, vectorize_pair
 from pyrovae.execution import Execution, Precision, Workers
-from pyrovae.objectives import KLControl
+from pyrovae.objectives import KLControl, TensorELBO
 from pyrovae.training.batches import Arguments, Batches, ProgramArguments, as_arguments
 from pyrovae.training.checks import (
     NonFiniteLossError,
@@ -205,10 +205,11 @@ def _prepare(
     optimizer = make_optimizer(parameters)
     if isinstance(optimizer, torch.optim.LBFGS):
         raise ValueError("fit evaluates the loss once per step, but LBFGS needs several; use Adam or another optimizer")
+    first_batch = batches.at(slice(0, min(batches.size, batches.batch_size)))
+    pair = vectorize_pair(model, guide, *first_batch) if isinstance(control.elbo, TensorELBO) else (model, guide)
     full, rest = min(batches.size, batches.batch_size), batches.size % batches.batch_size
     stepper = Stepper(
-        model,
-        guide,
+        *pair,
         control.elbo,
         parameters,
         optimizer,

@@ -61,7 +61,7 @@ class TestRefusals:
             with pyro.plate("data", 4, subsample_size=2, dim=-1):
                 pyro.sample("z", dist.Normal(torch.zeros(2), 1.0).to_event(1))
 
-        with pytest.raises(ValueError, match=r"carries scale 2\.0 .*subsampling plate"):
+        with pytest.raises(ValueError, match=r"site 'z' of the model carries scale 2 by the subsampling plate 'data'"):
             log_weights(model, guide, pair[2])
 
     def test_a_latent_the_guide_does_not_draw_is_named(self, pair):
@@ -95,9 +95,7 @@ class TestRefusals:
 
             return wrapped
 
-        with pytest.raises(
-            ValueError, match="site 'z' of the model lies in plate 'data' of size 4, others in 'features'"
-        ):
+        with pytest.raises(ValueError, match="site 'z' of the model lies in plate 'data', others in 'features'"):
             log_weights(with_features(pair[0]), with_features(pair[1]), pair[2])
 
     def test_a_mask_in_one_program_alone_is_refused(self, pair):
@@ -115,7 +113,7 @@ class TestRefusals:
                 z = pyro.sample("z", pair[0].prior())
                 pyro.sample("x", pair[0].likelihood(z), obs=x)
 
-        with pytest.raises(ValueError, match="the model has 4 data, the guide 1"):
+        with pytest.raises(ValueError, match="outside a plate over the 4 data, only in 'data' of size 1"):
             log_weights(model, guide, pair[2])
 
     def test_an_event_dimension_left_out_is_named(self, pair):
@@ -141,7 +139,7 @@ class TestRefusals:
 
     def test_log_joint_refuses_missing_and_unknown_latents(self, pair):
         z = torch.zeros(3, 4, 2, dtype=torch.float64)
-        with pytest.raises(ValueError, match="no site 'y'"):
+        with pytest.raises(ValueError, match="no latent 'y'"):
             log_joint(pair[0], {"y": z, "z": z}, pair[2])
         with pytest.raises(ValueError, match="latents is empty"):
             log_joint(pair[0], {}, pair[2])

@@ -1,0 +1,303 @@
+"""Find how programs run on K draws for N data, by comparing small runs with runs of single draws.
+
+`vectorize` puts a plate of particles left of the programs' plates if the log densities of each datum are then those of
+a run without particles. A program that uses dimensions by their position, such as `softmax(dim=1)`, fails this check;
+its rows are repeated instead. A program whose densities of one datum depend on the other data is refused.
+"""
+
+import warnings
+from collections.abc import Hashable, Mapping
+from contextlib import suppress
+from typing import Any, NamedTuple
+from weakref import WeakKeyDictionary, ref
+
+import pyro
+import torch
+from pyro import poutine
+from torch import Tensor
+
+from pyrovae.densities.arguments import is_per_datum, num_data, take
+from pyrovae.densities.data_plate import Plates, find_data_plate, plates_of
+from pyrovae.densities.modules import evaluating, modules_of
+from pyrovae.densities.rng import isolated_rng
+from pyrovae.densities.traces import ParticleTrace, Program
+from pyrovae.densities.vectorized import How, VectorizedProgram, stack_latents
+
+_ROWS = (5, 7, 11, 13)  # numbers of data of the check; the first that is no width of an argument
+_DRAWS = 2
+_WAYS: tuple[How, ...] = ("broadcast", "tiled")
+
+# Largest relative differences of log densities for each of these ways.
+_ROUNDING = {torch.float32: (5e-5, 1e-3), torch.float64: (1e-9, 1e-6)}
+
+Arguments = tuple[tuple[Any, ...], Mapping[str, Any]]
+Pair = tuple[VectorizedProgram, VectorizedProgram | None]
+
+
+class TiledWarning(UserWarning):
+    """A program uses dimensions by their position, so that the rows of the data are repeated for each draw."""
+
+
+def vectorize(
+    model: Program, guide: Program | None, args: tuple[Any, ...], kwargs: Mapping[str, Any], *, plate: str | None = None
+) -> Pair:
+    """Find how a model and a guide run on K draws for N data.
+
+    The check runs both programs a few times on at most 13 data, in evaluation mode, and restores the random state. Its
+    result is remembered for the programs, the shapes of the arguments and the values of the parameters.
+
+    Args:
+        model: Pyro program p(z) p(x|z).
+        guide: Pyro program q(z|x), with the model's arguments; None for the model alone.
+        args: Positional arguments of both programs, the data first, with shape (N, ...).
+        kwargs: Keyword arguments of both programs.
+        plate: Name of the plate over the data; None for the only plate around all sites that has their number.
+
+    Returns:
+        Both programs; they are returned unchanged if they have been vectorized before.
+
+    Raises:
+        ValueError: If a site lies outside the plate over the data or carries a scale, or if the log density of a datum
+            depends on other data, or on random numbers outside the sample sites.
+    """
+    if isinstance(model, VectorizedProgram):
+        assert guide is None or isinstance(guide, VectorizedProgram)
+        return model, guide
+    programs = {"model": model} | ({} if guide is None else {"guide": guide})
+    memory, key, state = _memory_of(model), _key(programs, args, kwargs, plate), _state(programs)
+    known = None if memory is None else memory.get(key)
+    if known is not None and known[0] == state:
+        found = known[1]
+    else:
+        # Blocked, so that handlers around the call do not see the runs of the check.
+        with evaluating(*programs.values()), isolated_rng(), pyro.validation_enabled(False), poutine.block():
+            found = _Check(programs, args, kwargs, plate).result()
+        if memory is not None:
+            memory[key] = state, found
+    pair = {name: VectorizedProgram(program, name, *found) for name, program in programs.items()}
+    return pair["model"], pair.get("guide")
+
+
+def vectorize_pair(
+    model: Program, guide: Program, args: tuple[Any, ...], kwargs: Mapping[str, Any], *, plate: str | None = None
+) -> tuple[VectorizedProgram, VectorizedProgram]:
+    """Find how a model and a guide run on draws, as `vectorize` does."""
+    vectorized, vectorized_guide = vectorize(model, guide, args, kwargs, plate=plate)
+    assert vectorized_guide is not None
+    return vectorized, vectorized_guide
+
+
+_memories: WeakKeyDictionary[Any, dict[Hashable, tuple[Any, "_Found"]]] = WeakKeyDictionary()
+
+
+def _memory_of(program: Program) -> dict[Hashable, tuple[Any, "_Found"]] | None:
+    """Return the results for a program, which live as long as it does; None if it cannot be referenced weakly."""
+    with suppress(TypeError):
+        return _memories.setdefault(_owner(program), {})
+    return None
+
+
+def _owner(program: Program) -> Any:
+    return getattr(program, "__self__", program)
+
+
+def _key(
+    programs: Mapping[str, Program], args: tuple[Any, ...], kwargs: Mapping[str, Any], plate: str | None
+) -> Hashable:
+    size = num_data(args, kwargs)
+
+    def of(value: Any) -> Hashable:
+        if isinstance(value, Tensor):
+            rows = is_per_datum(value, size)
+            return rows, tuple(value.shape[rows:]), value.dtype, value.device
+        return value if isinstance(value, Hashable) else id(value)
+
+    methods = tuple(getattr(program, "__func__", None) for program in programs.values())
+    shapes = (*map(of, args), *((name, of(value)) for name, value in kwargs.items()))
+    return methods, shapes, min(size, max(_ROWS)), plate
+
+
+def _state(programs: Mapping[str, Program]) -> Any:
+    """Return what a result depends on besides the arguments: the guide itself, and the versions of the parameters."""
+    guide = None if "guide" not in programs else ref(_owner(programs["guide"]))
+    modules = {id(module): module for program in programs.values() for module in modules_of(program)}
+    tensors = [t for module in modules.values() for t in (*module.parameters(), *module.buffers())]
+    return guide, [(id(t), t._version) for t in (*tensors, *pyro.get_param_store()._params.values())]
+
+
+class _Found(NamedTuple):
+    """How programs run on draws; the fields are those of `VectorizedProgram`."""
+
+    how: How
+    depth: int
+    data_dim: int | None
+    divisible: bool
+
+
+class _Draws(NamedTuple):
+    """Latents and log densities of some data.
+
+    Attributes:
+        latents: Values by site, each with shape (K, N, ...).
+        model: Log densities of the model's sites, with shape (K, N).
+        guide: Log densities of the guide's sites, with shape (K, N); None without a guide.
+    """
+
+    latents: dict[str, Tensor]
+    model: Tensor
+    guide: Tensor | None
+
+    @property
+    def densities(self) -> Tensor:
+        """Both log densities, with shape (1 or 2, K, N)."""
+        return torch.stack([self.model] if self.guide is None else [self.model, self.guide]).double()
+
+
+class _Check:
+    """Search for the way to run programs on draws.
+
+    Args:
+        programs: The model and, if any, the guide, by name.
+        args: Positional arguments of both programs, the data first, with shape (N, ...).
+        kwargs: Keyword arguments of both programs.
+        plate: Name of the plate over the data; None to find it.
+    """
+
+    def __init__(
+        self, programs: Mapping[str, Program], args: tuple[Any, ...], kwargs: Mapping[str, Any], plate: str | None
+    ) -> None:
+        self.programs, self.args, self.kwargs, self.plate = programs, args, kwargs, plate
+        self.size = num_data(args, kwargs)
+        self.rows = min(self.size, _rows_of_check(args, kwargs))
+        self.divisible = True
+
+    def result(self) -> _Found:
+        """Find the way: with particles, else with repeated rows.
+
+        Raises:
+            ValueError: As `vectorize`.
+        """
+        plates = self._plates()
+        self.depth = max([1, *(-dim for found in plates.values() for dim in found)])
+        self.data_dim = find_data_plate(plates, self.rows, self.plate)
+        single = self._single_draws()
+        rounding = _ROUNDING.get(single.model.dtype, _ROUNDING[torch.float32])
+        for how, tolerance in zip(_WAYS, rounding, strict=True):
+            if self._difference(how, single) <= tolerance:
+                if how == "tiled":
+                    _warn_of_tiles()
+                return self._found(how)
+        raise ValueError(self._reason(single, rounding[-1]))
+
+    def _found(self, how: How) -> _Found:
+        return _Found(how, self.depth, self.data_dim, self.divisible)
+
+    def _plates(self) -> Plates:
+        """Run both programs on the rows of the check, or on all data if they run on no others; list plates by site."""
+        if self.rows < self.size:
+            try:
+                return plates_of(self.programs, *self._rows())
+            except Exception:
+                self.divisible, self.rows = False, self.size
+        return plates_of(self.programs, *self._rows())
+
+    def _rows(self) -> Arguments:
+        return take(self.args, self.kwargs, slice(0, self.rows))
+
+    def _traces(
+        self, how: How, arguments: Arguments, num_particles: int, latents: Mapping[str, Tensor]
+    ) -> dict[str, ParticleTrace]:
+        """Run guide and model, the model on the guide's latents, and both on the given ones."""
+        traces, latents = {}, dict(latents)
+        for name in ("guide", "model"):
+            if name in self.programs:
+                program = VectorizedProgram(self.programs[name], name, *self._found(how))
+                traces[name] = program.trace(num_particles, *arguments, latents=latents)
+                latents = {name: site.value for name, site in traces[name].latents.items()} | latents
+        return traces
+
+    def _draws(
+        self, how: How, arguments: Arguments, num_particles: int = 1, latents: Mapping[str, Tensor] | None = None
+    ) -> _Draws:
+        traces = self._traces(how, arguments, num_particles, latents or {})
+        densities = {name: trace.unscaled_log_density() for name, trace in traces.items()}
+        values = {name: site.value for trace in traces.values() for name, site in trace.latents.items()}
+        return _Draws(values, densities["model"], densities.get("guide"))
+
+    def _single_draws(self) -> _Draws:
+        """Draw two latents per datum without particles: one for all data at once, one for two parts of the data."""
+        together = self._draws("tiled", self._rows())
+        if not self.divisible or self.rows < 2:
+            apart = self._draws("tiled", self._rows())
+        else:
+            try:
+                parts = [self._draws("tiled", take(self.args, self.kwargs, rows)) for rows in _halves(self.rows)]
+            except Exception:
+                self.divisible, self.rows = False, self.size
+                return self._single_draws()
+            apart = _side_by_side(*parts)
+        guide = None if together.guide is None else torch.cat([together.guide, apart.guide])  # type: ignore[list-item]
+        return _Draws(stack_latents(together.latents, apart.latents), torch.cat([together.model, apart.model]), guide)
+
+    def _difference(self, how: How, single: _Draws) -> float:
+        """Compare log densities of runs on two draws with those of single draws; infinite if the program fails."""
+        try:
+            drawn = self._draws(how, self._rows(), _DRAWS, single.latents)
+        except Exception:
+            return torch.inf
+        return _relative_difference(drawn.densities, single.densities)
+
+    def _reason(self, single: _Draws, tolerance: float) -> str:
+        """Say why the programs have no density per datum."""
+        first, second = ({name: value[k : k + 1] for name, value in single.latents.items()} for k in range(_DRAWS))
+        again = self._draws("tiled", self._rows(), 1, first).densities
+        if _relative_difference(again, single.densities[:, :1]) > tolerance:
+            return (
+                "the log densities of two runs at the same latents differ, so a program draws random numbers outside "
+                "its sample sites; draw them by pyro.sample, or compute them once outside the program"
+            )
+        together = self._draws("tiled", self._rows(), 1, second).densities
+        if _relative_difference(together, single.densities[:, 1:]) > tolerance:
+            return (
+                "the log density of a datum depends on which other data the program runs on (such as x - x.mean(0), or "
+                "a tensor argument of leading length N that is not one row per datum), so log p(x_n) is not defined; "
+                "use statistics of the training data, computed once, or pass such a tensor as Whole(tensor)"
+            )
+        return (
+            "the log densities of repeated data differ from those of single data, so a program depends on the number "
+            "of rows; make the density of each row a function of this row alone"
+        )
+
+
+def _warn_of_tiles() -> None:
+    warnings.warn(
+        "the programs use dimensions by their position (such as softmax(dim=1), z.sum(1) or view(-1, D)), so a plate "
+        "of particles would change their densities; the rows of the data are repeated for each draw instead, which "
+        "gives the right densities",
+        TiledWarning,
+        stacklevel=2,
+    )
+
+
+def _rows_of_check(args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> int:
+    """Choose a number of rows that differs from the widths of all arguments, so that a mistaken dim shows."""
+    widths = {width for value in (*args, *kwargs.values()) if hasattr(value, "shape") for width in value.shape[1:]}
+    return next((rows for rows in _ROWS if rows not in widths), _ROWS[0])
+
+
+def _halves(size: int) -> tuple[slice, slice]:
+    return slice(0, size // 2), slice(size // 2, size)
+
+
+def _side_by_side(*parts: _Draws) -> _Draws:
+    """Concatenate draws of several parts of the data."""
+    latents = {name: torch.cat([part.latents[name] for part in parts], 1) for name in parts[0].latents}
+    guides = [part.guide for part in parts if part.guide is not None]
+    return _Draws(latents, torch.cat([part.model for part in parts], 1), torch.cat(guides, 1) if guides else None)
+
+
+def _relative_difference(one: Tensor, other: Tensor) -> float:
+    """Return the largest difference relative to 1 + |value|; 0 where both are equal, infinite or NaN."""
+    equal = (one == other) | (one.isnan() & other.isnan())
+    relative = (one - other).abs() / (1 + other.abs())
+    return torch.where(equal, 0.0, relative).nan_to_num(torch.inf).max().item()

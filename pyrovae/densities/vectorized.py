@@ -1,0 +1,105 @@
+"""Programs with the way to run them on K draws for N data at once."""
+
+from collections.abc import Mapping
+from contextlib import ExitStack
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import pyro
+import torch
+from pyro import poutine
+from pyro.poutine.messenger import Messenger
+from pyro.poutine.util import site_is_subsample
+from torch import Tensor
+
+from pyrovae.densities.arguments import num_data, plain, tile
+from pyrovae.densities.layout import Layout
+from pyrovae.densities.traces import PARTICLE_PLATE, ParticleTrace, Program
+
+How = Literal["broadcast", "tiled", "whole"]
+
+
+@dataclass(frozen=True, eq=False)
+class VectorizedProgram:
+    """Pyro program with the way to run it on K draws for N data.
+
+    Called, it runs the program itself. `trace` runs it on draws: "broadcast" puts a plate of particles left of all
+    plates; "tiled" repeats the rows of the data K times and runs the program as it is on K N data; "whole" puts a plate
+    of particles left of all plates and counts the whole data set as one datum.
+
+    Attributes:
+        program: Pyro program.
+        name: Name in error messages, "model" or "guide".
+        how: How the program runs on draws.
+        depth: Number of dims that the program's plates use.
+        data_dim: Dim of the data plate; None if `how` is "whole".
+        divisible: Whether the program runs on some of the data.
+    """
+
+    program: Program
+    name: str
+    how: How
+    depth: int
+    data_dim: int | None
+    divisible: bool = True
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        """Run the program."""
+        args, kwargs = plain(args, kwargs)
+        return self.program(*args, **kwargs)
+
+    def layout(self, num_particles: int, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Layout:
+        """Return the layout of a run on K draws for each datum among the arguments."""
+        size = 1 if self.how == "whole" else num_data(args, kwargs)
+        particle_dim = None if self.how == "tiled" else -1 - self.depth
+        return Layout(num_particles, size, particle_dim, self.data_dim)
+
+    def trace(
+        self,
+        num_particles: int,
+        args: tuple[Any, ...],
+        kwargs: Mapping[str, Any],
+        latents: Mapping[str, Tensor] | None = None,
+    ) -> ParticleTrace:
+        """Run the program on K draws for each datum.
+
+        Args:
+            num_particles: Number of draws K per datum.
+            args: Positional arguments of the program, the data first, with shape (N, ...).
+            kwargs: Keyword arguments of the program.
+            latents: Values of latent sites by name, with shape (K, N, ...). They stay latent. Other latents are drawn.
+        """
+        layout = self.layout(num_particles, args, kwargs)
+        if self.how == "tiled":
+            args, kwargs = tile(args, kwargs, num_particles)
+        with ExitStack() as stack:
+            # Outermost, so that the handler sees all plates and distributions expanded to them.
+            stack.enter_context(_Substitute(layout, latents or {}))
+            if layout.particle_dim is not None:
+                stack.enter_context(pyro.plate(PARTICLE_PLATE, num_particles, dim=layout.particle_dim))
+            raw = poutine.trace(self).get_trace(*args, **kwargs)
+        return ParticleTrace(raw, layout, self.name)
+
+
+class _Substitute(Messenger):
+    """Handler that sets the values of latent sites and keeps them latent, unlike `poutine.condition`.
+
+    Args:
+        layout: Where draws and data lie.
+        values: Value of each site by name, with shape (K, N, *further plates, *event).
+    """
+
+    def __init__(self, layout: Layout, values: Mapping[str, Tensor]) -> None:
+        super().__init__()
+        self.layout, self.values = layout, values
+
+    def _pyro_sample(self, msg: Any) -> None:
+        if msg["name"] in self.values and not msg["is_observed"] and not site_is_subsample(msg):
+            plates = {f.dim: f.size for f in msg["cond_indep_stack"] if f.vectorized and f.name != PARTICLE_PLATE}
+            msg["value"] = self.layout.to_site(self.values[msg["name"]], plates)
+            msg["done"] = True
+
+
+def stack_latents(*latents: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Concatenate draws by site along K."""
+    return {name: torch.cat([each[name] for each in latents]) for name in latents[0]}

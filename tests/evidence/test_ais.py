@@ -123,7 +123,7 @@ class TestLinearGaussian:
             products = centred[:, i] * centred[:, j]
             assert abs(products.mean() - covariance[i, j]) < 4.5 * products.std() / 40_000**0.5
 
-    def test_masked_entries_are_integrated_out(self):
+    def test_ais_integrates_masked_entries_out(self):
         x, vae = self.oracle.data(100), self.oracle.vae()
         mask = torch.rand(100, 5) > 0.4
         mask[:, 0] = True
@@ -148,7 +148,7 @@ class TestLinearGaussian:
         assert estimate.value.dtype == torch.float64
         check(estimate, oracle.log_marginal(x), worst=0.3)
 
-    def test_covariates_reach_every_part(self):
+    def test_ais_passes_covariates_to_every_part(self):
         class Shifted(Prior):
             def forward(self, covariates=None):
                 return dist.Normal(covariates, 1.0).to_event(1)
@@ -297,7 +297,7 @@ def test_ais_agrees_with_quadrature(kind, start):
     check(estimate, exact, worst=0.2)
 
 
-def test_two_latent_sites_agree_with_quadrature():
+def test_ais_with_two_latent_sites_agrees_with_quadrature():
     pyro.set_rng_seed(3)
     vae = TwoLayerVAE(Blueprint(4, 1, network=_tanh), top_dim=1, hidden=[6]).double()
     with torch.no_grad():
@@ -325,7 +325,7 @@ def test_ais_is_accurate_for_hand_written_programs():
     assert all(p.grad is None for net in (hand.decoder, hand.encoder) for p in net.parameters())
 
 
-def test_modules_are_in_evaluation_mode_and_parameters_get_no_gradient():
+def test_ais_runs_modules_in_evaluation_mode_without_gradients_of_parameters():
     seen = []
 
     class Dropping(nn.Module):
@@ -345,7 +345,7 @@ def test_modules_are_in_evaluation_mode_and_parameters_get_no_gradient():
     assert all(p.grad is None and p.requires_grad for p in vae.parameters())
 
 
-def test_a_function_of_the_latent_space_can_be_the_start():
+def test_ais_can_start_from_a_function_of_the_latent_space():
     oracle = LinearGaussian()
     x, vae = oracle.data(50), oracle.vae(sd_factor=0.5)
     seen = []
@@ -418,7 +418,7 @@ class TestRefusals:
         with pytest.raises(ValueError, match="acceptance must lie between 0 and 1, got 1"):
             ais(self.oracle.vae().model, self.oracle.data(2), num_particles=2, betas=linear_schedule(2), acceptance=1)
 
-    def test_discrete_latents_are_refused(self):
+    def test_ais_refuses_discrete_latents(self):
         vae = VAE(CategoricalPrior(3), BernoulliLikelihood(MLP(3, 4)), CategoricalEncoder(MLP(4, 3)))
         with pytest.raises(ValueError, match=r"latents \['z'\] are discrete.*needs gradients"):
             ais(vae.model, torch.zeros(2, 4), num_particles=2, betas=linear_schedule(2))

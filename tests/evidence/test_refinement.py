@@ -102,7 +102,7 @@ def _decoder(latent_dim):
     return network
 
 
-def test_a_simplex_is_refined_in_its_coordinates():
+def test_refine_works_in_the_unconstrained_coordinates_of_a_simplex():
     vae = VAE(
         DirichletPrior(3, concentration=1.5), BernoulliLikelihood(_decoder(3)), NormalEncoder(MLP(5, 4, hidden=[]))
     ).double()
@@ -147,7 +147,7 @@ def test_refine_refuses_wrong_arguments(wrong, message):
         refine(vae.model, vae.guide, oracle.data(4), **{"log_p": torch.zeros(4), **wrong})
 
 
-def test_discrete_latents_are_refused():
+def test_refine_refuses_discrete_latents():
     vae = VAE(CategoricalPrior(3), BernoulliLikelihood(MLP(3, 4)), CategoricalEncoder(MLP(4, 3)))
     with pytest.raises(ValueError, match="are discrete"):
         refine(vae.model, vae.guide, torch.zeros(2, 4), log_p=torch.zeros(2))

@@ -108,7 +108,10 @@ class BetaTCELBO(AggregateELBO):
         """Compute mutual information, total correlation and dimension-wise divergence by draw, each with shape (N,)."""
         size = len(one.z)
         if not 2 <= size <= self.num_data:
-            raise ValueError(f"BetaTCELBO({self.num_data}) needs a batch of 2 to {self.num_data} data, got {size}")
+            raise ValueError(
+                f"BetaTCELBO({self.num_data}) needs a batch of 2 to {self.num_data} data, got {size}; change the batch "
+                "size, or give num_data the number of training data"
+            )
         if not isinstance(one.q, Independent):
             raise ValueError(
                 f"BetaTCELBO needs a guide independent over dimensions, but it is {type(one.q).__name__}; use an "
@@ -151,8 +154,7 @@ class InfoVAEELBO(AggregateELBO):
     def divergence(self, one: OneLatent) -> Tensor:
         """Compute the weighted sum of KL divergence and discrepancy."""
         size, dim = one.z.shape
-        if size < 2:
-            raise ValueError(f"InfoVAEELBO needs a batch of at least 2 data, got {size}")
+        _check_batch("InfoVAEELBO", size)
         from_prior = one.p.sample()[0]
         discrepancy = squared_mmd(one.z, from_prior, dim if self.bandwidth is None else self.bandwidth)
         kl = (one.log_q - one.log_p).sum()
@@ -190,7 +192,9 @@ class FactorVAEELBO(AggregateELBO, nn.Module):
         nn.Module.__init__(self)
         AggregateELBO.__init__(self)
         if latent_dim < 2:
-            raise ValueError(f"latent_dim must be at least 2, got {latent_dim}; one dimension has no total correlation")
+            raise ValueError(
+                f"latent_dim must be at least 2, got {latent_dim}; use another objective for one latent dimension"
+            )
         if any(size < 1 for size in hidden):
             raise ValueError(f"hidden needs sizes of at least 1, got {list(hidden)}")
         self.latent_dim, self.gamma = latent_dim, gamma
@@ -206,8 +210,7 @@ class FactorVAEELBO(AggregateELBO, nn.Module):
             raise ValueError(
                 f"FactorVAEELBO needs a latent of dimension {self.latent_dim}, got {dim}; use FactorVAEELBO({dim})"
             )
-        if size < 2:
-            raise ValueError(f"FactorVAEELBO needs a batch of at least 2 data, got {size}")
+        _check_batch("FactorVAEELBO", size)
         pyro.module(self._name, self.discriminator)
         loss = self.discriminator_loss(one.z.detach())
         correlation = self.log_ratio(one.z).sum()
@@ -268,8 +271,7 @@ class DIPVAEELBO(AggregateELBO):
     def divergence(self, one: OneLatent) -> Tensor:
         """Compute KL divergence plus penalty."""
         size = len(one.z)
-        if size < 2:
-            raise ValueError(f"DIPVAEELBO needs a batch of at least 2 data, got {size}")
+        _check_batch("DIPVAEELBO", size)
         of_means, of_draws = _covariances(one.q, "guide")
         covariance = of_means if self.kind == "i" else of_draws
         squares = (covariance - _covariances(one.p, "prior")[1]).square()
@@ -321,16 +323,27 @@ def squared_mmd(x: Tensor, y: Tensor, bandwidth: float) -> Tensor:
     return within(x) + within(y) - 2 * kernel(x, y).mean()
 
 
+def _check_batch(elbo: str, size: int) -> None:
+    if size < 2:
+        raise ValueError(
+            f"{elbo} needs a batch of at least 2 data, got {size}; change the batch size, so that the last batch has 2"
+        )
+
+
 def _one_latent(model: Program, guide: Program, args: tuple[Any, ...], kwargs: dict[str, Any]) -> OneLatent:
     guide_trace = trace_with_particles(guide, 1, *args, **kwargs)
     model_trace = trace_with_particles(poutine.replay(model, trace=guide_trace), 1, *args, **kwargs)
     drawn = matched_latents(model_trace, guide_trace)
     if len(drawn) != 1:
-        raise ValueError(f"objectives of the aggregate posterior need one latent, got {len(drawn)}: {', '.join(drawn)}")
+        raise ValueError(
+            f"objectives of the aggregate posterior need one latent, got {len(drawn)}: {', '.join(drawn)}; put all "
+            "into one site, or use another objective"
+        )
     ((name, site),) = drawn.items()
     if not site["fn"].has_rsample or len(site["fn"].event_shape) != 1 or site["mask"] is not None:
         raise ValueError(
-            f"latent {name!r} ({type(site['fn']).__name__}) must be an unmasked vector with reparameterised draws"
+            f"latent {name!r} ({type(site['fn']).__name__}) must be an unmasked vector with reparameterised draws; use "
+            "an encoder such as NormalEncoder, or another objective"
         )
     log_joint, log_lik = trace_log_density(model_trace, 1, "model")
     log_q, _ = trace_log_density(guide_trace, 1, "guide")

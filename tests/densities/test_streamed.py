@@ -198,7 +198,9 @@ def test_streaming_rejects_invalid_data(tmp_path, file):
         load_data(tmp_path / "x.npz", stream=True)
     with pytest.raises(ValueError, match="--stream needs --binarize dynamic or none"):
         load_data(file, binarize="static", stream=True)
-    with pytest.raises(ValueError, match=r"data must have shape \(N, ...\) .* got an array of shape \(5,\)"):
+    with pytest.raises(
+        ValueError, match=r"data must have shape \(N, ...\) .* got an array of shape \(5,\); reshape it"
+    ):
         Streamed(np.zeros(5))
     with pytest.raises(ValueError, match=r"rows must lie in 0..4"):
         Streamed(np.zeros((5, 2)), torch.tensor([5]))

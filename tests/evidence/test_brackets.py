@@ -117,7 +117,9 @@ class TestBracket:
     def test_bracket_refuses_wrong_arguments(self):
         vae = self.oracle.vae(sd_factor=1.0)
         latents, x = self.simulated(vae, 4)
-        with pytest.raises(ValueError, match=r"latents are of sites \['y'\], but the model's are \['z'\]"):
+        with pytest.raises(
+            ValueError, match=r"latents are of sites \['y'\], but the model's are \['z'\]; give a tensor for each"
+        ):
             bracket(vae.model, vae.guide, {"y": latents["z"]}, x, num_particles=3)
         with pytest.raises(ValueError, match=r"latent 'z' has shape \(3, 2\); expected one for each of 4 data"):
             bracket(vae.model, vae.guide, {"z": latents["z"][:3]}, x, num_particles=3)

@@ -321,7 +321,7 @@ class Own(Trace_ELBO):
     [
         (partial(Pair, branching, NORMAL), Trace_ELBO(), r"value of a tensor.* in test_recording.py, line \d+"),
         (partial(Pair, selecting, NORMAL), Trace_ELBO(), "the output shape of aten.index.Tensor depends on"),
-        (make_vae, Own(), "but Own is not known to be one"),
+        (make_vae, Own(), "but Own is not known to be one; set its attribute recordable to True"),
         (partial(Classes, "sequential"), ENUMERATED, "enumerates all values of site 'y' in parallel"),
         (partial(Classes, "some"), ENUMERATED, "enumerates all values of site 'y' in parallel"),
         (partial(Classes, "model"), ENUMERATED, "enumerates all values of site 'y' in parallel"),

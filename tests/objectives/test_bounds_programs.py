@@ -282,7 +282,7 @@ class TestRefusals:
         ("make", "message"),
         [
             (lambda: ImportanceWeightedELBO(0), "num_particles must be at least 1, got 0"),
-            (lambda: ImportanceWeightedELBO(1, "vimco"), 'at least 2 with gradient="vimco", got 1'),
+            (lambda: ImportanceWeightedELBO(1, "vimco"), 'at least 2 with gradient="vimco", got 1; draw more'),
             (lambda: ImportanceWeightedELBO(3, "reinforce"), "gradient must be one of pathwise, stl, dreg, vimco"),
             (lambda: RenyiELBO(math.nan), "alpha must not be NaN"),
             (lambda: RenyiELBO(-math.inf, 4, "dreg"), "needs a bound with second derivatives"),

@@ -327,7 +327,10 @@ def test_two_layer_encoder_is_the_product_of_its_layers(direction):
         (lambda b: MixtureVAE(b(prior=CategoricalPrior)), "cannot be mapped to it"),
         (lambda b: MixtureVAE(b(encoder=CategoricalEncoder)), "cannot be mapped to it"),
         (lambda b: b(prior=CategoricalPrior).vae(), "cannot be mapped to it"),
-        (lambda b: TwoLayerPrior(1), "top_dim must be at least 1 and below latent_dim = 1, got 0"),
+        (
+            lambda b: TwoLayerPrior(1),
+            "top_dim must be at least 1 and below latent_dim = 1, got 0; change top_dim or latent_dim",
+        ),
         (lambda b: TwoLayerPrior(3, top_dim=3), "top_dim must be at least 1 and below latent_dim = 3, got 3"),
         (lambda b: TwoLayerEncoder(network(20), top_dim=2), "top_dim must be at least 1 and below latent_dim = 2"),
         (lambda b: TwoLayerEncoder(network(21)), r"must have 2 Z \+ num_features"),

@@ -387,7 +387,7 @@ def test_num_outputs_is_the_number_that_forward_needs(name, latent_dim):
 @pytest.mark.parametrize(
     ("make", "message"),
     [
-        (lambda: LowRankNormalEncoder(network(8), rank=0), "rank must be at least 1"),
+        (lambda: LowRankNormalEncoder(network(8), rank=0), "rank must be at least 1, got 0; use NormalEncoder"),
         (lambda: LowRankNormalEncoder(network(7))(torch.zeros(1, D)), r"must have Z \(2 \+ rank\)"),
         (lambda: FullCovarianceNormalEncoder(network(6))(torch.zeros(1, D)), r"must have Z \(Z \+ 3\) / 2"),
         (lambda: MixtureEncoder(network(9), num_components=0), "num_components must be at least 1"),

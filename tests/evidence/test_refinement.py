@@ -27,7 +27,7 @@ from pyrovae import (
 class TestLinearGaussian:
     oracle = LinearGaussian(latent_dim=3)
 
-    def test_full_normals_are_the_posterior_and_the_guide_has_the_whole_gap(self):
+    def test_refined_full_normals_are_the_posterior_and_the_guide_has_the_whole_gap(self):
         x, vae = self.oracle.data(20), self.oracle.vae(sd_factor=0.7, shift=0.8)
         loc, covariance = self.oracle.posterior(x)
         exact = self.oracle.log_marginal(x)
@@ -45,7 +45,7 @@ class TestLinearGaussian:
         assert ((found.amortisation_gap - kl).abs() < 4 * found.amortisation_error + 1e-3).all()
         assert found.total_error.max() < 0.15 * kl.min()
 
-    def test_diagonal_normals_leave_the_gap_of_mean_field(self):
+    def test_refined_diagonal_normals_leave_the_gap_of_mean_field(self):
         # The best diagonal normal has the posterior's mean and variances 1 / Lambda_ii; it leaves
         # (sum_i log Lambda_ii - log det Lambda) / 2 (Bishop 2006, section 10.1.2).
         x, vae = self.oracle.data(20), self.oracle.vae(sd_factor=1.4, shift=-0.5)

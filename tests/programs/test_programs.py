@@ -323,7 +323,7 @@ def test_two_layer_encoder_is_the_product_of_its_layers(direction):
         (lambda b: TwoLayerVAE(b(prior=CategoricalPrior)), "cannot be mapped to it"),
         (lambda b: TwoLayerVAE(b(encoder=CategoricalEncoder)), "cannot be mapped to it"),
         (lambda b: TwoLayerVAE(b(prior=CategoricalPrior, encoder=CategoricalEncoder)), "cannot be mapped to it"),
-        (lambda b: MixtureVAE(b(), num_classes=1), "num_classes must be at least 2, got 1"),
+        (lambda b: MixtureVAE(b(), num_classes=1), "num_classes must be at least 2, got 1; use VAE"),
         (lambda b: MixtureVAE(b(prior=CategoricalPrior)), "cannot be mapped to it"),
         (lambda b: MixtureVAE(b(encoder=CategoricalEncoder)), "cannot be mapped to it"),
         (lambda b: b(prior=CategoricalPrior).vae(), "cannot be mapped to it"),

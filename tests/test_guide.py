@@ -1,19 +1,18 @@
-"""README and guides: length, links, commands and flags. Doctests run their Python."""
+"""README and guides: order, length, links and names. Doctests run the Python, test_commands.py parses the commands."""
 
 import ast
+import builtins
 import fnmatch
-import inspect
+import importlib
+import pkgutil
 import re
-import runpy
-import shlex
-import sys
 import tomllib
-from contextlib import redirect_stdout
-from functools import cache
-from io import StringIO
 from pathlib import Path
 
+import pyro.distributions
 import pyro.infer
+import pyro.nn
+import pyro.optim
 import pytest
 import torch
 from test_rooms import ROOMS
@@ -25,80 +24,54 @@ from pyrovae.guide.__main__ import main
 ROOT = Path(__file__).parent.parent
 GUIDE = ROOT / "pyrovae" / "guide"
 PAGES = [ROOT / "README.md", *sorted(GUIDE.glob("*.md"))]
-SCRIPTS = ("train", "evaluate", "sample", "compare", "studies/swap")
 LONGEST = {"README.md": 130}  # lines; 250 for a guide
 
-# The part to which options belong if the command names no part of this kind.
-DEFAULT_PARTS = {
-    "prior": "StandardNormalPrior",
-    "encoder": "NormalEncoder",
-    "network": "MLP",
-    "elbo": "TraceMeanField_ELBO",
-    "optimizer": "Adam",
+# What the README has, in this order.
+ORDER = {
+    "a sentence": r"^[A-Z][^.#`|]*\.\n\n",
+    "a picture": r"^!\[[^]]+\]\(\S+\.png\)\n\n",
+    "the command that installs and trains": r"^    .*pip install -e \. .*scripts/train\.py\n\n",
+    "the command that runs the tests": r"^    .*pip install -e '\.\[test\]'.*pytest.*\n\n",
+    "the table, explained in three lines": r"^    VAE .*\n.*\n    independent .*\n\n(?:- .*\n(?:  .*\n)?){3}\n(?!-)",
+    "an example of 12 lines": r"^```python\n(?:>>> .*\n(?:(?!>>>).+\n)*){12}\n```",
+    "what can be swapped": r"^## What can be swapped\n\n\|",
+    "why the number can be believed": r"^## Why the number can be believed\n",
+    "speed in one line": r"^\*\*Speed\*\*: .*\n(?:.+\n)?\n",
+    "which guide for which task": r"^## Which guide for which task\n",
+    "what it does not do": r"^## What it does not do\n\n(?:- .*\n)+",
+    "the licence": r"^## Licence and citation\n\nApache",
+    "the citation with an author": r"^    @software\{.*author = \{[^}]+\}",
 }
-KINDS = {*DEFAULT_PARTS, "likelihood", "program", "kl_weight"}
+
+# Where the names of classes in the prose may come from, and names that stand for the user's own.
+HOMES = [
+    pyrovae,
+    *(importlib.import_module(f"pyrovae.{room.name}") for room in pkgutil.iter_modules(pyrovae.__path__)),
+    *(pyro, pyro.distributions, pyro.infer, pyro.nn, pyro.optim),
+    *(torch, torch.distributions, torch.nn, torch.optim),
+    builtins,
+]
+PLACEHOLDERS = {"module.Class"}
 
 
-def code_of(page):
-    """Code other than Python: indented lines, fenced lines, and text between backticks."""
-    text = re.sub(r"^```python$.*?^```$", "", page.read_text(), flags=re.M | re.S)
-    fenced = re.findall(r"^```(?:sh|text)?$(.*?)^```$", text, flags=re.M | re.S)
-    text = re.sub(r"^```.*?^```$", "", text, flags=re.M | re.S)
-    indented = re.findall(r"^ {4}(.*)$", text, flags=re.M)
-    inline = re.findall(r"`([^`]+)`", re.sub(r"^ {4}.*$", "", text, flags=re.M))
-    lines = "\n".join([*fenced, *indented]).replace("\\\n", " ").splitlines()
-    return [*lines, *(span.replace("\n", " ") for span in inline)]
+def out_of_order(text):
+    """Find what a README lacks, or has before what should precede it."""
+    end, missing = 0, []
+    for name, pattern in ORDER.items():
+        match = re.compile(pattern, flags=re.M).search(text, end)
+        if match:
+            end = match.end()
+        else:
+            missing.append(name)
+    return missing
 
 
-def commands_in(page):
-    """Find the commands of a page as (script, arguments); a script is a path or `pyrovae.guide`."""
-    found = []
-    for line in code_of(page):
-        for command in line.split(" && "):
-            if "scripts/" not in command and "-m pyrovae" not in command:
-                continue
-            words = shlex.split(command, comments=True)
-            for place, word in enumerate(words):
-                if re.search(r"(^|/)scripts/.*\.py$", word):
-                    found.append((word[word.index("scripts/") :], words[place + 1 :]))
-                elif word.startswith("pyrovae.") and words[place - 1] == "-m":
-                    found.append((word, words[place + 1 :]))
-    return found
-
-
-@cache
-def flags_of(script):
-    """Read the flags in a script's help, without the dashes."""
-    with pytest.MonkeyPatch.context() as patch, redirect_stdout(StringIO()) as text:
-        patch.setattr(sys, "argv", [script, "--help"])
-        patch.syspath_prepend((ROOT / script).parent)  # the studies import each other
-        with pytest.raises(SystemExit):
-            runpy.run_path(str(ROOT / script), run_name="__main__")
-    return {"help", *re.findall(r"(?:^\s*|, |\[)--(\w+)", text.getvalue(), flags=re.M)}
-
-
-def takes(part, option):
-    """Whether a part exists and has the option, if any. A part in `mymodule` is not checked."""
-    if part.startswith("mymodule."):
-        return True
-    found = [getattr(home, part) for home in (pyrovae, pyro.infer, torch.optim) if hasattr(home, part)]
-    return bool(found) and (not option or option in inspect.signature(found[0]).parameters)
-
-
-def wrong_flags(arguments, known):
-    """Find unknown flags, parts that do not exist, and options that a part does not have."""
-    parts, wrong = dict(DEFAULT_PARTS), []
-    for place, word in enumerate(arguments):
-        if not word.startswith("--"):
-            continue
-        flag, dot, option = word[2:].partition("=")[0].partition(".")
-        value = "".join(arguments[place + 1 : place + 2])
-        names_a_part = option == "help" or (not dot and flag in KINDS)
-        if names_a_part:
-            parts[flag] = value
-        if flag not in known or ((names_a_part or dot) and not takes(parts.get(flag, ""), option.replace("help", ""))):
-            wrong.append(word)
-    return wrong
+def unknown_classes(text):
+    """Find names of classes between backticks outside of blocks that no library has."""
+    text = re.sub(r"^```[^`]*^```$|^ {4}.*$", "", text, flags=re.M)
+    spans = [span for span in re.findall(r"`([^`]+)`", text) if span not in PLACEHOLDERS]
+    names = [name for span in spans for name in re.findall(r"(?<![\w/\"-])[A-Z]\w*[a-z]\w*", span)]
+    return [name for name in names if not any(hasattr(home, name) for home in HOMES)]
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
@@ -123,43 +96,28 @@ def test_every_python_block_of_a_page_is_a_doctest(page):
     assert all(block.endswith("\n\n") for block in blocks), "end each block with an empty line, as doctest needs"
 
 
-@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
-def test_every_command_of_a_page_exists_with_its_flags(page):
-    for script, arguments in commands_in(page):
-        if script == "pyrovae.guide":
-            assert set(arguments) <= {*TOPICS, "[topic]"}
-            continue
-        assert (ROOT / script).is_file()
-        end = arguments.index("--") if "--" in arguments else len(arguments)  # the rest goes to train.py
-        for name, given in ((script, arguments[:end]), ("scripts/train.py", arguments[end + 1 :])):
-            assert not given or wrong_flags(given, flags_of(name)) == [], (name, given)
+def test_the_readme_has_its_parts_in_order():
+    assert out_of_order((ROOT / "README.md").read_text()) == []
+
+
+@pytest.mark.parametrize("name", ORDER)
+def test_a_part_that_the_readme_lacks_or_has_too_late_is_found(name):
+    text = (ROOT / "README.md").read_text()
+    part = re.search(ORDER[name], text, flags=re.M)[0]
+    assert name in out_of_order(text.replace(part, ""))
+    assert out_of_order(part + text.replace(part, "")) == ([] if name == "a sentence" else [name])
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
-def test_every_flag_in_the_prose_of_a_page_exists(page):
-    spans = re.findall(r"`(--[^`]+)`", page.read_text())
-    parts = [part for part in vars(pyrovae).values() if inspect.isclass(part)]
-    options = {name for part in parts for name in inspect.signature(part).parameters}
-    for word in [word for span in spans for word in shlex.split(span) if word.startswith("--")]:
-        flag, _, option = word[2:].partition(".")
-        assert any(flag in flags_of(f"scripts/{script}.py") for script in SCRIPTS), word
-        assert option in {"", "help", *options}, word
+def test_every_class_in_the_prose_of_a_page_exists(page):
+    assert unknown_classes(page.read_text()) == []
 
 
-def test_wrong_flags_are_found():
-    known = {"prior", "epochs"}
-    good = ["--prior", "MixturePrior", "--prior.num_components", "20", "--epochs", "2"]
-    assert wrong_flags(good, known) == []
-    assert wrong_flags(["--prior.num_components", "20", "--epoch", "2"], known) == ["--prior.num_components", "--epoch"]
-    assert wrong_flags(["--prior", "MixedPrior", "--epochs", "2"], known) == ["--prior"]
-
-
-def test_commands_are_found_in_a_page():
-    scripts = {script for page in PAGES for script, _ in commands_in(page)}
-    assert {f"scripts/{name}.py" for name in ("train", "evaluate", "sample", "compare")} <= scripts
-    assert {str(path.relative_to(ROOT)) for path in (ROOT / "scripts").rglob("*.py")} - scripts <= {
-        "scripts/studies/benchmark_peers.py"
-    }
+def test_a_class_in_the_prose_that_does_not_exist_is_found():
+    text = (
+        "`MLP`, `MixedPrior(3)`\n\n```python\n>>> Block()\n```\n\n    Indented\n\n`pyrovae.nn.GatedNet`, `module.Class`"
+    )
+    assert unknown_classes(text) == ["MixedPrior", "GatedNet"]
 
 
 def test_the_guides_are_listed_with_a_sentence_each(capsys):

@@ -92,12 +92,12 @@ def test_other_rooms_are_imported_by_their_public_names(room):
             assert inside[1] in exported_by(inside[0]), f"{where}, which {inside[0]} does not export"
 
 
-def test_no_module_is_imported_by_a_text():
+def test_no_module_is_imported_by_a_string():
     for path in PACKAGE.rglob("*.py"):
         assert path.name == "registry.py" or "import_module(" not in path.read_text(), path.name
 
 
-def test_rooms_form_no_circle():
+def test_the_imports_of_rooms_form_no_cycle():
     uses = {room: set().union(*map(rooms_of, files_of(room))) - {room} for room in {*ROOMS, *COURTYARD}}
     while uses:
         free = {room for room, below in uses.items() if not below & set(uses)}

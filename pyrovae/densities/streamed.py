@@ -36,7 +36,7 @@ class Streamed:
     def __init__(self, array: np.ndarray, rows: Tensor | None = None, *, device: torch.device | str = "cpu") -> None:
         if array.ndim < 2:
             raise ValueError(
-                f"data must have shape (N, ...) with one row per datum, got an array of shape {array.shape}"
+                f"data must have shape (N, ...) with one row per datum, got an array of shape {array.shape}; reshape it"
             )
         self.rows = torch.arange(len(array)) if rows is None else rows.cpu()
         if len(self.rows) and not 0 <= int(self.rows.min()) <= int(self.rows.max()) < len(array):

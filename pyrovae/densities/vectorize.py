@@ -20,6 +20,7 @@ from pyrovae.densities.arguments import is_per_datum, num_data, take
 from pyrovae.densities.data_plate import Plates, find_data_plate, plates_of
 from pyrovae.densities.modules import evaluating, modules_of
 from pyrovae.densities.rng import isolated_rng
+from pyrovae.densities.streamed import Streamed
 from pyrovae.densities.traces import ParticleTrace, Program
 from pyrovae.densities.vectorized import How, VectorizedProgram, stack_latents
 
@@ -281,7 +282,8 @@ def _warn_of_tiles() -> None:
 
 def _rows_of_check(args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> int:
     """Choose a number of rows that differs from the widths of all arguments, so that a mistaken dim shows."""
-    widths = {width for value in (*args, *kwargs.values()) if hasattr(value, "shape") for width in value.shape[1:]}
+    tensors = (value for value in (*args, *kwargs.values()) if isinstance(value, Tensor | Streamed))
+    widths = {width for tensor in tensors for width in tensor.shape[1:]}
     return next((rows for rows in _ROWS if rows not in widths), _ROWS[0])
 
 

@@ -66,5 +66,7 @@ def resolve_top_dim(top_dim: int | None, latent_dim: int) -> int:
     """
     top = latent_dim // 2 if top_dim is None else top_dim
     if not 0 < top < latent_dim:
-        raise ValueError(f"top_dim must be at least 1 and below latent_dim = {latent_dim}, got {top}")
+        raise ValueError(
+            f"top_dim must be at least 1 and below latent_dim = {latent_dim}, got {top}; change top_dim or latent_dim"
+        )
     return top

@@ -78,7 +78,7 @@ class LowRankNormalEncoder(Encoder):
     def __init__(self, network: nn.Module, rank: int = 2) -> None:
         super().__init__(network)
         if rank < 1:
-            raise ValueError(f"rank must be at least 1, got {rank}")
+            raise ValueError(f"rank must be at least 1, got {rank}; use NormalEncoder for a diagonal covariance")
         self.rank = rank
 
     @classmethod

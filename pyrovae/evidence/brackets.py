@@ -128,7 +128,9 @@ def bracket(
         for block in data_blocks(model, guide, args, kwargs, data_at_once(num_particles, chunk_size)):
             if set(latents) != set(block.space.supports):
                 expected = sorted(block.space.supports)
-                raise ValueError(f"latents are of sites {sorted(latents)}, but the model's are {expected}")
+                raise ValueError(
+                    f"latents are of sites {sorted(latents)}, but the model's are {expected}; give a tensor for each"
+                )
             true = {name: value[block.rows].unsqueeze(0) for name, value in latents.items()}
             if betas is None:
                 found.append(_by_importance(block, true, num_particles, proposal, chunk_size or DEFAULT_CHUNK_SIZE))

@@ -210,7 +210,7 @@ class MixtureProposal(Proposal):
         if len(counts) != len(self.components) or not counts or min(counts) < 1 or sum(counts) != 1000:
             raise ValueError(
                 f"shares must be one positive number for each of the {len(self.components)} components, in "
-                f"thousandths, with sum one, got {tuple(self.shares)}"
+                f"thousandths, with sum one, got {tuple(self.shares)}; divide by the sum, and round"
             )
 
     @property

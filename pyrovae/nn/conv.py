@@ -247,7 +247,9 @@ def _image_shape(shape: Sequence[int] | None, features: int) -> tuple[int, int, 
             )
         return (1, side, side)
     if len(shape) not in (2, 3):
-        raise ValueError(f"an image has shape (H, W) or (C, H, W), got {tuple(shape)}")
+        raise ValueError(
+            f"an image has shape (H, W) or (C, H, W), got {tuple(shape)}; give that of one image, without the batch"
+        )
     channels, height, width = (1, *shape) if len(shape) == 2 else shape
     return (channels, height, width)
 

@@ -108,5 +108,7 @@ def _sequence_shape(shape: Sequence[int] | None, features: int) -> tuple[int, in
     if shape is None:
         return (features, 1)
     if len(shape) != 2:
-        raise ValueError(f"a sequence has shape (T, F), got {tuple(shape)}")
+        raise ValueError(
+            f"a sequence has shape (T, F), got {tuple(shape)}; give that of one sequence, without the batch"
+        )
     return (shape[0], shape[1])

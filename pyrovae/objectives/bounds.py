@@ -309,5 +309,9 @@ def _check_draws(num_particles: int, gradient: str, num_groups: int = 1) -> None
     if num_groups < 1:
         raise ValueError(f"num_groups must be at least 1, got {num_groups}")
     if num_particles < (least := GRADIENT_ESTIMATORS[gradient].min_particles):
-        needed_by = f' with gradient="{gradient}"' if least > 1 else ""
-        raise ValueError(f"num_particles must be at least {least}{needed_by}, got {num_particles}")
+        if least == 1:
+            raise ValueError(f"num_particles must be at least 1, got {num_particles}")
+        raise ValueError(
+            f'num_particles must be at least {least} with gradient="{gradient}", got {num_particles}; draw more or use '
+            "another gradient"
+        )

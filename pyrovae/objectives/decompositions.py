@@ -107,7 +107,10 @@ class BetaTCELBO(AggregateELBO):
         """Compute mutual information, total correlation and dimension-wise divergence by draw, each with shape (N,)."""
         size = len(one.z)
         if not 2 <= size <= self.num_data:
-            raise ValueError(f"BetaTCELBO({self.num_data}) needs a batch of 2 to {self.num_data} data, got {size}")
+            raise ValueError(
+                f"BetaTCELBO({self.num_data}) needs a batch of 2 to {self.num_data} data, got {size}; change the batch "
+                "size, or give num_data the number of training data"
+            )
         if not isinstance(one.q, Independent):
             raise ValueError(
                 f"BetaTCELBO needs a guide independent over dimensions, but it is {type(one.q).__name__}; use an "
@@ -150,8 +153,7 @@ class InfoVAEELBO(AggregateELBO):
     def divergence(self, one: OneLatent) -> Tensor:
         """Compute the weighted sum of KL divergence and discrepancy."""
         size, dim = one.z.shape
-        if size < 2:
-            raise ValueError(f"InfoVAEELBO needs a batch of at least 2 data, got {size}")
+        _check_batch("InfoVAEELBO", size)
         from_prior = one.p.sample()[0]
         discrepancy = squared_mmd(one.z, from_prior, dim if self.bandwidth is None else self.bandwidth)
         kl = (one.log_q - one.log_p).sum()
@@ -189,7 +191,9 @@ class FactorVAEELBO(AggregateELBO, nn.Module):
         nn.Module.__init__(self)
         AggregateELBO.__init__(self)
         if latent_dim < 2:
-            raise ValueError(f"latent_dim must be at least 2, got {latent_dim}; one dimension has no total correlation")
+            raise ValueError(
+                f"latent_dim must be at least 2, got {latent_dim}; use another objective for one latent dimension"
+            )
         if any(size < 1 for size in hidden):
             raise ValueError(f"hidden needs sizes of at least 1, got {list(hidden)}")
         self.latent_dim, self.gamma = latent_dim, gamma
@@ -205,8 +209,7 @@ class FactorVAEELBO(AggregateELBO, nn.Module):
             raise ValueError(
                 f"FactorVAEELBO needs a latent of dimension {self.latent_dim}, got {dim}; use FactorVAEELBO({dim})"
             )
-        if size < 2:
-            raise ValueError(f"FactorVAEELBO needs a batch of at least 2 data, got {size}")
+        _check_batch("FactorVAEELBO", size)
         pyro.module(self._name, self.discriminator)
         loss = self.discriminator_loss(one.z.detach())
         correlation = self.log_ratio(one.z).sum()
@@ -267,8 +270,7 @@ class DIPVAEELBO(AggregateELBO):
     def divergence(self, one: OneLatent) -> Tensor:
         """Compute KL divergence plus penalty."""
         size = len(one.z)
-        if size < 2:
-            raise ValueError(f"DIPVAEELBO needs a batch of at least 2 data, got {size}")
+        _check_batch("DIPVAEELBO", size)
         of_means, of_draws = _covariances(one.q, "guide")
         covariance = of_means if self.kind == "i" else of_draws
         squares = (covariance - _covariances(one.p, "prior")[1]).square()
@@ -320,16 +322,27 @@ def squared_mmd(x: Tensor, y: Tensor, bandwidth: float) -> Tensor:
     return within(x) + within(y) - 2 * kernel(x, y).mean()
 
 
+def _check_batch(elbo: str, size: int) -> None:
+    if size < 2:
+        raise ValueError(
+            f"{elbo} needs a batch of at least 2 data, got {size}; change the batch size, so that the last batch has 2"
+        )
+
+
 def _one_latent(model: Program, guide: Program, args: tuple[Any, ...], kwargs: dict[str, Any]) -> OneLatent:
     model_trace, guide_trace = draw_from_guide(model, guide, args, kwargs, 1)
     drawn = matched_latents(model_trace, guide_trace)
     if len(drawn) != 1:
-        raise ValueError(f"objectives of the aggregate posterior need one latent, got {len(drawn)}: {', '.join(drawn)}")
+        raise ValueError(
+            f"objectives of the aggregate posterior need one latent, got {len(drawn)}: {', '.join(drawn)}; put all "
+            "into one site, or use another objective"
+        )
     ((name, site),) = drawn.items()
     plain = site.fn.has_rsample and site.mask is True and len(site.event_shape) == len(site.fn.event_shape) == 1
     if not plain:
         raise ValueError(
-            f"latent {name!r} ({type(site.fn).__name__}) must be an unmasked vector with reparameterised draws"
+            f"latent {name!r} ({type(site.fn).__name__}) must be an unmasked vector with reparameterised draws; use "
+            "an encoder such as NormalEncoder, or another objective"
         )
     if tuple(site.layout.leading) != (-2, -1):
         raise ValueError("objectives of the aggregate posterior need particles at dim -2 and the data plate at dim -1")

@@ -239,7 +239,10 @@ class LearnedKLWeight(KLWeight):
         if not 0 <= smoothing < 1:
             raise ValueError(f"smoothing must be at least 0 and below 1, got {smoothing}")
         if not 0 < lowest <= 1 <= highest:
-            raise ValueError(f"lowest and highest must enclose the initial weight 1, got {lowest} and {highest}")
+            raise ValueError(
+                f"lowest and highest must enclose the initial weight 1, got {lowest} and {highest}; give "
+                "lowest at most 1 and highest at least 1"
+            )
         self.rate, self.smoothing, self.lowest, self.highest = _positive("rate", rate), smoothing, lowest, highest
         self.weight = torch.ones((), dtype=torch.float64)
         self.average = torch.zeros((), dtype=torch.float64)

@@ -127,7 +127,8 @@ def recordable(elbo: ELBO) -> Any:
     if getattr(elbo, "recordable", False):
         return elbo
     raise NotRecordedError(
-        f"recording needs an objective of tensor operations alone, but {type(elbo).__name__} is not known to be one"
+        f"recording needs an objective of tensor operations alone, but {type(elbo).__name__} is not known to be one; "
+        "set its attribute recordable to True if it is one"
     )
 
 

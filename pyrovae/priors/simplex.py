@@ -78,4 +78,4 @@ class LogisticNormalPrior(Prior):
 
 def _check_entries(latent_dim: int) -> None:
     if latent_dim < 2:
-        raise ValueError(f"latent_dim must be at least 2 on the simplex, got {latent_dim}")
+        raise ValueError(f"latent_dim must be at least 2 on the simplex, got {latent_dim}; give the number of shares")

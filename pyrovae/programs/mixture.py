@@ -38,7 +38,7 @@ class MixtureVAE(ProgramPair):
     def __init__(self, blueprint: Blueprint, num_classes: int = 10) -> None:
         super().__init__()
         if num_classes < 2:
-            raise ValueError(f"num_classes must be at least 2, got {num_classes}")
+            raise ValueError(f"num_classes must be at least 2, got {num_classes}; use VAE for one class")
         count = blueprint.num_covariates + num_classes
         prior = blueprint.make_prior(num_covariates=count)
         encoder = constrain_encoder(blueprint.make_encoder(prior.encoder_dim, count), prior.support)

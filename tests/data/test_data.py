@@ -130,7 +130,7 @@ def test_sha256_digests_dtype_shape_and_values(tmp_path, own):
     assert len(digests | {expected}) == 4
 
 
-def test_data_are_frozen():
+def test_the_attributes_of_data_cannot_be_set():
     with pytest.raises(dataclasses.FrozenInstanceError):
         load_data("digits").binarize = "static"
 
@@ -184,7 +184,7 @@ def test_bits_have_the_grey_values_as_means(tmp_path):
     assert data.train[:, [0, 4]].unique(dim=0).tolist() == [[0.0, 1.0]]
 
 
-def test_dynamic_keeps_grey_for_training_and_bits_for_evaluation(mnist_root):
+def test_dynamic_binarisation_trains_on_grey_values_and_evaluates_on_bits(mnist_root):
     data = load_data("mnist", data_dir=mnist_root, binarize="dynamic")
     grey = load_data("mnist", data_dir=mnist_root, binarize="none")
     assert torch.equal(data.train, grey.train)
@@ -353,7 +353,7 @@ def test_messages_list_the_keys_of_an_npz(tmp_path):
     assert "dtype" in message(ValueError, f"{path}:notes.txt")
 
 
-def test_data_can_be_built_by_hand():
+def test_data_built_by_hand_know_their_maximum():
     x = torch.zeros(2, 3)
     rows = torch.arange(2)
     data = Data("mine", x, x, x + 2, (3,), "none", rows, rows, rows, sha256="")

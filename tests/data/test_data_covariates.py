@@ -76,7 +76,7 @@ def _npz(folder, array):
     return f"{folder / 'c.npz'}:c"
 
 
-def test_digest_includes_the_covariates(own, tmp_path):
+def test_the_digest_of_the_data_includes_the_covariates(own, tmp_path):
     classes = np.arange(N) % 4
     digests = [load_data(own).sha256, load_data(own, covariates=save(tmp_path / "a.npy", classes)).sha256]
     classes[7] = 0

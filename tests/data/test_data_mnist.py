@@ -126,7 +126,7 @@ def test_download_times_out_if_the_mirror_never_answers(tmp_path, monkeypatch):
     assert socket.getdefaulttimeout() is None
 
 
-def test_a_download_that_breaks_off_leaves_nothing(mirror, tmp_path):
+def test_a_download_that_breaks_off_leaves_no_file(mirror, tmp_path):
     file = mirror / "t10k-images-idx3-ubyte.gz"
     file.write_bytes(file.read_bytes()[:-10])
     text = message(FileNotFoundError, "mnist", data_dir=tmp_path / "data")
@@ -143,7 +143,7 @@ def test_download_fails_if_the_mirror_lacks_the_file(mirror, tmp_path):
     fail_download(text, tmp_path, "404")
 
 
-def test_a_full_disk_leaves_nothing(tmp_path, monkeypatch):
+def test_a_download_on_a_full_disk_leaves_no_file(tmp_path, monkeypatch):
     def download(self):
         (tmp_path / "data" / "MNIST").mkdir(exist_ok=True)
         raise OSError(28, "No space left on device")
@@ -153,7 +153,7 @@ def test_a_full_disk_leaves_nothing(tmp_path, monkeypatch):
     fail_download(text, tmp_path, "No space left")
 
 
-def test_an_interrupted_download_leaves_nothing(tmp_path, monkeypatch):
+def test_an_interrupted_download_leaves_no_file(tmp_path, monkeypatch):
     def download(self):
         raise KeyboardInterrupt
 

@@ -29,7 +29,7 @@ class TestRefusals:
         return vae.model, vae.guide, self.oracle.data(4)
 
     @pytest.mark.parametrize(("name", "given"), [("num_particles", 0), ("chunk_size", -1)])
-    def test_counts_below_one_are_refused(self, pair, name, given):
+    def test_log_marginal_refuses_counts_below_one_and_fractions(self, pair, name, given):
         with pytest.raises(ValueError, match=f"{name} must be at least 1, got {given}"):
             log_marginal(*pair, **{"num_particles": 2, name: given})
         with pytest.raises(ValueError, match=r"num_particles must be an integer, got 2\.5"):
@@ -47,7 +47,7 @@ class TestRefusals:
         with pytest.raises(ValueError, match="site 'theta' of the model lies outside a plate"):
             log_weights(model, guide, pair[2])
 
-    def test_a_scale_is_refused_by_name(self, pair):
+    def test_log_weights_refuse_a_scale_and_name_its_site(self, pair):
         with pytest.raises(ValueError, match=r"site 'z' of the model carries scale 0\.5"):
             log_weights(poutine.scale(pair[0], 0.5), pair[1], pair[2])
 

@@ -128,7 +128,7 @@ def test_fit_reads_the_next_batch_in_another_thread(tmp_path, monkeypatch):
     assert "next batch" in threads
 
 
-def test_failing_read_stops_the_loop():
+def test_an_error_of_the_reading_thread_stops_the_loop():
     def make(index):
         raise OSError("the disk is gone")
 
@@ -160,7 +160,7 @@ def test_streamed_splits_equal_those_in_memory(tmp_path, monkeypatch, binarize):
         torch.testing.assert_close(ours, theirs)
 
 
-def test_checks_reach_every_chunk_of_a_file(tmp_path, monkeypatch):
+def test_load_data_checks_every_chunk_of_a_streamed_file(tmp_path, monkeypatch):
     grey = np.random.default_rng(0).random((40, 3)).astype(np.float32)
     np.save(tmp_path / "x.npy", grey)
     whole = load_data(tmp_path / "x.npy").sha256
@@ -198,7 +198,9 @@ def test_streaming_rejects_invalid_data(tmp_path, file):
         load_data(tmp_path / "x.npz", stream=True)
     with pytest.raises(ValueError, match="--stream needs --binarize dynamic or none"):
         load_data(file, binarize="static", stream=True)
-    with pytest.raises(ValueError, match=r"data must have shape \(N, ...\) .* got an array of shape \(5,\)"):
+    with pytest.raises(
+        ValueError, match=r"data must have shape \(N, ...\) .* got an array of shape \(5,\); reshape it"
+    ):
         Streamed(np.zeros(5))
     with pytest.raises(ValueError, match=r"rows must lie in 0..4"):
         Streamed(np.zeros((5, 2)), torch.tensor([5]))

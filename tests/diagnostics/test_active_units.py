@@ -15,7 +15,7 @@ def guide(x):
         pyro.sample("top", dist.Normal(0.1 * x[:, 1:], 1.0).to_event(1))
 
 
-def test_it_is_the_variance_of_the_means_whatever_the_number_of_draws():
+def test_unit_activity_is_the_variance_of_the_means_for_any_number_of_draws():
     x = torch.randn(400, 2)
     exact = {"z": torch.stack([4 * x[:, 0].var(), torch.zeros(())]).double(), "top": (x[:, 1:].var(0) / 100).double()}
     for draws in (2, 30):

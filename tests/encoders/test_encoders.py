@@ -186,7 +186,7 @@ def test_covariance_is_that_of_the_network_outputs():
 
 
 @pytest.mark.parametrize("kind", ["maf", "nsf"])
-def test_features_change_the_flow(kind):
+def test_the_features_of_the_network_change_the_flow_of_an_encoder(kind):
     # With loc and log_scale held, the density follows h, and the scale is that of the network.
     encoder = FlowEncoder(nn.Linear(9, 9), kind=kind, num_features=5).double()
     encoder.network = nn.Identity()
@@ -319,7 +319,7 @@ def test_closed_form_kl_agrees_with_draws(prior, encoder):
 
 
 @pytest.mark.parametrize(("prior", "encoder"), [each for each in PAIRS if each[0] != "categorical"])
-def test_every_pair_trains_with_the_default_objective(prior, encoder):
+def test_every_prior_and_encoder_pair_trains_with_the_default_objective(prior, encoder):
     vae, x, kwargs = pair(prior, encoder)
     assert math.isfinite(TraceMeanField_ELBO().loss_and_grads(vae.model, vae.guide, x, **kwargs))
 
@@ -387,7 +387,7 @@ def test_num_outputs_is_the_number_that_forward_needs(name, latent_dim):
 @pytest.mark.parametrize(
     ("make", "message"),
     [
-        (lambda: LowRankNormalEncoder(network(8), rank=0), "rank must be at least 1"),
+        (lambda: LowRankNormalEncoder(network(8), rank=0), "rank must be at least 1, got 0; use NormalEncoder"),
         (lambda: LowRankNormalEncoder(network(7))(torch.zeros(1, D)), r"must have Z \(2 \+ rank\)"),
         (lambda: FullCovarianceNormalEncoder(network(6))(torch.zeros(1, D)), r"must have Z \(Z \+ 3\) / 2"),
         (lambda: MixtureEncoder(network(9), num_components=0), "num_components must be at least 1"),

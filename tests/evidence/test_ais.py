@@ -72,7 +72,7 @@ class TestLinearGaussian:
         stated = estimate.std_error.square().mean().sqrt()
         assert 0.8 < (estimate.value - self.oracle.log_marginal(x)).std() / stated < 1.25
 
-    def test_one_temperature_is_importance_sampling(self):
+    def test_ais_with_one_temperature_is_importance_sampling(self):
         x, vae = self.oracle.data(5), self.oracle.vae(sd_factor=1.3)
         pyro.set_rng_seed(1)
         annealed = ais(vae.model, x, guide=vae.guide, num_particles=50, betas=torch.tensor([0.0, 1.0]))
@@ -80,7 +80,7 @@ class TestLinearGaussian:
         torch.testing.assert_close(exact.value, self.oracle.log_marginal(x), rtol=0, atol=1e-9)  # at rest all the way
         assert ((annealed.value - self.oracle.log_marginal(x)).abs() < 4 * annealed.std_error).all()
 
-    def test_more_temperatures_reduce_the_error(self):
+    def test_more_temperatures_reduce_the_error_of_ais(self):
         x, model = self.oracle.data(100), self.oracle.vae().model
         few, many = (ais(model, x, num_particles=10, betas=linear_schedule(t), **QUICK).std_error for t in (2, 40))
         assert few.mean() > 2 * many.mean()
@@ -123,7 +123,7 @@ class TestLinearGaussian:
             products = centred[:, i] * centred[:, j]
             assert abs(products.mean() - covariance[i, j]) < 4.5 * products.std() / 40_000**0.5
 
-    def test_masked_entries_are_integrated_out(self):
+    def test_ais_integrates_masked_entries_out(self):
         x, vae = self.oracle.data(100), self.oracle.vae()
         mask = torch.rand(100, 5) > 0.4
         mask[:, 0] = True
@@ -148,7 +148,7 @@ class TestLinearGaussian:
         assert estimate.value.dtype == torch.float64
         check(estimate, oracle.log_marginal(x), worst=0.3)
 
-    def test_covariates_reach_every_part(self):
+    def test_ais_passes_covariates_to_every_part(self):
         class Shifted(Prior):
             def forward(self, covariates=None):
                 return dist.Normal(covariates, 1.0).to_event(1)
@@ -180,7 +180,7 @@ class TestLinearGaussian:
             pytest.param("guide", "compiled", None, marks=[pytest.mark.compiles, pytest.mark.slow]),
         ],
     )
-    def test_recorded_gradients_give_the_same_estimate(self, monkeypatch, start, execution, chunk_size):
+    def test_ais_with_recorded_gradients_equals_eager_ais(self, monkeypatch, start, execution, chunk_size):
         calls = counted(monkeypatch, "record", "compile_graph")
         x, vae = self.oracle.data(5), self.oracle.vae(sd_factor=0.6)
         given = {"guide": {"guide": vae.guide}, "normal": {"start": normal_near(self.oracle, x)}}.get(start, {})
@@ -194,7 +194,7 @@ class TestLinearGaussian:
         # The preliminary run and the run itself, in each of the blocks.
         assert calls == (["record"] * 4 if execution == "recorded" else ["record", "compile_graph"] * 2)
 
-    def test_execution_follows_from_the_number_of_gradients(self):
+    def test_ais_chooses_its_execution_by_the_number_of_gradients(self):
         chosen = [execution_of(linear_schedule(count - 1), 10, 50) for count in (29, 30, 329, 330)]
         assert chosen == ["eager", "recorded", "recorded", "compiled"]
         assert execution_of(linear_schedule(5), 10, 50, "compiled") == "compiled"
@@ -217,7 +217,7 @@ class TestLinearGaussian:
             ais(model, x, **settings, execution="fast")
 
     @pytest.mark.parametrize("execution", ["eager", pytest.param("recorded", marks=pytest.mark.slow)])
-    def test_an_interrupted_run_resumes_to_the_same_numbers(self, tmp_path, monkeypatch, execution):
+    def test_an_interrupted_ais_run_resumes_to_the_same_numbers(self, tmp_path, monkeypatch, execution):
         monkeypatch.setattr(sys.modules["pyrovae.evidence.ais"], "_COMMIT_EVERY", 3)
         x, vae = self.oracle.data(5), self.oracle.vae(sd_factor=0.8)
         settings = {"guide": vae.guide, "num_particles": 4, "betas": linear_schedule(8), "chunk_size": 12, **QUICK}
@@ -297,7 +297,7 @@ def test_ais_agrees_with_quadrature(kind, start):
     check(estimate, exact, worst=0.2)
 
 
-def test_two_latent_sites_agree_with_quadrature():
+def test_ais_with_two_latent_sites_agrees_with_quadrature():
     pyro.set_rng_seed(3)
     vae = TwoLayerVAE(Blueprint(4, 1, network=_tanh), top_dim=1, hidden=[6]).double()
     with torch.no_grad():
@@ -325,7 +325,7 @@ def test_ais_is_accurate_for_hand_written_programs():
     assert all(p.grad is None for net in (hand.decoder, hand.encoder) for p in net.parameters())
 
 
-def test_modules_are_in_evaluation_mode_and_parameters_get_no_gradient():
+def test_ais_runs_modules_in_evaluation_mode_without_gradients_of_parameters():
     seen = []
 
     class Dropping(nn.Module):
@@ -345,7 +345,7 @@ def test_modules_are_in_evaluation_mode_and_parameters_get_no_gradient():
     assert all(p.grad is None and p.requires_grad for p in vae.parameters())
 
 
-def test_a_function_of_the_latent_space_can_be_the_start():
+def test_ais_can_start_from_a_function_of_the_latent_space():
     oracle = LinearGaussian()
     x, vae = oracle.data(50), oracle.vae(sd_factor=0.5)
     seen = []
@@ -404,12 +404,12 @@ class TestRefusals:
     @pytest.mark.parametrize(
         "betas", [[0, 0.5], [0.1, 1], [0, 0.6, 0.4, 1], [0, 0.5, 0.5, 1], [1.0], [[0.0, 1.0]], [0, torch.nan, 1]]
     )
-    def test_betas_that_do_not_increase_from_0_to_1_are_refused(self, betas):
+    def test_ais_refuses_betas_that_do_not_increase_from_0_to_1(self, betas):
         with pytest.raises(ValueError, match="betas must increase strictly from 0 to 1"):
             ais(self.oracle.vae().model, self.oracle.data(2), num_particles=2, betas=torch.tensor(betas))
 
     @pytest.mark.parametrize("name", ["num_particles", "num_leapfrog", "num_tuning", "chunk_size"])
-    def test_counts_below_one_are_refused(self, name):
+    def test_ais_refuses_counts_below_one_and_wrong_acceptance(self, name):
         settings = {"num_particles": 2, "betas": linear_schedule(2), name: 0}
         with pytest.raises(ValueError, match=f"{name} must be at least 1, got 0"):
             ais(self.oracle.vae().model, self.oracle.data(2), **settings)
@@ -418,17 +418,17 @@ class TestRefusals:
         with pytest.raises(ValueError, match="acceptance must lie between 0 and 1, got 1"):
             ais(self.oracle.vae().model, self.oracle.data(2), num_particles=2, betas=linear_schedule(2), acceptance=1)
 
-    def test_discrete_latents_are_refused(self):
+    def test_ais_refuses_discrete_latents(self):
         vae = VAE(CategoricalPrior(3), BernoulliLikelihood(MLP(3, 4)), CategoricalEncoder(MLP(4, 3)))
         with pytest.raises(ValueError, match=r"latents \['z'\] are discrete.*needs gradients"):
             ais(vae.model, torch.zeros(2, 4), num_particles=2, betas=linear_schedule(2))
 
-    def test_a_start_of_another_shape_is_refused(self):
+    def test_ais_refuses_a_start_of_another_shape(self):
         start = (torch.zeros(2, 3), torch.eye(3).expand(2, 3, 3))
         with pytest.raises(ValueError, match=r"expected \(2, 2\) and \(2, 2, 2\), for 2 data with 2 coordinates"):
             ais(self.oracle.vae().model, self.oracle.data(2), num_particles=2, betas=linear_schedule(2), start=start)
 
-    def test_data_outside_the_support_and_a_model_without_latents_are_refused(self):
+    def test_ais_refuses_data_outside_the_support_and_models_without_latents(self):
         vae = VAE(StandardNormalPrior(2), BernoulliLikelihood(MLP(2, 3)), NormalEncoder(MLP(3, 4)))
         x = torch.zeros(4, 3)
         x[1, 2] = 0.5
@@ -442,7 +442,7 @@ class TestRefusals:
         with pytest.raises(ValueError, match="the model has no latent site"):
             ais(model, x, num_particles=2, betas=linear_schedule(2))
 
-    def test_draws_from_a_missing_guide_are_refused(self):
+    def test_ais_refuses_to_start_from_a_missing_guide(self):
         space = LatentSpace(self.oracle.vae().model, None, self.oracle.data(2))
         with pytest.raises(ValueError, match="needs a guide, got None"):
             space.from_guide(3)

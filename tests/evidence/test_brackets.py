@@ -33,7 +33,7 @@ class TestBracket:
         torch.testing.assert_close(found.gap, found.upper - found.lower)
 
     @pytest.mark.parametrize("proposal", [GuideProposal(), None])
-    def test_importance_sampling_closes_under_a_hundredth_of_a_nat(self, proposal):
+    def test_the_bracket_of_importance_sampling_is_below_a_hundredth_of_a_nat(self, proposal):
         vae = self.oracle.vae(sd_factor=1.2)
         latents, x = self.simulated(vae, 300)
         found = bracket(vae.model, vae.guide, latents, x, num_particles=1000, chunk_size=40_000, proposal=proposal)
@@ -75,7 +75,7 @@ class TestBracket:
         assert len(slots.unique()) > 1  # any of these
 
     @pytest.mark.parametrize("start", ["prior", "guide", pytest.param("normal", marks=pytest.mark.slow)])
-    def test_bidirectional_annealing_closes(self, start):
+    def test_the_bracket_of_annealing_encloses_log_p_within_its_errors(self, start):
         vae = self.oracle.vae(sd_factor=0.6, shift=0.5)
         latents, x = self.simulated(vae, 150)
         guide = vae.guide if start == "guide" else None
@@ -99,7 +99,7 @@ class TestBracket:
         # Both ends are drawn apart: the error of the gap holds both, and either alone would make this 1.4.
         assert 0.8 < found.gap.std() / found.gap_error.square().mean().sqrt() < 1.2
 
-    def test_long_runs_are_recorded(self, monkeypatch):
+    def test_long_annealing_runs_of_bracket_are_recorded(self, monkeypatch):
         vae = self.oracle.vae(sd_factor=0.6)
         latents, x = self.simulated(vae, 4)
         replay, found, calls = sys.modules["pyrovae.execution.replay"], [], []
@@ -117,7 +117,9 @@ class TestBracket:
     def test_bracket_refuses_wrong_arguments(self):
         vae = self.oracle.vae(sd_factor=1.0)
         latents, x = self.simulated(vae, 4)
-        with pytest.raises(ValueError, match=r"latents are of sites \['y'\], but the model's are \['z'\]"):
+        with pytest.raises(
+            ValueError, match=r"latents are of sites \['y'\], but the model's are \['z'\]; give a tensor for each"
+        ):
             bracket(vae.model, vae.guide, {"y": latents["z"]}, x, num_particles=3)
         with pytest.raises(ValueError, match=r"latent 'z' has shape \(3, 2\); expected one for each of 4 data"):
             bracket(vae.model, vae.guide, {"z": latents["z"][:3]}, x, num_particles=3)

@@ -26,7 +26,7 @@ MORE = ("linear", "plane", "bernoulli", "student-t")
 
 
 @pytest.mark.parametrize("name", ["poisson", *(pytest.param(name, marks=pytest.mark.slow) for name in MORE)])
-def test_every_guides_interval_covers(name):
+def test_the_intervals_of_every_guide_cover_the_exact_log_p(name):
     # 500 pairs know a coverage of 0.95 to 0.0097: a right cell leaves the band of 4.2 of those in 3 of 100,000, once,
     # since the seed is fixed; one at 0.87, as the guide alone often has, stays in 3 of 1,000. The five cells of a
     # problem together, 2,500 pairs, know it to 0.0044: the band of 0.02 is 4.6 of those, and one at 0.91 stays in 4 of
@@ -43,7 +43,7 @@ def test_every_guides_interval_covers(name):
 
 
 @pytest.mark.slow
-def test_three_latents_with_heavy_tails_are_covered():
+def test_the_intervals_cover_log_p_for_three_latents_with_heavy_tails():
     # The hardest cell of the table: with the mode alone and three more places it is at 0.93, and k-hat finds nothing.
     problem = study.curved("poisson", "heavy", 3, 40)
     cell = study.measure(problem, "sd x 0.8", pairs=400, num_particles=1000)
@@ -51,14 +51,14 @@ def test_three_latents_with_heavy_tails_are_covered():
     assert cell.rmse < 0.06, cell
 
 
-def test_the_guide_alone_does_not_cover_where_it_is_too_narrow():
+def test_the_intervals_of_a_guide_that_is_too_narrow_do_not_cover_log_p():
     # What the study is to find: 0.82 and less, however small k-hat is.
     cell = study.measure(PROBLEMS["linear"](), "sd x 0.8", pairs=PAIRS, num_particles=1000, proposal="guide")
     assert cell.coverage < 0.9
 
 
 @pytest.mark.parametrize(("size", "num_data", "bound"), [(1, 60, 1e-9), (2, 30, 1e-4), (3, 3, 1e-3)])
-def test_more_points_change_no_exact_value(size, num_data, bound):
+def test_more_quadrature_points_do_not_change_the_exact_log_p(size, num_data, bound):
     # The hardest problem: rates reach hundreds, and posteriors are a hundred times narrower than p(z).
     made = []
     for rough_above in (math.inf, 0.005, 0.0):
@@ -68,7 +68,7 @@ def test_more_points_change_no_exact_value(size, num_data, bound):
     assert (made[1] - made[2]).abs().max() < bound
 
 
-def test_the_table_has_a_line_for_every_guide(monkeypatch, capsys):
+def test_the_coverage_script_prints_a_line_for_every_guide(monkeypatch, capsys):
     argv = ["coverage.py", "--only", "linear, D = 5", "--pairs", "40", "--num_data", "20", "--num_particles", "50"]
     monkeypatch.setattr(sys, "argv", argv)
     assert study.main() in (0, 1)  # 40 pairs say little
@@ -84,7 +84,7 @@ def test_the_table_has_a_line_for_every_guide(monkeypatch, capsys):
         (["--num_data", "50", "--pairs", "40"], "--num_data must be at most --pairs 40, got 50"),
     ],
 )
-def test_flags_without_effect_are_refused(monkeypatch, flags, message):
+def test_the_coverage_script_refuses_flags_without_effect(monkeypatch, flags, message):
     monkeypatch.setattr(sys, "argv", ["coverage.py", *flags])
     with pytest.raises(ValueError, match=message):
         study.main()

@@ -56,7 +56,7 @@ def test_evaluate_gives_the_default_estimate_and_the_published_protocol():
     assert made.guide.log_marginal.std_error.mean() > 2 * made.marginal.log_marginal.std_error.mean()
 
 
-def test_served_is_the_component_with_the_largest_weight():
+def test_an_estimate_records_for_each_datum_the_component_with_the_largest_weight():
     # The weights of datum 0 are the first component's, those of datum 1 the second's.
     log_w = torch.tensor([[0.0, -9.0], [0.0, -9.0], [-9.0, 0.0], [-9.0, 0.0]], dtype=torch.float64)
     which = torch.tensor([0, 0, 1, 1])
@@ -115,7 +115,7 @@ def test_the_target_error_is_reached_with_fewer_draws_than_the_maximum():
     assert [rung.num_particles for rung in made.marginal.ladder][:3] == [1, 10, 100]
 
 
-def test_joined_blocks_keep_the_rungs_that_all_have():
+def test_joining_estimates_keeps_the_rungs_that_all_have():
     _, x, vae = shifted()
     few = evaluate(vae.model, vae.guide, x, num_particles=30, proposal=GuideProposal()).guide
     many = evaluate(vae.model, vae.guide, x, num_particles=200, proposal=GuideProposal()).guide

@@ -56,7 +56,7 @@ def test_quadrature_finds_the_moments_of_a_narrow_posterior(latent_dim, scale):
     torch.testing.assert_close(made.loc, loc, rtol=0, atol=1e-3 * scale)
 
 
-def test_the_error_is_large_if_points_are_too_few():
+def test_the_quadrature_error_is_large_if_points_are_too_few():
     def model(x):  # as many modes as x = cos 8z has solutions, each a hundredth of the prior
         with pyro.plate("data", len(x), dim=-1):
             z = pyro.sample("z", dist.Normal(torch.zeros(2, dtype=F64), 1.0).to_event(1))
@@ -107,7 +107,7 @@ def test_heavy_tails_and_estimates_agree_with_quadrature():
     assert within(log_marginal(vae.model, vae.guide, x, num_particles=4000), made.value)
 
 
-def test_a_simplex_is_integrated_with_its_jacobian():
+def test_exact_log_marginal_includes_the_jacobian_of_a_simplex():
     # x|z ~ Bernoulli(z_0), z ~ Dirichlet(a, b): p(x = 1) = a / (a + b).
     def model(x):
         with pyro.plate("data", len(x), dim=-1):
@@ -148,7 +148,7 @@ def test_enumeration_sums_over_several_sites_and_one_hot_vectors():
         )
 
 
-def test_models_that_are_too_large_or_mixed_are_refused():
+def test_exact_log_marginal_refuses_models_that_are_too_large_or_mixed():
     def vae_of(size):
         return VAE(DirichletPrior(size), PoissonLikelihood(nn.Linear(size, 3)), NormalEncoder(MLP(3, 2 * (size - 1))))
 

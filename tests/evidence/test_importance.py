@@ -139,7 +139,7 @@ class _FixedDraws(nn.Module):
 
 @pytest.mark.parametrize("chunk_size", [1, 7, 64, 1000])
 @pytest.mark.parametrize("reverse", [False, True])
-def test_values_do_not_depend_on_chunks_or_order(chunk_size, reverse):
+def test_log_marginal_does_not_depend_on_chunks_or_the_order_of_data(chunk_size, reverse):
     oracle = LinearGaussian()
     x = oracle.data(9)
     draws = {round(float(row[0]), 9): torch.randn(50, 2, dtype=torch.float64) for row in x}
@@ -203,7 +203,7 @@ def test_evaluation_is_in_eval_mode_without_gradients_and_steps_nothing():
         torch.testing.assert_close(value, before[name], rtol=0, atol=0)
 
 
-def test_the_prior_is_whatever_the_model_says():
+def test_log_marginal_uses_the_prior_of_the_model():
     # Same likelihood and guide, another prior: the estimate follows, as the closed form says.
     class ShiftedPrior(Prior):
         def forward(self, covariates=None):
@@ -246,7 +246,7 @@ class _WideEncoder(nn.Module):
 
 
 @pytest.mark.parametrize("masked", ["entries", "data"])
-def test_masked_entries_are_integrated_out(masked):
+def test_log_marginal_integrates_masked_entries_out(masked):
     oracle = LinearGaussian()
     x, vae = oracle.data(12), oracle.vae(sd_factor=1.0)
     mask = torch.rand(12, 5) > 0.3 if masked == "entries" else torch.arange(12) % 3 > 0
@@ -262,7 +262,7 @@ def test_masked_entries_are_integrated_out(masked):
     assert torch.isfinite(log_marginal(vae.model, vae.guide, x, mask=mask, num_particles=2).value).all()
 
 
-def test_covariates_reach_every_part():
+def test_log_marginal_passes_covariates_to_every_part():
     class Shifted(Prior):
         def forward(self, covariates=None):
             return dist.Normal(covariates, 1.0).to_event(1)
@@ -291,7 +291,7 @@ def test_covariates_reach_every_part():
     assert torch.isfinite(log_marginal(vae.model, vae.guide, x, covariates=covariates, num_particles=3).value).all()
 
 
-def test_a_mask_in_both_programs_leaves_data_out():
+def test_log_weights_leave_out_data_masked_in_both_programs():
     oracle = LinearGaussian()
     x, vae = oracle.data(6), oracle.vae()
     mask = torch.arange(6) % 2 == 0
@@ -306,7 +306,7 @@ def test_a_program_can_replace_the_guide_as_proposal():
     torch.testing.assert_close(estimate.value, oracle.log_marginal(x), rtol=0, atol=1e-10)
 
 
-def test_the_elbos_standard_error_is_its_spread_over_runs():
+def test_the_standard_error_of_the_elbo_is_its_spread_over_runs():
     oracle = LinearGaussian()
     x, vae = oracle.data(3), oracle.vae(sd_factor=1.4)
     bounds = [evidence_lower_bound(vae.model, vae.guide, x, num_particles=25) for _ in range(400)]

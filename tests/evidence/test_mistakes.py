@@ -12,16 +12,16 @@ from pyrovae import VAE, BernoulliLikelihood, GuideProposal, NormalEncoder, Stan
 from pyrovae.evidence import evaluate
 
 CAUGHT = {
-    "the prior is taken for N(0, I)": "test_importance.py::test_the_prior_is_whatever_the_model_says",
-    "log K is not of the number drawn": "test_mistakes.py::test_k_is_what_was_drawn",
-    "minibatch means averaged without weights": "test_mistakes.py::test_every_datum_counts_once",
-    "only the last minibatch counted": "test_mistakes.py::test_every_datum_counts_once",
-    "fewer samples than the batch size ignored": "test_mistakes.py::test_k_is_what_was_drawn",
+    "the prior is taken for N(0, I)": "test_importance.py::test_log_marginal_uses_the_prior_of_the_model",
+    "log K is not of the number drawn": "test_mistakes.py::test_log_marginal_divides_by_the_draws_taken",
+    "minibatch means averaged without weights": "test_mistakes.py::test_evaluate_counts_every_datum_once",
+    "only the last minibatch counted": "test_mistakes.py::test_evaluate_counts_every_datum_once",
+    "fewer samples than the batch size ignored": "test_mistakes.py::test_log_marginal_divides_by_the_draws_taken",
     "weights of the wrong sign": "test_importance.py::test_log_marginal_is_within_four_standard_errors",
     "joint instead of per-datum log-mean-exp": "test_importance.py::test_weights_are_per_datum_not_joint",
     "a Gaussian constant missing from the ELBO": "test_importance.py::test_the_elbo_is_log_p_minus_the_kl",
-    "cross-entropy clamped at -100": "test_mistakes.py::test_a_bernoulli_goes_below_minus_100",
-    "a density at a transformed z": "test_proposals_exact.py::test_a_simplex_of_two_against_quadrature",
+    "cross-entropy clamped at -100": "test_mistakes.py::test_a_bernoulli_log_density_is_not_clamped_at_minus_100",
+    "a density at a transformed z": "test_proposals_exact.py::test_log_marginal_agrees_with_quadrature_on_a_simplex",
     "an evaluation that steps the optimizer": (
         "test_importance.py::test_evaluation_is_in_eval_mode_without_gradients_and_steps_nothing"
     ),
@@ -32,12 +32,12 @@ CAUGHT = {
     "static and dynamic binarisation compared": (
         "test_comparison.py::test_compare_refuses_runs_that_differ_in_data_or_protocol"
     ),
-    "pseudo-inputs under dropout": "test_priors.py::test_the_encoder_is_in_evaluation_mode_inside_the_prior_only",
+    "pseudo-inputs under dropout": "test_priors.py::test_a_vamp_prior_runs_its_encoder_in_evaluation_mode",
 }
 
 
 @pytest.mark.parametrize("mistake", CAUGHT)
-def test_there_is_a_test_for(mistake):
+def test_every_known_mistake_has_a_test(mistake):
     file, name = CAUGHT[mistake].split("::")
     tree = ast.parse(next(Path(__file__).parents[1].rglob(file)).read_text())
     assert name in {node.name for node in ast.walk(tree) if isinstance(node, ast.FunctionDef)}
@@ -61,7 +61,7 @@ def blind(logit=0.3):
 
 
 @pytest.mark.parametrize("num_particles", [1, 3, 60])
-def test_k_is_what_was_drawn(num_particles):
+def test_log_marginal_divides_by_the_draws_taken(num_particles):
     vae, x = blind(), torch.tensor([[0.0, 1.0]] * 10 + [[1.0, 1.0]])
     exact = vae.model.likelihood(torch.zeros(11, 1)).log_prob(x).double()
     for proposal in (GuideProposal(), None):
@@ -73,7 +73,7 @@ def test_k_is_what_was_drawn(num_particles):
         torch.testing.assert_close(made.value, exact, rtol=0, atol=tolerance)
 
 
-def test_every_datum_counts_once(monkeypatch):
+def test_evaluate_counts_every_datum_once(monkeypatch):
     # Blocks of 8, 8 and 1: a mean of block means would weigh the last datum eightfold.
     monkeypatch.setattr(pyrovae.evidence.evaluation, "BLOCK", 8)
     vae, x = blind(2.0), torch.tensor([[1.0, 0.0]] * 16 + [[0.0, 1.0]])
@@ -83,7 +83,7 @@ def test_every_datum_counts_once(monkeypatch):
     assert made["elbo"]["mean"] == pytest.approx(exact.mean().item(), abs=1e-6)
 
 
-def test_a_bernoulli_goes_below_minus_100():
+def test_a_bernoulli_log_density_is_not_clamped_at_minus_100():
     vae = blind(-250.0)
     made = log_marginal(vae.model, vae.guide, torch.tensor([[1.0, 1.0]]), num_particles=4, proposal=GuideProposal())
     assert made.value.item() == pytest.approx(-250.0, abs=1e-4)

@@ -291,7 +291,7 @@ class TestMixture:
         assert abs(means.mean() - 1) < 4 * means.std() / 60**0.5
         assert means.std() < 0.5
 
-    def test_the_stated_error_is_the_spread_over_runs(self):
+    def test_the_standard_error_of_a_mixture_proposal_is_its_spread_over_runs(self):
         oracle = LinearGaussian()
         x, vae = oracle.data(3).repeat(400, 1), oracle.vae(sd_factor=0.6, shift=1.0)
         shares = MixtureProposal((GuideProposal(), PriorProposal(), LaplaceProposal()), (0.5, 0.3, 0.2))
@@ -393,7 +393,7 @@ class TestHowMany:
             estimate = log_marginal(vae.model, vae.guide, x, num_particles=300, chunk_size=chunk_size)
             assert within(estimate, self.oracle.log_marginal(x))
 
-    def test_smoothed_weights_reduce_the_spread(self):
+    def test_pareto_smoothed_weights_reduce_the_spread_of_log_marginal(self):
         x, vae = self.oracle.data(300), self.oracle.vae(sd_factor=0.5)
         raw, smooth = (
             log_marginal(

@@ -73,14 +73,14 @@ PROPOSALS = {
 
 class TestAgainstExactValues:
     @pytest.mark.parametrize("name", PROPOSALS)
-    def test_every_proposal_on_a_linear_gaussian(self, name):
+    def test_every_proposal_gives_the_log_p_of_a_linear_gaussian(self, name):
         oracle = LinearGaussian()
         x, vae = oracle.data(10), oracle.vae(sd_factor=1.3)
         estimate = log_marginal(vae.model, vae.guide, x, num_particles=5000, proposal=PROPOSALS[name])
         assert within(estimate, oracle.log_marginal(x))
 
     @pytest.mark.parametrize("name", ["default", "widened t", "defensive", "prior"])
-    def test_a_simplex_of_two_against_quadrature(self, name):
+    def test_log_marginal_agrees_with_quadrature_on_a_simplex(self, name):
         encoder = ConstrainedEncoder(NormalEncoder(MLP(4, 2)), dist.constraints.simplex)
         vae = VAE(DirichletPrior(2, concentration=0.7), PoissonLikelihood(MLP(2, 4)), encoder)
         x = torch.poisson(torch.full((6, 4), 2.0))
@@ -93,7 +93,7 @@ class TestAgainstExactValues:
         assert within(estimate, exact)
 
     @pytest.mark.parametrize("direction", ["bottom-up", "top-down"])
-    def test_two_latent_sites_against_quadrature(self, direction):
+    def test_log_marginal_agrees_with_quadrature_over_two_latent_sites(self, direction):
         network = lambda inputs, outputs: MLP(inputs, outputs, hidden=[4], activation="tanh")  # noqa: E731
         blueprint = Blueprint(3, 1, 0, StandardNormalPrior, PoissonLikelihood, NormalEncoder, network, torch.rand(5, 3))
         vae = TwoLayerVAE(blueprint, top_dim=1, direction=direction, hidden=[4]).double()
@@ -137,7 +137,7 @@ class TestAgainstExactValues:
         assert covered > 0.7  # 0.8 with a standard error of 0.023: one start covers 0.4 of them
         assert (found.value - exact).mean() > -0.15
 
-    def test_a_hand_written_program_in_single_precision_under_no_grad(self):
+    def test_log_marginal_is_accurate_in_single_precision_under_no_grad(self):
         hand = HandWritten()
         x = torch.randn(10, 4)
         with torch.no_grad():
@@ -161,7 +161,7 @@ class TestAgainstExactValues:
         estimate = log_marginal(*masked, x, num_particles=3000)  # latents under a mask: guide and prior
         assert within(estimate, torch.where(rows, oracle.log_marginal(x), 0.0))
 
-    def test_covariates_enter_the_fit(self):
+    def test_covariates_enter_the_laplace_fit(self):
         oracle = LinearGaussian()
 
         def model(x, covariates):
@@ -177,7 +177,7 @@ class TestAgainstExactValues:
         estimate = log_marginal(model, guide, x, covariates=c, num_particles=2000, chunk_size=300)
         assert within(estimate, oracle.log_marginal(x - c @ oracle.weight.T))
 
-    def test_discrete_latents_use_guide_and_prior(self):
+    def test_the_default_proposal_of_discrete_latents_is_guide_and_prior(self):
         vae = VAE(CategoricalPrior(3), BernoulliLikelihood(MLP(3, 4)), CategoricalEncoder(MLP(4, 3))).double()
         x = torch.bernoulli(torch.full((6, 4), 0.5, dtype=F64))
         latents = torch.eye(3, dtype=F64).unsqueeze(1).expand(3, 6, 3)
@@ -220,7 +220,7 @@ class TestAgainstExactValues:
         assert ((component.loc + x.sqrt()).abs().amin(0) < 0.5).all()
         assert component.names == ("adapted Laplace t(5)",)
 
-    def test_rounds_need_all_modes(self):
+    def test_rounds_of_adaptation_need_all_modes(self):
         with pytest.raises(ValueError, match='needs modes="all"'):
             LaplaceProposal(rounds=1)
         with pytest.raises(ValueError, match="must be at least 0"):

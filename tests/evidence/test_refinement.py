@@ -27,7 +27,7 @@ from pyrovae import (
 class TestLinearGaussian:
     oracle = LinearGaussian(latent_dim=3)
 
-    def test_full_normals_are_the_posterior_and_the_guide_has_the_whole_gap(self):
+    def test_refined_full_normals_are_the_posterior_and_the_guide_has_the_whole_gap(self):
         x, vae = self.oracle.data(20), self.oracle.vae(sd_factor=0.7, shift=0.8)
         loc, covariance = self.oracle.posterior(x)
         exact = self.oracle.log_marginal(x)
@@ -45,7 +45,7 @@ class TestLinearGaussian:
         assert ((found.amortisation_gap - kl).abs() < 4 * found.amortisation_error + 1e-3).all()
         assert found.total_error.max() < 0.15 * kl.min()
 
-    def test_diagonal_normals_leave_the_gap_of_mean_field(self):
+    def test_refined_diagonal_normals_leave_the_gap_of_mean_field(self):
         # The best diagonal normal has the posterior's mean and variances 1 / Lambda_ii; it leaves
         # (sum_i log Lambda_ii - log det Lambda) / 2 (Bishop 2006, section 10.1.2).
         x, vae = self.oracle.data(20), self.oracle.vae(sd_factor=1.4, shift=-0.5)
@@ -102,7 +102,7 @@ def _decoder(latent_dim):
     return network
 
 
-def test_a_simplex_is_refined_in_its_coordinates():
+def test_refine_works_in_the_unconstrained_coordinates_of_a_simplex():
     vae = VAE(
         DirichletPrior(3, concentration=1.5), BernoulliLikelihood(_decoder(3)), NormalEncoder(MLP(5, 4, hidden=[]))
     ).double()
@@ -147,7 +147,7 @@ def test_refine_refuses_wrong_arguments(wrong, message):
         refine(vae.model, vae.guide, oracle.data(4), **{"log_p": torch.zeros(4), **wrong})
 
 
-def test_discrete_latents_are_refused():
+def test_refine_refuses_discrete_latents():
     vae = VAE(CategoricalPrior(3), BernoulliLikelihood(MLP(3, 4)), CategoricalEncoder(MLP(4, 3)))
     with pytest.raises(ValueError, match="are discrete"):
         refine(vae.model, vae.guide, torch.zeros(2, 4), log_p=torch.zeros(2))

@@ -86,7 +86,7 @@ def test_log_marginal_is_accurate_when_the_guide_is_very_narrow():
     assert z.abs().max() < 4.5
 
 
-def test_stopping_does_not_choose_among_the_draws_it_averages():
+def test_a_target_error_stops_by_other_draws_than_those_it_averages():
     # Stopped by the very draws it averages, the guide that is too narrow came out 0.04 nats low here, for its error is
     # small where its tail is missed; chosen by others, the bias is the bound's own, half the squared error.
     oracle = LinearGaussian(data_dim=16, latent_dim=6)
@@ -120,7 +120,7 @@ def test_a_proposal_that_is_no_object_is_refused(proposal):
         log_marginal(vae.model, vae.guide, oracle.data(3), num_particles=10, proposal=proposal)
 
 
-def test_single_precision_costs_less_than_a_thousandth_of_a_nat():
+def test_log_weights_in_single_precision_are_within_a_thousandth_of_a_nat():
     # 784 pixels, as in MNIST: the same latents weighed in both precisions.
     pyro.set_rng_seed(0)
     decoder, encoder = MLP(5, 784, hidden=[50]), MLP(784, 10, hidden=[50])

@@ -359,7 +359,7 @@ def test_estimates_that_cuda_cannot_capture_are_replayed_without_a_graph(gpu, mo
     torch.testing.assert_close(recorded, replayed, rtol=0, atol=0)
 
 
-def test_an_input_on_another_device_is_not_captured():
+def test_a_cuda_graph_refuses_an_input_on_another_device():
     """A graph would read its value only once, during the capture."""
     here, there = torch.ones(1), torch.ones(1, device="meta")
     for held, inputs in (([], [here, there]), ([there], [here])):

@@ -100,7 +100,7 @@ def test_a_recorded_run_trains_as_an_eager_run(device, execution):
     torch.testing.assert_close(*found, rtol=1e-4, atol=1e-5)
 
 
-def test_draws_on_the_cpu_are_new_at_every_step(device):
+def test_a_transform_draws_anew_on_the_cpu_at_every_step(device):
     """A CUDA graph would draw them once for all replays."""
 
     def thinned(x):

@@ -92,7 +92,7 @@ def test_recorded_log_marginal_of_other_parts_equals_the_eager_one(cell):
     torch.testing.assert_close(*estimates, rtol=1e-4, atol=1e-4)
 
 
-def test_the_next_block_uses_changed_parameters_and_data():
+def test_recorded_chunks_use_changed_parameters_and_data_in_the_next_block():
     torch.manual_seed(0)
     vae = VAE(StandardNormalPrior(2), BernoulliLikelihood(MLP(2, 6, hidden=[8])), NormalEncoder(MLP(6, 4, hidden=[8])))
     chunks = chunks_of(30, 10, 50, 100, "recorded")

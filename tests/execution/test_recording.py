@@ -180,7 +180,7 @@ def test_dropout_draws_anew_at_every_replay(x):
 
 
 @pytest.mark.parametrize("elbo", [Trace_ELBO, TraceMeanField_ELBO])
-def test_masks_are_recorded(x, elbo):
+def test_recorded_steps_with_masks_equal_eager_steps(x, elbo):
     mask = torch.rand(70, 6) < 0.7
     data = {"x": x.where(mask, torch.nan), "mask": mask}
     assert_trained_alike(*(trained(how, data, elbo=elbo()) for how in ("eager", "recorded")))
@@ -266,7 +266,7 @@ class Classes(nn.Module):
     ids=["once", "particles in turn", "particles at once"],
 )
 @pytest.mark.parametrize("masked", [False, True])
-def test_a_sum_over_classes_is_recorded(x, settings, masked):
+def test_recorded_steps_of_a_sum_over_classes_equal_eager_steps(x, settings, masked):
     elbo, data = TraceEnum_ELBO(max_plate_nesting=1, **settings), {"x": x, "mask": torch.rand(70) < 0.7}
     arguments = {"elbo": elbo, "kl_weight": LinearWarmup(4), "batch_size": 35}
     runs = [trained(how, data if masked else x, Classes, **arguments) for how in ("eager", "recorded")]
@@ -287,7 +287,7 @@ def test_programs_with_a_discrete_latent_are_recorded(x, program):
     assert runs[1][2][-1]["stepper"]["refused"] is None
 
 
-def test_a_class_of_probability_0_adds_nothing(x):
+def test_recorded_steps_stay_finite_if_a_class_has_probability_0(x):
     def make():
         pair = Classes()
         pair.shift = torch.tensor([0.0, -torch.inf, 0.0])
@@ -321,7 +321,7 @@ class Own(Trace_ELBO):
     [
         (partial(Pair, branching, NORMAL), Trace_ELBO(), r"value of a tensor.* in test_recording.py, line \d+"),
         (partial(Pair, selecting, NORMAL), Trace_ELBO(), "the output shape of aten.index.Tensor depends on"),
-        (make_vae, Own(), "but Own is not known to be one"),
+        (make_vae, Own(), "but Own is not known to be one; set its attribute recordable to True"),
         (partial(Classes, "sequential"), ENUMERATED, "enumerates all values of site 'y' in parallel"),
         (partial(Classes, "some"), ENUMERATED, "enumerates all values of site 'y' in parallel"),
         (partial(Classes, "model"), ENUMERATED, "enumerates all values of site 'y' in parallel"),
@@ -486,7 +486,7 @@ def test_log_marginal_runs_eagerly_if_the_guide_cannot_be_recorded(x):
     assert torch.equal(eager.value, found.value)
 
 
-def test_auto_depends_only_on_the_number_of_calls():
+def test_auto_execution_depends_only_on_the_number_of_calls():
     choose = partial(choose_execution, recorded_from=100, compiled_from=1000)
     assert [choose("auto", calls) for calls in (99, 100, 999, 1000)] == ["eager", "recorded", "recorded", "compiled"]
     assert [choose(how, 5) for how in ("eager", "recorded", "compiled")] == ["eager", "recorded", "compiled"]

@@ -94,14 +94,14 @@ def test_evaluations_of_several_processes_are_bit_identical_and_committed_by_ran
 
 @pytest.mark.parametrize("size", [1, 2, 3, 7])
 @pytest.mark.parametrize("total", [1, 5, 100])
-def test_shares_are_a_partition(size, total):
+def test_the_shares_of_the_workers_partition_the_rows(size, total):
     shares = [Workers(rank, size).share(total) for rank in range(size)]
     assert [row for share in shares for row in range(share.start, share.stop)] == list(range(total))
     counts = [share.stop - share.start for share in shares]
     assert max(counts) - min(counts) <= 1
 
 
-def test_an_empty_share_runs_on_one_row():
+def test_a_worker_with_an_empty_share_runs_on_one_row():
     assert Share(1, 0, 0).rows == slice(0, 1)
     assert Share(1, 0, 0).empty
 

@@ -116,7 +116,7 @@ def goodness_of_fit(name, p, draws):
     return torch.tensor(found)
 
 
-def test_every_likelihood_is_examined():
+def test_every_likelihood_of_the_library_is_in_these_tests():
     assert set(SPACES) == set(LIKELIHOODS) - {"multinomial"}
 
 
@@ -179,7 +179,7 @@ def test_values_outside_the_support_are_rejected(name):
             model.likelihood(torch.zeros(3, Z)).log_prob(bad)
 
 
-def test_a_multinomial_has_one_total():
+def test_a_multinomial_accepts_only_its_total_count_and_no_mask():
     likelihood = MultinomialLikelihood(MLP(Z, D), total_count=4)
     p = likelihood(torch.zeros(Z))
     rows = torch.tensor([[4.0, 0, 0, 0, 0, 0], [3, 0, 0, 0, 0, 0], [5, 0, 0, 0, 0, 0], [1.5, 2.5, 0, 0, 0, 0]])
@@ -191,7 +191,7 @@ def test_a_multinomial_has_one_total():
 
 @pytest.mark.parametrize("name", INDEPENDENT)
 @pytest.mark.parametrize("particles", [(), (3,)])
-def test_missing_entries_do_not_count(name, particles):
+def test_likelihoods_leave_out_missing_entries(name, particles):
     model = Model(StandardNormalPrior(Z), LIKELIHOODS[name]())
     x = model(size=4).detach()
     mask = torch.rand(4, D) < 0.6
@@ -357,7 +357,7 @@ def test_likelihoods_read_blocks_in_the_documented_order():
     torch.testing.assert_close(p.mean, torch.full((1, D), 3.0), atol=1e-4, rtol=0)
 
 
-def test_probabilities_and_densities_are_told_apart():
+def test_likelihoods_state_whether_they_are_probabilities_or_densities():
     for name, make in LIKELIHOODS.items():
         model = Model(StandardNormalPrior(Z), make())
         measure = "lebesgue" if name in CONTINUOUS else "counting"

@@ -158,7 +158,7 @@ def test_power_means_have_the_derivatives_and_baselines_of_autograd():
             torch.testing.assert_close(without_each(log_w, order)[k], power_mean(left, order).value)
 
 
-def test_without_each_is_exact_for_a_draw_that_dominates_the_others():
+def test_the_bound_without_a_dominating_draw_is_exact():
     log_w = torch.tensor([[0.0], [200.0], [-1.0]])
     expected = math.log((1 + math.exp(-1) + math.exp(-0.5)) / 3)
     assert without_each(log_w)[1].item() == pytest.approx(expected, rel=1e-5)
@@ -282,7 +282,7 @@ class TestRefusals:
         ("make", "message"),
         [
             (lambda: ImportanceWeightedELBO(0), "num_particles must be at least 1, got 0"),
-            (lambda: ImportanceWeightedELBO(1, "vimco"), 'at least 2 with gradient="vimco", got 1'),
+            (lambda: ImportanceWeightedELBO(1, "vimco"), 'at least 2 with gradient="vimco", got 1; draw more'),
             (lambda: ImportanceWeightedELBO(3, "reinforce"), "gradient must be one of pathwise, stl, dreg, vimco"),
             (lambda: RenyiELBO(math.nan), "alpha must not be NaN"),
             (lambda: RenyiELBO(-math.inf, 4, "dreg"), "needs a bound with second derivatives"),

@@ -317,20 +317,26 @@ class TestRefusals:
 
     def test_objectives_of_the_aggregate_posterior_refuse_invalid_batches(self, x):
         vae = make_vae()
-        with pytest.raises(ValueError, match=r"needs a batch of 2 to 20 data, got 30"):
+        with pytest.raises(ValueError, match=r"needs a batch of 2 to 20 data, got 30; change the batch size"):
             BetaTCELBO(20).loss(vae.model, vae.guide, x)
-        with pytest.raises(ValueError, match="InfoVAEELBO needs a batch of at least 2 data, got 1"):
+        with pytest.raises(
+            ValueError, match="InfoVAEELBO needs a batch of at least 2 data, got 1; change the batch size"
+        ):
             InfoVAEELBO().loss(vae.model, vae.guide, x[:1])
-        with pytest.raises(ValueError, match="FactorVAEELBO needs a batch of at least 2 data, got 1"):
+        with pytest.raises(
+            ValueError, match="FactorVAEELBO needs a batch of at least 2 data, got 1; change the batch size"
+        ):
             FactorVAEELBO(2).loss(vae.model, vae.guide, x[:1])
         with pytest.raises(ValueError, match="needs a latent of dimension 3, got 2"):
             FactorVAEELBO(3).loss(vae.model, vae.guide, x)
-        with pytest.raises(ValueError, match="DIPVAEELBO needs a batch of at least 2 data, got 1"):
+        with pytest.raises(
+            ValueError, match="DIPVAEELBO needs a batch of at least 2 data, got 1; change the batch size"
+        ):
             DIPVAEELBO().loss(vae.model, vae.guide, x[:1])
 
     def test_objectives_of_the_aggregate_posterior_refuse_invalid_latents(self, x):
         program = two_layers()
-        with pytest.raises(ValueError, match="need one latent, got 2: z1, z2"):
+        with pytest.raises(ValueError, match="need one latent, got 2: z1, z2; put all into one site"):
             InfoVAEELBO().loss(program.model, program.guide, x)
         encoder = FullCovarianceNormalEncoder(MLP(6, FullCovarianceNormalEncoder.num_outputs(2)))
         vae = VAE(StandardNormalPrior(2), BernoulliLikelihood(MLP(2, 6)), encoder)
@@ -345,5 +351,5 @@ class TestRefusals:
         with pytest.raises(ValueError, match="needs a guide with a covariance in closed form"):
             DIPVAEELBO().loss(vae.model, vae.guide, x)
         vae = VAE(CategoricalPrior(2), BernoulliLikelihood(MLP(2, 6)), CategoricalEncoder(MLP(6, 2)))
-        with pytest.raises(ValueError, match="must be an unmasked vector with reparameterised draws"):
+        with pytest.raises(ValueError, match="must be an unmasked vector with reparameterised draws; use an encoder"):
             InfoVAEELBO().loss(vae.model, vae.guide, x)

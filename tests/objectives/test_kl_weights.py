@@ -402,7 +402,7 @@ class TestRefusals:
             (lambda: KLConstraint(-1.0), "limit must be at least 0"),
             (lambda: KLConstraint(smoothing=1.0), "smoothing must be at least 0 and below 1"),
             (lambda: GECO(1.0, rate=0.0), "rate must be positive"),
-            (lambda: GECO(1.0, lowest=2.0), "must enclose the initial weight 1"),
+            (lambda: GECO(1.0, lowest=2.0), "must enclose the initial weight 1, got 2.0 and .*; give lowest"),
             (lambda: WeightedELBO(num_particles=0), "num_particles must be at least 1"),
         ],
     )

@@ -171,7 +171,7 @@ def _jacobian(y):
 
 class TestFlows:
     @pytest.mark.parametrize("validated", [True, False])
-    def test_importing_and_running_leave_validation_as_it_was(self, validated):
+    def test_flows_leave_the_validation_setting_of_torch_unchanged(self, validated):
         script = f"""
 import pyro, torch
 from torch.distributions import Distribution
@@ -267,7 +267,7 @@ class TestVampPrior:
         x.zero_()
         assert bool((prior.inputs != 0).any())
 
-    def test_the_encoder_is_in_evaluation_mode_inside_the_prior_only(self):
+    def test_a_vamp_prior_runs_its_encoder_in_evaluation_mode(self):
         encoder = NormalEncoder(Dropping())
         prior = attached(VampPrior(2, num_components=4), encoder)
         prior.train()
@@ -282,7 +282,7 @@ class TestVampPrior:
             prior.attach(encoder, torch.zeros(3, D + 1))()
         assert encoder.training
 
-    def test_gradients_reach_encoder_and_inputs(self):
+    def test_gradients_reach_the_encoder_and_inputs_of_a_vamp_prior(self):
         encoder = NormalEncoder(network(4))
         prior = attached(VampPrior(2, num_components=4, learn_weights=True), encoder)
         prior().log_prob(torch.randn(10, 2)).sum().backward()

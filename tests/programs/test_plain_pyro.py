@@ -30,7 +30,7 @@ def test_svi_of_plain_pyro_steps_a_vae(vae, x, elbo):
     assert sum(losses[-10:]) < sum(losses[:10])
 
 
-def test_elbo_module_with_a_torch_optimizer(vae, x):
+def test_a_torch_optimizer_trains_a_vae_through_pyros_elbo_module(vae, x):
     loss = Trace_ELBO()(vae.model, vae.guide)
     optimizer = torch.optim.Adam(loss.parameters(), lr=1e-2)
     before = {name: value.clone() for name, value in vae.state_dict().items()}
@@ -78,7 +78,7 @@ def test_nuts_on_z_finds_the_exact_posterior():
     assert ((z.mean(0) - loc).abs() < 0.5 * covariance.diagonal().sqrt()).all()
 
 
-def test_handlers_reach_the_sites_of_a_vae(vae, x):
+def test_pyros_handlers_trace_and_condition_the_sites_of_a_vae(vae, x):
     trace = poutine.trace(vae.model).get_trace(x)
     assert [n for n, s in trace.nodes.items() if s["type"] == "sample" and not n.startswith("data")] == ["z", "x"]
     fixed = poutine.condition(vae.model, data={"z": torch.zeros(20, 2)})

@@ -32,7 +32,7 @@ def guide(x, order=("high", "low"), distribution=NORMAL):
             pyro.sample(name, distribution)
 
 
-def test_programs_that_match_pass_every_check():
+def test_programs_that_fit_together_pass_the_checks_before_training():
     check_contract(model, guide, X)
     check_reparameterised(guide, X)
     check_site_order(model, guide, X)

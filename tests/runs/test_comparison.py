@@ -45,12 +45,12 @@ def test_compare_refuses_runs_that_differ_in_data_or_protocol(key):
     assert "other" in str(refusal.value)
 
 
-def test_other_test_rows_are_refused():
+def test_compare_refuses_runs_with_different_test_rows():
     with pytest.raises(ValueError, match="test rows differ"):
         compare([evaluated("a", [1.0, 2.0]), evaluated("b", [1.0, 2.0], rows=torch.tensor([1, 0]))])
 
 
-def test_the_error_over_runs_and_data_is_that_of_a_simulation():
+def test_the_standard_error_over_runs_and_data_agrees_with_a_simulation():
     # values[s, n] = run[s] + datum[n]; the error of the mean is known. 2,000 tables, so 10 % is six standard errors.
     runs, data = 0.5 * torch.randn(2000, 4, 1), 2 * torch.randn(2000, 1, 50)
     true = math.sqrt(0.25 / 4 + 4 / 50)
@@ -61,7 +61,7 @@ def test_the_error_over_runs_and_data_is_that_of_a_simulation():
 
 
 @pytest.mark.filterwarnings("ignore::UserWarning", "ignore::DeprecationWarning", "ignore::FutureWarning")
-def test_arviz_is_given_the_marginal():
+def test_arviz_sums_and_compares_the_exported_marginal_log_p():
     import arviz
 
     log_p = {"a": torch.randn(60, dtype=torch.float64) - 90}
@@ -104,7 +104,7 @@ def script(cwd, name, *arguments, check=True):
     return run(name, *arguments, cwd=cwd, check=check)
 
 
-def test_the_script_compares_and_draws(runs):
+def test_compare_prints_differences_and_writes_a_figure(runs):
     result = script(runs, "compare", "a", "b", "--figure", "differences.png")
     values = {name: Evaluated.of(runs / name).value.mean().item() for name in "ab"}
     assert f"{max(values.values()):.2f}" in result.stdout
@@ -112,7 +112,7 @@ def test_the_script_compares_and_draws(runs):
     assert (runs / "differences.png").read_bytes().startswith(b"\x89PNG")
 
 
-def test_the_script_refuses_in_one_line(runs, tmp_path):
+def test_compare_refuses_invalid_folders_in_one_line(runs, tmp_path):
     for arguments, message in (
         (["a", "c"], "not comparable: their data"),
         (["a"], "two different run folders or more"),
@@ -127,7 +127,7 @@ def test_the_script_refuses_in_one_line(runs, tmp_path):
 @pytest.mark.parametrize(
     ("key", "value", "named"), [("binarize", "static", "binarisation"), ("base_measure", "lebesgue", "base measure")]
 )
-def test_a_folder_of_another_binarisation_or_base_measure_is_refused(runs, tmp_path, key, value, named):
+def test_compare_refuses_a_run_with_another_binarisation_or_base_measure(runs, tmp_path, key, value, named):
     shutil.copytree(runs / "b", tmp_path / "b")
     summary = json.loads((tmp_path / "b/evaluation.json").read_text())
     assert summary[key] not in (None, value)
@@ -137,7 +137,7 @@ def test_a_folder_of_another_binarisation_or_base_measure_is_refused(runs, tmp_p
 
 
 @pytest.mark.slow  # CI trains a table by the script itself
-def test_swapping_trains_tabulates_and_goes_on(runs):
+def test_the_swap_script_trains_and_tabulates_combinations_and_resumes(runs):
     training = ["--data", "bits.npy", "--network.hidden", "[4]", "--latent_dim", "2", "--epochs", "2"]
     table = ["--out", "table", "--seeds", "[0,1]", "--only", "two-layer-program", "--num_particles", "20"]
     result = script(runs, "swap", *table, "--ladder", "[5,20]", "--", *training)
@@ -159,7 +159,7 @@ def test_swapping_trains_tabulates_and_goes_on(runs):
 
 
 @pytest.mark.slow
-def test_betas_are_a_dial(runs):
+def test_the_betas_script_finds_a_smaller_kl_for_a_larger_beta(runs):
     training = ["--data", "bits.npy", "--network.hidden", "[8]", "--latent_dim", "2", "--epochs", "40"]
     flags = ["--out", "dial", "--betas", "[4,0.1]", "--num_particles", "25", "--", *training, "--lr", "0.01"]
     result = script(runs, "betas", *flags)
@@ -173,14 +173,14 @@ def test_betas_are_a_dial(runs):
     assert script(runs, "betas", *flags).stdout == result.stdout  # all of it was there
 
 
-def test_a_beta_below_zero_is_refused(runs):
+def test_the_betas_script_refuses_a_beta_below_zero(runs):
     result = script(runs, "betas", "--out", "none", "--betas", "[-1]", check=False)
     assert result.returncode == 1
     assert "--betas" in result.stderr
     assert not (runs / "none").exists()
 
 
-def test_gains_are_paired_over_data_and_seeds():
+def test_the_bounds_script_pairs_differences_over_data_and_seeds():
     module = runpy.run_path(str(path_of("bounds")))
     datum, seed = torch.randn(500, dtype=torch.float64) * 5, torch.tensor([[0.3], [-0.3]], dtype=torch.float64)
     better = torch.tensor([[0.1], [0.2]], dtype=torch.float64)  # of each seed
@@ -207,7 +207,7 @@ def test_gains_are_paired_over_data_and_seeds():
     assert module["number"](None, ".2f") == "-"
 
 
-def test_gradients_are_measured_and_drawn(tmp_path):
+def test_the_gradients_script_measures_known_biases_and_writes_a_figure(tmp_path):
     flags = ["--out", "g.png", "--particles", "[8]", "--num_copies", "4000"]
     table = script(tmp_path, "gradients", *flags).stdout
     found = {name: row["8"] for name, row in json.loads((tmp_path / "g.json").read_text())["estimators"].items()}
@@ -223,7 +223,7 @@ def test_gradients_are_measured_and_drawn(tmp_path):
 
 
 @pytest.mark.slow  # five trainings
-def test_bounds_side_by_side(runs):
+def test_the_bounds_script_trains_each_objective_and_compares_their_bounds(runs):
     training = ["--data", "bits.npy", "--network.hidden", "[8]", "--latent_dim", "2", "--epochs", "3"]
     flags = [
         "--out",

@@ -13,7 +13,7 @@ import pyrovae.evidence.evaluation
 import pyrovae.runs.report
 
 
-def test_evaluate_writes_every_key(place, straight):
+def test_evaluation_json_has_every_key(place, straight):
     result = run("evaluate", straight, "--num_particles", 300, "--seed", 2, cwd=place)
     assert "k-hat > 0.7" in result.stdout
     summary = json.loads((straight / "evaluation.json").read_text())
@@ -55,7 +55,7 @@ def test_evaluate_writes_every_key(place, straight):
     assert summary["log_marginal"]["proposal"] == "guide"
 
 
-def test_sample_writes_both_grids(place, straight):
+def test_the_sample_script_writes_samples_and_reconstructions(place, straight):
     before = (straight / "samples.png").read_bytes()
     run("sample", straight, "--num_samples", 10, "--seed", 3, cwd=place)
     assert (straight / "samples.png").read_bytes() != before
@@ -97,7 +97,7 @@ def test_a_damaged_run_is_refused(straight, tmp_path, capsys, monkeypatch, name,
     assert len(err.strip().splitlines()) == 1
 
 
-def test_other_data_are_refused_at_evaluation(place, straight, capsys, monkeypatch):
+def test_evaluate_refuses_data_that_changed_since_training(place, straight, capsys, monkeypatch):
     bits = (place / "bits.npy").read_bytes()
     try:
         np.save(place / "bits.npy", 1 - np.load(place / "bits.npy"))
@@ -108,7 +108,7 @@ def test_other_data_are_refused_at_evaluation(place, straight, capsys, monkeypat
     assert "the data differ from those of" in err
 
 
-def test_an_interrupted_evaluation_goes_on_to_the_same_file(place, straight, monkeypatch, capsys):
+def test_an_interrupted_evaluation_resumes_to_the_same_evaluation_json(place, straight, monkeypatch, capsys):
     again = place / "interrupted"
     shutil.copytree(straight, again)
     flags = [again, "--num_particles", 40, "--split", "train", "--target_std_error", 0.5]

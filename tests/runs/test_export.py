@@ -76,7 +76,7 @@ def read(path: Path) -> xr.DataTree:
     return loaded
 
 
-def test_variables_lie_where_arviz_looks_for_them() -> None:
+def test_to_arviz_puts_each_variable_into_the_group_that_arviz_reads() -> None:
     tree, given = as_tree(export()), parts()
     draws = ("chain", "draw", "datum")
     expected = {
@@ -100,7 +100,7 @@ def test_variables_lie_where_arviz_looks_for_them() -> None:
     assert long_name == "log p(x, z, s) - log q(z, s | x)"
 
 
-def test_coordinates_name_the_rows_and_everything_is_described() -> None:
+def test_to_arviz_labels_data_by_their_rows_and_describes_every_variable() -> None:
     tree = as_tree(export())
     for group in tree.leaves:
         assert group["datum"].values.tolist() == [7, 2, 5]
@@ -113,7 +113,7 @@ def test_coordinates_name_the_rows_and_everything_is_described() -> None:
     assert counted["posterior"]["datum"].values.tolist() == [0, 1, 2]
 
 
-def test_the_root_says_whose_draws_these_are() -> None:
+def test_to_arviz_records_library_run_and_seed_in_the_root() -> None:
     attrs = as_tree(export()).attrs
     assert attrs["inference_library"] == "pyrovae"
     assert attrs["inference_library_version"]
@@ -123,7 +123,7 @@ def test_the_root_says_whose_draws_these_are() -> None:
     assert (attrs["run"], attrs["seed"]) == ("digits", 0)
 
 
-def test_what_is_not_given_is_left_out() -> None:
+def test_to_arviz_leaves_out_groups_that_are_not_given() -> None:
     tree = as_tree(to_arviz({"z": torch.zeros(2, 1, 3, 4)}, observed={"x": torch.zeros(1)}))
     assert set(tree.children) == {"posterior", "observed_data"}
     assert tree["posterior/z"].dims == ("chain", "draw", "datum", "z_dim_0", "z_dim_1")
@@ -131,17 +131,17 @@ def test_what_is_not_given_is_left_out() -> None:
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
-def test_half_precision_and_gradients_are_shed(dtype: torch.dtype) -> None:
+def test_to_arviz_converts_half_precision_tensors_with_gradients_to_float32(dtype: torch.dtype) -> None:
     z = torch.ones(K, N, dtype=dtype, requires_grad=True)
     assert as_tree(export(posterior={"z": z}))["posterior/z"].dtype == np.float32
 
 
-def test_draws_that_are_not_finite_are_kept() -> None:
+def test_to_arviz_keeps_draws_that_are_not_finite() -> None:
     tree = as_tree(export(posterior={"z": torch.full((K, N), torch.inf)}))
     assert np.isinf(tree["posterior/z"]).all()
 
 
-def test_the_import_of_arviz_advises_nothing(tmp_path: Path) -> None:
+def test_importing_arviz_through_to_arviz_emits_no_warning(tmp_path: Path) -> None:
     code = "import torch; from pyrovae.runs.export import to_arviz;to_arviz({'z': torch.zeros(1, 1)}, observed={})"
     command = [sys.executable, "-W", "error:::arviz", "-c", code]
     environment = {**os.environ, "XDG_CACHE_HOME": str(tmp_path)}  # where 0.23 keeps the day
@@ -149,7 +149,7 @@ def test_the_import_of_arviz_advises_nothing(tmp_path: Path) -> None:
     assert (done.returncode, done.stderr) == (0, "")
 
 
-def test_a_file_gives_back_what_was_written(tmp_path: Path) -> None:
+def test_a_netcdf_file_is_read_back_unchanged(tmp_path: Path) -> None:
     written, path = export(), tmp_path / "run.nc"
     write_netcdf(written, path)
     found = read(path)
@@ -195,7 +195,7 @@ for limit in 20_000, 1:
 """
 
 
-def test_a_full_disk_leaves_the_old_file(tmp_path: Path) -> None:
+def test_write_netcdf_leaves_the_old_file_on_a_full_disk(tmp_path: Path) -> None:
     path = tmp_path / "run.nc"
     path.write_text("old")
     command = [sys.executable, "-c", FULL_DISK, str(path)]
@@ -207,7 +207,7 @@ def test_a_full_disk_leaves_the_old_file(tmp_path: Path) -> None:
     assert os.listdir(tmp_path) == ["run.nc"]
 
 
-def test_a_missing_folder_is_named(tmp_path: Path) -> None:
+def test_write_netcdf_names_a_missing_folder(tmp_path: Path) -> None:
     path = tmp_path / "nowhere" / "run.nc"
     with pytest.raises(FileNotFoundError, match=f"cannot write {path}"):
         write_netcdf(export(), path)
@@ -260,6 +260,6 @@ REFUSED = {
 
 
 @pytest.mark.parametrize(("changes", "message"), REFUSED.values(), ids=REFUSED)
-def test_an_error_says_what_was_expected_and_what_came(changes: Any, message: str) -> None:
+def test_to_arviz_refuses_invalid_arguments(changes: Any, message: str) -> None:
     with pytest.raises(ValueError, match=message):
         export(**changes)

@@ -57,7 +57,7 @@ def test_read_state_refuses_a_flipped_bit(tmp_path, where):
         read_state(path)
 
 
-def test_a_truncated_state_is_refused(tmp_path):
+def test_read_state_refuses_a_truncated_file(tmp_path):
     path = tmp_path / "s.safetensors"
     write_state(path, STATE)
     path.write_bytes(path.read_bytes()[:-7])
@@ -68,12 +68,12 @@ def test_a_truncated_state_is_refused(tmp_path):
         read_state(path)
 
 
-def test_equal_tensors_make_equal_bytes_with_one_note():
+def test_write_state_writes_equal_tensors_as_equal_bytes_with_one_note():
     tensors = {"b": torch.ones(2), "a": torch.zeros(3)}
     assert tensors_to_bytes(tensors) == tensors_to_bytes(dict(reversed(tensors.items())))
 
 
-def test_tied_tensors_are_written(tmp_path):
+def test_write_state_writes_tied_tensors(tmp_path):
     tied = torch.randn(3)
     write_whole(tmp_path / "w.safetensors", tensors_to_bytes({"a": tied, "b": tied}))
     tensors, note = read_tensors(tmp_path / "w.safetensors")
@@ -90,7 +90,7 @@ def test_write_json_replaces_numbers_that_are_not_finite_by_null(tmp_path):
         read_json(tmp_path / "a.json")
 
 
-def test_a_full_disk_leaves_the_old_file(tmp_path):
+def test_write_whole_leaves_the_old_file_on_a_full_disk(tmp_path):
     script = f"""
 import resource, signal
 from pathlib import Path

@@ -152,7 +152,7 @@ def whats_there(folder):
 
 
 @pytest.mark.parametrize("flags", BAD_FLAGS)
-def test_bad_input_is_one_line(traps, capsys, monkeypatch, flags):
+def test_train_refuses_an_invalid_command_in_one_line_and_writes_nothing(traps, capsys, monkeypatch, flags):
     monkeypatch.chdir(traps)
     before = whats_there(traps)
     code, err = call(capsys, monkeypatch, "train", *flags.split())
@@ -182,7 +182,7 @@ OF_OTHER_SCRIPTS = {
 
 
 @pytest.mark.parametrize("command", OF_OTHER_SCRIPTS)
-def test_bad_input_of_other_scripts_is_one_line(traps, capsys, monkeypatch, command):
+def test_every_other_script_refuses_an_invalid_command_in_one_line(traps, capsys, monkeypatch, command):
     monkeypatch.chdir(traps)
     before = whats_there(traps)
     script, *arguments = command.split()
@@ -290,7 +290,7 @@ def test_options_of_a_part_with_arbitrary_arguments_are_left_to_the_part(traps, 
     (traps / "open_ended.py").unlink()
 
 
-def test_no_script_is_left_out():
+def test_every_script_is_run_by_a_test():
     text = "".join(file.read_text() for file in Path(__file__).parents[1].rglob("test_*.py"))
     for script in SCRIPTS.rglob("*.py"):
         if "run_script(main)" not in script.read_text():

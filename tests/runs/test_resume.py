@@ -15,7 +15,7 @@ import pyrovae.evidence.evaluation
 import pyrovae.runs.report
 
 
-def test_a_run_killed_again_and_again_is_the_run_that_was_not(place, straight):
+def test_a_run_killed_repeatedly_ends_as_an_uninterrupted_run(place, straight):
     arguments = ["--config", straight / "config.yaml", "--out", "killed"]
     killed = place / "killed"
     for stop_at in (2, 9):

@@ -138,7 +138,7 @@ def test_each_kind_of_model_is_trained_evaluated_sampled_and_loaded(place, scrip
     assert pyrovae.log_weights(vae.model, vae.guide, torch.zeros(4, 12), **kwargs).shape == (1, 4)
 
 
-def test_labels_of_digits(place, script):
+def test_a_run_with_the_labels_of_digits_is_trained_evaluated_and_sampled(place, script):
     script("train", *TINY, "--covariates", "labels", "--epochs", 1, "--out", "labels")
     script("evaluate", "labels", "--num_particles", 5)
     script("sample", "labels", "--num_samples", 20)
@@ -168,7 +168,7 @@ def test_evaluate_refuses_a_run_whose_covariates_changed(place, script, capsys, 
 # A user's program
 
 
-def test_a_users_program_is_imported_only_if_it_is_trusted(place):
+def test_a_run_with_an_own_program_opens_only_if_its_module_is_trusted(place):
     run("train", *BITS, *OWN, "--program.width", 4, "--out", "own", cwd=place)
     draws = posterior(place / "own")
     assert (draws["high"].shape[-1], draws["low"].shape[-1]) == (4, 2)
@@ -186,7 +186,7 @@ def test_a_users_program_is_imported_only_if_it_is_trusted(place):
     assert marker.exists()
 
 
-def test_a_users_program_is_loaded_and_resumed(place, script, monkeypatch):
+def test_a_run_with_an_own_program_is_loaded_and_resumed(place, script, monkeypatch):
     arguments = ["--data", "bits.npy", *TINY, *OWN, "--epochs", 3]
     script("train", *arguments, "--out", "straight")
     vae = pyrovae.load("straight", trust_imports=["ownmodels"])
@@ -214,7 +214,7 @@ def _interrupted(place, out, arguments, *with_resume):
 # Objectives and warm-up
 
 
-def test_bounds_of_many_draws_go_by_their_names(place, script):
+def test_train_builds_an_importance_weighted_bound_from_its_flags(place, script):
     flags = ["--elbo", "ImportanceWeightedELBO", "--elbo.num_particles", 7, "--elbo.gradient", "dreg"]
     script("train", "--data", "bits.npy", *TINY, *flags, "--epochs", 1, "--out", "bound")
     written = (place / "bound/config.yaml").read_text()
@@ -224,7 +224,7 @@ def test_bounds_of_many_draws_go_by_their_names(place, script):
     script("evaluate", "bound", "--num_particles", 5)
 
 
-def test_a_capacity_and_a_constraint_go_by_their_names(place, script):
+def test_train_builds_a_capacity_and_a_constraint_from_their_flags(place, script):
     capacity = ["--kl_weight", "Capacity", "--kl_weight.final", 25, "--kl_weight.epochs", 4]
     script("train", "--data", "bits.npy", *TINY, *capacity, "--epochs", 2, "--out", "capacity")
     rows = [json.loads(line) for line in lines(place / "capacity/metrics.jsonl")]
@@ -240,7 +240,7 @@ def test_a_capacity_and_a_constraint_go_by_their_names(place, script):
     assert (place / "geco2/weights.safetensors").read_bytes() == (place / "geco/weights.safetensors").read_bytes()
 
 
-def test_warm_up_is_recorded_and_resumed_to_the_bit(place, script):
+def test_a_run_with_warm_up_records_its_weight_and_resumes_bit_identically(place, script):
     warm = ["--kl_weight", "LinearWarmup", "--kl_weight.epochs", 1.5]
     arguments = ["--data", "bits.npy", *TINY, *warm, "--epochs", 5]
     script("train", *arguments, "--out", "warm")
@@ -301,7 +301,7 @@ BAD_FLAGS = {
 
 
 @pytest.mark.parametrize("flags", BAD_FLAGS)
-def test_bad_input_is_one_line(place, capsys, monkeypatch, flags):
+def test_train_refuses_invalid_flags_of_programs_and_objectives_in_one_line(place, capsys, monkeypatch, flags):
     monkeypatch.chdir(place)
     np.save(place / "short.npy", np.zeros(60))
     code, err = call(capsys, monkeypatch, "train", "--data", "bits.npy", *TINY, *flags.split(), "--out", "bad")
@@ -309,7 +309,7 @@ def test_bad_input_is_one_line(place, capsys, monkeypatch, flags):
     assert not (place / "bad").exists()
 
 
-def test_estimators_side_by_side(place, capsys, monkeypatch):
+def test_the_estimators_script_tabulates_every_estimator_and_resumes_from_its_file(place, capsys, monkeypatch):
     run("train", "--data", "digits", *TINY, "--epochs", 1, "--out", "side", cwd=place)
     flags = ["--num_data", 4, "--guide", "[20,30]", "--default", "[20]", "--ais_prior", "[]", "--ais_guide", "[]"]
     table = run("estimators", "side", *flags, "--ais_laplace", "[2]", "--out", "side.json", cwd=place).stdout
@@ -326,7 +326,7 @@ def test_estimators_side_by_side(place, capsys, monkeypatch):
     assert "another run, seed or number of data" in other.stderr
 
 
-def test_the_benchmark_takes_turns_and_keeps_its_numbers(place):
+def test_the_benchmark_script_times_every_way_and_writes_its_numbers(place):
     flags = [
         "--parts",
         "[floor,steps]",

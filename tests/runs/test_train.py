@@ -54,7 +54,7 @@ def test_the_run_folder_has_the_files_of_its_manifest_and_a_line_of_metrics_per_
     assert not [path for path in straight.iterdir() if path.read_bytes()[:2] == b"\x80\x04"]  # no pickle
 
 
-def test_the_weights_are_the_best_epochs(straight):
+def test_the_saved_weights_are_those_of_the_best_epoch(straight):
     rows = [json.loads(line) for line in lines(straight / "metrics.jsonl")]
     best = max(rows, key=lambda row: row["validation_elbo"])
     state = pyrovae.runs.read_state(straight / "checkpoint.safetensors")
@@ -65,7 +65,7 @@ def test_the_weights_are_the_best_epochs(straight):
     assert not vae.training
 
 
-def test_posterior_opens_in_arviz_and_has_names(straight):
+def test_posterior_nc_opens_in_arviz_with_named_dimensions(straight):
     import arviz
 
     tree = arviz.from_netcdf(straight / "posterior.nc")
@@ -85,7 +85,7 @@ def test_posterior_opens_in_arviz_and_has_names(straight):
     np.testing.assert_allclose(weights.numpy(), log_w.detach().numpy(), rtol=1e-4, atol=1e-4)
 
 
-def test_config_reproduces_the_run_to_the_bit(place, straight):
+def test_training_again_from_config_yaml_is_bit_identical(place, straight):
     config = straight / "config.yaml"
     run("train", "--config", config, "--out", "again", cwd=place)
     for name in ("weights.safetensors", "config.yaml", "posterior.nc", "evaluation.csv", "samples.png", "training.png"):
@@ -95,7 +95,7 @@ def test_config_reproduces_the_run_to_the_bit(place, straight):
     assert (place / "other/weights.safetensors").read_bytes() != (straight / "weights.safetensors").read_bytes()
 
 
-def test_own_arrays_own_prior_and_trust(place):
+def test_a_run_with_an_own_prior_opens_only_if_its_module_is_trusted(place):
     counts = ["--data", "both.npz:counts", "--likelihood", "BinomialLikelihood", "--likelihood.total_count", 8]
     own = ["--prior", "mymodule.StudentTPrior", "--prior.df", 3.5, "--epochs", 2, "--out", "own"]
     run("train", *counts, *TINY, *own, cwd=place)
@@ -112,7 +112,7 @@ def test_own_arrays_own_prior_and_trust(place):
         pyrovae.load(place / "own")
 
 
-def test_own_likelihood_and_encoder(place):
+def test_a_run_with_an_own_likelihood_and_encoder_is_trained_and_evaluated(place):
     own = ["--likelihood", "mymodule.CauchyLikelihood", "--likelihood.scale", 0.5, "--encoder", "mymodule.TiedEncoder"]
     run("train", "--data", "both.npz:reals", *own, *TINY, "--epochs", 1, "--out", "own-parts", cwd=place)
     run("evaluate", "own-parts", "--num_particles", 30, "--trust_imports", "mymodule", cwd=place)
@@ -124,7 +124,7 @@ def test_own_likelihood_and_encoder(place):
 
 
 @pytest.mark.parametrize("row", [3, 50])
-def test_the_row_of_a_value_outside_the_support_is_named(place, row):
+def test_train_names_the_row_of_a_value_outside_the_support(place, row):
     shares = np.full((60, 5), 0.5)
     shares[row, 2] = 1.0
     np.save(place / "shares.npy", shares)
@@ -136,7 +136,7 @@ def test_the_row_of_a_value_outside_the_support_is_named(place, row):
     assert not (place / "outside").exists()
 
 
-def test_densities_have_no_bits(place):
+def test_a_run_with_a_density_reports_no_bits_per_dim(place):
     arguments = ["--data", "both.npz:reals", "--likelihood", "NormalLikelihood", "--likelihood.scale", "dimension"]
     run("train", *arguments, *TINY, "--epochs", 2, "--out", "reals", cwd=place)
     summary = json.loads((place / "reals/evaluation.json").read_text())
@@ -145,7 +145,7 @@ def test_densities_have_no_bits(place):
 
 
 @pytest.mark.parametrize("binarize", ["dynamic", "static"])
-def test_mnist_from_a_folder(tmp_path, binarize):
+def test_train_reads_mnist_from_data_dir_under_every_binarisation(tmp_path, binarize):
     write_fake_mnist(tmp_path, 120, 20)
     network = ["--network", "ConvNet", "--network.channels", "[2,3]", "--latent_dim", 2]
     few = ["--num_particles", 5, "--proposal", "guide"]  # the default's curvature takes seconds here

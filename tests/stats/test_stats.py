@@ -86,7 +86,7 @@ def test_log_normal_weights_have_their_known_mean() -> None:
     assert abs(z.square().mean().sqrt() - 1) < 4.5 * 0.036
 
 
-def test_std_error_of_log_normal_weights() -> None:
+def test_log_mean_std_error_of_log_normal_weights_has_its_known_value() -> None:
     # sd(w) / E[w] = sqrt(exp(s^2) - 1) = 0.533 for s = 0.5. At K = 4e5 the relative sd of the
     # estimate is 0.0017 (over 100 seeds). False alarm: 5.9 sd, under 1e-7. Power: an error of 2 %
     # fails with probability over 0.9999.
@@ -95,7 +95,7 @@ def test_std_error_of_log_normal_weights() -> None:
     assert estimate.item() == pytest.approx(math.sqrt(math.expm1(0.25)), rel=0.01)
 
 
-def test_exact_values_of_a_few_weights() -> None:
+def test_the_reductions_of_a_few_weights_agree_with_values_by_hand() -> None:
     w = torch.tensor([[1.0, 3.0], [2.0, 0.0], [6.0, 0.0]], dtype=torch.float64)
     got = summarize_log_weights(w.log())
     # mean 3, variance (4 + 1 + 9) / 2 = 7; mean 1, variance (4 + 1 + 1) / 2 = 3
@@ -317,7 +317,7 @@ def test_reductions_keep_every_dim_but_the_first(reduction: Reduction, num_parti
     assert reduction(log_w[:, :0]).shape == (0, 3)
 
 
-def test_summary_is_the_four_reductions() -> None:
+def test_summarize_log_weights_returns_the_four_reductions() -> None:
     log_w = normal(100, 5)
     got = summarize_log_weights(log_w)
     assert isinstance(got, LogMarginal)
@@ -354,7 +354,7 @@ def test_reductions_reject_log_weights_without_particles(reduction: Reduction) -
 # Over data
 
 
-def test_mean_and_std_error() -> None:
+def test_mean_and_std_error_agree_with_values_by_hand() -> None:
     mean, std_error = mean_and_std_error(torch.tensor([1.0, 2.0, 3.0, 6.0]))
     assert (mean, std_error) == (3.0, pytest.approx(math.sqrt(14 / 3 / 4), rel=1e-14))
     mean, std_error = mean_and_std_error(torch.tensor([2.5]))
@@ -370,7 +370,7 @@ def test_mean_is_taken_in_float64() -> None:
     assert mean_and_std_error(values)[0] == 0.5
 
 
-def test_monte_carlo_std_error() -> None:
+def test_monte_carlo_std_error_combines_the_errors_of_independent_estimates() -> None:
     assert monte_carlo_std_error(torch.full((16,), 2.0)) == 0.5
     assert monte_carlo_std_error(torch.tensor([0.6, 0.8], dtype=torch.float64)) == pytest.approx(0.5, rel=1e-14)
     assert monte_carlo_std_error(torch.tensor([0.6, INF])) == INF
@@ -383,7 +383,7 @@ def test_means_reject_empty_data() -> None:
         monte_carlo_std_error(torch.zeros(0))
 
 
-def test_bits_per_dim() -> None:
+def test_bits_per_dim_divides_nats_by_the_dimension_and_log_2() -> None:
     got = bits_per_dim(torch.tensor([-math.log(8), math.log(2)]), 3)
     assert got.dtype == torch.float64
     torch.testing.assert_close(got, torch.tensor([1.0, -1 / 3]).double(), rtol=1e-6, atol=0)
@@ -392,7 +392,7 @@ def test_bits_per_dim() -> None:
         bits_per_dim(0.0, 0)
 
 
-def test_strata_leave_out_the_variance_between_them():
+def test_log_mean_std_error_leaves_out_the_variance_between_strata():
     # Two components that always give 1 and 3: the numbers of draws are fixed, so the mean does not vary.
     log_w = torch.tensor([1.0, 3.0]).repeat(50).log().unsqueeze(1)
     component = torch.arange(100) % 2

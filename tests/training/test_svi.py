@@ -371,7 +371,7 @@ class TestRefusals:
         assert not commits
 
     @pytest.mark.parametrize("name", ["epochs", "batch_size", "patience"])
-    def test_counts_below_one_are_refused(self, x, name):
+    def test_fit_refuses_counts_below_one(self, x, name):
         vae = make_vae()
         arguments = {"epochs": 1, "validation": x, name: 0}
         with pytest.raises(ValueError, match=f"{name} must be at least 1, got 0"):
@@ -436,12 +436,12 @@ class TestRefusals:
             (MLP(3, 6), MLP(6, 6), "latent of the prior has shape .2,.*shape .2, 70, 3."),
         ],
     )
-    def test_networks_of_other_sizes_are_refused(self, x, decoder, encoder, message):
+    def test_log_weights_refuse_networks_of_other_sizes(self, x, decoder, encoder, message):
         vae = VAE(StandardNormalPrior(2), BernoulliLikelihood(decoder), NormalEncoder(encoder))
         with pytest.raises(ValueError, match=message):
             log_weights(vae.model, vae.guide, x, num_particles=2)
 
-    def test_the_state_of_another_model_is_refused(self, x):
+    def test_fit_refuses_the_state_of_another_model(self, x):
         states = []
         vae = make_vae()
         fit(vae.model, vae.guide, x, elbo=Trace_ELBO(), epochs=1, commit=states.append)

@@ -17,7 +17,7 @@ from pyro import poutine
 from torch import Tensor
 
 from pyrovae.densities.arguments import is_per_datum, num_data, take
-from pyrovae.densities.data_plate import Plates, find_data_plate, plates_of
+from pyrovae.densities.data_plate import find_data_plate, plates_of
 from pyrovae.densities.modules import evaluating, modules_of
 from pyrovae.densities.rng import isolated_rng
 from pyrovae.densities.streamed import Streamed
@@ -61,11 +61,11 @@ def vectorize(
         ValueError: If a site lies outside the plate over the data or carries a scale, or if the log density of a datum
             depends on other data, or on random numbers outside the sample sites.
     """
-    if isinstance(model, VectorizedProgram):
-        assert guide is None or isinstance(guide, VectorizedProgram)
+    if isinstance(model, VectorizedProgram) and (guide is None or isinstance(guide, VectorizedProgram)):
         return model, guide
     programs = {"model": model} | ({} if guide is None else {"guide": guide})
-    memory, key, state = _memory_of(model), _key(programs, args, kwargs, plate), _state(programs)
+    programs = {name: p.program if isinstance(p, VectorizedProgram) else p for name, p in programs.items()}
+    memory, key, state = _memory_of(programs["model"]), _key(programs, args, kwargs, plate), _state(programs)
     known = None if memory is None else memory.get(key)
     if known is not None and known[0] == state:
         found = known[1]
@@ -135,6 +135,10 @@ class _Found(NamedTuple):
     divisible: bool
 
 
+class _NotPerDatumError(ValueError):
+    """The programs have no density per datum."""
+
+
 class _Draws(NamedTuple):
     """Latents and log densities of some data.
 
@@ -173,12 +177,22 @@ class _Check:
         self.divisible = True
 
     def result(self) -> _Found:
-        """Find the way: with particles, else with repeated rows.
+        """Find the way on some of the data, or on all if the programs do not run on some.
 
         Raises:
             ValueError: As `vectorize`.
         """
-        plates = self._plates()
+        try:
+            return self._result()
+        except _NotPerDatumError:
+            raise
+        except Exception:
+            self.divisible, self.rows = False, self.size
+            return self._result()
+
+    def _result(self) -> _Found:
+        """Find the way: with particles, else with repeated rows."""
+        plates = plates_of(self.programs, *self._rows())
         self.depth = max([1, *(-dim for found in plates.values() for dim in found)])
         self.data_dim = find_data_plate(plates, self.rows, self.plate)
         single = self._single_draws()
@@ -188,19 +202,10 @@ class _Check:
                 if how == "tiled":
                     _warn_of_tiles()
                 return self._found(how)
-        raise ValueError(self._reason(single, rounding[-1]))
+        raise _NotPerDatumError(self._reason(single, rounding[-1]))
 
     def _found(self, how: How) -> _Found:
         return _Found(how, self.depth, self.data_dim, self.divisible)
-
-    def _plates(self) -> Plates:
-        """Run both programs on the rows of the check, or on all data if they run on no others; list plates by site."""
-        if self.rows < self.size:
-            try:
-                return plates_of(self.programs, *self._rows())
-            except Exception:
-                self.divisible, self.rows = False, self.size
-        return plates_of(self.programs, *self._rows())
 
     def _rows(self) -> Arguments:
         return take(self.args, self.kwargs, slice(0, self.rows))
@@ -228,15 +233,12 @@ class _Check:
     def _single_draws(self) -> _Draws:
         """Draw two latents per datum without particles: one for all data at once, one for two parts of the data."""
         together = self._draws("tiled", self._rows())
-        if not self.divisible or self.rows < 2:
-            apart = self._draws("tiled", self._rows())
+        if self.divisible and self.rows > 1:
+            apart = _side_by_side(
+                *(self._draws("tiled", take(self.args, self.kwargs, rows)) for rows in _halves(self.rows))
+            )
         else:
-            try:
-                parts = [self._draws("tiled", take(self.args, self.kwargs, rows)) for rows in _halves(self.rows)]
-            except Exception:
-                self.divisible, self.rows = False, self.size
-                return self._single_draws()
-            apart = _side_by_side(*parts)
+            apart = self._draws("tiled", self._rows())
         guide = None if together.guide is None else torch.cat([together.guide, apart.guide])  # type: ignore[list-item]
         return _Draws(stack_latents(together.latents, apart.latents), torch.cat([together.model, apart.model]), guide)
 

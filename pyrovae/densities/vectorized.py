@@ -77,8 +77,9 @@ class VectorizedProgram:
             stack.enter_context(_Substitute(layout, latents or {}))
             if layout.particle_dim is not None:
                 stack.enter_context(pyro.plate(PARTICLE_PLATE, num_particles, dim=layout.particle_dim))
-            raw = poutine.trace(self).get_trace(*args, **kwargs)
-        return ParticleTrace(raw, layout, self.name)
+            tracer = stack.enter_context(poutine.trace())  # its call would append a table of shapes to errors
+            self(*args, **kwargs)
+        return ParticleTrace(tracer.trace, layout, self.name)
 
 
 class _Substitute(Messenger):

@@ -11,7 +11,16 @@ import pyro
 import torch
 from torch import Tensor
 
-from pyrovae.densities import Program, check_support, check_weights, evaluating, num_data, take
+from pyrovae.densities import (
+    Program,
+    VectorizedProgram,
+    check_support,
+    check_weights,
+    evaluating,
+    num_data,
+    take,
+    vectorize,
+)
 from pyrovae.evidence.latent_space import LatentSpace
 
 DEFAULT_CHUNK_SIZE = 8192
@@ -30,8 +39,8 @@ class DataBlock:
         first: Index of the first datum in the full data set, for error messages.
     """
 
-    model: Program
-    guide: Program | None
+    model: VectorizedProgram
+    guide: VectorizedProgram | None
     rows: slice
     args: tuple[Any, ...]
     kwargs: dict[str, Any]
@@ -73,7 +82,9 @@ def data_blocks(
     Raises:
         SupportError: If a datum lies outside the support.
     """
+    model, guide = vectorize(model, guide, args, kwargs)
     size = num_data(args, kwargs)
+    at_once = at_once if model.divisible else size
     for start in range(num_done * at_once, size, at_once):
         rows = slice(start, min(start + at_once, size))
         block = DataBlock(model, guide, rows, *take(args, kwargs, rows), first=first + start)

@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from pyrovae.densities import Program, log_weights, nonfinite_sites, num_data
+from pyrovae.densities import Program, log_weights, nonfinite_sites, num_data, vectorize_pair
 from pyrovae.evidence.blocks import (
     DEFAULT_CHUNK_SIZE,
     DataBlock,
@@ -322,7 +322,9 @@ class _WeightSampler:
         self.proposal = "program"
         if isinstance(proposal, GuideProposal):
             self.program, self.names, self.proposal = block.guide, (proposal.name,), proposal.name
-        if self.program is None:
+        if self.program is not None:
+            self.pair = vectorize_pair(block.model, self.program, block.args, block.kwargs)
+        else:
             chosen = default_proposal(block.space) if proposal is None else proposal
             assert isinstance(chosen, Proposal)
             self.component = chosen.adapt(block.space, chunk_size=chunk_size)
@@ -353,7 +355,7 @@ class _WeightSampler:
         if self.program is None:
             return self.component.log_weights(num_particles)
         args, kwargs = self.block.args, self.block.kwargs
-        function = partial(_log_weights, self.block.model, self.program, num_particles)
+        function = partial(_log_weights, *self.pair, num_particles)
         log_w = self.chunks("log w", function, (num_particles, num_data(args, kwargs)), {}, args, kwargs)[0]
         assert log_w is not None
         return log_w, torch.zeros(len(log_w), dtype=torch.long)

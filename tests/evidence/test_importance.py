@@ -125,10 +125,12 @@ class _FixedDraws(nn.Module):
         scale = 1.3 * covariance.diagonal().sqrt()
         with pyro.plate("data", len(x), dim=-1):
             q = dist.Normal(loc, scale).to_event(1)
-            outer = pyro.poutine.runtime._PYRO_STACK[0]
-            if not isinstance(outer, pyro.plate):  # run alone, to look at supports: no draw is used up
+            stack = pyro.poutine.runtime._PYRO_STACK
+            plates = [handler for handler in stack if isinstance(handler, pyro.plate) and handler.dim == -2]
+            checks = any(isinstance(handler, pyro.poutine.block_messenger.BlockMessenger) for handler in stack)
+            if checks or not plates:  # a check of the program or of supports: no draw is used up
                 return pyro.sample("z", q)
-            particles = outer.size
+            particles = plates[0].size
             keys = [round(float(row[0]), 9) for row in x]
             start = self.next.get(keys[0], 0)
             for key in keys:

@@ -92,7 +92,7 @@ FLAGS = (
     Flag("run", "resume", str | None, None,
          "run folder to resume; --trust_imports and --data_dir may be added (default: none)"),
     Flag("run", "trust_imports", list[str], [],
-         "modules that --config or --resume may import"),
+         "modules that --config or --resume may import", may_be_empty=True),
     Flag("help", "help_parts", str | None, None,
          "list the parts of a kind, such as prior (default: of all kinds)"),
 )

@@ -14,7 +14,7 @@ from torch import Tensor
 from pyrovae.runs.flags import TYPES
 from pyrovae.runs.parser import flags_and_values
 from pyrovae.runs.registry import BASES, full_part, known_parts, part_class
-from pyrovae.runs.words import closest, either, expected, fits, in_words, near, shown
+from pyrovae.runs.words import closest, either, expected, fits, in_words, is_plain, near, shown
 
 # The first lines of Pyro's docstrings do not tell its objectives apart.
 _PYRO_SUMMARIES = {
@@ -169,8 +169,13 @@ def _check_option(kind: str, part: type | None, option: str, value: str | None, 
     hint, see = options[name].type, f"see --{kind}.help {part.__name__ if part else ''}"
     if value is None:
         raise ValueError(f"{flag} needs a value: {in_words(hint)}; {see}")
+    if name != option and is_plain(hint):
+        raise ValueError(f"{flag}: --{kind}.{name} has no options; give its value alone, as in --{kind}.{name} VALUE")
     if name == option and "a network" in in_words(hint) and "." not in value and value != "null":
-        raise ValueError(f"{flag} {value}: expected a network as module.Class, such as pyrovae.MLP; {see}")
+        raise ValueError(
+            f"{flag} {value}: expected a network as module.Class, then its arguments, as in {flag} pyrovae.MLP "
+            f"{flag}.in_features 3 {flag}.out_features 4; {see}"
+        )
     if name == option and not fits(hint, value):
         raise ValueError(f"{flag} {value}: {expected(hint, value)}; {see}")
 

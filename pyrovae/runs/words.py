@@ -108,7 +108,7 @@ def fits(hint: Any, value: Any) -> bool:
 
     Values of types other than texts, numbers, choices and lists of these are left to jsonargparse.
     """
-    if not _is_plain(hint):
+    if not is_plain(hint):
         return True
     parser = ArgumentParser(exit_on_error=False)
     parser.add_argument("--value", type=hint)
@@ -129,6 +129,11 @@ def expected(hint: Any, value: Any) -> str:
     return f"expected {in_words(hint)}{f'; did you mean {likely[0]}?' if likely else ''}"
 
 
+def is_list(hint: Any) -> bool:
+    """Whether all values of a type are lists of any length."""
+    return get_origin(hint) in (list, Sequence)
+
+
 def _choices(hint: Any) -> tuple[Any, ...]:
     return get_args(hint) if get_origin(hint) is Literal else ()
 
@@ -137,8 +142,9 @@ def _plural(said: str) -> str:
     return re.sub(r"^an? (whole number|number|text)", r"\1s", said)
 
 
-def _is_plain(hint: Any) -> bool:
+def is_plain(hint: Any) -> bool:
+    """Whether a type is made of texts, numbers, choices and lists of these."""
     if hint in _WORDS or get_origin(hint) is Literal:
         return True
     containers = (Union, UnionType, list, Sequence, tuple)
-    return get_origin(hint) in containers and all(_is_plain(argument) for argument in get_args(hint))
+    return get_origin(hint) in containers and all(is_plain(argument) for argument in get_args(hint))

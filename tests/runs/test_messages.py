@@ -8,9 +8,10 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from script_helpers import SCRIPTS, assert_refused, call, help_of
 
-from pyrovae.runs import parse_training
+from pyrovae.runs import find_device, parse_training
 
 BAD_FLAGS = {
     "--prior MixturPrior": "did you mean MixturePrior",
@@ -75,7 +76,7 @@ BAD_FLAGS = {
     "--prior MixturePrior --prior.num_components": "--prior.num_components needs a value: a whole number",
     "--prior MixturePrior --prior.num_components x": "x: expected a whole number; see --prior.help MixturePrior",
     "--prior.init_args 3": "expected {NAME: VALUE}; or give each option as --prior.NAME VALUE",
-    "--prior ConditionalNormalPrior --prior.network MLP": "expected a network as module.Class, such as pyrovae.MLP",
+    "--prior ConditionalNormalPrior --prior.network MLP": "then its arguments, as in --prior.network pyrovae.MLP",
     "--prior FlowPrior --prior.kind naf": "--prior.kind naf: expected nsf or maf; did you mean nsf?",
     "--likelihood NormalLikelihood --likelihood.scale x": "expected a number, or global, dimension or network",
     "--optimizer.betas 3": "--optimizer.betas 3: expected a list of 2 numbers",
@@ -110,6 +111,34 @@ BAD_FLAGS = {
     "--config option.yaml": "option.yaml: prior.num_component: MixturePrior has no such option",
     "--help_parts priors": "--help_parts priors: no such kind of parts; did you mean prior or program?",
     "--prior.help MixturPrior": "did you mean MixturePrior",
+    "--epochs.x 3": "--epochs.x: --epochs has no options; give its value alone, as in --epochs VALUE",
+    "--lr.help": "--lr.help: --lr has no options",
+    "--network.hidden.x 3": "--network.hidden.x: --network.hidden has no options",
+    "--device meta": "--device meta is not available (",
+    "--config straight": "straight is a folder; give a file, such as straight/config.yaml",
+    "--config=": "--config is an empty text; expected config.yaml to start from",
+    "--resume=": "--resume is an empty text; expected run folder to resume",
+    "--out=": "--out is an empty text; expected new run folder",
+    "--out bits.npy/x": "--out bits.npy/x cannot be written (a file has the name of a folder); choose another",
+    "--out /proc/x": "--out /proc/x cannot be written (No such file or directory); choose another folder",
+    "--out deep/er/run --optimizer SGD --lr 1e30": "lower the learning rate",
+    "--network TransposedConvNet": "TransposedConvNet is a decoder; use --network ConvNet",
+    "--network pyrovae.RecurrentDecoder": "RecurrentDecoder is a decoder; use --network RecurrentNet",
+    "--network pyrovae.nn.ResidualTransposedConvNet": "is a decoder; use --network ResidualConvNet",
+    "--network torch.nn.Linear": "Linear is no subclass of pyrovae.Network; derive it, or use a part that --help_parts",
+    "--optimizer Adam --optimizer.betas [2,3]": "--optimizer Adam cannot take a step with these options: Invalid beta",
+    "--optimizer ASGD --optimizer.foreach true --optimizer.differentiable true": "see --optimizer.help ASGD",
+    "--optimizer SGD --optimizer.nesterov true": "Nesterov momentum requires a momentum and zero dampening; see",
+    "--elbo TraceEnum_ELBO": "no latent is enumerated; use --elbo Trace_ELBO",
+    "--prior CategoricalPrior": "a distribution of one-hot vectors, but NormalEncoder is one of real vectors",
+    "--encoder MixtureEncoder --encoder.num_components 0": "error: num_components must be at least 1, got 0",
+    "--data both.npz:counts --likelihood CategoricalLikelihood --likelihood.num_classes 2": "numbers from 0 to 1;",
+    "--data both.npz:counts --likelihood CategoricalLikelihood --likelihood.num_classes 0": "num_classes must be at",
+    "--latent_dim 1000000000000": "error: this machine is out of memory; lower the numbers of data",
+    "--prior ConditionalNormalPrior --prior.network pyrovae.MLP": "--prior.network pyrovae.MLP needs "
+    "--prior.network.in_features and --prior.network.out_features; give them",
+    "--prior ConditionalNormalPrior --prior.network pyrovae.MLP --prior.network.in_features x": "--prior.network."
+    "in_features x: expected a whole number",
 }
 
 
@@ -147,8 +176,8 @@ def traps(place, straight):
 
 
 def whats_there(folder):
-    passing = {"__pycache__", "runs", "mymodule.imported"}
-    return sorted(path for path in folder.rglob("*") if not passing & {*path.parts} or path.parent.name == "runs")
+    passing = {"__pycache__", "mymodule.imported"}
+    return sorted(path for path in folder.rglob("*") if not passing & {*path.parts})
 
 
 @pytest.mark.parametrize("flags", BAD_FLAGS)
@@ -175,7 +204,24 @@ OF_OTHER_SCRIPTS = {
     "estimators straight --guide 20": "--guide 20: expected a list of whole numbers, at least 1, as in [20,10]",
     "benchmark --parts [floor,sampler]": "expected a list of floor, growth, steps, sampling or processes",
     "swap --out new --seeds [-1]": "expected a list of whole numbers from 0 to 4294967295, as in [0,1]",
-    "swap --out new --seeds []": "--seeds []: needs at least one seed",
+    "swap --out new --seeds []": "--seeds []: the list is empty; give at least one value",
+    "swap --out new --seeds [0,0]": "--seeds [0,0]: 0 is given twice; give each value once",
+    "swap --out= --seeds [0]": "--out is an empty text; expected folder of the runs",
+    "bounds --out new --draws []": "--draws []: the list is empty",
+    "bounds --out new --seeds [1,1]": "--seeds [1,1]: 1 is given twice",
+    "gradients --out new.png --particles []": "--particles []: the list is empty",
+    "gradients --out nosuch/new.png": "--out nosuch/new.png: no such folder nosuch; make it, or choose another",
+    "betas --out new --betas []": "--betas []: the list is empty",
+    "benchmark --parts []": "--parts []: the list is empty",
+    "benchmark --device gpu": "--device gpu: no such device; use --device auto, cpu, cuda or cuda:0",
+    "benchmark --json nosuch/new.json": "--json nosuch/new.json: no such folder nosuch",
+    "benchmark --rounds 1": "--rounds must be at least 2, got 1",
+    "compare straight straight/../straight": "two different run folders or more are needed",
+    "compare straight other --figure nosuch/x.png": "--figure nosuch/x.png: no such folder nosuch",
+    "compare straight other --figure taken": "--figure taken is a folder; give the name of a file",
+    "evaluate straight --split.x 3": "--split.x: --split has no options",
+    "evaluate straight --data_dir=": "--data_dir is an empty text",
+    "sample straight --num_samples 1000000000": "this machine is out of memory; lower the numbers of data, draws",
     "swap --out new --ladder [0]": "expected a list of whole numbers, at least 1",
     "swap --out new --only flow": "did you mean flow-prior",
 }
@@ -190,6 +236,41 @@ def test_bad_input_of_other_scripts_is_one_line(traps, capsys, monkeypatch, comm
     assert_refused(script, code, err, OF_OTHER_SCRIPTS[command])
     assert len(err.strip().splitlines()) == 1
     assert whats_there(traps) == before
+
+
+def test_an_empty_name_of_a_run_is_refused(capsys, monkeypatch):
+    code, err = call(capsys, monkeypatch, "evaluate", "")
+    assert_refused("evaluate", code, err, "RUN is an empty text; expected run folder of train.py")
+
+
+def test_a_target_of_the_standard_error_needs_two_draws(traps, capsys, monkeypatch):
+    monkeypatch.chdir(traps)
+    code, err = call(capsys, monkeypatch, "evaluate", "straight", "--num_particles", 1, "--target_std_error", 0.1)
+    assert_refused("evaluate", code, err, "target_std_error needs num_particles of at least 2, got 1")
+
+
+def test_a_device_without_a_backend_is_refused_without_the_list_of_the_others(capsys, monkeypatch):
+    def zeros(*args, **kwargs):
+        raise NotImplementedError("Could not run 'aten::empty.memory_format' ... 'MPS' is only available for ... CPU")
+
+    monkeypatch.setattr(torch, "zeros", zeros)
+    with pytest.raises(ValueError, match=r"^--device mps is not available \(this PyTorch is built without it\); use"):
+        find_device("mps")
+
+
+STUDIES = {
+    "swap": "training of standard-0 failed: --epochs 0: expected a whole number, at least 1",
+    "bounds": "training of VAE-1-0 failed: --epochs 0",
+    "betas": "training of beta-0.1 failed: --epochs 0",
+}
+
+
+@pytest.mark.parametrize("script", STUDIES)
+def test_a_study_leaves_no_folder_if_its_training_is_refused(traps, capsys, monkeypatch, script):
+    monkeypatch.chdir(traps)
+    code, err = call(capsys, monkeypatch, script, "--out", "table/new", "--", "--epochs", 0)
+    assert_refused(script, code, err, STUDIES[script])
+    assert not (traps / "table").exists()
 
 
 SCRIPT_NAMES = sorted(file.stem for file in SCRIPTS.rglob("*.py") if "run_script(main)" in file.read_text())

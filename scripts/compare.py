@@ -21,7 +21,7 @@ def main() -> int:
     """Print the table, and write the figure."""
     parser = make_parser(prog="compare.py", description=__doc__)
     parser.add_argument("runs", type=str, nargs="+", help="run folders of train.py, two or more")
-    parser.add_argument("--figure", type=str | None, default=None, help="PNG file of the figure (default: none)")
+    parser.add_argument("--figure", type=str | None, default=None, help="PNG file of the figure (default: null)")
     args = parse_flags(parser, sys.argv[1:])
     check_writable("--figure", args.figure)
     if len({Path(run).resolve() for run in args.runs}) < max(2, len(args.runs)):

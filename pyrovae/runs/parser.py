@@ -16,6 +16,7 @@ from pyrovae.runs.words import (
     is_list,
     is_plain,
     names,
+    row,
     shown,
     without_null,
 )
@@ -81,12 +82,12 @@ class Parser(ArgumentParser):
             for flag in self.flags.values():
                 if flag.group == group:
                     name = flag.name.upper() if flag.name in self.positional else f"--{flag.name}"
-                    lines.append(f"  {name:{width}}{self._described(flag)}")
+                    lines.append(row(name, self._described(flag), width))
         return "\n".join([*lines, *(["", self.epilog] if self.epilog else [])]) + "\n"
 
     def _described(self, flag: Flag) -> str:
         text, _, default = flag.help.partition(" (default: ")
-        words = _said(flag.type if flag.default is not None else without_null(flag.type)).removeprefix("a ")
+        words = _said(flag.type).removeprefix("a ") or ("or null" if without_null(flag.type) != flag.type else "")
         details = [words] if words else []
         if default or flag.default is not None:
             details.append(f"default: {default.removesuffix(')') or shown(flag.default)}")

@@ -118,7 +118,7 @@ def benchmark_parser() -> ArgumentParser:
     )
     add("--threads", type=PositiveInt | None, default=None, help="CPU threads (default: torch's choice)")
     add("--device", type=str, default="cpu", help="cpu, cuda, ...")
-    add("--json", type=str | None, default=None, help="file for all numbers")
+    add("--json", type=str | None, default=None, help="file for all numbers (default: null)")
     return parser
 
 

@@ -12,6 +12,8 @@ import torch
 from script_helpers import SCRIPTS, assert_refused, call, help_of
 
 from pyrovae.runs import find_device, parse_training
+from pyrovae.runs.options import options_text, parts_text
+from pyrovae.runs.registry import BASES, known_parts
 
 BAD_FLAGS = {
     "--prior MixturPrior": "did you mean MixturePrior",
@@ -293,27 +295,33 @@ def test_every_flag_names_itself_if_it_is_misspelled_or_has_no_value(tmp_path, c
     assert not list(tmp_path.iterdir())
 
 
+def unwrapped(text):
+    return re.sub(r"\n {10,}", " ", text)
+
+
 @pytest.mark.parametrize("script", SCRIPT_NAMES)
 def test_help_fits_on_one_screen_and_has_no_typing_expression(capsys, monkeypatch, script):
     text = help_of(capsys, monkeypatch, script)
     assert len(text.splitlines()) <= 90
+    assert max(map(len, text.splitlines())) <= 120
+    for line in re.findall(r"^  --.*", unwrapped(text), re.MULTILINE):
+        assert re.search(r"default: \S|required\)$", line), line
     assert not re.search(r"PositiveInt|Literal|Optional|Callable|Union|class_path|\| ?null|\bNone\b", text)
     if script == "train":
         groups = re.findall(r"^(\w+):$", text, re.MULTILINE)
         assert groups == ["data", "model", "objective", "optimisation", "evaluation", "run", "help"]
-        assert max(map(len, text.splitlines())) <= 120
-        lines = re.findall(r"^  --.*", text, re.MULTILINE)
-        assert all("default: " in line for line in lines)
+        assert "c: labels (one-hot), PATH.npy or PATH.npz:key, a row per datum (or null; default: null)" in text
+        assert "CPU threads (whole number, at least 1, or null; default: 1 for small batches" in text
         assert "python scripts/train.py --resume" in text
 
 
 def printed(capsys, monkeypatch, *arguments):
-    """What train.py prints before it exits with code 0."""
+    """What train.py prints before it exits with code 0, its long lines unwrapped."""
     monkeypatch.setattr(sys, "argv", ["train.py", *arguments])
     with pytest.raises(SystemExit) as stop:
         runpy.run_path(str(SCRIPTS / "train.py"), run_name="__main__")
     assert not stop.value.code
-    return capsys.readouterr().out
+    return unwrapped(capsys.readouterr().out)
 
 
 def test_help_parts_lists_each_part_with_a_line_and_no_base_class(capsys, monkeypatch):
@@ -342,7 +350,7 @@ def test_help_parts_lists_each_part_with_a_line_and_no_base_class(capsys, monkey
 def test_help_of_a_part_lists_its_options_in_words(capsys, monkeypatch):
     text = printed(capsys, monkeypatch, "--prior.help", "ConditionalNormalPrior")
     assert re.search(r"--prior.num_covariates +\w.* \(a whole number; default: 1\)", text)
-    assert re.search(r"--prior.network .*\(a network or null; default: null\)", text)
+    assert re.search(r"--prior.network .*; null for an `MLP` \(a network or null; default: null\)", text)
     assert len(text.splitlines()) == 4  # and no list of torch.nn
     assert "latent_dim" not in text  # which the script gives
     text = printed(capsys, monkeypatch, "--likelihood.help=BinomialLikelihood")
@@ -350,7 +358,27 @@ def test_help_of_a_part_lists_its_options_in_words(capsys, monkeypatch):
     assert "no options" in printed(capsys, monkeypatch, "--prior.help", "StandardNormalPrior")
     text = printed(capsys, monkeypatch, "--optimizer.help", "Adam")
     assert re.search(r"--optimizer.weight_decay .*\(a number; default: 0\)", text)
-    assert "--optimizer.lr" not in text
+    assert not {"lr", "differentiable"} & set(re.findall(r"--optimizer.(\w+)", text))
+    assert re.search(r"--optimizer.betas +coefficients used", text)  # described on the line below its name
+    text = printed(capsys, monkeypatch, "--elbo.help", "Trace_ELBO")
+    options = ["num_particles", "max_plate_nesting", "vectorize_particles", "strict_enumeration_warning"]
+    assert re.findall(r"--elbo\.(\w+) +[A-Z]", text) == options
+    text = printed(capsys, monkeypatch, "--prior.help", "FlowPrior")
+    assert "Transforms of the flow: nsf (splines) or maf (affine) (default: nsf)" in text
+
+
+@pytest.mark.parametrize("kind", BASES)
+def test_help_of_every_part_has_short_lines_without_markup_and_pythons_words(kind):
+    for name in known_parts(kind):
+        text = options_text(kind, name)
+        assert max(map(len, text.splitlines())) <= 120
+        assert not re.search(r"\b(None|True|False)\b|``|`_|:\w+:`", text), text
+    assert max(map(len, parts_text(kind).splitlines())) <= 120
+
+
+def test_null_is_no_path_of_a_configuration_or_a_run():
+    config = parse_training(["--config", "null", "--resume", "null", "--epochs", "3"])
+    assert (config.config, config.resume, config.epochs) == (None, None, 3)
 
 
 def test_values_that_begin_with_a_dash_need_no_equals_sign():

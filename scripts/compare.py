@@ -12,7 +12,7 @@ import sys
 from pathlib import Path
 
 from pyrovae.plots import to_png
-from pyrovae.runs import make_parser, parse_flags, run_script, write_whole
+from pyrovae.runs import check_writable, make_parser, parse_flags, run_script, write_whole
 from pyrovae.runs.comparison import Evaluated, compare, plot_comparison
 from pyrovae.runs.tables import aligned
 
@@ -21,9 +21,10 @@ def main() -> int:
     """Print the table, and write the figure."""
     parser = make_parser(prog="compare.py", description=__doc__)
     parser.add_argument("runs", type=str, nargs="+", help="run folders of train.py, two or more")
-    parser.add_argument("--figure", type=str | None, default=None, help="PNG file of the figure (default: none)")
+    parser.add_argument("--figure", type=str | None, default=None, help="PNG file of the figure (default: null)")
     args = parse_flags(parser, sys.argv[1:])
-    if len(set(args.runs)) < max(2, len(args.runs)):
+    check_writable("--figure", args.figure)
+    if len({Path(run).resolve() for run in args.runs}) < max(2, len(args.runs)):
         raise ValueError(f"two different run folders or more are needed, got {' '.join(args.runs)}; give each once")
 
     runs = [Evaluated.of(path) for path in args.runs]

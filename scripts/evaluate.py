@@ -31,7 +31,7 @@ def main() -> int:
         "--target_std_error",
         type=PositiveFloat | None,
         default=None,
-        help="standard error of log p(x) that suffices, in nats (default: none)",
+        help="standard error of log p(x) that suffices, in nats (default: null)",
     )
     parser.add_argument("--split", type=Literal["train", "validation", "test"], default="test", help="data to evaluate")
     parser.add_argument(

@@ -27,9 +27,11 @@ from pyrovae.runs import (
     build_objective,
     build_vae,
     check_contract,
+    check_enumeration,
     check_reparameterised,
     check_site_order,
     finishing_steps,
+    needs_enumeration,
     needs_mean_field,
     parse_training,
     resolve,
@@ -81,7 +83,7 @@ def train_and_evaluate(flags: Namespace, workers: Workers) -> int:
     if not flags.resume:
         check_programs(config, data, vae)
         check_values(data, vae, config.device)
-        run = Run(workers.from_first(lambda: Run.create(flags.out, config, data).path))
+        run = workers.from_first(lambda: Run.create(flags.out, config, data))
     print(f"{run.path}: {len(data.train):,} training data, {config.device}", flush=True)
     with finishing_steps() as stopper:
         try:
@@ -125,6 +127,8 @@ def check_programs(config: Namespace, data: Data, vae: ProgramPair) -> None:
     if needs_mean_field(config):
         check_reparameterised(vae.guide, x, **conditions)
         check_site_order(vae.model, vae.guide, x, **conditions)
+    if needs_enumeration(config):
+        check_enumeration(vae.model, vae.guide, x, **conditions)
 
 
 def check_values(data: Data, vae: ProgramPair, device: str) -> None:

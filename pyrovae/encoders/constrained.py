@@ -58,10 +58,18 @@ def constrain_encoder(encoder: nn.Module, support: constraints.Constraint) -> nn
     if _is_real(own) and not support.is_discrete:
         return ConstrainedEncoder(encoder, support)
     raise ValueError(
-        f"the prior needs an encoder with support {support}, but {type(encoder).__name__} has {own} and cannot be "
-        "mapped to it; use an encoder with the prior's support (CategoricalEncoder for CategoricalPrior), or another "
-        "prior"
+        f"the prior is a distribution of {_in_words(support)}, but {type(encoder).__name__} is one of {_in_words(own)} "
+        "and cannot be mapped to it; use an encoder with the prior's support (CategoricalEncoder for "
+        "CategoricalPrior), or another prior"
     )
+
+
+def _in_words(support: constraints.Constraint) -> str:
+    words = {"Real": "real vectors", "OneHot": "one-hot vectors", "Simplex": "points of the simplex"}
+    while isinstance(support, constraints.independent):
+        support = support.base_constraint
+    name = type(support).__name__.strip("_")
+    return words.get(name, f"values in {name}")
 
 
 def _is_real(support: constraints.Constraint) -> bool:

@@ -107,8 +107,9 @@ def log_marginal(
         LogMarginal of value, std_error, ess and khat, each with shape (N,), in nats, float64.
 
     Raises:
-        ValueError: If num_particles or chunk_size is below 1, target_std_error is not positive, data lie outside the
-            support, a weight is NaN or unbounded, or a program breaks the contract of `log_weights`.
+        ValueError: If num_particles or chunk_size is below 1, target_std_error is not positive or num_particles is then
+            below 2, data lie outside the support, a weight is NaN or unbounded, or a program breaks the contract of
+            `log_weights`.
     """
     blocks = []
     for block in log_weight_blocks(
@@ -237,6 +238,10 @@ def log_weight_blocks(
     chunk_size = chunk_size or DEFAULT_CHUNK_SIZE
     if target_std_error is not None and not 0 < target_std_error < math.inf:
         raise ValueError(f"target_std_error must be above 0 nats, got {target_std_error}; give 0.01, for example")
+    if target_std_error is not None and num_particles < 2:
+        raise ValueError(
+            f"target_std_error needs num_particles of at least 2, got {num_particles}; one draw has no standard error"
+        )
     at_once, particles_at_once = _chunk_shape(size, num_particles, chunk_size)
     for block in data_blocks(model, guide, args, kwargs, at_once, first=first, skip_support_check=skip_support_check):
         with evaluation_mode(model, guide):

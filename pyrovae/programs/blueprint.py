@@ -86,10 +86,9 @@ class Blueprint:
 
     def make_likelihood(self, latent_dim: int | None = None, num_covariates: int | None = None) -> Likelihood:
         """Make p(x|z), or p(x|z,c), for latents of size `latent_dim`; None for Z, and for C covariates."""
-        part, arguments = _class_and_arguments(self.likelihood)
         size = self.latent_dim if latent_dim is None else latent_dim
         size += self.num_covariates if num_covariates is None else num_covariates
-        network = _mirrored(self.network)(size, part.num_outputs(self.num_dims, **arguments))
+        network = _mirrored(self.network)(size, _num_outputs(self.likelihood, self.num_dims))
         likelihood = self.likelihood(network)
         if self.output_bias == "data":
             _start_at_means(likelihood, self.data)
@@ -97,10 +96,9 @@ class Blueprint:
 
     def make_encoder(self, latent_dim: int | None = None, num_covariates: int | None = None) -> Encoder:
         """Make q(z|x), or q(z|x,c), for latents of size `latent_dim`; None for Z, and for C covariates."""
-        part, arguments = _class_and_arguments(self.encoder)
         network, _ = _class_and_arguments(self.network)
         count = self.num_covariates if num_covariates is None else num_covariates
-        outputs = part.num_outputs(self.latent_dim if latent_dim is None else latent_dim, **arguments)
+        outputs = _num_outputs(self.encoder, self.latent_dim if latent_dim is None else latent_dim)
         standardize = Standardize.from_data(self.data, count)
         if count and getattr(network, "structured", False):
             head = MLP(_FEATURES + count, outputs, hidden=[_FEATURES])
@@ -111,8 +109,7 @@ class Blueprint:
 
     def make_upper_encoder(self, num_inputs: int, latent_dim: int, hidden: Sequence[int]) -> Encoder:
         """Make an encoder from an unordered vector, such as a lower layer's latents, with an `MLP`."""
-        part, arguments = _class_and_arguments(self.encoder)
-        return self.encoder(MLP(num_inputs, part.num_outputs(latent_dim, **arguments), hidden=hidden))
+        return self.encoder(MLP(num_inputs, _num_outputs(self.encoder, latent_dim), hidden=hidden))
 
 
 @dataclass(frozen=True)
@@ -140,6 +137,15 @@ def _class_and_arguments(maker: Callable[..., Any]) -> tuple[Any, dict[str, Any]
     if isinstance(maker, functools.partial):
         return maker.func, dict(maker.keywords)
     return maker, {}
+
+
+def _num_outputs(maker: Callable[..., Any], size: int) -> int:
+    """Return the number of outputs that the network of a likelihood or an encoder needs."""
+    part, arguments = _class_and_arguments(maker)
+    outputs: int = part.num_outputs(size, **arguments)
+    if outputs < 1:  # let the part refuse its arguments before the network refuses its size
+        maker(nn.Identity())
+    return outputs
 
 
 def _mirrored(maker: Callable[..., Any]) -> Callable[..., Any]:

@@ -10,13 +10,15 @@ from pyrovae.runs.build import (
     build_objective,
     build_vae,
     check_contract,
+    check_enumeration,
     check_reparameterised,
     check_site_order,
+    needs_enumeration,
     needs_mean_field,
 )
 from pyrovae.runs.cli import Stopper, finishing_steps, run_script
 from pyrovae.runs.export import to_arviz
-from pyrovae.runs.files import read_json, read_state, write_json, write_state, write_whole
+from pyrovae.runs.files import check_writable, read_json, read_state, write_json, write_state, write_whole
 from pyrovae.runs.parse import parse_training
 from pyrovae.runs.parser import make_parser, make_run_parser, parse_flags
 from pyrovae.runs.resolve import find_device, resolve
@@ -35,8 +37,10 @@ __all__ = [
     "build_vae",
     "caution",
     "check_contract",
+    "check_enumeration",
     "check_reparameterised",
     "check_site_order",
+    "check_writable",
     "find_device",
     "finishing_steps",
     "ladder_lines",
@@ -44,6 +48,7 @@ __all__ = [
     "make_parser",
     "make_run_parser",
     "near",
+    "needs_enumeration",
     "needs_mean_field",
     "open_run",
     "parse_flags",

@@ -1,22 +1,26 @@
 """Build model, objective and optimizer from a resolved configuration, and check that they match."""
 
 import inspect
+import traceback
 from collections.abc import Callable, Iterable
 from functools import partial
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import pyro
+import torch
 from jsonargparse import ArgumentError, Namespace
 from pyro import poutine
-from pyro.infer import ELBO, TraceMeanField_ELBO
+from pyro.infer import ELBO, TraceEnum_ELBO, TraceMeanField_ELBO
 from torch import Tensor
 from torch.optim import Optimizer
 
-from pyrovae.densities import evaluating, isolated_rng, log_weights, sample_sites, take
+from pyrovae.densities import SupportError, check_support, evaluating, isolated_rng, log_weights, sample_sites, take
 from pyrovae.encoders import Encoder
 from pyrovae.objectives import KLWeight
 from pyrovae.priors import Prior
 from pyrovae.programs import Blueprint, ProgramPair, RecordedMaker
+from pyrovae.runs.cli import out_of_memory
 from pyrovae.runs.flags import TYPES
 from pyrovae.runs.parser import make_parser
 from pyrovae.runs.registry import describe, part_class
@@ -44,6 +48,10 @@ def build_vae(config: Namespace, num_dims: int, num_covariates: int = 0, x: Tens
     """
     made = _instantiate(config, ("prior", "likelihood", "encoder", "network", "program"))
     makers = {kind: partial(part_class(kind, config[kind].class_path), **made[kind].keywords) for kind in _DEFAULTS}
+    takes_covariates = "num_covariates" in inspect.signature(makers["prior"].func).parameters
+    if made.program is None and takes_covariates and not num_covariates:
+        name = makers["prior"].func.__name__
+        raise ValueError(f"--prior {name} needs covariates; give --covariates labels, PATH.npy or PATH.npz:key")
     used: set[str] = set()
     blueprint = Blueprint(
         num_dims,
@@ -58,6 +66,8 @@ def build_vae(config: Namespace, num_dims: int, num_covariates: int = 0, x: Tens
     except ValueError:
         raise
     except Exception as error:  # a user's part may raise anything
+        if out_of_memory(error):
+            raise
         raise ValueError(f"a part cannot be made: {describe(error)}; see the base classes' docstrings") from error
     for program in ("model", "guide"):
         if not callable(getattr(vae, program, None)):
@@ -101,7 +111,9 @@ def build_objective(config: Namespace) -> Objective:
             kl_weight = part(**dict(config.kl_weight.get("init_args") or {}))
         except (ValueError, TypeError) as error:
             raise ValueError(f"--kl_weight {part.__name__}: {error}") from error
-    return Objective(made.elbo, kl_weight, lambda parameters: made.optimizer(list(parameters), config.lr))
+    objective = Objective(made.elbo, kl_weight, lambda parameters: made.optimizer(list(parameters), config.lr))
+    _check_optimizer(objective.optimizer, part_class("optimizer", config.optimizer.class_path).__name__, config.device)
+    return objective
 
 
 def check_contract(model: Callable[..., Any], guide: Callable[..., Any], *args: Any, **kwargs: Any) -> None:
@@ -122,9 +134,12 @@ def check_contract(model: Callable[..., Any], guide: Callable[..., Any], *args: 
         with evaluating(model, guide), isolated_rng(), pyro.validation_enabled(False):
             log_weights(model, guide, *first, num_particles=2, **conditions)
     except Exception as error:
-        raise ValueError(
-            f"the parts do not work together: {describe(error)}; see the contract in the base classes' docstrings"
-        ) from error
+        if _is_outside_support(model, guide, first, conditions):
+            return
+        reason = f"{describe(error)}; see the contract in the base classes' docstrings"
+        if isinstance(error, ValueError) and _is_of_pyrovae(error):  # complete as it stands
+            reason = str(error).splitlines()[0]  # Pyro appends the shapes of the trace
+        raise ValueError(f"the parts do not work together: {reason}") from error
 
 
 def check_reparameterised(guide: Callable[..., Any], *args: Any, **kwargs: Any) -> None:
@@ -171,9 +186,72 @@ def check_site_order(model: Callable[..., Any], guide: Callable[..., Any], *args
         )
 
 
+def check_enumeration(model: Callable[..., Any], guide: Callable[..., Any], *args: Any, **kwargs: Any) -> None:
+    """Check that a latent is enumerated, as `TraceEnum_ELBO` is for.
+
+    Pyro only warns, twice, that it is otherwise `Trace_ELBO`.
+
+    Args:
+        model: Pyro program p(z) p(x|z).
+        guide: Pyro program q(z|x), with the model's arguments.
+        *args: Positional arguments of both programs, the data first, with shape (N, ...).
+        **kwargs: Keyword arguments of both programs.
+
+    Raises:
+        ValueError: If no site of either program is configured for enumeration.
+    """
+    trace = _first_trace(guide, args, kwargs)
+    replayed = _first_trace(poutine.replay(model, trace=trace), args, kwargs)
+    sites = [*trace.nodes.values(), *replayed.nodes.values()]
+    if not any(site["type"] == "sample" and (site["infer"] or {}).get("enumerate") for site in sites):
+        raise ValueError(
+            "TraceEnum_ELBO sums over discrete latents, but no latent is enumerated; use --elbo Trace_ELBO, or "
+            "pyro.infer.config_enumerate in your own program"
+        )
+
+
+def needs_enumeration(config: Namespace) -> bool:
+    """Whether the objective is `TraceEnum_ELBO`, and its check of enumeration is not switched off."""
+    strict = (config.elbo.get("init_args") or {}).get("strict_enumeration_warning", True)
+    return issubclass(part_class("elbo", config.elbo.class_path), TraceEnum_ELBO) and strict is not False
+
+
 def needs_mean_field(config: Namespace) -> bool:
     """Whether the objective is `TraceMeanField_ELBO`, which needs reparameterised latents in the model's order."""
     return issubclass(part_class("elbo", config.elbo.class_path), TraceMeanField_ELBO)
+
+
+def _check_optimizer(make_optimizer: Callable[[Iterable[Tensor]], Optimizer], name: str, device: str) -> None:
+    """Check the options of an optimizer by one step of a small parameter."""
+    parameter = torch.zeros(2, 2, device=device, requires_grad=True)
+    parameter.grad = torch.ones_like(parameter)
+    try:
+        with isolated_rng():
+            make_optimizer([parameter]).step()
+    except Exception as error:  # torch raises RuntimeError and AssertionError as well as ValueError
+        if out_of_memory(error):
+            raise
+        reason = str(error).strip().splitlines()[0].rstrip(".") if str(error).strip() else type(error).__name__
+        raise ValueError(
+            f"--optimizer {name} cannot take a step with these options: {reason}; see --optimizer.help {name}"
+        ) from error
+
+
+def _is_outside_support(model: Any, guide: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> bool:
+    """Whether data lie outside the support; False if the programs do not run either."""
+    try:
+        check_support(model, *args, guide=guide, **kwargs)
+    except SupportError:
+        return True
+    except Exception:
+        return False
+    return False
+
+
+def _is_of_pyrovae(error: BaseException) -> bool:
+    """Whether code of this package raised an error."""
+    frames = traceback.extract_tb(error.__traceback__)
+    return bool(frames) and Path(frames[-1].filename).is_relative_to(Path(__file__).parents[1])
 
 
 def _instantiate(config: Namespace, kinds: Iterable[str]) -> Namespace:

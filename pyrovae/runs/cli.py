@@ -1,6 +1,7 @@
 """Exit codes, one-line errors and signal handling of the scripts."""
 
 import os
+import re
 import signal
 import sys
 import warnings
@@ -90,5 +91,18 @@ def run_script(main: Callable[[], int | None]) -> None:
         _exit_with_error(f"{error.filename}: {reason}" if error.filename else reason)
     except (ValueError, NonFiniteLossError, StoppedError) as error:
         _exit_with_error(str(error))
-    except torch.OutOfMemoryError:
-        _exit_with_error("the device is out of memory; lower --batch_size or --chunk_size, or use --device cpu")
+    except (MemoryError, RuntimeError) as error:
+        if not out_of_memory(error):
+            raise
+        where = "the device" if isinstance(error, torch.OutOfMemoryError) else "this machine"
+        _exit_with_error(
+            f"{where} is out of memory; lower the numbers of data, draws, or latents computed at once, such as "
+            "--batch_size, --num_samples or --chunk_size"
+        )
+
+
+def out_of_memory(error: BaseException) -> bool:
+    """Whether an error says that memory was not available, or that a tensor is too large for its size to be counted."""
+    if isinstance(error, MemoryError | torch.OutOfMemoryError):
+        return True
+    return isinstance(error, RuntimeError) and bool(re.search(r"alloc_cpu|calculation overflowed", str(error)))

@@ -39,10 +39,33 @@ def write_whole(path: Path, content: bytes) -> None:
         os.replace(beside, path)
         _sync(path.parent)
     except OSError as error:
+        if not path.parent.is_dir():
+            raise OSError(f"cannot write {path}: no such folder {path.parent}; make it, or choose another") from error
         message = f"cannot write {path}: {error.strerror}; free space on the disk, or choose another folder"
         raise OSError(error.errno, message) from error
     finally:
         beside.unlink(missing_ok=True)
+
+
+def check_writable(flag: str, path: str | Path | None) -> None:
+    """Check before a long computation that its file can be written.
+
+    Args:
+        flag: Flag that names the file, for the message.
+        path: Path of the file; None for none.
+
+    Raises:
+        ValueError: If the file is a folder, or its folder does not exist or is not writable.
+    """
+    if path is None:
+        return
+    path = Path(path)
+    if path.is_dir():
+        raise ValueError(f"{flag} {path} is a folder; give the name of a file")
+    if not path.parent.is_dir():
+        raise ValueError(f"{flag} {path}: no such folder {path.parent}; make it, or choose another")
+    if not os.access(path.parent, os.W_OK):
+        raise ValueError(f"{flag} {path}: the folder {path.parent} is not writable; choose another")
 
 
 def remove_unfinished(folder: Path) -> None:

@@ -3,6 +3,7 @@
 import collections.abc
 import inspect
 import re
+import textwrap
 from collections.abc import Mapping, Sequence
 from types import UnionType
 from typing import Any, NamedTuple, Union, get_args, get_origin, get_type_hints
@@ -14,7 +15,19 @@ from torch import Tensor
 from pyrovae.runs.flags import TYPES
 from pyrovae.runs.parser import flags_and_values
 from pyrovae.runs.registry import BASES, full_part, known_parts, part_class
-from pyrovae.runs.words import closest, either, expected, fits, in_words, near, shown
+from pyrovae.runs.words import (
+    choices_of,
+    closest,
+    either,
+    expected,
+    fits,
+    in_words,
+    is_plain,
+    near,
+    row,
+    shown,
+    without_null,
+)
 
 # The first lines of Pyro's docstrings do not tell its objectives apart.
 _PYRO_SUMMARIES = {
@@ -24,6 +37,22 @@ _PYRO_SUMMARIES = {
 }
 # Pyro annotates no argument of its objectives.
 _PYRO_TYPES = {"num_particles": PositiveInt}
+_PYRO_LINES = {
+    "num_particles": "Number of draws K per datum",
+    "max_plate_nesting": "Largest number of nested plates; inf to count them",
+    "vectorize_particles": "Whether to draw all particles at once",
+    "strict_enumeration_warning": "Whether a latent must be enumerated",
+}
+# Options of Pyro's objectives and torch's optimizers that do nothing here, or that no run can use.
+_USELESS_OPTIONS = (
+    "max_iarange_nesting",
+    "ignore_jit_warnings",
+    "jit_options",
+    "retain_graph",
+    "tail_adaptive_beta",
+    "differentiable",
+)
+_PYTHON_VALUES = {"None": None, "True": True, "False": False}
 
 
 class Option(NamedTuple):
@@ -58,7 +87,7 @@ def part_options(kind: str, part: type) -> dict[str, Option] | None:
         return None
     types, lines = _type_hints(part), _argument_lines(part)
     if part.__module__.startswith("pyro."):
-        types = _PYRO_TYPES | types
+        types, lines = _PYRO_TYPES | types, _PYRO_LINES | lines
     return {
         parameter.name: Option(
             _without_tensors(types.get(parameter.name, _type_of_default(parameter.default))),
@@ -129,7 +158,7 @@ def parts_text(kind: str | None) -> str:
     lines = []
     for each in BASES if kind is None else [kind]:
         lines.append(f"--{each}:")
-        lines += [f"  {name:38} {_summary(part)}" for name, part in known_parts(each).items()]
+        lines += [row(name, _summary(part), 39) for name, part in known_parts(each).items()]
         lines.append("")
     return "\n".join([*lines, f"--{kind or 'KIND'}.help NAME lists the options of a part."])
 
@@ -141,13 +170,25 @@ def options_text(kind: str, name: str) -> str:
         ValueError: If there is no such part.
     """
     part = part_class(kind, name)
-    lines = [f"--{kind} {part.__name__}: {_summary(part)}", ""]
+    lines = [textwrap.fill(f"--{kind} {part.__name__}: {_summary(part)}", 120, subsequent_indent="  "), ""]
     options = part_options(kind, part)
+    hidden = _USELESS_OPTIONS if part.__module__.startswith(("pyro.", "torch.")) else ()
     for option, (hint, default, text) in (options or {}).items():
-        details = [] if in_words(hint) == "a value" else [in_words(hint)]
-        details.append("required" if default is inspect.Parameter.empty else f"default: {shown(default)}")
-        lines.append(f"  --{kind}.{option:28} {f'{text} ' if text else ''}({'; '.join(details)})")
+        if option not in hidden:
+            lines.append(row(f"--{kind}.{option}", _described(hint, default, text), len(kind) + 32))
     return "\n".join(lines if options else [*lines, "  It has no options." if options == {} else "  See its code."])
+
+
+def _described(hint: Any, default: Any, text: str) -> str:
+    """Describe an option: its text, then its type in words, unless the text explains every choice, and its default."""
+    choices = choices_of(hint)
+    if choices and all(f'"{choice}"' in text for choice in choices):
+        text, words = text.replace('"', ""), "or null" if without_null(hint) != hint else ""
+    else:
+        words = in_words(hint).replace("a value", "")
+    details = [words] if words else []
+    details.append("required" if default is inspect.Parameter.empty else f"default: {shown(default)}")
+    return f"{f'{text} ' if text else ''}({'; '.join(details)})"
 
 
 def _check_option(kind: str, part: type | None, option: str, value: str | None, later: Sequence[type]) -> None:
@@ -169,8 +210,13 @@ def _check_option(kind: str, part: type | None, option: str, value: str | None, 
     hint, see = options[name].type, f"see --{kind}.help {part.__name__ if part else ''}"
     if value is None:
         raise ValueError(f"{flag} needs a value: {in_words(hint)}; {see}")
+    if name != option and is_plain(hint):
+        raise ValueError(f"{flag}: --{kind}.{name} has no options; give its value alone, as in --{kind}.{name} VALUE")
     if name == option and "a network" in in_words(hint) and "." not in value and value != "null":
-        raise ValueError(f"{flag} {value}: expected a network as module.Class, such as pyrovae.MLP; {see}")
+        raise ValueError(
+            f"{flag} {value}: expected a network as module.Class, then its arguments, as in {flag} pyrovae.MLP "
+            f"{flag}.in_features 3 {flag}.out_features 4; {see}"
+        )
     if name == option and not fits(hint, value):
         raise ValueError(f"{flag} {value}: {expected(hint, value)}; {see}")
 
@@ -212,7 +258,8 @@ def _class_and_options(kind: str, value: Any) -> tuple[type | None, dict[str, An
 
 def _summary(part: type) -> str:
     lines = (inspect.getdoc(part) or "").strip().splitlines()
-    return (_PYRO_SUMMARIES if part.__module__.startswith("pyro.") else {}).get(part.__name__, "".join(lines[:1]))
+    pyro_summaries = _PYRO_SUMMARIES if part.__module__.startswith("pyro.") else {}
+    return pyro_summaries.get(part.__name__, _without_markup("".join(lines[:1])))
 
 
 def _type_hints(part: type) -> dict[str, Any]:
@@ -238,7 +285,14 @@ def _without_tensors(hint: Any) -> Any:
 
 
 def _first_sentence(text: str) -> str:
-    return re.split(r"\.(?= |$)| \(default:", text)[0]
+    """Return the first sentence without markup of reStructuredText, and with values as the command line takes them."""
+    text = re.split(r"\.(?= |$)| \(default:", _without_markup(text))[0]
+    return re.sub(r"\b(?:None|True|False)\b", lambda match: shown(_PYTHON_VALUES[match[0]]), text)
+
+
+def _without_markup(text: str) -> str:
+    text = re.sub(r":\w+:`~?([^`<]*?)(?: *<[^>]*>)?`", r"\1", text)  # :math:`x`, :class:`~a.B`
+    return re.sub(r"``([^`]*)``|`([^`<]*?)(?: *<[^>]*>)?`_+", r"\1\2", text)
 
 
 def _argument_lines(part: type) -> dict[str, str]:
@@ -249,10 +303,10 @@ def _argument_lines(part: type) -> dict[str, str]:
         depth = len(line) - len(line.lstrip())
         if not line.strip() or depth == 0:
             break
-        match = re.match(r" +\*{0,2}(\w+)(?: \(.*?\))?: +(.*)", line)
+        match = re.match(r" +\*{0,2}(\w+)(?: \(.*?\))? ?:(?: +(.*))?$", line)
         if match and depth <= (indent or depth):
             name, indent = match[1], depth
-            lines[name] = match[2]
+            lines[name] = match[2] or ""
         elif name:
-            lines[name] += f" {line.strip()}"
+            lines[name] = f"{lines[name]} {line.strip()}".lstrip()
     return lines

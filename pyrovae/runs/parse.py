@@ -61,7 +61,8 @@ def print_help_on_parts(argv: Sequence[str]) -> None:
     Raises:
         ValueError: If there is no such kind or part.
     """
-    for name, value in flags_and_values(argv):
+    for name, given in flags_and_values(argv):
+        value = None if given == "null" else given
         kind, _, option = name.partition(".")
         if name == "help_parts" or (kind in BASES and option == "help"):
             print(options_text(kind, value) if option and value else parts_text(kind if option else value))
@@ -81,7 +82,7 @@ def _set_defaults(parser: Parser, config: Any, *, source: str, trust_imports: It
 
 
 def _values_of(argv: Sequence[str], flag: str) -> list[str]:
-    return [value for name, value in flags_and_values(argv) if name == flag and value is not None]
+    return [value for name, value in flags_and_values(argv) if name == flag and value not in (None, "null")]
 
 
 def _with_full_paths(argv: Sequence[str]) -> list[str]:

@@ -6,7 +6,20 @@ from typing import Any, NamedTuple
 
 from jsonargparse import ArgumentError, ArgumentParser, Namespace
 
-from pyrovae.runs.words import Seed, closest, either, expected, in_words, names, shown, without_null
+from pyrovae.runs.words import (
+    Seed,
+    closest,
+    either,
+    expected,
+    fits,
+    in_words,
+    is_list,
+    is_plain,
+    names,
+    row,
+    shown,
+    without_null,
+)
 
 _NEGATIVE = re.compile(r"-\d+|-\d*\.\d+")  # the values beginning with a dash that argparse accepts
 _SEE = "see --help"
@@ -21,6 +34,7 @@ class Flag(NamedTuple):
         type: Type of the value.
         default: Value if the flag is not given.
         help: One line. If the default is None it ends in "(default: ...)", which says what happens then.
+        may_be_empty: Whether the value, a list or a text, may be empty.
     """
 
     group: str
@@ -28,6 +42,7 @@ class Flag(NamedTuple):
     type: Any
     default: Any
     help: str
+    may_be_empty: bool = False
 
 
 class Parser(ArgumentParser):
@@ -45,12 +60,12 @@ class Parser(ArgumentParser):
         self.required: list[str] = []
         super().__init__(*args, **kwargs)
 
-    def add_argument(self, *args: Any, group: str = "flags", **kwargs: Any) -> Any:
-        """Add an argument to a group of the help. The rest is as for jsonargparse."""
+    def add_argument(self, *args: Any, group: str = "flags", may_be_empty: bool = False, **kwargs: Any) -> Any:
+        """Add an argument to a group of the help. The rest is as for `Flag` and for jsonargparse."""
         if "type" in kwargs and isinstance(self, Parser):  # jsonargparse copies this method into its class of groups
             name = args[0].removeprefix("--")
-            flag = Flag(group, name, kwargs["type"], kwargs.get("default"), kwargs.get("help") or "")
-            self.flags[name] = flag
+            default, text = kwargs.get("default"), kwargs.get("help") or ""
+            self.flags[name] = Flag(group, name, kwargs["type"], default, text, may_be_empty)
             if name == args[0]:
                 self.positional.append(name)
             elif kwargs.get("required"):
@@ -67,12 +82,12 @@ class Parser(ArgumentParser):
             for flag in self.flags.values():
                 if flag.group == group:
                     name = flag.name.upper() if flag.name in self.positional else f"--{flag.name}"
-                    lines.append(f"  {name:{width}}{self._described(flag)}")
+                    lines.append(row(name, self._described(flag), width))
         return "\n".join([*lines, *(["", self.epilog] if self.epilog else [])]) + "\n"
 
     def _described(self, flag: Flag) -> str:
         text, _, default = flag.help.partition(" (default: ")
-        words = _said(flag.type if flag.default is not None else without_null(flag.type)).removeprefix("a ")
+        words = _said(flag.type).removeprefix("a ") or ("or null" if without_null(flag.type) != flag.type else "")
         details = [words] if words else []
         if default or flag.default is not None:
             details.append(f"default: {default.removesuffix(')') or shown(flag.default)}")
@@ -93,7 +108,9 @@ def make_run_parser(**given: Any) -> Parser:
     parser.add_argument("--seed", type=Seed, default=0, help="seed of the draws")
     parser.add_argument("--device", type=str, default="auto", help="cpu, cuda, cuda:1, ...; auto is cuda if available")
     parser.add_argument("--data_dir", type=str | None, default=None, help="folder of MNIST (default: as in training)")
-    parser.add_argument("--trust_imports", type=list[str], default=[], help="modules that the run's files may import")
+    parser.add_argument(
+        "--trust_imports", type=list[str], default=[], help="modules that the run's files may import", may_be_empty=True
+    )
     return parser
 
 
@@ -108,16 +125,33 @@ def parse_flags(parser: Parser, argv: Sequence[str]) -> Namespace:
     """
     argv = checked_argv(parser, argv)
     try:
-        return parser.parse_args(argv)
+        parsed = parser.parse_args(argv)
     except ArgumentError as error:
         raise ValueError(_reworded(" ".join(str(error).split()), parser, argv)) from error
+    for flag in parser.flags.values():
+        _check_entries(flag, parsed[flag.name], positional=flag.name in parser.positional)
+    return parsed
+
+
+def _check_entries(flag: Flag, value: Any, *, positional: bool) -> None:
+    """Check that a text or a list is not empty, and that no entry of a list is given twice."""
+    name = flag.name.upper() if positional else f"--{flag.name}"
+    if positional and "" in (value if isinstance(value, list) else [value]):
+        raise ValueError(f"{name} is an empty text; expected {needs(flag)}; {_SEE}")
+    if not is_list(flag.type):
+        return
+    if not flag.may_be_empty and not value:
+        raise ValueError(f"{name} []: the list is empty; give at least one value; {_SEE}")
+    for entry in value:
+        if value.count(entry) > 1:
+            raise ValueError(f"{name} {shown(value)}: {shown(entry)} is given twice; give each value once")
 
 
 def checked_argv(parser: Parser, argv: Sequence[str]) -> list[str]:
     """Check the names of the flags, and that each has a value. Write lists and negative values as argparse needs them.
 
     Raises:
-        ValueError: If a flag does not exist, has no value, or a list has spaces.
+        ValueError: If a flag does not exist, has no value or an option that it cannot have, or a list has spaces.
     """
     argv = _join_dashed_values(_with_lists(argv, "--trust_imports"))
     for name, value in flags_and_values(argv):
@@ -127,8 +161,13 @@ def checked_argv(parser: Parser, argv: Sequence[str]) -> list[str]:
                 continue
             likely = [f"--{flag}" for flag in closest(head.replace("-", "_"), parser.flags)]
             raise ValueError(f"--{name}: no such flag; {f'did you mean {either(likely)}?; ' if likely else ''}{_SEE}")
+        flag = parser.flags[head]
+        if "." in name and is_plain(flag.type):
+            raise ValueError(f"--{name}: --{head} has no options; give its value alone, as in --{head} VALUE; {_SEE}")
         if value is None and name == head:
-            raise ValueError(f"--{name} needs a value: {needs(parser.flags[name])}; {_SEE}")
+            raise ValueError(f"--{name} needs a value: {needs(flag)}; {_SEE}")
+        if value == "" and name == head and not flag.may_be_empty and is_plain(flag.type) and fits(flag.type, ""):
+            raise ValueError(f"--{name} is an empty text; expected {needs(flag)}; {_SEE}")
         if value is not None and value.startswith("[") and not value.endswith("]"):
             raise ValueError(f"--{name} {value}: a list has no spaces and ends in a bracket, as in [20,10]")
     return argv
@@ -195,8 +234,23 @@ def _reworded(message: str, parser: Parser, argv: Sequence[str]) -> str:
         if values and in_words(flag.type) != "a value":
             return f"--{flag.name} {values[-1] or repr(values[-1])}: {expected(flag.type, values[-1])}; {_SEE}"
     # What remains is about the options of parts: shorten it to the option and the reason.
-    keys = re.findall(r'Parser key "([\w.]+)":', message)
+    keys: list[str] = re.findall(r'Parser key "([\w.]+)":', message)
+    if match := re.search(
+        r"given class_path '([\w.]+)': (.*?)(?: - Expected| Given value| Got value: Namespace|$)", message
+    ):
+        return f"{_about_class('.'.join(keys), *match.groups())}; {_SEE}"
     reason = re.sub(r"^.*Errors: - (.*?) - .*$", r"\1", message.rpartition('":')[2].strip())
     reason = re.sub(r"\.? (Got value: Namespace\(|Given value).*$", "", reason)
     where = f"--{'.'.join(keys)}: " if keys else ""
     return f"{where}{reason}; {_SEE}"
+
+
+def _about_class(flag: str, path: str, reason: str) -> str:
+    """Rewrite jsonargparse's reason why the class that an option names cannot be made."""
+    if match := re.search(r"arguments are required: ([\w, ]+)", reason):
+        missing = [f"--{flag}.{name}" for name in match[1].split(", ")]
+        return f"--{flag} {path} needs {' and '.join(missing)}; give {'them' if missing[1:] else 'it'}"
+    if match := re.search(r"Expected a <class '(\w+)'>\. Got value: (.*)", reason):
+        hint = {"int": int, "float": float, "bool": bool}.get(match[1], str)
+        return f"--{flag} {match[2]}: {expected(hint, match[2])}"
+    return f"--{flag} {path}: {reason}"

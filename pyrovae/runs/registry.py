@@ -74,7 +74,16 @@ def known_parts(kind: str) -> dict[str, type]:
         return {name: getattr(home, name) for name in _PROGRAMS}
     if kind == "elbo":
         return {name: getattr(home, name) for name in _OBJECTIVES} | _parts_in(pyrovae.objectives, base)
-    return _parts_in(home, base)
+    parts = _parts_in(home, base)
+    if kind == "network":
+        decoders = _decoders(parts.values())
+        return {name: part for name, part in parts.items() if part not in decoders}
+    return parts
+
+
+def _decoders(networks: Iterable[Any]) -> dict[type, type]:
+    """Map the classes that serve the decoder alone to the classes that they mirror."""
+    return {network.mirror(): network for network in networks if network.mirror() is not network}
 
 
 def _parts_in(home: ModuleType, base: type) -> dict[str, type]:
@@ -103,6 +112,9 @@ def part_class(kind: str, name: str) -> type:
     base, known = BASES[kind], known_parts(kind)
     if name in known:
         return known[name]
+    for decoder, encoder in _decoders(known.values()).items() if kind == "network" else ():
+        if name.rpartition(".")[2] == decoder.__name__ and (name == decoder.__name__ or name.startswith("pyrovae.")):
+            raise ValueError(f"--{kind} {name}: {decoder.__name__} is a decoder; use --{kind} {encoder.__name__}")
     if not _IMPORT_PATH.fullmatch(name):
         likely = closest(name, known)
         hint = f"--help_parts {kind} lists them; write your own as module.Class"
@@ -123,7 +135,8 @@ def part_class(kind: str, name: str) -> type:
         raise ValueError(f"--{kind} {name}: {module_name} has no class {class_name}; {near(class_name, there)}")
     if not (inspect.isclass(part) and issubclass(part, base)):
         raise ValueError(
-            f"--{kind} {name}: {class_name} is no subclass of {base.__module__}.{base.__name__}; derive it"
+            f"--{kind} {name}: {class_name} is no subclass of {part_path(base)}; derive it, or use a part that "
+            f"--help_parts {kind} lists"
         )
     if part is base or inspect.isabstract(part):
         raise ValueError(f"--{kind} {name}: {class_name} is abstract; use a subclass, which --help_parts {kind} lists")
@@ -205,10 +218,12 @@ def read_yaml(path: Path) -> Any:
         ValueError: If the file does not exist or is no YAML.
     """
     try:
+        if path.is_dir():
+            raise ValueError(f"{path} is a folder; give a file, such as {path / 'config.yaml'}")
         return yaml.safe_load(path.read_text())
     except FileNotFoundError as error:
         raise ValueError(f"{path}: no such file; give the path of a config.yaml") from error
-    except (yaml.YAMLError, UnicodeDecodeError, IsADirectoryError) as error:
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
         raise ValueError(f"{path} is no YAML file: {' '.join(str(error).split())}") from error
 
 

@@ -1,5 +1,6 @@
 """Resolution of a configuration: the values that depend on the data and the machine."""
 
+import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -55,9 +56,13 @@ def find_device(name: str) -> torch.device:
     except RuntimeError as error:  # torch's message lists twenty backends
         raise ValueError(f"--device {name}: no such device; use --device auto, cpu, cuda or cuda:0") from error
     try:
-        torch.empty(0, device=device)
-    except (RuntimeError, AssertionError, NotImplementedError) as error:
-        reason = str(error).splitlines()[0].rstrip(".")
+        torch.zeros(1, device=device).item()  # the device "meta" has no values
+    except NotImplementedError as error:  # torch's message lists its backends
+        raise ValueError(
+            f"--device {name} is not available (this PyTorch is built without it); use --device auto or cpu"
+        ) from error
+    except (RuntimeError, AssertionError) as error:
+        reason = re.split(r"\.(?:\s|$)|\n", str(error))[0]
         raise ValueError(f"--device {name} is not available ({reason}); use --device auto or cpu") from error
     return device
 

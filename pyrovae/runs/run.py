@@ -57,6 +57,7 @@ class Run:
 
     def __init__(self, path: str | Path) -> None:
         self.path = Path(path)
+        self._made: list[Path] = []
         if not (self.path / MANIFEST).is_file():
             raise ValueError(f"{path} is no run folder, since it has no {MANIFEST}; give a folder that train.py wrote")
         self.manifest: dict[str, Any] = read_json(self.path / MANIFEST)
@@ -84,6 +85,19 @@ class Run:
         if target and target.exists() and (not target.is_dir() or any(target.iterdir())):
             raise ValueError(f"--out {out} already exists and is not an empty folder; choose another")
         parent = target.parent if target else Path("runs")
+        made = [folder for folder in (parent, *parent.parents) if not folder.exists()]
+        try:
+            run = cls._create_in(parent, target, stem, config, data)
+        except OSError as error:
+            _remove_empty(made)
+            blocked = isinstance(error, FileExistsError | NotADirectoryError)
+            reason = "a file has the name of a folder" if blocked else error.strerror or error
+            raise OSError(f"--out {target or parent} cannot be written ({reason}); choose another folder") from error
+        run._made = made
+        return run
+
+    @classmethod
+    def _create_in(cls, parent: Path, target: Path | None, stem: str, config: Namespace, data: Data) -> "Run":
         parent.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(dir=parent, prefix=".new-", ignore_cleanup_errors=True) as beside:
             new = Path(beside)
@@ -104,7 +118,7 @@ class Run:
                         return cls(target)
                 except OSError:  # another process took the number
                     continue
-        raise OSError(f"no free number for a run in {parent}; choose a folder with --out")
+        raise OSError("it has no free number")
 
     @property
     def finished(self) -> bool:
@@ -174,12 +188,11 @@ class Run:
         return state
 
     def discard_unless_committed(self) -> None:
-        """Remove the folder of a run that failed before its first commit."""
+        """Remove the folder of a run that failed before its first commit, and the folders that `create` made for it."""
         if not (self.path / CHECKPOINT).exists():
             for name in (METRICS, CONFIG, MANIFEST):
                 (self.path / name).unlink(missing_ok=True)
-            with suppress(OSError):  # the user may have added files
-                self.path.rmdir()
+            _remove_empty([self.path, *self._made])
 
     def write_metrics(self, rows: list[dict[str, Any]]) -> None:
         """Write one line of JSON per epoch."""
@@ -267,6 +280,13 @@ def open_run(flags: Namespace, *, bits: bool = False) -> tuple[Run, ProgramPair,
     config = run.config(flags.trust_imports)
     vae = run.vae(config).to(find_device(flags.device))
     return run, vae, run.data(config, data_dir=flags.data_dir, bits=bits)
+
+
+def _remove_empty(folders: Iterable[Path]) -> None:
+    """Remove folders, innermost first, until one is not empty."""
+    with suppress(OSError):  # the user, or another run, may have added files
+        for folder in folders:
+            folder.rmdir()
 
 
 def _manifest(status: str, sums: dict[str, str], config: Namespace, data: Data) -> dict[str, Any]:

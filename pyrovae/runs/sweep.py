@@ -41,7 +41,10 @@ def train_all(script: Path, runs: Mapping[Path, Sequence[str]], *, jobs: int = 1
         else:
             flags = [*runs[path], "--out", str(path)]
         result = subprocess.run([sys.executable, str(script), *flags], capture_output=True, text=True, check=False)
-        return f"{path.name}: {result.stderr.strip().splitlines()[-1]}" if result.returncode else None
+        if not result.returncode:
+            return None
+        last = result.stderr.strip().splitlines()[-1].removeprefix(f"{script.name}: error: ")
+        return f"training of {path.name} failed: {last}"
 
     with ThreadPoolExecutor(jobs) as pool, tqdm(total=len(runs), unit="run", desc="training") as bar:
         for problem in pool.map(train, runs):

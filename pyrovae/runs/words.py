@@ -3,6 +3,7 @@
 import difflib
 import inspect
 import re
+import textwrap
 from collections.abc import Iterable, Mapping, Sequence
 from types import NoneType, UnionType
 from typing import Any, Literal, Union, get_args, get_origin
@@ -73,10 +74,28 @@ def shown(value: Any) -> str:
     if isinstance(value, bool):
         return str(value).lower()
     if isinstance(value, list | tuple):
-        return f"[{','.join(map(shown, value))}]" if value else "none"
+        return f"[{','.join(map(shown, value))}]"
     if isinstance(value, Mapping):
         return str(value.get("class_path", value)).rpartition(".")[2]
     return f"{value:g}" if isinstance(value, float) else str(value)
+
+
+def row(name: str, text: str, width: int) -> str:
+    """Write a line of help: a name and, from a column on, a text, which goes on below itself."""
+    return textwrap.fill(
+        f"{name:{width}}{text}".replace("default: ", "default:\N{NO-BREAK SPACE}"),
+        120,
+        initial_indent="  ",
+        subsequent_indent=" " * (width + 2),
+        break_long_words=False,
+        break_on_hyphens=False,
+    ).replace("\N{NO-BREAK SPACE}", " ")
+
+
+def choices_of(hint: Any) -> list[str]:
+    """List the choices of a type, or of its alternatives."""
+    literals = [each for each in (hint, *get_args(hint)) if get_origin(each) is Literal]
+    return [str(choice) for literal in literals for choice in get_args(literal)]
 
 
 def either(choices: Iterable[str]) -> str:
@@ -108,7 +127,7 @@ def fits(hint: Any, value: Any) -> bool:
 
     Values of types other than texts, numbers, choices and lists of these are left to jsonargparse.
     """
-    if not _is_plain(hint):
+    if not is_plain(hint):
         return True
     parser = ArgumentParser(exit_on_error=False)
     parser.add_argument("--value", type=hint)
@@ -124,21 +143,22 @@ def fits(hint: Any, value: Any) -> bool:
 
 def expected(hint: Any, value: Any) -> str:
     """Describe the values of a type, with the choice closest to a wrong value, if any."""
-    choices = [str(choice) for literal in (hint, *get_args(hint)) for choice in _choices(literal)]
-    likely = difflib.get_close_matches(str(value), choices, n=1)
+    likely = difflib.get_close_matches(str(value), choices_of(hint), n=1)
     return f"expected {in_words(hint)}{f'; did you mean {likely[0]}?' if likely else ''}"
 
 
-def _choices(hint: Any) -> tuple[Any, ...]:
-    return get_args(hint) if get_origin(hint) is Literal else ()
+def is_list(hint: Any) -> bool:
+    """Whether all values of a type are lists of any length."""
+    return get_origin(hint) in (list, Sequence)
 
 
 def _plural(said: str) -> str:
     return re.sub(r"^an? (whole number|number|text)", r"\1s", said)
 
 
-def _is_plain(hint: Any) -> bool:
+def is_plain(hint: Any) -> bool:
+    """Whether a type is made of texts, numbers, choices and lists of these."""
     if hint in _WORDS or get_origin(hint) is Literal:
         return True
     containers = (Union, UnionType, list, Sequence, tuple)
-    return get_origin(hint) in containers and all(_is_plain(argument) for argument in get_args(hint))
+    return get_origin(hint) in containers and all(is_plain(argument) for argument in get_args(hint))

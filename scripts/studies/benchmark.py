@@ -47,7 +47,7 @@ from pyrovae import MLP, VAE, BernoulliLikelihood, GuideProposal, NormalEncoder,
 from pyrovae.data import load_data
 from pyrovae.evidence import DEFAULT_CHUNK_SIZE, log_marginal, log_weight_blocks
 from pyrovae.execution import Execution, Workers
-from pyrovae.runs import make_parser, parse_flags, read_json, run_script, write_json
+from pyrovae.runs import check_writable, find_device, make_parser, parse_flags, read_json, run_script, write_json
 from pyrovae.training import Batches, GraphedEpoch, SingleSteps, Stepper, trainable_parameters
 
 GROWTH_DATA, GROWTH_PARTICLES, TENFOLD = 64, 500, 10
@@ -63,7 +63,10 @@ def main() -> int:
         torch.set_num_threads(args.threads)
         if args.threads == 1:  # JAX has no other way to be told
             os.environ["XLA_FLAGS"] = "--xla_cpu_multi_thread_eigen=false intra_op_parallelism_threads=1"
-    device = torch.device(args.device)
+    device = find_device(args.device)
+    check_writable("--json", args.json)
+    if args.rounds < 2:
+        raise ValueError(f"--rounds must be at least 2, got {args.rounds}; quartiles need two")
     pyro.enable_validation(False)
     pyro.set_rng_seed(0)
     if args.data_dir is None:
@@ -115,7 +118,7 @@ def benchmark_parser() -> ArgumentParser:
     )
     add("--threads", type=PositiveInt | None, default=None, help="CPU threads (default: torch's choice)")
     add("--device", type=str, default="cpu", help="cpu, cuda, ...")
-    add("--json", type=str | None, default=None, help="file for all numbers")
+    add("--json", type=str | None, default=None, help="file for all numbers (default: null)")
     return parser
 
 

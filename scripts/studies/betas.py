@@ -33,10 +33,7 @@ def main() -> int:
     add("--jobs", type=PositiveInt, default=1, help="number of trainings at the same time")
     own, training = split_flags(sys.argv[1:])
     flags = parse_flags(parser, own)
-    if len(set(flags.betas)) < len(flags.betas):
-        raise ValueError(f"--betas must not repeat a value, got {flags.betas}")
     out = Path(flags.out)
-    out.mkdir(parents=True, exist_ok=True)
     of_all = [*training, "--seed", str(flags.seed), "--num_particles", str(flags.num_particles)]
     runs = {
         out / f"beta-{beta:g}": [*of_all, "--kl_weight", "Beta", "--kl_weight.beta", str(beta)] for beta in flags.betas

@@ -206,11 +206,17 @@ def main() -> int:
         "--num_data",
         type=PositiveInt | None,
         default=None,
-        help="number of data of each problem; null for the number of pairs",
+        help="number of data of each problem (default: the number of pairs)",
     )
     parser.add_argument("--num_particles", type=PositiveInt, default=1000, help="number of draws K per datum")
     parser.add_argument("--proposal", type=ProposalName, default="default", help="proposal to draw from")
-    parser.add_argument("--only", type=str, default="", help="select the problems whose name contains this")
+    parser.add_argument(
+        "--only",
+        type=str,
+        default="",
+        help="select the problems whose name contains this (default: all)",
+        may_be_empty=True,
+    )
     parser.add_argument("--seed", type=Seed, default=0, help="random seed of data and draws")
     args = parse_flags(parser, sys.argv[1:])
     num_data = args.num_data or args.pairs

@@ -24,6 +24,7 @@ from pyrovae import VAE, GuideProposal, LogMarginal, ais, log_marginal, sigmoida
 from pyrovae.densities import isolated_rng
 from pyrovae.evidence import LatentSpace, laplace_fit
 from pyrovae.runs import (
+    check_writable,
     find_device,
     make_run_parser,
     open_run,
@@ -57,10 +58,13 @@ def main() -> int:
         ("ais_guide", [100, 400], "numbers of temperatures of AIS from the guide"),
         ("ais_laplace", [100, 400], "numbers of temperatures of AIS from the Laplace approximation"),
     ):
-        parser.add_argument(f"--{flag}", type=list[PositiveInt], default=counts, help=f"{meaning}, one per row")
+        parser.add_argument(
+            f"--{flag}", type=list[PositiveInt], default=counts, help=f"{meaning}, one per row", may_be_empty=True
+        )
     parser.add_argument("--out", type=str, default="estimators.json", help="file for the table")
     args = parse_flags(parser, sys.argv[1:])
 
+    check_writable("--out", args.out)
     run, vae, data = open_run(args)
     device = find_device(args.device)
     x = data.test[: args.num_data].to(device)

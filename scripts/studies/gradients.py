@@ -24,7 +24,7 @@ from tqdm import tqdm
 from pyrovae import ImportanceWeightedELBO
 from pyrovae.objectives import Gradient
 from pyrovae.plots import to_png
-from pyrovae.runs import Seed, make_parser, parse_flags, run_script, write_json, write_whole
+from pyrovae.runs import Seed, check_writable, make_parser, parse_flags, run_script, write_json, write_whole
 from pyrovae.runs.tables import aligned
 
 CHUNK_ELEMENTS = 2**21  # elements of the draws in a chunk
@@ -84,10 +84,11 @@ def main() -> int:
     out = Path(flags.out)
     if out.suffix != ".png":
         raise ValueError(f"--out {out} must be a PNG file; give a name that ends in .png")
+    check_writable("--out", out)
     pyro.set_rng_seed(flags.seed)
     found: dict[str, dict[int, Row]] = {name: {} for name in ESTIMATORS}
     with tqdm(total=len(ESTIMATORS) * len(flags.particles), unit="cell") as bar:
-        for num_particles in sorted(set(flags.particles)):
+        for num_particles in sorted(flags.particles):
             for name, gradient in ESTIMATORS.items():
                 if gradient != "vimco" or num_particles > 1:  # VIMCO needs two draws
                     found[name][num_particles] = measure(flags, num_particles, gradient)

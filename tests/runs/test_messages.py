@@ -8,9 +8,12 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from script_helpers import SCRIPTS, assert_refused, call, help_of
 
-from pyrovae.runs import parse_training
+from pyrovae.runs import find_device, parse_training
+from pyrovae.runs.options import options_text, parts_text
+from pyrovae.runs.registry import BASES, known_parts
 
 BAD_FLAGS = {
     "--prior MixturPrior": "did you mean MixturePrior",
@@ -75,7 +78,7 @@ BAD_FLAGS = {
     "--prior MixturePrior --prior.num_components": "--prior.num_components needs a value: a whole number",
     "--prior MixturePrior --prior.num_components x": "x: expected a whole number; see --prior.help MixturePrior",
     "--prior.init_args 3": "expected {NAME: VALUE}; or give each option as --prior.NAME VALUE",
-    "--prior ConditionalNormalPrior --prior.network MLP": "expected a network as module.Class, such as pyrovae.MLP",
+    "--prior ConditionalNormalPrior --prior.network MLP": "then its arguments, as in --prior.network pyrovae.MLP",
     "--prior FlowPrior --prior.kind naf": "--prior.kind naf: expected nsf or maf; did you mean nsf?",
     "--likelihood NormalLikelihood --likelihood.scale x": "expected a number, or global, dimension or network",
     "--optimizer.betas 3": "--optimizer.betas 3: expected a list of 2 numbers",
@@ -110,6 +113,34 @@ BAD_FLAGS = {
     "--config option.yaml": "option.yaml: prior.num_component: MixturePrior has no such option",
     "--help_parts priors": "--help_parts priors: no such kind of parts; did you mean prior or program?",
     "--prior.help MixturPrior": "did you mean MixturePrior",
+    "--epochs.x 3": "--epochs.x: --epochs has no options; give its value alone, as in --epochs VALUE",
+    "--lr.help": "--lr.help: --lr has no options",
+    "--network.hidden.x 3": "--network.hidden.x: --network.hidden has no options",
+    "--device meta": "--device meta is not available (",
+    "--config straight": "straight is a folder; give a file, such as straight/config.yaml",
+    "--config=": "--config is an empty text; expected config.yaml to start from",
+    "--resume=": "--resume is an empty text; expected run folder to resume",
+    "--out=": "--out is an empty text; expected new run folder",
+    "--out bits.npy/x": "--out bits.npy/x cannot be written (a file has the name of a folder); choose another",
+    "--out /proc/x": "--out /proc/x cannot be written (No such file or directory); choose another folder",
+    "--out deep/er/run --optimizer SGD --lr 1e30": "lower the learning rate",
+    "--network TransposedConvNet": "TransposedConvNet is a decoder; use --network ConvNet",
+    "--network pyrovae.RecurrentDecoder": "RecurrentDecoder is a decoder; use --network RecurrentNet",
+    "--network pyrovae.nn.ResidualTransposedConvNet": "is a decoder; use --network ResidualConvNet",
+    "--network torch.nn.Linear": "Linear is no subclass of pyrovae.Network; derive it, or use a part that --help_parts",
+    "--optimizer Adam --optimizer.betas [2,3]": "--optimizer Adam cannot take a step with these options: Invalid beta",
+    "--optimizer ASGD --optimizer.foreach true --optimizer.differentiable true": "see --optimizer.help ASGD",
+    "--optimizer SGD --optimizer.nesterov true": "Nesterov momentum requires a momentum and zero dampening; see",
+    "--elbo TraceEnum_ELBO": "no latent is enumerated; use --elbo Trace_ELBO",
+    "--prior CategoricalPrior": "a distribution of one-hot vectors, but NormalEncoder is one of real vectors",
+    "--encoder MixtureEncoder --encoder.num_components 0": "error: num_components must be at least 1, got 0",
+    "--data both.npz:counts --likelihood CategoricalLikelihood --likelihood.num_classes 2": "numbers from 0 to 1;",
+    "--data both.npz:counts --likelihood CategoricalLikelihood --likelihood.num_classes 0": "num_classes must be at",
+    "--latent_dim 1000000000000": "error: this machine is out of memory; lower the numbers of data",
+    "--prior ConditionalNormalPrior --prior.network pyrovae.MLP": "--prior.network pyrovae.MLP needs "
+    "--prior.network.in_features and --prior.network.out_features; give them",
+    "--prior ConditionalNormalPrior --prior.network pyrovae.MLP --prior.network.in_features x": "--prior.network."
+    "in_features x: expected a whole number",
 }
 
 
@@ -147,8 +178,8 @@ def traps(place, straight):
 
 
 def whats_there(folder):
-    passing = {"__pycache__", "runs", "mymodule.imported"}
-    return sorted(path for path in folder.rglob("*") if not passing & {*path.parts} or path.parent.name == "runs")
+    passing = {"__pycache__", "mymodule.imported"}
+    return sorted(path for path in folder.rglob("*") if not passing & {*path.parts})
 
 
 @pytest.mark.parametrize("flags", BAD_FLAGS)
@@ -175,7 +206,24 @@ OF_OTHER_SCRIPTS = {
     "estimators straight --guide 20": "--guide 20: expected a list of whole numbers, at least 1, as in [20,10]",
     "benchmark --parts [floor,sampler]": "expected a list of floor, growth, steps, sampling or processes",
     "swap --out new --seeds [-1]": "expected a list of whole numbers from 0 to 4294967295, as in [0,1]",
-    "swap --out new --seeds []": "--seeds []: needs at least one seed",
+    "swap --out new --seeds []": "--seeds []: the list is empty; give at least one value",
+    "swap --out new --seeds [0,0]": "--seeds [0,0]: 0 is given twice; give each value once",
+    "swap --out= --seeds [0]": "--out is an empty text; expected folder of the runs",
+    "bounds --out new --draws []": "--draws []: the list is empty",
+    "bounds --out new --seeds [1,1]": "--seeds [1,1]: 1 is given twice",
+    "gradients --out new.png --particles []": "--particles []: the list is empty",
+    "gradients --out nosuch/new.png": "--out nosuch/new.png: no such folder nosuch; make it, or choose another",
+    "betas --out new --betas []": "--betas []: the list is empty",
+    "benchmark --parts []": "--parts []: the list is empty",
+    "benchmark --device gpu": "--device gpu: no such device; use --device auto, cpu, cuda or cuda:0",
+    "benchmark --json nosuch/new.json": "--json nosuch/new.json: no such folder nosuch",
+    "benchmark --rounds 1": "--rounds must be at least 2, got 1",
+    "compare straight straight/../straight": "two different run folders or more are needed",
+    "compare straight other --figure nosuch/x.png": "--figure nosuch/x.png: no such folder nosuch",
+    "compare straight other --figure taken": "--figure taken is a folder; give the name of a file",
+    "evaluate straight --split.x 3": "--split.x: --split has no options",
+    "evaluate straight --data_dir=": "--data_dir is an empty text",
+    "sample straight --num_samples 1000000000": "this machine is out of memory; lower the numbers of data, draws",
     "swap --out new --ladder [0]": "expected a list of whole numbers, at least 1",
     "swap --out new --only flow": "did you mean flow-prior",
 }
@@ -190,6 +238,41 @@ def test_every_other_script_refuses_an_invalid_command_in_one_line(traps, capsys
     assert_refused(script, code, err, OF_OTHER_SCRIPTS[command])
     assert len(err.strip().splitlines()) == 1
     assert whats_there(traps) == before
+
+
+def test_an_empty_name_of_a_run_is_refused(capsys, monkeypatch):
+    code, err = call(capsys, monkeypatch, "evaluate", "")
+    assert_refused("evaluate", code, err, "RUN is an empty text; expected run folder of train.py")
+
+
+def test_a_target_of_the_standard_error_needs_two_draws(traps, capsys, monkeypatch):
+    monkeypatch.chdir(traps)
+    code, err = call(capsys, monkeypatch, "evaluate", "straight", "--num_particles", 1, "--target_std_error", 0.1)
+    assert_refused("evaluate", code, err, "target_std_error needs num_particles of at least 2, got 1")
+
+
+def test_a_device_without_a_backend_is_refused_without_the_list_of_the_others(capsys, monkeypatch):
+    def zeros(*args, **kwargs):
+        raise NotImplementedError("Could not run 'aten::empty.memory_format' ... 'MPS' is only available for ... CPU")
+
+    monkeypatch.setattr(torch, "zeros", zeros)
+    with pytest.raises(ValueError, match=r"^--device mps is not available \(this PyTorch is built without it\); use"):
+        find_device("mps")
+
+
+STUDIES = {
+    "swap": "training of standard-0 failed: --epochs 0: expected a whole number, at least 1",
+    "bounds": "training of VAE-1-0 failed: --epochs 0",
+    "betas": "training of beta-0.1 failed: --epochs 0",
+}
+
+
+@pytest.mark.parametrize("script", STUDIES)
+def test_a_study_leaves_no_folder_if_its_training_is_refused(traps, capsys, monkeypatch, script):
+    monkeypatch.chdir(traps)
+    code, err = call(capsys, monkeypatch, script, "--out", "table/new", "--", "--epochs", 0)
+    assert_refused(script, code, err, STUDIES[script])
+    assert not (traps / "table").exists()
 
 
 SCRIPT_NAMES = sorted(file.stem for file in SCRIPTS.rglob("*.py") if "run_script(main)" in file.read_text())
@@ -212,27 +295,33 @@ def test_every_flag_names_itself_if_it_is_misspelled_or_has_no_value(tmp_path, c
     assert not list(tmp_path.iterdir())
 
 
+def unwrapped(text):
+    return re.sub(r"\n {10,}", " ", text)
+
+
 @pytest.mark.parametrize("script", SCRIPT_NAMES)
 def test_help_fits_on_one_screen_and_has_no_typing_expression(capsys, monkeypatch, script):
     text = help_of(capsys, monkeypatch, script)
     assert len(text.splitlines()) <= 90
+    assert max(map(len, text.splitlines())) <= 120
+    for line in re.findall(r"^  --.*", unwrapped(text), re.MULTILINE):
+        assert re.search(r"default: \S|required\)$", line), line
     assert not re.search(r"PositiveInt|Literal|Optional|Callable|Union|class_path|\| ?null|\bNone\b", text)
     if script == "train":
         groups = re.findall(r"^(\w+):$", text, re.MULTILINE)
         assert groups == ["data", "model", "objective", "optimisation", "evaluation", "run", "help"]
-        assert max(map(len, text.splitlines())) <= 120
-        lines = re.findall(r"^  --.*", text, re.MULTILINE)
-        assert all("default: " in line for line in lines)
+        assert "c: labels (one-hot), PATH.npy or PATH.npz:key, a row per datum (or null; default: null)" in text
+        assert "CPU threads (whole number, at least 1, or null; default: 1 for small batches" in text
         assert "python scripts/train.py --resume" in text
 
 
 def printed(capsys, monkeypatch, *arguments):
-    """What train.py prints before it exits with code 0."""
+    """What train.py prints before it exits with code 0, its long lines unwrapped."""
     monkeypatch.setattr(sys, "argv", ["train.py", *arguments])
     with pytest.raises(SystemExit) as stop:
         runpy.run_path(str(SCRIPTS / "train.py"), run_name="__main__")
     assert not stop.value.code
-    return capsys.readouterr().out
+    return unwrapped(capsys.readouterr().out)
 
 
 def test_help_parts_lists_each_part_with_a_line_and_no_base_class(capsys, monkeypatch):
@@ -261,7 +350,7 @@ def test_help_parts_lists_each_part_with_a_line_and_no_base_class(capsys, monkey
 def test_help_of_a_part_lists_its_options_in_words(capsys, monkeypatch):
     text = printed(capsys, monkeypatch, "--prior.help", "ConditionalNormalPrior")
     assert re.search(r"--prior.num_covariates +\w.* \(a whole number; default: 1\)", text)
-    assert re.search(r"--prior.network .*\(a network or null; default: null\)", text)
+    assert re.search(r"--prior.network .*; null for an `MLP` \(a network or null; default: null\)", text)
     assert len(text.splitlines()) == 4  # and no list of torch.nn
     assert "latent_dim" not in text  # which the script gives
     text = printed(capsys, monkeypatch, "--likelihood.help=BinomialLikelihood")
@@ -269,7 +358,27 @@ def test_help_of_a_part_lists_its_options_in_words(capsys, monkeypatch):
     assert "no options" in printed(capsys, monkeypatch, "--prior.help", "StandardNormalPrior")
     text = printed(capsys, monkeypatch, "--optimizer.help", "Adam")
     assert re.search(r"--optimizer.weight_decay .*\(a number; default: 0\)", text)
-    assert "--optimizer.lr" not in text
+    assert not {"lr", "differentiable"} & set(re.findall(r"--optimizer.(\w+)", text))
+    assert re.search(r"--optimizer.betas +coefficients used", text)  # described on the line below its name
+    text = printed(capsys, monkeypatch, "--elbo.help", "Trace_ELBO")
+    options = ["num_particles", "max_plate_nesting", "vectorize_particles", "strict_enumeration_warning"]
+    assert re.findall(r"--elbo\.(\w+) +[A-Z]", text) == options
+    text = printed(capsys, monkeypatch, "--prior.help", "FlowPrior")
+    assert "Transforms of the flow: nsf (splines) or maf (affine) (default: nsf)" in text
+
+
+@pytest.mark.parametrize("kind", BASES)
+def test_help_of_every_part_has_short_lines_without_markup_and_pythons_words(kind):
+    for name in known_parts(kind):
+        text = options_text(kind, name)
+        assert max(map(len, text.splitlines())) <= 120
+        assert not re.search(r"\b(None|True|False)\b|``|`_|:\w+:`", text), text
+    assert max(map(len, parts_text(kind).splitlines())) <= 120
+
+
+def test_null_is_no_path_of_a_configuration_or_a_run():
+    config = parse_training(["--config", "null", "--resume", "null", "--epochs", "3"])
+    assert (config.config, config.resume, config.epochs) == (None, None, 3)
 
 
 def test_values_that_begin_with_a_dash_need_no_equals_sign():

@@ -8,6 +8,7 @@ its rows are repeated instead. A program whose densities of one datum depend on 
 import warnings
 from collections.abc import Hashable, Mapping
 from contextlib import suppress
+from dataclasses import dataclass
 from typing import Any, NamedTuple
 from weakref import WeakKeyDictionary, ref
 
@@ -40,7 +41,13 @@ class TiledWarning(UserWarning):
 
 
 def vectorize(
-    model: Program, guide: Program | None, args: tuple[Any, ...], kwargs: Mapping[str, Any], *, plate: str | None = None
+    model: Program,
+    guide: Program | None,
+    args: tuple[Any, ...],
+    kwargs: Mapping[str, Any],
+    *,
+    plate: str | None = None,
+    in_training: bool = False,
 ) -> Pair:
     """Find how a model and a guide run on K draws for N data.
 
@@ -53,6 +60,8 @@ def vectorize(
         args: Positional arguments of both programs, the data first, with shape (N, ...).
         kwargs: Keyword arguments of both programs.
         plate: Name of the plate over the data; None for the only plate around all sites that has their number.
+        in_training: Whether the parameters change from call to call. The check is then repeated after 1, 2, 4, 8, ...
+            changes, instead of after each.
 
     Returns:
         Both programs; they are returned unchanged if they have been vectorized before.
@@ -67,31 +76,68 @@ def vectorize(
     programs = {name: p.program if isinstance(p, VectorizedProgram) else p for name, p in programs.items()}
     memory, key, state = _memory_of(programs["model"]), _key(programs, args, kwargs, plate), _state(programs)
     known = None if memory is None else memory.get(key)
-    if known is not None and known[0] == state:
-        found = known[1]
-    else:
+    if known is None or known.is_due(state, in_training):
         # Blocked, so that handlers around the call do not see the runs of the check.
         with evaluating(*programs.values()), isolated_rng(), pyro.validation_enabled(False), poutine.block():
             found = _Check(programs, args, kwargs, plate).result()
+        known = _Known(found, state, 0 if known is None else known.num_changes)
         if memory is not None:
-            memory[key] = state, found
-    pair = {name: VectorizedProgram(program, name, *found) for name, program in programs.items()}
+            memory[key] = known
+    pair = {name: VectorizedProgram(program, name, *known.found) for name, program in programs.items()}
+    pair = {name: VectorizedProgram(program, name, *known.found) for name, program in programs.items()}
     return pair["model"], pair.get("guide")
 
 
 def vectorize_pair(
-    model: Program, guide: Program, args: tuple[Any, ...], kwargs: Mapping[str, Any], *, plate: str | None = None
+    model: Program,
+    guide: Program,
+    args: tuple[Any, ...],
+    kwargs: Mapping[str, Any],
+    *,
+    plate: str | None = None,
+    in_training: bool = False,
 ) -> tuple[VectorizedProgram, VectorizedProgram]:
     """Find how a model and a guide run on draws, as `vectorize` does."""
-    vectorized, vectorized_guide = vectorize(model, guide, args, kwargs, plate=plate)
+    vectorized, vectorized_guide = vectorize(model, guide, args, kwargs, plate=plate, in_training=in_training)
     assert vectorized_guide is not None
     return vectorized, vectorized_guide
 
 
-_memories: WeakKeyDictionary[Any, dict[Hashable, tuple[Any, "_Found"]]] = WeakKeyDictionary()
+class _Found(NamedTuple):
+    """How programs run on draws; the fields are those of `VectorizedProgram`."""
+
+    how: How
+    depth: int
+    data_dim: int | None
+    divisible: bool
 
 
-def _memory_of(program: Program) -> dict[Hashable, tuple[Any, "_Found"]] | None:
+@dataclass
+class _Known:
+    """Result of a check, and the state of the programs then.
+
+    Attributes:
+        found: How the programs run on draws.
+        state: Result of `_state`.
+        num_changes: Number of changes of the state that calls have seen.
+    """
+
+    found: _Found
+    state: Any
+    num_changes: int
+
+    def is_due(self, state: Any, in_training: bool) -> bool:
+        """Return whether to repeat the check for a state."""
+        if state == self.state:
+            return False
+        self.num_changes += 1
+        return not in_training or self.num_changes & (self.num_changes - 1) == 0
+
+
+_memories: WeakKeyDictionary[Any, dict[Hashable, _Known]] = WeakKeyDictionary()
+
+
+def _memory_of(program: Program) -> dict[Hashable, _Known] | None:
     """Return the results for a program, which live as long as it does; None if it cannot be referenced weakly."""
     with suppress(TypeError):
         return _memories.setdefault(_owner(program), {})
@@ -124,15 +170,6 @@ def _state(programs: Mapping[str, Program]) -> Any:
     modules = {id(module): module for program in programs.values() for module in modules_of(program)}
     tensors = [t for module in modules.values() for t in (*module.parameters(), *module.buffers())]
     return guide, [(id(t), t._version) for t in (*tensors, *pyro.get_param_store()._params.values())]
-
-
-class _Found(NamedTuple):
-    """How programs run on draws; the fields are those of `VectorizedProgram`."""
-
-    how: How
-    depth: int
-    data_dim: int | None
-    divisible: bool
 
 
 class _NotPerDatumError(ValueError):

@@ -80,7 +80,7 @@ class ParticleBound(TensorELBO):
 
     def _terms(self, model: Program, guide: Program, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Terms:
         """Draw from the guide, and score the draws under model and guide."""
-        model, guide = vectorize_pair(model, guide, args, kwargs)
+        model, guide = vectorize_pair(model, guide, args, kwargs, in_training=True)
         omits_score = self.estimator.omits_score and torch.is_grad_enabled()
         with _CopyDraws(omits_score):
             guide_trace = guide.trace(self.num_particles, args, kwargs)

@@ -16,7 +16,7 @@ from torch.distributions import Independent, LowRankMultivariateNormal, Multivar
 from torch.func import functional_call
 from torch.nn.functional import softplus
 
-from pyrovae.densities import Program, draw_from_guide, matched_latents
+from pyrovae.densities import Program, draw_from_guide, matched_latents, vectorize_pair
 from pyrovae.objectives.base import TensorELBO
 
 
@@ -61,6 +61,7 @@ class AggregateELBO(TensorELBO):
 
     def differentiable_loss(self, model: Program, guide: Program, *args: Any, **kwargs: Any) -> Tensor:
         """Compute the loss of a batch, in nats, a scalar."""
+        model, guide = vectorize_pair(model, guide, args, kwargs, in_training=True)
         one = _one_latent(model, guide, args, kwargs)
         return self.divergence(one) - one.log_lik.sum()
 

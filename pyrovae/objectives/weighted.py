@@ -11,7 +11,7 @@ from pyro.infer import ELBO, Trace_ELBO, TraceMeanField_ELBO
 from torch import Tensor
 from torch.distributions import Independent, kl_divergence
 
-from pyrovae.densities import Program, Site, draw_from_guide, matched_latents, take_kl_weight
+from pyrovae.densities import Program, Site, draw_from_guide, matched_latents, take_kl_weight, vectorize_pair
 from pyrovae.objectives.base import TensorELBO
 from pyrovae.objectives.kl_weights import LearnedKLWeight, Per, ShapedKL
 
@@ -105,6 +105,7 @@ class WeightedELBO(TensorELBO):
 
     def differentiable_loss(self, model: Program, guide: Program, *args: Any, **kwargs: Any) -> Tensor:
         """Compute the loss of a batch, in nats, a scalar."""
+        model, guide = vectorize_pair(model, guide, args, kwargs, in_training=True)
         parts = elbo_parts(
             model, guide, *args, num_particles=self.num_particles, analytic=self.analytic, per=self._per, **kwargs
         )

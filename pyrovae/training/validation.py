@@ -53,7 +53,7 @@ def validate(model: Program, guide: Program, *args: Any, workers: Workers | None
     Raises:
         ValueError: If a weight is NaN or unbounded, or a program breaks the contract of `log_weights`.
     """
-    model, guide = vectorize_pair(model, guide, args, kwargs)
+    model, guide = vectorize_pair(model, guide, args, kwargs, in_training=True)
     size, workers = num_data(args, kwargs), workers or Workers()
     device = device_of(args, kwargs)
     sums, reason = torch.zeros(2, dtype=torch.float64, device=device), "log weights are NaN in another process"

@@ -1,13 +1,16 @@
 """Estimators of log p(x) per datum, with their errors.
 
 importance            `log_marginal`, `ladder`, `evidence_lower_bound`
-proposals             where importance sampling draws; proposal_components and points are their parts
-laplace               modes and widths of posteriors
-ais, annealing        annealed importance sampling; temperatures has its schedules
+proposals             proposals and their shares
+laplace               modes and widths of posteriors, hence location and scale of the default proposal
+proposal_components   draws and densities of adapted proposals; points has their shared densities
+ais                   `ais`, its progress and resume
+annealing             paths of densities, Hamiltonian transitions, adaptation of their step sizes
+temperatures          schedules of inverse temperatures
 brackets              lower and upper bounds on simulated data
 exact                 quadrature, enumeration, closed forms
 refinement            approximation and amortisation gaps
-evaluation            `evaluate`, all estimates of a run
+evaluation            `evaluate`, all estimates of a run: the fields of evaluation.json and evaluation.csv
 latent_space, blocks  unconstrained coordinates, blocks of data
 """
 

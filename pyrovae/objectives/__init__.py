@@ -1,6 +1,6 @@
 """Objectives for SVI.
 
-weighted              ELBO split into reconstruction and KL divergence
+weighted              ELBO split into reconstruction and KL divergence, which it computes; the KL weight of a run
 bounds                importance-weighted bounds; power_means has their means
 gradient_estimators   pathwise, sticking the landing, DReG, VIMCO
 decompositions        beta-TC, FactorVAE, InfoVAE, DIP

@@ -1,5 +1,10 @@
 """Estimates of log p(x), their errors and diagnostics, computed from log weights and per-datum values.
 
+log_weights   log-mean-exp over draws, its standard error, effective sample size
+pareto        k-hat, smoothed weights
+means         means over data, standard errors, bits per dimension
+summaries     results of the estimators: `LogMarginal`, `LowerBound`, `Rung`
+
 Functions of log weights reduce over dim 0, the K particles, and keep every other dimension, the data. They compute and
 return float64 for every input dtype, and leave the average over data to the caller. This room imports torch alone.
 """

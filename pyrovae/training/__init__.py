@@ -2,10 +2,10 @@
 
 svi              `fit`: the loop, early stopping
 batches          order of the data, batches
-steps            one training step: eager, recorded, captured
+steps            one training step: eager, recorded, captured (then execution/cuda_graphs runs the optimizer)
 epochs           many steps, one by one or as one CUDA graph
 validation       ELBO of held-out data
-training_state   `History`, checkpoints
+training_state   `History`, checkpoints, the best epoch's weights
 checks           options, data, finiteness
 """
 

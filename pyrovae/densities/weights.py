@@ -18,13 +18,16 @@ from pyrovae.densities.vectorize import vectorize, vectorize_pair
 _DIAGNOSTIC_DRAWS = 100  # draws per datum in the search for sites with a nonfinite log density
 
 
-def log_joint(model: Program, latents: Mapping[str, Tensor], *args: Any, **kwargs: Any) -> Tensor:
+def log_joint(
+    model: Program, latents: Mapping[str, Tensor], *args: Any, plate: str | None = None, **kwargs: Any
+) -> Tensor:
     """Evaluate log p(x_n, z_kn) at given latents.
 
     Args:
         model: Pyro program p(z) p(x|z).
         latents: Value of each latent site by name, with shape (K, N, ...).
         *args: Positional arguments of the model, the data first, with shape (N, ...).
+        plate: Name of the plate over the data; None for the only plate around all sites that has their number.
         **kwargs: Keyword arguments of the model.
 
     Returns:
@@ -43,7 +46,7 @@ def log_joint(model: Program, latents: Mapping[str, Tensor], *args: Any, **kwarg
                 f"latent {name!r} must have shape ({num_particles}, N, ...), got {tuple(value.shape)}; give all "
                 "latents the same K"
             )
-    model, _ = vectorize(model, None, args, kwargs)
+    model, _ = vectorize(model, None, args, kwargs, plate=plate)
     trace = model.trace(num_particles, args, kwargs, {name: _expand(z, size) for name, z in latents.items()})
     for name in latents:
         if name not in trace.latents:
@@ -54,7 +57,9 @@ def log_joint(model: Program, latents: Mapping[str, Tensor], *args: Any, **kwarg
     return trace.log_densities()[0]
 
 
-def log_weights(model: Program, guide: Program, *args: Any, num_particles: int = 1, **kwargs: Any) -> Tensor:
+def log_weights(
+    model: Program, guide: Program, *args: Any, num_particles: int = 1, plate: str | None = None, **kwargs: Any
+) -> Tensor:
     """Draw latents from the guide and return their log importance weights, per datum.
 
         log w_kn = log p(x_n, z_kn) - log q(z_kn|x_n),  z_kn ~ q(z|x_n)
@@ -67,6 +72,7 @@ def log_weights(model: Program, guide: Program, *args: Any, num_particles: int =
         guide: Pyro program q(z|x), with the model's arguments.
         *args: Positional arguments of both programs, the data first, with shape (N, ...).
         num_particles: Number of draws K per datum.
+        plate: Name of the plate over the data; None for the only plate around all sites that has their number.
         **kwargs: Keyword arguments of both programs.
 
     Returns:
@@ -76,11 +82,11 @@ def log_weights(model: Program, guide: Program, *args: Any, num_particles: int =
         ValueError: If num_particles is below 1, if the sites do not lie inside one plate over the data, if a site
             carries a scale other than 1, or if the latent sites of model and guide differ in name, shape or mask.
     """
-    return log_weights_and_latents(model, guide, *args, num_particles=num_particles, **kwargs)[0]
+    return log_weights_and_latents(model, guide, *args, num_particles=num_particles, plate=plate, **kwargs)[0]
 
 
 def log_weights_and_latents(
-    model: Program, guide: Program, *args: Any, num_particles: int = 1, **kwargs: Any
+    model: Program, guide: Program, *args: Any, num_particles: int = 1, plate: str | None = None, **kwargs: Any
 ) -> tuple[Tensor, dict[str, Tensor], Tensor]:
     """Compute `log_weights`, and return also the latents and log p(x|z).
 
@@ -92,6 +98,7 @@ def log_weights_and_latents(
     """
     if num_particles < 1:
         raise ValueError(f"num_particles must be at least 1, got {num_particles}")
+    model, guide = vectorize_pair(model, guide, args, kwargs, plate=plate)
     model_trace, guide_trace = draw_from_guide(model, guide, args, kwargs, num_particles)
     drawn = matched_latents(model_trace, guide_trace)
     log_p, log_lik = model_trace.log_densities()

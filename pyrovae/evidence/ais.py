@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from pyrovae.densities import Program, num_data, set_torch_generator_states, torch_generator_states
+from pyrovae.densities import Program, num_data, set_torch_generator_states, torch_generator_states, vectorize
 from pyrovae.evidence.annealing import Path, Start, Tuning, Walk, anneal, execution_of, rows_of, tune
 from pyrovae.evidence.blocks import check_counts, concatenate, data_at_once, data_blocks, evaluation_mode
 from pyrovae.evidence.temperatures import check_betas
@@ -31,6 +31,7 @@ def ais(
     num_tuning: int = 200,
     chunk_size: int | None = None,
     execution: Execution = "auto",
+    plate: str | None = None,
     progress: bool = False,
     commit: Callable[[dict[str, Any]], None] | None = None,
     resume: Mapping[str, Any] | None = None,
@@ -69,6 +70,7 @@ def ais(
         commit: Called with the state, a dict of tensors and plain values, after every 100 temperatures and every block
             of data.
         resume: A state that `commit` received, to resume from. The results are bit-identical on the CPU.
+        plate: Name of the plate over the data; None for the only plate around all sites that has their number.
         **kwargs: Keyword arguments of both programs.
 
     Returns:
@@ -84,6 +86,7 @@ def ais(
     if not 0 < acceptance < 1:
         raise ValueError(f"acceptance must lie between 0 and 1, got {acceptance}")
     how = execution_of(betas, num_leapfrog, num_tuning, execution)
+    model, guide = vectorize(model, guide, args, kwargs, plate=plate)
     size, at_once, num_steps = num_data(args, kwargs), data_at_once(num_particles, chunk_size), len(betas) - 1
     num_blocks = math.ceil(size / at_once)
     run = {"num_data": size, "num_particles": num_particles, "blocks": num_blocks, "betas": betas}

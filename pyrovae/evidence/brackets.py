@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from pyrovae.densities import Program, num_data
+from pyrovae.densities import Program, num_data, vectorize
 from pyrovae.evidence.annealing import Path, Start, Walk, anneal, execution_of, rows_of, tune, tuned_transition
 from pyrovae.evidence.blocks import (
     DEFAULT_CHUNK_SIZE,
@@ -61,6 +61,7 @@ def bracket(
     num_tuning: int = 200,
     num_equilibrium: int = 20,
     chunk_size: int | None = None,
+    plate: str | None = None,
     **kwargs: Any,
 ) -> Bracket:
     r"""Bound log p(x_n) from both sides, where x_n was simulated together with its latents z_n* from the model.
@@ -95,6 +96,7 @@ def bracket(
         num_tuning: Approximate number of transitions of the preliminary run.
         num_equilibrium: Number of transitions that separate the reverse chains.
         chunk_size: Number of latents, K times N, decoded at once, which bounds memory; None for 8,192.
+        plate: Name of the plate over the data; None for the only plate around all sites that has their number.
         **kwargs: Keyword arguments of both programs.
 
     Raises:
@@ -119,6 +121,7 @@ def bracket(
         raise ValueError(f"num_particles must be at least 2, one slot for the true latent, got {num_particles}")
     elif guide is None:
         raise ValueError("importance sampling needs a guide; give one, or betas to anneal from the prior")
+    model, guide = vectorize(model, guide, args, kwargs, plate=plate)
     size = num_data(args, kwargs)
     for name, value in latents.items():
         if value.shape[:1] != (size,):

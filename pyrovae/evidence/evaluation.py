@@ -189,6 +189,7 @@ def evaluate(
     on_progress: Callable[[int], Any] | None = None,
     commit: Callable[[dict[str, Any]], None] | None = None,
     resume: Mapping[str, Any] | None = None,
+    plate: str | None = None,
     **kwargs: Any,
 ) -> Evaluation:
     """Estimate ELBO and log p(x) of held-out data: the ELBO from the guide, log p(x) from the proposal and the guide.
@@ -212,6 +213,7 @@ def evaluate(
         commit: Called on rank 0 with the state, nested dicts and lists of tensors and plain values, after each block
             but the last.
         resume: A state that `commit` received, to resume from.
+        plate: Name of the plate over the data; None for the only plate around all sites that has their number.
         **kwargs: Keyword arguments of both programs, such as covariates.
 
     Raises:
@@ -237,7 +239,7 @@ def evaluate(
 
     def weigh(count: int, **options: Any) -> Callable[..., Iterator[WeightBlock]]:
         chunks = chunks_of(len(x), size, count, chunk_size, execution)  # the same for any number of processes
-        options |= {"num_particles": count, "chunk_size": chunk_size, "execution": chunks}
+        options |= {"num_particles": count, "chunk_size": chunk_size, "execution": chunks, "plate": plate}
         return partial(log_weight_blocks, model, guide, **options)
 
     weighers = [weigh(num_particles, proposal=proposal, target_std_error=target_std_error)]

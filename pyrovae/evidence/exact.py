@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from pyrovae.densities import Program, check_support, isolated_rng
+from pyrovae.densities import Program, check_support, isolated_rng, vectorize
 from pyrovae.evidence.blocks import DEFAULT_CHUNK_SIZE, evaluation_mode
 from pyrovae.evidence.laplace import prior_scale
 from pyrovae.evidence.latent_space import Latents, LatentSpace
@@ -42,7 +42,12 @@ class ExactMarginal(NamedTuple):
 
 
 def exact_log_marginal(
-    model: Program, *args: Any, num_points: int | None = None, chunk_size: int = DEFAULT_CHUNK_SIZE, **kwargs: Any
+    model: Program,
+    *args: Any,
+    num_points: int | None = None,
+    chunk_size: int = DEFAULT_CHUNK_SIZE,
+    plate: str | None = None,
+    **kwargs: Any,
 ) -> ExactMarginal:
     r"""Compute log p(x_n) of a small model: by quadrature over one to three latents, or by summing discrete ones out.
 
@@ -60,6 +65,7 @@ def exact_log_marginal(
         num_points: Number of points per coordinate, at least 4; None for 2000, 100 and 50 with one, two and three
             coordinates.
         chunk_size: Number of latents, K times N, decoded at once, which bounds memory.
+        plate: Name of the plate over the data; None for the only plate around all sites that has their number.
         **kwargs: Keyword arguments of the model.
 
     Raises:
@@ -77,6 +83,7 @@ def exact_log_marginal(
         >>> (exact_log_marginal(model, x).value - dist.Normal(0.0, 2**0.5).log_prob(x)).abs().item() < 1e-6
         True
     """
+    model, _ = vectorize(model, None, args, kwargs, plate=plate)
     check_support(model, *args, **kwargs)
     with evaluation_mode(model), isolated_rng(0):
         space = LatentSpace(model, None, *args, **kwargs)

@@ -71,6 +71,7 @@ def log_marginal(
     target_std_error: float | None = None,
     pareto_smoothed: bool = False,
     execution: Execution = "auto",
+    plate: str | None = None,
     **kwargs: Any,
 ) -> LogMarginal:
     r"""Estimate log p(x_n) by importance sampling, for each datum n.
@@ -101,6 +102,7 @@ def log_marginal(
             calls. "recorded" runs them once for each shape of a chunk and replays their tensor operations; "compiled"
             compiles these operations with Inductor first. Results are equal up to rounding. A program that cannot be
             recorded runs eagerly, with a `NotRecordedWarning`.
+        plate: Name of the plate over the data; None for the only plate around all sites that has their number.
         **kwargs: Keyword arguments of both programs.
 
     Returns:
@@ -121,6 +123,7 @@ def log_marginal(
         chunk_size=chunk_size,
         target_std_error=target_std_error,
         execution=execution,
+        plate=plate,
         **kwargs,
     ):
         log_w = pareto_smoothed_log_weights(block.log_w) if pareto_smoothed else block.log_w
@@ -136,7 +139,8 @@ def ladder(model: Program, guide: Program, *args: Any, num_particles: int, **kwa
         guide: Pyro program q(z|x), with the model's arguments.
         *args: Positional arguments of both programs, the data first, with shape (N, ...).
         num_particles: Largest number of draws K per datum.
-        **kwargs: proposal, chunk_size and execution, as in `log_marginal`, and keyword arguments of both programs.
+        **kwargs: proposal, chunk_size, execution and plate, as in `log_marginal`, and keyword arguments of both
+            programs.
 
     Returns:
         A `Rung` for each K: the lower bound, the bias-corrected estimate, and the standard error.
@@ -174,7 +178,7 @@ def evidence_lower_bound(
         num_particles: Number of draws K per datum.
         chunk_size: Number of latents, K times N, decoded at once, which bounds memory; None for 8,192.
         skip_support_check: Whether to trust that the data lie in the support.
-        **kwargs: execution, as in `log_marginal`, and keyword arguments of both programs.
+        **kwargs: execution and plate, as in `log_marginal`, and keyword arguments of both programs.
 
     Returns:
         LowerBound of value and std_error, each with shape (N,), in nats, float64.
@@ -209,6 +213,7 @@ def log_weight_blocks(
     skip_support_check: bool = False,
     execution: Execution | Chunks = "auto",
     first: int = 0,
+    plate: str | None = None,
     **kwargs: Any,
 ) -> Iterator[WeightBlock]:
     """Iterate over the data in blocks, adapt the proposal to each, and yield its log weights.
@@ -228,11 +233,13 @@ def log_weight_blocks(
         execution: How to run the programs: "eager", "recorded", "compiled", or "auto", which chooses by the number of
             calls; or the `Chunks` of earlier calls with the same programs and proposal.
         first: Index of the first datum in the full data set, for error messages.
+        plate: Name of the plate over the data; None for the only plate around all sites that has their number.
         **kwargs: Keyword arguments of both programs.
 
     Raises:
         ValueError: As `log_marginal`.
     """
+    pair = vectorize_pair(model, guide, args, kwargs, plate=plate)
     size = num_data(args, kwargs)
     chunks = chunks_of(size, size, num_particles, chunk_size, execution) if isinstance(execution, str) else execution
     chunk_size = chunk_size or DEFAULT_CHUNK_SIZE
@@ -243,8 +250,8 @@ def log_weight_blocks(
             f"target_std_error needs num_particles of at least 2, got {num_particles}; one draw has no standard error"
         )
     at_once, particles_at_once = _chunk_shape(size, num_particles, chunk_size)
-    for block in data_blocks(model, guide, args, kwargs, at_once, first=first, skip_support_check=skip_support_check):
-        with evaluation_mode(model, guide):
+    for block in data_blocks(*pair, args, kwargs, at_once, first=first, skip_support_check=skip_support_check):
+        with evaluation_mode(*pair):
             sampler = _WeightSampler(block, proposal, chunk_size, particles_at_once, chunks)
         count = num_particles
         if target_std_error is not None:

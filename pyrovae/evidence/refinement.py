@@ -5,7 +5,7 @@ from typing import Any, Literal, NamedTuple
 import torch
 from torch import Tensor
 
-from pyrovae.densities import Program, num_data
+from pyrovae.densities import Program, num_data, vectorize_pair
 from pyrovae.evidence.blocks import (
     DEFAULT_CHUNK_SIZE,
     check_counts,
@@ -69,6 +69,7 @@ def refine(
     draws_per_step: int = 8,
     num_particles: int = 1000,
     chunk_size: int | None = None,
+    plate: str | None = None,
     **kwargs: Any,
 ) -> Refinement:
     r"""Optimise a posterior for each datum, starting from the guide's, and split the guide's gap into two parts.
@@ -93,6 +94,7 @@ def refine(
         draws_per_step: Number of draws per datum and gradient, in antithetic pairs.
         num_particles: Number of draws K per datum.
         chunk_size: Number of latents, K times N, decoded at once, which bounds memory; None for 8,192.
+        plate: Name of the plate over the data; None for the only plate around all sites that has their number.
         **kwargs: Keyword arguments of both programs.
 
     Raises:
@@ -118,8 +120,9 @@ def refine(
     if value.shape != (size,):
         raise ValueError(f"log_p has shape {tuple(value.shape)}; expected one value for each of {size} data")
     found = []
-    with evaluation_mode(model, guide):
-        for block in data_blocks(model, guide, args, kwargs, data_at_once(max(draws_per_step, 64), chunk_size)):
+    pair = vectorize_pair(model, guide, args, kwargs, plate=plate)
+    with evaluation_mode(*pair):
+        for block in data_blocks(*pair, args, kwargs, data_at_once(max(draws_per_step, 64), chunk_size)):
             space = block.space
             space.require_continuous()
             if space.masked:

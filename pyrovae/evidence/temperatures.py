@@ -6,7 +6,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from pyrovae.densities import Program
+from pyrovae.densities import Program, vectorize
 from pyrovae.evidence.annealing import AdaptiveChains, Path, Start
 from pyrovae.evidence.blocks import check_counts, evaluation_mode
 from pyrovae.evidence.latent_space import LatentSpace
@@ -43,6 +43,7 @@ def adaptive_schedule(
     num_particles: int = 16,
     num_leapfrog: int = 10,
     acceptance: float = 0.65,
+    plate: str | None = None,
     **kwargs: Any,
 ) -> Tensor:
     """Inverse temperatures with steps of equal conditional effective sample size, with shape (T + 1,).
@@ -62,6 +63,7 @@ def adaptive_schedule(
         num_particles: Number of chains K per datum in the preliminary run.
         num_leapfrog: Number of leapfrog steps per transition.
         acceptance: Target acceptance rate of the step sizes.
+        plate: Name of the plate over the data; None for the only plate around all sites that has their number.
         **kwargs: Keyword arguments of both programs.
 
     Raises:
@@ -70,6 +72,7 @@ def adaptive_schedule(
     check_counts(num_temperatures=num_temperatures)
     if num_particles < 4:
         raise ValueError(f"num_particles must be at least 4 for a conditional sample size, got {num_particles}")
+    model, guide = vectorize(model, guide, args, kwargs, plate=plate)
     with evaluation_mode(model, guide):
         path = Path(LatentSpace(model, guide, *args, **kwargs), start)
         chains = AdaptiveChains(path, num_particles, num_leapfrog, acceptance)

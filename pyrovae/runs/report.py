@@ -95,6 +95,7 @@ def evaluate_run(
             on_progress=bar.update,
             commit=lambda state: write_state(path, {"about": about, "state": state}),
             resume=stopped["state"] if stopped["about"] == about else None,
+            plate=None,
             **data.conditions(split, device),
         )
     return evaluation

@@ -40,7 +40,9 @@ def write_whole(path: Path, content: bytes) -> None:
         _sync(path.parent)
     except OSError as error:
         if not path.parent.is_dir():
-            raise OSError(f"cannot write {path}: no such folder {path.parent}; make it, or choose another") from error
+            raise FileNotFoundError(
+                f"cannot write {path}: no such folder {path.parent}; make it, or choose another"
+            ) from error
         message = f"cannot write {path}: {error.strerror}; free space on the disk, or choose another folder"
         raise OSError(error.errno, message) from error
     finally:

@@ -50,7 +50,7 @@ def plates_of(traces: Mapping[str, poutine.Trace]) -> Plates:
     """List the plates around each sample site."""
     return {
         (program, name): {f.dim: Plate(f.name, f.size, f.full_size) for f in site["cond_indep_stack"] if f.vectorized}
-        for program, trace in reversed(traces.items())  # the model first, so that messages name its sites
+        for program, trace in reversed(list(traces.items()))  # the model first, so that messages name its sites
         for name, site in sample_sites(trace).items()
     }
 

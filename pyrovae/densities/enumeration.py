@@ -108,7 +108,7 @@ def log_sum(factors: Sequence[Factor], target: Mapping[str, int]) -> Tensor:
     return _aligned(total, "".join(target)) if kept != "".join(target) else total
 
 
-class _SumRing(LogRing):  # type: ignore[misc]
+class _SumRing(LogRing):
     """Sums and products of packed log densities.
 
     Pyro's ring multiplies exponentials, each scaled by its own maximum, so that sums underflow if two factors favour
@@ -116,14 +116,14 @@ class _SumRing(LogRing):  # type: ignore[misc]
     """
 
     def sumproduct(self, terms: Iterable[Tensor], dims: Iterable[str]) -> Tensor:
-        remaining, terms = set(dims), list(terms)
+        remaining, left = set(dims), list(terms)
         while remaining:
-            dim = min(sorted(remaining), key=lambda symbol: _size_of_join(terms, symbol))
+            dim = min(sorted(remaining), key=lambda symbol: _size_of_join(left, symbol))
             remaining.remove(dim)
-            joined = _joined([term for term in terms if dim in _dims(term)])
-            terms = [term for term in terms if dim not in _dims(term)]
-            terms.append(_named(joined.logsumexp(_dims(joined).index(dim)), _dims(joined).replace(dim, "")))
-        return _joined(terms)
+            joined = _joined([term for term in left if dim in _dims(term)])
+            left = [term for term in left if dim not in _dims(term)]
+            left.append(_named(joined.logsumexp(_dims(joined).index(dim)), _dims(joined).replace(dim, "")))
+        return _joined(left)
 
     def product(self, term: Tensor, ordinal: Iterable[str]) -> Tensor:
         dims = _dims(term)
@@ -177,4 +177,4 @@ def _named(tensor: Tensor, dims: str) -> Tensor:
 
 
 def _dims(tensor: Tensor) -> str:
-    return tensor._pyro_dims  # type: ignore[attr-defined,no-any-return]
+    return tensor._pyro_dims  # type: ignore[attr-defined]

@@ -193,7 +193,7 @@ class _Draws(NamedTuple):
     Attributes:
         latents: Values by site, each with shape (K, N, ...).
         model: Log densities of the model's sites, with shape (K, N).
-        guide: Log densities of the guide's sites, with shape (K, N); None without a guide.
+        guide: Log densities of the guide's sites, with shape (K, N); None without any.
     """
 
     latents: dict[str, Tensor]
@@ -306,7 +306,7 @@ class _Check:
         self, how: How, arguments: Arguments, num_particles: int = 1, latents: Mapping[str, Tensor] | None = None
     ) -> _Draws:
         traces = self._traces(how, arguments, num_particles, latents or {})
-        densities = {name: trace.unscaled_log_density() for name, trace in traces.items()}
+        densities = {name: trace.unscaled_log_density() for name, trace in traces.items() if trace.sites}
         values = {name: site.value for trace in traces.values() for name, site in trace.latents.items()}
         return _Draws(values, densities["model"], densities.get("guide"))
 

@@ -37,8 +37,8 @@ class LatentSpace:
     shape (K, N, U), in which the inverse of `bijection(support)` maps each site to the real numbers. The modules should
     be in evaluation mode (`evaluation_mode`). Outside a distribution's support the density is zero.
 
-    Discrete sites that the guide does not draw are summed out. They are no latents here, nor are they without a guide if
-    the model has continuous latents too.
+    Discrete sites that the guide does not draw are summed out, and are no latents here. Without a guide, they are
+    summed out if the model has continuous latents too.
 
     Args:
         model: Pyro program p(z) p(x|z).
@@ -70,7 +70,7 @@ class LatentSpace:
             if guide is None:
                 model_trace = model.trace(1, args, kwargs)
                 sites = model_trace.latents
-                if not sites:
+                if not sites and not model.summed:
                     raise ValueError("the model has no latent site, so log p(x) is its log density; use log_joint")
             else:
                 model_trace, guide_trace = draw_from_guide(model, guide, args, kwargs, 1)

@@ -1,7 +1,8 @@
 """Discrete sites that are summed out: runs on all their values at once, and sums of the log densities."""
 
+import math
 from collections import OrderedDict
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import torch
@@ -37,11 +38,7 @@ class SumOut(EnumMessenger):
         super()._pyro_post_sample(msg)
         batch = getattr(msg["fn"], "batch_shape", torch.Size())
         count = batch[: max(0, len(batch) - self.plate_dims)].numel()
-        if count > MAX_COMBINATIONS:
-            raise ValueError(
-                f"the density of site {msg['name']!r} depends on {count:,} combinations of the sites to sum out, but a "
-                "sum needs at most a million combinations; use pyro.markov in chains, or let the guide draw some sites"
-            )
+        _check_combinations(count, f"the density of site {msg['name']!r}")
 
 
 class Factor(NamedTuple):
@@ -98,7 +95,7 @@ def log_sum(factors: Sequence[Factor], target: Mapping[str, int]) -> Tensor:
     plates = {symbol for factor in factors for symbol in factor.plates}
     sums = {symbol for terms in tree.values() for term in terms for symbol in _dims(term)} - plates
     try:
-        total = contract_to_tensor(tree, sums, frozenset(target), ring=_SumRing(dim_to_size=dict(target)))
+        total = contract_to_tensor(tree, sums, frozenset(target), ring=_SumRing(plates, target))
     except NotImplementedError as error:
         raise ValueError(
             "discrete sites in plates that cross cannot be summed out exactly; let the guide draw those in one of the "
@@ -113,12 +110,21 @@ class _SumRing(LogRing):
 
     Pyro's ring multiplies exponentials, each scaled by its own maximum, so that sums underflow if two factors favour
     different values by more than about 100 nats in single precision. This ring adds logs first.
+
+    Args:
+        plates: Symbols of all plates.
+        sizes: Size of each plate to keep, by symbol.
     """
+
+    def __init__(self, plates: Collection[str], sizes: Mapping[str, int]) -> None:
+        super().__init__(dim_to_size=dict(sizes))
+        self.plates = plates
 
     def sumproduct(self, terms: Iterable[Tensor], dims: Iterable[str]) -> Tensor:
         remaining, left = set(dims), list(terms)
         while remaining:
             dim = min(sorted(remaining), key=lambda symbol: _size_of_join(left, symbol))
+            _check_combinations(_size_of_join(left, dim, self.plates), "a sum over discrete sites")
             remaining.remove(dim)
             joined = _joined([term for term in left if dim in _dims(term)])
             left = [term for term in left if dim not in _dims(term)]
@@ -163,12 +169,21 @@ def _aligned(term: Tensor, dims: str) -> Tensor:
     return ordered[tuple(slice(None) if symbol in own else None for symbol in dims)]
 
 
-def _size_of_join(terms: Sequence[Tensor], symbol: str) -> int:
+def _size_of_join(terms: Sequence[Tensor], symbol: str, ignored: Collection[str] = ()) -> int:
+    """Compute the size of the product of all terms with a symbol, without some dims."""
     sizes: dict[str, int] = {}
     for term in terms:
         if symbol in _dims(term):
             sizes.update(zip(_dims(term), term.shape, strict=True))
-    return torch.Size(sizes.values()).numel()
+    return math.prod(size for name, size in sizes.items() if name not in ignored)
+
+
+def _check_combinations(count: int, what: str) -> None:
+    if count > MAX_COMBINATIONS:
+        raise ValueError(
+            f"{what} depends on {count:,} combinations of the sites to sum out, but at most a million are possible; "
+            "let the guide draw some sites, or use pyro.markov in chains"
+        )
 
 
 def _named(tensor: Tensor, dims: str) -> Tensor:

@@ -254,9 +254,10 @@ class _Check:
         rounding = _ROUNDING.get(single.model.dtype, _ROUNDING[torch.float32])
         for how, tolerance in zip(_WAYS, rounding, strict=True):
             if self._difference(how, single) <= tolerance:
-                if how == "tiled":
+                found = self._with_sums(self._found(how), traces, single)
+                if found.how == "tiled":
                     _warn_of_tiles()
-                return self._with_sums(self._found(how), traces, single)
+                return found
         raise _NotPerDatumError(self._reason(single, rounding[-1]))
 
     def _with_sums(self, found: _Found, traces: Mapping[str, poutine.Trace], single: _Draws) -> _Found:
@@ -279,8 +280,6 @@ class _Check:
                 reason = reason or error
                 continue
             if difference <= _ROUNDING.get(single.model.dtype, _ROUNDING[torch.float32])[1]:
-                if how != found.how:
-                    _warn_of_tiles()
                 return found._replace(how=how, summed=summed)
         raise _NotPerDatumError(_reason_against_sums(summed, reason))
 

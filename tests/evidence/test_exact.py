@@ -8,6 +8,7 @@ import pytest
 import torch
 from goodness import within
 from oracles import LinearGaussian
+from scipy import integrate, stats
 from torch import nn
 
 from pyrovae import (
@@ -174,3 +175,46 @@ def test_exact_log_marginal_refuses_models_that_are_too_large_or_infinite():
 
     with pytest.raises(ValueError, match="10,000,000 combinations of the sites to sum out"):
         exact_log_marginal(many, x[:, :1])
+
+
+def test_discrete_latents_beside_continuous_ones_agree_with_nested_quadrature():
+    rates = torch.tensor([0.5, 3.0], dtype=F64)
+
+    def model(x):
+        with pyro.plate("data", len(x), dim=-1):
+            z = pyro.sample("z", dist.Gamma(torch.tensor(2.0, dtype=F64), 1.0))
+            y = pyro.sample("y", dist.Bernoulli(z / (1 + z)))
+            s = pyro.sample("s", dist.Categorical(torch.tensor([0.3, 0.7], dtype=F64)))
+            with pyro.plate("entries", x.shape[1], dim=-2):
+                pyro.sample("x", dist.Poisson(z * rates[s] + y), obs=x.T)
+
+    x = torch.tensor([[0.0, 2.0], [5.0, 1.0], [3.0, 3.0]], dtype=F64)
+
+    def density(z, row):
+        total = 0.0
+        for y in range(2):
+            for s in range(2):
+                share = (z if y else 1) / (1 + z) * (0.7 if s else 0.3)
+                total += share * stats.poisson.pmf(row, z * rates[s].item() + y).prod()
+        return total * stats.gamma.pdf(z, 2)
+
+    expected = [math.log(integrate.quad(density, 0, 60, args=(row,), limit=200)[0]) for row in x.numpy()]
+    made = exact_log_marginal(model, x)
+    torch.testing.assert_close(made.value, torch.tensor(expected, dtype=F64), rtol=0, atol=1e-6)
+
+
+def test_many_combinations_are_summed_site_by_site():
+    # Twenty switches, each with its own observation, have 2^20 combinations, but are independent.
+    def model(x):
+        with pyro.plate("data", len(x), dim=-1):
+            for i in range(20):
+                s = pyro.sample(f"s{i}", dist.Bernoulli(torch.tensor(0.3, dtype=F64)))
+                pyro.sample(f"x{i}", dist.Normal(s * i, 1.0), obs=x[:, i])
+
+    x = torch.linspace(-2, 5, 60, dtype=F64).reshape(3, 20)
+    terms = [math.log(0.7) + dist.Normal(0.0, 1.0).log_prob(x)]
+    terms.append(math.log(0.3) + dist.Normal(torch.arange(20.0, dtype=F64), 1.0).log_prob(x))
+    expected = torch.stack(terms).logsumexp(0).sum(1)
+    for chunk_size in (8192, 4):
+        made = exact_log_marginal(model, x, chunk_size=chunk_size)
+        torch.testing.assert_close(made.value, expected)

@@ -7,6 +7,8 @@
     layout      where draws and data lie in the batch shapes of sites
     masks       masks around sites and inside their distributions
     weights     `log_joint` and `log_weights`
+    enumeration sums over the values of discrete sites
+    sum_checks  check of these sums
     contract    checks that model and guide agree: latents, masks, scales
     support     checks that data lie in the support
     modules     torch modules inside a program, evaluation mode
@@ -34,7 +36,7 @@ from pyrovae.densities.rng import (
 from pyrovae.densities.streamed import Streamed, prepared
 from pyrovae.densities.support import SupportError, check_support
 from pyrovae.densities.traces import ParticleTrace, Program, Site, sample_sites
-from pyrovae.densities.vectorize import TiledWarning, vectorize, vectorize_pair
+from pyrovae.densities.vectorize import TiledWarning, sum_discrete, vectorize, vectorize_pair
 from pyrovae.densities.vectorized import VectorizedProgram
 from pyrovae.densities.weights import (
     check_weights,
@@ -76,6 +78,7 @@ __all__ = [
     "sample_sites",
     "set_generator_states",
     "set_torch_generator_states",
+    "sum_discrete",
     "take",
     "take_kl_weight",
     "temper",

@@ -24,7 +24,7 @@ def take_kl_weight(model_trace: ParticleTrace, guide_trace: ParticleTrace) -> fl
     if not latents:
         return None
     weight = latents[0].scale
-    for site in latents:
+    for site in (*latents, *model_trace.summed.values()):
         # The identical tensor is not compared by value, so that recording can trace this function.
         if site.scale is not weight and not bool(torch.as_tensor(site.scale == weight).all()):
             raise ValueError(
@@ -49,10 +49,10 @@ def matched_latents(model_trace: ParticleTrace, guide_trace: ParticleTrace) -> d
     drawn, wanted = guide_trace.sites, model_trace.latents
     for name in wanted:
         if name not in drawn:
-            raise ValueError(
-                f"the guide does not draw site {name!r} of the model, only {sorted(drawn)}; give both the same latent "
-                "sites"
-            )
+            remedy = "give both the same latent sites"
+            if getattr(wanted[name].fn.support, "is_discrete", False):
+                remedy += ", or sum it out: by a distribution that enumerates its values, its dimensions in a plate"
+            raise ValueError(f"the guide does not draw site {name!r} of the model, only {sorted(drawn)}; {remedy}")
     for name, site in drawn.items():
         if site.is_observed or name not in wanted:
             raise ValueError(

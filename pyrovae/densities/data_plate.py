@@ -27,8 +27,10 @@ class Plate(NamedTuple):
 Plates = Mapping[tuple[str, str], Mapping[int, Plate]]
 
 
-def plates_of(programs: Mapping[str, Program], args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Plates:
-    """Run the programs once, the model on the guide's latents, and list the plates around each sample site.
+def run_once(
+    programs: Mapping[str, Program], args: tuple[Any, ...], kwargs: Mapping[str, Any]
+) -> dict[str, poutine.Trace]:
+    """Run the programs once, the model on the guide's latents, and return their traces.
 
     Args:
         programs: The programs "model" and, if any, "guide".
@@ -41,9 +43,14 @@ def plates_of(programs: Mapping[str, Program], args: tuple[Any, ...], kwargs: Ma
         if name in programs:
             program = poutine.replay(programs[name], trace=traces["guide"]) if traces else programs[name]
             traces[name] = poutine.trace(program).get_trace(*args, **kwargs)
+    return traces
+
+
+def plates_of(traces: Mapping[str, poutine.Trace]) -> Plates:
+    """List the plates around each sample site."""
     return {
         (program, name): {f.dim: Plate(f.name, f.size, f.full_size) for f in site["cond_indep_stack"] if f.vectorized}
-        for program, trace in reversed(traces.items())  # the model first, so that messages name its sites
+        for program, trace in reversed(list(traces.items()))  # the model first, so that messages name its sites
         for name, site in sample_sites(trace).items()
     }
 

@@ -1,6 +1,6 @@
 """Traces of programs on K draws for N data, and the log densities of their sites per draw and datum."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
@@ -11,8 +11,9 @@ from pyro.distributions.util import scale_and_mask
 from pyro.poutine.util import site_is_subsample
 from torch import Tensor
 
+from pyrovae.densities.enumeration import Factor, log_sum, plate_symbol, sum_symbol
 from pyrovae.densities.layout import Layout
-from pyrovae.densities.masks import Mask, in_support, mask_of
+from pyrovae.densities.masks import Mask, entry_of, in_support, mask_of
 
 Program = Callable[..., Any]
 
@@ -35,6 +36,8 @@ class Site:
         plate_names: Name of each plate around the site by dim, without that of the particles.
         plate_sizes: Size of each plate around the site by dim, without that of the particles; -1 if it has none.
         layout: Where draws and data lie.
+        summed: Whether the site is summed out, so that its value holds all values.
+        plate_dims: Number of dims of all plates; those left of them belong to summed sites.
     """
 
     name: str
@@ -48,6 +51,8 @@ class Site:
     plate_names: dict[int, str]
     plate_sizes: dict[int, int]
     layout: Layout
+    summed: bool = False
+    plate_dims: int = 0
 
     @cached_property
     def value(self) -> Tensor:
@@ -66,14 +71,68 @@ class Site:
         return torch.Size((*further, *self.fn.event_shape))
 
     def log_density(self) -> Tensor:
-        """Compute the log density in nats, with shape (K, N). Applies masks, ignores the scale."""
-        return self.sum_per_datum(scale_and_mask(self.fn.log_prob(self.raw_value), mask=self.site_mask))
+        """Compute the log density in nats, with shape (K, N). Applies masks, ignores the scale.
+
+        If it depends on summed sites, it is the largest for any of their values.
+        """
+        log_p = self.entries()
+        if self.depends_on_sums:
+            log_p = log_p.reshape(-1, *log_p.shape[log_p.dim() - self.plate_dims :]).amax(0)
+        return self.sum_per_datum(log_p)
+
+    def entries(self, *, masked: bool = True) -> Tensor:
+        """Compute the log density of each entry in nats, for all values of summed sites if it depends on them.
+
+        A masked value of a summed site counts, since the sum over its values must be 1.
+        """
+        if self.summed or not masked:
+            log_p = entry_of(self.fn).log_prob(self.raw_value)
+            batch = torch.broadcast_shapes(log_p.shape, self.fn.batch_shape)
+            return log_p.expand(batch)
+        return scale_and_mask(self.fn.log_prob(self.raw_value), mask=self.site_mask)
+
+    @cached_property
+    def depends_on_sums(self) -> bool:
+        """Whether the log density depends on the values of summed sites."""
+        if not self.infer.get("_dim_to_id"):
+            return False
+        mask = self.site_mask.shape if isinstance(self.site_mask, Tensor) else ()
+        value = self.raw_value.shape[: self._batch_dim]
+        batch = torch.broadcast_shapes(self.fn.batch_shape, value, mask)
+        return batch[: max(0, len(batch) - self.plate_dims)].numel() > 1
+
+    def factor(self, symbols: dict[str, str]) -> Factor:
+        """Return the log densities with names of their dims; `symbols` has those of plates by name and grows."""
+        entries = self.entries()
+        plates = {dim: plate_symbol(place) for place, dim in enumerate(self.layout.leading)}
+        for dim, name in self.plate_names.items():
+            if dim not in plates:
+                plates[dim] = symbols.setdefault(name, plate_symbol(2 + len(symbols)))
+        sums = {dim: sum_symbol(number) for dim, number in self.infer.get("_dim_to_id", {}).items()}
+        sizes = {symbol: self.layout.leading.get(dim) or self.plate_sizes[dim] for dim, symbol in plates.items()}
+        if not self.is_observed and not self.summed:
+            entries = torch.where(self._entries_in_support(), entries, -torch.inf)
+        return Factor(entries, sums | plates, sizes)
 
     def in_support(self) -> Tensor:
-        """Return whether all entries of the value lie in the support, or are masked out, with shape (K, N)."""
-        inside = in_support(self.fn, self.raw_value, self.mask)
-        inside = self.layout.per_datum(inside, self.plate_sizes, inside.dim() - self._batch_dim)
+        """Return whether all entries of the value lie in the support, or are masked out, with shape (K, N).
+
+        If the support depends on summed sites, one of their values suffices.
+        """
+        if self.depends_on_sums:
+            inside = self._entries_in_support()
+            inside = inside.reshape(-1, *inside.shape[inside.dim() - self.plate_dims :]).any(0)
+            inside = self.layout.per_datum(inside, self.plate_sizes)
+        else:
+            inside = in_support(self.fn, self.raw_value, self.mask)
+            inside = self.layout.per_datum(inside, self.plate_sizes, inside.dim() - self._batch_dim)
         return inside.flatten(2).all(-1) if inside.dim() > 2 else inside
+
+    def _entries_in_support(self) -> Tensor:
+        """Return whether each entry lies in the support, with dims as `entries`."""
+        inside = in_support(self.fn, self.raw_value, self.mask)
+        further = len(self.fn.event_shape) - len(entry_of(self.fn).event_shape)
+        return inside.flatten(inside.dim() - further).all(-1) if further else inside
 
     @property
     def _batch_dim(self) -> int:
@@ -112,12 +171,28 @@ class ParticleTrace:
         trace: Trace of the run.
         layout: Where draws and data lie in the run.
         program: Name of the program in error messages, "model" or "guide".
+        summed: Names of the discrete sites that are summed out.
+        plate_dims: Number of dims of all plates.
+
+    Attributes:
+        sites: Sample sites by name, in order, without those summed out.
+        summed: Sites summed out by name, in order.
     """
 
-    def __init__(self, trace: poutine.Trace, layout: Layout, program: str) -> None:
-        self.layout, self.program = layout, program
+    def __init__(
+        self,
+        trace: poutine.Trace,
+        layout: Layout,
+        program: str,
+        summed: frozenset[str] = frozenset(),
+        plate_dims: int = 0,
+    ) -> None:
+        self.layout, self.program, self._plate_dims = layout, program, plate_dims
         self.shape = (layout.num_particles, layout.num_data)
-        self.sites = {name: self._site(name, site) for name, site in sample_sites(trace).items()}
+        self.sites: dict[str, Site] = {}
+        self.summed: dict[str, Site] = {}
+        for name, site in sample_sites(trace).items():
+            (self.summed if name in summed else self.sites)[name] = self._site(name, site, name in summed)
 
     @property
     def latents(self) -> dict[str, Site]:
@@ -128,18 +203,22 @@ class ParticleTrace:
         """Sum the log densities of the sites, per draw and datum.
 
         Returns:
-            The log densities of all sites, and of the observed sites alone, in nats, each with shape (K, N).
+            The log densities of all sites, and of the observed sites alone, in nats, each with shape (K, N). Summed
+            sites are summed out: then the log densities are log p(x, z), and log p(x, z) - log p(z).
 
         Raises:
             ValueError: If the sites do not lie inside one plate over the data, or one carries a scale other than 1.
         """
-        if not self.sites:
+        if not self.sites and not self.summed:
+            if self.program == "guide":  # of a model whose latents are all summed out
+                return torch.zeros(()), torch.zeros(())
             raise ValueError(
                 f"the {self.program} needs a sample site, but has none; call pyro.sample inside a plate over the data"
             )
         total: dict[bool, Tensor | float] = {True: 0.0, False: 0.0}
-        plate = next(iter(self.sites.values()))
-        for name, site in self.sites.items():
+        sites = self.sites | self.summed
+        plate = next(iter(sites.values()))
+        for name, site in sites.items():
             site.check_plate()
             self._check_same_plate(site, plate)
             if not _equals_one(site.scale):
@@ -147,14 +226,55 @@ class ParticleTrace:
                     f"site {name!r} of the {self.program} carries scale {site.scale} (poutine.scale or a subsampling "
                     "plate), so its value is no log density; remove the scale, and weight the objective instead"
                 )
-            total[site.is_observed] = total[site.is_observed] + site.log_density()
+            if not site.summed and not site.depends_on_sums:
+                total[site.is_observed] = total[site.is_observed] + site.log_density()
+        if self.summed:
+            log_p, log_prior = self._sums()
+            total[False] = total[False] + log_prior
+            # A latent of density 0 leaves log p(x|z) undefined.
+            total[True] = total[True] + torch.where(log_prior == -torch.inf, 0.0, log_p - log_prior)
         everything = torch.as_tensor(total[True] + total[False])
         return everything.expand(self.shape), torch.as_tensor(total[True]).expand(self.shape)
 
-    def unscaled_log_density(self) -> Tensor:
-        """Sum the log densities of all sites, with shape (K, N), without their scales."""
-        total = torch.stack([site.log_density() for site in self.sites.values()]).sum(0)
+    def unscaled_log_density(self, unmasked: Collection[str] = ()) -> Tensor:
+        """Sum the log densities of all sites, with shape (K, N), without their scales, and without some sites' masks.
+
+        Args:
+            unmasked: Names of sites whose masks do not count.
+        """
+        summands = [
+            site.sum_per_datum(site.entries(masked=site.name not in unmasked))
+            for site in self.sites.values()
+            if not site.depends_on_sums
+        ]
+        if self.summed:
+            summands.append(self._sums()[0])
+        total = torch.stack(summands).sum(0)
         return total.expand(self.shape)
+
+    def log_prior_of_dependents(self) -> Tensor:
+        """Compute the log density of the latents that depend on summed sites, in nats, with shape (K, N)."""
+        return self._sums()[1]
+
+    def _sums(self) -> tuple[Tensor, Tensor]:
+        """Sum out the summed sites: with all sites that depend on them, and with the latents among these alone."""
+        dependents = [site for site in self.sites.values() if site.depends_on_sums]
+        symbols: dict[str, str] = {}
+        factors = {site.name: site.factor(symbols) for site in [*self.summed.values(), *dependents]}
+        latents = [site.name for site in dependents if not site.is_observed]
+        log_p = self._log_sum(list(factors.values()))
+        if not latents:
+            return log_p, torch.zeros_like(log_p)
+        if len(latents) == len(dependents):
+            return log_p, log_p
+        return log_p, self._log_sum([factors[name] for name in (*self.summed, *latents)])
+
+    def _log_sum(self, factors: list[Factor]) -> Tensor:
+        leading = self.layout.leading
+        places = {dim: place for place, dim in enumerate(leading)}
+        total = log_sum(factors, {plate_symbol(places[dim]): leading[dim] for dim in sorted(leading)})
+        total = total[tuple(slice(None) if dim in leading else None for dim in range(min(leading), 0))]
+        return self.layout.per_datum(total, {})
 
     def _check_same_plate(self, site: Site, other: Site) -> None:
         dim = self.layout.data_dim
@@ -164,7 +284,7 @@ class ParticleTrace:
                 f"{other.plate_names[dim]!r}; put every site into one plate over the data"
             )
 
-    def _site(self, name: str, site: Mapping[str, Any]) -> Site:
+    def _site(self, name: str, site: Mapping[str, Any], summed: bool) -> Site:
         frames = [f for f in site["cond_indep_stack"] if f.vectorized and f.name != PARTICLE_PLATE]
         sizes = {f.dim: self._plate_size(f, site) for f in frames}
         return Site(
@@ -179,6 +299,8 @@ class ParticleTrace:
             {f.dim: f.name for f in frames},
             sizes,
             self.layout,
+            summed,
+            self._plate_dims,
         )
 
     def _plate_size(self, frame: Any, site: Mapping[str, Any]) -> int:
@@ -187,6 +309,8 @@ class ParticleTrace:
         if frame.dim == self.layout.data_dim:
             return self.layout.leading[frame.dim]
         batch = site["value"].shape[: site["value"].dim() - len(site["fn"].event_shape)]
+        if site["infer"].get("_enumerate_dim") is not None:
+            batch = site["fn"].batch_shape
         return batch[frame.dim] if len(batch) >= -frame.dim else 1
 
 

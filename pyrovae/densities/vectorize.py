@@ -6,7 +6,7 @@ its rows are repeated instead. A program whose densities of one datum depend on 
 """
 
 import warnings
-from collections.abc import Hashable, Mapping
+from collections.abc import Collection, Hashable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any, NamedTuple
@@ -18,11 +18,12 @@ from pyro import poutine
 from torch import Tensor
 
 from pyrovae.densities.arguments import is_per_datum, num_data, take
-from pyrovae.densities.data_plate import find_data_plate, plates_of
+from pyrovae.densities.data_plate import find_data_plate, plates_of, run_once
 from pyrovae.densities.modules import evaluating, modules_of
 from pyrovae.densities.rng import isolated_rng
 from pyrovae.densities.streamed import Streamed
-from pyrovae.densities.traces import ParticleTrace, Program
+from pyrovae.densities.sum_checks import difference_of_sums
+from pyrovae.densities.traces import ParticleTrace, Program, sample_sites
 from pyrovae.densities.vectorized import How, VectorizedProgram, stack_latents
 
 _ROWS = (5, 7, 11, 13)  # numbers of data of the check; the first that is no width of an argument
@@ -48,11 +49,13 @@ def vectorize(
     *,
     plate: str | None = None,
     in_training: bool = False,
+    given: Collection[str] | None = None,
 ) -> Pair:
     """Find how a model and a guide run on K draws for N data.
 
     The check runs both programs a few times on at most 13 data, in evaluation mode, and restores the random state. Its
-    result is remembered for the programs, the shapes of the arguments and the values of the parameters.
+    result is remembered for the programs, the shapes of the arguments and the values of the parameters. Discrete sites
+    of the model that the guide does not draw are summed out, if their distribution enumerates its support.
 
     Args:
         model: Pyro program p(z) p(x|z).
@@ -62,6 +65,7 @@ def vectorize(
         plate: Name of the plate over the data; None for the only plate around all sites that has their number.
         in_training: Whether the parameters change from call to call. The check is then repeated after 1, 2, 4, 8, ...
             changes, instead of after each.
+        given: Names of the latents that are not summed out, for the model alone; None for all.
 
     Returns:
         Both programs; they are returned unchanged if they have been vectorized before.
@@ -70,22 +74,42 @@ def vectorize(
         ValueError: If a site lies outside the plate over the data or carries a scale, or if the log density of a datum
             depends on other data, or on random numbers outside the sample sites.
     """
-    if isinstance(model, VectorizedProgram) and (guide is None or isinstance(guide, VectorizedProgram)):
-        return model, guide
+    vectorized = isinstance(model, VectorizedProgram) and (guide is None or isinstance(guide, VectorizedProgram))
+    if vectorized and given is None:
+        return model, guide  # type: ignore[return-value]
     programs = {"model": model} | ({} if guide is None else {"guide": guide})
     programs = {name: p.program if isinstance(p, VectorizedProgram) else p for name, p in programs.items()}
     memory, key, state = _memory_of(programs["model"]), _key(programs, args, kwargs, plate), _state(programs)
+    given = None if given is None else frozenset(given)
+    key = key, given
     known = None if memory is None else memory.get(key)
     if known is None or known.is_due(state, in_training):
         # Blocked, so that handlers around the call do not see the runs of the check.
         with evaluating(*programs.values()), isolated_rng(), pyro.validation_enabled(False), poutine.block():
-            found = _Check(programs, args, kwargs, plate).result()
+            found = _Check(programs, args, kwargs, plate, given).result()
         known = _Known(found, state, 0 if known is None else known.num_changes)
         if memory is not None:
             memory[key] = known
-    pair = {name: VectorizedProgram(program, name, *known.found) for name, program in programs.items()}
-    pair = {name: VectorizedProgram(program, name, *known.found) for name, program in programs.items()}
+    pair = {name: known.found.program(name, program) for name, program in programs.items()}
     return pair["model"], pair.get("guide")
+
+
+def sum_discrete(model: Program, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> VectorizedProgram:
+    """Find how a model runs on draws, as `vectorize`, with discrete latents summed out if it has others too.
+
+    Args:
+        model: Pyro program p(z) p(x|z).
+        args: Positional arguments of the model, the data first, with shape (N, ...).
+        kwargs: Keyword arguments of the model.
+    """
+    vectorized, _ = vectorize(model, None, args, kwargs)
+    if vectorized.summed or not vectorized.discrete:
+        return vectorized
+    some_args, some_kwargs = take(args, kwargs, slice(0, 1)) if vectorized.divisible else (args, dict(kwargs))
+    with isolated_rng(), torch.no_grad(), pyro.validation_enabled(False), poutine.block():
+        latents = vectorized.trace(1, some_args, some_kwargs).latents
+    others = latents.keys() - vectorized.discrete
+    return vectorize(model, None, args, kwargs, given=others)[0] if others else vectorized
 
 
 def vectorize_pair(
@@ -110,6 +134,13 @@ class _Found(NamedTuple):
     depth: int
     data_dim: int | None
     divisible: bool
+    summed: frozenset[str] = frozenset()
+    discrete: frozenset[str] = frozenset()
+
+    def program(self, name: str, program: Program) -> VectorizedProgram:
+        """Return a program that runs so; only the model has sites to sum out."""
+        sums = (self.summed, self.discrete) if name == "model" else ()
+        return VectorizedProgram(program, name, self.how, self.depth, self.data_dim, self.divisible, *sums)
 
 
 @dataclass
@@ -182,7 +213,7 @@ class _Draws(NamedTuple):
     Attributes:
         latents: Values by site, each with shape (K, N, ...).
         model: Log densities of the model's sites, with shape (K, N).
-        guide: Log densities of the guide's sites, with shape (K, N); None without a guide.
+        guide: Log densities of the guide's sites, with shape (K, N); None without any.
     """
 
     latents: dict[str, Tensor]
@@ -203,12 +234,18 @@ class _Check:
         args: Positional arguments of both programs, the data first, with shape (N, ...).
         kwargs: Keyword arguments of both programs.
         plate: Name of the plate over the data; None to find it.
+        given: Names of the latents that are not summed out, for the model alone; None for all.
     """
 
     def __init__(
-        self, programs: Mapping[str, Program], args: tuple[Any, ...], kwargs: Mapping[str, Any], plate: str | None
+        self,
+        programs: Mapping[str, Program],
+        args: tuple[Any, ...],
+        kwargs: Mapping[str, Any],
+        plate: str | None,
+        given: frozenset[str] | None,
     ) -> None:
-        self.programs, self.args, self.kwargs, self.plate = programs, args, kwargs, plate
+        self.programs, self.args, self.kwargs, self.plate, self.given = programs, args, kwargs, plate, given
         self.size = num_data(args, kwargs)
         self.rows = min(self.size, _rows_of_check(args, kwargs))
         self.divisible = True
@@ -229,17 +266,42 @@ class _Check:
 
     def _result(self) -> _Found:
         """Find the way: with particles, else with repeated rows."""
-        plates = plates_of(self.programs, *self._rows())
+        traces = run_once(self.programs, *self._rows())
+        plates = plates_of(traces)
         self.depth = max([1, *(-dim for found in plates.values() for dim in found)])
         self.data_dim = find_data_plate(plates, self.rows, self.plate)
         single = self._single_draws()
         rounding = _ROUNDING.get(single.model.dtype, _ROUNDING[torch.float32])
         for how, tolerance in zip(_WAYS, rounding, strict=True):
             if self._difference(how, single) <= tolerance:
-                if how == "tiled":
+                found = self._with_sums(self._found(how), traces, single)
+                if found.how == "tiled":
                     _warn_of_tiles()
-                return self._found(how)
+                return found
         raise _NotPerDatumError(self._reason(single, rounding[-1]))
+
+    def _with_sums(self, found: _Found, traces: Mapping[str, poutine.Trace], single: _Draws) -> _Found:
+        """Add the sites to sum out, and check the sums; tile if particles change them."""
+        sites = {name: site for name, site in sample_sites(traces["model"]).items() if not site["is_observed"]}
+        drawn = set(sample_sites(traces["guide"])) if "guide" in traces else set[str]()
+        discrete = frozenset(
+            name for name in sites if name not in drawn and getattr(sites[name]["fn"], "has_enumerate_support", False)
+        )
+        found = found._replace(discrete=discrete)
+        summed = discrete if "guide" in traces else discrete - (discrete if self.given is None else self.given)
+        if not summed:
+            return found
+        reason: Exception | None = None
+        for how in dict.fromkeys((found.how, "tiled")):
+            plain = found._replace(how=how).program("model", self.programs["model"])
+            try:
+                difference = difference_of_sums(plain, summed, single.latents, *self._rows())
+            except Exception as error:
+                reason = reason or error
+                continue
+            if difference <= _ROUNDING.get(single.model.dtype, _ROUNDING[torch.float32])[1]:
+                return found._replace(how=how, summed=summed)
+        raise _NotPerDatumError(_reason_against_sums(summed, reason))
 
     def _found(self, how: How) -> _Found:
         return _Found(how, self.depth, self.data_dim, self.divisible)
@@ -254,7 +316,7 @@ class _Check:
         traces, latents = {}, dict(latents)
         for name in ("guide", "model"):
             if name in self.programs:
-                program = VectorizedProgram(self.programs[name], name, *self._found(how))
+                program = self._found(how).program(name, self.programs[name])
                 traces[name] = program.trace(num_particles, *arguments, latents=latents)
                 latents = {name: site.value for name, site in traces[name].latents.items()} | latents
         return traces
@@ -263,7 +325,7 @@ class _Check:
         self, how: How, arguments: Arguments, num_particles: int = 1, latents: Mapping[str, Tensor] | None = None
     ) -> _Draws:
         traces = self._traces(how, arguments, num_particles, latents or {})
-        densities = {name: trace.unscaled_log_density() for name, trace in traces.items()}
+        densities = {name: trace.unscaled_log_density() for name, trace in traces.items() if trace.sites}
         values = {name: site.value for trace in traces.values() for name, site in trace.latents.items()}
         return _Draws(values, densities["model"], densities.get("guide"))
 
@@ -307,6 +369,17 @@ class _Check:
             "the log densities of repeated data differ from those of single data, so a program depends on the number "
             "of rows; make the density of each row a function of this row alone"
         )
+
+
+def _reason_against_sums(names: Collection[str], error: Exception | None) -> str:
+    """Say why sites cannot be summed out."""
+    start = f"the sites {sorted(names)} of the model, which the guide does not draw, cannot be summed out: "
+    if error is not None:
+        return f"{start}{' '.join(str(error).split())[:300]}"
+    return (
+        f"{start}with all their values at once, the densities are not those of single values; index tensors by "
+        "Vindex(tensor)[..., site, :], and count dims from the right, or let the guide draw the sites"
+    )
 
 
 def _warn_of_tiles() -> None:

@@ -1,7 +1,7 @@
 """Programs with the way to run them on K draws for N data at once."""
 
 from collections.abc import Mapping
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -13,6 +13,7 @@ from pyro.poutine.util import site_is_subsample
 from torch import Tensor
 
 from pyrovae.densities.arguments import num_data, plain, tile
+from pyrovae.densities.enumeration import SumOut
 from pyrovae.densities.layout import Layout
 from pyrovae.densities.traces import PARTICLE_PLATE, ParticleTrace, Program
 
@@ -34,6 +35,8 @@ class VectorizedProgram:
         depth: Number of dims that the program's plates use.
         data_dim: Dim of the data plate; None if `how` is "whole".
         divisible: Whether the program runs on some of the data.
+        summed: Names of the discrete sites to sum out.
+        discrete: Names of all latents that can be summed out and that no guide draws.
     """
 
     program: Program
@@ -42,6 +45,8 @@ class VectorizedProgram:
     depth: int
     data_dim: int | None
     divisible: bool = True
+    summed: frozenset[str] = frozenset()
+    discrete: frozenset[str] = frozenset()
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         """Run the program."""
@@ -69,17 +74,42 @@ class VectorizedProgram:
             kwargs: Keyword arguments of the program.
             latents: Values of latent sites by name, with shape (K, N, ...). They stay latent. Other latents are drawn.
         """
+        latents = latents or {}
+        if not self.summed:
+            return self._run(num_particles, args, kwargs, latents, frozenset())
+        with suppress(_UndrawnError):
+            return self._run(num_particles, args, kwargs, latents, self.summed)
+        # Latents that depend on a summed site are drawn at one of its values.
+        drawn = self._run(num_particles, args, kwargs, latents, frozenset()).latents
+        latents = {name: site.value for name, site in drawn.items() if name not in self.summed} | dict(latents)
+        return self._run(num_particles, args, kwargs, latents, self.summed)
+
+    def _run(
+        self,
+        num_particles: int,
+        args: tuple[Any, ...],
+        kwargs: Mapping[str, Any],
+        latents: Mapping[str, Tensor],
+        summed: frozenset[str],
+    ) -> ParticleTrace:
         layout = self.layout(num_particles, args, kwargs)
         if self.how == "tiled":
             args, kwargs = tile(args, kwargs, num_particles)
+        plate_dims = self.depth + (layout.particle_dim is not None)
         with ExitStack() as stack:
-            # Outermost, so that the handler sees all plates and distributions expanded to them.
-            stack.enter_context(_Substitute(layout, latents or {}))
+            # Outermost, so that the handlers see all plates and distributions expanded to them.
+            stack.enter_context(_Substitute(layout, latents, draws=not summed))
+            if summed:
+                stack.enter_context(SumOut(summed, -1 - plate_dims))
             if layout.particle_dim is not None:
                 stack.enter_context(pyro.plate(PARTICLE_PLATE, num_particles, dim=layout.particle_dim))
             tracer = stack.enter_context(poutine.trace())  # its call would append a table of shapes to errors
             self(*args, **kwargs)
-        return ParticleTrace(tracer.trace, layout, self.name)
+        return ParticleTrace(tracer.trace, layout, self.name, summed, plate_dims)
+
+
+class _UndrawnError(Exception):
+    """A latent has no value given."""
 
 
 class _Substitute(Messenger):
@@ -88,14 +118,20 @@ class _Substitute(Messenger):
     Args:
         layout: Where draws and data lie.
         values: Value of each site by name, with shape (K, N, *further plates, *event).
+        draws: Whether other sites draw their values; otherwise they raise an `_UndrawnError`.
     """
 
-    def __init__(self, layout: Layout, values: Mapping[str, Tensor]) -> None:
+    def __init__(self, layout: Layout, values: Mapping[str, Tensor], draws: bool) -> None:
         super().__init__()
-        self.layout, self.values = layout, values
+        self.layout, self.values, self.draws = layout, values, draws
 
     def _pyro_sample(self, msg: Any) -> None:
-        if msg["name"] in self.values and not msg["is_observed"] and not site_is_subsample(msg):
+        if msg["is_observed"] or site_is_subsample(msg):
+            return
+        if msg["name"] not in self.values:
+            if not (self.draws or msg["done"] or msg["infer"].get("_deterministic")):
+                raise _UndrawnError
+        else:
             plates = {f.dim: f.size for f in msg["cond_indep_stack"] if f.vectorized and f.name != PARTICLE_PLATE}
             msg["value"] = self.layout.to_site(self.values[msg["name"]], plates)
             msg["done"] = True

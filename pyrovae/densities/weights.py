@@ -25,7 +25,8 @@ def log_joint(
 
     Args:
         model: Pyro program p(z) p(x|z).
-        latents: Value of each latent site by name, with shape (K, N, ...).
+        latents: Value of each latent site by name, with shape (K, N, ...). Discrete sites without a value are summed
+            out.
         *args: Positional arguments of the model, the data first, with shape (N, ...).
         plate: Name of the plate over the data; None for the only plate around all sites that has their number.
         **kwargs: Keyword arguments of the model.
@@ -37,16 +38,16 @@ def log_joint(
         ValueError: If the names in latents are not those of the model's latent sites, if their shapes do not agree on
             K, or if the sites do not lie inside one plate over the data.
     """
-    if not latents:
-        raise ValueError("latents is empty; give a value of shape (K, N, ...) for each latent site")
-    num_particles, size = next(iter(latents.values())).shape[0], num_data(args, kwargs)
+    num_particles, size = next((value.shape[0] for value in latents.values()), 1), num_data(args, kwargs)
     for name, value in latents.items():
         if value.dim() < 2 or value.shape[0] != num_particles:
             raise ValueError(
                 f"latent {name!r} must have shape ({num_particles}, N, ...), got {tuple(value.shape)}; give all "
                 "latents the same K"
             )
-    model, _ = vectorize(model, None, args, kwargs, plate=plate)
+    model, _ = vectorize(model, None, args, kwargs, plate=plate, given=latents)
+    if not latents and not model.summed:
+        raise ValueError("latents is empty; give a value of shape (K, N, ...) for each latent site")
     trace = model.trace(num_particles, args, kwargs, {name: _expand(z, size) for name, z in latents.items()})
     for name in latents:
         if name not in trace.latents:
@@ -184,7 +185,7 @@ def nonfinite_sites(
             traces = [vectorize(model, None, args, kwargs)[0].trace(_DIAGNOSTIC_DRAWS, args, kwargs)]
         else:
             traces = list(reversed(draw_from_guide(model, guide, args, kwargs, _DIAGNOSTIC_DRAWS)))
-        for name, site in ((name, site) for trace in traces for name, site in trace.sites.items()):
+        for name, site in ((name, site) for trace in traces for name, site in (trace.summed | trace.sites).items()):
             log_p = site.log_density()[:, slice(None) if datum is None else datum]
             if bool((log_p.isnan() | (log_p == torch.inf)).any()):
                 undefined.append(f"site {name!r} of the {site.program}")

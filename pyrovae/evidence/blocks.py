@@ -18,8 +18,9 @@ from pyrovae.densities import (
     check_weights,
     evaluating,
     num_data,
+    sum_discrete,
     take,
-    vectorize,
+    vectorize_pair,
 )
 from pyrovae.evidence.latent_space import LatentSpace
 
@@ -82,7 +83,10 @@ def data_blocks(
     Raises:
         SupportError: If a datum lies outside the support.
     """
-    model, guide = vectorize(model, guide, args, kwargs)
+    if guide is None:
+        model = sum_discrete(model, args, kwargs)
+    else:
+        model, guide = vectorize_pair(model, guide, args, kwargs)
     size = num_data(args, kwargs)
     at_once = at_once if model.divisible else size
     for start in range(num_done * at_once, size, at_once):

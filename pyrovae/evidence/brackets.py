@@ -85,7 +85,8 @@ def bracket(
     Args:
         model: Pyro program p(z) p(x|z).
         guide: Pyro program q(z|x), with the model's arguments; None, with betas, to anneal from the prior.
-        latents: Latents that the data were simulated from, by site, each with shape (N, ...).
+        latents: Latents that the data were simulated from, by site, each with shape (N, ...). Those of discrete sites
+            that are summed out are ignored.
         *args: Positional arguments of both programs, the simulated data first, with shape (N, ...).
         num_particles: Number of draws or chains K per datum.
         proposal: `Proposal` to draw from, without betas; None for the default of `log_marginal`.
@@ -129,6 +130,7 @@ def bracket(
     found = []
     with evaluation_mode(model, guide):
         for block in data_blocks(model, guide, args, kwargs, data_at_once(num_particles, chunk_size)):
+            latents = {name: value for name, value in latents.items() if name not in block.model.summed}
             if set(latents) != set(block.space.supports):
                 expected = sorted(block.space.supports)
                 raise ValueError(

@@ -22,7 +22,8 @@ from pyrovae.densities import (
     is_partial,
     isolated_rng,
     matched_latents,
-    vectorize,
+    sum_discrete,
+    vectorize_pair,
 )
 from pyrovae.execution import Chunks
 
@@ -35,6 +36,9 @@ class LatentSpace:
     Latents are stored by site, each with shape (K, N, ...). If all sites are continuous they have coordinates u, with
     shape (K, N, U), in which the inverse of `bijection(support)` maps each site to the real numbers. The modules should
     be in evaluation mode (`evaluation_mode`). Outside a distribution's support the density is zero.
+
+    Discrete sites that the guide does not draw are summed out, and are no latents here. Without a guide, they are
+    summed out if the model has continuous latents too.
 
     Args:
         model: Pyro program p(z) p(x|z).
@@ -55,7 +59,10 @@ class LatentSpace:
     """
 
     def __init__(self, model: Program, guide: Program | None, *args: Any, **kwargs: Any) -> None:
-        model, guide = vectorize(model, guide, args, kwargs)
+        if guide is None:
+            model = sum_discrete(model, args, kwargs)
+        else:
+            model, guide = vectorize_pair(model, guide, args, kwargs)
         self.model, self.args, self.kwargs = model, args, kwargs
         self.guide: Any = guide
         self.chunks: Chunks | None = None
@@ -63,7 +70,7 @@ class LatentSpace:
             if guide is None:
                 model_trace = model.trace(1, args, kwargs)
                 sites = model_trace.latents
-                if not sites:
+                if not sites and not model.summed:
                     raise ValueError("the model has no latent site, so log p(x) is its log density; use log_joint")
             else:
                 model_trace, guide_trace = draw_from_guide(model, guide, args, kwargs, 1)

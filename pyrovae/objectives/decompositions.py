@@ -345,6 +345,11 @@ def _one_latent(model: Program, guide: Program, args: tuple[Any, ...], kwargs: d
             f"latent {name!r} ({type(site.fn).__name__}) must be an unmasked vector with reparameterised draws; use "
             "an encoder such as NormalEncoder, or another objective"
         )
+    if model_trace.sites[name].depends_on_sums:
+        raise ValueError(
+            f"objectives of the aggregate posterior need p({name}) as one distribution, but it sums over sites "
+            f"{list(model_trace.summed)} of the model; use a mixture prior, or another objective"
+        )
     if tuple(site.layout.leading) != (-2, -1):
         raise ValueError("objectives of the aggregate posterior need particles at dim -2 and the data plate at dim -1")
     log_joint, log_lik = model_trace.log_densities()

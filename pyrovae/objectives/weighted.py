@@ -65,13 +65,22 @@ def elbo_parts(
     # Divergences of single sites are valid only if q and p condition in the same order.
     analytic = analytic and list(scored) == list(drawn)
     divergences = {}
+    dependents = [name for name, site in scored.items() if site.depends_on_sums]
+    if dependents and (per == "dimension" or len(dependents) > 1):
+        raise ValueError(
+            f"the divergences of latents {dependents} are not separate, since p(z) sums over sites "
+            f"{list(model_trace.summed)} of the model; put the latents into one site, or use another objective"
+        )
     for name, site in drawn.items():
         if not site.fn.has_rsample:
             raise ValueError(
                 f"this objective needs reparameterised draws, but latent {name!r} ({type(site.fn).__name__}) has "
                 "none; use TraceEnum_ELBO, which enumerates discrete latents, and a schedule such as LinearWarmup"
             )
-        divergences[name] = _kl_of_site(site, scored[name], analytic, per)
+        if name in dependents:
+            divergences[name] = site.log_density() - model_trace.log_prior_of_dependents()
+        else:
+            divergences[name] = _kl_of_site(site, scored[name], analytic, per)
     return Parts(log_lik, divergences, weight)
 
 

@@ -8,6 +8,7 @@ import pytest
 import torch
 from goodness import within
 from oracles import LinearGaussian
+from scipy import integrate, stats
 from torch import nn
 
 from pyrovae import (
@@ -148,7 +149,7 @@ def test_enumeration_sums_over_several_sites_and_one_hot_vectors():
         )
 
 
-def test_exact_log_marginal_refuses_models_that_are_too_large_or_mixed():
+def test_exact_log_marginal_refuses_models_that_are_too_large_or_infinite():
     def vae_of(size):
         return VAE(DirichletPrior(size), PoissonLikelihood(nn.Linear(size, 3)), NormalEncoder(MLP(3, 2 * (size - 1))))
 
@@ -158,19 +159,62 @@ def test_exact_log_marginal_refuses_models_that_are_too_large_or_mixed():
     with pytest.raises(ValueError, match="num_points must be at least 4, got 3"):
         exact_log_marginal(vae_of(2).model, x, num_points=3)
 
-    def both(x):
+    def counts(x):
         with pyro.plate("data", len(x), dim=-1):
-            y = pyro.sample("y", dist.Bernoulli(0.5))
+            y = pyro.sample("y", dist.Poisson(0.5))
             z = pyro.sample("z", dist.Normal(y, 1.0))
             pyro.sample("x", dist.Normal(z.unsqueeze(-1), 1.0).to_event(1), obs=x)
 
-    with pytest.raises(ValueError, match="site 'z' cannot be summed out"):
-        exact_log_marginal(both, x[:, :1])
+    with pytest.raises(ValueError, match=r"sites \['y'\] can neither be summed out nor integrated"):
+        exact_log_marginal(counts, x[:, :1])
 
     def many(x):
         with pyro.plate("data", len(x), dim=-1):
             z = [pyro.sample(f"z{i}", dist.Categorical(torch.ones(10))) for i in range(7)]
             pyro.sample("x", dist.Normal(sum(z).unsqueeze(-1) / math.pi, 1.0).to_event(1), obs=x)
 
-    with pytest.raises(ValueError, match="at most a million combinations, got 10,000,000"):
+    with pytest.raises(ValueError, match="10,000,000 combinations of the sites to sum out"):
         exact_log_marginal(many, x[:, :1])
+
+
+def test_discrete_latents_beside_continuous_ones_agree_with_nested_quadrature():
+    rates = torch.tensor([0.5, 3.0], dtype=F64)
+
+    def model(x):
+        with pyro.plate("data", len(x), dim=-1):
+            z = pyro.sample("z", dist.Gamma(torch.tensor(2.0, dtype=F64), 1.0))
+            y = pyro.sample("y", dist.Bernoulli(z / (1 + z)))
+            s = pyro.sample("s", dist.Categorical(torch.tensor([0.3, 0.7], dtype=F64)))
+            with pyro.plate("entries", x.shape[1], dim=-2):
+                pyro.sample("x", dist.Poisson(z * rates[s] + y), obs=x.T)
+
+    x = torch.tensor([[0.0, 2.0], [5.0, 1.0], [3.0, 3.0]], dtype=F64)
+
+    def density(z, row):
+        total = 0.0
+        for y in range(2):
+            for s in range(2):
+                share = (z if y else 1) / (1 + z) * (0.7 if s else 0.3)
+                total += share * stats.poisson.pmf(row, z * rates[s].item() + y).prod()
+        return total * stats.gamma.pdf(z, 2)
+
+    expected = [math.log(integrate.quad(density, 0, 60, args=(row,), limit=200)[0]) for row in x.numpy()]
+    made = exact_log_marginal(model, x)
+    torch.testing.assert_close(made.value, torch.tensor(expected, dtype=F64), rtol=0, atol=1e-6)
+
+
+def test_many_combinations_are_summed_site_by_site():
+    # Twenty switches, each with its own observation, have 2^20 combinations, but are independent.
+    def model(x):
+        with pyro.plate("data", len(x), dim=-1):
+            for i in range(20):
+                s = pyro.sample(f"s{i}", dist.Bernoulli(torch.tensor(0.3, dtype=F64)))
+                pyro.sample(f"x{i}", dist.Normal(s * i, 1.0), obs=x[:, i])
+
+    x = torch.linspace(-2, 5, 60, dtype=F64).reshape(3, 20)
+    terms = [math.log(0.7) + dist.Normal(0.0, 1.0).log_prob(x)]
+    terms.append(math.log(0.3) + dist.Normal(torch.arange(20.0, dtype=F64), 1.0).log_prob(x))
+    expected = torch.stack(terms).logsumexp(0).sum(1)
+    for chunk_size in (8192, 4):
+        made = exact_log_marginal(model, x, chunk_size=chunk_size)
+        torch.testing.assert_close(made.value, expected)

@@ -1,0 +1,86 @@
+"""Check of sums over discrete sites: enumeration along extra dims against runs at each combination of values."""
+
+from collections.abc import Mapping
+from dataclasses import replace
+from itertools import product
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from pyrovae.densities.traces import Site
+from pyrovae.densities.vectorized import VectorizedProgram
+
+_MAX_COMBINATIONS = 64  # of values per datum
+
+
+def difference_of_sums(
+    model: VectorizedProgram,
+    names: frozenset[str],
+    latents: Mapping[str, Tensor],
+    args: tuple[Any, ...],
+    kwargs: Mapping[str, Any],
+) -> float:
+    """Compare sums over sites with explicit ones, and return the largest relative difference.
+
+    The explicit sum is over at most 64 combinations of values, of as many sites as they allow; the other sites keep
+    their values. If sites are left over, the sum over all must agree with that of repeated rows.
+
+    Args:
+        model: Model, without sites to sum out.
+        names: Names of the sites to sum out.
+        latents: Values of all latents by name, with shape (K, N, ...).
+        args: Positional arguments of the model, the data first, with shape (N, ...).
+        kwargs: Keyword arguments of the model.
+    """
+    num_particles = next(iter(latents.values())).shape[0]
+
+    def summed(model: VectorizedProgram, names: frozenset[str]) -> Tensor:
+        fixed = {name: value for name, value in latents.items() if name not in names}
+        trace = replace(model, summed=names).trace(num_particles, args, kwargs, fixed)
+        return trace.unscaled_log_density().double()
+
+    sites = model.trace(num_particles, args, kwargs, latents).latents
+    values = _combinations({name: site for name, site in sites.items() if name in names})
+    difference = 0.0
+    if values:
+        count = len(next(iter(values.values())))
+        explicit = {name: value.repeat(count, *[1] * (value.dim() - 1)) for name, value in latents.items()}
+        for name, value in values.items():
+            explicit[name] = value.repeat_interleave(num_particles, 0).expand_as(explicit[name])
+        trace = model.trace(count * num_particles, args, kwargs, explicit)
+        terms = trace.unscaled_log_density(unmasked=values).double()
+        expected = terms.unflatten(0, (count, num_particles)).logsumexp(0)
+        difference = _difference(summed(model, frozenset(values)), expected)
+    if len(values) < len(names):
+        everything = summed(model, names)
+        difference = max(difference, _difference(everything, summed(replace(model, how="tiled"), names)))
+    return difference
+
+
+def _combinations(sites: Mapping[str, Site]) -> dict[str, Tensor]:
+    """List all combinations of the values of some sites, each with shape (combinations, 1, *further plates, *event)."""
+    choices: dict[str, tuple[Tensor, int]] = {}
+    total = 1
+    for name, site in sites.items():
+        event = len(site.fn.event_shape)
+        values = site.fn.enumerate_support(expand=False).reshape(-1, *site.fn.event_shape)
+        entries = site.event_shape[: len(site.event_shape) - event].numel()
+        if total * len(values) ** entries <= _MAX_COMBINATIONS:
+            total *= len(values) ** entries
+            choices[name] = values, entries
+    if not choices:
+        return {}
+    ranges = [range(len(values)) for values, entries in choices.values() for _ in range(entries)]
+    every = torch.tensor(list(product(*ranges)))
+    found, start = {}, 0
+    for name, (values, entries) in choices.items():
+        part = values[every[:, start : start + entries].to(values.device)]
+        found[name] = part.reshape(len(every), 1, *sites[name].event_shape)
+        start += entries
+    return found
+
+
+def _difference(one: Tensor, other: Tensor) -> float:
+    equal = (one == other) | (one.isnan() & other.isnan())
+    return torch.where(equal, 0.0, (one - other).abs() / (1 + other.abs())).nan_to_num(torch.inf).max().item()

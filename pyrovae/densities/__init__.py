@@ -6,7 +6,7 @@
     traces      traces on K draws for N data, log densities of their sites
     layout      where draws and data lie in the batch shapes of sites
     masks       masks around sites and inside their distributions
-    weights     `log_joint` and `log_weights`
+    weights     `log_joint`, `log_weights` and `weighted_draws`
     contract    checks that model and guide agree: latents, masks, scales
     support     checks that data lie in the support
     modules     torch modules inside a program, evaluation mode
@@ -37,12 +37,13 @@ from pyrovae.densities.traces import ParticleTrace, Program, Site, sample_sites
 from pyrovae.densities.vectorize import TiledWarning, vectorize, vectorize_pair
 from pyrovae.densities.vectorized import VectorizedProgram
 from pyrovae.densities.weights import (
+    WeightedDraws,
     check_weights,
     draw_from_guide,
     log_joint,
     log_weights,
-    log_weights_and_latents,
     nonfinite_sites,
+    weighted_draws,
 )
 
 __all__ = [
@@ -53,6 +54,7 @@ __all__ = [
     "SupportError",
     "TiledWarning",
     "VectorizedProgram",
+    "WeightedDraws",
     "Whole",
     "check_support",
     "check_weights",
@@ -66,7 +68,6 @@ __all__ = [
     "isolated_rng",
     "log_joint",
     "log_weights",
-    "log_weights_and_latents",
     "matched_latents",
     "module_of",
     "modules_of",
@@ -82,4 +83,5 @@ __all__ = [
     "torch_generator_states",
     "vectorize",
     "vectorize_pair",
+    "weighted_draws",
 ]

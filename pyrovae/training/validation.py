@@ -12,11 +12,11 @@ from pyrovae.densities import (
     device_of,
     evaluating,
     isolated_rng,
-    log_weights_and_latents,
     num_data,
     take,
     temper,
     vectorize_pair,
+    weighted_draws,
 )
 from pyrovae.execution import Workers
 
@@ -63,7 +63,7 @@ def validate(model: Program, guide: Program, *args: Any, workers: Workers | None
             share = workers.share(rows.stop - rows.start)
             some_args, some_kwargs = take(*take(args, kwargs, rows), share.rows)
             with workers.drawing(share):
-                log_w, _, log_lik = log_weights_and_latents(
+                log_w, _, log_lik = weighted_draws(
                     model, guide, *some_args, num_particles=VALIDATION_PARTICLES, **some_kwargs
                 )
             try:

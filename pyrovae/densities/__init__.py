@@ -11,6 +11,7 @@
     support     checks that data lie in the support
     modules     torch modules inside a program, evaluation mode
     handlers    `temper`
+    entry       the check of arguments at the entry of public functions
     arguments   rows and devices of program arguments, `Whole`
     streamed    data that stay on disk
     rng         states of random generators
@@ -19,8 +20,9 @@ Programs must keep a contract: every sample site lies inside one plate over the 
 traces, so no function depends on the class of a prior or a likelihood.
 """
 
-from pyrovae.densities.arguments import Whole, device_of, num_data, take
+from pyrovae.densities.arguments import Whole, device_of, num_data, plain, take
 from pyrovae.densities.contract import matched_latents, take_kl_weight
+from pyrovae.densities.entry import entry, prepare_arguments
 from pyrovae.densities.handlers import temper
 from pyrovae.densities.masks import entry_of, in_support, is_partial
 from pyrovae.densities.modules import evaluating, module_of, modules_of
@@ -60,6 +62,7 @@ __all__ = [
     "check_weights",
     "device_of",
     "draw_from_guide",
+    "entry",
     "entry_of",
     "evaluating",
     "generator_states",
@@ -73,6 +76,8 @@ __all__ = [
     "modules_of",
     "nonfinite_sites",
     "num_data",
+    "plain",
+    "prepare_arguments",
     "prepared",
     "sample_sites",
     "set_generator_states",

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from pyrovae.densities.arguments import num_data
 from pyrovae.densities.contract import matched_latents
+from pyrovae.densities.entry import entry
 from pyrovae.densities.modules import evaluating
 from pyrovae.densities.rng import isolated_rng
 from pyrovae.densities.traces import ParticleTrace, Program
@@ -18,6 +19,7 @@ from pyrovae.densities.vectorize import vectorize, vectorize_pair
 _DIAGNOSTIC_DRAWS = 100  # draws per datum in the search for sites with a nonfinite log density
 
 
+@entry()
 def log_joint(model: Program, latents: Mapping[str, Tensor], *args: Any, **kwargs: Any) -> Tensor:
     """Evaluate log p(x_n, z_kn) at given latents.
 
@@ -54,6 +56,7 @@ def log_joint(model: Program, latents: Mapping[str, Tensor], *args: Any, **kwarg
     return trace.log_densities()[0]
 
 
+@entry()
 def log_weights(model: Program, guide: Program, *args: Any, num_particles: int = 1, **kwargs: Any) -> Tensor:
     """Draw latents from the guide and return their log importance weights, per datum.
 
@@ -93,6 +96,7 @@ class WeightedDraws(NamedTuple):
     log_likelihood: Tensor
 
 
+@entry()
 def weighted_draws(model: Program, guide: Program, *args: Any, num_particles: int = 1, **kwargs: Any) -> WeightedDraws:
     """Draw latents from the guide, with their log importance weights and log p(x|z).
 

@@ -16,7 +16,7 @@ from torch import Tensor
 from torch.optim import Optimizer
 from tqdm import tqdm
 
-from pyrovae.densities import Program, evaluating, isolated_rng, module_of, modules_of, vectorize_pair
+from pyrovae.densities import Program, entry, evaluating, isolated_rng, module_of, modules_of, vectorize_pair
 from pyrovae.execution import Execution, Precision, Workers
 from pyrovae.objectives import KLControl, TensorELBO
 from pyrovae.training.batches import Arguments, Batches, ProgramArguments, as_arguments
@@ -41,6 +41,7 @@ class StoppedError(Exception):
     """`should_stop` asked `fit` to stop. The state after the last step has been committed."""
 
 
+@entry()
 def fit(
     model: Program,
     guide: Program,

@@ -10,6 +10,7 @@ from pyrovae.densities import (
     Program,
     check_weights,
     device_of,
+    entry,
     evaluating,
     isolated_rng,
     num_data,
@@ -40,6 +41,7 @@ class Validation(NamedTuple):
     kl: float
 
 
+@entry()
 def validate(model: Program, guide: Program, *args: Any, workers: Workers | None = None, **kwargs: Any) -> Validation:
     """Estimate the ELBO and its parts. Every call uses the same draws, for any number of processes.
 

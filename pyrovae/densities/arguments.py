@@ -125,7 +125,7 @@ def mark_whole(
     Args:
         args: Positional arguments of a program.
         kwargs: Keyword arguments of a program.
-        program: The program, which identifies repeated calls.
+        program: The program, which identifies repeated calls; None for no warning.
     """
     size = num_data(args, kwargs)
     named = {f"argument {place}": value for place, value in enumerate(args, 1)} | dict(kwargs)
@@ -133,7 +133,7 @@ def mark_whole(
     first = next(iter(per_datum), None)
     widths = {width for value in named.values() if isinstance(value, Tensor | Streamed) for width in value.shape[1:]}
     doubtful = [name for name in per_datum if name != first]
-    if doubtful and size in widths and _is_first(program):
+    if program is not None and doubtful and size in widths and _is_first(program):
         warnings.warn(
             f"{' and '.join(doubtful)} of leading length {size} are cut by rows, as one row per datum, but {size} is "
             "also another dimension of the data; if an argument is the same for all data, give Whole(argument)",

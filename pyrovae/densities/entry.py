@@ -51,7 +51,7 @@ def entry(*options: str) -> Callable[[Callable[Parameters, Result]], Callable[Pa
 
 
 def prepare_arguments(
-    function: str, programs: Sequence[Program], args: tuple[Any, ...], kwargs: Mapping[str, Any]
+    function: str, programs: Sequence[Program], args: tuple[Any, ...], kwargs: Mapping[str, Any], *, warn: bool = True
 ) -> Arguments:
     """Prepare the arguments of programs.
 
@@ -63,6 +63,7 @@ def prepare_arguments(
         programs: The programs.
         args: Positional arguments of the programs, the data first, with shape (N, ...).
         kwargs: Keyword arguments of the programs.
+        warn: Whether to warn of arguments that may be cut by mistake.
 
     Raises:
         ValueError: If the programs cannot take the arguments.
@@ -83,7 +84,7 @@ def prepare_arguments(
             )
     for program in programs:
         _check_signature(program, args, kwargs)
-    return mark_whole(args, kwargs, programs[0])
+    return mark_whole(args, kwargs, programs[0] if warn else None)
 
 
 def check_places(function: str, signature: inspect.Signature, args: Sequence[Any], kwargs: Mapping[str, Any]) -> None:
@@ -139,12 +140,12 @@ def one_line_errors(function: str, *arguments: Any) -> Iterator[None]:
         said = " ".join(str(root).partition(_TABLE)[0].split())
         if not isinstance(root, ValueError):
             data = ", ".join(
-                f"{str(value.dtype).removeprefix('torch.')} of shape {tuple(value.shape)}"
+                f"{str(value.dtype).removeprefix('torch.')} tensors of shape {tuple(value.shape)}"
                 for value in arguments
                 if isinstance(value, Tensor)
             )
             said = (
-                f"{function} cannot run the programs on data of type {data or 'unknown'} ({said}); give data of the "
+                f"{function} cannot run the programs on {data or 'these data'} ({said}); give data of the "
                 "type and shape that the programs take"
             )
         raise type(error)(said) from root

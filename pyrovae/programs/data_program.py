@@ -189,11 +189,12 @@ def _check_x(x: Any, shape: tuple[int, ...] | None) -> None:
         raise ValueError(f"x must have shape {expected} with at least one datum, got {got}; give data")
     if shape is None or got[1:] == shape:
         return
-    advice = "the columns of the training data, or build the model for these"
+    flat = int(np.prod(got[1:]))
     if len(shape) == 1 and len(got) > 2:
-        flat = int(np.prod(got[1:]))
-        advice = "x.flatten(1)" if flat == shape[0] else f"x.flatten(1) and build the model for {flat} dimensions"
-    raise ValueError(f"x must have shape {expected}, got {got}; give {advice}")
+        advice = "x.flatten(1)" if flat == shape[0] else f"x.flatten(1), and build the model for {flat} dimensions"
+    else:
+        advice = f"data of this shape, or the likelihood's network num_outputs({flat}) outputs"
+    raise ValueError(f"x must have shape {expected}, which the likelihood gives, got {got}; give {advice}")
 
 
 def _check_covariates(name: str, x: Any, covariates: Any) -> None:

@@ -14,12 +14,14 @@ from pyrovae.densities import (
     evaluating,
     isolated_rng,
     num_data,
+    plain,
     take,
     temper,
     vectorize_pair,
     weighted_draws,
 )
 from pyrovae.execution import Workers
+from pyrovae.objectives import TensorELBO
 
 VALIDATION_PARTICLES = 4
 
@@ -104,6 +106,8 @@ def validate_objective(
             rows = slice(start, min(start + chunk_size, size))
             share = workers.share(rows.stop - rows.start)
             some_args, some_kwargs = take(*take(args, kwargs, rows), share.rows)
+            if not isinstance(elbo, TensorELBO):  # Pyro's objectives run the programs themselves
+                some_args, some_kwargs = plain(some_args, some_kwargs)
             with workers.drawing(share):
                 loss = elbo.loss(model, guide, *some_args, **some_kwargs)  # type: ignore[attr-defined]
             total += 0.0 if share.empty else loss

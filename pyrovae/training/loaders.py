@@ -68,7 +68,8 @@ class LoaderBatches:
 
     def chunks(self) -> Iterator[ProgramArguments]:
         """Iterate over the batches of an epoch, transformed."""
-        return map(self._prepared, self.loader)
+        for batch in self.loader:
+            yield self._prepared(batch)
 
     def start_epoch(self, epoch: int, step: int = 0) -> None:
         """Start an epoch, whose next step is `step`. The loader chooses its order."""

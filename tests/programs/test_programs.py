@@ -32,7 +32,7 @@ from pyrovae import (
     log_marginal,
     log_weights,
 )
-from pyrovae.densities import weighted_draws, sample_sites
+from pyrovae.densities import sample_sites, weighted_draws
 from pyrovae.nn import join
 from pyrovae.runs.registry import known_parts
 

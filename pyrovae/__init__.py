@@ -4,7 +4,7 @@ A VAE consists of a prior, a likelihood and an encoder. Its `model` and `guide` 
 and estimates of log p(x) work for any such pair of programs, also for those of the user.
 """
 
-from pyrovae.densities import Streamed, log_joint, log_weights, temper
+from pyrovae.densities import Streamed, WeightedDraws, Whole, log_joint, log_weights, temper, weighted_draws
 from pyrovae.encoders import (
     CategoricalEncoder,
     ConstrainedEncoder,
@@ -208,7 +208,9 @@ __all__ = [
     "TwoLayerPrior",
     "TwoLayerVAE",
     "VampPrior",
+    "WeightedDraws",
     "WeightedELBO",
+    "Whole",
     "WidenedProposal",
     "ZeroInflatedNegativeBinomialLikelihood",
     "ZeroInflatedPoissonLikelihood",
@@ -230,4 +232,5 @@ __all__ = [
     "sigmoidal_schedule",
     "temper",
     "to_arviz",
+    "weighted_draws",
 ]

@@ -6,13 +6,14 @@
     traces      traces on K draws for N data, log densities of their sites
     layout      where draws and data lie in the batch shapes of sites
     masks       masks around sites and inside their distributions
-    weights     `log_joint` and `log_weights`
+    weights     `log_joint`, `log_weights` and `weighted_draws`
     enumeration sums over the values of discrete sites
     sum_checks  check of these sums
     contract    checks that model and guide agree: latents, masks, scales
     support     checks that data lie in the support
     modules     torch modules inside a program, evaluation mode
     handlers    `temper`
+    entry       the check of arguments at the entry of public functions
     arguments   rows and devices of program arguments, `Whole`
     streamed    data that stay on disk
     rng         states of random generators
@@ -21,8 +22,9 @@ Programs must keep a contract: every sample site lies inside one plate over the 
 traces, so no function depends on the class of a prior or a likelihood.
 """
 
-from pyrovae.densities.arguments import Whole, device_of, num_data, take
+from pyrovae.densities.arguments import Whole, device_of, num_data, plain, take
 from pyrovae.densities.contract import matched_latents, take_kl_weight
+from pyrovae.densities.entry import entry, prepare_arguments
 from pyrovae.densities.handlers import temper
 from pyrovae.densities.masks import entry_of, in_support, is_partial
 from pyrovae.densities.modules import evaluating, module_of, modules_of
@@ -39,12 +41,13 @@ from pyrovae.densities.traces import ParticleTrace, Program, Site, sample_sites
 from pyrovae.densities.vectorize import TiledWarning, sum_discrete, vectorize, vectorize_pair
 from pyrovae.densities.vectorized import VectorizedProgram
 from pyrovae.densities.weights import (
+    WeightedDraws,
     check_weights,
     draw_from_guide,
     log_joint,
     log_weights,
-    log_weights_and_latents,
     nonfinite_sites,
+    weighted_draws,
 )
 
 __all__ = [
@@ -55,11 +58,13 @@ __all__ = [
     "SupportError",
     "TiledWarning",
     "VectorizedProgram",
+    "WeightedDraws",
     "Whole",
     "check_support",
     "check_weights",
     "device_of",
     "draw_from_guide",
+    "entry",
     "entry_of",
     "evaluating",
     "generator_states",
@@ -68,12 +73,13 @@ __all__ = [
     "isolated_rng",
     "log_joint",
     "log_weights",
-    "log_weights_and_latents",
     "matched_latents",
     "module_of",
     "modules_of",
     "nonfinite_sites",
     "num_data",
+    "plain",
+    "prepare_arguments",
     "prepared",
     "sample_sites",
     "set_generator_states",
@@ -85,4 +91,5 @@ __all__ = [
     "torch_generator_states",
     "vectorize",
     "vectorize_pair",
+    "weighted_draws",
 ]

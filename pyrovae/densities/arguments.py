@@ -1,7 +1,10 @@
 """Helpers for program arguments: count the data, find their device, select and repeat rows."""
 
+import warnings
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from typing import Any
+from weakref import WeakSet
 
 import numpy as np
 import torch
@@ -18,6 +21,9 @@ class Whole:
     Args:
         tensor: Tensor that no function cuts by rows.
 
+    Raises:
+        ValueError: If tensor is no tensor.
+
     Example:
         >>> x, noise = torch.zeros(3, 3), torch.ones(3)  # without Whole, noise would be cut like the rows of x
         >>> args, _ = take((x, Whole(noise)), {}, slice(0, 2))
@@ -26,7 +32,19 @@ class Whole:
     """
 
     def __init__(self, tensor: Tensor) -> None:
+        if not isinstance(tensor, Tensor):
+            raise ValueError(
+                f"Whole needs a tensor, got {type(tensor).__name__}; pass arguments of other types as they are, since "
+                "only tensors are cut by rows"
+            )
         self.tensor = tensor
+
+    def __repr__(self) -> str:
+        return f"Whole(tensor of shape {tuple(self.tensor.shape)})"
+
+    def to(self, device: torch.device | str) -> "Whole":
+        """Return the same argument on another device."""
+        return Whole(self.tensor.to(device))
 
 
 def num_data(args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> int:
@@ -95,6 +113,51 @@ def tile(
 def plain(args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> tuple[tuple[Any, ...], dict[str, Any]]:
     """Replace each `Whole` argument by its tensor."""
     return _map(lambda value: value.tensor if isinstance(value, Whole) else value, args, kwargs)
+
+
+def mark_whole(
+    args: tuple[Any, ...], kwargs: Mapping[str, Any], program: Any
+) -> tuple[tuple[Any, ...], dict[str, Any]]:
+    """Mark as `Whole` every tensor argument whose leading length is not N, so that no batch of that size cuts it.
+
+    Warns, once for each program, of tensors that are cut by rows though their leading length may be another dimension.
+
+    Args:
+        args: Positional arguments of a program.
+        kwargs: Keyword arguments of a program.
+        program: The program, which identifies repeated calls; None for no warning.
+    """
+    size = num_data(args, kwargs)
+    named = {f"argument {place}": value for place, value in enumerate(args, 1)} | dict(kwargs)
+    per_datum = {name: value for name, value in named.items() if is_per_datum(value, size)}
+    first = next(iter(per_datum), None)
+    widths = {width for value in named.values() if isinstance(value, Tensor | Streamed) for width in value.shape[1:]}
+    doubtful = [name for name in per_datum if name != first]
+    if program is not None and doubtful and size in widths and _is_first(program):
+        warnings.warn(
+            f"{' and '.join(doubtful)} of leading length {size} are cut by rows, as one row per datum, but {size} is "
+            "also another dimension of the data; if an argument is the same for all data, give Whole(argument)",
+            stacklevel=2,
+        )
+
+    def marked(value: Any) -> Any:
+        other = isinstance(value, Tensor) and value.dim() > 0 and not is_per_datum(value, size)
+        return Whole(value) if other else value
+
+    return _map(marked, args, kwargs)
+
+
+_warned: WeakSet[Any] = WeakSet()
+
+
+def _is_first(program: Any) -> bool:
+    """Return whether this program is new here; a program that cannot be referenced weakly is."""
+    owner = getattr(program, "__self__", program)
+    with suppress(TypeError):
+        if owner in _warned:
+            return False
+        _warned.add(owner)
+    return True
 
 
 def is_per_datum(value: Any, size: int) -> bool:

@@ -9,7 +9,7 @@ from pyro import poutine
 from pyro.distributions import constraints
 from torch import Tensor
 
-from pyrovae.densities.arguments import num_data
+from pyrovae.densities.arguments import num_data, plain
 from pyrovae.densities.masks import entry_mask, entry_of, in_support, mask_of
 from pyrovae.densities.modules import evaluating
 from pyrovae.densities.rng import isolated_rng
@@ -55,12 +55,12 @@ def check_support(model: Program, *args: Any, guide: Program | None = None, firs
     Raises:
         SupportError: If an observed value lies outside. The message names the site and the first such datum.
     """
+    size, (args, kwargs) = num_data(args, kwargs), plain(args, kwargs)
     programs = (model,) if guide is None else (model, guide)
     with evaluating(*programs), isolated_rng(), pyro.validation_enabled(False):
         if guide is not None:
             model = poutine.replay(model, trace=poutine.trace(guide).get_trace(*args, **kwargs))
         trace = poutine.trace(model).get_trace(*args, **kwargs)
-    size = num_data(args, kwargs)
     for name, site in sample_sites(trace).items():
         if site["is_observed"]:
             _check_site(name, site, size, first)

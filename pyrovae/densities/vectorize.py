@@ -17,11 +17,10 @@ import torch
 from pyro import poutine
 from torch import Tensor
 
-from pyrovae.densities.arguments import is_per_datum, num_data, take
+from pyrovae.densities.arguments import Whole, is_per_datum, num_data, take
 from pyrovae.densities.data_plate import find_data_plate, plates_of, run_once
 from pyrovae.densities.modules import evaluating, modules_of
 from pyrovae.densities.rng import isolated_rng
-from pyrovae.densities.streamed import Streamed
 from pyrovae.densities.sum_checks import difference_of_sums
 from pyrovae.densities.traces import ParticleTrace, Program, sample_sites
 from pyrovae.densities.vectorized import How, VectorizedProgram, stack_latents
@@ -185,6 +184,8 @@ def _key(
     size = num_data(args, kwargs)
 
     def of(value: Any) -> Hashable:
+        if isinstance(value, Whole):
+            return Whole, tuple(value.tensor.shape), value.tensor.dtype, value.tensor.device
         if isinstance(value, Tensor):
             rows = is_per_datum(value, size)
             return rows, tuple(value.shape[rows:]), value.dtype, value.device
@@ -394,8 +395,10 @@ def _warn_of_tiles() -> None:
 
 def _rows_of_check(args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> int:
     """Choose a number of rows that differs from the widths of all arguments, so that a mistaken dim shows."""
-    tensors = (value for value in (*args, *kwargs.values()) if isinstance(value, Tensor | Streamed))
-    widths = {width for tensor in tensors for width in tensor.shape[1:]}
+    values, size = (*args, *kwargs.values()), num_data(args, kwargs)
+    tensors = [value.tensor if isinstance(value, Whole) else value for value in values]
+    shapes = (tuple(value.shape[is_per_datum(value, size) :]) for value in tensors if hasattr(value, "shape"))
+    widths = {width for shape in shapes for width in shape}
     return next((rows for rows in _ROWS if rows not in widths), _ROWS[0])
 
 

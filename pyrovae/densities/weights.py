@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping
 from contextlib import suppress
-from typing import Any
+from typing import Any, NamedTuple
 
 import pyro
 import torch
@@ -10,6 +10,7 @@ from torch import Tensor
 
 from pyrovae.densities.arguments import num_data
 from pyrovae.densities.contract import matched_latents
+from pyrovae.densities.entry import entry
 from pyrovae.densities.modules import evaluating
 from pyrovae.densities.rng import isolated_rng
 from pyrovae.densities.traces import ParticleTrace, Program
@@ -18,6 +19,7 @@ from pyrovae.densities.vectorize import vectorize, vectorize_pair
 _DIAGNOSTIC_DRAWS = 100  # draws per datum in the search for sites with a nonfinite log density
 
 
+@entry()
 def log_joint(
     model: Program, latents: Mapping[str, Tensor], *args: Any, plate: str | None = None, **kwargs: Any
 ) -> Tensor:
@@ -58,6 +60,7 @@ def log_joint(
     return trace.log_densities()[0]
 
 
+@entry()
 def log_weights(
     model: Program, guide: Program, *args: Any, num_particles: int = 1, plate: str | None = None, **kwargs: Any
 ) -> Tensor:
@@ -83,19 +86,63 @@ def log_weights(
         ValueError: If num_particles is below 1, if the sites do not lie inside one plate over the data, if a site
             carries a scale other than 1, or if the latent sites of model and guide differ in name, shape or mask.
     """
-    return log_weights_and_latents(model, guide, *args, num_particles=num_particles, plate=plate, **kwargs)[0]
+    return weighted_draws(model, guide, *args, num_particles=num_particles, plate=plate, **kwargs).log_weights
 
 
-def log_weights_and_latents(
+class WeightedDraws(NamedTuple):
+    """Draws from a guide with their log importance weights.
+
+    Attributes:
+        log_weights: log p(x_n, z_kn) - log q(z_kn|x_n) in nats, with shape (K, N).
+        latents: Draws of each latent site by name, with shape (K, N, ...).
+        log_likelihood: log p(x_n|z_kn), the log density of the observed sites, in nats, with shape (K, N).
+    """
+
+    log_weights: Tensor
+    latents: dict[str, Tensor]
+    log_likelihood: Tensor
+
+
+@entry()
+def weighted_draws(
     model: Program, guide: Program, *args: Any, num_particles: int = 1, plate: str | None = None, **kwargs: Any
-) -> tuple[Tensor, dict[str, Tensor], Tensor]:
-    """Compute `log_weights`, and return also the latents and log p(x|z).
+) -> WeightedDraws:
+    """Draw latents from the guide, with their log importance weights and log p(x|z).
 
-    Arguments and errors are those of `log_weights`.
+    The softmax over k of the log weights of datum n weighs its draws like draws from p(z|x_n). `to_arviz` writes such
+    draws. Modules stay in their mode, and pathwise gradients flow through the result.
 
-    Returns:
-        The log weights, with shape (K, N); the latents by site, with shape (K, N, ...); and log p(x|z), the log density
-        of the observed sites, with shape (K, N). Densities are in nats.
+    Args:
+        model: Pyro program p(z) p(x|z).
+        guide: Pyro program q(z|x), with the model's arguments.
+        *args: Positional arguments of both programs, the data first, with shape (N, ...).
+        num_particles: Number of draws K per datum.
+        plate: Name of the plate over the data; None for the only plate around all sites that has their number.
+        **kwargs: Keyword arguments of both programs.
+
+    Raises:
+        ValueError: As `log_weights`.
+
+    Example:
+        >>> import pyro.distributions as dist
+        >>> from pyrovae import to_arviz
+        >>> def model(x):
+        ...     with pyro.plate("data", len(x)):
+        ...         z = pyro.sample("z", dist.Normal(0.0, 1.0))
+        ...         pyro.sample("x", dist.Normal(z, 1.0), obs=x)
+        >>> def guide(x):
+        ...     with pyro.plate("data", len(x)):
+        ...         pyro.sample("z", dist.Normal(x / 2, 0.8))
+        >>> x = torch.randn(5)
+        >>> draws = weighted_draws(model, guide, x, num_particles=100)
+        >>> tree = to_arviz(
+        ...     draws.latents,
+        ...     observed={"x": x},
+        ...     log_likelihood={"x": draws.log_likelihood},
+        ...     log_weights=draws.log_weights,
+        ... )
+        >>> dict(tree["posterior"].sizes)
+        {'chain': 1, 'draw': 100, 'datum': 5}
     """
     if num_particles < 1:
         raise ValueError(f"num_particles must be at least 1, got {num_particles}")
@@ -104,7 +151,7 @@ def log_weights_and_latents(
     drawn = matched_latents(model_trace, guide_trace)
     log_p, log_lik = model_trace.log_densities()
     log_q, _ = guide_trace.log_densities()
-    return log_p - log_q, {name: site.value for name, site in drawn.items()}, log_lik
+    return WeightedDraws(log_p - log_q, {name: site.value for name, site in drawn.items()}, log_lik)
 
 
 def draw_from_guide(

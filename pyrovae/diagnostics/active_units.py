@@ -6,13 +6,14 @@ import pyro
 import torch
 from torch import Tensor
 
-from pyrovae.densities import Program, evaluating, isolated_rng, num_data, take, vectorize
+from pyrovae.densities import Program, entry, evaluating, isolated_rng, num_data, take, vectorize
 
 ACTIVE_FROM = 0.01
 
 _DRAWS_AT_ONCE = 2**15
 
 
+@entry()
 def unit_activity(
     guide: Program, *args: Any, num_particles: int = 64, seed: int = 0, **kwargs: Any
 ) -> dict[str, Tensor]:

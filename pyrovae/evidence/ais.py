@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from pyrovae.densities import Program, num_data, set_torch_generator_states, torch_generator_states, vectorize
+from pyrovae.densities import Program, entry, num_data, set_torch_generator_states, torch_generator_states, vectorize
 from pyrovae.evidence.annealing import Path, Start, Tuning, Walk, anneal, execution_of, rows_of, tune
 from pyrovae.evidence.blocks import check_counts, concatenate, data_at_once, data_blocks, evaluation_mode
 from pyrovae.evidence.temperatures import check_betas
@@ -19,6 +19,7 @@ from pyrovae.stats import LogMarginal, summarize_log_weights
 _COMMIT_EVERY = 100  # temperatures
 
 
+@entry()
 def ais(
     model: Program,
     *args: Any,

@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from pyrovae.densities import Program, num_data, vectorize
+from pyrovae.densities import Program, entry, num_data, vectorize
 from pyrovae.evidence.annealing import Path, Start, Walk, anneal, execution_of, rows_of, tune, tuned_transition
 from pyrovae.evidence.blocks import (
     DEFAULT_CHUNK_SIZE,
@@ -47,6 +47,7 @@ class Bracket(NamedTuple):
     gap_error: Tensor
 
 
+@entry()
 def bracket(
     model: Program,
     guide: Program | None,

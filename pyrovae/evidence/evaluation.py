@@ -14,7 +14,7 @@ import torch
 from pyro import poutine
 from torch import Tensor
 
-from pyrovae.densities import Program, evaluating, isolated_rng, sample_sites, take
+from pyrovae.densities import Program, entry, evaluating, isolated_rng, plain, sample_sites, take
 from pyrovae.evidence.blocks import concatenate
 from pyrovae.evidence.importance import WeightBlock, chunks_of, log_weight_blocks
 from pyrovae.evidence.proposals import GuideProposal, Proposal
@@ -174,6 +174,7 @@ class Evaluation:
         return text.getvalue().encode()
 
 
+@entry()
 def evaluate(
     model: Program,
     guide: Program,
@@ -298,6 +299,7 @@ def _estimate_of(plain: Mapping[str, Any]) -> Estimate:
 
 def base_measure(model: Program, *args: Any, **kwargs: Any) -> str:
     """Find whether the model gives its data probabilities ("counting") or densities ("lebesgue")."""
+    args, kwargs = plain(args, kwargs)
     with evaluating(model), isolated_rng():
         trace = poutine.trace(model).get_trace(*args, **kwargs)
     observed = [site["fn"] for site in sample_sites(trace).values() if site["is_observed"]]

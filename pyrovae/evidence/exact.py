@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from pyrovae.densities import Program, Site, check_support, isolated_rng, take, vectorize
+from pyrovae.densities import Program, Site, check_support, entry, isolated_rng, take, vectorize
 from pyrovae.evidence.blocks import DEFAULT_CHUNK_SIZE, evaluation_mode
 from pyrovae.evidence.laplace import prior_scale
 from pyrovae.evidence.latent_space import Latents, LatentSpace
@@ -41,6 +41,7 @@ class ExactMarginal(NamedTuple):
     covariance: Tensor | None = None
 
 
+@entry()
 def exact_log_marginal(
     model: Program,
     *args: Any,

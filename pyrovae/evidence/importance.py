@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from pyrovae.densities import Program, log_weights, nonfinite_sites, num_data, vectorize_pair
+from pyrovae.densities import Program, entry, log_weights, nonfinite_sites, num_data, vectorize_pair
 from pyrovae.evidence.blocks import (
     DEFAULT_CHUNK_SIZE,
     DataBlock,
@@ -40,6 +40,17 @@ _RECORDED_FROM = 100
 _COMPILED_FROM = 400
 
 _FIRST_PILOT = 200  # draws of the first pilot for a target standard error
+# Arguments of `log_weight_blocks` that reach it as keyword arguments.
+_OPTIONS = (
+    "proposal",
+    "chunk_size",
+    "target_std_error",
+    "pareto_smoothed",
+    "skip_support_check",
+    "execution",
+    "first",
+)
+
 _MARGIN = 1.2  # factor on the number of draws that the pilot suggests
 
 
@@ -61,6 +72,7 @@ class WeightBlock(NamedTuple):
     proposal: str
 
 
+@entry()
 def log_marginal(
     model: Program,
     guide: Program,
@@ -131,6 +143,7 @@ def log_marginal(
     return LogMarginal(*concatenate(blocks))
 
 
+@entry(*_OPTIONS)
 def ladder(model: Program, guide: Program, *args: Any, num_particles: int, **kwargs: Any) -> list[Rung]:
     """Estimate log p(x_n) at K = 1, 10, 100, ... and num_particles, from the first draws of one set.
 
@@ -160,6 +173,7 @@ def ladder(model: Program, guide: Program, *args: Any, num_particles: int, **kwa
     ]
 
 
+@entry(*_OPTIONS)
 def evidence_lower_bound(
     model: Program,
     guide: Program,

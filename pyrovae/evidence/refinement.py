@@ -5,7 +5,7 @@ from typing import Any, Literal, NamedTuple
 import torch
 from torch import Tensor
 
-from pyrovae.densities import Program, num_data, vectorize_pair
+from pyrovae.densities import Program, entry, num_data, vectorize_pair
 from pyrovae.evidence.blocks import (
     DEFAULT_CHUNK_SIZE,
     check_counts,
@@ -58,6 +58,7 @@ class Refinement(NamedTuple):
     total_error: Tensor
 
 
+@entry()
 def refine(
     model: Program,
     guide: Program,

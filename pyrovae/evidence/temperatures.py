@@ -6,7 +6,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from pyrovae.densities import Program, vectorize
+from pyrovae.densities import Program, entry, vectorize
 from pyrovae.evidence.annealing import AdaptiveChains, Path, Start
 from pyrovae.evidence.blocks import check_counts, evaluation_mode
 from pyrovae.evidence.latent_space import LatentSpace
@@ -34,6 +34,7 @@ def sigmoidal_schedule(num_temperatures: int, steepness: float = 4.0) -> Tensor:
     return betas
 
 
+@entry()
 def adaptive_schedule(
     num_temperatures: int,
     model: Program,

@@ -5,6 +5,8 @@ from typing import Any
 
 from torch import Tensor
 
+from pyrovae.densities import Whole
+
 Outputs = Sequence[Tensor | None]
 
 
@@ -15,6 +17,8 @@ def signature(values: Iterable[Any]) -> Hashable:
     """
 
     def of(value: Any) -> Hashable:
+        if isinstance(value, Whole):
+            return Whole, of(value.tensor)
         if isinstance(value, Tensor):
             return tuple(value.shape), value.stride(), value.dtype, value.device
         return value if isinstance(value, Hashable) else id(value)
@@ -23,8 +27,9 @@ def signature(values: Iterable[Any]) -> Hashable:
 
 
 def tensors_of(args: Iterable[Any], kwargs: Mapping[str, Any]) -> list[Tensor]:
-    """Return the tensors among arguments."""
-    return [value for value in (*args, *kwargs.values()) if isinstance(value, Tensor)]
+    """Return the tensors among arguments, those of `Whole` included."""
+    values = (value.tensor if isinstance(value, Whole) else value for value in (*args, *kwargs.values()))
+    return [value for value in values if isinstance(value, Tensor)]
 
 
 def with_tensors(
@@ -34,6 +39,8 @@ def with_tensors(
     given = iter(tensors)
 
     def replaced(value: Any) -> Any:
+        if isinstance(value, Whole):
+            return Whole(next(given))
         return next(given) if isinstance(value, Tensor) else value
 
     return tuple(map(replaced, args)), {key: replaced(value) for key, value in kwargs.items()}

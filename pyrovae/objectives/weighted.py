@@ -11,7 +11,7 @@ from pyro.infer import ELBO, Trace_ELBO, TraceMeanField_ELBO
 from torch import Tensor
 from torch.distributions import Independent, kl_divergence
 
-from pyrovae.densities import Program, Site, draw_from_guide, matched_latents, take_kl_weight, vectorize_pair
+from pyrovae.densities import Program, Site, draw_from_guide, entry, matched_latents, take_kl_weight, vectorize_pair
 from pyrovae.objectives.base import TensorELBO
 from pyrovae.objectives.kl_weights import LearnedKLWeight, Per, ShapedKL
 
@@ -30,6 +30,7 @@ class Parts(NamedTuple):
     weight: float | Tensor | None
 
 
+@entry()
 def elbo_parts(
     model: Program,
     guide: Program,

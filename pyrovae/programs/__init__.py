@@ -4,6 +4,7 @@
     two_layer      two layers of latents
     mixture        mixture of VAEs
     sites          sample sites: plate, latents, data and their masks
+    data_program   base class of programs, which converts and checks x, covariates and mask
     blueprint      sizes and makers of parts
     program_pair   base class
 

@@ -5,12 +5,12 @@ from dataclasses import replace
 import pyro
 import pyro.distributions as dist
 import torch
-from pyro.nn.module import PyroModule
 from torch import Tensor, nn
 
 from pyrovae.encoders import CategoricalEncoder, constrain_encoder
 from pyrovae.nn import join
 from pyrovae.programs.blueprint import Blueprint
+from pyrovae.programs.data_program import DataProgram
 from pyrovae.programs.program_pair import ProgramPair
 from pyrovae.programs.sites import data_plate, fill_missing, sample_datum, sample_latent
 
@@ -49,7 +49,7 @@ class MixtureVAE(ProgramPair):
         self.guide = MixtureGuide(classes, encoder, name=f"{self.name}.guide")
 
 
-class MixtureModel(PyroModule):
+class MixtureModel(DataProgram):
     """Pyro program p(y) p(z|y) p(x|z,y) of `MixtureVAE`.
 
     Args:
@@ -80,7 +80,7 @@ class MixtureModel(PyroModule):
             return sample_datum(self.likelihood(z, conditions), x, mask)
 
 
-class MixtureGuide(PyroModule):
+class MixtureGuide(DataProgram):
     """Pyro program q(y|x) q(z|x,y) of `MixtureVAE`.
 
     Args:

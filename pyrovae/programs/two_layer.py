@@ -5,7 +5,6 @@ from typing import Literal
 
 import pyro
 from pyro.distributions import constraints
-from pyro.nn.module import PyroModule
 from torch import Tensor, nn
 
 from pyrovae.encoders import constrain_encoder
@@ -13,6 +12,7 @@ from pyrovae.likelihoods import NormalLikelihood
 from pyrovae.nn import MLP, join
 from pyrovae.priors import Prior
 from pyrovae.programs.blueprint import Blueprint
+from pyrovae.programs.data_program import DataProgram
 from pyrovae.programs.program_pair import ProgramPair
 from pyrovae.programs.sites import data_plate, fill_missing, sample_datum, sample_latent
 
@@ -76,7 +76,7 @@ class TwoLayerVAE(ProgramPair):
         self.guide = TwoLayerGuide(lower, constrain_encoder(upper, prior.support), direction, name=f"{self.name}.guide")
 
 
-class TwoLayerModel(PyroModule):
+class TwoLayerModel(DataProgram):
     """Pyro program p(z2) p(z1|z2) p(x|z1) of `TwoLayerVAE`.
 
     Args:
@@ -106,7 +106,7 @@ class TwoLayerModel(PyroModule):
             return sample_datum(self.likelihood(z1, *conditions), x, mask)
 
 
-class TwoLayerGuide(PyroModule):
+class TwoLayerGuide(DataProgram):
     """Pyro program q(z1|x) q(z2|z1), or q(z2|x) q(z1|x,z2), of `TwoLayerVAE`.
 
     Args:

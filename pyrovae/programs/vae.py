@@ -2,15 +2,15 @@
 
 import pyro
 from pyro.distributions import constraints
-from pyro.nn.module import PyroModule
 from torch import Tensor, nn
 
 from pyrovae.encoders import constrain_encoder
+from pyrovae.programs.data_program import DataProgram
 from pyrovae.programs.program_pair import ProgramPair
 from pyrovae.programs.sites import data_plate, fill_missing, sample_datum, sample_latent
 
 
-class Model(PyroModule):
+class Model(DataProgram):
     """Pyro program p(z|c) p(x|z,c), with sites "z" and "x" inside the plate "data" at dim -1.
 
     Args:
@@ -61,7 +61,7 @@ class Model(PyroModule):
             return sample_datum(self.likelihood(z, *conditions), x, mask)
 
 
-class Guide(PyroModule):
+class Guide(DataProgram):
     """Pyro program q(z|x,c), with site "z" inside the plate "data" at dim -1.
 
     Args:

@@ -9,7 +9,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from pyrovae.data import Data, IndependentPixels
-from pyrovae.densities import evaluating, isolated_rng, log_weights_and_latents, take
+from pyrovae.densities import evaluating, isolated_rng, take, weighted_draws
 from pyrovae.evidence import PROPOSALS, Evaluation, ProposalName, evaluate, exact_summary
 from pyrovae.execution import Execution, Workers
 from pyrovae.plots import plot_grids, plot_history, prior_samples, reconstructions, to_png
@@ -166,13 +166,13 @@ def write_posterior(run: Run, vae: ProgramPair, data: Data, *, seed: int) -> Non
     with isolated_rng(seed), evaluating(vae):
         for start in range(0, len(x), 64):
             block, conditions = take((x,), covariates, slice(start, start + 64))
-            drawn = log_weights_and_latents(vae.model, vae.guide, *block, num_particles=POSTERIOR_DRAWS, **conditions)
+            drawn = weighted_draws(vae.model, vae.guide, *block, num_particles=POSTERIOR_DRAWS, **conditions)
             parts.append(drawn)
-    log_w = torch.cat([log_w for log_w, *_ in parts], 1).cpu()
+    log_w = torch.cat([part.log_weights for part in parts], 1).cpu()
     tree = to_arviz(
-        {name: torch.cat([latents[name] for _, latents, _ in parts], 1).cpu() for name in parts[0][1]},
+        {name: torch.cat([part.latents[name] for part in parts], 1).cpu() for name in parts[0].latents},
         observed={"x": x.cpu()},
-        log_likelihood={"x": torch.cat([log_lik for *_, log_lik in parts], 1).cpu()},
+        log_likelihood={"x": torch.cat([part.log_likelihood for part in parts], 1).cpu()},
         log_weights=log_w,
         stats=summarize_log_weights(log_w),
         data_index=rows,

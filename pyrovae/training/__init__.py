@@ -1,7 +1,9 @@
 """Training by stochastic variational inference.
 
 svi              `fit`: the loop, early stopping
-batches          order of the data, batches
+batches          order of the data, batches of data in memory or on disk
+loaders          batches of a DataLoader
+optimizers       torch optimizers, also from those of pyro.optim
 steps            one training step: eager, recorded, captured (then execution/cuda_graphs runs the optimizer)
 epochs           many steps, one by one or as one CUDA graph
 validation       ELBO of held-out data

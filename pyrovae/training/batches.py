@@ -1,4 +1,4 @@
-"""Batches of the training data."""
+"""Batches of data in memory or on disk."""
 
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -8,7 +8,21 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from pyrovae.densities import Streamed, device_of, num_data, prepared, take
+from pyrovae.densities import (
+    Program,
+    Streamed,
+    VectorizedProgram,
+    Whole,
+    device_of,
+    isolated_rng,
+    num_data,
+    plain,
+    prepare_arguments,
+    prepared,
+    take,
+)
+
+_CHUNK_SIZE = 4096
 
 Argument = Tensor | Streamed
 Arguments = Argument | Sequence[Argument] | Mapping[str, Argument]
@@ -17,11 +31,21 @@ ProgramArguments = tuple[tuple[Any, ...], dict[str, Any]]
 
 def as_arguments(data: Arguments) -> ProgramArguments:
     """Split data as `fit` accepts them into positional and keyword arguments of the programs."""
-    if isinstance(data, Tensor | Streamed | np.ndarray):  # num_data refuses arrays
+    if isinstance(data, Tensor | Streamed | np.ndarray | Whole):
         return (data,), {}
     if isinstance(data, Mapping):
         return (), dict(data)
+    if not isinstance(data, Sequence):
+        raise ValueError(
+            f"data must be a tensor, a sequence of them, a mapping of names to them, or a DataLoader, got "
+            f"{type(data).__name__}; give torch.as_tensor(x), or DataLoader(dataset, batch_size=128, shuffle=True)"
+        )
     return tuple(data), {}
+
+
+def for_programs(model: Program, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> ProgramArguments:
+    """Return the arguments as a model takes them: `Whole` ones as tensors, unless it knows how it runs on draws."""
+    return (args, dict(kwargs)) if isinstance(model, VectorizedProgram) else plain(args, kwargs)
 
 
 def transformed(
@@ -30,16 +54,56 @@ def transformed(
     """Apply a transform to x, the first argument."""
     if transform is None:
         return args, kwargs
-    if args:
-        return (transform(args[0]), *args[1:]), kwargs
-    first = next(iter(kwargs))
-    return args, {**kwargs, first: transform(kwargs[first])}
+    x, *_ = (*args, *kwargs.values())
+    return _with_x(args, kwargs, transform(x))
 
 
 def epoch_order(size: int, *, epoch: int, seed: int) -> Tensor:
     """Draw the order of the data in an epoch: a permutation of range(size) that depends only on epoch and seed."""
     generator = torch.Generator().manual_seed((seed * 1_000_003 + epoch) % 2**63)
     return torch.randperm(size, generator=generator)
+
+
+def prepare_data(
+    programs: Sequence[Program], data: Arguments, transform: Callable[[Tensor], Tensor] | None = None
+) -> tuple[tuple[Any, ...], dict[str, Any], Callable[[Tensor], Tensor] | None]:
+    """Prepare the data of `fit` for the programs (`prepare_arguments`).
+
+    If a transform is given, x itself stays as it is; the transformed x is checked on one datum and converted.
+
+    Args:
+        programs: The model and the guide.
+        data: Data as `fit` accepts them.
+        transform: Transform of x, the first argument; None for no transform.
+
+    Returns:
+        Positional arguments, keyword arguments, and the transform.
+
+    Raises:
+        ValueError: If the programs cannot take the data.
+    """
+    args, kwargs = as_arguments(data)
+    if transform is None:
+        return *prepare_arguments("fit", programs, args, kwargs), None
+    size = num_data(args, kwargs)
+    raw, *_ = (*args, *kwargs.values())
+    with isolated_rng():
+        first = transform(raw[:1])
+    x = first.expand(size, *first.shape[1:])
+    args, kwargs = prepare_arguments("fit", programs, *_with_x(args, kwargs, x))
+    converted, *_ = (*args, *kwargs.values())
+    args, kwargs = _with_x(args, kwargs, raw)
+    if converted.dtype == x.dtype and converted.device == x.device:
+        return args, kwargs, transform
+    like = converted[:1]
+    return args, kwargs, lambda rows: transform(rows).to(like)
+
+
+def _with_x(args: tuple[Any, ...], kwargs: dict[str, Any], x: Any) -> ProgramArguments:
+    """Replace x, the first argument."""
+    if args:
+        return (x, *args[1:]), kwargs
+    return args, {**kwargs, next(iter(kwargs)): x}
 
 
 class Batches:
@@ -87,6 +151,29 @@ class Batches:
         """Return the arguments of a step of the epoch, transformed. If the data are streamed, call it step by step."""
         args, kwargs = next(self._ahead) if self._ahead else self._read(step)
         return transformed(args, kwargs, self.transform)
+
+    @property
+    def seen(self) -> int:
+        """Number of data in the batches of an epoch, N."""
+        return self.size
+
+    def calls(self, epochs: int) -> dict[int, int]:
+        """Return the number of steps in a number of epochs, by batch size."""
+        full, rest = min(self.size, self.batch_size), self.size % self.batch_size
+        return {full: epochs * max(1, self.size // self.batch_size), rest: epochs}
+
+    def first(self) -> ProgramArguments:
+        """Return the arguments at the first B data, transformed."""
+        return self.at(slice(0, min(self.size, self.batch_size)))
+
+    def taken(self, step: int) -> ProgramArguments:
+        """Return the arguments of a step of the epoch again, transformed anew."""
+        return self.at(self.rows(step))
+
+    def chunks(self) -> Iterator[ProgramArguments]:
+        """Iterate over all data in their order, transformed."""
+        for start in range(0, self.size, _CHUNK_SIZE):
+            yield self.at(slice(start, start + _CHUNK_SIZE))
 
     def at(self, rows: Tensor | slice) -> ProgramArguments:
         """Return the arguments at some rows of the data, transformed."""

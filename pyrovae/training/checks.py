@@ -1,9 +1,10 @@
 """Checks of `fit`: its options, the data, the programs, and finite losses and parameters."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Any
 
 import pyro
+import pyro.infer
 import torch
 from pyro.infer import ELBO
 from torch import Tensor
@@ -19,19 +20,23 @@ from pyrovae.densities import (
     num_data,
     take,
 )
-from pyrovae.training.batches import Batches, ProgramArguments, transformed
+from pyrovae.training.batches import Batches, ProgramArguments
+from pyrovae.training.loaders import LoaderBatches
 from pyrovae.training.training_state import TrainingState
 
-_CHUNK_SIZE = 4096
+# Objectives of Pyro without a differentiable loss, and what to write in their place.
+_INSTEAD = {
+    pyro.infer.RenyiELBO: "write pyrovae.RenyiELBO(alpha, num_particles), which has the same bound",
+    pyro.infer.TraceGraph_ELBO: "write pyro.infer.Trace_ELBO(), which has the same gradient in expectation, or for "
+    'discrete latents TraceEnum_ELBO() or pyrovae.ImportanceWeightedELBO(gradient="vimco")',
+}
 
 
 class NonFiniteLossError(ArithmeticError):
     """The loss or a parameter became NaN or infinite. The last committed state is the last good one."""
 
 
-def check_options(
-    elbo: ELBO, *, epochs: int, batch_size: int, patience: int | None, validation: ProgramArguments | None
-) -> None:
+def check_options(elbo: ELBO, *, epochs: int, batch_size: int, patience: int | None, validated: bool) -> None:
     """Check the options of `fit` that need no data.
 
     Raises:
@@ -40,16 +45,24 @@ def check_options(
     for name, value in (("epochs", epochs), ("batch_size", batch_size), ("patience", patience)):
         if value is not None and value < 1:
             raise ValueError(f"{name} must be at least 1, got {value}")
-    if patience is not None and validation is None:
+    if patience is not None and not validated:
         raise ValueError("patience needs validation data, got none; give validation, or leave patience out")
     if isinstance(elbo, type):
         raise ValueError(f"elbo must be an object, got the class {elbo.__name__}; give {elbo.__name__}()")
     if not hasattr(elbo, "differentiable_loss"):
-        raise ValueError(f"{type(elbo).__name__} has no differentiable_loss, which fit needs; use another objective")
+        raise ValueError(
+            f"{type(elbo).__module__.partition('.')[0]}'s {type(elbo).__name__} has no differentiable_loss, which fit "
+            f"needs; {_INSTEAD.get(type(elbo), 'use another objective')}"
+        )
 
 
 def check_programs(
-    model: Program, guide: Program, batches: Batches, validation: ProgramArguments | None, *, skip_support_check: bool
+    model: Program,
+    guide: Program,
+    batches: Batches | LoaderBatches,
+    validation: ProgramArguments | None,
+    *,
+    skip_support_check: bool,
 ) -> None:
     """Check before training that the data lie in the support and that the programs can be validated.
 
@@ -65,7 +78,7 @@ def check_programs(
         ValueError: If the programs break the contract of `log_weights` on the first held-out datum.
     """
     if not skip_support_check:
-        check_data(model, guide, batches.args, batches.kwargs, batches.transform)
+        _check_chunks(model, guide, batches.chunks())
         if validation is not None:
             check_data(model, guide, *validation, None)
     if validation is not None:
@@ -93,10 +106,16 @@ def check_data(
     Raises:
         SupportError: If a datum lies outside the support.
     """
+    size = num_data(args, kwargs)
+    _check_chunks(model, guide, Batches(args, kwargs, batch_size=size, transform=transform).chunks())
+
+
+def _check_chunks(model: Program, guide: Program, chunks: Iterable[ProgramArguments]) -> None:
     with isolated_rng():
-        for start in range(0, num_data(args, kwargs), _CHUNK_SIZE):
-            chunk = transformed(*take(args, kwargs, slice(start, start + _CHUNK_SIZE)), transform)
-            check_support(model, *chunk[0], guide=guide, first=start, **chunk[1])
+        start = 0
+        for args, kwargs in chunks:
+            check_support(model, *args, guide=guide, first=start, **kwargs)
+            start += num_data(args, kwargs)
 
 
 def check_separable(model: Program, guide: Program, elbo: ELBO) -> None:
@@ -117,7 +136,7 @@ def check_separable(model: Program, guide: Program, elbo: ELBO) -> None:
                     )
 
 
-def check_finite(model: Program, guide: Program, batches: Batches, state: TrainingState) -> None:
+def check_finite(model: Program, guide: Program, batches: Batches | LoaderBatches, state: TrainingState) -> None:
     """Check that all losses of the epoch so far and all parameters are finite, before the state is committed.
 
     Raises:
@@ -128,7 +147,7 @@ def check_finite(model: Program, guide: Program, batches: Batches, state: Traini
     if len(bad):
         step = int(bad[0])
         found = f"the loss became {state.losses[step].item()} in epoch {state.epoch + 1}, step {step + 1}"
-        sites = nonfinite_sites(model, guide, *batches.at(batches.rows(step)))
+        sites = nonfinite_sites(model, guide, *batches.taken(step))
         found += f"; the density of {sites[0]} is not finite" if sites else ""
         raise NonFiniteLossError(f"{found}; {advice}")
     for name, value in state.values().items():

@@ -16,6 +16,7 @@ from pyrovae.execution import (
     warn,
 )
 from pyrovae.training.batches import Batches
+from pyrovae.training.loaders import LoaderBatches
 from pyrovae.training.steps import Stepper
 
 STEPS_PER_GRAPH = 25
@@ -32,7 +33,7 @@ class SingleSteps:
         losses: Tensor that receives the loss of each step of the epoch, with shape (steps,).
     """
 
-    def __init__(self, stepper: Stepper, batches: Batches, losses: Tensor) -> None:
+    def __init__(self, stepper: Stepper, batches: Batches | LoaderBatches, losses: Tensor) -> None:
         self.stepper, self.batches, self.losses = stepper, batches, losses
 
     def __call__(self, step: int, weight_at: Callable[[int], float | Tensor], *, validate: bool = False) -> Weights:
@@ -67,6 +68,7 @@ class GraphedEpoch:
     """
 
     def __init__(self, single: SingleSteps) -> None:
+        assert isinstance(single.batches, Batches)
         self.single, self.stepper, self.batches, self.losses = single, single.stepper, single.batches, single.losses
         self.count = min(STEPS_PER_GRAPH, self.batches.size // self.batches.batch_size)
         self._possible = self.count > 1

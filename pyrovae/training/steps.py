@@ -10,7 +10,7 @@ from pyro.infer import ELBO
 from torch import Tensor
 from torch.optim import Optimizer
 
-from pyrovae.densities import Program, modules_of, take, temper
+from pyrovae.densities import Program, Whole, modules_of, take, temper
 from pyrovae.execution import (
     CapturedStep,
     Execution,
@@ -32,6 +32,7 @@ from pyrovae.execution import (
     with_tensors,
 )
 from pyrovae.objectives import recordable
+from pyrovae.training.batches import for_programs
 
 # Steps per batch size from which recording (at most a second) and compiling (at most a minute) pay off.
 RECORDED_FROM = 1_000
@@ -101,8 +102,9 @@ class EagerStep:
 
     def gradients(self, batch: Batch, weight: float | Tensor) -> Tensor:
         """Store the gradients in the parameters' grad, and return the loss."""
+        args, kwargs = for_programs(self.model, batch.args, batch.kwargs)
         with self.step_context(batch.share, weight):
-            loss = self.elbo.differentiable_loss(self.model, self.guide, *batch.args, **batch.kwargs)
+            loss = self.elbo.differentiable_loss(self.model, self.guide, *args, **kwargs)
         self.optimizer.zero_grad(set_to_none=True)
         loss.backward()
         return loss.detach()
@@ -144,6 +146,7 @@ class RecordedStep:
         self.eager, self.weight, self.compiled = eager, weight, compiled
         self._objective = recordable(eager.elbo)
         self._record: Recorded | None = None
+        self._constants: list[Any] = []
 
     def __call__(self, batch: Batch, weight: float | Tensor, validate: bool) -> Tensor:
         """Take a step, as `EagerStep` does."""
@@ -167,8 +170,11 @@ class RecordedStep:
 
     def record(self, batch: Batch) -> Recorded:
         """Return the record of loss and gradients. The first batch gives it the arguments that are not tensors."""
+        constants = [v for v in (*batch.args, *batch.kwargs.values()) if not isinstance(v, Tensor | Whole)]
         if self._record is None:
-            self._record = self._make_record(batch)
+            self._record, self._constants = self._make_record(batch), constants
+        if len(constants) != len(self._constants) or not all(map(_same, constants, self._constants)):
+            raise NotRecordedError("arguments that are no tensors change from batch to batch; give them as tensors")
         return self._record
 
     def _make_record(self, batch: Batch) -> Recorded:
@@ -180,6 +186,7 @@ class RecordedStep:
 
         def function(*tensors: Tensor) -> list[Tensor | None]:
             weight, (share, args, kwargs) = split(tensors)
+            args, kwargs = for_programs(eager.model, args, kwargs)
             with torch.enable_grad(), pyro.validation_enabled(False), eager.step_context(share, weight):
                 loss = self._objective.differentiable_loss(eager.model, eager.guide, *args, **kwargs)
                 gradients = torch.autograd.grad(loss, eager.parameters, allow_unused=True)
@@ -435,6 +442,10 @@ def _prepare_optimizer(optimizer: Optimizer, *, recorded: bool) -> None:
                 state = optimizer.state.get(parameter, {})
                 if "step" in state:
                     state["step"] = torch.as_tensor(state["step"], dtype=torch.float32, device=parameter.device)
+
+
+def _same(one: Any, other: Any) -> bool:
+    return one is other or (type(one) is type(other) and bool(one == other))
 
 
 def _with_strides(gradient: Tensor | None, parameter: Tensor) -> Tensor | None:

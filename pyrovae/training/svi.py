@@ -2,24 +2,34 @@
 
 import math
 import warnings
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import closing, contextmanager
 from dataclasses import dataclass
-from functools import partial
 from typing import Any
 
 import pyro
 import torch
 from pyro import poutine
 from pyro.infer import ELBO, TraceEnum_ELBO
+from pyro.optim import PyroOptim
 from torch import Tensor
-from torch.optim import Optimizer
+from torch.utils.data import DataLoader
 from tqdm import tqdm
 
-from pyrovae.densities import Program, evaluating, isolated_rng, module_of, modules_of, vectorize_pair
+from pyrovae.densities import (
+    Program,
+    entry,
+    evaluating,
+    isolated_rng,
+    module_of,
+    modules_of,
+    plain,
+    prepare_arguments,
+    vectorize_pair,
+)
 from pyrovae.execution import Execution, Precision, Workers
 from pyrovae.objectives import KLControl, TensorELBO
-from pyrovae.training.batches import Arguments, Batches, ProgramArguments, as_arguments
+from pyrovae.training.batches import Arguments, Batches, ProgramArguments, as_arguments, prepare_data
 from pyrovae.training.checks import (
     NonFiniteLossError,
     check_finite,
@@ -28,11 +38,11 @@ from pyrovae.training.checks import (
     check_separable,
 )
 from pyrovae.training.epochs import GraphedEpoch, SingleSteps
+from pyrovae.training.loaders import LoaderBatches, check_no_dataset, read_all
+from pyrovae.training.optimizers import OptimizerFactory, make_optimizer, parameter_names
 from pyrovae.training.steps import Stepper
 from pyrovae.training.training_state import History, TrainingState, Validated
 from pyrovae.training.validation import validate, validate_objective
-
-OptimizerFactory = Callable[[Iterable[Tensor]], Optimizer]
 
 _STEPS_PER_STOP_REQUEST = 20  # for several processes, which wait for each other at each request
 
@@ -41,16 +51,17 @@ class StoppedError(Exception):
     """`should_stop` asked `fit` to stop. The state after the last step has been committed."""
 
 
+@entry()
 def fit(
     model: Program,
     guide: Program,
-    data: Arguments,
+    data: Arguments | DataLoader[Any],
     *,
     elbo: ELBO,
     epochs: int,
     batch_size: int = 128,
-    optimizer: OptimizerFactory | None = None,
-    validation: Arguments | None = None,
+    optimizer: OptimizerFactory | PyroOptim | None = None,
+    validation: Arguments | DataLoader[Any] | None = None,
     patience: int | None = None,
     transform: Callable[[Tensor], Tensor] | None = None,
     kl_weight: Callable[[float], float] | None = None,
@@ -82,13 +93,16 @@ def fit(
         guide: Pyro program q(z|x), with the model's arguments.
         data: Arguments of both programs: x alone with shape (N, ...), a sequence of positional arguments, or a mapping
             of keyword arguments, each with leading length N. Batches of a `Streamed` argument are read from disk one
-            step ahead.
+            step ahead. `Whole(tensor)` is the same for all data. A `torch.utils.data.DataLoader` of tensors, tuples or
+            dicts gives its own batches in its own order; a resumed run then differs from an uninterrupted one.
         elbo: Objective with `differentiable_loss`, such as Pyro's `Trace_ELBO()` or `TraceMeanField_ELBO()`. If it is a
             module, its parameters are trained too.
         epochs: Maximum number of passes over the data.
-        batch_size: Number of data per step. The last batch of an epoch may be smaller.
-        optimizer: Function from the parameters to a torch optimizer; None for fused Adam with learning rate 1e-3.
-        validation: Held-out arguments, in the form of `data`; None for no validation.
+        batch_size: Number of data per step. The last batch of an epoch may be smaller. A DataLoader has its own.
+        optimizer: Function from the parameters to a torch optimizer, or one of `pyro.optim` without a schedule; None
+            for fused Adam with learning rate 1e-3.
+        validation: Held-out arguments, in the form of `data`, those of a DataLoader read into memory; None for no
+            validation.
         patience: Number of epochs without improvement before training stops; None disables early stopping.
         transform: Transform of x, the first argument, applied to each training batch anew, such as dynamic
             binarisation; None for no transform.
@@ -118,9 +132,15 @@ def fit(
         NonFiniteLossError: If the loss or a parameter becomes NaN or infinite.
         StoppedError: If `should_stop` returns True.
     """
-    held_out = None if validation is None else as_arguments(validation)
-    check_options(elbo, epochs=epochs, batch_size=batch_size, patience=patience, validation=held_out)
-    batches = Batches(*as_arguments(data), batch_size=batch_size, transform=transform, seed=seed)
+    check_options(elbo, epochs=epochs, batch_size=batch_size, patience=patience, validated=validation is not None)
+    held_out = None if validation is None else _held_out(model, guide, validation)
+    batches = _batches(model, guide, data, batch_size, transform, seed)
+    if isinstance(batches, LoaderBatches) and not (commit is resume is None):
+        warnings.warn(
+            "a DataLoader chooses its order itself, so that a resumed run is not bit-identical to an uninterrupted "
+            "one; for that, give tensors, or Streamed(array)",
+            stacklevel=2,
+        )
     check_programs(model, guide, batches, held_out, skip_support_check=skip_support_check or resume is not None)
     run = _prepare(
         model,
@@ -128,7 +148,7 @@ def fit(
         elbo,
         batches,
         epochs=epochs,
-        make_optimizer=optimizer or partial(torch.optim.Adam, lr=1e-3, fused=True),
+        optimizer=optimizer,
         kl_weight=kl_weight,
         execution=execution,
         precision=precision,
@@ -148,13 +168,36 @@ def fit(
     return state.history
 
 
+def _batches(
+    model: Program,
+    guide: Program,
+    data: Arguments | DataLoader[Any],
+    batch_size: int,
+    transform: Callable[[Tensor], Tensor] | None,
+    seed: int,
+) -> Batches | LoaderBatches:
+    """Prepare the training data, and make their batches."""
+    if isinstance(data, DataLoader):
+        return LoaderBatches(data, (model, guide), transform)
+    check_no_dataset(data)
+    args, kwargs, transform = prepare_data((model, guide), data, transform)
+    return Batches(args, kwargs, batch_size=batch_size, transform=transform, seed=seed)
+
+
+def _held_out(model: Program, guide: Program, data: Arguments | DataLoader[Any]) -> ProgramArguments:
+    """Prepare the validation data."""
+    check_no_dataset(data)
+    args, kwargs = read_all(data) if isinstance(data, DataLoader) else as_arguments(data)
+    return prepare_arguments("fit", (model, guide), args, kwargs)
+
+
 @dataclass
 class _Run:
     """A run of `fit`, ready to train."""
 
     model: Program
     guide: Program
-    batches: Batches
+    batches: Batches | LoaderBatches
     workers: Workers
     control: KLControl
     stepper: Stepper
@@ -182,10 +225,10 @@ def _prepare(
     model: Program,
     guide: Program,
     elbo: ELBO,
-    batches: Batches,
+    batches: Batches | LoaderBatches,
     *,
     epochs: int,
-    make_optimizer: OptimizerFactory,
+    optimizer: OptimizerFactory | PyroOptim | None,
     kl_weight: Callable[[float], float] | None,
     execution: Execution,
     precision: Precision,
@@ -202,32 +245,29 @@ def _prepare(
     control = KLControl(kl_weight, elbo, device)
     if workers.size > 1:
         check_separable(model, guide, control.elbo)
-    optimizer = make_optimizer(parameters)
-    if isinstance(optimizer, torch.optim.LBFGS):
-        raise ValueError("fit evaluates the loss once per step, but LBFGS needs several; use Adam or another optimizer")
-    first_batch = batches.at(slice(0, min(batches.size, batches.batch_size)))
-    pair = vectorize_pair(model, guide, *first_batch) if isinstance(control.elbo, TensorELBO) else (model, guide)
-    full, rest = min(batches.size, batches.batch_size), batches.size % batches.batch_size
+    names = parameter_names(module for program in (model, guide) for module in modules_of(program))
+    descent = make_optimizer(optimizer, parameters, names)
+    pair = vectorize_pair(model, guide, *batches.first()) if isinstance(control.elbo, TensorELBO) else (model, guide)
     stepper = Stepper(
         *pair,
         control.elbo,
         parameters,
-        optimizer,
+        descent,
         execution=execution,
-        calls={full: epochs * max(1, batches.size // batches.batch_size), rest: epochs},
+        calls=batches.calls(epochs),
         weighted=kl_weight is not None,
         device=device,
         workers=workers,
         precision=precision,
     )
     programs = {"model": model, "guide": guide, "elbo": elbo}
-    state = TrainingState(programs, optimizer, stepper, control, batches.steps, device)
+    state = TrainingState(programs, descent, stepper, control, batches.steps, device)
     if resume is not None:
         state.restore(resume)
     single = SingleSteps(stepper, batches, state.losses)
-    in_memory = batches.device == device and not batches.streamed
-    graphed = stepper.on_gpu and in_memory and control.follows_epoch and workers.size == 1
-    take_steps = GraphedEpoch(single) if graphed else single
+    graphed = stepper.on_gpu and control.follows_epoch and workers.size == 1
+    in_memory = isinstance(batches, Batches) and batches.device == device and not batches.streamed
+    take_steps = GraphedEpoch(single) if graphed and in_memory else single
     first_step = state.epoch, state.step
     return _Run(model, guide, batches, workers, control, stepper, state, take_steps, first_step, commit, should_stop)
 
@@ -263,7 +303,7 @@ def _train_epoch(run: _Run, bar: tqdm) -> None:
 def _end_epoch(run: _Run, held_out: ProgramArguments | None) -> None:
     """Validate, and close the epoch."""
     state, control = run.state, run.control
-    objective = -state.losses.sum().item() / run.batches.size
+    objective = -state.losses.sum().item() / run.batches.seen
     state.end_epoch(
         train_objective=objective,
         train_elbo=objective if control.is_elbo and not state.weighted else None,
@@ -313,10 +353,10 @@ def _quiet() -> Iterator[None]:
         yield
 
 
-def _find_parameters(model: Program, guide: Program, elbo: ELBO, batches: Batches) -> list[Tensor]:
+def _find_parameters(model: Program, guide: Program, elbo: ELBO, batches: Batches | LoaderBatches) -> list[Tensor]:
     """List the tensors to train, those of the objective included. Runs the programs on the first batch."""
     with isolated_rng():
-        args, kwargs = batches.at(slice(0, min(batches.size, batches.batch_size)))
+        args, kwargs = batches.first()
         parameters = trainable_parameters(model, guide, *args, **kwargs)
         if isinstance(elbo, torch.nn.Module):
             parameters += elbo.to(batches.device).parameters()
@@ -324,7 +364,8 @@ def _find_parameters(model: Program, guide: Program, elbo: ELBO, batches: Batche
         counts_plates = elbo.vectorize_particles or isinstance(elbo, TraceEnum_ELBO)
         if counts_plates and elbo.max_plate_nesting == math.inf:
             with evaluating(model, guide):
-                elbo.loss(model, guide, *args, **kwargs)  # type: ignore[attr-defined]
+                plain_args, plain_kwargs = plain(args, kwargs)
+                elbo.loss(model, guide, *plain_args, **plain_kwargs)  # type: ignore[attr-defined]
     return parameters
 
 
@@ -363,6 +404,7 @@ def _describe(history: History) -> str:
 
 
 def _param_sites(model: Program, guide: Program, *args: Any, **kwargs: Any) -> dict[str, Any]:
+    args, kwargs = plain(args, kwargs)
     with poutine.trace(param_only=True) as capture, evaluating(model, guide), pyro.validation_enabled(False):
         guide_trace = poutine.trace(guide).get_trace(*args, **kwargs)
         poutine.replay(model, trace=guide_trace)(*args, **kwargs)

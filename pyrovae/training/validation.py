@@ -10,15 +10,18 @@ from pyrovae.densities import (
     Program,
     check_weights,
     device_of,
+    entry,
     evaluating,
     isolated_rng,
-    log_weights_and_latents,
     num_data,
+    plain,
     take,
     temper,
     vectorize_pair,
+    weighted_draws,
 )
 from pyrovae.execution import Workers
+from pyrovae.objectives import TensorELBO
 
 VALIDATION_PARTICLES = 4
 
@@ -40,6 +43,7 @@ class Validation(NamedTuple):
     kl: float
 
 
+@entry()
 def validate(model: Program, guide: Program, *args: Any, workers: Workers | None = None, **kwargs: Any) -> Validation:
     """Estimate the ELBO and its parts. Every call uses the same draws, for any number of processes.
 
@@ -63,7 +67,7 @@ def validate(model: Program, guide: Program, *args: Any, workers: Workers | None
             share = workers.share(rows.stop - rows.start)
             some_args, some_kwargs = take(*take(args, kwargs, rows), share.rows)
             with workers.drawing(share):
-                log_w, _, log_lik = log_weights_and_latents(
+                log_w, _, log_lik = weighted_draws(
                     model, guide, *some_args, num_particles=VALIDATION_PARTICLES, **some_kwargs
                 )
             try:
@@ -102,6 +106,8 @@ def validate_objective(
             rows = slice(start, min(start + chunk_size, size))
             share = workers.share(rows.stop - rows.start)
             some_args, some_kwargs = take(*take(args, kwargs, rows), share.rows)
+            if not isinstance(elbo, TensorELBO):  # Pyro's objectives run the programs themselves
+                some_args, some_kwargs = plain(some_args, some_kwargs)
             with workers.drawing(share):
                 loss = elbo.loss(model, guide, *some_args, **some_kwargs)  # type: ignore[attr-defined]
             total += 0.0 if share.empty else loss

@@ -24,7 +24,7 @@ from pyro.infer import Trace_ELBO, TraceEnum_ELBO
 from safetensors.torch import load as tensors_of
 
 from pyrovae import GuideProposal, log_marginal, log_weights, to_arviz
-from pyrovae.densities import evaluating, log_weights_and_latents
+from pyrovae.densities import evaluating, weighted_draws
 from pyrovae.runs.files import tensors_to_bytes
 
 K, STEPS = 3, 4
@@ -73,7 +73,7 @@ def check_cell(prior, encoder, likelihood, proposal=None):
         again.load_state_dict(tensors_of(tensors_to_bytes(vae.state_dict())))
         vae.eval()
         seed(2)
-        log_w, latents, log_lik = log_weights_and_latents(vae.model, vae.guide, x, num_particles=K, **kwargs)
+        log_w, latents, log_lik = weighted_draws(vae.model, vae.guide, x, num_particles=K, **kwargs)
         seed(2)
         assert torch.equal(log_weights(again.model, again.guide, x, num_particles=K, **kwargs), log_w)
 

@@ -32,7 +32,7 @@ from pyrovae import (
     log_marginal,
     log_weights,
 )
-from pyrovae.densities import log_weights_and_latents, sample_sites
+from pyrovae.densities import sample_sites, weighted_draws
 from pyrovae.nn import join
 from pyrovae.runs.registry import known_parts
 
@@ -67,7 +67,7 @@ def cover(vae, x, kwargs):
     optimizer = torch.optim.Adam(vae.guide.parameters(), lr=0.05)
     for _ in range(80):
         with torch.no_grad():
-            log_w, latents, _ = log_weights_and_latents(vae.model, vae.guide, x, num_particles=100, **kwargs)
+            log_w, latents, _ = weighted_draws(vae.model, vae.guide, x, num_particles=100, **kwargs)
         optimizer.zero_grad()
         (-log_w.softmax(0) * log_joint(vae.guide, latents, x, **kwargs)).sum().backward()
         optimizer.step()

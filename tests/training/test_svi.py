@@ -427,7 +427,7 @@ class TestRefusals:
             (
                 MLP(2, 1),
                 MLP(6, 4),
-                "data of shape .1,. each, got x of shape .70, 6",
+                r"x must have shape \(N, 1\), which the likelihood gives, got \(70, 6\); give .* num_outputs\(6\)",
             ),
             (
                 MLP(2, 6),

@@ -1,0 +1,251 @@
+"""The check at the entry of public functions: programs in their places, and arguments that the programs can take."""
+
+import inspect
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from functools import wraps
+from types import FunctionType
+from typing import Any, ParamSpec, TypeVar, cast
+
+import numpy as np
+import pyro
+from pyro import poutine
+from torch import Tensor, nn
+from torch.utils.data import DataLoader, Dataset
+
+from pyrovae.densities.arguments import mark_whole
+from pyrovae.densities.modules import evaluating, module_of
+from pyrovae.densities.rng import isolated_rng
+from pyrovae.densities.traces import Program
+from pyrovae.densities.vectorized import VectorizedProgram
+
+Parameters = ParamSpec("Parameters")
+Result = TypeVar("Result")
+Arguments = tuple[tuple[Any, ...], dict[str, Any]]
+
+_TABLE = "Trace Shapes:"  # where Pyro's table of shapes begins in a message
+
+
+def entry(*options: str) -> Callable[[Callable[Parameters, Result]], Callable[Parameters, Result]]:
+    """Make a decorator of public functions that take programs, and data as `*args` or `x`.
+
+    It checks that programs are in their places, and prepares the arguments (`prepare_arguments`). Errors of the
+    programs are told in one line. Programs that have been vectorized pass unchecked.
+
+    Args:
+        *options: Names of keyword arguments that the function passes on, not to the programs but to another function.
+    """
+
+    def decorate(function: Callable[Parameters, Result]) -> Callable[Parameters, Result]:
+        signature, call = inspect.signature(function), _call
+
+        def entered(*args: Any, **kwargs: Any) -> Any:
+            return call(function, signature, options, args, kwargs)
+
+        # It has the globals of the function, so that doctest finds the examples, and hence uses no name of this module.
+        inner: Any = entered
+        twin = FunctionType(inner.__code__, cast(Any, function).__globals__, None, None, inner.__closure__)
+        return cast(Callable[Parameters, Result], wraps(function)(twin))
+
+    return decorate
+
+
+def prepare_arguments(
+    function: str, programs: Sequence[Program], args: tuple[Any, ...], kwargs: Mapping[str, Any], *, warn: bool = True
+) -> Arguments:
+    """Prepare the arguments of programs.
+
+    A program that has a method `program_arguments(args, kwargs)`, as those of `pyrovae.programs` do, checks and
+    converts them. Arguments of other programs stay as they are; tensors that are not per datum are marked `Whole`.
+
+    Args:
+        function: Name of the public function, for error messages.
+        programs: The programs.
+        args: Positional arguments of the programs, the data first, with shape (N, ...).
+        kwargs: Keyword arguments of the programs.
+        warn: Whether to warn of arguments that may be cut by mistake.
+
+    Raises:
+        ValueError: If the programs cannot take the arguments.
+    """
+    for value in (*args, *kwargs.values()):
+        _check_type(function, value)
+    owners = [owner for program in programs for owner in module_of(program) if hasattr(owner, "program_arguments")]
+    if owners:
+        with evaluating(*owners), isolated_rng(), pyro.validation_enabled(False), poutine.block():
+            for owner in owners:
+                args, kwargs = cast(Any, owner).program_arguments(args, kwargs)
+        return args, dict(kwargs)
+    for value in (*args, *kwargs.values()):
+        if isinstance(value, np.ndarray):
+            raise ValueError(
+                "data must be a tensor, got a numpy array; give torch.as_tensor(x) of floating point numbers, or "
+                "Streamed(x) for a memory-mapped array"
+            )
+    for program in programs:
+        _check_signature(program, args, kwargs)
+    return mark_whole(args, kwargs, programs[0] if warn else None)
+
+
+def check_places(function: str, signature: inspect.Signature, args: Sequence[Any], kwargs: Mapping[str, Any]) -> None:
+    """Check that the arguments of a public function have programs where it takes programs, and only there.
+
+    Args:
+        function: Name of the function.
+        signature: Signature of the function.
+        args: Positional arguments of the function.
+        kwargs: Keyword arguments of the function.
+
+    Raises:
+        ValueError: If a whole model, data or a class is in the place of a program, or a program in that of data.
+    """
+    places = [name for name, p in signature.parameters.items() if p.kind is not inspect.Parameter.KEYWORD_ONLY]
+    given = dict(zip(places, args, strict=False)) | dict(kwargs)
+    optional = {name for name, p in signature.parameters.items() if p.default is None or name == "guide"}
+    for name in ("model", "guide"):
+        value = given.get(name)
+        if name not in given or (value is None and name in optional):
+            continue
+        if _is_pair(value):
+            kind = type(value).__name__
+            raise ValueError(
+                f"{function} needs a Pyro program as {name}, got {_described(value)}, which holds the two programs "
+                f"model and guide; with vae for the {kind}, write {_call_of(function, signature)}"
+            )
+        if isinstance(value, type) or not callable(value):
+            raise ValueError(
+                f"{function} needs a Pyro program as {name}, got {_described(value)}; write "
+                f"{_call_of(function, signature)}"
+            )
+    for name in ("args", "data", "x"):
+        value = given.get(name)
+        if _is_program(value):
+            raise ValueError(
+                f"{function} needs data after {_places_before(places, name)}, got {_described(value)}; write "
+                f"{_call_of(function, signature)}"
+            )
+
+
+@contextmanager
+def one_line_errors(function: str, *arguments: Any) -> Iterator[None]:
+    """Tell the errors that programs raise inside Pyro's handlers in one line, without Pyro's table of shapes."""
+    try:
+        yield
+    except (ValueError, RuntimeError) as error:
+        if _TABLE not in str(error):
+            raise
+        root: BaseException = error
+        while root.__cause__ is not None and _TABLE in str(root):
+            root = root.__cause__
+        said = " ".join(str(root).partition(_TABLE)[0].split())
+        if not isinstance(root, ValueError):
+            data = ", ".join(
+                f"{str(value.dtype).removeprefix('torch.')} tensors of shape {tuple(value.shape)}"
+                for value in arguments
+                if isinstance(value, Tensor)
+            )
+            said = (
+                f"{function} cannot run the programs on {data or 'these data'} ({said}); give data of the "
+                "type and shape that the programs take"
+            )
+        raise type(error)(said) from root
+
+
+def _call(
+    function: Callable[..., Any],
+    signature: inspect.Signature,
+    options: Sequence[str],
+    args: tuple[Any, ...],
+    kwargs: dict[str, Any],
+) -> Any:
+    """Check and prepare the arguments of a public function, and call it."""
+    name = function.__name__
+    if args and isinstance(args[0], VectorizedProgram):
+        return function(*args, **kwargs)
+    check_places(name, signature, args, kwargs)
+    bound = signature.bind(*args, **kwargs)
+    given = bound.arguments
+    programs = [given[place] for place in ("model", "guide") if given.get(place) is not None]
+    data = [given.get("x", given.get("data")), *given.get("args", ()), *given.get("kwargs", {}).values()]
+    with one_line_errors(name, *data):
+        if "args" in signature.parameters or "x" in signature.parameters:
+            _prepare(name, options, programs, given)
+        return function(*bound.args, **bound.kwargs)
+
+
+def _prepare(function: str, options: Sequence[str], programs: Sequence[Program], given: dict[str, Any]) -> None:
+    """Prepare the programs' arguments among the bound arguments of a public function, in place."""
+    others = given.get("kwargs", {})
+    passed_on = {key: value for key, value in others.items() if key in options}
+    rest = {key: value for key, value in others.items() if key not in options}
+    if "x" in given:
+        (given["x"],), rest = prepare_arguments(function, programs, (given["x"],), rest)
+    else:
+        given["args"], rest = prepare_arguments(function, programs, given.get("args", ()), rest)
+    given["kwargs"] = rest | passed_on
+
+
+def _check_type(function: str, value: Any) -> None:
+    """Refuse data of types that only `fit` takes."""
+    if isinstance(value, DataLoader | Dataset):
+        raise ValueError(
+            f"{function} needs data as tensors, got {_described(value)}; concatenate its batches, as in "
+            "x = torch.cat(list(loader)), or give Streamed(array) for data on disk"
+        )
+
+
+def _check_signature(program: Program, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> None:
+    """Check that a program takes this number of arguments, by these names."""
+    try:
+        signature = inspect.signature(program)
+    except (TypeError, ValueError):  # no signature is known
+        return
+    try:
+        signature.bind(*args, **kwargs)
+    except TypeError as error:
+        keywords = f" and {', '.join(kwargs)} by keyword" if kwargs else ""
+        raise ValueError(
+            f"a program takes the arguments {signature}, got {len(args)} by position{keywords} ({error}); give model "
+            "and guide the same arguments, and these to every function"
+        ) from None
+
+
+def _is_pair(value: Any) -> bool:
+    """Return whether an object holds the programs model and guide, and is no program itself."""
+    held = (getattr(value, name, None) for name in ("model", "guide"))
+    if isinstance(value, type | Tensor) or not all(map(callable, held)):
+        return False
+    is_program = type(value).forward is not nn.Module.forward if isinstance(value, nn.Module) else callable(value)
+    return not is_program
+
+
+def _is_program(value: Any) -> bool:
+    return callable(value) and not isinstance(value, type)
+
+
+def _described(value: Any) -> str:
+    """Describe an object in words, with its shape if it has one."""
+    if value is None:
+        return "None"
+    if isinstance(value, type):
+        return f"the class {value.__name__}"
+    name = "tensor" if isinstance(value, Tensor) else type(value).__name__
+    article = "an" if name[0].lower() in "aeiou" else "a"
+    return f"{article} {name}" + (f" of shape {tuple(value.shape)}" if isinstance(value, Tensor | np.ndarray) else "")
+
+
+def _call_of(function: str, signature: inspect.Signature) -> str:
+    """Write a call of the function as it is meant."""
+    places = {"model": "vae.model", "guide": "vae.guide", "args": "x"}
+    words = []
+    for name, parameter in signature.parameters.items():
+        if parameter.kind is inspect.Parameter.KEYWORD_ONLY:
+            words += ["guide=vae.guide"] if name == "guide" else []
+        elif parameter.kind is not inspect.Parameter.VAR_KEYWORD:
+            words.append(places.get(name, name))
+    return f"{function}({', '.join(words)}, ...)"
+
+
+def _places_before(places: Sequence[str], name: str) -> str:
+    before = places[: places.index(name)]
+    return " and ".join(before)

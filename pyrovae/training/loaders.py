@@ -1,0 +1,165 @@
+"""Batches of a `torch.utils.data.DataLoader`."""
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset, DistributedSampler
+
+from pyrovae.densities import Program, isolated_rng, module_of, num_data, prepare_arguments
+from pyrovae.training.batches import ProgramArguments, as_arguments, transformed
+
+
+class LoaderBatches:
+    """Batches of the training data in the order of a loader.
+
+    Args:
+        loader: Loader of batches: tensors, or sequences or mappings of them.
+        programs: The model and the guide.
+        transform: Transform of x, the first argument, applied to each batch anew; None for no transform.
+
+    Attributes:
+        size: Number of data N, that of the loader's data set.
+        steps: Number of batches per epoch.
+        device: Device of the batches.
+        streamed: True, since batches are not in memory.
+
+    Raises:
+        ValueError: If the loader has no length, or splits the data among processes.
+    """
+
+    streamed = True
+
+    def __init__(
+        self,
+        loader: DataLoader[Any],
+        programs: Sequence[Program],
+        transform: Callable[[Tensor], Tensor] | None = None,
+    ) -> None:
+        self.loader, self.programs, self.transform = loader, programs, transform
+        self.size, self.steps = _lengths(loader)
+        with isolated_rng():
+            self._first = next(iter(self.chunks()))
+        self._last = self._first
+        self._counted = 0
+        self._iterator: Iterator[Any] = iter(())
+        self.batch_size = num_data(*self._first)
+        self.device = next(v.device for v in (*self._first[0], *self._first[1].values()) if isinstance(v, Tensor))
+
+    @property
+    def seen(self) -> int:
+        """Number of data in the batches of an epoch. Without the last batch, or with a sampler, it is not N."""
+        if self.loader.batch_size is None:
+            return self._counted
+        return self.steps * self.loader.batch_size if self.loader.drop_last else len(self.loader.sampler)  # type: ignore[arg-type]
+
+    def calls(self, epochs: int) -> dict[int, int]:
+        """Return the number of steps in a number of epochs, by batch size."""
+        return {self.seen % self.batch_size: epochs, self.batch_size: epochs * self.steps}
+
+    def first(self) -> ProgramArguments:
+        """Return the arguments of a first batch."""
+        return self._first
+
+    def taken(self, step: int) -> ProgramArguments:
+        """Return the arguments of the last batch, since those of earlier steps are gone."""
+        return self._last
+
+    def chunks(self) -> Iterator[ProgramArguments]:
+        """Iterate over the batches of an epoch, transformed."""
+        for batch in self.loader:
+            yield self._prepared(batch)
+
+    def start_epoch(self, epoch: int, step: int = 0) -> None:
+        """Start an epoch, whose next step is `step`. The loader chooses its order."""
+        self._iterator, self._counted = iter(self.loader), 0
+        for _ in range(step):
+            next(self._iterator)
+
+    def batch(self, step: int) -> ProgramArguments:
+        """Return the arguments of the next step of the epoch, transformed."""
+        found = next(self._iterator, None)
+        if found is None:
+            raise ValueError(
+                f"the DataLoader gave {step} batches, but its length is {self.steps}; give one whose length is right"
+            )
+        self._last = self._prepared(found)
+        self._counted += num_data(*self._last)
+        return self._last
+
+    def _prepared(self, batch: Any) -> ProgramArguments:
+        device = _device_of(self.programs)
+        args, kwargs = _moved(*transformed(*arguments_of_batch(batch), self.transform), device)
+        return prepare_arguments("fit", self.programs, args, kwargs, warn=False)
+
+
+def arguments_of_batch(batch: Any) -> ProgramArguments:
+    """Split a batch of a loader into positional and keyword arguments of the programs."""
+    if not isinstance(batch, Tensor | Mapping | list | tuple):
+        raise ValueError(
+            f"a DataLoader must give tensors, or tuples or dicts of tensors, got {type(batch).__name__}; make them by "
+            "its collate_fn"
+        )
+    return as_arguments(batch)
+
+
+def read_all(loader: DataLoader[Any]) -> ProgramArguments:
+    """Read all batches of a loader of held-out data, and concatenate them.
+
+    Raises:
+        ValueError: If batches differ in shape, or hold other than tensors.
+    """
+    _lengths(loader)
+    with isolated_rng():
+        batches = [arguments_of_batch(batch) for batch in loader]
+    columns = zip(*(args for args, _ in batches), strict=True)
+    try:
+        args = tuple(torch.cat(column) for column in columns)
+        return args, {name: torch.cat([kwargs[name] for _, kwargs in batches]) for name in batches[0][1]}
+    except (RuntimeError, TypeError, KeyError) as error:
+        raise ValueError(
+            f"validation needs batches of tensors that can be concatenated, got others ({error}); pad held-out data to "
+            "one length in collate_fn, or give them as tensors"
+        ) from None
+
+
+def _lengths(loader: DataLoader[Any]) -> tuple[int, int]:
+    """Return the number of data and of batches of a loader."""
+    if isinstance(loader.sampler, DistributedSampler):
+        raise ValueError(
+            "fit splits each batch among the processes, but the DataLoader's DistributedSampler has split the data; "
+            "leave it out"
+        )
+    try:
+        size, steps = len(loader.dataset), len(loader)  # type: ignore[arg-type]
+    except TypeError:
+        raise ValueError(
+            "fit needs a DataLoader with a length, got one of an iterable data set without __len__; give the data set "
+            "__len__, or use a map-style data set"
+        ) from None
+    if not steps:
+        raise ValueError("the DataLoader has no batches; give data, or leave out drop_last")
+    return size, steps
+
+
+def _device_of(programs: Sequence[Program]) -> torch.device | None:
+    """Return the device of the programs' modules; None if they are functions."""
+    parameters = (p for program in programs for module in module_of(program) for p in module.parameters())
+    return next((parameter.device for parameter in parameters), None)
+
+
+def _moved(args: tuple[Any, ...], kwargs: Mapping[str, Any], device: torch.device | None) -> ProgramArguments:
+    def moved(value: Any) -> Any:
+        return value.to(device) if isinstance(value, Tensor) and device is not None else value
+
+    return tuple(map(moved, args)), {name: moved(value) for name, value in kwargs.items()}
+
+
+def check_no_dataset(data: Any) -> None:
+    """Refuse a data set without a loader."""
+    if isinstance(data, Dataset):
+        raise ValueError(
+            f"data must be tensors or a DataLoader, got the data set {type(data).__name__}; give "
+            "DataLoader(dataset, batch_size=128, shuffle=True)"
+        )

@@ -1,0 +1,113 @@
+"""Optimizers of `fit`: torch's, or Pyro's, from which torch's are made."""
+
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from functools import partial
+from typing import Any
+
+import pyro
+import torch
+from pyro.optim import HorovodOptimizer, PyroLRScheduler, PyroOptim
+from pyro.optim.multi import MultiOptimizer
+from pyro.params.param_store import module_from_param_with_module_name, normalize_param_name, user_param_name
+from torch import Tensor, nn
+from torch.optim import Optimizer
+
+OptimizerFactory = Callable[[Iterable[Tensor]], Optimizer]
+
+_EXAMPLE = "optimizer=partial(torch.optim.Adam, lr=1e-3)"
+
+
+def make_optimizer(
+    optimizer: OptimizerFactory | PyroOptim | None, parameters: Sequence[Tensor], names: Mapping[int, str]
+) -> Optimizer:
+    """Make the optimizer of the parameters.
+
+    Args:
+        optimizer: Function from the parameters to a torch optimizer, or one of `pyro.optim`; None for fused Adam with
+            learning rate 1e-3.
+        parameters: Parameters to train.
+        names: Full names of the parameters in Pyro's parameter store, by id.
+
+    Raises:
+        ValueError: If this is no such function, or the optimizer needs more than one loss per step.
+    """
+    if isinstance(optimizer, PyroOptim):
+        made: Any = _from_pyro(optimizer, parameters, names)
+    elif optimizer is None:
+        made = torch.optim.Adam(parameters, lr=1e-3, fused=True)
+    elif isinstance(optimizer, Optimizer | MultiOptimizer) or not callable(optimizer):
+        raise ValueError(
+            f"optimizer must be a function from the parameters to a torch optimizer, or one of pyro.optim, got "
+            f"{type(optimizer).__name__}; write {_EXAMPLE}"
+        )
+    else:
+        made = _made(optimizer, parameters)
+    if isinstance(made, torch.optim.LBFGS):
+        raise ValueError("fit evaluates the loss once per step, but LBFGS needs several; use Adam or another optimizer")
+    assert isinstance(made, Optimizer)
+    return made
+
+
+def _made(function: OptimizerFactory, parameters: Sequence[Tensor]) -> Optimizer:
+    """Call a function from parameters to an optimizer; those of `pyro.optim` take options instead."""
+    of_pyro = getattr(function, "__module__", "").startswith("pyro.optim")
+    made: Any = None if of_pyro and not isinstance(function, type) else function(parameters)
+    if not isinstance(made, Optimizer):
+        got = getattr(function, "__name__", type(function).__name__)
+        given = f"{got} without its options" if of_pyro else f"{got}, which returns {type(made).__name__}"
+        written = f'optimizer=pyro.optim.{got}({{"lr": 1e-3}})' if of_pyro else _EXAMPLE
+        raise ValueError(
+            f"optimizer must be a function from the parameters to a torch optimizer, or one of pyro.optim with its "
+            f"options, got {given}; write {written}"
+        )
+    return made
+
+
+def _from_pyro(optimizer: PyroOptim, parameters: Sequence[Tensor], names: Mapping[int, str]) -> Optimizer:
+    """Make one torch optimizer with the settings that Pyro would give to one optimizer for each parameter."""
+    if isinstance(optimizer, PyroLRScheduler | HorovodOptimizer):
+        raise ValueError(
+            f"fit takes the optimizers of pyro.optim, but got {type(optimizer).__name__}, whose steps the loop around "
+            'SVI would call; write pyro.optim.ClippedAdam({"lr": 1e-3, "lrd": 0.999}), whose learning rate decays by '
+            "itself, or a function that returns a torch optimizer"
+        )
+    options: Any = optimizer.pt_optim_args
+    constructor: Any = optimizer.pt_optim_constructor
+    if callable(options):
+        one_name = optimizer.pt_optim_args_argc == 1
+        each = [_options_of(options, names.get(id(parameter), ""), one_name=one_name) for parameter in parameters]
+        # A group of its own fills in the defaults, which would otherwise be those of the first parameter.
+        groups = [constructor([p], **chosen).param_groups[0] for p, chosen in zip(parameters, each, strict=True)]
+        made = constructor(groups, **each[0])
+    else:
+        made = constructor(list(parameters), **options)
+    clips = [(parameter, _clip_of(optimizer.pt_clip_args, names.get(id(parameter), ""))) for parameter in parameters]
+    if any(clip for _, clip in clips):
+        made.register_step_pre_hook(partial(_clip, clips))
+    return made
+
+
+def _options_of(function: Callable[..., dict[str, Any]], name: str, *, one_name: bool) -> dict[str, Any]:
+    """Call a function from a parameter's name to its options, in one of the two ways that Pyro does."""
+    if one_name:
+        return function(normalize_param_name(name))
+    return function(module_from_param_with_module_name(name), user_param_name(name))
+
+
+def _clip_of(options: Any, name: str) -> dict[str, float]:
+    return _options_of(options, name, one_name=False) if callable(options) else options
+
+
+def _clip(clips: Sequence[tuple[Tensor, Mapping[str, float]]], *_: Any) -> None:
+    """Clip each parameter's gradient, as `PyroOptim` does."""
+    for parameter, clip in clips:
+        if parameter.grad is not None and "clip_norm" in clip:
+            nn.utils.clip_grad_norm_(parameter, clip["clip_norm"])
+        if parameter.grad is not None and "clip_value" in clip:
+            nn.utils.clip_grad_value_(parameter, clip["clip_value"])
+
+
+def parameter_names(modules: Iterable[nn.Module]) -> dict[int, str]:
+    """Return the full names of parameters by id: those of Pyro's parameter store, else those inside their modules."""
+    names = {id(value): name for module in modules for name, value in module.named_parameters()}
+    return names | {id(value): name for name, value in pyro.get_param_store().named_parameters()}

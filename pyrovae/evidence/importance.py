@@ -42,6 +42,7 @@ _COMPILED_FROM = 400
 _FIRST_PILOT = 200  # draws of the first pilot for a target standard error
 # Arguments of `log_weight_blocks` that reach it as keyword arguments.
 _OPTIONS = (
+    "plate",
     "proposal",
     "chunk_size",
     "target_std_error",

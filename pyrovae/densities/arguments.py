@@ -135,8 +135,9 @@ def mark_whole(
     doubtful = [name for name in per_datum if name != first]
     if program is not None and doubtful and size in widths and _is_first(program):
         warnings.warn(
-            f"{' and '.join(doubtful)} of leading length {size} are cut by rows, as one row per datum, but {size} is "
-            "also another dimension of the data; if an argument is the same for all data, give Whole(argument)",
+            f"{' and '.join(doubtful)} of leading length {size} {'are' if doubtful[1:] else 'is'} cut by rows, as one "
+            f"row per datum, but {size} is also another dimension of the data; if an argument is the same for all "
+            "data, give Whole(argument)",
             stacklevel=2,
         )
 

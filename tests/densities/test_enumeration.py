@@ -168,8 +168,8 @@ class TestHiddenMarkovModel:
     start = torch.tensor([0.6, 0.4], dtype=F64)
     step = torch.tensor([[0.7, 0.3], [0.2, 0.8]], dtype=F64)
     locs = torch.tensor([-1.0, 1.5], dtype=F64)
-    lengths = torch.tensor([5, 2, 4, 1, 5])
-    x = torch.linspace(-2, 2, 25, dtype=F64).reshape(5, 5).roll(3, 0)
+    lengths = torch.tensor([5, 2, 4, 1, 5, 3])
+    x = torch.linspace(-2, 2, 30, dtype=F64).reshape(6, 5).roll(3, 0)
 
     def model(self, x, lengths, markov=True):
         with pyro.plate("data", len(x), dim=-1):

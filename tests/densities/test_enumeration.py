@@ -8,15 +8,13 @@ import pyro.distributions as dist
 import pytest
 import torch
 from goodness import within
-from pyro.infer import TraceEnum_ELBO, config_enumerate
+from pyro.infer import config_enumerate
 from pyro.ops.indexing import Vindex
 
 from pyrovae import (
-    ImportanceWeightedELBO,
     ais,
     bracket,
     exact_log_marginal,
-    fit,
     ladder,
     linear_schedule,
     log_joint,
@@ -314,64 +312,6 @@ def test_sums_do_not_underflow_if_two_sites_favour_different_components():
     x = torch.zeros(3)  # a favours c = 0 and b favours c = 1, each by 800 nats
     log_w = log_weights(model, empty_guide, x)
     torch.testing.assert_close(log_w, torch.full((1, 3), -800 - math.log(2 * math.pi)))
-
-
-class TestTraining:
-    x = torch.linspace(-3, 5, 12, dtype=F64)
-
-    @staticmethod
-    def model(x):
-        locs = pyro.param("locs", torch.tensor([-1.0, 0.0, 1.0], dtype=F64))
-        with pyro.plate("data", len(x), dim=-1):
-            c = pyro.sample("c", dist.Categorical(SHARES), infer={"enumerate": "parallel"})
-            z = pyro.sample("z", dist.Normal(torch.zeros((), dtype=F64), 1.0))
-            pyro.sample("x", dist.Normal(locs[c] + z, 1.0), obs=x)
-
-    @staticmethod
-    def guide(x):
-        loc = pyro.param("loc", torch.tensor(0.1, dtype=F64))
-        with pyro.plate("data", len(x), dim=-1):
-            pyro.sample("z", dist.Normal(loc + 0.2 * x, 0.8))
-
-    def gradients(self, elbo):
-        pyro.clear_param_store()
-        pyro.set_rng_seed(7)
-        loss = elbo.loss_and_grads(self.model, self.guide, self.x)
-        store = pyro.get_param_store()
-        return loss, [store[name].unconstrained().grad for name in ("locs", "loc")]
-
-    def test_our_bound_of_one_draw_has_the_loss_and_gradient_of_pyros_enumeration(self):
-        loss, gradients = self.gradients(TraceEnum_ELBO(max_plate_nesting=1))
-        for elbo in (ImportanceWeightedELBO(num_particles=1), WeightedELBO(analytic=False)):
-            ours, ours_gradients = self.gradients(elbo)
-            torch.testing.assert_close(ours, loss)
-            torch.testing.assert_close(ours_gradients, gradients)
-
-    @pytest.mark.parametrize("execution", ["eager", "recorded"])
-    def test_fit_validates_and_trains_a_summed_model(self, execution):
-        pyro.clear_param_store()
-        pyro.set_rng_seed(0)
-        history = fit(
-            self.model,
-            self.guide,
-            self.x,
-            validation=self.x[:5],
-            elbo=ImportanceWeightedELBO(num_particles=4),
-            epochs=2,
-            batch_size=6,
-            execution=execution,
-        )
-        rows = history.rows
-        assert all(math.isfinite(row["validation_elbo"]) for row in rows)
-        exact = exact_log_marginal(self.model, self.x).value
-        assert within(log_marginal(self.model, self.guide, self.x, num_particles=4000), exact)
-
-    def test_fit_with_pyros_enumeration_is_svi(self):
-        pyro.clear_param_store()
-        pyro.set_rng_seed(0)
-        fit(self.model, self.guide, self.x, validation=self.x[:5], elbo=TraceEnum_ELBO(), epochs=1, batch_size=12)
-        ours = {name: value.detach().clone() for name, value in pyro.get_param_store().items()}
-        assert ours["locs"][0] != -1.0
 
 
 class TestRefusals:

@@ -22,7 +22,7 @@ from pyrovae import (
     log_weights,
     refine,
 )
-from pyrovae.densities import TiledWarning, check_weights, nonfinite_sites, vectorize
+from pyrovae.densities import TiledWarning, VectorizedProgram, check_weights, nonfinite_sites, vectorize
 from pyrovae.evidence import GuideProposal, evidence_lower_bound
 from pyrovae.objectives import WeightedELBO
 
@@ -460,3 +460,21 @@ class TestKindsOfSites:
             if pyro.set_rng_seed(0) is None
         )
         torch.testing.assert_close(eager.value, recorded.value)
+
+
+def test_sites_in_the_data_plate_are_summed_for_the_whole_data_set():
+    x = torch.linspace(-3, 4, 5, dtype=F64)
+
+    def model(x):
+        mu = pyro.sample("mu", dist.Normal(torch.zeros((), dtype=F64), 1.0))
+        with pyro.plate("data", len(x), dim=-1):
+            c = pyro.sample("c", dist.Categorical(SHARES))
+            pyro.sample("x", dist.Normal(mu + LOCS[c], 1.0), obs=x)
+
+    program = VectorizedProgram(model, "model", "whole", 1, None, summed=frozenset({"c"}))
+    mu = torch.tensor([[-0.5], [1.0]], dtype=F64)
+    log_p, log_lik = program.trace(2, (x,), {}, {"mu": mu}).log_densities()
+    prior = dist.Normal(0.0, 1.0).log_prob(mu)
+    terms = SHARES.log() + dist.Normal(mu[..., None] + LOCS, 1.0).log_prob(x[:, None])
+    torch.testing.assert_close(log_p, prior + terms.logsumexp(-1).sum(-1, keepdim=True))
+    torch.testing.assert_close(log_p - log_lik, prior)

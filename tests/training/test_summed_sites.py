@@ -10,7 +10,7 @@ from goodness import within
 from pyro.infer import TraceEnum_ELBO
 
 from pyrovae import ImportanceWeightedELBO, exact_log_marginal, fit, log_marginal
-from pyrovae.objectives import WeightedELBO
+from pyrovae.objectives import BetaTCELBO, WeightedELBO
 
 F64 = torch.float64
 SHARES = torch.tensor([0.2, 0.3, 0.5], dtype=F64)
@@ -108,3 +108,16 @@ class TestTraining:
 
         with pytest.raises(ValueError, match=r"divergences of latents \['z', 'w'\] are not separate"):
             WeightedELBO().loss(model, guide, self.x)
+
+        def of_vector(x):
+            with pyro.plate("data", len(x), dim=-1):
+                c = pyro.sample("c", dist.Categorical(SHARES))
+                z = pyro.sample("z", dist.Normal(c.unsqueeze(-1), 1.0).expand([*c.shape, 2]).to_event(1))
+                pyro.sample("x", dist.Normal(z[..., 0], 1.0), obs=x)
+
+        def guide_of_vector(x):
+            with pyro.plate("data", len(x), dim=-1):
+                pyro.sample("z", dist.Normal(torch.zeros(2, dtype=F64), 1.0).to_event(1))
+
+        with pytest.raises(ValueError, match=r"need p\(z\) as one distribution, but it sums over sites \['c'\]"):
+            BetaTCELBO(12).loss(of_vector, guide_of_vector, self.x)

@@ -124,7 +124,8 @@ class TestMixturePrior:
             found = log_marginal(self.model, self.guide, self.x, num_particles=4000, proposal=proposal)
             assert within(found, self.exact())
         for guide in (None, self.guide):
-            found = ais(self.model, self.x, guide=guide, num_particles=200, betas=linear_schedule(20), num_leapfrog=3)
+            settings = {"betas": linear_schedule(10), "num_leapfrog": 3, "num_tuning": 20}
+            found = ais(self.model, self.x, guide=guide, num_particles=200, **settings)
             assert within(found, self.exact())
 
     def test_the_lower_bound_is_that_of_the_summed_density(self):
@@ -141,13 +142,14 @@ class TestMixturePrior:
         assert (found.approximation_gap < 0.5).all()
         assert (found.amortisation_gap + 5 * found.amortisation_error > 0).all()
 
-    @pytest.mark.parametrize("betas", [None, linear_schedule(20)])
+    @pytest.mark.parametrize("betas", [None, linear_schedule(10)])
     def test_bracket_contains_the_closed_form(self, betas):
         pyro.set_rng_seed(0)
         c = dist.Categorical(SHARES).sample((4,))
         z = dist.Normal(LOCS[c], SCALES[c]).sample()
         x = dist.Normal(1.5 * z + c, 0.7).sample()
-        found = bracket(self.model, self.guide, {"z": z, "c": c}, x, num_particles=200, betas=betas)
+        settings = {"betas": betas, "num_leapfrog": 3, "num_tuning": 20, "num_equilibrium": 5}
+        found = bracket(self.model, self.guide, {"z": z, "c": c}, x, num_particles=200, **settings)
         exact = exact_log_marginal(self.model, x).value
         assert (found.lower - 5 * found.lower_error <= exact).all()
         assert (exact <= found.upper + 5 * found.upper_error).all()

@@ -8,15 +8,13 @@ import pyro.distributions as dist
 import pytest
 import torch
 from goodness import within
-from pyro.infer import TraceEnum_ELBO, config_enumerate
+from pyro.infer import config_enumerate
 from pyro.ops.indexing import Vindex
 
 from pyrovae import (
-    ImportanceWeightedELBO,
     ais,
     bracket,
     exact_log_marginal,
-    fit,
     ladder,
     linear_schedule,
     log_joint,
@@ -24,7 +22,7 @@ from pyrovae import (
     log_weights,
     refine,
 )
-from pyrovae.densities import TiledWarning, check_weights, nonfinite_sites, vectorize
+from pyrovae.densities import TiledWarning, VectorizedProgram, check_weights, nonfinite_sites, vectorize
 from pyrovae.evidence import GuideProposal, evidence_lower_bound
 from pyrovae.objectives import WeightedELBO
 
@@ -126,7 +124,8 @@ class TestMixturePrior:
             found = log_marginal(self.model, self.guide, self.x, num_particles=4000, proposal=proposal)
             assert within(found, self.exact())
         for guide in (None, self.guide):
-            found = ais(self.model, self.x, guide=guide, num_particles=200, betas=linear_schedule(20), num_leapfrog=3)
+            settings = {"betas": linear_schedule(10), "num_leapfrog": 3, "num_tuning": 20}
+            found = ais(self.model, self.x, guide=guide, num_particles=200, **settings)
             assert within(found, self.exact())
 
     def test_the_lower_bound_is_that_of_the_summed_density(self):
@@ -143,13 +142,14 @@ class TestMixturePrior:
         assert (found.approximation_gap < 0.5).all()
         assert (found.amortisation_gap + 5 * found.amortisation_error > 0).all()
 
-    @pytest.mark.parametrize("betas", [None, linear_schedule(20)])
+    @pytest.mark.parametrize("betas", [None, linear_schedule(10)])
     def test_bracket_contains_the_closed_form(self, betas):
         pyro.set_rng_seed(0)
         c = dist.Categorical(SHARES).sample((4,))
         z = dist.Normal(LOCS[c], SCALES[c]).sample()
         x = dist.Normal(1.5 * z + c, 0.7).sample()
-        found = bracket(self.model, self.guide, {"z": z, "c": c}, x, num_particles=200, betas=betas)
+        settings = {"betas": betas, "num_leapfrog": 3, "num_tuning": 20, "num_equilibrium": 5}
+        found = bracket(self.model, self.guide, {"z": z, "c": c}, x, num_particles=200, **settings)
         exact = exact_log_marginal(self.model, x).value
         assert (found.lower - 5 * found.lower_error <= exact).all()
         assert (exact <= found.upper + 5 * found.upper_error).all()
@@ -316,64 +316,6 @@ def test_sums_do_not_underflow_if_two_sites_favour_different_components():
     torch.testing.assert_close(log_w, torch.full((1, 3), -800 - math.log(2 * math.pi)))
 
 
-class TestTraining:
-    x = torch.linspace(-3, 5, 12, dtype=F64)
-
-    @staticmethod
-    def model(x):
-        locs = pyro.param("locs", torch.tensor([-1.0, 0.0, 1.0], dtype=F64))
-        with pyro.plate("data", len(x), dim=-1):
-            c = pyro.sample("c", dist.Categorical(SHARES), infer={"enumerate": "parallel"})
-            z = pyro.sample("z", dist.Normal(torch.zeros((), dtype=F64), 1.0))
-            pyro.sample("x", dist.Normal(locs[c] + z, 1.0), obs=x)
-
-    @staticmethod
-    def guide(x):
-        loc = pyro.param("loc", torch.tensor(0.1, dtype=F64))
-        with pyro.plate("data", len(x), dim=-1):
-            pyro.sample("z", dist.Normal(loc + 0.2 * x, 0.8))
-
-    def gradients(self, elbo):
-        pyro.clear_param_store()
-        pyro.set_rng_seed(7)
-        loss = elbo.loss_and_grads(self.model, self.guide, self.x)
-        store = pyro.get_param_store()
-        return loss, [store[name].unconstrained().grad for name in ("locs", "loc")]
-
-    def test_our_bound_of_one_draw_has_the_loss_and_gradient_of_pyros_enumeration(self):
-        loss, gradients = self.gradients(TraceEnum_ELBO(max_plate_nesting=1))
-        for elbo in (ImportanceWeightedELBO(num_particles=1), WeightedELBO(analytic=False)):
-            ours, ours_gradients = self.gradients(elbo)
-            torch.testing.assert_close(ours, loss)
-            torch.testing.assert_close(ours_gradients, gradients)
-
-    @pytest.mark.parametrize("execution", ["eager", "recorded"])
-    def test_fit_validates_and_trains_a_summed_model(self, execution):
-        pyro.clear_param_store()
-        pyro.set_rng_seed(0)
-        history = fit(
-            self.model,
-            self.guide,
-            self.x,
-            validation=self.x[:5],
-            elbo=ImportanceWeightedELBO(num_particles=4),
-            epochs=2,
-            batch_size=6,
-            execution=execution,
-        )
-        rows = history.rows
-        assert all(math.isfinite(row["validation_elbo"]) for row in rows)
-        exact = exact_log_marginal(self.model, self.x).value
-        assert within(log_marginal(self.model, self.guide, self.x, num_particles=4000), exact)
-
-    def test_fit_with_pyros_enumeration_is_svi(self):
-        pyro.clear_param_store()
-        pyro.set_rng_seed(0)
-        fit(self.model, self.guide, self.x, validation=self.x[:5], elbo=TraceEnum_ELBO(), epochs=1, batch_size=12)
-        ours = {name: value.detach().clone() for name, value in pyro.get_param_store().items()}
-        assert ours["locs"][0] != -1.0
-
-
 class TestRefusals:
     x = torch.linspace(-3, 5, 6, dtype=F64)
 
@@ -520,3 +462,21 @@ class TestKindsOfSites:
             if pyro.set_rng_seed(0) is None
         )
         torch.testing.assert_close(eager.value, recorded.value)
+
+
+def test_sites_in_the_data_plate_are_summed_for_the_whole_data_set():
+    x = torch.linspace(-3, 4, 5, dtype=F64)
+
+    def model(x):
+        mu = pyro.sample("mu", dist.Normal(torch.zeros((), dtype=F64), 1.0))
+        with pyro.plate("data", len(x), dim=-1):
+            c = pyro.sample("c", dist.Categorical(SHARES))
+            pyro.sample("x", dist.Normal(mu + LOCS[c], 1.0), obs=x)
+
+    program = VectorizedProgram(model, "model", "whole", 1, None, summed=frozenset({"c"}))
+    mu = torch.tensor([[-0.5], [1.0]], dtype=F64)
+    log_p, log_lik = program.trace(2, (x,), {}, {"mu": mu}).log_densities()
+    prior = dist.Normal(0.0, 1.0).log_prob(mu)
+    terms = SHARES.log() + dist.Normal(mu[..., None] + LOCS, 1.0).log_prob(x[:, None])
+    torch.testing.assert_close(log_p, prior + terms.logsumexp(-1).sum(-1, keepdim=True))
+    torch.testing.assert_close(log_p - log_lik, prior)

@@ -7,7 +7,8 @@
     layout      where draws and data lie in the batch shapes of sites
     masks       masks around sites and inside their distributions
     weights     `log_joint` and `log_weights`
-    contract    checks that model and guide agree: latents, masks, scales
+    domains     the values that latents take: periods of angles, images of transforms, point masses
+    contract    checks that model and guide agree: latents, masks, domains, scales
     support     checks that data lie in the support
     modules     torch modules inside a program, evaluation mode
     handlers    `temper`
@@ -20,7 +21,8 @@ traces, so no function depends on the class of a prior or a likelihood.
 """
 
 from pyrovae.densities.arguments import Whole, device_of, num_data, take
-from pyrovae.densities.contract import matched_latents, take_kl_weight
+from pyrovae.densities.contract import check_density, matched_latents, take_kl_weight
+from pyrovae.densities.domains import Image, domain_of, entry_support
 from pyrovae.densities.handlers import temper
 from pyrovae.densities.masks import entry_of, in_support, is_partial
 from pyrovae.densities.modules import evaluating, module_of, modules_of
@@ -46,6 +48,7 @@ from pyrovae.densities.weights import (
 )
 
 __all__ = [
+    "Image",
     "ParticleTrace",
     "Program",
     "Site",
@@ -54,11 +57,14 @@ __all__ = [
     "TiledWarning",
     "VectorizedProgram",
     "Whole",
+    "check_density",
     "check_support",
     "check_weights",
     "device_of",
+    "domain_of",
     "draw_from_guide",
     "entry_of",
+    "entry_support",
     "evaluating",
     "generator_states",
     "in_support",

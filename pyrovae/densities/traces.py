@@ -11,8 +11,9 @@ from pyro.distributions.util import scale_and_mask
 from pyro.poutine.util import site_is_subsample
 from torch import Tensor
 
+from pyrovae.densities.domains import domain_of
 from pyrovae.densities.layout import Layout
-from pyrovae.densities.masks import Mask, in_support, mask_of
+from pyrovae.densities.masks import Mask, fill_masked, in_support, mask_of
 
 Program = Callable[..., Any]
 
@@ -67,11 +68,12 @@ class Site:
 
     def log_density(self) -> Tensor:
         """Compute the log density in nats, with shape (K, N). Applies masks, ignores the scale."""
-        return self.sum_per_datum(scale_and_mask(self.fn.log_prob(self.raw_value), mask=self.site_mask))
+        value = fill_masked(self.fn, self.raw_value, self.mask) if self.is_observed else self.raw_value
+        return self.sum_per_datum(scale_and_mask(self.fn.log_prob(value), mask=self.site_mask))
 
     def in_support(self) -> Tensor:
-        """Return whether all entries of the value lie in the support, or are masked out, with shape (K, N)."""
-        inside = in_support(self.fn, self.raw_value, self.mask)
+        """Return whether all entries of the value lie in the domain, or are masked out, with shape (K, N)."""
+        inside = in_support(self.fn, self.raw_value, self.mask, domain_of(self.fn))
         inside = self.layout.per_datum(inside, self.plate_sizes, inside.dim() - self._batch_dim)
         return inside.flatten(2).all(-1) if inside.dim() > 2 else inside
 

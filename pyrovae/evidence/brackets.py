@@ -126,8 +126,8 @@ def bracket(
     found = []
     with evaluation_mode(model, guide):
         for block in data_blocks(model, guide, args, kwargs, data_at_once(num_particles, chunk_size)):
-            if set(latents) != set(block.space.supports):
-                expected = sorted(block.space.supports)
+            if set(latents) != set(block.space.names):
+                expected = sorted(block.space.names)
                 raise ValueError(
                     f"latents are of sites {sorted(latents)}, but the model's are {expected}; give a tensor for each"
                 )

@@ -210,8 +210,9 @@ def _combinations(space: LatentSpace, at_once: int) -> Iterator[Latents]:
         fn = site.fn
         if not fn.has_enumerate_support:
             raise ValueError(
-                f"site {name!r} cannot be summed out, since its distribution cannot enumerate its support; use a model "
-                "whose latents are all finite and discrete, or all continuous"
+                f"site {name!r} cannot be summed out, since its distribution cannot enumerate its support, nor be "
+                f"integrated: {space.obstacle}; use log_marginal, or a model whose latents are all finite and "
+                "discrete, or all continuous"
             )
         supports[name] = fn.enumerate_support(expand=False).reshape(-1, *fn.event_shape)
     count = math.prod(len(values) for values in supports.values())

@@ -9,7 +9,8 @@
     weights     `log_joint`, `log_weights` and `weighted_draws`
     enumeration sums over the values of discrete sites
     sum_checks  check of these sums
-    contract    checks that model and guide agree: latents, masks, scales
+    domains     the values that latents take: periods of angles, images of transforms, point masses
+    contract    checks that model and guide agree: latents, masks, domains, scales
     support     checks that data lie in the support
     modules     torch modules inside a program, evaluation mode
     handlers    `temper`
@@ -23,7 +24,8 @@ traces, so no function depends on the class of a prior or a likelihood.
 """
 
 from pyrovae.densities.arguments import Whole, device_of, num_data, plain, take
-from pyrovae.densities.contract import matched_latents, take_kl_weight
+from pyrovae.densities.contract import check_density, matched_latents, take_kl_weight
+from pyrovae.densities.domains import Image, domain_of, entry_support
 from pyrovae.densities.entry import entry, prepare_arguments
 from pyrovae.densities.handlers import temper
 from pyrovae.densities.masks import entry_of, in_support, is_partial
@@ -51,6 +53,7 @@ from pyrovae.densities.weights import (
 )
 
 __all__ = [
+    "Image",
     "ParticleTrace",
     "Program",
     "Site",
@@ -60,12 +63,15 @@ __all__ = [
     "VectorizedProgram",
     "WeightedDraws",
     "Whole",
+    "check_density",
     "check_support",
     "check_weights",
     "device_of",
+    "domain_of",
     "draw_from_guide",
     "entry",
     "entry_of",
+    "entry_support",
     "evaluating",
     "generator_states",
     "in_support",

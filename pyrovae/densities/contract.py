@@ -1,9 +1,12 @@
-"""Checks that the traces of model and guide agree: latent sites, shapes, masks and KL weights."""
+"""Checks that the traces of model and guide agree: latent sites, shapes, masks, domains and KL weights."""
+
+from collections.abc import Container
 
 import torch
 from torch import Tensor
 
-from pyrovae.densities.masks import same_mask
+from pyrovae.densities.domains import is_circular, is_point_mass, within_period
+from pyrovae.densities.masks import entry_of, same_mask
 from pyrovae.densities.traces import ParticleTrace, Site
 
 
@@ -44,7 +47,8 @@ def matched_latents(model_trace: ParticleTrace, guide_trace: ParticleTrace) -> d
         guide_trace: Trace of the guide.
 
     Raises:
-        ValueError: If the names, shapes or masks of the latent sites differ.
+        ValueError: If the names, shapes or masks of the latent sites differ, if one is a point mass, or if one is
+            circular in the model alone.
     """
     drawn, wanted = guide_trace.sites, model_trace.latents
     for name in wanted:
@@ -70,4 +74,37 @@ def matched_latents(model_trace: ParticleTrace, guide_trace: ParticleTrace) -> d
                 f"site {name!r} carries one mask in the model and another in the guide; give both the same mask, so "
                 "that their densities are of the same latents"
             )
+        check_density(site, drawn)
+        check_density(wanted[name], {})
+        _check_circle(site, wanted[name])
     return drawn
+
+
+def check_density(site: Site, names: Container[str]) -> None:
+    """Raise a ValueError if a latent site is a point mass.
+
+    Args:
+        site: Latent site.
+        names: Sites of the program. The point mass of an auto guide, whose draws come from the auxiliary site
+            NAME_unconstrained, is a density.
+    """
+    if is_point_mass(site.fn) and f"{site.name}_unconstrained" not in names:
+        remedy = (
+            "give it a distribution with a density, such as a Normal"
+            if site.program == "guide"
+            else "compute the value without pyro.sample, or by pyro.deterministic"
+        )
+        raise ValueError(
+            f"site {site.name!r} of the {site.program} needs a density, but is a point mass (Delta), so log p(x) has "
+            f"no estimate by its draws; {remedy}"
+        )
+
+
+def _check_circle(site: Site, prior: Site) -> None:
+    """Raise a ValueError if a latent is circular in the model, and has draws of more than one period in the guide."""
+    if is_circular(prior.fn) and not within_period(site.fn):
+        raise ValueError(
+            f"site {site.name!r} of the model is an angle from -pi to pi ({type(entry_of(prior.fn)).__name__}), but "
+            f"the guide's {type(entry_of(site.fn)).__name__} has no such period; use a circular distribution, such as "
+            "VonMises, or one from -pi to pi"
+        )

@@ -4,6 +4,7 @@ from typing import Any
 
 import pyro.distributions as dist
 import torch
+from pyro.distributions import constraints
 from pyro.distributions.torch_distribution import ExpandedDistribution
 from torch import Tensor
 
@@ -50,23 +51,65 @@ def same_mask(one: Mask, other: Mask) -> bool:
     return bool((torch.as_tensor(one) == torch.as_tensor(other)).all())
 
 
-def in_support(fn: Any, value: Tensor, mask: Mask) -> Tensor:
+def support_of(fn: Any) -> constraints.Constraint | None:
+    """Return the support of the entries of a distribution; None if it has none."""
+    try:
+        support: constraints.Constraint = entry_of(fn).support
+    except (AttributeError, NotImplementedError):
+        return None
+    return support
+
+
+def in_support(fn: Any, value: Tensor, mask: Mask, support: constraints.Constraint | None) -> Tensor:
     """Return whether each entry of a value lies in the support of a distribution, or is masked out.
 
     Args:
-        fn: Distribution. A distribution without support accepts every value.
+        fn: Distribution.
         value: Value with the shape of the distribution.
         mask: Entries that count (`mask_of`).
+        support: Support of the entries; None accepts every value.
 
     Returns:
         Booleans with the shape of value, less the dimensions of entries that are vectors themselves.
     """
     entry = entry_of(fn)
-    try:
-        inside = entry.support.check(value)
-    except (AttributeError, NotImplementedError):
+    if support is None:
         inside = torch.ones(value.shape[: value.dim() - len(entry.event_shape)], dtype=torch.bool, device=value.device)
+    else:
+        inside = support.check(value)
     return inside | ~entry_mask(mask, entry, inside)
+
+
+def fill_masked(fn: Any, value: Tensor, mask: Mask) -> Tensor:
+    """Replace the entries of a value that are masked out by points of the support, if there is a simple one.
+
+    Gradients of a log density at a masked NaN are NaN, since 0 times NaN is.
+
+    Args:
+        fn: Distribution.
+        value: Value with the shape of the distribution.
+        mask: Entries that count (`mask_of`).
+    """
+    if isinstance(mask, bool):
+        return value
+    point = _point_of(support_of(fn), value)
+    return torch.where(mask | ~value.isnan() if point is None else mask, value, 0 if point is None else point)
+
+
+def _point_of(support: constraints.Constraint | None, value: Tensor) -> Tensor | None:
+    """Find a point of a support for each entry; None if there is no simple one."""
+    while isinstance(support, constraints.independent | constraints.MixtureSameFamilyConstraint):
+        support = support.base_constraint
+    if support is None:
+        return None
+    if support.is_discrete:
+        lower = 0 if support is constraints.boolean else getattr(support, "lower_bound", None)
+        return None if lower is None else torch.zeros_like(value) + torch.as_tensor(lower).to(value)
+    try:
+        to_support = torch.distributions.biject_to(support)
+        return to_support(value.new_zeros(to_support.inverse_shape(value.shape))).to(value)
+    except NotImplementedError:
+        return None
 
 
 def entry_mask(mask: Mask, entry: Any, like: Tensor) -> Tensor:

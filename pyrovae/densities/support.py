@@ -10,7 +10,7 @@ from pyro.distributions import constraints
 from torch import Tensor
 
 from pyrovae.densities.arguments import num_data, plain
-from pyrovae.densities.masks import entry_mask, entry_of, in_support, mask_of
+from pyrovae.densities.masks import entry_mask, entry_of, in_support, mask_of, support_of
 from pyrovae.densities.modules import evaluating
 from pyrovae.densities.rng import isolated_rng
 from pyrovae.densities.traces import Program, sample_sites
@@ -68,11 +68,10 @@ def check_support(model: Program, *args: Any, guide: Program | None = None, firs
 
 def _check_site(name: str, site: Mapping[str, Any], size: int, number: int) -> None:
     fn, value = site["fn"], site["value"]
-    entry, mask = entry_of(fn), mask_of(fn, site["mask"])
-    support = getattr(entry, "support", None)
+    entry, mask, support = entry_of(fn), mask_of(fn, site["mask"]), support_of(fn)
     if support is None or mask is False or _varies(support):
         return
-    inside = in_support(fn, value, mask)
+    inside = in_support(fn, value, mask, support)
     if value.is_floating_point():
         finite = torch.isfinite(value)
         finite = finite.flatten(inside.dim()).all(-1) if finite.dim() > inside.dim() else finite

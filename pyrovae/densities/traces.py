@@ -11,9 +11,10 @@ from pyro.distributions.util import scale_and_mask
 from pyro.poutine.util import site_is_subsample
 from torch import Tensor
 
+from pyrovae.densities.domains import domain_of
 from pyrovae.densities.enumeration import Factor, log_sum, plate_symbol, sum_symbol
 from pyrovae.densities.layout import Layout
-from pyrovae.densities.masks import Mask, entry_of, in_support, mask_of
+from pyrovae.densities.masks import Mask, entry_of, fill_masked, in_support, mask_of
 
 Program = Callable[..., Any]
 
@@ -89,7 +90,8 @@ class Site:
             log_p = entry_of(self.fn).log_prob(self.raw_value)
             batch = torch.broadcast_shapes(log_p.shape, self.fn.batch_shape)
             return log_p.expand(batch)
-        return scale_and_mask(self.fn.log_prob(self.raw_value), mask=self.site_mask)
+        value = fill_masked(self.fn, self.raw_value, self.mask) if self.is_observed else self.raw_value
+        return scale_and_mask(self.fn.log_prob(value), mask=self.site_mask)
 
     @cached_property
     def depends_on_sums(self) -> bool:
@@ -115,7 +117,7 @@ class Site:
         return Factor(entries, sums | plates, sizes)
 
     def in_support(self) -> Tensor:
-        """Return whether all entries of the value lie in the support, or are masked out, with shape (K, N).
+        """Return whether all entries of the value lie in the domain, or are masked out, with shape (K, N).
 
         If the support depends on summed sites, one of their values suffices.
         """
@@ -124,13 +126,13 @@ class Site:
             inside = inside.reshape(-1, *inside.shape[inside.dim() - self.plate_dims :]).any(0)
             inside = self.layout.per_datum(inside, self.plate_sizes)
         else:
-            inside = in_support(self.fn, self.raw_value, self.mask)
+            inside = in_support(self.fn, self.raw_value, self.mask, domain_of(self.fn))
             inside = self.layout.per_datum(inside, self.plate_sizes, inside.dim() - self._batch_dim)
         return inside.flatten(2).all(-1) if inside.dim() > 2 else inside
 
     def _entries_in_support(self) -> Tensor:
         """Return whether each entry lies in the support, with dims as `entries`."""
-        inside = in_support(self.fn, self.raw_value, self.mask)
+        inside = in_support(self.fn, self.raw_value, self.mask, domain_of(self.fn))
         further = len(self.fn.event_shape) - len(entry_of(self.fn).event_shape)
         return inside.flatten(inside.dim() - further).all(-1) if further else inside
 

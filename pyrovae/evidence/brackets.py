@@ -132,8 +132,8 @@ def bracket(
     with evaluation_mode(model, guide):
         for block in data_blocks(model, guide, args, kwargs, data_at_once(num_particles, chunk_size)):
             latents = {name: value for name, value in latents.items() if name not in block.model.summed}
-            if set(latents) != set(block.space.supports):
-                expected = sorted(block.space.supports)
+            if set(latents) != set(block.space.names):
+                expected = sorted(block.space.names)
                 raise ValueError(
                     f"latents are of sites {sorted(latents)}, but the model's are {expected}; give a tensor for each"
                 )

@@ -14,7 +14,7 @@ import torch
 from pyro import poutine
 from torch import Tensor
 
-from pyrovae.densities import Program, entry, evaluating, isolated_rng, plain, sample_sites, take
+from pyrovae.densities import Program, domain_of, entry, evaluating, isolated_rng, plain, sample_sites, take
 from pyrovae.evidence.blocks import concatenate
 from pyrovae.evidence.importance import WeightBlock, chunks_of, log_weight_blocks
 from pyrovae.evidence.proposals import GuideProposal, Proposal
@@ -298,12 +298,15 @@ def _estimate_of(plain: Mapping[str, Any]) -> Estimate:
 
 
 def base_measure(model: Program, *args: Any, **kwargs: Any) -> str:
-    """Find whether the model gives its data probabilities ("counting") or densities ("lebesgue")."""
+    """Find whether the model gives its data probabilities ("counting") or densities ("lebesgue").
+
+    Distributions without a support are taken for densities.
+    """
     args, kwargs = plain(args, kwargs)
     with evaluating(model), isolated_rng():
         trace = poutine.trace(model).get_trace(*args, **kwargs)
-    observed = [site["fn"] for site in sample_sites(trace).values() if site["is_observed"]]
-    return "counting" if all(fn.support.is_discrete for fn in observed) else "lebesgue"
+    observed = [domain_of(site["fn"]) for site in sample_sites(trace).values() if site["is_observed"]]
+    return "counting" if all(domain is not None and domain.is_discrete for domain in observed) else "lebesgue"
 
 
 def exact_summary(log_p: Tensor, *, num_dims: int, base_measure: str) -> dict[str, Any]:

@@ -94,17 +94,16 @@ def exact_log_marginal(
     with evaluation_mode(model), isolated_rng(0):
         space = LatentSpace(model, None, *args, **kwargs)
         at_once = max(1, chunk_size // space.num_data)
-        if space.supports.keys() <= space.model.discrete:
+        if set(space.names) <= space.model.discrete:
             if space.masked or not _has_few_combinations(space):
                 return _by_elimination(space, chunk_size)
             return _by_enumeration(space, at_once)
         if space.masked:
             raise ValueError("exact_log_marginal needs all latents, but a mask leaves some out; remove these data")
         if not space.continuous:
-            discrete = [name for name, support in space.supports.items() if support.is_discrete]
             raise ValueError(
-                f"sites {discrete or list(space.supports)} can neither be summed out nor integrated; use a model whose "
-                "latents are discrete with an enumerate_support, or continuous with unconstrained coordinates"
+                f"{space.obstacle}, so that it can neither be summed out nor integrated; use log_marginal, or a model "
+                "whose latents are discrete with an enumerate_support, or continuous with unconstrained coordinates"
             )
         return _by_quadrature(space, num_points, at_once)
 

@@ -347,7 +347,7 @@ class _WeightSampler:
         self.program = None if proposal is None or isinstance(proposal, Proposal) else proposal
         self.names: tuple[str, ...] = ("program",)
         self.proposal = "program"
-        if proposal is None and not block.space.supports:  # all latents are summed out
+        if proposal is None and not block.space.names:  # all latents are summed out
             proposal = GuideProposal()
         if isinstance(proposal, GuideProposal):
             self.program, self.names, self.proposal = block.guide, (proposal.name,), proposal.name

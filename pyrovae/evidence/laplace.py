@@ -7,6 +7,7 @@ On digits at K = 1,000, the median effective sample size was 517 with the Hessia
 a softplus decoder, 314 and 281 for tanh, in the same time.
 """
 
+import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import NamedTuple
@@ -31,6 +32,7 @@ _GAIN = 1e-3
 _FLOOR = 0.1
 
 _PRIOR_DRAWS = 64  # for the prior's width
+_GUIDE_DRAWS = 400  # for its moments, where a climb fails
 
 # Distance at which the width of each axis is measured, in standard deviations, and bounds of the precision's change.
 _PROBE = 1.5
@@ -83,7 +85,8 @@ def climb(space: LatentSpace, *, steps: int = 8, starts: int = 1, chunk_size: in
     width along each eigenvector v is measured by the fall of f, sd^2 = mean over +-c of c^2 / (2 (f(u) - f(u + cv))),
     after Geweke 1989, "Bayesian inference in econometric models using Monte Carlo integration", Econometrica 57(6). A
     kink, such as that of a Laplace likelihood, has a width only in this sense. A datum without a finite f keeps the
-    prior's width. No parameter's gradient changes.
+    prior's width. If the gradient of a datum is NaN, a normal with the moments of the guide replaces its fits, with a
+    warning. No parameter's gradient changes.
 
     Args:
         space: Continuous latents of a model and a guide at N data.
@@ -99,14 +102,17 @@ def climb(space: LatentSpace, *, steps: int = 8, starts: int = 1, chunk_size: in
         ValueError: If a latent has no unconstrained coordinates, or a mask leaves latents out.
     """
     if not space.continuous or space.masked:
-        reason = "a latent under a mask" if space.continuous else "a discrete latent"
-        raise ValueError(f"{reason} has no mode to climb to; use GuideProposal() or DefensiveProposal()")
+        reason = space.obstacle or "a mask leaves latents of some data out"
+        raise ValueError(f"{reason}, so there is no mode to climb to; use GuideProposal() or DefensiveProposal()")
     check_counts(steps=steps, starts=starts)
     with evaluating(space.model, space.guide), _frozen(space.model, space.guide):
         _, unit = prior_scale(space, chunk_size)
         u, value = _starts(space, starts, chunk_size)
         for step in range(steps + 1):
             gradient, curvature, axes = _curvature(space, u, unit, chunk_size)
+            if step == 0:
+                failed = (gradient.isnan().any(-1) & value.isfinite()).all(0)
+            gradient = gradient.nan_to_num(0.0, 0.0, 0.0)
             slope = _to_eigenbasis(axes, gradient)
             if step == steps or bool((slope.square() / curvature).sum(-1).max() < 2 * _GAIN):
                 break
@@ -115,7 +121,29 @@ def climb(space: LatentSpace, *, steps: int = 8, starts: int = 1, chunk_size: in
                     gradient = (_gradient(space, u, chunk_size) * unit).double().nan_to_num(0.0, 0.0, 0.0)
                     slope = _to_eigenbasis(axes, gradient)
                 u, value = _best_step(space, u, value, slope, curvature, axes, unit, chunk_size)
-        return LaplaceFit(u, _scale_tril(space, u, value, curvature, axes, unit, chunk_size), value)
+        fit = LaplaceFit(u, _scale_tril(space, u, value, curvature, axes, unit, chunk_size), value)
+        return _with_moments(space, fit, failed, chunk_size) if bool(failed.any()) else fit
+
+
+def _with_moments(space: LatentSpace, fit: LaplaceFit, failed: Tensor, chunk_size: int) -> LaplaceFit:
+    """Replace the fits of data whose climb failed by a normal with the moments of the guide, and warn."""
+    warnings.warn(
+        f"the climb to the mode failed for {int(failed.sum()):,} of {len(failed):,} data, since the gradient of "
+        "log p(x, z) is NaN there, so a normal with the moments of the guide takes its place; look for missing values "
+        "(NaN) that the model uses outside the sites that mask them, and fill them with any number",
+        stacklevel=2,
+    )
+    counts = split_count(_GUIDE_DRAWS, chunk_size // space.num_data)
+    drawn = torch.cat([space.pack(space.from_guide(count)) for count in counts])
+    mean, away = drawn.mean(0), (drawn - drawn.mean(0)).double()
+    variance = away.square().mean(0)
+    root = away.movedim(0, 1) / len(drawn) ** 0.5  # (N, M, U)
+    noise = (1e-4 * variance + torch.finfo(torch.float64).tiny).sqrt().diag_embed()
+    tril = torch.linalg.qr(torch.cat([root, noise], 1), mode="r").R.mT
+    tril = tril * tril.diagonal(dim1=-2, dim2=-1).sign().unsqueeze(-2)
+    mode = torch.where(failed[:, None], mean, fit.mode)
+    scale_tril = torch.where(failed[:, None, None], tril, fit.scale_tril)
+    return LaplaceFit(mode, scale_tril, _value(space, mode, chunk_size))
 
 
 def normal_at(space: LatentSpace, u: Tensor, *, chunk_size: int = DEFAULT_CHUNK_SIZE) -> LaplaceFit:
@@ -250,7 +278,7 @@ def _best_step(
 def _curvature(space: LatentSpace, u: Tensor, unit: Tensor, chunk_size: int) -> tuple[Tensor, Tensor, Tensor]:
     """Compute the gradient of f, and the eigenvalues and eigenvectors of P, in units of the prior's width."""
     gradient, hessian = derivatives(space, u, chunk_size)
-    gradient = (gradient * unit).double().nan_to_num(0.0, 0.0, 0.0)
+    gradient = (gradient * unit).double()
     hessian = (unit[..., None] * hessian * unit[..., None, :]).double().nan_to_num(0.0, 0.0, 0.0)
     curvature, axes = torch.linalg.eigh(-hessian)
     # A flat spot of a kinked density has no curvature: use the prior's.

@@ -3,39 +3,47 @@
 Proposals, annealing and refinement use only these log densities and vectors of real numbers, never the model itself.
 """
 
-import math
 from functools import partial
 from typing import Any
 
 import pyro
 import torch
-from pyro.distributions import constraints
 from torch import Tensor
 
-from pyrovae.bijections import bijection
 from pyrovae.densities import (
     ParticleTrace,
     Program,
     Site,
     VectorizedProgram,
+    check_density,
+    domain_of,
     draw_from_guide,
+    entry_of,
     is_partial,
     isolated_rng,
     matched_latents,
     sum_discrete,
     vectorize_pair,
 )
+from pyrovae.evidence.coordinates import (
+    OTHER_DRAWS,
+    Coordinates,
+    FixedCoordinates,
+    Latents,
+    MovingCoordinates,
+    coordinate_shape,
+    depends_on_run,
+    fixed_supports,
+)
 from pyrovae.execution import Chunks
-
-Latents = dict[str, Tensor]
 
 
 class LatentSpace:
     """Latents of a model and a guide at N data: their densities, draws, and unconstrained coordinates.
 
     Latents are stored by site, each with shape (K, N, ...). If all sites are continuous they have coordinates u, with
-    shape (K, N, U), in which the inverse of `bijection(support)` maps each site to the real numbers. The modules should
-    be in evaluation mode (`evaluation_mode`). Outside a distribution's support the density is zero.
+    shape (K, N, U), in which the inverse of a bijection to its domain maps each site to the real numbers. The modules
+    should be in evaluation mode (`evaluation_mode`). Outside a distribution's support the density is zero.
 
     Discrete sites that the guide does not draw are summed out, and are no latents here. Without a guide, they are
     summed out if the model has continuous latents too.
@@ -52,6 +60,9 @@ class LatentSpace:
     Attributes:
         chunks: Replays densities that need no gradient; None to run them eagerly.
         num_data: Number of data N.
+        names: Names of the latent sites.
+        coordinates: The coordinates u; None if there are none.
+        obstacle: Why the latents have no coordinates; empty if they have.
         continuous: Whether the latents have coordinates u: no site is discrete, and each support has a bijection.
         size: Number of coordinates U; 0 if there are none.
         masked: Whether a mask leaves latents of some data out.
@@ -72,36 +83,55 @@ class LatentSpace:
                 sites = model_trace.latents
                 if not sites and not model.summed:
                     raise ValueError("the model has no latent site, so log p(x) is its log density; use log_joint")
+                for site in sites.values():
+                    check_density(site, ())
             else:
                 model_trace, guide_trace = draw_from_guide(model, guide, args, kwargs, 1)
                 sites = matched_latents(model_trace, guide_trace)
                 guide_trace.log_densities()
             model_trace.log_densities()
         self.num_data = model_trace.layout.num_data
-        # The model's support defines the space; the guide's may be smaller.
-        self.supports = {name: model_trace.sites[name].fn.support for name in sites}
         self.masked = any(is_partial(site.mask) for site in sites.values())
         self.memo: dict[Any, Any] = {}
-        self.continuous = not any(support.is_discrete for support in self.supports.values())
-        self.size = 0
-        self._event_shapes = {}
+        # The model's domains define the space; the guide's may be smaller.
+        latents = {name: model_trace.sites[name] for name in sites}
+        self.names = list(latents)
+        self.coordinates, self.obstacle = self._find_coordinates(latents)
+        self.continuous = self.coordinates is not None
+        self.size = 0 if self.coordinates is None else self.coordinates.size
+
+    def _find_coordinates(self, sites: dict[str, Site]) -> tuple[Coordinates | None, str]:
+        """Find the coordinates of the latents, or the reason why they have none."""
+        supports, shapes = {}, {}
         for name, site in sites.items():
+            kind, domain = type(entry_of(site.fn)).__name__, domain_of(site.fn)
+            if domain is None:
+                return None, f"latent {name!r} ({kind}) has no support, which its distribution may declare (support)"
+            if domain.is_discrete:
+                return None, f"latent {name!r} ({kind}) is discrete"
             try:
-                to_support = bijection(_entry_support(self.supports[name]))
-            except ValueError:  # a support without a bijection: only coordinates are unavailable
-                self.continuous = False
-            else:
-                self._event_shapes[name] = to_support.inverse_shape(site.event_shape)
-        if self.continuous:
-            self.size = sum(math.prod(shape) for shape in self._event_shapes.values())
+                shapes[name] = coordinate_shape(site, domain)
+            except ValueError:
+                return None, f"latent {name!r} ({kind}) has a support without unconstrained coordinates, {domain}"
+            supports[name] = domain
+        if depends_on_run(supports):
+            with isolated_rng(), torch.no_grad(), pyro.validation_enabled(False):
+                others = self.model.trace(OTHER_DRAWS, self.args, self.kwargs).latents
+            fixed = fixed_supports(sites, supports, others)
+            if fixed is None:
+                return MovingCoordinates(self.model, self.args, self.kwargs, shapes), ""
+            supports = fixed
+        return FixedCoordinates(supports, shapes), ""
+
+    @property
+    def is_real(self) -> bool:
+        """Whether coordinates are the latents themselves: each domain is the real line."""
+        return isinstance(self.coordinates, FixedCoordinates) and self.coordinates.is_identity
 
     def require_continuous(self) -> None:
         """Raise a ValueError if the latents have no coordinates u."""
         if not self.continuous:
-            raise ValueError(
-                f"latents {sorted(self.supports)} are discrete, or have a support without unconstrained coordinates, "
-                "but this method needs gradients; use log_marginal"
-            )
+            raise ValueError(f"{self.obstacle}, but this method needs gradients in coordinates; use log_marginal")
 
     def prior_sites(self) -> dict[str, Site]:
         """Run the model once and return its latent sites."""
@@ -135,23 +165,13 @@ class LatentSpace:
 
     def unpack(self, u: Tensor) -> tuple[Latents, Tensor]:
         """Convert coordinates u, with shape (K, N, U), to latents, and return log |det dz/du|, with shape (K, N)."""
-        latents, log_det = {}, u.new_zeros(u.shape[:-1])
-        parts = u.split([math.prod(shape) for shape in self._event_shapes.values()], -1)
-        for (name, shape), part in zip(self._event_shapes.items(), parts, strict=True):
-            transform = bijection(_entry_support(self.supports[name]))
-            y = part.reshape(*part.shape[:-1], *shape)
-            latents[name] = transform(y)
-            jacobian = transform.log_abs_det_jacobian(y, latents[name])
-            log_det = log_det + jacobian.reshape(*u.shape[:-1], -1).sum(-1)
-        return latents, log_det
+        assert self.coordinates is not None
+        return self.coordinates.unpack(u)
 
     def pack(self, latents: Latents) -> Tensor:
         """Convert latents, with shape (K, N, ...), to coordinates u, with shape (K, N, U)."""
-        parts = []
-        for name in self._event_shapes:
-            y = bijection(_entry_support(self.supports[name])).inv(latents[name])
-            parts.append(y.reshape(*latents[name].shape[:2], -1))
-        return torch.cat(parts, -1)
+        assert self.coordinates is not None
+        return self.coordinates.pack(latents)
 
     def log_joint(self, u: Tensor) -> Tensor:
         """Evaluate log p(x, z(u)) |dz/du| in nats, with shape (K, N), at coordinates u, with shape (K, N, U)."""
@@ -165,8 +185,8 @@ class LatentSpace:
         return self.guide
 
     def _draw(self, name: str, program: VectorizedProgram, num_particles: int) -> Latents:
-        function = partial(_draws, program, list(self.supports), num_particles)
-        return dict(zip(self.supports, self._evaluate(name, function, num_particles, {}), strict=True))
+        function = partial(_draws, program, self.names, num_particles)
+        return dict(zip(self.names, self._evaluate(name, function, num_particles, {}), strict=True))
 
 
 def _num_particles(latents: Latents) -> int:
@@ -205,10 +225,3 @@ def _where_supported(trace: ParticleTrace, log_p: Tensor) -> Tensor:
     for site in trace.latents.values():
         log_p = torch.where(site.in_support(), log_p, -torch.inf)
     return log_p
-
-
-def _entry_support(support: constraints.Constraint) -> constraints.Constraint:
-    """Find the support of a single entry of an independent vector, or of a mixture's component."""
-    while isinstance(support, constraints.independent | constraints.MixtureSameFamilyConstraint):
-        support = support.base_constraint
-    return support

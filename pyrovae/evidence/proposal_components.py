@@ -153,7 +153,7 @@ class MixtureComponent(Component):
         counts = which.bincount(minlength=len(self.parts)).tolist()
         drawn = [part.draw(count) for part, count in zip(self.parts, counts, strict=True) if count]
         back = which.argsort(stable=True).argsort()
-        latents = {name: torch.cat([points.latents[name] for points in drawn])[back] for name in self.space.supports}
+        latents = {name: torch.cat([points.latents[name] for points in drawn])[back] for name in self.space.names}
         # Keep coordinates as they were drawn: the inverse of the bijection would round them.
         u = torch.cat([points.u for points in drawn])[back] if self.space.continuous else None
         return Points(self.space, latents, u, which)

@@ -5,6 +5,7 @@ has a density. Adaptation uses separate draws and densities, never the draws of 
 """
 
 import math
+import warnings
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
@@ -233,8 +234,11 @@ def DefensiveProposal(share: float = 0.2) -> MixtureProposal:  # noqa: N802  # u
 def default_proposal(space: LatentSpace) -> Proposal:
     """Choose the proposal for these latents: a mixture around `LaplaceProposal` if all are continuous.
 
-    If a latent is discrete, or a mask leaves latents out, the choice is `DefensiveProposal`.
+    If a latent is discrete, or a mask leaves latents out, the choice is `DefensiveProposal`. A distribution without a
+    support causes a warning.
     """
+    if "has no support" in space.obstacle:
+        warnings.warn(f"{space.obstacle}; draws come from guide and prior alone", stacklevel=2)
     if not space.continuous or space.masked:
         return DefensiveProposal()
     # More latents have more places to miss; with many latents, finding a place is not worth the draws.
@@ -248,7 +252,7 @@ def _moments(space: LatentSpace) -> tuple[Tensor, Tensor]:
     """Find the guide's mean, with shape (N, U), and Cholesky factor of the covariance, (N, U, U), in u."""
     with evaluating(space.guide), isolated_rng():
         sites = sample_sites(poutine.trace(space.guide).get_trace(*space.args, **space.kwargs))
-    if len(sites) == 1:
+    if len(sites) == 1 and space.is_real:
         (fn,) = (site["fn"] for site in sites.values())
         while isinstance(fn, dist.Independent):
             fn = fn.base_dist
@@ -268,7 +272,7 @@ def _moments(space: LatentSpace) -> tuple[Tensor, Tensor]:
 
 def _check_continuous(space: LatentSpace, name: str) -> None:
     if not space.continuous or space.masked:
-        reason = "a mask leaves latents of some data out" if space.continuous else "a latent is discrete"
+        reason = space.obstacle or "a mask leaves latents of some data out"
         raise ValueError(
             f"the proposal {name!r} needs continuous latents for all data, but {reason}; use GuideProposal() or "
             "DefensiveProposal()"

@@ -420,7 +420,7 @@ class TestRefusals:
 
     def test_ais_refuses_discrete_latents(self):
         vae = VAE(CategoricalPrior(3), BernoulliLikelihood(MLP(3, 4)), CategoricalEncoder(MLP(4, 3)))
-        with pytest.raises(ValueError, match=r"latents \['z'\] are discrete.*needs gradients"):
+        with pytest.raises(ValueError, match=r"latent 'z' \(.*\) is discrete.*needs gradients"):
             ais(vae.model, torch.zeros(2, 4), num_particles=2, betas=linear_schedule(2))
 
     def test_ais_refuses_a_start_of_another_shape(self):

@@ -167,7 +167,7 @@ class TestLaplaceFit:
 
     def test_discrete_latents_have_no_laplace_fit(self):
         vae = VAE(CategoricalPrior(3), BernoulliLikelihood(MLP(3, 4)), CategoricalEncoder(MLP(4, 3)))
-        with pytest.raises(ValueError, match="a discrete latent has no mode"):
+        with pytest.raises(ValueError, match="is discrete, so there is no mode"):
             laplace_fit(space_of(vae, torch.zeros(2, 4)))
         with pytest.raises(ValueError, match="steps must be at least 1, got 0"):
             laplace_fit(space_of(*curved(BernoulliLikelihood)), steps=0)

@@ -149,5 +149,5 @@ def test_refine_refuses_wrong_arguments(wrong, message):
 
 def test_refine_refuses_discrete_latents():
     vae = VAE(CategoricalPrior(3), BernoulliLikelihood(MLP(3, 4)), CategoricalEncoder(MLP(4, 3)))
-    with pytest.raises(ValueError, match="are discrete"):
+    with pytest.raises(ValueError, match="is discrete"):
         refine(vae.model, vae.guide, torch.zeros(2, 4), log_p=torch.zeros(2))

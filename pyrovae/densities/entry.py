@@ -24,6 +24,7 @@ Result = TypeVar("Result")
 Arguments = tuple[tuple[Any, ...], dict[str, Any]]
 
 _TABLE = "Trace Shapes:"  # where Pyro's table of shapes begins in a message
+_OF_SHAPES = ("size of tensor", "shape", "dtype", "scalar type")  # in torch's messages about arguments
 
 
 def entry(*options: str) -> Callable[[Callable[Parameters, Result]], Callable[Parameters, Result]]:
@@ -128,11 +129,12 @@ def check_places(function: str, signature: inspect.Signature, args: Sequence[Any
 
 @contextmanager
 def one_line_errors(function: str, *arguments: Any) -> Iterator[None]:
-    """Tell the errors that programs raise inside Pyro's handlers in one line, without Pyro's table of shapes."""
+    """Tell the errors of programs on data that they cannot take in one line, without Pyro's table of shapes."""
     try:
         yield
     except (ValueError, RuntimeError) as error:
-        if _TABLE not in str(error):
+        of_shapes = type(error) is RuntimeError and any(word in str(error) for word in _OF_SHAPES)
+        if _TABLE not in str(error) and not of_shapes:
             raise
         root: BaseException = error
         while root.__cause__ is not None and _TABLE in str(root):
@@ -141,7 +143,8 @@ def one_line_errors(function: str, *arguments: Any) -> Iterator[None]:
         if not isinstance(root, ValueError):
             data = ", ".join(
                 f"{str(value.dtype).removeprefix('torch.')} tensors of shape {tuple(value.shape)}"
-                for value in arguments
+                for argument in arguments
+                for value in (argument if isinstance(argument, tuple | list) else [argument])
                 if isinstance(value, Tensor)
             )
             said = (
@@ -166,7 +169,7 @@ def _call(
     bound = signature.bind(*args, **kwargs)
     given = bound.arguments
     programs = [given[place] for place in ("model", "guide") if given.get(place) is not None]
-    data = [given.get("x", given.get("data")), *given.get("args", ()), *given.get("kwargs", {}).values()]
+    data = [given.get("x"), given.get("data"), *given.get("args", ()), *given.get("kwargs", {}).values()]
     with one_line_errors(name, *data):
         if "args" in signature.parameters or "x" in signature.parameters:
             _prepare(name, options, programs, given)

@@ -141,14 +141,8 @@ def one_line_errors(function: str, *arguments: Any) -> Iterator[None]:
             root = root.__cause__
         said = " ".join(str(root).partition(_TABLE)[0].split())
         if not isinstance(root, ValueError):
-            data = ", ".join(
-                f"{str(value.dtype).removeprefix('torch.')} tensors of shape {tuple(value.shape)}"
-                for argument in arguments
-                for value in (argument if isinstance(argument, tuple | list) else [argument])
-                if isinstance(value, Tensor)
-            )
             said = (
-                f"{function} cannot run the programs on {data or 'these data'} ({said}); give data of the "
+                f"{function} cannot run the programs on {_in_words(arguments)} ({said}); give data of the "
                 "type and shape that the programs take"
             )
         raise type(error)(said) from root
@@ -247,6 +241,17 @@ def _call_of(function: str, signature: inspect.Signature) -> str:
         elif parameter.kind is not inspect.Parameter.VAR_KEYWORD:
             words.append(places.get(name, name))
     return f"{function}({', '.join(words)}, ...)"
+
+
+def _in_words(arguments: Sequence[Any]) -> str:
+    """List the types and shapes of the tensors among arguments, or inside those that are collections."""
+    words = []
+    for argument in arguments:
+        values = argument.values() if isinstance(argument, Mapping) else argument
+        for value in values if isinstance(argument, Mapping | tuple | list) else [argument]:
+            if isinstance(value, Tensor):
+                words.append(f"{str(value.dtype).removeprefix('torch.')} tensors of shape {tuple(value.shape)}")
+    return " and ".join(words) or "these data"
 
 
 def _places_before(places: Sequence[str], name: str) -> str:

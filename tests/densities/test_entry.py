@@ -343,7 +343,7 @@ class TestOwnPrograms:
 
     def test_data_that_do_not_fit_give_one_line(self, function, x):
         message = refusal(function, *self.programs(), x[:, :5])
-        assert "cannot run the programs on float32 tensors of shape (5, 5)" in message or "float32 tensors" in message
+        assert "cannot run the programs on float32 tensors of shape (5, 5)" in message
 
     def test_the_line_names_shape_type_and_reason(self, x):
         message = refusal(pyrovae.log_marginal, *self.programs(), x.double(), num_particles=2)

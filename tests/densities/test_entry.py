@@ -199,7 +199,7 @@ class TestRefusedData:
             (lambda x: x.repeat(1, 2).reshape(5, 2, 6), ["got (5, 2, 6)", "x.flatten(1), and build", "12 dimensions"]),
             (lambda x: x.tolist(), ["x must be a tensor or a numpy array", "got list", "torch.as_tensor(x)"]),
             (lambda x: x.to(torch.complex64), ["x must be real", "got torch.complex64", "as columns"]),
-            (lambda x: x[:0], ["at least one datum", "got (0, 6)", "give data"]),
+            (lambda x: x[:0], ["data are empty", "got (0, 6)", "give at least one datum"]),
             (lambda x: np.array([["a"] * 6] * 5), ["array of numbers", "got one of <U1", "x.astype(float)"]),
             (lambda x: Streamed(x[:, :4].numpy()), ["x must have shape (N, 6)", "got (5, 4)", "data of this shape"]),
             (lambda x: Whole(x), ["x must be a tensor", "got Whole", "torch.as_tensor(x)"]),

@@ -128,16 +128,16 @@ def mark_whole(
         program: The program, which identifies repeated calls; None for no warning.
     """
     size = num_data(args, kwargs)
-    named = {f"argument {place}": value for place, value in enumerate(args, 1)} | dict(kwargs)
+    named = {f"number {place}": value for place, value in enumerate(args, 1)} | dict(kwargs)
     per_datum = {name: value for name, value in named.items() if is_per_datum(value, size)}
     first = next(iter(per_datum), None)
     widths = {width for value in named.values() if isinstance(value, Tensor | Streamed) for width in value.shape[1:]}
     doubtful = [name for name in per_datum if name != first]
     if program is not None and doubtful and size in widths and _is_first(program):
         warnings.warn(
-            f"{' and '.join(doubtful)} of leading length {size} {'are' if doubtful[1:] else 'is'} cut by rows, as one "
-            f"row per datum, but {size} is also another dimension of the data; if an argument is the same for all "
-            "data, give Whole(argument)",
+            f"arguments cut by rows, as one row per datum, include {' and '.join(doubtful)} of leading length {size}, "
+            f"but {size} is also another dimension of the arguments; give Whole(argument) if one is the same for all "
+            "data",
             stacklevel=2,
         )
 

@@ -24,6 +24,7 @@ Result = TypeVar("Result")
 Arguments = tuple[tuple[Any, ...], dict[str, Any]]
 
 _TABLE = "Trace Shapes:"  # where Pyro's table of shapes begins in a message
+_OF_SHAPES = ("size of tensor", "shape", "dtype", "scalar type")  # in torch's messages about arguments
 
 
 def entry(*options: str) -> Callable[[Callable[Parameters, Result]], Callable[Parameters, Result]]:
@@ -128,24 +129,20 @@ def check_places(function: str, signature: inspect.Signature, args: Sequence[Any
 
 @contextmanager
 def one_line_errors(function: str, *arguments: Any) -> Iterator[None]:
-    """Tell the errors that programs raise inside Pyro's handlers in one line, without Pyro's table of shapes."""
+    """Tell the errors of programs on data that they cannot take in one line, without Pyro's table of shapes."""
     try:
         yield
     except (ValueError, RuntimeError) as error:
-        if _TABLE not in str(error):
+        of_shapes = type(error) is RuntimeError and any(word in str(error) for word in _OF_SHAPES)
+        if _TABLE not in str(error) and not of_shapes:
             raise
         root: BaseException = error
         while root.__cause__ is not None and _TABLE in str(root):
             root = root.__cause__
         said = " ".join(str(root).partition(_TABLE)[0].split())
         if not isinstance(root, ValueError):
-            data = ", ".join(
-                f"{str(value.dtype).removeprefix('torch.')} tensors of shape {tuple(value.shape)}"
-                for value in arguments
-                if isinstance(value, Tensor)
-            )
             said = (
-                f"{function} cannot run the programs on {data or 'these data'} ({said}); give data of the "
+                f"{function} cannot run the programs on {_in_words(arguments)} ({said}); give data of the "
                 "type and shape that the programs take"
             )
         raise type(error)(said) from root
@@ -166,7 +163,7 @@ def _call(
     bound = signature.bind(*args, **kwargs)
     given = bound.arguments
     programs = [given[place] for place in ("model", "guide") if given.get(place) is not None]
-    data = [given.get("x", given.get("data")), *given.get("args", ()), *given.get("kwargs", {}).values()]
+    data = [given.get("x"), given.get("data"), *given.get("args", ()), *given.get("kwargs", {}).values()]
     with one_line_errors(name, *data):
         if "args" in signature.parameters or "x" in signature.parameters:
             _prepare(name, options, programs, given)
@@ -244,6 +241,17 @@ def _call_of(function: str, signature: inspect.Signature) -> str:
         elif parameter.kind is not inspect.Parameter.VAR_KEYWORD:
             words.append(places.get(name, name))
     return f"{function}({', '.join(words)}, ...)"
+
+
+def _in_words(arguments: Sequence[Any]) -> str:
+    """List the types and shapes of the tensors among arguments, or inside those that are collections."""
+    words = []
+    for argument in arguments:
+        values = argument.values() if isinstance(argument, Mapping) else argument
+        for value in values if isinstance(argument, Mapping | tuple | list) else [argument]:
+            if isinstance(value, Tensor):
+                words.append(f"{str(value.dtype).removeprefix('torch.')} tensors of shape {tuple(value.shape)}")
+    return " and ".join(words) or "these data"
 
 
 def _places_before(places: Sequence[str], name: str) -> str:

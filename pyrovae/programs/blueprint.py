@@ -17,6 +17,8 @@ from pyrovae.programs.vae import VAE
 
 OutputBias = Literal["random", "data"]
 
+_EXAMPLES = {"likelihood": "NormalLikelihood", "encoder": "NormalEncoder"}
+
 
 _FEATURES = 200  # size of an image's or a sequence's features, to which covariates are appended
 
@@ -41,6 +43,9 @@ class Blueprint:
         output_bias: "data" sets the decoder's last bias so that p(x|z) has the means of x; "random" keeps the bias of
             the layer.
 
+    Raises:
+        ValueError: If the maker of the likelihood or the encoder is no class, or needs further arguments.
+
     Example:
         >>> from functools import partial
         >>> from pyrovae import NormalLikelihood
@@ -59,6 +64,10 @@ class Blueprint:
     network: Callable[..., nn.Module] = MLP
     x: Tensor | None = None
     output_bias: OutputBias = "random"
+
+    def __post_init__(self) -> None:
+        for name in ("likelihood", "encoder"):
+            _check_maker(name, getattr(self, name))
 
     def vae(self) -> VAE:
         """Build the model z -> x, given covariates if any.
@@ -137,6 +146,28 @@ def _class_and_arguments(maker: Callable[..., Any]) -> tuple[Any, dict[str, Any]
     if isinstance(maker, functools.partial):
         return maker.func, dict(maker.keywords)
     return maker, {}
+
+
+def _check_maker(name: str, maker: Callable[..., Any]) -> None:
+    """Check that a maker is a class with `num_outputs`, or a partial of one, that needs no argument but its network."""
+    part, given = _class_and_arguments(maker)
+    if not isinstance(part, type) or not hasattr(part, "num_outputs"):
+        got = getattr(part, "__qualname__", None) or f"an object of {type(part).__name__}"
+        raise ValueError(
+            f"{name} must be a class such as {_EXAMPLES[name]}, whose num_outputs sizes its network, got {got}; for "
+            f"further arguments write {name}=partial({_EXAMPLES[name]}, ...)"
+        )
+    parameters = list(inspect.signature(part).parameters.values())[1:]  # the first is the network
+    required = [
+        p.name for p in parameters if p.default is p.empty and p.kind in (p.KEYWORD_ONLY, p.POSITIONAL_OR_KEYWORD)
+    ]
+    missing = [required_name for required_name in required if required_name not in given]
+    if missing:
+        written = ", ".join(f"{argument}=..." for argument in missing)
+        raise ValueError(
+            f"{name} must be made from its network alone, but {part.__name__} also needs {', '.join(missing)}; write "
+            f"{name}=partial({part.__name__}, {written})"
+        )
 
 
 def _num_outputs(maker: Callable[..., Any], size: int) -> int:

@@ -186,7 +186,7 @@ def _check_x(x: Any, shape: tuple[int, ...] | None) -> None:
         advice = "x.unsqueeze(-1)" if shape == (1,) else "x.unsqueeze(0) for one datum"
         raise ValueError(f"x must have shape {expected}, got {got}; give {advice}")
     if not got[0]:
-        raise ValueError(f"x must have shape {expected} with at least one datum, got {got}; give data")
+        raise ValueError(f"the data are empty: x must have shape {expected}, got {got}; give at least one datum")
     if shape is None or got[1:] == shape:
         return
     flat = int(np.prod(got[1:]))
@@ -219,7 +219,9 @@ def _check_width_of_covariates(name: str, x: Any, covariates: Any, found: _Trial
     if needed < 0:
         return
     expected = f"covariates of shape ({size}, {needed})" if needed else "no covariates"
-    advice = f"give covariates of {needed} columns" if needed else "leave covariates out"
+    advice = "leave covariates out"
+    if needed:
+        advice = f"give covariates of {needed} columns, or build the networks for {needed} inputs fewer"
     raise ValueError(f"{name} takes {expected}, got {_shape_or_none('covariates', covariates)}; {advice}")
 
 

@@ -3,6 +3,7 @@
 import copy
 from functools import partial
 
+import numpy
 import pyro
 import pyro.distributions as dist
 import pytest
@@ -414,12 +415,12 @@ class TestRefusals:
         with pytest.raises(ValueError, match=r"must be an object, .*; give Trace_ELBO\(\)"):
             fit(vae.model, vae.guide, x, elbo=Trace_ELBO, epochs=1)
 
-    def test_numpy_arrays_and_integers_are_refused_with_a_remedy(self, x):
+    def test_arrays_on_disk_are_refused_with_a_remedy(self, x, tmp_path):
+        numpy.save(tmp_path / "x.npy", x.numpy())
+        on_disk = numpy.load(tmp_path / "x.npy", mmap_mode="r")
         vae = make_vae()
-        with pytest.raises(ValueError, match=r"numpy array; give torch.as_tensor"):
-            fit(vae.model, vae.guide, {"x": x.numpy()}, elbo=Trace_ELBO(), epochs=1)
-        with pytest.raises(ValueError, match=r"must be floating point, got torch.int64; give x.float\(\)"):
-            fit(vae.model, vae.guide, x.long(), elbo=Trace_ELBO(), epochs=1)
+        with pytest.raises(ValueError, match=r"got a memory-mapped array; give Streamed\(x\)"):
+            fit(vae.model, vae.guide, {"x": on_disk}, elbo=Trace_ELBO(), epochs=1)
 
     @pytest.mark.parametrize(
         ("decoder", "encoder", "message"),
@@ -434,7 +435,11 @@ class TestRefusals:
                 MLP(6, 3),
                 "a multiple of 2 outputs, got 3",
             ),
-            (MLP(3, 6), MLP(6, 6), "latent of the prior has shape .2,.*shape .70, 3."),
+            (
+                MLP(3, 6),
+                MLP(6, 6),
+                "covariates of shape .70, 1., got no covariates; give .*, or build the networks for 1 inputs fewer",
+            ),
         ],
     )
     def test_log_weights_refuse_networks_of_other_sizes(self, x, decoder, encoder, message):

@@ -7,6 +7,7 @@
     layout      where draws and data lie in the batch shapes of sites
     masks       masks around sites and inside their distributions
     weights     `log_joint` and `log_weights`
+    auxiliary   auxiliary sites of Pyro's auto guides
     contract    checks that model and guide agree: latents, masks, scales
     support     checks that data lie in the support
     modules     torch modules inside a program, evaluation mode
@@ -20,6 +21,7 @@ traces, so no function depends on the class of a prior or a likelihood.
 """
 
 from pyrovae.densities.arguments import Whole, device_of, num_data, take
+from pyrovae.densities.auxiliary import auto_guide_rows, check_spread, set_up_auto_guides
 from pyrovae.densities.contract import matched_latents, take_kl_weight
 from pyrovae.densities.handlers import temper
 from pyrovae.densities.masks import entry_of, in_support, is_partial
@@ -54,6 +56,8 @@ __all__ = [
     "TiledWarning",
     "VectorizedProgram",
     "Whole",
+    "auto_guide_rows",
+    "check_spread",
     "check_support",
     "check_weights",
     "device_of",
@@ -76,6 +80,7 @@ __all__ = [
     "sample_sites",
     "set_generator_states",
     "set_torch_generator_states",
+    "set_up_auto_guides",
     "take",
     "take_kl_weight",
     "temper",

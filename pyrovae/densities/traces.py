@@ -7,6 +7,7 @@ from typing import Any
 
 import torch
 from pyro import poutine
+from pyro.distributions import Delta
 from pyro.distributions.util import scale_and_mask
 from pyro.poutine.util import site_is_subsample
 from torch import Tensor
@@ -35,6 +36,7 @@ class Site:
         plate_names: Name of each plate around the site by dim, without that of the particles.
         plate_sizes: Size of each plate around the site by dim, without that of the particles; -1 if it has none.
         layout: Where draws and data lie.
+        auxiliary: Auxiliary site of an auto guide, whose density counts with that of this site; None if there is none.
     """
 
     name: str
@@ -48,6 +50,7 @@ class Site:
     plate_names: dict[int, str]
     plate_sizes: dict[int, int]
     layout: Layout
+    auxiliary: "Site | None" = None
 
     @cached_property
     def value(self) -> Tensor:
@@ -67,7 +70,8 @@ class Site:
 
     def log_density(self) -> Tensor:
         """Compute the log density in nats, with shape (K, N). Applies masks, ignores the scale."""
-        return self.sum_per_datum(scale_and_mask(self.fn.log_prob(self.raw_value), mask=self.site_mask))
+        log_p = self.sum_per_datum(scale_and_mask(self.fn.log_prob(self.raw_value), mask=self.site_mask))
+        return log_p if self.auxiliary is None else log_p + self.auxiliary.log_density()
 
     def in_support(self) -> Tensor:
         """Return whether all entries of the value lie in the support, or are masked out, with shape (K, N)."""
@@ -112,17 +116,41 @@ class ParticleTrace:
         trace: Trace of the run.
         layout: Where draws and data lie in the run.
         program: Name of the program in error messages, "model" or "guide".
+        determined_by: Name of the auxiliary site by the name of each latent of an auto guide.
+
+    Attributes:
+        sites: Sample sites by name, in order. An auxiliary site belongs to the first of its latents.
     """
 
-    def __init__(self, trace: poutine.Trace, layout: Layout, program: str) -> None:
+    def __init__(
+        self, trace: poutine.Trace, layout: Layout, program: str, determined_by: Mapping[str, str] | None = None
+    ) -> None:
         self.layout, self.program = layout, program
         self.shape = (layout.num_particles, layout.num_data)
         self.sites = {name: self._site(name, site) for name, site in sample_sites(trace).items()}
+        for latent, auxiliary in (determined_by or {}).items():
+            if latent not in self.sites:
+                continue
+            if auxiliary in self.sites:
+                self.sites[latent].auxiliary = self.sites.pop(auxiliary)
+            elif isinstance(self.sites[latent].fn, Delta) and not any(
+                site.auxiliary is not None and site.auxiliary.name == auxiliary for site in self.sites.values()
+            ):
+                raise ValueError(
+                    f"site {latent!r} of the {program} is a point mass without its auxiliary site {auxiliary!r}; hide "
+                    "neither of the two, or both"
+                )
 
     @property
     def latents(self) -> dict[str, Site]:
         """Latent sites by name, in order."""
         return {name: site for name, site in self.sites.items() if not site.is_observed}
+
+    @property
+    def draws(self) -> dict[str, Site]:
+        """Latent sites by name, each auxiliary site before its latent, in order."""
+        pairs = ((site.auxiliary, site) for site in self.latents.values())
+        return {site.name: site for pair in pairs for site in pair if site is not None}
 
     def log_densities(self) -> tuple[Tensor, Tensor]:
         """Sum the log densities of the sites, per draw and datum.

@@ -16,7 +16,14 @@ import torch
 from pyro import poutine
 from torch import Tensor
 
-from pyrovae.densities.arguments import is_per_datum, num_data, take
+from pyrovae.densities.arguments import is_per_datum, num_data, plain, take
+from pyrovae.densities.auxiliary import (
+    AuxiliarySite,
+    auxiliary_sites,
+    check_rows,
+    check_separate,
+    set_up_auto_guides,
+)
 from pyrovae.densities.data_plate import find_data_plate, plates_of
 from pyrovae.densities.modules import evaluating, modules_of
 from pyrovae.densities.rng import isolated_rng
@@ -59,23 +66,26 @@ def vectorize(
 
     Raises:
         ValueError: If a site lies outside the plate over the data or carries a scale, or if the log density of a datum
-            depends on other data, or on random numbers outside the sample sites.
+            depends on other data, or on random numbers outside the sample sites; or if the guide is an auto guide that
+            joins the latents of all data, or has rows for another number of data.
     """
     if isinstance(model, VectorizedProgram) and (guide is None or isinstance(guide, VectorizedProgram)):
         return model, guide
     programs = {"model": model} | ({} if guide is None else {"guide": guide})
     programs = {name: p.program if isinstance(p, VectorizedProgram) else p for name, p in programs.items()}
+    auxiliaries = _auxiliaries(programs, args, kwargs)
     memory, key, state = _memory_of(programs["model"]), _key(programs, args, kwargs, plate), _state(programs)
     known = None if memory is None else memory.get(key)
-    if known is not None and known[0] == state:
+    size = num_data(args, kwargs)
+    if known is not None and known[0] == state and (known[1].divisible or known[2] == size):
         found = known[1]
     else:
         # Blocked, so that handlers around the call do not see the runs of the check.
         with evaluating(*programs.values()), isolated_rng(), pyro.validation_enabled(False), poutine.block():
-            found = _Check(programs, args, kwargs, plate).result()
+            found = _Check(programs, args, kwargs, plate, auxiliaries).result()
         if memory is not None:
-            memory[key] = state, found
-    pair = {name: VectorizedProgram(program, name, *found) for name, program in programs.items()}
+            memory[key] = state, found, size
+    pair = {name: VectorizedProgram(program, name, *found, auxiliaries[name]) for name, program in programs.items()}
     return pair["model"], pair.get("guide")
 
 
@@ -88,10 +98,22 @@ def vectorize_pair(
     return vectorized, vectorized_guide
 
 
-_memories: WeakKeyDictionary[Any, dict[Hashable, tuple[Any, "_Found"]]] = WeakKeyDictionary()
+def _auxiliaries(
+    programs: Mapping[str, Program], args: tuple[Any, ...], kwargs: Mapping[str, Any]
+) -> dict[str, dict[str, AuxiliarySite]]:
+    """Find the auxiliary sites of the guide, which is set up if needed, by program and name."""
+    found: dict[str, dict[str, AuxiliarySite]] = {name: {} for name in programs}
+    if "guide" in programs:
+        with evaluating(*programs.values()), pyro.validation_enabled(False):
+            set_up_auto_guides(programs["guide"], *plain(args, kwargs))
+        found["guide"] = auxiliary_sites(programs["guide"])
+    return found
 
 
-def _memory_of(program: Program) -> dict[Hashable, tuple[Any, "_Found"]] | None:
+_memories: WeakKeyDictionary[Any, dict[Hashable, tuple[Any, "_Found", int]]] = WeakKeyDictionary()
+
+
+def _memory_of(program: Program) -> dict[Hashable, tuple[Any, "_Found", int]] | None:
     """Return the results for a program, which live as long as it does; None if it cannot be referenced weakly."""
     with suppress(TypeError):
         return _memories.setdefault(_owner(program), {})
@@ -166,12 +188,19 @@ class _Check:
         args: Positional arguments of both programs, the data first, with shape (N, ...).
         kwargs: Keyword arguments of both programs.
         plate: Name of the plate over the data; None to find it.
+        auxiliaries: Auxiliary sites by program and name.
     """
 
     def __init__(
-        self, programs: Mapping[str, Program], args: tuple[Any, ...], kwargs: Mapping[str, Any], plate: str | None
+        self,
+        programs: Mapping[str, Program],
+        args: tuple[Any, ...],
+        kwargs: Mapping[str, Any],
+        plate: str | None,
+        auxiliaries: Mapping[str, Mapping[str, AuxiliarySite]],
     ) -> None:
         self.programs, self.args, self.kwargs, self.plate = programs, args, kwargs, plate
+        self.auxiliaries = auxiliaries
         self.size = num_data(args, kwargs)
         self.rows = min(self.size, _rows_of_check(args, kwargs))
         self.divisible = True
@@ -188,7 +217,13 @@ class _Check:
             raise
         except Exception:
             self.divisible, self.rows = False, self.size
+        try:
             return self._result()
+        except Exception:
+            if "guide" in self.programs:
+                check_separate(self.auxiliaries["guide"])
+                check_rows(self.programs["guide"], self.size)
+            raise
 
     def _result(self) -> _Found:
         """Find the way: with particles, else with repeated rows."""
@@ -217,9 +252,9 @@ class _Check:
         traces, latents = {}, dict(latents)
         for name in ("guide", "model"):
             if name in self.programs:
-                program = VectorizedProgram(self.programs[name], name, *self._found(how))
+                program = VectorizedProgram(self.programs[name], name, *self._found(how), self.auxiliaries[name])
                 traces[name] = program.trace(num_particles, *arguments, latents=latents)
-                latents = {name: site.value for name, site in traces[name].latents.items()} | latents
+                latents = {name: site.value for name, site in traces[name].draws.items()} | latents
         return traces
 
     def _draws(
@@ -227,7 +262,7 @@ class _Check:
     ) -> _Draws:
         traces = self._traces(how, arguments, num_particles, latents or {})
         densities = {name: trace.unscaled_log_density() for name, trace in traces.items()}
-        values = {name: site.value for trace in traces.values() for name, site in trace.latents.items()}
+        values = {name: site.value for trace in traces.values() for name, site in trace.draws.items()}
         return _Draws(values, densities["model"], densities.get("guide"))
 
     def _single_draws(self) -> _Draws:

@@ -2,8 +2,8 @@
 
 from collections.abc import Mapping
 from contextlib import ExitStack
-from dataclasses import dataclass
-from typing import Any, Literal
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, Literal
 
 import pyro
 import torch
@@ -15,6 +15,9 @@ from torch import Tensor
 from pyrovae.densities.arguments import num_data, plain, tile
 from pyrovae.densities.layout import Layout
 from pyrovae.densities.traces import PARTICLE_PLATE, ParticleTrace, Program
+
+if TYPE_CHECKING:
+    from pyrovae.densities.auxiliary import AuxiliarySite
 
 How = Literal["broadcast", "tiled", "whole"]
 
@@ -34,6 +37,7 @@ class VectorizedProgram:
         depth: Number of dims that the program's plates use.
         data_dim: Dim of the data plate; None if `how` is "whole".
         divisible: Whether the program runs on some of the data.
+        auxiliaries: Auxiliary sites of auto guides, by name.
     """
 
     program: Program
@@ -42,6 +46,7 @@ class VectorizedProgram:
     depth: int
     data_dim: int | None
     divisible: bool = True
+    auxiliaries: "Mapping[str, AuxiliarySite]" = field(default_factory=dict)
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         """Run the program."""
@@ -68,18 +73,20 @@ class VectorizedProgram:
             args: Positional arguments of the program, the data first, with shape (N, ...).
             kwargs: Keyword arguments of the program.
             latents: Values of latent sites by name, with shape (K, N, ...). They stay latent. Other latents are drawn.
+                The auxiliary site of an auto guide gets the value that its latents imply, unless it is among them.
         """
         layout = self.layout(num_particles, args, kwargs)
         if self.how == "tiled":
             args, kwargs = tile(args, kwargs, num_particles)
         with ExitStack() as stack:
             # Outermost, so that the handler sees all plates and distributions expanded to them.
-            stack.enter_context(_Substitute(layout, latents or {}))
+            stack.enter_context(_Substitute(layout, latents or {}, self.auxiliaries))
             if layout.particle_dim is not None:
                 stack.enter_context(pyro.plate(PARTICLE_PLATE, num_particles, dim=layout.particle_dim))
             tracer = stack.enter_context(poutine.trace())  # its call would append a table of shapes to errors
             self(*args, **kwargs)
-        return ParticleTrace(tracer.trace, layout, self.name)
+        determined_by = {latent: name for name, site in self.auxiliaries.items() for latent in site.prototypes}
+        return ParticleTrace(tracer.trace, layout, self.name, determined_by)
 
 
 class _Substitute(Messenger):
@@ -88,17 +95,31 @@ class _Substitute(Messenger):
     Args:
         layout: Where draws and data lie.
         values: Value of each site by name, with shape (K, N, *further plates, *event).
+        auxiliaries: Auxiliary sites of auto guides, by name.
     """
 
-    def __init__(self, layout: Layout, values: Mapping[str, Tensor]) -> None:
+    def __init__(
+        self, layout: Layout, values: Mapping[str, Tensor], auxiliaries: "Mapping[str, AuxiliarySite]"
+    ) -> None:
         super().__init__()
-        self.layout, self.values = layout, values
+        self.layout, self.values, self.auxiliaries = layout, values, auxiliaries
+        # The guide computes these from its auxiliary sites, and a Delta has density 0 at a value that rounding moved.
+        self.determined: set[str] = set()
 
     def _pyro_sample(self, msg: Any) -> None:
-        if msg["name"] in self.values and not msg["is_observed"] and not site_is_subsample(msg):
-            plates = {f.dim: f.size for f in msg["cond_indep_stack"] if f.vectorized and f.name != PARTICLE_PLATE}
-            msg["value"] = self.layout.to_site(self.values[msg["name"]], plates)
-            msg["done"] = True
+        name, value = msg["name"], None
+        if msg["is_observed"] or site_is_subsample(msg):
+            return
+        plates = {f.dim: f.size for f in msg["cond_indep_stack"] if f.vectorized and f.name != PARTICLE_PLATE}
+        auxiliary = self.auxiliaries.get(name)
+        if auxiliary is not None:
+            self.determined |= auxiliary.prototypes.keys()
+        if name in self.values and name not in self.determined:
+            value = self.layout.to_site(self.values[name], plates)
+        elif auxiliary is not None and self.values.keys() >= auxiliary.prototypes.keys():
+            value = auxiliary.value(self.values, plates, self.layout)
+        if value is not None:
+            msg["value"], msg["done"] = value, True
 
 
 def stack_latents(*latents: Mapping[str, Tensor]) -> dict[str, Tensor]:

@@ -58,6 +58,7 @@ class Batches:
         device: Device of the data.
         streamed: Whether an argument is `Streamed`. Its batches are read from disk one step ahead.
         order: Order of the data in the current epoch, with shape (N,), overwritten in place by the next epoch.
+        shuffled: Whether each epoch has its own order. False for a guide with one row of parameters per datum.
     """
 
     def __init__(
@@ -75,11 +76,13 @@ class Batches:
         self.steps = math.ceil(self.size / batch_size)
         self.streamed = any(isinstance(value, Streamed) for value in (*args, *kwargs.values()))
         self.order = torch.arange(self.size, device=self.device)
+        self.shuffled = True
         self._ahead: Iterator[ProgramArguments] | None = None
 
     def start_epoch(self, epoch: int, step: int = 0) -> None:
         """Shuffle the data for an epoch, whose next step is `step`."""
-        self.order.copy_(epoch_order(self.size, epoch=epoch, seed=self.seed))
+        if self.shuffled:
+            self.order.copy_(epoch_order(self.size, epoch=epoch, seed=self.seed))
         if self.streamed:
             self._ahead = prepared(self._read, step, self.steps)
 
@@ -87,6 +90,10 @@ class Batches:
         """Return the arguments of a step of the epoch, transformed. If the data are streamed, call it step by step."""
         args, kwargs = next(self._ahead) if self._ahead else self._read(step)
         return transformed(args, kwargs, self.transform)
+
+    def first(self, size: int | None = None) -> ProgramArguments:
+        """Return the arguments at the first rows of the data, transformed: `size` rows, or those of a full batch."""
+        return self.at(slice(0, min(self.size, self.batch_size) if size is None else size))
 
     def at(self, rows: Tensor | slice) -> ProgramArguments:
         """Return the arguments at some rows of the data, transformed."""

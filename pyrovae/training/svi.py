@@ -26,6 +26,7 @@ from pyrovae.training.checks import (
     check_options,
     check_programs,
     check_separable,
+    keeps_rows,
 )
 from pyrovae.training.epochs import GraphedEpoch, SingleSteps
 from pyrovae.training.steps import Stepper
@@ -195,6 +196,7 @@ def _prepare(
 ) -> _Run:
     """Find the parameters, and make the optimizer, the stepper and the state, resumed if asked."""
     parameters = _find_parameters(model, guide, elbo, batches)
+    batches.shuffled = not keeps_rows(model, guide, batches)
     for program in (model, guide):
         for module in modules_of(program):
             module.train()
@@ -205,8 +207,7 @@ def _prepare(
     optimizer = make_optimizer(parameters)
     if isinstance(optimizer, torch.optim.LBFGS):
         raise ValueError("fit evaluates the loss once per step, but LBFGS needs several; use Adam or another optimizer")
-    first_batch = batches.at(slice(0, min(batches.size, batches.batch_size)))
-    pair = vectorize_pair(model, guide, *first_batch) if isinstance(control.elbo, TensorELBO) else (model, guide)
+    pair = vectorize_pair(model, guide, *batches.first()) if isinstance(control.elbo, TensorELBO) else (model, guide)
     full, rest = min(batches.size, batches.batch_size), batches.size % batches.batch_size
     stepper = Stepper(
         *pair,
@@ -316,7 +317,7 @@ def _quiet() -> Iterator[None]:
 def _find_parameters(model: Program, guide: Program, elbo: ELBO, batches: Batches) -> list[Tensor]:
     """List the tensors to train, those of the objective included. Runs the programs on the first batch."""
     with isolated_rng():
-        args, kwargs = batches.at(slice(0, min(batches.size, batches.batch_size)))
+        args, kwargs = batches.first()
         parameters = trainable_parameters(model, guide, *args, **kwargs)
         if isinstance(elbo, torch.nn.Module):
             parameters += elbo.to(batches.device).parameters()

@@ -2,6 +2,7 @@
 
     vectorize   how a program runs on K draws for N data, found by small runs
     vectorized  programs with the way to run them on draws
+    whole       programs whose whole data set counts as one datum
     data_plate  the plate over the data, among the plates of programs
     traces      traces on K draws for N data, log densities of their sites
     layout      where draws and data lie in the batch shapes of sites
@@ -46,6 +47,7 @@ from pyrovae.densities.weights import (
     log_weights_and_latents,
     nonfinite_sites,
 )
+from pyrovae.densities.whole import vectorize_whole
 
 __all__ = [
     "ParticleTrace",
@@ -87,4 +89,5 @@ __all__ = [
     "torch_generator_states",
     "vectorize",
     "vectorize_pair",
+    "vectorize_whole",
 ]

@@ -105,7 +105,8 @@ class Site:
         if dim is not None and dim not in self.plate_sizes:
             raise ValueError(
                 f"site {self.name!r} of the {self.program} lies outside a plate over the data at dim {dim}, so "
-                "log p(x_n) is not defined per datum; move it inside, or make it a parameter"
+                "log p(x_n) is not defined per datum; move it inside, make it a parameter, or use log_evidence for all "
+                "data"
             )
 
 

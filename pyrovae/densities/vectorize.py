@@ -283,19 +283,19 @@ class _Check:
             drawn = self._draws(how, self._rows(), _DRAWS, single.latents)
         except Exception:
             return torch.inf
-        return _relative_difference(drawn.densities, single.densities)
+        return relative_difference(drawn.densities, single.densities)
 
     def _reason(self, single: _Draws, tolerance: float) -> str:
         """Say why the programs have no density per datum."""
         first, second = ({name: value[k : k + 1] for name, value in single.latents.items()} for k in range(_DRAWS))
         again = self._draws("tiled", self._rows(), 1, first).densities
-        if _relative_difference(again, single.densities[:, :1]) > tolerance:
+        if relative_difference(again, single.densities[:, :1]) > tolerance:
             return (
                 "the log densities of two runs at the same latents differ, so a program draws random numbers outside "
                 "its sample sites; draw them by pyro.sample, or compute them once outside the program"
             )
         together = self._draws("tiled", self._rows(), 1, second).densities
-        if _relative_difference(together, single.densities[:, 1:]) > tolerance:
+        if relative_difference(together, single.densities[:, 1:]) > tolerance:
             return (
                 "the log density of a datum depends on which other data the program runs on (such as x - x.mean(0), or "
                 "a tensor argument of leading length N that is not one row per datum), so log p(x_n) is not defined; "
@@ -335,7 +335,12 @@ def _side_by_side(*parts: _Draws) -> _Draws:
     return _Draws(latents, torch.cat([part.model for part in parts], 1), torch.cat(guides, 1) if guides else None)
 
 
-def _relative_difference(one: Tensor, other: Tensor) -> float:
+def rounding_of(log_density: Tensor) -> float:
+    """Return the largest relative difference by rounding between log densities of one draw and of several."""
+    return _ROUNDING.get(log_density.dtype, _ROUNDING[torch.float32])[0]
+
+
+def relative_difference(one: Tensor, other: Tensor) -> float:
     """Return the largest difference relative to 1 + |value|; 0 where both are equal, infinite or NaN."""
     equal = (one == other) | (one.isnan() & other.isnan())
     relative = (one - other).abs() / (1 + other.abs())

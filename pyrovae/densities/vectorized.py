@@ -53,11 +53,14 @@ class VectorizedProgram:
         args, kwargs = plain(args, kwargs)
         return self.program(*args, **kwargs)
 
+    def num_data(self, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> int:
+        """Return the number of data N among the arguments; 1 if the whole data set counts as one datum."""
+        return 1 if self.how == "whole" else num_data(args, kwargs)
+
     def layout(self, num_particles: int, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Layout:
         """Return the layout of a run on K draws for each datum among the arguments."""
-        size = 1 if self.how == "whole" else num_data(args, kwargs)
         particle_dim = None if self.how == "tiled" else -1 - self.depth
-        return Layout(num_particles, size, particle_dim, self.data_dim)
+        return Layout(num_particles, self.num_data(args, kwargs), particle_dim, self.data_dim)
 
     def trace(
         self,

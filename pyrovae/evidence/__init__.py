@@ -1,6 +1,7 @@
 """Estimators of log p(x) per datum, with their errors.
 
 importance            `log_marginal`, `ladder`, `evidence_lower_bound`
+whole                 `log_evidence`, of the whole data set
 proposals             where importance sampling draws; proposal_components and points are their parts
 laplace               modes and widths of posteriors
 ais, annealing        annealed importance sampling; temperatures has its schedules
@@ -32,6 +33,7 @@ from pyrovae.evidence.proposals import (
 )
 from pyrovae.evidence.refinement import Refinement, refine
 from pyrovae.evidence.temperatures import adaptive_schedule, linear_schedule, sigmoidal_schedule
+from pyrovae.evidence.whole import log_evidence
 
 __all__ = [
     "DEFAULT_CHUNK_SIZE",
@@ -61,6 +63,7 @@ __all__ = [
     "laplace_fit",
     "linear_gaussian_log_marginal",
     "linear_schedule",
+    "log_evidence",
     "log_marginal",
     "log_weight_blocks",
     "refine",

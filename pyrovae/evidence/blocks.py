@@ -17,7 +17,6 @@ from pyrovae.densities import (
     check_support,
     check_weights,
     evaluating,
-    num_data,
     take,
     vectorize,
 )
@@ -83,11 +82,12 @@ def data_blocks(
         SupportError: If a datum lies outside the support.
     """
     model, guide = vectorize(model, guide, args, kwargs)
-    size = num_data(args, kwargs)
+    size = model.num_data(args, kwargs)
     at_once = at_once if model.divisible else size
     for start in range(num_done * at_once, size, at_once):
         rows = slice(start, min(start + at_once, size))
-        block = DataBlock(model, guide, rows, *take(args, kwargs, rows), first=first + start)
+        some = take(args, kwargs, rows) if model.divisible else (args, dict(kwargs))
+        block = DataBlock(model, guide, rows, *some, first=first + start)
         if not skip_support_check:
             check_support(model, *block.args, guide=guide, first=block.first, **block.kwargs)
         yield block

@@ -118,7 +118,7 @@ def sites_of(model: Program, guide: Program, batches: Batches, rows: int | None 
         model_trace = poutine.trace(poutine.replay(model, trace=guide_trace)).get_trace(*args, **kwargs)
     traces: Mapping[str, poutine.Trace] = {"model": model_trace, "guide": guide_trace}
     return [
-        BatchSite(program, name, site["value"].shape, site["scale"], site["cond_indep_stack"])
+        BatchSite(program, name, torch.as_tensor(site["value"]).shape, site["scale"], site["cond_indep_stack"])
         for program, trace in traces.items()
         for name, site in sample_sites(trace).items()
     ]

@@ -47,7 +47,7 @@ ORDER = {
 HOMES = [
     pyrovae,
     *(importlib.import_module(f"pyrovae.{room.name}") for room in pkgutil.iter_modules(pyrovae.__path__)),
-    *(pyro, pyro.distributions, pyro.infer, pyro.nn, pyro.optim),
+    *(pyro, pyro.distributions, pyro.infer, pyro.infer.autoguide, pyro.nn, pyro.optim),
     *(torch, torch.distributions, torch.nn, torch.optim),
     builtins,
 ]

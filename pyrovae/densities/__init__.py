@@ -2,6 +2,7 @@
 
     vectorize   how a program runs on K draws for N data, found by small runs
     vectorized  programs with the way to run them on draws
+    whole       programs whose whole data set counts as one datum
     data_plate  the plate over the data, among the plates of programs
     traces      traces on K draws for N data, log densities of their sites
     layout      where draws and data lie in the batch shapes of sites
@@ -9,6 +10,7 @@
     weights     `log_joint`, `log_weights` and `weighted_draws`
     enumeration sums over the values of discrete sites
     sum_checks  check of these sums
+    auxiliary   auxiliary sites of Pyro's auto guides
     domains     the values that latents take: periods of angles, images of transforms, point masses
     contract    checks that model and guide agree: latents, masks, domains, scales
     support     checks that data lie in the support
@@ -24,6 +26,7 @@ traces, so no function depends on the class of a prior or a likelihood.
 """
 
 from pyrovae.densities.arguments import Whole, device_of, num_data, plain, take
+from pyrovae.densities.auxiliary import auto_guide_rows, check_spread, set_up_auto_guides
 from pyrovae.densities.contract import check_density, matched_latents, take_kl_weight
 from pyrovae.densities.domains import Image, domain_of, entry_support
 from pyrovae.densities.entry import entry, prepare_arguments
@@ -51,6 +54,7 @@ from pyrovae.densities.weights import (
     nonfinite_sites,
     weighted_draws,
 )
+from pyrovae.densities.whole import vectorize_whole
 
 __all__ = [
     "Image",
@@ -63,7 +67,9 @@ __all__ = [
     "VectorizedProgram",
     "WeightedDraws",
     "Whole",
+    "auto_guide_rows",
     "check_density",
+    "check_spread",
     "check_support",
     "check_weights",
     "device_of",
@@ -90,6 +96,7 @@ __all__ = [
     "sample_sites",
     "set_generator_states",
     "set_torch_generator_states",
+    "set_up_auto_guides",
     "sum_discrete",
     "take",
     "take_kl_weight",
@@ -97,5 +104,6 @@ __all__ = [
     "torch_generator_states",
     "vectorize",
     "vectorize_pair",
+    "vectorize_whole",
     "weighted_draws",
 ]

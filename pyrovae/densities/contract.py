@@ -3,6 +3,7 @@
 from collections.abc import Container
 
 import torch
+from pyro.distributions import Unit
 from torch import Tensor
 
 from pyrovae.densities.domains import is_circular, is_point_mass, within_period
@@ -59,10 +60,7 @@ def matched_latents(model_trace: ParticleTrace, guide_trace: ParticleTrace) -> d
             raise ValueError(f"the guide does not draw site {name!r} of the model, only {sorted(drawn)}; {remedy}")
     for name, site in drawn.items():
         if site.is_observed or name not in wanted:
-            raise ValueError(
-                f"site {name!r} of the guide is no latent of the model, which has {sorted(wanted)}; remove it from the "
-                "guide, since log p(x) has no auxiliary or observed sites of a guide"
-            )
+            raise ValueError(_unwanted(site, model_trace))
         ours, theirs = tuple(site.event_shape), tuple(wanted[name].event_shape)
         if ours != theirs:
             raise ValueError(
@@ -108,3 +106,36 @@ def _check_circle(site: Site, prior: Site) -> None:
             f"the guide's {type(entry_of(site.fn)).__name__} has no such period; use a circular distribution, such as "
             "VonMises, or one from -pi to pi"
         )
+
+
+def _unwanted(site: Site, model_trace: ParticleTrace) -> str:
+    """Say why a guide's site has no place in log p(x), and what to write."""
+    name, wanted = site.name, sorted(model_trace.latents)
+    if site.is_observed and isinstance(site.fn, Unit):
+        return (
+            f"site {name!r} of the guide is a factor, so the guide is no density of its draws; draw the latents from "
+            "a distribution with this density, such as dist.TransformedDistribution, and remove the factor"
+        )
+    if site.is_observed:
+        return (
+            f"site {name!r} of the guide is observed, but log q(z|x) is the density of draws alone; write "
+            f"poutine.block(guide, hide=[{name!r}]) in place of the guide"
+        )
+    problem = f"site {name!r} of the guide is no latent of the model, which has {wanted}"
+    latent = name.removesuffix("_unconstrained")
+    if latent != name and site.infer.get("is_auxiliary"):
+        if latent in wanted:
+            return (
+                f"{problem}; draw {latent!r} itself from dist.TransformedDistribution, since only the auxiliary sites "
+                "of Pyro's AutoNormal are known to belong to a latent"
+            )
+        return f"{problem}; write poutine.block(guide, hide=[{name!r}, {latent!r}]) in place of the guide"
+    if name in model_trace.sites:
+        return (
+            f"{problem}, since the model observes it; write poutine.block(guide, hide=[{name!r}]) in place of the "
+            "guide, if its other sites do not depend on this one"
+        )
+    return (
+        f"{problem}; sum it out of the guide, such as by dist.MixtureSameFamily, or add it to the model: log p(x) "
+        "needs the density of the model's latents alone"
+    )

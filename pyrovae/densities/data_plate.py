@@ -85,7 +85,7 @@ def find_data_plate(plates: Plates, num_data: int, name: str | None = None) -> i
             inside = f", only in {others}" if others else ""
             raise ValueError(
                 f"site {site!r} of the {program} lies outside a plate over the {num_data} data{inside}, so log p(x_n) "
-                "is not defined per datum; move it inside, or make it a parameter"
+                "is not defined per datum; move it inside, make it a parameter, or use log_evidence for all data"
             )
     one = next(iter(plates))
     other = next(key for key in plates if not dims[key] & dims[one])

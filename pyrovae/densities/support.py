@@ -14,6 +14,7 @@ from pyrovae.densities.masks import entry_mask, entry_of, in_support, mask_of, s
 from pyrovae.densities.modules import evaluating
 from pyrovae.densities.rng import isolated_rng
 from pyrovae.densities.traces import Program, sample_sites
+from pyrovae.densities.vectorized import VectorizedProgram
 
 # Constraints of torch in words, given their bounds.
 _WORDS = {
@@ -55,12 +56,13 @@ def check_support(model: Program, *args: Any, guide: Program | None = None, firs
     Raises:
         SupportError: If an observed value lies outside. The message names the site and the first such datum.
     """
-    size, (args, kwargs) = num_data(args, kwargs), plain(args, kwargs)
-    programs = (model,) if guide is None else (model, guide)
+    whole = isinstance(model, VectorizedProgram) and model.how == "whole"
+    size, (args, kwargs) = -1 if whole else num_data(args, kwargs), plain(args, kwargs)
+    programs, observing = (model,) if guide is None else (model, guide), model
     with evaluating(*programs), isolated_rng(), pyro.validation_enabled(False):
         if guide is not None:
-            model = poutine.replay(model, trace=poutine.trace(guide).get_trace(*args, **kwargs))
-        trace = poutine.trace(model).get_trace(*args, **kwargs)
+            observing = poutine.replay(model, trace=poutine.trace(guide).get_trace(*args, **kwargs))
+        trace = poutine.trace(observing).get_trace(*args, **kwargs)
     for name, site in sample_sites(trace).items():
         if site["is_observed"]:
             _check_site(name, site, size, first)

@@ -7,6 +7,7 @@ from typing import Any
 
 import torch
 from pyro import poutine
+from pyro.distributions import Delta
 from pyro.distributions.util import scale_and_mask
 from pyro.poutine.util import site_is_subsample
 from torch import Tensor
@@ -39,6 +40,7 @@ class Site:
         layout: Where draws and data lie.
         summed: Whether the site is summed out, so that its value holds all values.
         plate_dims: Number of dims of all plates; those left of them belong to summed sites.
+        auxiliary: Auxiliary site of an auto guide, whose density counts with that of this site; None if there is none.
     """
 
     name: str
@@ -54,6 +56,7 @@ class Site:
     layout: Layout
     summed: bool = False
     plate_dims: int = 0
+    auxiliary: "Site | None" = None
 
     @cached_property
     def value(self) -> Tensor:
@@ -79,7 +82,8 @@ class Site:
         log_p = self.entries()
         if self.depends_on_sums:
             log_p = log_p.reshape(-1, *log_p.shape[log_p.dim() - self.plate_dims :]).amax(0)
-        return self.sum_per_datum(log_p)
+        log_p = self.sum_per_datum(log_p)
+        return log_p if self.auxiliary is None else log_p + self.auxiliary.log_density()
 
     def entries(self, *, masked: bool = True) -> Tensor:
         """Compute the log density of each entry in nats, for all values of summed sites if it depends on them.
@@ -162,7 +166,8 @@ class Site:
         if dim is not None and dim not in self.plate_sizes:
             raise ValueError(
                 f"site {self.name!r} of the {self.program} lies outside a plate over the data at dim {dim}, so "
-                "log p(x_n) is not defined per datum; move it inside, or make it a parameter"
+                "log p(x_n) is not defined per datum; move it inside, make it a parameter, or use log_evidence for all "
+                "data"
             )
 
 
@@ -175,9 +180,11 @@ class ParticleTrace:
         program: Name of the program in error messages, "model" or "guide".
         summed: Names of the discrete sites that are summed out.
         plate_dims: Number of dims of all plates.
+        determined_by: Name of the auxiliary site by the name of each latent of an auto guide.
 
     Attributes:
-        sites: Sample sites by name, in order, without those summed out.
+        sites: Sample sites by name, in order, without those summed out. An auxiliary site belongs to the first of its
+            latents.
         summed: Sites summed out by name, in order.
     """
 
@@ -188,6 +195,7 @@ class ParticleTrace:
         program: str,
         summed: frozenset[str] = frozenset(),
         plate_dims: int = 0,
+        determined_by: Mapping[str, str] | None = None,
     ) -> None:
         self.layout, self.program, self._plate_dims = layout, program, plate_dims
         self.shape = (layout.num_particles, layout.num_data)
@@ -195,11 +203,29 @@ class ParticleTrace:
         self.summed: dict[str, Site] = {}
         for name, site in sample_sites(trace).items():
             (self.summed if name in summed else self.sites)[name] = self._site(name, site, name in summed)
+        for latent, auxiliary in (determined_by or {}).items():
+            if latent not in self.sites:
+                continue
+            if auxiliary in self.sites:
+                self.sites[latent].auxiliary = self.sites.pop(auxiliary)
+            elif isinstance(self.sites[latent].fn, Delta) and not any(
+                site.auxiliary is not None and site.auxiliary.name == auxiliary for site in self.sites.values()
+            ):
+                raise ValueError(
+                    f"site {latent!r} of the {program} is a point mass without its auxiliary site {auxiliary!r}; hide "
+                    "neither of the two, or both"
+                )
 
     @property
     def latents(self) -> dict[str, Site]:
         """Latent sites by name, in order."""
         return {name: site for name, site in self.sites.items() if not site.is_observed}
+
+    @property
+    def draws(self) -> dict[str, Site]:
+        """Latent sites by name, each auxiliary site before its latent, in order."""
+        pairs = ((site.auxiliary, site) for site in self.latents.values())
+        return {site.name: site for pair in pairs for site in pair if site is not None}
 
     def log_densities(self) -> tuple[Tensor, Tensor]:
         """Sum the log densities of the sites, per draw and datum.

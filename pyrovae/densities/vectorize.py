@@ -17,7 +17,14 @@ import torch
 from pyro import poutine
 from torch import Tensor
 
-from pyrovae.densities.arguments import Whole, is_per_datum, num_data, take
+from pyrovae.densities.arguments import Whole, is_per_datum, num_data, plain, take
+from pyrovae.densities.auxiliary import (
+    AuxiliarySite,
+    auxiliary_sites,
+    check_rows,
+    check_separate,
+    set_up_auto_guides,
+)
 from pyrovae.densities.data_plate import find_data_plate, plates_of, run_once
 from pyrovae.densities.modules import evaluating, modules_of
 from pyrovae.densities.rng import isolated_rng
@@ -71,25 +78,28 @@ def vectorize(
 
     Raises:
         ValueError: If a site lies outside the plate over the data or carries a scale, or if the log density of a datum
-            depends on other data, or on random numbers outside the sample sites.
+            depends on other data, or on random numbers outside the sample sites; or if the guide is an auto guide that
+            joins the latents of all data, or has rows for another number of data.
     """
     vectorized = isinstance(model, VectorizedProgram) and (guide is None or isinstance(guide, VectorizedProgram))
     if vectorized and given is None:
         return model, guide  # type: ignore[return-value]
     programs = {"model": model} | ({} if guide is None else {"guide": guide})
     programs = {name: p.program if isinstance(p, VectorizedProgram) else p for name, p in programs.items()}
+    auxiliaries = _auxiliaries(programs, args, kwargs)
     memory, key, state = _memory_of(programs["model"]), _key(programs, args, kwargs, plate), _state(programs)
     given = None if given is None else frozenset(given)
     key = key, given
     known = None if memory is None else memory.get(key)
-    if known is None or known.is_due(state, in_training):
+    size = num_data(args, kwargs)
+    if known is None or known.is_due(state, size, in_training):
         # Blocked, so that handlers around the call do not see the runs of the check.
         with evaluating(*programs.values()), isolated_rng(), pyro.validation_enabled(False), poutine.block():
-            found = _Check(programs, args, kwargs, plate, given).result()
-        known = _Known(found, state, 0 if known is None else known.num_changes)
+            found = _Check(programs, args, kwargs, plate, given, auxiliaries).result()
+        known = _Known(found, state, 0 if known is None else known.num_changes, size)
         if memory is not None:
             memory[key] = known
-    pair = {name: known.found.program(name, program) for name, program in programs.items()}
+    pair = {name: known.found.program(name, program, auxiliaries[name]) for name, program in programs.items()}
     return pair["model"], pair.get("guide")
 
 
@@ -136,10 +146,14 @@ class _Found(NamedTuple):
     summed: frozenset[str] = frozenset()
     discrete: frozenset[str] = frozenset()
 
-    def program(self, name: str, program: Program) -> VectorizedProgram:
+    def program(
+        self, name: str, program: Program, auxiliaries: Mapping[str, AuxiliarySite] | None = None
+    ) -> VectorizedProgram:
         """Return a program that runs so; only the model has sites to sum out."""
-        sums = (self.summed, self.discrete) if name == "model" else ()
-        return VectorizedProgram(program, name, self.how, self.depth, self.data_dim, self.divisible, *sums)
+        sums = (self.summed, self.discrete) if name == "model" else (frozenset(), frozenset())
+        return VectorizedProgram(
+            program, name, self.how, self.depth, self.data_dim, self.divisible, *sums, auxiliaries=auxiliaries or {}
+        )
 
 
 @dataclass
@@ -150,18 +164,34 @@ class _Known:
         found: How the programs run on draws.
         state: Result of `_state`.
         num_changes: Number of changes of the state that calls have seen.
+        size: Number of data N of the call.
     """
 
     found: _Found
     state: Any
     num_changes: int
+    size: int
 
-    def is_due(self, state: Any, in_training: bool) -> bool:
-        """Return whether to repeat the check for a state."""
+    def is_due(self, state: Any, size: int, in_training: bool) -> bool:
+        """Return whether to repeat the check for a state and a number of data."""
+        if not self.found.divisible and size != self.size:
+            return True
         if state == self.state:
             return False
         self.num_changes += 1
         return not in_training or self.num_changes & (self.num_changes - 1) == 0
+
+
+def _auxiliaries(
+    programs: Mapping[str, Program], args: tuple[Any, ...], kwargs: Mapping[str, Any]
+) -> dict[str, dict[str, AuxiliarySite]]:
+    """Find the auxiliary sites of the guide, which is set up if needed, by program and name."""
+    found: dict[str, dict[str, AuxiliarySite]] = {name: {} for name in programs}
+    if "guide" in programs:
+        with evaluating(*programs.values()), pyro.validation_enabled(False):
+            set_up_auto_guides(programs["guide"], *plain(args, kwargs))
+        found["guide"] = auxiliary_sites(programs["guide"])
+    return found
 
 
 _memories: WeakKeyDictionary[Any, dict[Hashable, _Known]] = WeakKeyDictionary()
@@ -236,6 +266,7 @@ class _Check:
         kwargs: Keyword arguments of both programs.
         plate: Name of the plate over the data; None to find it.
         given: Names of the latents that are not summed out, for the model alone; None for all.
+        auxiliaries: Auxiliary sites by program and name.
     """
 
     def __init__(
@@ -245,8 +276,10 @@ class _Check:
         kwargs: Mapping[str, Any],
         plate: str | None,
         given: frozenset[str] | None,
+        auxiliaries: Mapping[str, Mapping[str, AuxiliarySite]],
     ) -> None:
         self.programs, self.args, self.kwargs, self.plate, self.given = programs, args, kwargs, plate, given
+        self.auxiliaries = auxiliaries
         self.size = num_data(args, kwargs)
         self.rows = min(self.size, _rows_of_check(args, kwargs))
         self.divisible = True
@@ -263,7 +296,13 @@ class _Check:
             raise
         except Exception:
             self.divisible, self.rows = False, self.size
+        try:
             return self._result()
+        except Exception:
+            if "guide" in self.programs:
+                check_separate(self.auxiliaries["guide"])
+                check_rows(self.programs["guide"], self.size)
+            raise
 
     def _result(self) -> _Found:
         """Find the way: with particles, else with repeated rows."""
@@ -317,9 +356,9 @@ class _Check:
         traces, latents = {}, dict(latents)
         for name in ("guide", "model"):
             if name in self.programs:
-                program = self._found(how).program(name, self.programs[name])
+                program = self._found(how).program(name, self.programs[name], self.auxiliaries[name])
                 traces[name] = program.trace(num_particles, *arguments, latents=latents)
-                latents = {name: site.value for name, site in traces[name].latents.items()} | latents
+                latents = {name: site.value for name, site in traces[name].draws.items()} | latents
         return traces
 
     def _draws(
@@ -327,7 +366,7 @@ class _Check:
     ) -> _Draws:
         traces = self._traces(how, arguments, num_particles, latents or {})
         densities = {name: trace.unscaled_log_density() for name, trace in traces.items() if trace.sites}
-        values = {name: site.value for trace in traces.values() for name, site in trace.latents.items()}
+        values = {name: site.value for trace in traces.values() for name, site in trace.draws.items()}
         return _Draws(values, densities["model"], densities.get("guide"))
 
     def _single_draws(self) -> _Draws:
@@ -348,19 +387,19 @@ class _Check:
             drawn = self._draws(how, self._rows(), _DRAWS, single.latents)
         except Exception:
             return torch.inf
-        return _relative_difference(drawn.densities, single.densities)
+        return relative_difference(drawn.densities, single.densities)
 
     def _reason(self, single: _Draws, tolerance: float) -> str:
         """Say why the programs have no density per datum."""
         first, second = ({name: value[k : k + 1] for name, value in single.latents.items()} for k in range(_DRAWS))
         again = self._draws("tiled", self._rows(), 1, first).densities
-        if _relative_difference(again, single.densities[:, :1]) > tolerance:
+        if relative_difference(again, single.densities[:, :1]) > tolerance:
             return (
                 "the log densities of two runs at the same latents differ, so a program draws random numbers outside "
                 "its sample sites; draw them by pyro.sample, or compute them once outside the program"
             )
         together = self._draws("tiled", self._rows(), 1, second).densities
-        if _relative_difference(together, single.densities[:, 1:]) > tolerance:
+        if relative_difference(together, single.densities[:, 1:]) > tolerance:
             return (
                 "the log density of a datum depends on which other data the program runs on (such as x - x.mean(0), or "
                 "a tensor argument of leading length N that is not one row per datum), so log p(x_n) is not defined; "
@@ -413,7 +452,12 @@ def _side_by_side(*parts: _Draws) -> _Draws:
     return _Draws(latents, torch.cat([part.model for part in parts], 1), torch.cat(guides, 1) if guides else None)
 
 
-def _relative_difference(one: Tensor, other: Tensor) -> float:
+def rounding_of(log_density: Tensor) -> float:
+    """Return the largest relative difference by rounding between log densities of one draw and of several."""
+    return _ROUNDING.get(log_density.dtype, _ROUNDING[torch.float32])[0]
+
+
+def relative_difference(one: Tensor, other: Tensor) -> float:
     """Return the largest difference relative to 1 + |value|; 0 where both are equal, infinite or NaN."""
     equal = (one == other) | (one.isnan() & other.isnan())
     relative = (one - other).abs() / (1 + other.abs())

@@ -2,8 +2,8 @@
 
 from collections.abc import Mapping
 from contextlib import ExitStack, suppress
-from dataclasses import dataclass
-from typing import Any, Literal
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, Literal
 
 import pyro
 import torch
@@ -16,6 +16,9 @@ from pyrovae.densities.arguments import num_data, plain, tile
 from pyrovae.densities.enumeration import SumOut
 from pyrovae.densities.layout import Layout
 from pyrovae.densities.traces import PARTICLE_PLATE, ParticleTrace, Program
+
+if TYPE_CHECKING:
+    from pyrovae.densities.auxiliary import AuxiliarySite
 
 How = Literal["broadcast", "tiled", "whole"]
 
@@ -37,6 +40,7 @@ class VectorizedProgram:
         divisible: Whether the program runs on some of the data.
         summed: Names of the discrete sites to sum out.
         discrete: Names of all latents that can be summed out and that no guide draws.
+        auxiliaries: Auxiliary sites of auto guides, by name.
     """
 
     program: Program
@@ -47,17 +51,21 @@ class VectorizedProgram:
     divisible: bool = True
     summed: frozenset[str] = frozenset()
     discrete: frozenset[str] = frozenset()
+    auxiliaries: "Mapping[str, AuxiliarySite]" = field(default_factory=dict)
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         """Run the program."""
         args, kwargs = plain(args, kwargs)
         return self.program(*args, **kwargs)
 
+    def num_data(self, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> int:
+        """Return the number of data N among the arguments; 1 if the whole data set counts as one datum."""
+        return 1 if self.how == "whole" else num_data(args, kwargs)
+
     def layout(self, num_particles: int, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Layout:
         """Return the layout of a run on K draws for each datum among the arguments."""
-        size = 1 if self.how == "whole" else num_data(args, kwargs)
         particle_dim = None if self.how == "tiled" else -1 - self.depth
-        return Layout(num_particles, size, particle_dim, self.data_dim)
+        return Layout(num_particles, self.num_data(args, kwargs), particle_dim, self.data_dim)
 
     def trace(
         self,
@@ -73,6 +81,7 @@ class VectorizedProgram:
             args: Positional arguments of the program, the data first, with shape (N, ...).
             kwargs: Keyword arguments of the program.
             latents: Values of latent sites by name, with shape (K, N, ...). They stay latent. Other latents are drawn.
+                The auxiliary site of an auto guide gets the value that its latents imply, unless it is among them.
         """
         latents = latents or {}
         if not self.summed:
@@ -98,14 +107,15 @@ class VectorizedProgram:
         plate_dims = self.depth + (layout.particle_dim is not None)
         with ExitStack() as stack:
             # Outermost, so that the handlers see all plates and distributions expanded to them.
-            stack.enter_context(_Substitute(layout, latents, draws=not summed))
+            stack.enter_context(_Substitute(layout, latents, self.auxiliaries, draws=not summed))
             if summed:
                 stack.enter_context(SumOut(summed, -1 - plate_dims))
             if layout.particle_dim is not None:
                 stack.enter_context(pyro.plate(PARTICLE_PLATE, num_particles, dim=layout.particle_dim))
             tracer = stack.enter_context(poutine.trace())  # its call would append a table of shapes to errors
             self(*args, **kwargs)
-        return ParticleTrace(tracer.trace, layout, self.name, summed, plate_dims)
+        determined_by = {latent: name for name, site in self.auxiliaries.items() for latent in site.prototypes}
+        return ParticleTrace(tracer.trace, layout, self.name, summed, plate_dims, determined_by)
 
 
 class _UndrawnError(Exception):
@@ -118,23 +128,39 @@ class _Substitute(Messenger):
     Args:
         layout: Where draws and data lie.
         values: Value of each site by name, with shape (K, N, *further plates, *event).
+        auxiliaries: Auxiliary sites of auto guides, by name.
         draws: Whether other sites draw their values; otherwise they raise an `_UndrawnError`.
     """
 
-    def __init__(self, layout: Layout, values: Mapping[str, Tensor], draws: bool) -> None:
+    def __init__(
+        self,
+        layout: Layout,
+        values: Mapping[str, Tensor],
+        auxiliaries: "Mapping[str, AuxiliarySite]",
+        *,
+        draws: bool,
+    ) -> None:
         super().__init__()
-        self.layout, self.values, self.draws = layout, values, draws
+        self.layout, self.values, self.auxiliaries, self.draws = layout, values, auxiliaries, draws
+        # The guide computes these from its auxiliary sites, and a Delta has density 0 at a value that rounding moved.
+        self.determined: set[str] = set()
 
     def _pyro_sample(self, msg: Any) -> None:
+        name, value = msg["name"], None
         if msg["is_observed"] or site_is_subsample(msg):
             return
-        if msg["name"] not in self.values:
-            if not (self.draws or msg["done"] or msg["infer"].get("_deterministic")):
-                raise _UndrawnError
-        else:
-            plates = {f.dim: f.size for f in msg["cond_indep_stack"] if f.vectorized and f.name != PARTICLE_PLATE}
-            msg["value"] = self.layout.to_site(self.values[msg["name"]], plates)
-            msg["done"] = True
+        plates = {f.dim: f.size for f in msg["cond_indep_stack"] if f.vectorized and f.name != PARTICLE_PLATE}
+        auxiliary = self.auxiliaries.get(name)
+        if auxiliary is not None:
+            self.determined |= auxiliary.prototypes.keys()
+        if name in self.values and name not in self.determined:
+            value = self.layout.to_site(self.values[name], plates)
+        elif auxiliary is not None and self.values.keys() >= auxiliary.prototypes.keys():
+            value = auxiliary.value(self.values, plates, self.layout)
+        if value is not None:
+            msg["value"], msg["done"] = value, True
+        elif not (self.draws or msg["done"] or msg["infer"].get("_deterministic")):
+            raise _UndrawnError
 
 
 def stack_latents(*latents: Mapping[str, Tensor]) -> dict[str, Tensor]:

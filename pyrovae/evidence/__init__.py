@@ -1,6 +1,7 @@
 """Estimators of log p(x) per datum, with their errors.
 
 importance            `log_marginal`, `ladder`, `evidence_lower_bound`
+whole                 `log_evidence`, of the whole data set
 proposals             proposals and their shares
 laplace               modes and widths of posteriors, hence location and scale of the default proposal
 proposal_components   draws and densities of adapted proposals; points has their shared densities
@@ -35,6 +36,7 @@ from pyrovae.evidence.proposals import (
 )
 from pyrovae.evidence.refinement import Refinement, refine
 from pyrovae.evidence.temperatures import adaptive_schedule, linear_schedule, sigmoidal_schedule
+from pyrovae.evidence.whole import log_evidence
 
 __all__ = [
     "DEFAULT_CHUNK_SIZE",
@@ -64,6 +66,7 @@ __all__ = [
     "laplace_fit",
     "linear_gaussian_log_marginal",
     "linear_schedule",
+    "log_evidence",
     "log_marginal",
     "log_weight_blocks",
     "refine",

@@ -17,7 +17,6 @@ from pyrovae.densities import (
     check_support,
     check_weights,
     evaluating,
-    num_data,
     sum_discrete,
     take,
     vectorize_pair,
@@ -87,11 +86,12 @@ def data_blocks(
         model = sum_discrete(model, args, kwargs)
     else:
         model, guide = vectorize_pair(model, guide, args, kwargs)
-    size = num_data(args, kwargs)
+    size = model.num_data(args, kwargs)
     at_once = at_once if model.divisible else size
     for start in range(num_done * at_once, size, at_once):
         rows = slice(start, min(start + at_once, size))
-        block = DataBlock(model, guide, rows, *take(args, kwargs, rows), first=first + start)
+        some = take(args, kwargs, rows) if model.divisible else (args, dict(kwargs))
+        block = DataBlock(model, guide, rows, *some, first=first + start)
         if not skip_support_check:
             check_support(model, *block.args, guide=guide, first=block.first, **block.kwargs)
         yield block

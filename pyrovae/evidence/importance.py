@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from pyrovae.densities import Program, entry, log_weights, nonfinite_sites, num_data, vectorize_pair
+from pyrovae.densities import Program, entry, log_weights, nonfinite_sites, vectorize_pair
 from pyrovae.evidence.blocks import (
     DEFAULT_CHUNK_SIZE,
     DataBlock,
@@ -255,7 +255,7 @@ def log_weight_blocks(
         ValueError: As `log_marginal`.
     """
     pair = vectorize_pair(model, guide, args, kwargs, plate=plate)
-    size = num_data(args, kwargs)
+    size = pair[0].num_data(args, kwargs)
     chunks = chunks_of(size, size, num_particles, chunk_size, execution) if isinstance(execution, str) else execution
     chunk_size = chunk_size or DEFAULT_CHUNK_SIZE
     if target_std_error is not None and not 0 < target_std_error < math.inf:
@@ -384,8 +384,8 @@ class _WeightSampler:
         if self.program is None:
             return self.component.log_weights(num_particles)
         args, kwargs = self.block.args, self.block.kwargs
-        function = partial(_log_weights, *self.pair, num_particles)
-        log_w = self.chunks("log w", function, (num_particles, num_data(args, kwargs)), {}, args, kwargs)[0]
+        function, size = partial(_log_weights, *self.pair, num_particles), self.pair[0].num_data(args, kwargs)
+        log_w = self.chunks("log w", function, (num_particles, size), {}, args, kwargs)[0]
         assert log_w is not None
         return log_w, torch.zeros(len(log_w), dtype=torch.long)
 

@@ -85,8 +85,8 @@ class ParticleBound(TensorELBO):
         with _CopyDraws(omits_score):
             guide_trace = guide.trace(self.num_particles, args, kwargs)
         two_bounds = type(self).guide_mean is not ParticleBound.guide_mean
-        self._check_reparameterised(guide_trace.latents)
-        draws = Draws(guide_trace.latents, rescaled=omits_score or two_bounds)
+        self._check_reparameterised(guide_trace.draws)
+        draws = Draws(guide_trace.draws, rescaled=omits_score or two_bounds)
         model_trace = model.trace(self.num_particles, args, kwargs, draws.values_for_model())
         matched_latents(model_trace, guide_trace)
         kl_weight = take_kl_weight(model_trace, guide_trace)

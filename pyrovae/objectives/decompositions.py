@@ -340,7 +340,7 @@ def _one_latent(model: Program, guide: Program, args: tuple[Any, ...], kwargs: d
         )
     ((name, site),) = drawn.items()
     plain = site.fn.has_rsample and site.mask is True and len(site.event_shape) == len(site.fn.event_shape) == 1
-    if not plain:
+    if not plain or site.auxiliary is not None:
         raise ValueError(
             f"latent {name!r} ({type(site.fn).__name__}) must be an unmasked vector with reparameterised draws; use "
             "an encoder such as NormalEncoder, or another objective"

@@ -249,6 +249,8 @@ def _kl_of_site(drawn: Site, scored: Site, analytic: bool, per: Per) -> Tensor:
             )
         q, p = q.base_dist, p.base_dist
         mask = mask[..., None] if isinstance(mask, Tensor) else mask
+    if drawn.auxiliary is not None:
+        return drawn.log_density() - scored.log_density()
     kl = scale_and_mask(_kl(q, p, drawn.raw_value, analytic), mask=mask)
     return drawn.layout.per_datum(kl, drawn.plate_sizes, 1) if by_dimension else drawn.sum_per_datum(kl)
 

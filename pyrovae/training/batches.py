@@ -122,6 +122,7 @@ class Batches:
         device: Device of the data.
         streamed: Whether an argument is `Streamed`. Its batches are read from disk one step ahead.
         order: Order of the data in the current epoch, with shape (N,), overwritten in place by the next epoch.
+        shuffled: Whether each epoch has its own order. False for a guide with one row of parameters per datum.
     """
 
     def __init__(
@@ -139,13 +140,19 @@ class Batches:
         self.steps = math.ceil(self.size / batch_size)
         self.streamed = any(isinstance(value, Streamed) for value in (*args, *kwargs.values()))
         self.order = torch.arange(self.size, device=self.device)
+        self.shuffled = True
         self._ahead: Iterator[ProgramArguments] | None = None
 
     def start_epoch(self, epoch: int, step: int = 0) -> None:
         """Shuffle the data for an epoch, whose next step is `step`."""
-        self.order.copy_(epoch_order(self.size, epoch=epoch, seed=self.seed))
+        if self.shuffled:
+            self.order.copy_(epoch_order(self.size, epoch=epoch, seed=self.seed))
         if self.streamed:
             self._ahead = prepared(self._read, step, self.steps)
+
+    def keep_order(self) -> None:
+        """Keep the order of the data in all epochs."""
+        self.shuffled = False
 
     def batch(self, step: int) -> ProgramArguments:
         """Return the arguments of a step of the epoch, transformed. If the data are streamed, call it step by step."""
@@ -162,9 +169,9 @@ class Batches:
         full, rest = min(self.size, self.batch_size), self.size % self.batch_size
         return {full: epochs * max(1, self.size // self.batch_size), rest: epochs}
 
-    def first(self) -> ProgramArguments:
-        """Return the arguments at the first B data, transformed."""
-        return self.at(slice(0, min(self.size, self.batch_size)))
+    def first(self, size: int | None = None) -> ProgramArguments:
+        """Return the arguments at the first rows of the data, transformed: `size` rows, or those of a full batch."""
+        return self.at(slice(0, min(self.size, self.batch_size) if size is None else size))
 
     def taken(self, step: int) -> ProgramArguments:
         """Return the arguments of a step of the epoch again, transformed anew."""

@@ -1,16 +1,19 @@
 """Checks of `fit`: its options, the data, the programs, and finite losses and parameters."""
 
 from collections.abc import Callable, Iterable
+from contextlib import suppress
 from typing import Any
 
 import pyro
 import pyro.infer
 import torch
+from pyro import poutine
 from pyro.infer import ELBO
 from torch import Tensor
 
 from pyrovae.densities import (
     Program,
+    auto_guide_rows,
     check_support,
     evaluating,
     isolated_rng,
@@ -18,7 +21,9 @@ from pyrovae.densities import (
     modules_of,
     nonfinite_sites,
     num_data,
+    set_up_auto_guides,
     take,
+    vectorize_pair,
 )
 from pyrovae.training.batches import Batches, ProgramArguments
 from pyrovae.training.loaders import LoaderBatches
@@ -75,16 +80,29 @@ def check_programs(
 
     Raises:
         SupportError: If a datum lies outside the support.
-        ValueError: If the programs break the contract of `log_weights` on the first held-out datum.
+        ValueError: If the programs break the contract of `log_weights` on the held-out data, or the guide is an auto
+            guide with rows of parameters for single data, but the batches are smaller than the data.
     """
+    with isolated_rng(), evaluating(model, guide), pyro.validation_enabled(False):
+        args, kwargs = batches.first()
+        set_up_auto_guides(guide, args, kwargs)
+        batch = num_data(args, kwargs)
+    for name, sizes in auto_guide_rows(guide).items():
+        if batch < batches.size and sizes & {batch, batches.size}:
+            raise ValueError(
+                f"{name} holds one row of parameters for each datum, so it cannot train on batches of {batch}; give "
+                f"batch_size={batches.size}, or a guide with an encoder"
+            )
     if not skip_support_check:
-        _check_chunks(model, guide, batches.chunks())
+        whole = isinstance(batches, Batches) and bool(auto_guide_rows(guide))
+        _check_chunks(model, guide, [batches.first(batches.size)] if whole else batches.chunks())
         if validation is not None:
             check_data(model, guide, *validation, None)
     if validation is not None:
         with isolated_rng(), evaluating(model, guide), pyro.validation_enabled(False):
-            args, kwargs = take(*validation, slice(0, 1))
-            log_weights(model, guide, *args, **kwargs)
+            pair = vectorize_pair(model, guide, *validation)
+            args, kwargs = take(*validation, slice(0, 1)) if pair[1].divisible else validation
+            log_weights(*pair, *args, **kwargs)
 
 
 def check_data(
@@ -116,6 +134,23 @@ def _check_chunks(model: Program, guide: Program, chunks: Iterable[ProgramArgume
         for args, kwargs in chunks:
             check_support(model, *args, guide=guide, first=start, **kwargs)
             start += num_data(args, kwargs)
+
+
+def keeps_rows(model: Program, guide: Program, batches: Batches | LoaderBatches) -> bool:
+    """Return whether the programs need all data in their order, such as under parameters with one row per datum.
+
+    The programs run on half of the data. Batches that are smaller than the data are never kept in order.
+    """
+    if batches.batch_size < batches.size or batches.size == 1:
+        return False
+    with suppress(Exception), isolated_rng(), evaluating(model, guide), pyro.validation_enabled(False), poutine.block():
+        args, kwargs = batches.first(batches.size // 2)
+        guide_trace = poutine.trace(guide).get_trace(*args, **kwargs)
+        model_trace = poutine.trace(poutine.replay(model, trace=guide_trace)).get_trace(*args, **kwargs)
+        for trace in (guide_trace, model_trace):
+            trace.compute_log_prob()
+        return bool(auto_guide_rows(guide))
+    return True
 
 
 def check_separable(model: Program, guide: Program, elbo: ELBO) -> None:

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, DistributedSampler
 
-from pyrovae.densities import Program, isolated_rng, module_of, num_data, prepare_arguments
+from pyrovae.densities import Program, isolated_rng, module_of, num_data, prepare_arguments, take
 from pyrovae.training.batches import ProgramArguments, as_arguments, transformed
 
 
@@ -58,9 +58,16 @@ class LoaderBatches:
         """Return the number of steps in a number of epochs, by batch size."""
         return {self.seen % self.batch_size: epochs, self.batch_size: epochs * self.steps}
 
-    def first(self) -> ProgramArguments:
-        """Return the arguments of a first batch."""
-        return self._first
+    def first(self, size: int | None = None) -> ProgramArguments:
+        """Return the arguments of a first batch: its first `size` rows, or all."""
+        return self._first if size is None else take(*self._first, slice(0, size))
+
+    def keep_order(self) -> None:
+        """Refuse programs that hold one row of parameters for each datum, since the loader chooses the order."""
+        raise ValueError(
+            "the programs hold one row of parameters for each datum, so they need the data in one order, but a "
+            "DataLoader chooses its own; give the data as tensors, with batch_size equal to their number"
+        )
 
     def taken(self, step: int) -> ProgramArguments:
         """Return the arguments of the last batch, since those of earlier steps are gone."""

@@ -33,6 +33,7 @@ from pyrovae.execution import (
 )
 from pyrovae.objectives import recordable
 from pyrovae.training.batches import for_programs
+from pyrovae.training.plates import OutsideSites, weighed
 
 # Steps per batch size from which recording (at most a second) and compiling (at most a minute) pay off.
 RECORDED_FROM = 1_000
@@ -68,6 +69,7 @@ class EagerStep:
         optimizer: Optimizer of the parameters.
         workers: Processes that share each batch.
         precision: Precision of the layers' products.
+        outside: Sites outside the data plate, weighed by the share of the data in each batch; None if there are none.
     """
 
     def __init__(
@@ -79,8 +81,10 @@ class EagerStep:
         optimizer: Optimizer,
         workers: Workers,
         precision: Precision,
+        outside: OutsideSites | None = None,
     ) -> None:
         self.model, self.guide, self.workers, self.precision = model, guide, workers, precision
+        self.outside = outside
         self.elbo: Any = elbo  # Pyro's base class ELBO declares no differentiable_loss
         self.parameters, self.optimizer = list(parameters), optimizer
 
@@ -111,8 +115,9 @@ class EagerStep:
 
     @contextmanager
     def step_context(self, share: Share, weight: float | Tensor | None) -> Iterator[None]:
-        """Apply the KL weight, the draws of all processes, and the precision to the programs."""
-        with _kl_weight(weight), self.workers.drawing(share), products_in(self.precision):
+        """Apply the weights of KL and sites outside the data plate, the draws of all processes, and the precision."""
+        rows = share.rows.stop - share.rows.start
+        with _kl_weight(weight), weighed(self.outside, rows), self.workers.drawing(share), products_in(self.precision):
             yield
 
     def apply_gradients(self, share: Share, loss: Tensor) -> None:
@@ -303,6 +308,7 @@ class Stepper:
         device: Device of the parameters.
         workers: Processes that share each batch; None for this process alone.
         precision: Precision of the layers' products.
+        outside: Sites outside the data plate, weighed by the share of the data in each batch; None if there are none.
 
     Attributes:
         executions: Resolved execution by batch size.
@@ -325,6 +331,7 @@ class Stepper:
         device: torch.device,
         workers: Workers | None = None,
         precision: Precision = "full",
+        outside: OutsideSites | None = None,
     ) -> None:
         self.workers, self.optimizer, self.parameters = workers or Workers(), optimizer, list(parameters)
         self.executions = {
@@ -335,7 +342,7 @@ class Stepper:
         self.on_gpu = all(on_gpu([parameter]) for parameter in self.parameters)
         self.weight = torch.ones((), dtype=torch.float64, device=device) if weighted else None
         self.captured_optimizer = CapturedOptimizer(optimizer)
-        self._eager = EagerStep(model, guide, elbo, self.parameters, optimizer, self.workers, precision)
+        self._eager = EagerStep(model, guide, elbo, self.parameters, optimizer, self.workers, precision, outside)
         self._steps: dict[int, EagerStep | RecordedStep | GraphedStep] = {}
         self._capture_failed = False
         if set(self.executions.values()) != {"eager"}:

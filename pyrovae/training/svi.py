@@ -36,10 +36,12 @@ from pyrovae.training.checks import (
     check_options,
     check_programs,
     check_separable,
+    keeps_rows,
 )
 from pyrovae.training.epochs import GraphedEpoch, SingleSteps
 from pyrovae.training.loaders import LoaderBatches, check_no_dataset, read_all
 from pyrovae.training.optimizers import OptimizerFactory, make_optimizer, parameter_names
+from pyrovae.training.plates import Subsampling, find_outside_sites, find_subsampling, sites_of
 from pyrovae.training.steps import Stepper
 from pyrovae.training.training_state import History, TrainingState, Validated
 from pyrovae.training.validation import validate, validate_objective
@@ -79,6 +81,10 @@ def fit(
     Each step uses the next `batch_size` data in the order of the epoch (`epoch_order`). It computes the loss of `elbo`,
     which Pyro sums over the batch, and takes one step of `optimizer`. All parameters are trained: those of the modules,
     and those that the programs declare by `pyro.param` or `pyro.module`. Modules are set to training mode.
+
+    Latents outside the plate over the data, such as global weights, count once for all data: if the plate takes its
+    size from the batch, each step weighs their sites by B/N. Programs with a subsampling plate or a scale weigh their
+    sites by themselves.
 
     With validation data, the programs end with the parameters of the best epoch, as measured by the objective. They end
     with those of the last epoch if there are no validation data, or if the KL weight depends on the divergence itself
@@ -203,6 +209,7 @@ class _Run:
     stepper: Stepper
     state: TrainingState
     take_steps: SingleSteps | GraphedEpoch
+    subsampling: Subsampling
     first_step: tuple[int, int]  # epoch and step at which this call starts
     commit: Callable[[dict[str, Any]], None] | None
     should_stop: Callable[[], bool] | None
@@ -238,6 +245,8 @@ def _prepare(
 ) -> _Run:
     """Find the parameters, and make the optimizer, the stepper and the state, resumed if asked."""
     parameters = _find_parameters(model, guide, elbo, batches)
+    if keeps_rows(model, guide, batches):
+        batches.keep_order()
     for program in (model, guide):
         for module in modules_of(program):
             module.train()
@@ -247,7 +256,9 @@ def _prepare(
         check_separable(model, guide, control.elbo)
     names = parameter_names(module for program in (model, guide) for module in modules_of(program))
     descent = make_optimizer(optimizer, parameters, names)
-    pair = vectorize_pair(model, guide, *batches.first()) if isinstance(control.elbo, TensorELBO) else (model, guide)
+    first_batch = batches.first()
+    pair = vectorize_pair(model, guide, *first_batch) if isinstance(control.elbo, TensorELBO) else (model, guide)
+    sites = sites_of(model, guide, batches)
     stepper = Stepper(
         *pair,
         control.elbo,
@@ -259,6 +270,7 @@ def _prepare(
         device=device,
         workers=workers,
         precision=precision,
+        outside=find_outside_sites(sites, model, guide, batches),
     )
     programs = {"model": model, "guide": guide, "elbo": elbo}
     state = TrainingState(programs, descent, stepper, control, batches.steps, device)
@@ -269,7 +281,27 @@ def _prepare(
     in_memory = isinstance(batches, Batches) and batches.device == device and not batches.streamed
     take_steps = GraphedEpoch(single) if graphed and in_memory else single
     first_step = state.epoch, state.step
-    return _Run(model, guide, batches, workers, control, stepper, state, take_steps, first_step, commit, should_stop)
+    subsampling = find_subsampling(sites, batches)
+    if control.is_elbo and subsampling.reason is not None:
+        warnings.warn(
+            f"train_elbo is left out (None), since {subsampling.reason}, so the objective is no ELBO per datum; remove "
+            "the scale, and weigh the KL divergence by kl_weight of fit",
+            stacklevel=3,
+        )
+    return _Run(
+        model,
+        guide,
+        batches,
+        workers,
+        control,
+        stepper,
+        state,
+        take_steps,
+        subsampling,
+        first_step,
+        commit,
+        should_stop,
+    )
 
 
 def _train_epoch(run: _Run, bar: tqdm) -> None:
@@ -306,9 +338,21 @@ def _end_epoch(run: _Run, held_out: ProgramArguments | None) -> None:
     objective = -state.losses.sum().item() / run.batches.seen
     state.end_epoch(
         train_objective=objective,
-        train_elbo=objective if control.is_elbo and not state.weighted else None,
+        train_elbo=_train_elbo(run, objective) if control.is_elbo and not state.weighted else None,
         validation=None if held_out is None else _validate(run, *held_out),
     )
+
+
+def _train_elbo(run: _Run, objective: float) -> float | None:
+    """Undo the scale of a subsampling plate over the data; None if the objective is no ELBO per datum."""
+    if run.subsampling.reason is not None:
+        return None
+    if run.subsampling.full_size is None:
+        return objective
+    losses, batches = run.state.losses, run.batches
+    rows = torch.full_like(losses, batches.batch_size)
+    rows[-1] = batches.size - (batches.steps - 1) * batches.batch_size
+    return -(losses * rows).sum().item() / run.subsampling.full_size / batches.size
 
 
 def _validate(run: _Run, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Validated:

@@ -30,7 +30,8 @@ class History:
             - epoch: Number of the epoch, from 1.
             - train_objective: Mean objective over the steps of the epoch, while the parameters change.
             - train_elbo: The same if the objective is the ELBO, that is, no bound of several draws, and the KL
-              divergence has weight 1 in the whole epoch.
+              divergence has weight 1 in the whole epoch. The scale of a subsampling plate over the data is undone, and
+              latents outside the data plate count once. None under any other scale.
             - validation_elbo: ELBO of the held-out data after the epoch, from the same draws in each epoch.
             - validation_reconstruction, validation_kl: Its parts, E_q[log p(x|z)] and KL(q(z|x), p(z)).
             - validation_objective: Objective of the held-out data, which chooses the best epoch.

@@ -61,9 +61,10 @@ def validate(model: Program, guide: Program, *args: Any, workers: Workers | None
     size, workers = num_data(args, kwargs), workers or Workers()
     device = device_of(args, kwargs)
     sums, reason = torch.zeros(2, dtype=torch.float64, device=device), "log weights are NaN in another process"
+    chunk_size = _CHUNK_SIZE if model.divisible else size
     with isolated_rng(_SEED), evaluating(model, guide), pyro.validation_enabled(False):
-        for start in range(0, size, _CHUNK_SIZE):
-            rows = slice(start, min(start + _CHUNK_SIZE, size))
+        for start in range(0, size, chunk_size):
+            rows = slice(start, min(start + chunk_size, size))
             share = workers.share(rows.stop - rows.start)
             some_args, some_kwargs = take(*take(args, kwargs, rows), share.rows)
             with workers.drawing(share):

@@ -1,0 +1,114 @@
+"""Programs whose whole data set counts as one datum, with particles left of all plates."""
+
+from collections.abc import Mapping
+from typing import Any
+
+import pyro
+import torch
+from pyro import poutine
+from torch import Tensor
+
+from pyrovae.densities.arguments import plain
+from pyrovae.densities.auxiliary import auxiliary_sites, check_spread, set_up_auto_guides
+from pyrovae.densities.layout import Layout
+from pyrovae.densities.modules import evaluating
+from pyrovae.densities.rng import isolated_rng
+from pyrovae.densities.traces import ParticleTrace, Program, sample_sites
+from pyrovae.densities.vectorize import relative_difference, rounding_of
+from pyrovae.densities.vectorized import VectorizedProgram, stack_latents
+
+_DRAWS = 2
+
+
+def vectorize_whole(
+    model: Program, guide: Program, args: tuple[Any, ...], kwargs: Mapping[str, Any]
+) -> tuple[VectorizedProgram, VectorizedProgram]:
+    """Make a model and a guide run on K draws for the whole data set, as one datum.
+
+    Both programs run a few times, in evaluation mode, and the random state is restored. Their log densities on draws
+    at once are compared with those of single runs.
+
+    Args:
+        model: Pyro program p(z) p(x|z).
+        guide: Pyro program q(z|x), with the model's arguments.
+        args: Positional arguments of both programs.
+        kwargs: Keyword arguments of both programs.
+
+    Raises:
+        ValueError: If the log densities differ from those of single runs, or the guide is a point mass.
+    """
+    raw = {"model": _raw(model), "guide": _raw(guide)}
+    args, kwargs = plain(args, kwargs)
+    with evaluating(*raw.values()), isolated_rng(), pyro.validation_enabled(False), poutine.block():
+        set_up_auto_guides(raw["guide"], args, kwargs)
+        auxiliaries = auxiliary_sites(raw["guide"])
+        check_spread(auxiliaries)
+        single = [_single_run(raw, args, kwargs) for _ in range(_DRAWS)]
+        depth = max([1, *(-dim for traces in single for trace in traces.values() for dim in _dims(trace))])
+        pair = (
+            VectorizedProgram(raw["model"], "model", "whole", depth, None, False),
+            VectorizedProgram(raw["guide"], "guide", "whole", depth, None, False, auxiliaries=auxiliaries),
+        )
+        _check(pair, single, args, kwargs)
+    return pair
+
+
+def _raw(program: Program) -> Program:
+    return program.program if isinstance(program, VectorizedProgram) else program
+
+
+def _single_run(
+    programs: Mapping[str, Program], args: tuple[Any, ...], kwargs: Mapping[str, Any]
+) -> dict[str, poutine.Trace]:
+    """Run the guide, and the model on its draws, without particles."""
+    guide = poutine.trace(programs["guide"]).get_trace(*args, **kwargs)
+    model = poutine.trace(poutine.replay(programs["model"], trace=guide)).get_trace(*args, **kwargs)
+    return {"model": model, "guide": guide}
+
+
+def _dims(trace: poutine.Trace) -> list[int]:
+    return [f.dim for site in sample_sites(trace).values() for f in site["cond_indep_stack"] if f.vectorized]
+
+
+def _check(
+    pair: tuple[VectorizedProgram, VectorizedProgram],
+    single: list[dict[str, poutine.Trace]],
+    args: tuple[Any, ...],
+    kwargs: Mapping[str, Any],
+) -> None:
+    """Compare the log densities of a run on draws at once with those of single runs at the same latents."""
+    guide = pair[1]
+    determined = {latent: name for name, site in guide.auxiliaries.items() for latent in site.prototypes}
+    layout = Layout(1, 1, -1 - guide.depth, None)
+    singles = {
+        program.name: [
+            ParticleTrace(each[program.name], layout, program.name, determined_by=determined) for each in single
+        ]
+        for program in pair
+    }
+    latents = stack_latents(
+        *({n: site.value for n, site in {**m.draws, **g.draws}.items()} for m, g in zip(*singles.values(), strict=True))
+    )
+    for program in pair:
+        expected = torch.cat([trace.unscaled_log_density() for trace in singles[program.name]])
+        if _difference(program, latents, expected, args, kwargs) > rounding_of(expected):
+            raise ValueError(
+                f"the {program.name} gives other log densities on several draws at once than on single draws; count "
+                "its dims from the right, as in z.sum(-1), since draws lie left of all plates, and draw all random "
+                "numbers by pyro.sample"
+            )
+
+
+def _difference(
+    program: VectorizedProgram,
+    latents: Mapping[str, Tensor],
+    expected: Tensor,
+    args: tuple[Any, ...],
+    kwargs: Mapping[str, Any],
+) -> float:
+    """Return the relative difference of the log densities; infinite if the program fails."""
+    try:
+        found = program.trace(_DRAWS, args, kwargs, latents).unscaled_log_density()
+    except Exception:
+        return torch.inf
+    return relative_difference(found.double(), expected.double())

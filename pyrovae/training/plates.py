@@ -1,0 +1,199 @@
+"""Plates and scales of the programs that `fit` trains: sites outside the data plate, and subsampling plates."""
+
+from collections.abc import Mapping
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+import pyro
+import torch
+from pyro import poutine
+from pyro.poutine.messenger import Messenger
+from pyro.poutine.util import site_is_subsample
+
+from pyrovae.densities import Program, evaluating, isolated_rng, sample_sites
+from pyrovae.training.batches import Batches
+from pyrovae.training.loaders import LoaderBatches
+
+_ROUNDING = 1e-5  # relative, between a scale and the ratio of its plates
+
+
+class BatchSite(NamedTuple):
+    """Sample site of a run.
+
+    Attributes:
+        program: "model" or "guide".
+        name: Name of the site.
+        shape: Shape of the value.
+        scale: Factor on the log density.
+        frames: Plates around the site, vectorized or sequential.
+    """
+
+    program: str
+    name: str
+    shape: torch.Size
+    scale: Any
+    frames: tuple[Any, ...]
+
+    @property
+    def subsampling(self) -> float:
+        """Factor on the log density by subsampling plates."""
+        ratio = 1.0
+        for frame in self.frames:
+            ratio *= float(frame.full_size or frame.size) / float(frame.size)
+        return ratio
+
+    @property
+    def is_unscaled(self) -> bool:
+        """Whether the scale is that of the subsampling plates alone."""
+        scale = torch.as_tensor(self.scale, dtype=torch.float64)
+        return bool(((scale / self.subsampling - 1).abs() <= _ROUNDING).all())
+
+
+@dataclass(frozen=True)
+class OutsideSites:
+    """Sites outside the data plate, such as global weights, whose KL divergence counts once for all data.
+
+    Attributes:
+        size: Number of data N.
+        plates: Names of the plates over the rows of a batch.
+        rows: Names of sites without such a plate that have a row per datum.
+    """
+
+    size: int
+    plates: frozenset[str]
+    rows: frozenset[str]
+
+    def weighed(self, batch: int) -> AbstractContextManager[Any]:
+        """Multiply the log densities of these sites by B/N, so that the batches of an epoch count them once.
+
+        Args:
+            batch: Number of data B of the batch.
+        """
+        return _Weigh(self, batch / self.size)
+
+
+class _Weigh(Messenger):
+    """Handler that multiplies the log densities of sites outside the data plate by a factor."""
+
+    def __init__(self, outside: OutsideSites, factor: float) -> None:
+        super().__init__()
+        self.outside, self.factor = outside, factor
+
+    def _pyro_sample(self, msg: Any) -> None:
+        if site_is_subsample(msg) or msg["name"] in self.outside.rows:
+            return
+        if self.outside.plates.isdisjoint(frame.name for frame in msg["cond_indep_stack"]):
+            msg["scale"] = msg["scale"] * self.factor
+
+
+def weighed(outside: OutsideSites | None, batch: int) -> AbstractContextManager[Any]:
+    """Weigh the sites outside the data plate, if any, for a batch of B data."""
+    return nullcontext() if outside is None else outside.weighed(batch)
+
+
+class Subsampling(NamedTuple):
+    """Relation of the loss of a step to the ELBO of its data.
+
+    Attributes:
+        full_size: Number of data that the loss of a step stands for; None for those of the step.
+        reason: Reason why the loss is no ELBO per datum; None if it is one.
+    """
+
+    full_size: int | None = None
+    reason: str | None = None
+
+
+def sites_of(
+    model: Program, guide: Program, batches: Batches | LoaderBatches, rows: int | None = None
+) -> list[BatchSite]:
+    """Run the guide, and the model on its draws, and list their sample sites. The random state is restored.
+
+    Args:
+        model: Pyro program p(z) p(x|z).
+        guide: Pyro program q(z|x), with the model's arguments.
+        batches: Batches | LoaderBatches of the training data.
+        rows: Number of data of the run; None for a full batch.
+    """
+    with isolated_rng(), evaluating(model, guide), pyro.validation_enabled(False):
+        args, kwargs = batches.first(rows)
+        guide_trace = poutine.trace(guide).get_trace(*args, **kwargs)
+        model_trace = poutine.trace(poutine.replay(model, trace=guide_trace)).get_trace(*args, **kwargs)
+    traces: Mapping[str, poutine.Trace] = {"model": model_trace, "guide": guide_trace}
+    return [
+        BatchSite(program, name, torch.as_tensor(site["value"]).shape, site["scale"], site["cond_indep_stack"])
+        for program, trace in traces.items()
+        for name, site in sample_sites(trace).items()
+    ]
+
+
+def find_outside_sites(
+    sites: list[BatchSite], model: Program, guide: Program, batches: Batches | LoaderBatches
+) -> OutsideSites | None:
+    """Find the sites outside the data plate, for programs whose plate takes its size from the batch.
+
+    The programs run on another number of rows if a site seems to lie outside.
+
+    Args:
+        sites: Sites of a run on a full batch.
+        model: Pyro program p(z) p(x|z).
+        guide: Pyro program q(z|x), with the model's arguments.
+        batches: Batches | LoaderBatches of the training data.
+
+    Returns:
+        The sites; None if there are none, if a batch holds all data, or if a scale or a subsampling plate shows that
+        the programs weigh their sites by themselves.
+    """
+    if batches.batch_size >= batches.size:
+        return None
+    batch, fewer = batches.batch_size, max(batches.batch_size // 2, 1)
+    if any(frame.size != (frame.full_size or frame.size) for site in sites for frame in site.frames):
+        return None
+    plates = {frame.name for site in sites for frame in site.frames if frame.size in (-1, batch)}
+    if not plates or not any(plates.isdisjoint(frame.name for frame in site.frames) for site in sites):
+        return None
+    fewer = fewer if fewer < batch else 2
+    others = sites_of(model, guide, batches, fewer)
+    plates &= {frame.name for site in others for frame in site.frames if frame.size in (-1, fewer)}
+    outside = {(s.program, s.name): s.shape for s in sites if plates.isdisjoint(f.name for f in s.frames)}
+    shapes = {(s.program, s.name): s.shape for s in others if plates.isdisjoint(f.name for f in s.frames)}
+    if not plates or not outside or outside.keys() != shapes.keys() or not all(site.is_unscaled for site in sites):
+        return None
+    rows = frozenset(name for (program, name), shape in outside.items() if shape != shapes[program, name])
+    return OutsideSites(batches.size, frozenset(plates), rows)
+
+
+def find_subsampling(sites: list[BatchSite], batches: Batches | LoaderBatches) -> Subsampling:
+    """Find whether the loss is an ELBO, up to the scale of a subsampling plate over the data.
+
+    Args:
+        sites: Sites of a run on a full batch.
+        batches: Batches | LoaderBatches of the training data.
+    """
+    batch = min(batches.batch_size, batches.size)
+    for site in sites:
+        if not site.is_unscaled:
+            return Subsampling(reason=f"site {site.name!r} of the {site.program} carries scale {_shown(site)}")
+    subsampled = {
+        frame.name: (frame.size, frame.full_size)
+        for site in sites
+        for frame in site.frames
+        if frame.size not in (-1, frame.full_size or frame.size)
+    }
+    if not subsampled:
+        return Subsampling()
+    full_sizes = {full for size, full in subsampled.values() if size == batch or full == batches.size}
+    if len(full_sizes) != 1:
+        return Subsampling(reason=f"subsampling plates {sorted(subsampled)} scale the programs, none as the data's")
+    for site in sites:
+        if site.subsampling == 1 and any(frame.size in (-1, batch) for frame in site.frames):
+            return Subsampling(
+                reason=f"plates {sorted(subsampled)} scale some sites by subsampling, but not {site.name!r} of the "
+                f"{site.program}"
+            )
+    return Subsampling(full_size=int(full_sizes.pop()))
+
+
+def _shown(site: BatchSite) -> str:
+    scale = torch.as_tensor(site.scale, dtype=torch.float64)
+    return f"{scale.item():g}" if scale.numel() == 1 else "of several values"

@@ -72,21 +72,20 @@ def matched_latents(model_trace: ParticleTrace, guide_trace: ParticleTrace) -> d
                 f"site {name!r} carries one mask in the model and another in the guide; give both the same mask, so "
                 "that their densities are of the same latents"
             )
-        check_density(site, drawn)
-        check_density(wanted[name], {})
+        check_density(site, guide_trace.determined)
+        check_density(wanted[name])
         _check_circle(site, wanted[name])
     return drawn
 
 
-def check_density(site: Site, names: Container[str]) -> None:
+def check_density(site: Site, determined: Container[str] = ()) -> None:
     """Raise a ValueError if a latent site is a point mass.
 
     Args:
         site: Latent site.
-        names: Sites of the program. The point mass of an auto guide, whose draws come from the auxiliary site
-            NAME_unconstrained, is a density.
+        determined: Names of the latents of an auto guide, whose point masses an auxiliary site gives a density.
     """
-    if is_point_mass(site.fn) and f"{site.name}_unconstrained" not in names:
+    if is_point_mass(site.fn) and site.name not in determined:
         remedy = (
             "give it a distribution with a density, such as a Normal"
             if site.program == "guide"

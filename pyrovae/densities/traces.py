@@ -186,6 +186,7 @@ class ParticleTrace:
         sites: Sample sites by name, in order, without those summed out. An auxiliary site belongs to the first of its
             latents.
         summed: Sites summed out by name, in order.
+        determined: Names of the latents that an auto guide computes from its auxiliary sites.
     """
 
     def __init__(
@@ -203,6 +204,7 @@ class ParticleTrace:
         self.summed: dict[str, Site] = {}
         for name, site in sample_sites(trace).items():
             (self.summed if name in summed else self.sites)[name] = self._site(name, site, name in summed)
+        self.determined = frozenset(determined_by or ())
         for latent, auxiliary in (determined_by or {}).items():
             if latent not in self.sites:
                 continue

@@ -84,7 +84,7 @@ class LatentSpace:
                 if not sites and not model.summed:
                     raise ValueError("the model has no latent site, so log p(x) is its log density; use log_joint")
                 for site in sites.values():
-                    check_density(site, ())
+                    check_density(site)
             else:
                 model_trace, guide_trace = draw_from_guide(model, guide, args, kwargs, 1)
                 sites = matched_latents(model_trace, guide_trace)

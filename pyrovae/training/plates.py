@@ -15,6 +15,8 @@ from pyrovae.densities import Program, evaluating, isolated_rng, sample_sites
 from pyrovae.training.batches import Batches
 from pyrovae.training.loaders import LoaderBatches
 
+AnyBatches = Batches | LoaderBatches
+
 _ROUNDING = 1e-5  # relative, between a scale and the ratio of its plates
 
 
@@ -104,15 +106,13 @@ class Subsampling(NamedTuple):
     reason: str | None = None
 
 
-def sites_of(
-    model: Program, guide: Program, batches: Batches | LoaderBatches, rows: int | None = None
-) -> list[BatchSite]:
+def sites_of(model: Program, guide: Program, batches: AnyBatches, rows: int | None = None) -> list[BatchSite]:
     """Run the guide, and the model on its draws, and list their sample sites. The random state is restored.
 
     Args:
         model: Pyro program p(z) p(x|z).
         guide: Pyro program q(z|x), with the model's arguments.
-        batches: Batches | LoaderBatches of the training data.
+        batches: AnyBatches of the training data.
         rows: Number of data of the run; None for a full batch.
     """
     with isolated_rng(), evaluating(model, guide), pyro.validation_enabled(False):
@@ -128,7 +128,7 @@ def sites_of(
 
 
 def find_outside_sites(
-    sites: list[BatchSite], model: Program, guide: Program, batches: Batches | LoaderBatches
+    sites: list[BatchSite], model: Program, guide: Program, batches: AnyBatches
 ) -> OutsideSites | None:
     """Find the sites outside the data plate, for programs whose plate takes its size from the batch.
 
@@ -138,7 +138,7 @@ def find_outside_sites(
         sites: Sites of a run on a full batch.
         model: Pyro program p(z) p(x|z).
         guide: Pyro program q(z|x), with the model's arguments.
-        batches: Batches | LoaderBatches of the training data.
+        batches: AnyBatches of the training data.
 
     Returns:
         The sites; None if there are none, if a batch holds all data, or if a scale or a subsampling plate shows that
@@ -163,12 +163,12 @@ def find_outside_sites(
     return OutsideSites(batches.size, frozenset(plates), rows)
 
 
-def find_subsampling(sites: list[BatchSite], batches: Batches | LoaderBatches) -> Subsampling:
+def find_subsampling(sites: list[BatchSite], batches: AnyBatches) -> Subsampling:
     """Find whether the loss is an ELBO, up to the scale of a subsampling plate over the data.
 
     Args:
         sites: Sites of a run on a full batch.
-        batches: Batches | LoaderBatches of the training data.
+        batches: AnyBatches of the training data.
     """
     batch = min(batches.batch_size, batches.size)
     for site in sites:

@@ -25,9 +25,9 @@ from pyrovae.densities import TiledWarning, Whole, log_weights_and_latents, vect
 from pyrovae.execution import NotRecordedWarning
 from pyrovae.training.batches import epoch_order
 
-DRAWS = 4000
+DRAWS = 3000
 LIMIT = 4.5  # standard errors: 1 in 150,000 a datum if the programs are right, and the seeds are fixed
-MISSING = {4, 7, 8, 10, 12, 13}  # points of the issue that are not there yet
+MISSING = {4, 6, 7, 8, 10, 12, 13}  # points of the issue that are not there yet
 
 
 @pytest.fixture(autouse=True)
@@ -42,7 +42,7 @@ def entries(kind, keep=lambda entry: True):
     found = []
     for key, entry in ZOO.items():
         if keep(entry):
-            points = {entry.waits.get("any"), entry.waits.get(kind)} & MISSING
+            points = {entry.waits.get(kind)} & MISSING
             marks = [pytest.mark.xfail(strict=True, reason=f"point {min(points)}")] if points else []
             found.append(pytest.param(entry, id=key, marks=marks))
     return found
@@ -112,20 +112,22 @@ def one_log_weight(built, entry, latents, index, draw):
         batch = [1 if dim not in frames or dim == data_dim else frames[dim].size for dim in range(min(frames), 0)]
         site["value"] = value.reshape(*batch, *site["fn"].event_shape)
     replayed = poutine.replay(built.guide, trace=drawn)
-    nesting = max((-f.dim for s in drawn.nodes.values() for f in s.get("cond_indep_stack", ()) if f.vectorized), default=1)
+    nesting = max(
+        (-f.dim for s in drawn.nodes.values() for f in s.get("cond_indep_stack", ()) if f.vectorized), default=1
+    )
     elbo = TraceEnum_ELBO(max_plate_nesting=max(2, nesting)) if entry.enumerates == "model" else Trace_ELBO()
-    return -elbo.loss(built.model, replayed, *args, **kwargs)
+    with pyro.validation_enabled(False):
+        return -elbo.loss(built.model, replayed, *args, **kwargs)
 
 
 DATA = {"data", "documents"}
 
 
-@pytest.mark.parametrize("entry", entries("weights", accepted))
+@pytest.mark.parametrize("entry", entries("weights", lambda entry: accepted(entry) and entry.enumerates != "guide"))
 def test_log_weights_equal_those_of_one_datum_and_one_draw_at_a_time(entry):
     built = build(entry)
     pyro.set_rng_seed(1)
-    for module in modules(built):
-        module.eval()
+    evaluate_modules(built)
     with tiles(entry), torch.no_grad():
         log_w, latents, _ = log_weights_and_latents(
             built.model, built.guide, *built.args, num_particles=3, **built.kwargs
@@ -136,22 +138,14 @@ def test_log_weights_equal_those_of_one_datum_and_one_draw_at_a_time(entry):
                 assert log_w[draw, index].item() == pytest.approx(expected, rel=1e-9, abs=1e-9), (draw, index)
 
 
-def modules(built):
-    """List the modules that the programs register or use, wherever they are."""
-    found = []
-    with (
-        torch.no_grad(),
-        poutine.block(),
-        contextlib.ExitStack() as stack,
-    ):
-        hook = torch.nn.modules.module.register_module_forward_pre_hook(lambda module, _: found.append(module))
-        stack.callback(hook.remove)
-        pyro.set_rng_seed(0)
-        args = plain(built.args)
-        poutine.replay(built.model, trace=poutine.trace(built.guide).get_trace(*args, **built.kwargs))(
-            *args, **built.kwargs
-        )
-    return found
+def evaluate_modules(built):
+    """Put all modules that the programs run into evaluation mode, wherever they are."""
+    hook = torch.nn.modules.module.register_module_forward_pre_hook(lambda module, _: module.eval() and None)
+    args, kwargs = plain(built.args), built.kwargs
+    with torch.no_grad(), warnings.catch_warnings():
+        drawn = poutine.trace(built.guide).get_trace(*args, **kwargs)
+        poutine.replay(built.model, trace=drawn)(*args, **kwargs)
+    hook.remove()
 
 
 def assert_close(found, built, std_error, what):
@@ -160,9 +154,17 @@ def assert_close(found, built, std_error, what):
     assert (excess < LIMIT).all(), f"{what}: {found.tolist()} for {expected.tolist()}, {excess.tolist()} errors"
 
 
-@pytest.mark.parametrize("proposal", [None, GuideProposal()], ids=["default", "guide"])
-@pytest.mark.parametrize("entry", entries("log_marginal", accepted))
-def test_log_marginal_is_within_its_error_of_the_reference(entry, proposal):
+@pytest.mark.parametrize("entry", entries("default", lambda entry: accepted(entry) and "default" in entry.estimators))
+def test_log_marginal_is_within_its_error_of_the_reference(entry):
+    check_log_marginal(entry, None)
+
+
+@pytest.mark.parametrize("entry", entries("guide", lambda entry: accepted(entry) and "guide" in entry.estimators))
+def test_log_marginal_by_draws_of_the_guide_is_within_its_error_of_the_reference(entry):
+    check_log_marginal(entry, GuideProposal())
+
+
+def check_log_marginal(entry, proposal):
     built = build(entry)
     pyro.set_rng_seed(2)
     with tiles(entry):
@@ -179,8 +181,7 @@ def test_the_elbo_is_below_log_p_and_the_mean_of_log_weights(entry):
     pyro.set_rng_seed(3)
     with tiles(entry):
         found = evidence_lower_bound(built.model, built.guide, *built.args, num_particles=1000, **built.kwargs)
-        for module in modules(built):
-            module.eval()
+        evaluate_modules(built)
         with torch.no_grad():
             log_w = pyrovae.log_weights(built.model, built.guide, *built.args, num_particles=1000, **built.kwargs)
     assert (found.value < built.log_p() + built.error + LIMIT * found.std_error).all()
@@ -195,7 +196,7 @@ def test_exact_log_marginal_is_the_reference(entry):
         found = exact_log_marginal(built.model, *built.args, **built.kwargs)
     excess = (found.value - built.log_p()).abs() - found.error - built.error
     assert (excess < 1e-4).all(), f"{found.value.tolist()} for {built.log_p().tolist()}"
-    assert (found.error < 1e-2).all()
+    assert (found.error < 0.02).all()
 
 
 @pytest.mark.parametrize("entry", entries("ais", lambda entry: accepted(entry) and "ais" in entry.estimators))
@@ -207,8 +208,8 @@ def test_ais_is_within_its_error_of_the_reference(entry):
             built.model,
             *built.args,
             guide=built.guide,
-            num_particles=100,
-            betas=linear_schedule(30),
+            num_particles=80,
+            betas=linear_schedule(20),
             num_leapfrog=3,
             num_tuning=60,
             execution="eager",
@@ -217,9 +218,7 @@ def test_ais_is_within_its_error_of_the_reference(entry):
     assert_close(found.value, built, found.std_error, "ais")
 
 
-@pytest.mark.parametrize(
-    "entry", entries("evidence", lambda entry: "evidence" in entry.waits)
-)
+@pytest.mark.parametrize("entry", entries("evidence", lambda entry: "evidence" in entry.waits))
 def test_log_evidence_of_the_whole_data_set_is_the_reference(entry):
     built = build(entry)
     pyro.set_rng_seed(5)
@@ -265,11 +264,11 @@ def test_fit_takes_the_steps_of_svi_to_the_bit(entry):
     size = len(next(iter(data.values() if isinstance(data, dict) else data)))
     start = None
     for epoch in range(3):
-        order = epoch_order(size, epoch=epoch, seed=0)
+        order = epoch_order(size, epoch=epoch, seed=0) if entry.shuffles else torch.arange(size)
         if isinstance(data, dict):
             svi.step(**{name: value[order] for name, value in data.items()})
         else:
-            svi.step(*(value[order] for value in data))
+            svi.step(*(value.tensor if isinstance(value, Whole) else value[order] for value in data))
         start = start or {name: value.detach().clone() for name, value in pyro.get_param_store().items()}
     expected = {name: value.detach() for name, value in pyro.get_param_store().items()}
     assert found.keys() == expected.keys()

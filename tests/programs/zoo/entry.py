@@ -38,24 +38,33 @@ class Entry:
         name: What the program is, for the guide's table.
         how: "broadcast", "tiled" or "refused".
         build: Function that makes the programs and the data anew.
-        estimators: What applies: "log_marginal", "guide" (draws of the guide), "exact", "ais".
+        estimators: What applies: `log_marginal` by "default" or by draws of the "guide"; "exact", "ais".
         refusal: Regular expression of the error of `log_marginal`, if refused.
         reason: Why it is refused, and what to do, for the table.
         enumerates: The program, "model" or "guide", whose discrete sites `fit` enumerates; empty if none.
         trains: Whether `fit` is compared with SVI.
+        shuffles: Whether `fit` shuffles the rows; not if the guide has parameters for each.
         waits: By kind of test, the point of the issue that it needs and that is not there yet.
     """
 
     name: str
     how: str
     build: Callable[[], Built]
-    estimators: tuple[str, ...] = ("log_marginal", "guide", "exact", "ais")
+    estimators: tuple[str, ...] = ("default", "guide", "exact", "ais")
     refusal: str = ""
     reason: str = ""
     enumerates: str = ""
     trains: bool = True
+    shuffles: bool = True
     waits: Mapping[str, int] = field(default_factory=dict)
 
+
+def waits_for(point: int, kinds: str) -> dict[str, int]:
+    """Say which kinds of test, separated by blanks, wait for a point of the issue."""
+    return dict.fromkeys(kinds.split(), point)
+
+
+ENUMERATION = waits_for(12, "weights default guide bound exact ais")
 
 ZOO: dict[str, Entry] = {}
 

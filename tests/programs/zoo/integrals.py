@@ -37,7 +37,7 @@ def circle(size: int = 400) -> Axis:
 
 def values(*numbers: float) -> Axis:
     """Return the values of a discrete latent."""
-    z = torch.tensor(numbers)
+    z = torch.tensor(numbers, dtype=torch.float64)
     return z, torch.zeros(len(numbers), dtype=torch.float64)
 
 

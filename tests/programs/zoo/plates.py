@@ -5,11 +5,11 @@ import pyro.distributions as dist
 import torch
 from pyro import poutine
 from pyro.infer.autoguide import AutoMultivariateNormal, AutoNormal
-from zoo.entry import Built, program
-from zoo.integrals import half_line, interval, line, log_integral
-from zoo.parts import N, log_bernoulli, log_normal, noise
 
 from pyrovae.densities import Whole
+from zoo.entry import ENUMERATION, Built, program, waits_for
+from zoo.integrals import half_line, interval, line, log_integral
+from zoo.parts import N, log_bernoulli, log_normal, noise
 
 X = noise(40, N, 3)
 PIXELS = (noise(41, N, 4) > 0).double()
@@ -111,7 +111,7 @@ def sequential_plate():
 MIXING, LOCS = torch.tensor([0.3, 0.2, 0.5]).double(), torch.tensor([-2.0, 0.0, 1.5]).double()
 
 
-@program("Gaussian mixture, components enumerated", enumerates="model", waits={"any": 12})
+@program("Gaussian mixture, components enumerated", enumerates="model", waits=ENUMERATION)
 def gaussian_mixture():
     def model(x):
         locs = pyro.param("locs", LOCS.clone())
@@ -153,7 +153,7 @@ def lda_guide(words, *args):
         pyro.sample("theta", dist.Dirichlet(a))
 
 
-@program("LDA, topics of words enumerated", enumerates="model", waits={"any": 12})
+@program("LDA, topics of words enumerated", enumerates="model", waits=ENUMERATION)
 def lda():
     def model(words):
         topics = pyro.param("topics", TOPICS.clone())
@@ -251,7 +251,7 @@ def regression(plate_of_data):
     "refused",
     refusal=OUTSIDE,
     reason="log p(x_n) is not defined with latents outside the data plate; use log_evidence",
-    waits={"evidence": 4},
+    waits=waits_for(4, "evidence"),
 )
 def global_weights():
     return regression(lambda size: pyro.plate("data", size, dim=-1))
@@ -289,7 +289,7 @@ def scaled():
     return simple(scale=0.5)
 
 
-@program("vector of N numbers that is the same for all data, in Whole", trains=False)
+@program("vector of N numbers that is the same for all data, in Whole", waits=waits_for(6, "exact fit recorded"))
 def whole_vector():
     x, scales = noise(45, N, N), torch.linspace(0.5, 1.5, N, dtype=torch.float64)
 
@@ -323,10 +323,12 @@ def linear():
     return model, lambda: log_integral(joint, (line(),), X)
 
 
-@program("AutoNormal over the data plate", waits={"any": 13})
+@program("AutoNormal over the data plate", shuffles=False, waits=waits_for(13, "weights default guide bound ais fit"))
 def auto_normal():
     model, log_p = linear()
-    return Built(model, AutoNormal(model, init_scale=0.8), (X,), log_p=log_p)
+    guide = AutoNormal(model, init_scale=0.8)
+    guide(X)  # now, since the first run draws where it starts
+    return Built(model, guide, (X,), log_p=log_p)
 
 
 @program(
@@ -334,7 +336,7 @@ def auto_normal():
     "refused",
     refusal="log_evidence",
     reason="its auxiliary site joins all data; use log_evidence",
-    waits={"any": 13, "evidence": 13},
+    waits=waits_for(13, "refusal evidence"),
 )
 def auto_multivariate():
     model, log_p = linear()

@@ -4,6 +4,7 @@ import pyro
 import pyro.distributions as dist
 import torch
 from torch import nn
+
 from zoo.entry import Built, program
 from zoo.integrals import line, log_integral
 from zoo.parts import N, log_normal, noise, normal_guide, standard_normal
@@ -63,7 +64,7 @@ def batch_norm():
     return norm
 
 
-@program("ProdLDA with BatchNorm and softmax(dim=1)", "tiled", waits={"recorded": 0})
+@program("ProdLDA with BatchNorm and softmax(dim=1)", "tiled")
 def prodlda_batch_norm():
     norm = batch_norm()
 
@@ -73,7 +74,9 @@ def prodlda_batch_norm():
 
     model, guide = prodlda(mix)
     mean, std = noise(23, 4), (noise(24, 4).exp() + 1e-5).sqrt()
-    return Built(model, guide, (COUNTS,), log_p=prodlda_log_p(lambda s: torch.log_softmax((s @ TOPICS - mean) / std, -1)))
+    return Built(
+        model, guide, (COUNTS,), log_p=prodlda_log_p(lambda s: torch.log_softmax((s @ TOPICS - mean) / std, -1))
+    )
 
 
 def normal_vae(decode, guide=None):

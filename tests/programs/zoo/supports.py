@@ -4,7 +4,8 @@ import pyro
 import pyro.distributions as dist
 import torch
 from scipy import special
-from zoo.entry import Built, program
+
+from zoo.entry import Built, program, waits_for
 from zoo.integrals import circle, half_line, interval, line, log_integral, values
 from zoo.parts import N, log_bernoulli, log_normal, noise
 
@@ -12,7 +13,7 @@ X = 0.8 * noise(60, N, 2)
 LOW, HIGH = noise(61, N) - 1.5, noise(62, N).abs() + 1.0
 
 
-@program("angle: von Mises", waits={"any": 7})
+@program("angle: von Mises", waits=waits_for(7, "exact"))
 def von_mises():
     def model(x):
         radius = pyro.param("radius", torch.tensor(1.2))
@@ -34,7 +35,7 @@ def von_mises():
     return Built(model, guide, (X,), log_p=lambda: log_integral(joint, (circle(),), X))
 
 
-@program("uniform with bounds per datum", waits={"any": 7})
+@program("uniform with bounds per datum", waits=waits_for(7, "default exact ais"))
 def bounds_per_datum():
     def model(x, low, high):
         a = pyro.param("a", torch.tensor(1.0))
@@ -58,7 +59,7 @@ def bounds_per_datum():
     return Built(model, guide, (X, LOW, HIGH), log_p=log_p)
 
 
-@program("uniform bounded by another latent", waits={"any": 7})
+@program("uniform bounded by another latent", waits=waits_for(7, "default exact ais"))
 def bounds_by_latent():
     def model(x):
         a = pyro.param("a", torch.tensor(1.0))
@@ -81,7 +82,7 @@ def bounds_by_latent():
     return Built(model, guide, (X,), log_p=lambda: log_integral(joint, axes, X))
 
 
-@program("Beta, log-normal and categorical latents", estimators=("log_marginal", "guide"))
+@program("Beta, log-normal and categorical latents", estimators=("default", "guide"))
 def mixed_supports():
     def model(x):
         a = pyro.param("a", torch.tensor(1.0))
@@ -131,7 +132,7 @@ def other_order():
     return Built(model, guide, (X,), log_p=lambda: log_integral(joint, (line(), line()), X))
 
 
-@program("discrete latents drawn by the guide", estimators=("log_marginal", "guide", "exact"))
+@program("discrete latents drawn by the guide", estimators=("default", "guide", "exact"))
 def discrete():
     bits = (X > 0).double()
     logits = torch.tensor([[1.0, -1.0], [-2.0, 0.5], [0.3, 2.0]]).double()
@@ -164,7 +165,7 @@ def discrete():
     "refused",
     refusal="Delta|point mass",
     reason="a point mass has no density",
-    waits={"any": 7},
+    waits=waits_for(7, "refusal"),
 )
 def point_mass():
     def model(x):

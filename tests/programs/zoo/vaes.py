@@ -8,7 +8,8 @@ from pyro import poutine
 from pyro.contrib.zuko import ZukoToPyro
 from pyro.distributions import TorchDistribution
 from torch import nn
-from zoo.entry import Built, program
+
+from zoo.entry import Built, program, waits_for
 from zoo.integrals import line, log_integral, values
 from zoo.parts import N, log_bernoulli, log_normal, noise, normal_guide, standard_normal
 
@@ -162,7 +163,7 @@ def unlabelled_guide(name="y", config=None, wrap=lambda labels: poutine.mask(mas
     return guide
 
 
-@program("semi-supervised VAE, no labels, the guide draws them", estimators=("log_marginal", "guide"))
+@program("semi-supervised VAE, no labels, the guide draws them", estimators=("default", "guide"))
 def labels_none():
     model, joint = semi_supervised(lambda name, fn: pyro.sample(name, fn))
     every = lambda x, *zs: joint(x, *zs)  # noqa: E731
@@ -170,16 +171,14 @@ def labels_none():
     return Built(model, unlabelled_guide(), (X,), log_p=lambda: log_integral(every, axes, X))
 
 
-@program(
-    "semi-supervised VAE, no labels, enumerated in the guide", estimators=("log_marginal", "guide"), enumerates="guide"
-)
+@program("semi-supervised VAE, no labels, enumerated in the guide", estimators=("default", "guide"), enumerates="guide")
 def labels_enumerated():
     model, joint = semi_supervised(lambda name, fn: pyro.sample(name, fn))
     guide = unlabelled_guide(config={"enumerate": "parallel"})
     return Built(model, guide, (X,), log_p=lambda: log_integral(joint, (values(0, 1, 2), *GRID), X))
 
 
-@program("semi-supervised VAE, some labels given by obs_mask", estimators=("log_marginal", "guide"))
+@program("semi-supervised VAE, some labels given by obs_mask", estimators=("default", "guide"))
 def labels_some():
     given = torch.tensor([True, True, False, False, True, False])
     model, joint = semi_supervised(lambda name, fn, y, m: pyro.sample(name, fn, obs=y, obs_mask=m))
@@ -193,7 +192,10 @@ def labels_some():
     return Built(model, guide, (X, Y, given), log_p=log_p)
 
 
-@program("CEVAE-like, the guide observes treatment and outcome as auxiliary sites", waits={"any": 13})
+@program(
+    "CEVAE-like, the guide observes treatment and outcome as auxiliary sites",
+    waits=waits_for(13, "weights default guide bound ais"),
+)
 def cevae():
     t, y = torch.tensor([0.0, 1, 1, 0, 1, 0]), noise(11, N)
     v = noise(12, 2)
@@ -264,7 +266,11 @@ def prior_of_two(make):
     return model, guide
 
 
-@program("prior without a support, a wrapper of the reader's own", estimators=("log_marginal", "guide"), waits={"any": 10})
+@program(
+    "prior without a support, a wrapper of the reader's own",
+    estimators=("default", "guide"),
+    waits=waits_for(10, "default"),
+)
 def own_wrapper():
     model, guide = prior_of_two(lambda: Warped(torch.tensor([0.3, -0.2])))
     warped = Warped(torch.tensor([0.3, -0.2]))
@@ -277,7 +283,7 @@ def own_wrapper():
     return Built(model, guide, (X,), log_p=lambda: log_integral(joint, (axis, axis), X), error=1e-5)
 
 
-@program("flow prior of Zuko through Pyro's wrapper", estimators=("log_marginal", "guide"), waits={"any": 10})
+@program("flow prior of Zuko through Pyro's wrapper", estimators=("default", "guide"), waits=waits_for(10, "default"))
 def zuko_prior():
     torch.manual_seed(3)
     flow = zuko.flows.NSF(2, transforms=1, hidden_features=[8]).double()

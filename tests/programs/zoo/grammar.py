@@ -150,6 +150,8 @@ def make(seed: int) -> RandomProgram:
     text = _program(rng, latents, style, network, observed, mask, second, sized)
     reference = _reference(latents, style, network, observed, mask, second)
     needs = {NEEDS[z.kind] for z in latents if z.kind in NEEDS} | ({12} if enumerated else set())
+    if not sized and any(z.kind == "uniform" for z in latents):
+        needs.add(9)  # a plate without size leaves a distribution of one number as it is
     made = RandomProgram(text, reference, args, latents, needs)
     made.namespace = {"torch": torch, "pyro": pyro, "dist": dist, "poutine": poutine, **constants}
     exec(text + "\n" + reference, made.namespace)
@@ -209,7 +211,7 @@ def _program(
         fn = z.forms[0].format(c=f"(zero + {_location(z)})")
         model += _site(z.name, fn, z.mask, "infer={'enumerate': 'parallel'}" if z.enumerated else "")
         feature = z.forms[3].format(z=z.name)
-        model.append(f"        f_{z.name} = " + (f"torch.where(m, {feature}, 0.0)" if z.mask else feature))
+        model.append(f"        f_{z.name} = zero + " + (f"torch.where(m, {feature}, 0.0)" if z.mask else feature))
     model += _observed(latents, style, network, observed, mask, second)
     guide = ["def guide(x, y, mx, m):", *head]
     drawn = [z for z in latents if not z.enumerated]

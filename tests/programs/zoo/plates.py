@@ -173,7 +173,7 @@ OUTSIDE = r"lies outside a plate over the .*log p\(x_n\)"
     "LDA with topics as latents of the whole data set",
     "refused",
     refusal=OUTSIDE,
-    reason="log p(x_n) is not defined with latents outside the data plate",
+    reason="log p(x_n) is not defined with latents outside the data plate; use log_evidence",
     trains=False,
 )
 def lda_global():

@@ -44,6 +44,7 @@ class Entry:
         enumerates: The program, "model" or "guide", whose discrete sites `fit` enumerates; empty if none.
         trains: Whether `fit` is compared with SVI.
         shuffles: Whether `fit` shuffles the rows; not if the guide has parameters for each.
+        warns: Start of a warning of `log_marginal`, if any.
         waits: By kind of test, the point of the issue that it needs and that is not there yet.
     """
 
@@ -56,6 +57,7 @@ class Entry:
     enumerates: str = ""
     trains: bool = True
     shuffles: bool = True
+    warns: str = ""
     waits: Mapping[str, int] = field(default_factory=dict)
 
 

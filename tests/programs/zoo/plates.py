@@ -232,7 +232,7 @@ def regression(plate_of_data):
         weights = pyro.sample("weights", dist.Normal(torch.zeros(2), 1.0).to_event(1))
         scale = pyro.param("scale", torch.tensor(0.5))
         with plate_of_data(len(y)):
-            loc = (inputs * weights.unsqueeze(-2)).sum(-1)
+            loc = (inputs * weights).sum(-1)
             pyro.sample("y", dist.Normal(loc, scale), obs=y)
 
     def guide(inputs, y):
@@ -323,7 +323,7 @@ def linear():
     return model, lambda: log_integral(joint, (line(),), X)
 
 
-@program("AutoNormal over the data plate", shuffles=False, waits=waits_for(13, "weights default guide bound ais fit"))
+@program("AutoNormal over the data plate", shuffles=False, waits=waits_for(13, "default guide bound ais fit"))
 def auto_normal():
     model, log_p = linear()
     guide = AutoNormal(model, init_scale=0.8)

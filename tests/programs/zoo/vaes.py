@@ -192,11 +192,7 @@ def labels_some():
     return Built(model, guide, (X, Y, given), log_p=log_p)
 
 
-@program(
-    "CEVAE-like, the guide observes treatment and outcome as auxiliary sites",
-    waits=waits_for(13, "weights default guide bound ais"),
-)
-def cevae():
+def cevae_like():
     t, y = torch.tensor([0.0, 1, 1, 0, 1, 0]), noise(11, N)
     v = noise(12, 2)
 
@@ -222,6 +218,24 @@ def cevae():
         return log_joint(x, z1, z2) + treated + log_normal(y, z1 + t * z2, 1.0)
 
     return Built(model, guide, (X, t, y), log_p=lambda: log_integral(joint, PLANE, X, t, y))
+
+
+@program(
+    "CEVAE-like, the guide observes treatment and outcome",
+    "refused",
+    refusal="observed.*poutine.block",
+    reason="log q(z\\|x) has no observed sites; use poutine.block(guide, hide=[...])",
+    waits=waits_for(13, "refusal"),
+)
+def cevae():
+    return cevae_like()
+
+
+@program("CEVAE-like, the guide's observed sites hidden by poutine.block")
+def cevae_blocked():
+    built = cevae_like()
+    built.guide = poutine.block(built.guide, hide=["t", "y"])
+    return built
 
 
 class Warped(TorchDistribution):
@@ -269,6 +283,7 @@ def prior_of_two(make):
 @program(
     "prior without a support, a wrapper of the reader's own",
     estimators=("default", "guide"),
+    warns="latent .* has no support",
     waits=waits_for(10, "default"),
 )
 def own_wrapper():
@@ -283,7 +298,12 @@ def own_wrapper():
     return Built(model, guide, (X,), log_p=lambda: log_integral(joint, (axis, axis), X), error=1e-5)
 
 
-@program("flow prior of Zuko through Pyro's wrapper", estimators=("default", "guide"), waits=waits_for(10, "default"))
+@program(
+    "flow prior of Zuko through Pyro's wrapper",
+    estimators=("default", "guide"),
+    warns="latent .* has no support",
+    waits=waits_for(10, "default"),
+)
 def zuko_prior():
     torch.manual_seed(3)
     flow = zuko.flows.NSF(2, transforms=1, hidden_features=[8]).double()

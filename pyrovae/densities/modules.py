@@ -94,7 +94,7 @@ def _parts_of(thing: Any) -> Iterable[Any]:
     if isinstance(thing, MethodType):
         return [thing.__self__, thing.__func__]
     if isinstance(thing, FunctionType):
-        return [] if thing.__module__.startswith(("torch", "pyro.")) else _names_of(thing)
+        return [] if (thing.__module__ or "").startswith(("torch", "pyro.")) else _names_of(thing)
     if isinstance(thing, list | tuple | set | frozenset):
         return thing
     if isinstance(thing, dict):

@@ -10,6 +10,7 @@ TOPICS = (
     "trained-run",
     "parts",
     "models",
+    "programs",
     "log-p-x",
     "objectives",
     "scripts",

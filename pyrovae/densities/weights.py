@@ -25,7 +25,8 @@ def log_joint(
 
     Args:
         model: Pyro program p(z) p(x|z).
-        latents: Value of each latent site by name, with shape (K, N, ...).
+        latents: Value of each latent site by name, with shape (K, N, ...); empty for a model without latents, whose
+            log p(x_n) is the result, with K = 1.
         *args: Positional arguments of the model, the data first, with shape (N, ...).
         plate: Name of the plate over the data; None for the only plate around all sites that has their number.
         **kwargs: Keyword arguments of the model.
@@ -37,9 +38,7 @@ def log_joint(
         ValueError: If the names in latents are not those of the model's latent sites, if their shapes do not agree on
             K, or if the sites do not lie inside one plate over the data.
     """
-    if not latents:
-        raise ValueError("latents is empty; give a value of shape (K, N, ...) for each latent site")
-    num_particles, size = next(iter(latents.values())).shape[0], num_data(args, kwargs)
+    num_particles, size = next((z.shape[0] for z in latents.values()), 1), num_data(args, kwargs)
     for name, value in latents.items():
         if value.dim() < 2 or value.shape[0] != num_particles:
             raise ValueError(

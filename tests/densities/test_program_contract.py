@@ -147,6 +147,21 @@ class TestRefusals:
         with pytest.raises(ValueError, match=r"shape \(4, N, ...\), got \(4,\)"):
             log_joint(pair[0], {"z": torch.zeros(4)}, pair[2])
 
+    def test_a_latent_without_to_event_is_named(self):
+        x = torch.zeros(3, 3)  # Pyro takes the last dim for that of the plate
+
+        def model(x):
+            with pyro.plate("data", len(x), dim=-1):
+                z = pyro.sample("z", dist.Normal(torch.zeros(len(x), 3), 1.0))
+                pyro.sample("x", dist.Normal(z, 1.0).to_event(1), obs=x)
+
+        def guide(x):
+            with pyro.plate("data", len(x), dim=-1):
+                pyro.sample("z", dist.Normal(x, 1.0))
+
+        with pytest.raises(ValueError, match=r"value of site 'z' of the guide .* got \(3, 3\); call \.to_event"):
+            log_weights(model, guide, x)
+
     def test_log_joint_of_a_model_without_latents_is_its_log_density(self):
         x = torch.tensor([0.5, -1.0, 2.0])
 

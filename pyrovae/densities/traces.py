@@ -61,7 +61,7 @@ class Site:
     @cached_property
     def value(self) -> Tensor:
         """Value, with shape (K, N, *further plates, *event)."""
-        return self.layout.per_datum(self.raw_value, self.plate_sizes, len(self.fn.event_shape))
+        return self._per_datum(self.raw_value, "value", len(self.fn.event_shape))
 
     @property
     def mask(self) -> Mask:
@@ -151,14 +151,17 @@ class Site:
             ValueError: If the site lies outside the data plate, or has batch dimensions without a plate.
         """
         self.check_plate()
+        tensor = self._per_datum(tensor, "log density")
+        return tensor.sum(tuple(range(2, tensor.dim()))) if tensor.dim() > 2 else tensor
+
+    def _per_datum(self, tensor: Tensor, what: str, event_dim: int = 0) -> Tensor:
         try:
-            tensor = self.layout.per_datum(tensor, self.plate_sizes)
+            return self.layout.per_datum(tensor, self.plate_sizes, event_dim)
         except ValueError as error:
             raise ValueError(
-                f"the log density of site {self.name!r} of the {self.program} has a shape that its plates do not "
+                f"the {what} of site {self.name!r} of the {self.program} has a shape that its plates do not "
                 f"explain: {error}; call .to_event on the dimensions of one datum, or put them into a plate"
             ) from error
-        return tensor.sum(tuple(range(2, tensor.dim()))) if tensor.dim() > 2 else tensor
 
     def check_plate(self) -> None:
         """Raise a ValueError if the site lies outside the data plate."""

@@ -28,7 +28,7 @@ def log_joint(
     Args:
         model: Pyro program p(z) p(x|z).
         latents: Value of each latent site by name, with shape (K, N, ...). Discrete sites without a value are summed
-            out.
+            out. It is empty, with K = 1, if all latents are, or if the model has none.
         *args: Positional arguments of the model, the data first, with shape (N, ...).
         plate: Name of the plate over the data; None for the only plate around all sites that has their number.
         **kwargs: Keyword arguments of the model.

@@ -215,7 +215,7 @@ class TestHiddenMarkovModel:
         torch.testing.assert_close(log_w, self.exact().expand(2, -1))
 
     def test_long_sequences_are_summed(self):
-        x, lengths = self.x.repeat(1, 8), torch.full((5,), 40)
+        x, lengths = self.x.repeat(1, 8), torch.full((6,), 40)
         model = TestHiddenMarkovModel()
         model.x, model.lengths = x, lengths
         torch.testing.assert_close(exact_log_marginal(model.model, x, lengths).value, model.exact())

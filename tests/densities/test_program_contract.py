@@ -13,6 +13,7 @@ from pyrovae import (
     BernoulliLikelihood,
     NormalEncoder,
     StandardNormalPrior,
+    exact_log_marginal,
     log_joint,
     log_marginal,
     log_weights,
@@ -141,10 +142,36 @@ class TestRefusals:
         z = torch.zeros(3, 4, 2, dtype=torch.float64)
         with pytest.raises(ValueError, match="no latent 'y'"):
             log_joint(pair[0], {"y": z, "z": z}, pair[2])
-        with pytest.raises(ValueError, match="latents is empty"):
+        with pytest.raises(ValueError, match="latents gives no value for site 'z'"):
             log_joint(pair[0], {}, pair[2])
         with pytest.raises(ValueError, match=r"shape \(4, N, ...\), got \(4,\)"):
             log_joint(pair[0], {"z": torch.zeros(4)}, pair[2])
+
+    def test_a_latent_without_to_event_is_named(self):
+        x = torch.zeros(3, 3)  # Pyro takes the last dim for that of the plate
+
+        def model(x):
+            with pyro.plate("data", len(x), dim=-1):
+                z = pyro.sample("z", dist.Normal(torch.zeros(len(x), 3), 1.0))
+                pyro.sample("x", dist.Normal(z, 1.0).to_event(1), obs=x)
+
+        def guide(x):
+            with pyro.plate("data", len(x), dim=-1):
+                pyro.sample("z", dist.Normal(x, 1.0))
+
+        with pytest.raises(ValueError, match=r"value of site 'z' of the guide .* got \(3, 3\); call \.to_event"):
+            log_weights(model, guide, x)
+
+    def test_log_joint_of_a_model_without_latents_is_its_log_density(self):
+        x = torch.tensor([0.5, -1.0, 2.0])
+
+        def model(x):
+            with pyro.plate("data", len(x), dim=-1):
+                pyro.sample("x", dist.Normal(1.0, 2.0), obs=x)
+
+        torch.testing.assert_close(log_joint(model, {}, x), dist.Normal(1.0, 2.0).log_prob(x).unsqueeze(0))
+        with pytest.raises(ValueError, match=r"no latent site.*use log_joint"):
+            exact_log_marginal(model, x)
 
     def test_empty_data_are_refused(self, pair):
         with pytest.raises(ValueError, match="data are empty"):

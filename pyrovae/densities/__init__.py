@@ -1,6 +1,7 @@
 """Per-datum log densities of Pyro programs, ours or the user's own, and helpers that run programs on data.
 
     vectorize   how a program runs on K draws for N data, found by small runs
+    ways        the check that finds the way a program runs on draws
     vectorized  programs with the way to run them on draws
     whole       programs whose whole data set counts as one datum
     data_plate  the plate over the data, among the plates of programs
@@ -43,8 +44,9 @@ from pyrovae.densities.rng import (
 from pyrovae.densities.streamed import Streamed, prepared
 from pyrovae.densities.support import SupportError, check_support
 from pyrovae.densities.traces import ParticleTrace, Program, Site, sample_sites
-from pyrovae.densities.vectorize import TiledWarning, sum_discrete, vectorize, vectorize_pair
+from pyrovae.densities.vectorize import sum_discrete, vectorize, vectorize_pair
 from pyrovae.densities.vectorized import VectorizedProgram
+from pyrovae.densities.ways import TiledWarning
 from pyrovae.densities.weights import (
     WeightedDraws,
     check_weights,

@@ -113,12 +113,12 @@ def _point_of(support: constraints.Constraint | None, value: Tensor) -> Tensor |
 
 
 def entry_mask(mask: Mask, entry: Any, like: Tensor) -> Tensor:
-    """Expand a mask to a tensor with one element per entry, for a distribution of single entries."""
+    """Return a mask that broadcasts with `like`, which has one element per entry of a distribution."""
     if isinstance(mask, bool):
         return torch.as_tensor(mask, device=like.device)
     if entry.event_shape:  # a mask cannot split an entry
         mask = mask.flatten(mask.dim() - len(entry.event_shape))[..., 0]
-    return mask.expand_as(like)
+    return mask
 
 
 def _for_entries(mask: Mask, fn: Any) -> Mask:

@@ -15,6 +15,7 @@ from torch.nn.modules.module import register_module_forward_pre_hook
 from pyrovae.densities.traces import Program
 from pyrovae.densities.vectorized import VectorizedProgram
 
+_PLAIN = (bool, int, float, str)
 # Libraries whose objects hold no module of a program.
 _LIBRARIES = sys.stdlib_module_names | {"torch", "pyro", "numpy", "tqdm"}
 
@@ -58,19 +59,29 @@ def modules_of(program: Program) -> list[nn.Module]:
 
     The list may lack modules that a program finds in another way, such as by a registry of an imported library.
     """
-    found: dict[int, nn.Module] = {}
+    return [thing for thing in _reach(program) if isinstance(thing, nn.Module)]
+
+
+def settings_of(program: Program) -> list[Any]:
+    """List the numbers, texts and truth values that a program can reach, those in modules included."""
+    found = [thing for thing in _reach(program) if isinstance(thing, _PLAIN)]
+    parts = (part for module in modules_of(program) for part in module.modules())
+    return found + [v for part in parts for k, v in vars(part).items() if isinstance(v, _PLAIN) and k != "training"]
+
+
+def _reach(program: Program) -> Iterator[Any]:
+    """Iterate over the objects that a program can reach; of modules, not over their parts."""
     seen: set[int] = set()
     remaining: list[Any] = [program]
     while remaining:
         thing = remaining.pop()
-        if id(thing) in seen:
-            continue
-        seen.add(id(thing))
-        if isinstance(thing, nn.Module):
-            found[id(thing)] = thing
-        else:
-            remaining.extend(reversed(list(_parts_of(thing))))
-    return list(found.values())
+        if isinstance(thing, _PLAIN):
+            yield thing
+        elif id(thing) not in seen:
+            seen.add(id(thing))
+            yield thing
+            if not isinstance(thing, nn.Module):
+                remaining.extend(reversed(list(_parts_of(thing))))
 
 
 def _unwrap(program: Program) -> Program:

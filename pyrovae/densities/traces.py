@@ -120,6 +120,11 @@ class Site:
             entries = torch.where(self._entries_in_support(), entries, -torch.inf)
         return Factor(entries, sums | plates, sizes)
 
+    def mask_per_datum(self) -> Tensor:
+        """Return the entries that count, with the shape of `value`."""
+        mask = torch.as_tensor(self.mask, device=self.raw_value.device).expand(self.raw_value.shape)
+        return self.layout.per_datum(mask, self.plate_sizes, len(self.fn.event_shape))
+
     def in_support(self) -> Tensor:
         """Return whether all entries of the value lie in the domain, or are masked out, with shape (K, N).
 

@@ -161,6 +161,17 @@ class _Substitute(Messenger):
             msg["value"], msg["done"] = value, True
         elif not (self.draws or msg["done"] or msg["infer"].get("_deterministic")):
             raise _UndrawnError
+        elif self.layout.data_dim is not None and plates.get(self.layout.data_dim) == -1 and not msg["done"]:
+            self._fill_plate(msg)
+
+    def _fill_plate(self, msg: Any) -> None:
+        """Expand the distribution to the rows of a data plate without a size, so that each datum has its own draw."""
+        dim = self.layout.data_dim
+        assert dim is not None
+        batch = list(msg["fn"].batch_shape)
+        batch = [1] * (-dim - len(batch)) + batch
+        batch[dim] = self.layout.leading[dim]
+        msg["fn"] = msg["fn"].expand(torch.Size(batch))
 
 
 def stack_latents(*latents: Mapping[str, Tensor]) -> dict[str, Tensor]:

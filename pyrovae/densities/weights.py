@@ -48,8 +48,6 @@ def log_joint(
                 "latents the same K"
             )
     model, _ = vectorize(model, None, args, kwargs, plate=plate, given=latents)
-    if not latents and not model.summed:
-        raise ValueError("latents is empty; give a value of shape (K, N, ...) for each latent site")
     trace = model.trace(num_particles, args, kwargs, {name: _expand(z, size) for name, z in latents.items()})
     for name in latents:
         if name not in trace.latents:

@@ -14,8 +14,8 @@ from pyrovae.densities.layout import Layout
 from pyrovae.densities.modules import evaluating
 from pyrovae.densities.rng import isolated_rng
 from pyrovae.densities.traces import ParticleTrace, Program, sample_sites
-from pyrovae.densities.vectorize import relative_difference, rounding_of
 from pyrovae.densities.vectorized import VectorizedProgram, stack_latents
+from pyrovae.densities.ways import relative_difference, rounding_of
 
 _DRAWS = 2
 

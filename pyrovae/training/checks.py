@@ -21,6 +21,7 @@ from pyrovae.densities import (
     modules_of,
     nonfinite_sites,
     num_data,
+    plain,
     set_up_auto_guides,
     take,
     vectorize_pair,
@@ -144,7 +145,7 @@ def keeps_rows(model: Program, guide: Program, batches: Batches | LoaderBatches)
     if batches.batch_size < batches.size or batches.size == 1:
         return False
     with suppress(Exception), isolated_rng(), evaluating(model, guide), pyro.validation_enabled(False), poutine.block():
-        args, kwargs = batches.first(batches.size // 2)
+        args, kwargs = plain(*batches.first(batches.size // 2))
         guide_trace = poutine.trace(guide).get_trace(*args, **kwargs)
         model_trace = poutine.trace(poutine.replay(model, trace=guide_trace)).get_trace(*args, **kwargs)
         for trace in (guide_trace, model_trace):

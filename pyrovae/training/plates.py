@@ -11,7 +11,7 @@ from pyro import poutine
 from pyro.poutine.messenger import Messenger
 from pyro.poutine.util import site_is_subsample
 
-from pyrovae.densities import Program, evaluating, isolated_rng, sample_sites
+from pyrovae.densities import Program, evaluating, isolated_rng, plain, sample_sites
 from pyrovae.training.batches import Batches
 from pyrovae.training.loaders import LoaderBatches
 
@@ -116,7 +116,7 @@ def sites_of(model: Program, guide: Program, batches: AnyBatches, rows: int | No
         rows: Number of data of the run; None for a full batch.
     """
     with isolated_rng(), evaluating(model, guide), pyro.validation_enabled(False):
-        args, kwargs = batches.first(rows)
+        args, kwargs = plain(*batches.first(rows))
         guide_trace = poutine.trace(guide).get_trace(*args, **kwargs)
         model_trace = poutine.trace(poutine.replay(model, trace=guide_trace)).get_trace(*args, **kwargs)
     traces: Mapping[str, poutine.Trace] = {"model": model_trace, "guide": guide_trace}
@@ -150,7 +150,7 @@ def find_outside_sites(
     if any(frame.size != (frame.full_size or frame.size) for site in sites for frame in site.frames):
         return None
     plates = {frame.name for site in sites for frame in site.frames if frame.size in (-1, batch)}
-    if not plates or not any(plates.isdisjoint(frame.name for frame in site.frames) for site in sites):
+    if not plates or plates & set.intersection(*({frame.name for frame in site.frames} for site in sites)):
         return None
     fewer = fewer if fewer < batch else 2
     others = sites_of(model, guide, batches, fewer)

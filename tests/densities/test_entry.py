@@ -397,9 +397,11 @@ def test_warnings_of_arguments_that_may_be_cut_by_mistake_come_once():
             pyro.sample("x", dist.Normal(z.unsqueeze(-1) + offset, 1.0).to_event(1), obs=x)
 
     x, offset = torch.randn(33, 33), torch.randn(33)
-    with pytest.warns(UserWarning, match=r"number 2 of leading length 33, .* give Whole\(argument\)"):
+    refused = pytest.raises(ValueError, match=r"depends on which other data .* pass such a tensor as Whole\(tensor\)")
+    with refused, pytest.warns(UserWarning, match=r"number 2 of leading length 33, .* give Whole\(argument\)"):
         pyrovae.exact_log_marginal(model, x, offset)
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        pyrovae.exact_log_marginal(model, x, offset)
+        with refused:
+            pyrovae.exact_log_marginal(model, x, offset)
         pyrovae.exact_log_marginal(lambda x, offset: model(x, offset), x, Whole(offset))

@@ -165,7 +165,7 @@ def test_exact_log_marginal_refuses_models_that_are_too_large_or_infinite():
             z = pyro.sample("z", dist.Normal(y, 1.0))
             pyro.sample("x", dist.Normal(z.unsqueeze(-1), 1.0).to_event(1), obs=x)
 
-    with pytest.raises(ValueError, match=r"latent 'y' \(Poisson\) is discrete, so that it can neither be summed out nor integrated"):
+    with pytest.raises(ValueError, match=r"latent 'y' \(Poisson\) is discrete, so that it can neither be"):
         exact_log_marginal(counts, x[:, :1])
 
     def many(x):

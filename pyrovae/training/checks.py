@@ -1,5 +1,6 @@
 """Checks of `fit`: its options, the data, the programs, and finite losses and parameters."""
 
+import warnings
 from collections.abc import Callable, Iterable
 from contextlib import suppress
 from typing import Any
@@ -13,6 +14,7 @@ from torch import Tensor
 
 from pyrovae.densities import (
     Program,
+    TiledWarning,
     auto_guide_rows,
     check_support,
     evaluating,
@@ -152,6 +154,28 @@ def keeps_rows(model: Program, guide: Program, batches: Batches | LoaderBatches)
             trace.compute_log_prob()
         return bool(auto_guide_rows(guide))
     return True
+
+
+def check_particles(model: Program, guide: Program, elbo: ELBO, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+    """Check that vectorized particles of Pyro's objectives do not change the densities of the programs.
+
+    Raises:
+        ValueError: If a program uses dimensions by their position, so that a plate of particles shifts them.
+    """
+    if not elbo.vectorize_particles or elbo.num_particles == 1:
+        return
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", TiledWarning)
+        try:
+            how = vectorize_pair(model, guide, args, kwargs)[0].how
+        except ValueError:  # no density per datum, which Pyro's objectives do not need
+            return
+    if how == "tiled":
+        raise ValueError(
+            "the programs use dimensions by their position (such as softmax(dim=1)), so the vectorized particles of "
+            f"{type(elbo).__name__} would change their densities; use vectorize_particles=False, or count dims from "
+            "the right"
+        )
 
 
 def check_separable(model: Program, guide: Program, elbo: ELBO) -> None:

@@ -34,6 +34,7 @@ from pyrovae.training.checks import (
     NonFiniteLossError,
     check_finite,
     check_options,
+    check_particles,
     check_programs,
     check_separable,
     keeps_rows,
@@ -257,7 +258,11 @@ def _prepare(
     names = parameter_names(module for program in (model, guide) for module in modules_of(program))
     descent = make_optimizer(optimizer, parameters, names)
     first_batch = batches.first()
-    pair = vectorize_pair(model, guide, *first_batch) if isinstance(control.elbo, TensorELBO) else (model, guide)
+    pair = model, guide
+    if isinstance(control.elbo, TensorELBO):
+        pair = vectorize_pair(model, guide, *first_batch)
+    else:
+        check_particles(model, guide, control.elbo, *first_batch)
     sites = sites_of(model, guide, batches)
     stepper = Stepper(
         *pair,

@@ -261,3 +261,28 @@ def test_programs_that_subsample_by_themselves_train_as_under_svi(x):
                     svi.step(rows)
         found.append(tuple(parameters().values()))
     torch.testing.assert_close(*found, rtol=0.0, atol=0.0)
+
+
+@pytest.mark.parametrize("dim", [1, -1])
+def test_vectorized_particles_of_a_program_that_counts_dims_from_the_left_are_refused(dim):
+    net = torch.nn.Linear(2, 3)
+
+    def model(x):
+        pyro.module("net", net)
+        with pyro.plate("data", len(x), dim=-1):
+            z = pyro.sample("z", dist.Normal(torch.zeros(2), 1.0).to_event(1))
+            pyro.sample("x", dist.Normal(net(z).softmax(dim), 1.0).to_event(1), obs=x)
+
+    def guide(x):
+        with pyro.plate("data", len(x), dim=-1):
+            pyro.sample("z", dist.Normal(torch.zeros(2), 1.0).to_event(1))
+
+    def train(**options):
+        return fit(model, guide, torch.randn(20, 3), elbo=Trace_ELBO(num_particles=3, **options), epochs=1)
+
+    train()
+    if dim == -1:
+        train(vectorize_particles=True)
+        return
+    with pytest.raises(ValueError, match=r"vectorized particles of Trace_ELBO .* use vectorize_particles=False"):
+        train(vectorize_particles=True)

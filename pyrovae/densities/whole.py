@@ -1,6 +1,7 @@
 """Programs whose whole data set counts as one datum, with particles left of all plates."""
 
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any
 
 import pyro
@@ -13,11 +14,13 @@ from pyrovae.densities.auxiliary import auxiliary_sites, check_spread, set_up_au
 from pyrovae.densities.layout import Layout
 from pyrovae.densities.modules import evaluating
 from pyrovae.densities.rng import isolated_rng
+from pyrovae.densities.sum_checks import difference_of_sums
 from pyrovae.densities.traces import ParticleTrace, Program, sample_sites
 from pyrovae.densities.vectorized import VectorizedProgram, stack_latents
 from pyrovae.densities.ways import relative_difference, rounding_of
 
 _DRAWS = 2
+_SUM_ROUNDING = 1e-3  # relative
 
 
 def vectorize_whole(
@@ -49,8 +52,33 @@ def vectorize_whole(
             VectorizedProgram(raw["model"], "model", "whole", depth, None, False),
             VectorizedProgram(raw["guide"], "guide", "whole", depth, None, False, auxiliaries=auxiliaries),
         )
-        _check(pair, single, args, kwargs)
-    return pair
+        latents = _check(pair, single, args, kwargs)
+        return _with_sums(pair[0], single[0], latents, args, kwargs), pair[1]
+
+
+def _with_sums(
+    model: VectorizedProgram,
+    traces: Mapping[str, poutine.Trace],
+    latents: Mapping[str, Tensor],
+    args: tuple[Any, ...],
+    kwargs: Mapping[str, Any],
+) -> VectorizedProgram:
+    """Sum out the discrete latents that the guide does not draw."""
+    drawn = sample_sites(traces["guide"])
+    summed = frozenset(
+        name
+        for name, site in sample_sites(traces["model"]).items()
+        if not site["is_observed"] and name not in drawn and getattr(site["fn"], "has_enumerate_support", False)
+    )
+    if not summed:
+        return model
+    if difference_of_sums(model, summed, latents, args, kwargs) > _SUM_ROUNDING:
+        raise ValueError(
+            f"the sites {sorted(summed)} of the model, which the guide does not draw, cannot be summed out: with all "
+            "their values at once, the densities are not those of single values; index tensors by "
+            "Vindex(tensor)[..., site, :], and count dims from the right, or let the guide draw the sites"
+        )
+    return replace(model, summed=summed, discrete=summed)
 
 
 def _raw(program: Program) -> Program:
@@ -75,8 +103,8 @@ def _check(
     single: list[dict[str, poutine.Trace]],
     args: tuple[Any, ...],
     kwargs: Mapping[str, Any],
-) -> None:
-    """Compare the log densities of a run on draws at once with those of single runs at the same latents."""
+) -> dict[str, Tensor]:
+    """Compare the log densities of a run on draws at once with those of single runs, and return their latents."""
     guide = pair[1]
     determined = {latent: name for name, site in guide.auxiliaries.items() for latent in site.prototypes}
     layout = Layout(1, 1, -1 - guide.depth, None)
@@ -97,6 +125,7 @@ def _check(
                 "its dims from the right, as in z.sum(-1), since draws lie left of all plates, and draw all random "
                 "numbers by pyro.sample"
             )
+    return latents
 
 
 def _difference(

@@ -174,6 +174,10 @@ def find_subsampling(sites: list[BatchSite], batches: AnyBatches) -> Subsampling
     for site in sites:
         if not site.is_unscaled:
             return Subsampling(reason=f"site {site.name!r} of the {site.program} carries scale {_shown(site)}")
+    frames = [frame for site in sites for frame in site.frames]
+    if frames and not any(frame.size in (-1, batch) or frame.full_size == batches.size for frame in frames):
+        sizes = {frame.name: frame.size for frame in frames}
+        return Subsampling(reason=f"no plate has the size of a batch, {batch}, only {sizes}")
     subsampled = {
         frame.name: (frame.size, frame.full_size)
         for site in sites

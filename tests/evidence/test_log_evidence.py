@@ -171,3 +171,27 @@ def test_a_scale_and_dims_by_position_are_refused(x):
 
     with pytest.raises(ValueError, match=r"other log densities on several draws at once.*from the right"):
         log_evidence(by_position, AutoNormal(by_position), x, num_particles=10)
+
+
+def test_discrete_sites_that_the_guide_leaves_out_are_summed_out():
+    x = torch.tensor([-1.5, 2.0, 1.6, -1.0, 2.4], dtype=torch.float64)
+
+    def mixture(x):
+        locs = pyro.sample("locs", dist.Normal(torch.zeros(2, dtype=torch.float64), 2.0).to_event(1))
+        with pyro.plate("data", len(x)):
+            which = pyro.sample("which", dist.Categorical(torch.tensor([0.3, 0.7], dtype=torch.float64)))
+            pyro.sample("x", dist.Normal(locs[..., 0] * (which == 0) + locs[..., 1] * (which == 1), 0.8), obs=x)
+
+    def guide(x):
+        pyro.sample("locs", dist.Normal(torch.zeros(2, dtype=torch.float64), 2.0).to_event(1))
+
+    grid = np.linspace(-12, 12, 1201)
+    a, b = np.meshgrid(grid, grid, indexing="ij")
+    log_p = stats.norm.logpdf(a, 0, 2) + stats.norm.logpdf(b, 0, 2)
+    for value in x.tolist():
+        log_p += np.log(0.3 * stats.norm.pdf(value, a, 0.8) + 0.7 * stats.norm.pdf(value, b, 0.8))
+    exact = math.log(np.exp(log_p).sum() * (grid[1] - grid[0]) ** 2)
+    pyro.set_rng_seed(3)
+    found = log_evidence(mixture, guide, x, num_particles=20_000)
+    assert found.std_error.item() < 0.03
+    assert abs(found.value.item() - exact) < 4.5 * found.std_error.item()

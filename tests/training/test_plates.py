@@ -286,3 +286,22 @@ def test_vectorized_particles_of_a_program_that_counts_dims_from_the_left_are_re
         return
     with pytest.raises(ValueError, match=r"vectorized particles of Trace_ELBO .* use vectorize_particles=False"):
         train(vectorize_particles=True)
+
+
+def test_the_elbo_of_data_whose_rows_no_plate_holds_is_left_out():
+    words = torch.randn(5, 8)  # five words of each of eight documents
+
+    def model(words):
+        loc = pyro.param("loc", torch.zeros(()))
+        with pyro.plate("documents", words.shape[1], dim=-1):
+            z = pyro.sample("z", dist.Normal(loc, 1.0))
+            for place, word in enumerate(words):
+                pyro.sample(f"x_{place}", dist.Normal(z, 1.0), obs=word)
+
+    def guide(words):
+        with pyro.plate("documents", words.shape[1], dim=-1):
+            pyro.sample("z", dist.Normal(torch.zeros(()), 1.0))
+
+    with pytest.warns(UserWarning, match=r"no plate has the size of a batch, 5, only {'documents': 8}"):
+        history = fit(model, guide, words, elbo=Trace_ELBO(), epochs=1, execution="eager")
+    assert history.rows[0]["train_elbo"] is None

@@ -289,8 +289,8 @@ def _prepare(
     subsampling = find_subsampling(sites, batches)
     if control.is_elbo and subsampling.reason is not None:
         warnings.warn(
-            f"train_elbo is left out (None), since {subsampling.reason}, so the objective is no ELBO per datum; put the "
-            "data into a plate, one row per datum, and weigh the KL divergence by kl_weight of fit, not by a scale",
+            f"train_elbo is left out (None), since {subsampling.reason}, so the objective is no ELBO per datum; put "
+            "the data into a plate, one row per datum, and weigh the KL divergence by kl_weight of fit, not by a scale",
             stacklevel=3,
         )
     return _Run(

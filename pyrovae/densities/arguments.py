@@ -70,6 +70,11 @@ def num_data(args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> int:
     raise ValueError("programs need data, got no tensor; give a tensor of shape (N, ...) first")
 
 
+def has_data(args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> bool:
+    """Return whether a tensor is among the arguments; a program without one holds its data itself."""
+    return any(isinstance(value, Tensor | Streamed) and value.dim() > 0 for value in (*args, *kwargs.values()))
+
+
 def device_of(args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> torch.device:
     """Return the device of the first tensor among the arguments of a program."""
     return next(value for value in (*args, *kwargs.values()) if isinstance(value, Tensor | Streamed)).device

@@ -55,13 +55,16 @@ def plates_of(traces: Mapping[str, poutine.Trace]) -> Plates:
     }
 
 
-def find_data_plate(plates: Plates, num_data: int, name: str | None = None) -> int:
-    """Find the dim of the data plate: the plate with this name, or the one around all sites with the size of the data.
+def find_data_plate(plates: Plates, num_data: int | None, name: str | None = None) -> tuple[int, int]:
+    """Find the data plate: the plate with this name, or the one around all sites with the size of the data.
 
     Args:
         plates: Plates around each site.
-        num_data: Number of data N of the run.
+        num_data: Number of data N of the run; None if the programs hold their data themselves.
         name: Name of the plate; None to find it by its size.
+
+    Returns:
+        The dim of the plate, and its size.
 
     Raises:
         ValueError: If no plate or more than one fits. The message names the first site outside.
@@ -71,20 +74,22 @@ def find_data_plate(plates: Plates, num_data: int, name: str | None = None) -> i
     dims = {key: {dim for dim, plate in found.items() if _fits(plate, num_data, name)} for key, found in plates.items()}
     common = set.intersection(*dims.values())
     if len(common) == 1:
-        return common.pop()
+        dim = common.pop()
+        return dim, num_data or next(iter(plates.values()))[dim].size
     names = sorted({plates[key][dim].name for key in plates for dim in common})
     if names:
         raise ValueError(
-            f"plates {names} all have the size of the data, {num_data}; name the one over the data, as in "
-            f"plate={names[0]!r}"
+            f"plates {names} all may be over the data{'' if num_data is None else f', {num_data}'}; name the one over "
+            f"the data, as in plate={names[0]!r}"
         )
     for (program, site), found in plates.items():
         if not dims[program, site]:
             _refuse_subsampling(site, program, found, num_data)
             others = ", ".join(f"{plate.name!r} of size {plate.size}" for plate in found.values())
+            data = "data" if num_data is None else f"{num_data} data"
             inside = f", only in {others}" if others else ""
             raise ValueError(
-                f"site {site!r} of the {program} lies outside a plate over the {num_data} data{inside}, so log p(x_n) "
+                f"site {site!r} of the {program} lies outside a plate over the {data}{inside}, so log p(x_n) "
                 "is not defined per datum; move it inside, make it a parameter, or use log_evidence for all data"
             )
     one = next(iter(plates))
@@ -95,7 +100,7 @@ def find_data_plate(plates: Plates, num_data: int, name: str | None = None) -> i
     )
 
 
-def _refuse_subsampling(site: str, program: str, found: Mapping[int, Plate], num_data: int) -> None:
+def _refuse_subsampling(site: str, program: str, found: Mapping[int, Plate], num_data: int | None) -> None:
     for plate in found.values():
         if plate.size < plate.full_size == num_data:
             raise ValueError(
@@ -105,8 +110,9 @@ def _refuse_subsampling(site: str, program: str, found: Mapping[int, Plate], num
             )
 
 
-def _fits(plate: Plate, num_data: int, name: str | None) -> bool:
-    return plate.size in (-1, num_data) and (name is None or plate.name == name)
+def _fits(plate: Plate, num_data: int | None, name: str | None) -> bool:
+    right_size = plate.size > 0 if num_data is None else plate.size in (-1, num_data)
+    return right_size and (name is None or plate.name == name)
 
 
 def _names(found: Mapping[int, Plate]) -> str:

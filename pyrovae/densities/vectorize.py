@@ -16,7 +16,7 @@ import torch
 from pyro import poutine
 from torch import Tensor
 
-from pyrovae.densities.arguments import Whole, is_per_datum, num_data, plain, take
+from pyrovae.densities.arguments import Whole, has_data, is_per_datum, num_data, plain, take
 from pyrovae.densities.auxiliary import AuxiliarySite, auxiliary_sites, set_up_auto_guides
 from pyrovae.densities.modules import evaluating, modules_of, settings_of
 from pyrovae.densities.rng import isolated_rng
@@ -71,7 +71,7 @@ def vectorize(
     given = None if given is None else frozenset(given)
     key = key, given
     known = None if memory is None else memory.get(key)
-    size = num_data(args, kwargs)
+    size = num_data(args, kwargs) if has_data(args, kwargs) else 0
     if known is None or known.is_due(state, size, in_training):
         # Blocked, so that handlers around the call do not see the runs of the check.
         with evaluating(*programs.values()), isolated_rng(), pyro.validation_enabled(False), poutine.block():
@@ -171,7 +171,7 @@ def _owner(program: Program) -> Any:
 def _key(
     programs: Mapping[str, Program], args: tuple[Any, ...], kwargs: Mapping[str, Any], plate: str | None
 ) -> Hashable:
-    size = num_data(args, kwargs)
+    size = num_data(args, kwargs) if has_data(args, kwargs) else 0
 
     def of(value: Any) -> Hashable:
         if isinstance(value, Whole):

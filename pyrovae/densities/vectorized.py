@@ -41,6 +41,7 @@ class VectorizedProgram:
         summed: Names of the discrete sites to sum out.
         discrete: Names of all latents that can be summed out and that no guide draws.
         auxiliaries: Auxiliary sites of auto guides, by name.
+        own_data: Number of data N of a program that holds its data itself; None if they are arguments.
     """
 
     program: Program
@@ -52,6 +53,7 @@ class VectorizedProgram:
     summed: frozenset[str] = frozenset()
     discrete: frozenset[str] = frozenset()
     auxiliaries: "Mapping[str, AuxiliarySite]" = field(default_factory=dict)
+    own_data: int | None = None
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         """Run the program."""
@@ -60,7 +62,9 @@ class VectorizedProgram:
 
     def num_data(self, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> int:
         """Return the number of data N among the arguments; 1 if the whole data set counts as one datum."""
-        return 1 if self.how == "whole" else num_data(args, kwargs)
+        if self.how == "whole":
+            return 1
+        return num_data(args, kwargs) if self.own_data is None else self.own_data
 
     def layout(self, num_particles: int, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Layout:
         """Return the layout of a run on K draws for each datum among the arguments."""
@@ -102,7 +106,7 @@ class VectorizedProgram:
         summed: frozenset[str],
     ) -> ParticleTrace:
         layout = self.layout(num_particles, args, kwargs)
-        if self.how == "tiled":
+        if self.how == "tiled" and self.own_data is None:
             args, kwargs = tile(args, kwargs, num_particles)
         plate_dims = self.depth + (layout.particle_dim is not None)
         with ExitStack() as stack:

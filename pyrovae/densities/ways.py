@@ -8,10 +8,11 @@ import torch
 from pyro import poutine
 from torch import Tensor
 
-from pyrovae.densities.arguments import Whole, is_per_datum, num_data, take
+from pyrovae.densities.arguments import Whole, has_data, is_per_datum, num_data, take
 from pyrovae.densities.auxiliary import AuxiliarySite, check_rows, check_separate
 from pyrovae.densities.data_plate import find_data_plate, plates_of, run_once
 from pyrovae.densities.masks import is_partial, same_mask
+from pyrovae.densities.streamed import Streamed
 from pyrovae.densities.sum_checks import difference_of_sums
 from pyrovae.densities.traces import ParticleTrace, Program, sample_sites
 from pyrovae.densities.vectorized import How, VectorizedProgram, stack_latents
@@ -38,6 +39,7 @@ class Way(NamedTuple):
     divisible: bool
     summed: frozenset[str] = frozenset()
     discrete: frozenset[str] = frozenset()
+    own_data: int | None = None
 
     def program(
         self, name: str, program: Program, auxiliaries: Mapping[str, AuxiliarySite] | None = None
@@ -45,7 +47,15 @@ class Way(NamedTuple):
         """Return a program that runs so; only the model has sites to sum out."""
         sums = (self.summed, self.discrete) if name == "model" else (frozenset(), frozenset())
         return VectorizedProgram(
-            program, name, self.how, self.depth, self.data_dim, self.divisible, *sums, auxiliaries=auxiliaries or {}
+            program,
+            name,
+            self.how,
+            self.depth,
+            self.data_dim,
+            self.divisible,
+            *sums,
+            auxiliaries=auxiliaries or {},
+            own_data=self.own_data,
         )
 
 
@@ -107,9 +117,10 @@ class WaySearch:
     ) -> None:
         self.programs, self.args, self.kwargs, self.plate, self.given = programs, args, kwargs, plate, given
         self.auxiliaries = auxiliaries
-        self.size = num_data(args, kwargs)
-        self.rows = min(self.size, _rows_of_check(args, kwargs))
-        self.divisible = True
+        self.has_data = has_data(args, kwargs)
+        self.size = num_data(args, kwargs) if self.has_data else 0
+        self.rows = min(self.size, _rows_of_check(args, kwargs)) if self.has_data else 0
+        self.divisible = self.has_data
         self.num_draws = 3 if self.rows == 2 else 2  # so that draws and rows differ in number
 
     def result(self) -> Way:
@@ -137,13 +148,16 @@ class WaySearch:
         traces = run_once(self.programs, *self._rows())
         plates = plates_of(traces)
         self.depth = max([1, *(-dim for found in plates.values() for dim in found)])
-        self.data_dim = find_data_plate(plates, self.rows, self.plate)
+        self.data_dim, size = find_data_plate(plates, self.rows if self.has_data else None, self.plate)
+        if not self.has_data:
+            self.rows = self.size = size
         single = self._single_draws()
         self._check_masked(single)
-        if not self.divisible:
+        if not self.divisible and self.has_data:
             self._check_other_rows(single)
         rounding = _ROUNDING.get(single.model.dtype, _ROUNDING[torch.float32])
-        for how, tolerance in zip(_WAYS, rounding, strict=True):
+        ways = _WAYS if self.has_data else _WAYS[:1]
+        for how, tolerance in zip(ways, rounding, strict=False):
             if self._difference(how, single) <= tolerance:
                 found = self._with_sums(self._way(how), traces, single)
                 if found.how == "tiled":
@@ -175,10 +189,10 @@ class WaySearch:
         raise _NotPerDatumError(_reason_against_sums(summed, reason))
 
     def _way(self, how: How) -> Way:
-        return Way(how, self.depth, self.data_dim, self.divisible)
+        return Way(how, self.depth, self.data_dim, self.divisible, own_data=None if self.has_data else self.size)
 
     def _rows(self) -> Arguments:
-        return take(self.args, self.kwargs, slice(0, self.rows))
+        return take(self.args, self.kwargs, slice(0, self.rows)) if self.has_data else (self.args, self.kwargs)
 
     def _traces(
         self, how: How, arguments: Arguments, num_particles: int, latents: Mapping[str, Tensor]
@@ -303,7 +317,8 @@ def _rows_of_check(args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> int:
     """Choose a number of rows that differs from the widths of all arguments, so that a mistaken dim shows."""
     values, size = (*args, *kwargs.values()), num_data(args, kwargs)
     tensors = [value.tensor if isinstance(value, Whole) else value for value in values]
-    shapes = (tuple(value.shape[is_per_datum(value, size) :]) for value in tensors if hasattr(value, "shape"))
+    tensors = [value for value in tensors if isinstance(value, Tensor | Streamed)]
+    shapes = (tuple(value.shape[is_per_datum(value, size) :]) for value in tensors)
     widths = {width for shape in shapes for width in shape}
     return next((rows for rows in ROWS if rows not in widths), ROWS[0])
 

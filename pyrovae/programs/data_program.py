@@ -1,7 +1,7 @@
 """Base class of the programs in this room, which check and convert the arguments x, covariates and mask."""
 
 import inspect
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from typing import Any, NamedTuple
 from weakref import WeakKeyDictionary
@@ -48,12 +48,10 @@ class DataProgram(PyroModule):
                 f"arguments by position and by name {names} ({error}); write x, covariates=c, mask=m"
             ) from None
         given = bound.arguments
-        like = next((p for p in (*self.parameters(), *self.buffers()) if p.is_floating_point()), torch.zeros(()))
-        for name in ("x", "covariates"):
+        tensors = [p for p in (*self.parameters(), *self.buffers()) if p.is_floating_point()]
+        for name in ("x", "covariates", "mask"):
             if given.get(name) is not None:
-                given[name] = _as_numbers(name, given[name], like)
-        if given.get("mask") is not None:
-            given["mask"] = _as_mask(given["mask"], like.device)
+                given[name] = _as_argument(name, given[name], tensors)
         self._check(given.get("x"), given.get("covariates"), given.get("mask"))
         return bound.args, bound.kwargs
 
@@ -155,6 +153,18 @@ def _as_tensor(name: str, value: Any) -> Any:
         f"{name} must be a tensor or a numpy array, got {type(value).__name__}; give torch.as_tensor({name}), or "
         "Streamed(array) for data on disk"
     )
+
+
+def _as_argument(name: str, value: Any, tensors: Sequence[Tensor]) -> Any:
+    """Convert an argument to the type and device of the parameters and buffers of a program.
+
+    Parameters of the argument's own type, or none at all, keep its precision.
+    """
+    dtype = getattr(value, "dtype", None)
+    own = [tensor for tensor in tensors if tensor.dtype == dtype]
+    floating = isinstance(value, Tensor) and value.is_floating_point()
+    like = own[0] if own else tensors[0] if tensors else value if floating else torch.zeros(())
+    return _as_mask(value, like.device) if name == "mask" else _as_numbers(name, value, like)
 
 
 def _as_numbers(name: str, value: Any, like: Tensor) -> Any:

@@ -3,7 +3,7 @@
 import inspect
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from functools import wraps
+from functools import partial, wraps
 from types import FunctionType
 from typing import Any, ParamSpec, TypeVar, cast
 
@@ -73,9 +73,8 @@ def prepare_arguments(
         _check_type(function, value)
     owners = [owner for program in programs for owner in module_of(program) if hasattr(owner, "program_arguments")]
     if owners:
-        with evaluating(*owners), isolated_rng(), pyro.validation_enabled(False), poutine.block():
-            for owner in owners:
-                args, kwargs = cast(Any, owner).program_arguments(args, kwargs)
+        for owner in owners:
+            args, kwargs = cast(Any, owner).program_arguments(args, kwargs, partial(_trial_run, owner))
         return args, dict(kwargs)
     for value in (*args, *kwargs.values()):
         if isinstance(value, np.ndarray):
@@ -86,6 +85,13 @@ def prepare_arguments(
     for program in programs:
         _check_signature(program, args, kwargs)
     return mark_whole(args, kwargs, programs[0] if warn else None)
+
+
+@contextmanager
+def _trial_run(owner: Program) -> Iterator[None]:
+    """Run a program without trace: in evaluation mode, with other random numbers, and unseen by handlers."""
+    with evaluating(owner), isolated_rng(), pyro.validation_enabled(False), poutine.block():
+        yield
 
 
 def check_places(function: str, signature: inspect.Signature, args: Sequence[Any], kwargs: Mapping[str, Any]) -> None:

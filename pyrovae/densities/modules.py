@@ -62,11 +62,18 @@ def modules_of(program: Program) -> list[nn.Module]:
     return [thing for thing in _reach(program) if isinstance(thing, nn.Module)]
 
 
-def settings_of(program: Program) -> list[Any]:
-    """List the numbers, texts and truth values that a program can reach, those in modules included."""
-    found = [thing for thing in _reach(program) if isinstance(thing, _PLAIN)]
-    parts = (part for module in modules_of(program) for part in module.modules())
-    return found + [v for part in parts for k, v in vars(part).items() if isinstance(v, _PLAIN) and k != "training"]
+def modules_and_settings_of(program: Program) -> tuple[list[nn.Module], list[Any]]:
+    """List the torch modules that a program can reach, and the numbers, texts and truth values, also of modules."""
+    modules: list[nn.Module] = []
+    settings: list[Any] = []
+    for thing in _reach(program):
+        if isinstance(thing, nn.Module):
+            modules.append(thing)
+        elif isinstance(thing, _PLAIN):
+            settings.append(thing)
+    for part in (part for module in modules for part in module.modules()):
+        settings += [value for name, value in vars(part).items() if type(value) in _PLAIN and name != "training"]
+    return modules, settings
 
 
 def _reach(program: Program) -> Iterator[Any]:

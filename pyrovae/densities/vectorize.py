@@ -17,8 +17,8 @@ from pyro import poutine
 from torch import Tensor
 
 from pyrovae.densities.arguments import Whole, has_data, is_per_datum, num_data, plain, take
-from pyrovae.densities.auxiliary import AuxiliarySite, auxiliary_sites, set_up_auto_guides
-from pyrovae.densities.modules import evaluating, modules_of, settings_of
+from pyrovae.densities.auxiliary import AuxiliarySite, auto_guides_of, auxiliary_sites, set_up_auto_guides
+from pyrovae.densities.modules import evaluating, modules_and_settings_of
 from pyrovae.densities.rng import isolated_rng
 from pyrovae.densities.traces import Program
 from pyrovae.densities.vectorized import VectorizedProgram
@@ -147,7 +147,7 @@ def _auxiliaries(
 ) -> dict[str, dict[str, AuxiliarySite]]:
     """Find the auxiliary sites of the guide, which is set up if needed, by program and name."""
     found: dict[str, dict[str, AuxiliarySite]] = {name: {} for name in programs}
-    if "guide" in programs:
+    if "guide" in programs and auto_guides_of(programs["guide"]):
         with evaluating(*programs.values()), pyro.validation_enabled(False):
             set_up_auto_guides(programs["guide"], *plain(args, kwargs))
         found["guide"] = auxiliary_sites(programs["guide"])
@@ -189,7 +189,7 @@ def _key(
 def _state(programs: Mapping[str, Program]) -> Any:
     """Return what a result depends on besides the arguments: the guide itself, settings, versions of parameters."""
     guide = None if "guide" not in programs else ref(_owner(programs["guide"]))
-    modules = {id(module): module for program in programs.values() for module in modules_of(program)}
+    found = [modules_and_settings_of(program) for program in programs.values()]
+    modules, settings = {id(module): module for each, _ in found for module in each}, [each for _, each in found]
     tensors = [t for module in modules.values() for t in (*module.parameters(), *module.buffers())]
-    settings = [settings_of(program) for program in programs.values()]
     return guide, settings, [(id(t), t._version) for t in (*tensors, *pyro.get_param_store()._params.values())]

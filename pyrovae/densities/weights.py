@@ -84,7 +84,7 @@ def log_weights(
         ValueError: If num_particles is below 1, if the sites do not lie inside one plate over the data, if a site
             carries a scale other than 1, or if the latent sites of model and guide differ in name, shape or mask.
     """
-    return weighted_draws(model, guide, *args, num_particles=num_particles, plate=plate, **kwargs).log_weights
+    return _weighted_draws(model, guide, args, kwargs, num_particles, plate).log_weights
 
 
 class WeightedDraws(NamedTuple):
@@ -142,6 +142,17 @@ def weighted_draws(
         >>> dict(tree["posterior"].sizes)
         {'chain': 1, 'draw': 100, 'datum': 5}
     """
+    return _weighted_draws(model, guide, args, kwargs, num_particles, plate)
+
+
+def _weighted_draws(
+    model: Program,
+    guide: Program,
+    args: tuple[Any, ...],
+    kwargs: Mapping[str, Any],
+    num_particles: int,
+    plate: str | None,
+) -> WeightedDraws:
     if num_particles < 1:
         raise ValueError(f"num_particles must be at least 1, got {num_particles}")
     model, guide = vectorize_pair(model, guide, args, kwargs, plate=plate)

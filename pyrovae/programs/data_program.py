@@ -2,7 +2,7 @@
 
 import inspect
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
 from typing import Any, NamedTuple
 from weakref import WeakKeyDictionary
 
@@ -25,7 +25,10 @@ class DataProgram(PyroModule):
     """
 
     def program_arguments(
-        self, args: tuple[Any, ...], kwargs: Mapping[str, Any]
+        self,
+        args: tuple[Any, ...],
+        kwargs: Mapping[str, Any],
+        context: Callable[[], AbstractContextManager[Any]] = nullcontext,
     ) -> tuple[tuple[Any, ...], dict[str, Any]]:
         """Convert x, covariates and mask to tensors of the program's type and device, and check their shapes.
 
@@ -35,6 +38,7 @@ class DataProgram(PyroModule):
         Args:
             args: Positional arguments of the program.
             kwargs: Keyword arguments of the program.
+            context: Context of the run, such as evaluation mode.
 
         Raises:
             ValueError: If an argument is missing, unknown, or has another shape or type.
@@ -52,10 +56,10 @@ class DataProgram(PyroModule):
         for name in ("x", "covariates", "mask"):
             if given.get(name) is not None:
                 given[name] = _as_argument(name, given[name], tensors)
-        self._check(given.get("x"), given.get("covariates"), given.get("mask"))
+        self._check(given.get("x"), given.get("covariates"), given.get("mask"), context)
         return bound.args, bound.kwargs
 
-    def _check(self, x: Any, covariates: Any, mask: Any) -> None:
+    def _check(self, x: Any, covariates: Any, mask: Any, context: Callable[[], AbstractContextManager[Any]]) -> None:
         """Check the shapes of converted arguments."""
         name = type(self).__name__
         if x is None:
@@ -63,11 +67,11 @@ class DataProgram(PyroModule):
         width = None if covariates is None else tuple(covariates.shape[1:])
         _check_covariates(name, x, covariates)
         if "size" in inspect.signature(self.forward).parameters:
-            event = self._trial(("model", width), lambda: _generate(self, covariates))
+            event = self._trial(("model", width), lambda: _generate(self, covariates), context)
             _check_width_of_covariates(name, x, covariates, event)
             _check_x(x, event.shape)
         elif x.dim() > 1 and len(x):
-            found = self._trial(("guide", tuple(x.shape[1:]), width), lambda: _condition(self, x, covariates))
+            found = self._trial(("guide", tuple(x.shape[1:]), width), lambda: _condition(self, x, covariates), context)
             if found.surplus:
                 raise ValueError(
                     f"the networks of {name} take {found.surplus + found.width} numbers per datum, from x and "
@@ -76,11 +80,14 @@ class DataProgram(PyroModule):
                 )
         _check_mask(x, mask)
 
-    def _trial(self, key: Any, run: Callable[[], "_Trial"]) -> "_Trial":
+    def _trial(
+        self, key: Any, run: Callable[[], "_Trial"], context: Callable[[], AbstractContextManager[Any]]
+    ) -> "_Trial":
         """Run the program on one datum, once for each key."""
         known = _trials.setdefault(self, {})
         if key not in known:
-            known[key] = run()
+            with context():
+                known[key] = run()
         found: _Trial = known[key]
         return found
 

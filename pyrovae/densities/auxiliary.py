@@ -10,6 +10,7 @@ from typing import Any
 
 import torch
 from pyro import poutine
+from pyro.contrib.easyguide import EasyGuide
 from pyro.infer.autoguide import AutoContinuous, AutoGuide, AutoLaplaceApproximation, AutoNormal
 from torch import Tensor
 from torch.distributions import biject_to
@@ -60,10 +61,10 @@ class AuxiliarySite:
         return vector.reshape(layout.num_particles, *(1,) * (-layout.particle_dim - 1), vector.shape[-1])
 
 
-def auto_guides_of(guide: Program) -> list[AutoGuide]:
-    """List the auto guides in a program."""
+def auto_guides_of(guide: Program) -> list[AutoGuide | EasyGuide]:
+    """List the auto guides in a program, and those of `pyro.contrib.easyguide`."""
     parts = {id(part): part for module in modules_of(guide) for part in module.modules()}
-    return [part for part in parts.values() if isinstance(part, AutoGuide)]
+    return [part for part in parts.values() if isinstance(part, AutoGuide | EasyGuide)]
 
 
 def set_up_auto_guides(guide: Program, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> None:
@@ -94,7 +95,7 @@ def auto_guide_rows(guide: Program) -> dict[str, set[int]]:
     """List the numbers of rows that the auto guides in a program hold for plates without subsampling, by type."""
     found: dict[str, set[int]] = {}
     for part in auto_guides_of(guide):
-        frames = part._prototype_frames.values()
+        frames = (part.frames if isinstance(part, EasyGuide) else part._prototype_frames).values()
         sizes = {frame.size for frame in frames if frame.full_size in (None, frame.size)}
         if sizes:
             found.setdefault(type(part).__name__, set()).update(sizes)

@@ -7,6 +7,7 @@ import pyro.distributions as dist
 import pytest
 import torch
 from pyro import poutine
+from pyro.contrib.easyguide import EasyGuide
 from pyro.infer import Trace_ELBO
 from pyro.infer.autoguide import AutoLaplaceApproximation, AutoMultivariateNormal, AutoNormal
 from torch.distributions import biject_to
@@ -212,3 +213,28 @@ def test_an_auto_normal_without_its_latent_is_told_to_hide_both_sites(x):
         log_weights(conditioned, guide, x)
     with pytest.raises(ValueError, match="point mass without its auxiliary site"):
         log_weights(model, poutine.block(guide, hide=["z_unconstrained"]), x)
+
+
+class Easy(EasyGuide):
+    """Guide of `pyro.contrib.easyguide`, which learns the shapes of the latents in its first run."""
+
+    def guide(self, x):
+        group = self.group(match="z")
+        with self.plate("data", len(x), dim=-1):
+            group.sample("zs", dist.Normal(torch.zeros(()), 1.0).expand([1]).to_event(1))
+
+
+def test_an_easy_guide_learns_its_shapes_from_all_data(x):
+    net = torch.nn.Linear(1, 1)
+
+    def model(x):
+        pyro.module("net", net)
+        with pyro.plate("data", len(x), dim=-1):
+            z = pyro.sample("z", dist.Normal(0.0, 1.0))
+            pyro.sample("x", dist.Normal(net(z.unsqueeze(-1)).squeeze(-1), 1.0), obs=x)
+
+    guide = Easy(model)
+    fit(model, guide, x, elbo=Trace_ELBO(), epochs=1, batch_size=N)
+    assert guide.prototype_trace.nodes["z"]["value"].shape == (N,)
+    with pytest.raises(ValueError, match=f"Easy holds one row of parameters for each datum.*give batch_size={N}"):
+        fit(model, Easy(model), x, elbo=Trace_ELBO(), epochs=1, batch_size=10)

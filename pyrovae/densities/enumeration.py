@@ -187,9 +187,9 @@ def _check_combinations(count: int, what: str) -> None:
 
 
 def _named(tensor: Tensor, dims: str) -> Tensor:
-    tensor._pyro_dims = dims  # type: ignore[attr-defined]
+    tensor._pyro_dims = dims  # type: ignore[attr-defined]  # Pyro's name for the dims of a packed tensor
     return tensor
 
 
 def _dims(tensor: Tensor) -> str:
-    return tensor._pyro_dims  # type: ignore[attr-defined]
+    return tensor._pyro_dims  # type: ignore[attr-defined]  # as `_named` sets it

@@ -1,17 +1,44 @@
 """Check of sums over discrete sites: enumeration along extra dims against runs at each combination of values."""
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import replace
 from itertools import product
 from typing import Any
 
 import torch
+from pyro import poutine
 from torch import Tensor
 
-from pyrovae.densities.traces import Site
+from pyrovae.densities.traces import Site, sample_sites
 from pyrovae.densities.vectorized import VectorizedProgram
 
 _MAX_COMBINATIONS = 64  # of values per datum
+
+
+def summable_latents(model_trace: poutine.Trace, guide_trace: poutine.Trace | None) -> frozenset[str]:
+    """List the discrete latents of the model that the guide does not draw, and that can be summed out."""
+    drawn = {} if guide_trace is None else sample_sites(guide_trace)
+    return frozenset(
+        name
+        for name, site in sample_sites(model_trace).items()
+        if not site["is_observed"] and name not in drawn and getattr(site["fn"], "has_enumerate_support", False)
+    )
+
+
+def reason_against_sums(names: Collection[str], error: Exception | None = None) -> str:
+    """Say why sites cannot be summed out.
+
+    Args:
+        names: Names of the sites.
+        error: Error of the sum; None if the sum differs from an explicit one.
+    """
+    start = f"the sites {sorted(names)} of the model, which the guide does not draw, cannot be summed out: "
+    if error is not None:
+        return f"{start}{' '.join(str(error).split())[:300]}"
+    return (
+        f"{start}with all their values at once, the densities are not those of single values; index tensors by "
+        "Vindex(tensor)[..., site, :], and count dims from the right, or let the guide draw the sites"
+    )
 
 
 def difference_of_sums(

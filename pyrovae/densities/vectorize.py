@@ -61,9 +61,8 @@ def vectorize(
             depends on other data, or on random numbers outside the sample sites; or if the guide is an auto guide that
             joins the latents of all data, or has rows for another number of data.
     """
-    vectorized = isinstance(model, VectorizedProgram) and (guide is None or isinstance(guide, VectorizedProgram))
-    if vectorized and given is None:
-        return model, guide  # type: ignore[return-value]
+    if isinstance(model, VectorizedProgram) and isinstance(guide, VectorizedProgram | None) and given is None:
+        return model, guide
     programs = {"model": model} | ({} if guide is None else {"guide": guide})
     programs = {name: p.program if isinstance(p, VectorizedProgram) else p for name, p in programs.items()}
     auxiliaries = _auxiliaries(programs, args, kwargs)
@@ -187,7 +186,7 @@ def _key(
 
 
 def _state(programs: Mapping[str, Program]) -> Any:
-    """Return what a result depends on besides the arguments: the guide itself, settings, versions of parameters."""
+    """Return the guide, the settings and the versions of the parameters, which a result holds for."""
     guide = None if "guide" not in programs else ref(_owner(programs["guide"]))
     found = [modules_and_settings_of(program) for program in programs.values()]
     modules, settings = {id(module): module for each, _ in found for module in each}, [each for _, each in found]

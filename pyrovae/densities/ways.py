@@ -1,7 +1,7 @@
 """The way in which programs run on K draws for N data, found by comparing small runs with runs of single draws."""
 
 import warnings
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 import torch
@@ -13,8 +13,8 @@ from pyrovae.densities.auxiliary import AuxiliarySite, check_rows, check_separat
 from pyrovae.densities.data_plate import find_data_plate, plates_of, run_once
 from pyrovae.densities.masks import is_partial, same_mask
 from pyrovae.densities.streamed import Streamed
-from pyrovae.densities.sum_checks import difference_of_sums
-from pyrovae.densities.traces import ParticleTrace, Program, sample_sites
+from pyrovae.densities.sum_checks import difference_of_sums, reason_against_sums, summable_latents
+from pyrovae.densities.traces import ParticleTrace, Program
 from pyrovae.densities.vectorized import How, VectorizedProgram, stack_latents
 
 ROWS = (5, 7, 11, 13)  # numbers of data of the check; the first that is no width of an argument
@@ -155,7 +155,7 @@ class WaySearch:
         self._check_masked(single)
         if not self.divisible and self.has_data:
             self._check_other_rows(single)
-        rounding = _ROUNDING.get(single.model.dtype, _ROUNDING[torch.float32])
+        rounding = _tolerances(single.model)
         ways = _WAYS if self.has_data else _WAYS[:1]
         for how, tolerance in zip(ways, rounding, strict=False):
             if self._difference(how, single) <= tolerance:
@@ -167,11 +167,7 @@ class WaySearch:
 
     def _with_sums(self, found: Way, traces: Mapping[str, poutine.Trace], single: _Draws) -> Way:
         """Add the sites to sum out, and check the sums; tile if particles change them."""
-        sites = {name: site for name, site in sample_sites(traces["model"]).items() if not site["is_observed"]}
-        drawn = set(sample_sites(traces["guide"])) if "guide" in traces else set[str]()
-        discrete = frozenset(
-            name for name in sites if name not in drawn and getattr(sites[name]["fn"], "has_enumerate_support", False)
-        )
+        discrete = summable_latents(traces["model"], traces.get("guide"))
         found = found._replace(discrete=discrete)
         summed = discrete if "guide" in traces else discrete - (discrete if self.given is None else self.given)
         if not summed:
@@ -184,9 +180,9 @@ class WaySearch:
             except Exception as error:
                 reason = reason or error
                 continue
-            if difference <= _ROUNDING.get(single.model.dtype, _ROUNDING[torch.float32])[1]:
+            if difference <= _tolerances(single.model)[1]:
                 return found._replace(how=how, summed=summed)
-        raise _NotPerDatumError(_reason_against_sums(summed, reason))
+        raise _NotPerDatumError(reason_against_sums(summed, reason))
 
     def _way(self, how: How) -> Way:
         return Way(how, self.depth, self.data_dim, self.divisible, own_data=None if self.has_data else self.size)
@@ -241,7 +237,7 @@ class WaySearch:
             for name, z in first.latents.items()
         }
         changed = self._draws("tiled", self._rows(), 1, latents).densities
-        if relative_difference(changed, first.densities) > self._tolerance(single):
+        if relative_difference(changed, first.densities) > _tolerances(single.model)[1]:
             raise _NotPerDatumError(
                 f"latents {sorted(kept)} are used where a mask leaves them out, so the joint density is improper, and "
                 "each proposal would give another log p(x); mask what depends on them too"
@@ -260,11 +256,8 @@ class WaySearch:
                 drawn = self._draws("tiled", take(self.args, self.kwargs, order), 1, latents).densities
             except Exception:
                 continue
-            if relative_difference(drawn[..., kept], single.densities[:, :1][..., kept]) > self._tolerance(single):
+            if relative_difference(drawn[..., kept], single.densities[:, :1][..., kept]) > _tolerances(single.model)[1]:
                 raise _NotPerDatumError(_DEPENDS_ON_OTHERS)
-
-    def _tolerance(self, single: _Draws) -> float:
-        return _ROUNDING.get(single.model.dtype, _ROUNDING[torch.float32])[1]
 
     def _difference(self, how: How, single: _Draws) -> float:
         """Compare log densities of runs on two draws with those of single draws; infinite if the program fails."""
@@ -290,17 +283,6 @@ class WaySearch:
             "the log densities of repeated data differ from those of single data, so a program depends on the number "
             "of rows; make the density of each row a function of this row alone"
         )
-
-
-def _reason_against_sums(names: Collection[str], error: Exception | None) -> str:
-    """Say why sites cannot be summed out."""
-    start = f"the sites {sorted(names)} of the model, which the guide does not draw, cannot be summed out: "
-    if error is not None:
-        return f"{start}{' '.join(str(error).split())[:300]}"
-    return (
-        f"{start}with all their values at once, the densities are not those of single values; index tensors by "
-        "Vindex(tensor)[..., site, :], and count dims from the right, or let the guide draw the sites"
-    )
 
 
 def _warn_of_tiles() -> None:
@@ -348,7 +330,12 @@ def _joined(draws: Sequence[_Draws]) -> _Draws:
 
 def rounding_of(log_density: Tensor) -> float:
     """Return the largest relative difference by rounding between log densities of one draw and of several."""
-    return _ROUNDING.get(log_density.dtype, _ROUNDING[torch.float32])[0]
+    return _tolerances(log_density)[0]
+
+
+def _tolerances(log_density: Tensor) -> tuple[float, float]:
+    """Return the largest relative differences of log densities of this type, for each of `_WAYS`."""
+    return _ROUNDING.get(log_density.dtype, _ROUNDING[torch.float32])
 
 
 def relative_difference(one: Tensor, other: Tensor) -> float:

@@ -14,7 +14,7 @@ from pyrovae.densities.auxiliary import auxiliary_sites, check_spread, set_up_au
 from pyrovae.densities.layout import Layout
 from pyrovae.densities.modules import evaluating
 from pyrovae.densities.rng import isolated_rng
-from pyrovae.densities.sum_checks import difference_of_sums
+from pyrovae.densities.sum_checks import difference_of_sums, reason_against_sums, summable_latents
 from pyrovae.densities.traces import ParticleTrace, Program, sample_sites
 from pyrovae.densities.vectorized import VectorizedProgram, stack_latents
 from pyrovae.densities.ways import relative_difference, rounding_of
@@ -64,20 +64,11 @@ def _with_sums(
     kwargs: Mapping[str, Any],
 ) -> VectorizedProgram:
     """Sum out the discrete latents that the guide does not draw."""
-    drawn = sample_sites(traces["guide"])
-    summed = frozenset(
-        name
-        for name, site in sample_sites(traces["model"]).items()
-        if not site["is_observed"] and name not in drawn and getattr(site["fn"], "has_enumerate_support", False)
-    )
+    summed = summable_latents(traces["model"], traces["guide"])
     if not summed:
         return model
     if difference_of_sums(model, summed, latents, args, kwargs) > _SUM_ROUNDING:
-        raise ValueError(
-            f"the sites {sorted(summed)} of the model, which the guide does not draw, cannot be summed out: with all "
-            "their values at once, the densities are not those of single values; index tensors by "
-            "Vindex(tensor)[..., site, :], and count dims from the right, or let the guide draw the sites"
-        )
+        raise ValueError(reason_against_sums(summed))
     return replace(model, summed=summed, discrete=summed)
 
 

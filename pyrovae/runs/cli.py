@@ -81,7 +81,7 @@ def run_script(main: Callable[[], int | None]) -> None:
     143.
     """
     signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(_EXIT_CODES[signal.SIGTERM]))
-    warnings.formatwarning = _format_warning  # type: ignore[assignment]
+    warnings.formatwarning = _format_warning  # type: ignore[assignment]  # Python's hook, of fewer options
     try:
         sys.exit(main() or 0)
     except KeyboardInterrupt:

@@ -15,6 +15,7 @@ from torch import Tensor
 from pyrovae.densities.arguments import num_data, plain, tile
 from pyrovae.densities.enumeration import SumOut
 from pyrovae.densities.layout import Layout
+from pyrovae.densities.samplers import correct_draws
 from pyrovae.densities.traces import PARTICLE_PLATE, ParticleTrace, Program
 
 if TYPE_CHECKING:
@@ -164,6 +165,8 @@ class _Substitute(Messenger):
         if value is not None:
             msg["value"], msg["done"] = value, True
         elif not (self.draws or msg["done"] or msg["infer"].get("_deterministic")):
+        if not msg["done"]:
+            correct_draws(msg["fn"])
             raise _UndrawnError
         elif self.layout.data_dim is not None and plates.get(self.layout.data_dim) == -1 and not msg["done"]:
             self._fill_plate(msg)

@@ -34,7 +34,7 @@ def reason_against_sums(names: Collection[str], error: Exception | None = None) 
     """
     start = f"the sites {sorted(names)} of the model, which the guide does not draw, cannot be summed out: "
     if error is not None:
-        return f"{start}{' '.join(str(error).split())[:300]}"
+        return f"{start}{' '.join(str(error).split())[:300].rstrip('.')}; let the guide draw the sites"
     return (
         f"{start}with all their values at once, the densities are not those of single values; index tensors by "
         "Vindex(tensor)[..., site, :], and count dims from the right, or let the guide draw the sites"

@@ -67,7 +67,11 @@ def _with_sums(
     summed = summable_latents(traces["model"], traces["guide"])
     if not summed:
         return model
-    if difference_of_sums(model, summed, latents, args, kwargs) > _SUM_ROUNDING:
+    try:
+        difference = difference_of_sums(model, summed, latents, args, kwargs)
+    except Exception as error:
+        raise ValueError(reason_against_sums(summed, error)) from error
+    if difference > _SUM_ROUNDING:
         raise ValueError(reason_against_sums(summed))
     return replace(model, summed=summed, discrete=summed)
 

@@ -130,6 +130,11 @@ class LatentSpace:
 
     def require_continuous(self) -> None:
         """Raise a ValueError if the latents have no coordinates u."""
+        if not self.names:
+            raise ValueError(
+                "this method needs continuous latents, but all latents are discrete and are summed out; use "
+                "log_marginal, which is exact then"
+            )
         if not self.continuous:
             raise ValueError(f"{self.obstacle}, but this method needs gradients in coordinates; use log_marginal")
 

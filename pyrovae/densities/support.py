@@ -89,7 +89,7 @@ def _check_site(name: str, site: Mapping[str, Any], size: int, number: int) -> N
     shown = f"{worst.item():g}" if worst.dim() == 0 else f"{worst.tolist()}"
     hint = "give data in the support, or use another likelihood"
     if bool(worst.isnan().any()):
-        hint = "if values are missing, pass mask=, true where x is observed"
+        hint = "if values are missing, pass mask=, true where x is observed, or use poutine.mask in a program of yours"
     elif support is constraints.boolean and bool(((value >= 0) & (value <= 1)).all()):
         hint = (
             "these are grey values, so binarise them (--binarize dynamic or static), or use a density, "

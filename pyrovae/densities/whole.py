@@ -11,6 +11,8 @@ from torch import Tensor
 
 from pyrovae.densities.arguments import plain
 from pyrovae.densities.auxiliary import auxiliary_sites, check_spread, set_up_auto_guides
+from pyrovae.densities.coverage import missed_mass
+from pyrovae.densities.data_plate import plates_of
 from pyrovae.densities.layout import Layout
 from pyrovae.densities.modules import evaluating
 from pyrovae.densities.rng import isolated_rng
@@ -47,6 +49,7 @@ def vectorize_whole(
         auxiliaries = auxiliary_sites(raw["guide"])
         check_spread(auxiliaries)
         single = [_single_run(raw, args, kwargs) for _ in range(_DRAWS)]
+        _check_plates(single[0])
         depth = max([1, *(-dim for traces in single for trace in traces.values() for dim in _dims(trace))])
         pair = (
             VectorizedProgram(raw["model"], "model", "whole", depth, None, False),
@@ -90,6 +93,17 @@ def _single_run(
 
 
 def _dims(trace: poutine.Trace) -> list[int]:
+def _check_plates(traces: Mapping[str, poutine.Trace]) -> None:
+    """Raise a ValueError if a plate draws some of its rows."""
+    for (program, site), found in plates_of(traces).items():
+        for plate in found.values():
+            if plate.size != -1 and plate.size < plate.full_size:
+                raise ValueError(
+                    f"site {site!r} of the {program} lies in plate {plate.name!r}, which draws {plate.size} of "
+                    f"{plate.full_size} rows, so its scaled value is no log density; remove subsample_size"
+                )
+
+
     return [f.dim for site in sample_sites(trace).values() for f in site["cond_indep_stack"] if f.vectorized]
 
 
@@ -116,9 +130,9 @@ def _check(
         expected = torch.cat([trace.unscaled_log_density() for trace in singles[program.name]])
         if _difference(program, latents, expected, args, kwargs) > rounding_of(expected):
             raise ValueError(
-                f"the {program.name} gives other log densities on several draws at once than on single draws; count "
-                "its dims from the right, as in z.sum(-1), since draws lie left of all plates, and draw all random "
-                "numbers by pyro.sample"
+                f"the {program.name} gives other log densities on several draws at once than on single draws; since "
+                "draws lie left of all plates, write z.sum(-1) for z.sum(), (x * w).sum(-1) for x @ w, and "
+                "Vindex(z)[..., i] for z[i], and draw all random numbers by pyro.sample"
             )
     return latents
 

@@ -109,6 +109,11 @@ class EagerStep:
         args, kwargs = for_programs(self.model, batch.args, batch.kwargs)
         with self.step_context(batch.share, weight):
             loss = self.elbo.differentiable_loss(self.model, self.guide, *args, **kwargs)
+        if not loss.requires_grad:
+            raise ValueError(
+                "the objective depends on no parameter, so there is nothing to train; use the parameters in the "
+                "distributions of the guide or the model, without detach() or no_grad"
+            )
         self.optimizer.zero_grad(set_to_none=True)
         loss.backward()
         return loss.detach()

@@ -1,7 +1,7 @@
 """The way in which programs run on K draws for N data, found by comparing small runs with runs of single draws."""
 
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import torch
@@ -107,6 +107,7 @@ class WaySearch:
     """
 
     def __init__(
+        restore: Function that restores the state of the programs before the search.
         self,
         programs: Mapping[str, Program],
         args: tuple[Any, ...],
@@ -116,7 +117,8 @@ class WaySearch:
         auxiliaries: Mapping[str, Mapping[str, AuxiliarySite]],
     ) -> None:
         self.programs, self.args, self.kwargs, self.plate, self.given = programs, args, kwargs, plate, given
-        self.auxiliaries = auxiliaries
+        self.auxiliaries, self.restore = auxiliaries, restore
+        restore: Callable[[], None],
         self.has_data = has_data(args, kwargs)
         self.size = num_data(args, kwargs) if self.has_data else 0
         self.rows = min(self.size, _rows_of_check(args, kwargs)) if self.has_data else 0
@@ -138,6 +140,7 @@ class WaySearch:
         try:
             return self._result()
         except Exception:
+            self.restore()
             if "guide" in self.programs:
                 check_separate(self.auxiliaries["guide"])
                 check_rows(self.programs["guide"], self.size)

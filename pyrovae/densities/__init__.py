@@ -9,6 +9,9 @@
     layout      where draws and data lie in the batch shapes of sites
     masks       masks around sites and inside their distributions
     weights     `log_joint`, `log_weights` and `weighted_draws`
+    coverage    check that a guide may draw all that the posterior holds possible
+    samplers    corrections of distributions whose draws do not follow their density
+    program_state  state that programs change when they run, and its restoration
     enumeration sums over the values of discrete sites
     sum_checks  check of these sums
     auxiliary   auxiliary sites of Pyro's auto guides
@@ -29,6 +32,7 @@ traces, so no function depends on the class of a prior or a likelihood.
 from pyrovae.densities.arguments import Whole, device_of, num_data, plain, take
 from pyrovae.densities.auxiliary import auto_guide_rows, check_spread, set_up_auto_guides
 from pyrovae.densities.contract import check_density, matched_latents, take_kl_weight
+from pyrovae.densities.coverage import warn_of_missed_mass
 from pyrovae.densities.domains import Image, domain_of, entry_support
 from pyrovae.densities.entry import entry, prepare_arguments
 from pyrovae.densities.handlers import temper
@@ -107,5 +111,6 @@ __all__ = [
     "vectorize",
     "vectorize_pair",
     "vectorize_whole",
+    "warn_of_missed_mass",
     "weighted_draws",
 ]

@@ -20,6 +20,7 @@ from pyrovae.densities.traces import PARTICLE_PLATE, ParticleTrace, Program
 
 if TYPE_CHECKING:
     from pyrovae.densities.auxiliary import AuxiliarySite
+    from pyrovae.densities.coverage import MissedMass
 
 How = Literal["broadcast", "tiled", "whole"]
 
@@ -43,6 +44,7 @@ class VectorizedProgram:
         discrete: Names of all latents that can be summed out and that no guide draws.
         auxiliaries: Auxiliary sites of auto guides, by name.
         own_data: Number of data N of a program that holds its data itself; None if they are arguments.
+        missed: Part of the posterior that a guide never draws; None if there is none, or for a model.
     """
 
     program: Program
@@ -55,6 +57,7 @@ class VectorizedProgram:
     discrete: frozenset[str] = frozenset()
     auxiliaries: "Mapping[str, AuxiliarySite]" = field(default_factory=dict)
     own_data: int | None = None
+    missed: "MissedMass | None" = None
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         """Run the program."""
@@ -162,11 +165,11 @@ class _Substitute(Messenger):
             value = self.layout.to_site(self.values[name], plates)
         elif auxiliary is not None and self.values.keys() >= auxiliary.prototypes.keys():
             value = auxiliary.value(self.values, plates, self.layout)
+        if not msg["done"]:
+            correct_draws(msg["fn"])
         if value is not None:
             msg["value"], msg["done"] = value, True
         elif not (self.draws or msg["done"] or msg["infer"].get("_deterministic")):
-        if not msg["done"]:
-            correct_draws(msg["fn"])
             raise _UndrawnError
         elif self.layout.data_dim is not None and plates.get(self.layout.data_dim) == -1 and not msg["done"]:
             self._fill_plate(msg)

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from pyrovae.densities.arguments import Whole, has_data, is_per_datum, num_data, take
 from pyrovae.densities.auxiliary import AuxiliarySite, check_rows, check_separate
+from pyrovae.densities.coverage import MissedMass, missed_mass
 from pyrovae.densities.data_plate import find_data_plate, plates_of, run_once
 from pyrovae.densities.masks import is_partial, same_mask
 from pyrovae.densities.streamed import Streamed
@@ -40,6 +41,7 @@ class Way(NamedTuple):
     summed: frozenset[str] = frozenset()
     discrete: frozenset[str] = frozenset()
     own_data: int | None = None
+    missed: MissedMass | None = None
 
     def program(
         self, name: str, program: Program, auxiliaries: Mapping[str, AuxiliarySite] | None = None
@@ -56,6 +58,7 @@ class Way(NamedTuple):
             *sums,
             auxiliaries=auxiliaries or {},
             own_data=self.own_data,
+            missed=self.missed if name == "guide" else None,
         )
 
 
@@ -104,10 +107,10 @@ class WaySearch:
         plate: Name of the plate over the data; None to find it.
         given: Names of the latents that are not summed out, for the model alone; None for all.
         auxiliaries: Auxiliary sites by program and name.
+        restore: Function that restores the state of the programs before the search.
     """
 
     def __init__(
-        restore: Function that restores the state of the programs before the search.
         self,
         programs: Mapping[str, Program],
         args: tuple[Any, ...],
@@ -115,10 +118,10 @@ class WaySearch:
         plate: str | None,
         given: frozenset[str] | None,
         auxiliaries: Mapping[str, Mapping[str, AuxiliarySite]],
+        restore: Callable[[], None],
     ) -> None:
         self.programs, self.args, self.kwargs, self.plate, self.given = programs, args, kwargs, plate, given
         self.auxiliaries, self.restore = auxiliaries, restore
-        restore: Callable[[], None],
         self.has_data = has_data(args, kwargs)
         self.size = num_data(args, kwargs) if self.has_data else 0
         self.rows = min(self.size, _rows_of_check(args, kwargs)) if self.has_data else 0
@@ -132,15 +135,15 @@ class WaySearch:
             ValueError: As `vectorize`.
         """
         try:
-            return self._result()
+            return self._with_coverage(self._result())
         except _NotPerDatumError:
             raise
         except Exception:
             self.divisible, self.rows = False, self.size
-        try:
-            return self._result()
-        except Exception:
             self.restore()
+        try:
+            return self._with_coverage(self._result())
+        except Exception:
             if "guide" in self.programs:
                 check_separate(self.auxiliaries["guide"])
                 check_rows(self.programs["guide"], self.size)
@@ -186,6 +189,13 @@ class WaySearch:
             if difference <= _tolerances(single.model)[1]:
                 return found._replace(how=how, summed=summed)
         raise _NotPerDatumError(reason_against_sums(summed, reason))
+
+    def _with_coverage(self, found: Way) -> Way:
+        """Add the part of the posterior that the guide never draws."""
+        if "guide" not in self.programs:
+            return found
+        model, guide = (found.program(name, self.programs[name], self.auxiliaries[name]) for name in ("model", "guide"))
+        return found._replace(missed=missed_mass(model, guide, *self._rows()))
 
     def _way(self, how: How) -> Way:
         return Way(how, self.depth, self.data_dim, self.divisible, own_data=None if self.has_data else self.size)

@@ -56,7 +56,8 @@ def vectorize_whole(
             VectorizedProgram(raw["guide"], "guide", "whole", depth, None, False, auxiliaries=auxiliaries),
         )
         latents = _check(pair, single, args, kwargs)
-        return _with_sums(pair[0], single[0], latents, args, kwargs), pair[1]
+        whole = _with_sums(pair[0], single[0], latents, args, kwargs)
+        return whole, replace(pair[1], missed=missed_mass(whole, pair[1], args, kwargs))
 
 
 def _with_sums(
@@ -92,7 +93,6 @@ def _single_run(
     return {"model": model, "guide": guide}
 
 
-def _dims(trace: poutine.Trace) -> list[int]:
 def _check_plates(traces: Mapping[str, poutine.Trace]) -> None:
     """Raise a ValueError if a plate draws some of its rows."""
     for (program, site), found in plates_of(traces).items():
@@ -104,6 +104,7 @@ def _check_plates(traces: Mapping[str, poutine.Trace]) -> None:
                 )
 
 
+def _dims(trace: poutine.Trace) -> list[int]:
     return [f.dim for site in sample_sites(trace).values() for f in site["cond_indep_stack"] if f.vectorized]
 
 

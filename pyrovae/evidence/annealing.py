@@ -44,12 +44,15 @@ class Path:
         device: Device of the latents.
 
     Raises:
-        ValueError: If latents are discrete, the start has another shape, or a mask leaves latents of a normal start
-            out.
+        ValueError: If latents are discrete, the start has another shape, a mask leaves latents of a normal start out,
+            or the guide to start from never draws a part of the posterior.
     """
 
     def __init__(self, space: LatentSpace, start: Start | None = None, execution: Execution = "eager") -> None:
         space.require_continuous()
+        missed = None if space.guide is None or start is not None else space.guide.missed
+        if missed is not None:
+            raise ValueError(f"annealing reaches no latent that its start excludes, and {missed}; use guide=None")
         self.space = space
         self.execution = execution
         with isolated_rng():

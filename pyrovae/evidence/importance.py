@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from pyrovae.densities import Program, entry, log_weights, nonfinite_sites, vectorize_pair
+from pyrovae.densities import Program, entry, log_weights, nonfinite_sites, vectorize_pair, warn_of_missed_mass
 from pyrovae.evidence.blocks import (
     DEFAULT_CHUNK_SIZE,
     DataBlock,
@@ -352,6 +352,7 @@ class _WeightSampler:
             self.program = None
         if isinstance(proposal, GuideProposal):
             self.program, self.names, self.proposal = block.guide, (proposal.name,), proposal.name
+            warn_of_missed_mass(block.guide)
         if self.program is not None:
             self.pair = vectorize_pair(block.model, self.program, block.args, block.kwargs)
         else:

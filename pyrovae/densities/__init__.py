@@ -34,7 +34,7 @@ from pyrovae.densities.auxiliary import auto_guide_rows, check_spread, set_up_au
 from pyrovae.densities.contract import check_density, matched_latents, take_kl_weight
 from pyrovae.densities.coverage import warn_of_missed_mass
 from pyrovae.densities.domains import Image, domain_of, entry_support
-from pyrovae.densities.entry import entry, prepare_arguments
+from pyrovae.densities.entry import entry, one_line_errors, prepare_arguments
 from pyrovae.densities.handlers import temper
 from pyrovae.densities.masks import entry_of, in_support, is_partial
 from pyrovae.densities.modules import evaluating, module_of, modules_of
@@ -96,6 +96,7 @@ __all__ = [
     "modules_of",
     "nonfinite_sites",
     "num_data",
+    "one_line_errors",
     "plain",
     "prepare_arguments",
     "prepared",

@@ -3,7 +3,7 @@
 from contextlib import suppress
 from typing import Any
 
-from pyrovae.densities import Program, num_data, vectorize_whole
+from pyrovae.densities import Program, num_data, one_line_errors, vectorize_whole
 from pyrovae.evidence.blocks import DEFAULT_CHUNK_SIZE, check_counts
 from pyrovae.evidence.importance import log_marginal
 from pyrovae.evidence.proposals import Proposal
@@ -68,21 +68,22 @@ def log_evidence(
         -8.5
     """
     check_counts(num_particles=num_particles, chunk_size=DEFAULT_CHUNK_SIZE if chunk_size is None else chunk_size)
-    pair = vectorize_whole(model, guide, args, kwargs)
-    if proposal is not None and not isinstance(proposal, Proposal | str | type):
-        _, proposal = vectorize_whole(model, proposal, args, kwargs)
-    found = log_marginal(
-        *pair,
-        *args,
-        num_particles=num_particles,
-        proposal=proposal,
-        chunk_size=max(1, (chunk_size or DEFAULT_CHUNK_SIZE) // _num_rows(args, kwargs)),
-        target_std_error=target_std_error,
-        pareto_smoothed=pareto_smoothed,
-        execution=execution,
-        **kwargs,
-    )
-    return LogMarginal(*(values.squeeze(0) for values in found))
+    with one_line_errors("log_evidence", *args, *kwargs.values()):
+        pair = vectorize_whole(model, guide, args, kwargs)
+        if proposal is not None and not isinstance(proposal, Proposal | str | type):
+            _, proposal = vectorize_whole(model, proposal, args, kwargs)
+        found = log_marginal(
+            *pair,
+            *args,
+            num_particles=num_particles,
+            proposal=proposal,
+            chunk_size=max(1, (chunk_size or DEFAULT_CHUNK_SIZE) // _num_rows(args, kwargs)),
+            target_std_error=target_std_error,
+            pareto_smoothed=pareto_smoothed,
+            execution=execution,
+            **kwargs,
+        )
+        return LogMarginal(*(values.squeeze(0) for values in found))
 
 
 def _num_rows(args: tuple[Any, ...], kwargs: dict[str, Any]) -> int:

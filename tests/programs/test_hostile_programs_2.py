@@ -313,3 +313,18 @@ def test_conditioned_and_masked_programs_keep_their_number():
     check(
         log_marginal(lambda x: poutine.condition(joint, data={"x": x})(x), guide, SHORT, num_particles=3000), expected
     )
+
+
+def test_the_evidence_tells_of_shapes_in_one_line():
+    def model(x):
+        with pyro.plate("data", len(x)):
+            z = pyro.sample("z", dist.Normal(torch.zeros(len(x), 3), 1.0))
+            pyro.sample("x", dist.Normal(z, 0.8), obs=x)
+
+    def wide(x):
+        with pyro.plate("data", len(x)):
+            pyro.sample("z", dist.Normal(x, 1.0))
+
+    with pytest.raises(ValueError, match="Shape mismatch") as caught:
+        log_evidence(model, wide, noise(2, 6, 3), num_particles=10)
+    assert "\n" not in str(caught.value)

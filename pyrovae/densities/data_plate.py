@@ -71,8 +71,7 @@ def find_data_plate(plates: Plates, num_data: int | None, name: str | None = Non
     """
     if not plates:
         raise ValueError("the model needs a sample site, but has none; call pyro.sample inside a plate over the data")
-    dims = {key: {dim for dim, plate in found.items() if _fits(plate, num_data, name)} for key, found in plates.items()}
-    common = set.intersection(*dims.values())
+    dims, common = _fitting_dims(plates, num_data, name)
     if len(common) == 1:
         dim = common.pop()
         return dim, num_data or next(iter(plates.values()))[dim].size
@@ -98,6 +97,19 @@ def find_data_plate(plates: Plates, num_data: int | None, name: str | None = Non
         f"site {other[1]!r} of the {other[0]} lies in plate {_names(plates[other])}, site {one[1]!r} of the {one[0]} "
         f"in {_names(plates[one])}; put every site into one plate over the data, at the same dim"
     )
+
+
+def is_ambiguous(plates: Plates, num_data: int, name: str | None = None) -> bool:
+    """Return whether several plates may be the one over N data, as `find_data_plate` finds it."""
+    return bool(plates) and len(_fitting_dims(plates, num_data, name)[1]) > 1
+
+
+def _fitting_dims(
+    plates: Plates, num_data: int | None, name: str | None
+) -> tuple[dict[tuple[str, str], set[int]], set[int]]:
+    """Find the dims of each site's plates that may be over the data, and the dims that are common to all sites."""
+    dims = {key: {dim for dim, plate in found.items() if _fits(plate, num_data, name)} for key, found in plates.items()}
+    return dims, set.intersection(*dims.values())
 
 
 def _refuse_subsampling(site: str, program: str, found: Mapping[int, Plate], num_data: int | None) -> None:

@@ -11,7 +11,7 @@ from torch import Tensor
 from pyrovae.densities.arguments import Whole, has_data, is_per_datum, num_data, take
 from pyrovae.densities.auxiliary import AuxiliarySite, check_rows, check_separate
 from pyrovae.densities.coverage import MissedMass, missed_mass
-from pyrovae.densities.data_plate import find_data_plate, plates_of, run_once
+from pyrovae.densities.data_plate import find_data_plate, is_ambiguous, plates_of, run_once
 from pyrovae.densities.masks import is_partial, same_mask
 from pyrovae.densities.streamed import Streamed
 from pyrovae.densities.sum_checks import difference_of_sums, reason_against_sums, summable_latents
@@ -126,7 +126,6 @@ class WaySearch:
         self.size = num_data(args, kwargs) if self.has_data else 0
         self.rows = min(self.size, _rows_of_check(args, kwargs)) if self.has_data else 0
         self.divisible = self.has_data
-        self.num_draws = 3 if self.rows == 2 else 2  # so that draws and rows differ in number
 
     def result(self) -> Way:
         """Find the way on some of the data, or on all if the programs do not run on some.
@@ -153,10 +152,15 @@ class WaySearch:
         """Find the way: with particles, else with repeated rows."""
         traces = run_once(self.programs, *self._rows())
         plates = plates_of(traces)
+        while self.divisible and self.rows > 2 and is_ambiguous(plates, self.rows, self.plate):
+            self.rows -= 1  # on fewer rows, a plate over other things keeps its size
+            traces = run_once(self.programs, *self._rows())
+            plates = plates_of(traces)
         self.depth = max([1, *(-dim for found in plates.values() for dim in found)])
         self.data_dim, size = find_data_plate(plates, self.rows if self.has_data else None, self.plate)
         if not self.has_data:
             self.rows = self.size = size
+        self.num_draws = 3 if self.rows == 2 else 2  # so that draws and rows differ in number
         single = self._single_draws()
         self._check_masked(single)
         if not self.divisible and self.has_data:

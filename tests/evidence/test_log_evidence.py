@@ -169,8 +169,15 @@ def test_a_scale_and_dims_by_position_are_refused(x):
         with pyro.plate("data", len(x), dim=-1):
             pyro.sample("x", dist.Normal(weights.softmax(0), 1.0), obs=x)
 
-    with pytest.raises(ValueError, match=r"other log densities on several draws at once.*from the right"):
-        log_evidence(by_position, AutoNormal(by_position), x, num_particles=10)
+    def centred_by_position(x):  # on several draws at once, it runs and centres over the draws
+        weights = pyro.sample("weights", dist.Normal(torch.zeros(6), 1.0).to_event(1))
+        loc = (weights - weights.mean(0)).square().sum(-1)
+        with pyro.plate("data", len(x), dim=-1):
+            pyro.sample("x", dist.Normal(loc, 1.0), obs=x)
+
+    for program in (by_position, centred_by_position):
+        with pytest.raises(ValueError, match=r"other log densities on several draws at once.*from the right"):
+            log_evidence(program, AutoNormal(program), x, num_particles=10)
 
 
 def test_discrete_sites_that_the_guide_leaves_out_are_summed_out():

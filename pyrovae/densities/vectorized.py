@@ -42,6 +42,8 @@ class VectorizedProgram:
         discrete: Names of all latents that can be summed out and that no guide draws.
         auxiliaries: Auxiliary sites of auto guides, by name.
         own_data: Number of data N of a program that holds its data itself; None if they are arguments.
+        left_out: Names of sites without a part in log p(x_n): those outside the data plate whose values are given, by
+            `poutine.condition`, and those that `poutine.do` replaces.
     """
 
     program: Program
@@ -54,6 +56,7 @@ class VectorizedProgram:
     discrete: frozenset[str] = frozenset()
     auxiliaries: "Mapping[str, AuxiliarySite]" = field(default_factory=dict)
     own_data: int | None = None
+    left_out: frozenset[str] = frozenset()
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         """Run the program."""
@@ -111,7 +114,7 @@ class VectorizedProgram:
         plate_dims = self.depth + (layout.particle_dim is not None)
         with ExitStack() as stack:
             # Outermost, so that the handlers see all plates and distributions expanded to them.
-            stack.enter_context(_Substitute(layout, latents, self.auxiliaries, draws=not summed))
+            stack.enter_context(_Substitute(layout, latents, self.auxiliaries, draws=not summed, free=self.left_out))
             if summed:
                 stack.enter_context(SumOut(summed, -1 - plate_dims))
             if layout.particle_dim is not None:
@@ -119,7 +122,7 @@ class VectorizedProgram:
             tracer = stack.enter_context(poutine.trace())  # its call would append a table of shapes to errors
             self(*args, **kwargs)
         determined_by = {latent: name for name, site in self.auxiliaries.items() for latent in site.prototypes}
-        return ParticleTrace(tracer.trace, layout, self.name, summed, plate_dims, determined_by)
+        return ParticleTrace(tracer.trace, layout, self.name, summed, plate_dims, determined_by, self.left_out)
 
 
 class _UndrawnError(Exception):
@@ -134,6 +137,7 @@ class _Substitute(Messenger):
         values: Value of each site by name, with shape (K, N, *further plates, *event).
         auxiliaries: Auxiliary sites of auto guides, by name.
         draws: Whether other sites draw their values; otherwise they raise an `_UndrawnError`.
+        free: Names of sites that draw their values in any case.
     """
 
     def __init__(
@@ -143,15 +147,17 @@ class _Substitute(Messenger):
         auxiliaries: "Mapping[str, AuxiliarySite]",
         *,
         draws: bool,
+        free: frozenset[str] = frozenset(),
     ) -> None:
         super().__init__()
-        self.layout, self.values, self.auxiliaries, self.draws = layout, values, auxiliaries, draws
+        self.layout, self.values, self.auxiliaries = layout, values, auxiliaries
+        self.draws, self.free = draws, free
         # The guide computes these from its auxiliary sites, and a Delta has density 0 at a value that rounding moved.
         self.determined: set[str] = set()
 
     def _pyro_sample(self, msg: Any) -> None:
         name, value = msg["name"], None
-        if msg["is_observed"] or site_is_subsample(msg):
+        if msg["is_observed"] or site_is_subsample(msg) or name in self.free:
             return
         plates = {f.dim: f.size for f in msg["cond_indep_stack"] if f.vectorized and f.name != PARTICLE_PLATE}
         auxiliary = self.auxiliaries.get(name)

@@ -11,11 +11,12 @@ from torch import Tensor
 
 from pyrovae.densities.arguments import plain
 from pyrovae.densities.auxiliary import auxiliary_sites, check_spread, set_up_auto_guides
+from pyrovae.densities.data_plate import replaced_latents
 from pyrovae.densities.layout import Layout
 from pyrovae.densities.modules import evaluating
 from pyrovae.densities.rng import isolated_rng
 from pyrovae.densities.sum_checks import difference_of_sums, reason_against_sums, summable_latents
-from pyrovae.densities.traces import ParticleTrace, Program, sample_sites
+from pyrovae.densities.traces import ParticleTrace, Program, replay_draws, sample_sites
 from pyrovae.densities.vectorized import VectorizedProgram, stack_latents
 from pyrovae.densities.ways import relative_difference, rounding_of
 
@@ -48,9 +49,19 @@ def vectorize_whole(
         check_spread(auxiliaries)
         single = [_single_run(raw, args, kwargs) for _ in range(_DRAWS)]
         depth = max([1, *(-dim for traces in single for trace in traces.values() for dim in _dims(trace))])
+        left_out = _left_out(single[0])
         pair = (
-            VectorizedProgram(raw["model"], "model", "whole", depth, None, False),
-            VectorizedProgram(raw["guide"], "guide", "whole", depth, None, False, auxiliaries=auxiliaries),
+            VectorizedProgram(raw["model"], "model", "whole", depth, None, False, left_out=left_out["model"]),
+            VectorizedProgram(
+                raw["guide"],
+                "guide",
+                "whole",
+                depth,
+                None,
+                False,
+                auxiliaries=auxiliaries,
+                left_out=left_out["guide"],
+            ),
         )
         latents = _check(pair, single, args, kwargs)
         return _with_sums(pair[0], single[0], latents, args, kwargs), pair[1]
@@ -64,12 +75,21 @@ def _with_sums(
     kwargs: Mapping[str, Any],
 ) -> VectorizedProgram:
     """Sum out the discrete latents that the guide does not draw."""
-    summed = summable_latents(traces["model"], traces["guide"])
+    summed = summable_latents(traces["model"], traces["guide"]) - model.left_out
     if not summed:
         return model
     if difference_of_sums(model, summed, latents, args, kwargs) > _SUM_ROUNDING:
         raise ValueError(reason_against_sums(summed))
     return replace(model, summed=summed, discrete=summed)
+
+
+def _left_out(traces: Mapping[str, poutine.Trace]) -> dict[str, frozenset[str]]:
+    """List the latents that `poutine.do` replaces, and the guide's sites whose values are given in both programs."""
+    model, guide = (sample_sites(traces[name]) for name in ("model", "guide"))
+    replaced = replaced_latents(traces["model"])
+    given = {name for name, site in model.items() if site["is_observed"]} | replaced
+    observed = {name for name, site in guide.items() if site["is_observed"]}
+    return {"model": replaced - (guide.keys() - observed), "guide": frozenset(observed & given)}
 
 
 def _raw(program: Program) -> Program:
@@ -81,7 +101,7 @@ def _single_run(
 ) -> dict[str, poutine.Trace]:
     """Run the guide, and the model on its draws, without particles."""
     guide = poutine.trace(programs["guide"]).get_trace(*args, **kwargs)
-    model = poutine.trace(poutine.replay(programs["model"], trace=guide)).get_trace(*args, **kwargs)
+    model = poutine.trace(replay_draws(programs["model"], guide)).get_trace(*args, **kwargs)
     return {"model": model, "guide": guide}
 
 
@@ -101,7 +121,8 @@ def _check(
     layout = Layout(1, 1, -1 - guide.depth, None)
     singles = {
         program.name: [
-            ParticleTrace(each[program.name], layout, program.name, determined_by=determined) for each in single
+            ParticleTrace(each[program.name], layout, program.name, determined_by=determined, left_out=program.left_out)
+            for each in single
         ]
         for program in pair
     }

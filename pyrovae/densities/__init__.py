@@ -5,6 +5,7 @@
     vectorized  programs with the way to run them on draws
     whole       programs whose whole data set counts as one datum
     data_plate  the plate over the data, among the plates of programs
+    looped      traces of programs that run once per draw
     traces      traces on K draws for N data, log densities of their sites
     layout      where draws and data lie in the batch shapes of sites
     masks       masks around sites and inside their distributions
@@ -56,10 +57,11 @@ from pyrovae.densities.weights import (
     nonfinite_sites,
     weighted_draws,
 )
-from pyrovae.densities.whole import vectorize_whole
+from pyrovae.densities.whole import LoopedWarning, vectorize_whole
 
 __all__ = [
     "Image",
+    "LoopedWarning",
     "ParticleTrace",
     "Program",
     "Site",

@@ -47,9 +47,9 @@ def _check_given(trace: ParticleTrace) -> None:
     for site in trace.given:
         if torch.is_grad_enabled() and site.entries().requires_grad:
             raise ValueError(
-                f"site {site.name!r} of the {site.program} lies outside the data plate, so an objective per datum leaves "
-                "out its density, but parameters that are trained change it; train with pyro.infer.Trace_ELBO(), or fix "
-                "the parameters of its distribution and its value"
+                f"site {site.name!r} of the {site.program} lies outside the data plate, so an objective per datum "
+                "leaves out its density, but parameters that are trained change it; train with "
+                "pyro.infer.Trace_ELBO(), or fix the parameters of its distribution and its value"
             )
 
 

@@ -144,8 +144,8 @@ def find_data_plate(
                 "for all data"
             )
             raise ValueError(
-                f"site {site!r} of the {'guide' if known else program} lies outside a plate over the {data}{inside_of}, "
-                f"so log p(x_n) is not defined per datum; {remedy}"
+                f"site {site!r} of the {'guide' if known else program} lies outside a plate over the "
+                f"{data}{inside_of}, so log p(x_n) is not defined per datum; {remedy}"
             )
     one = next(iter(plates))
     other = next(key for key in plates if not dims[key] & dims[one])

@@ -56,7 +56,7 @@ def check_support(model: Program, *args: Any, guide: Program | None = None, firs
     Raises:
         SupportError: If an observed value lies outside. The message names the site and the first such datum.
     """
-    whole = isinstance(model, VectorizedProgram) and model.how == "whole"
+    whole = isinstance(model, VectorizedProgram) and model.data_dim is None
     size, (args, kwargs) = -1 if whole else num_data(args, kwargs), plain(args, kwargs)
     programs, observing = (model,) if guide is None else (model, guide), model
     with evaluating(*programs), isolated_rng(), pyro.validation_enabled(False):

@@ -205,7 +205,7 @@ class WaySearch:
         for program, name in sites:
             densities = []
             for traces in runs:
-                site = traces[program].nodes[name]
+                site: Any = traces[program].nodes[name]
                 scored = scale_and_mask(site["fn"].log_prob(site["value"]), site["scale"], site["mask"])
                 densities.append(torch.as_tensor(scored).sum().double())
             total = torch.stack(densities)

@@ -1,5 +1,6 @@
 """Programs whose whole data set counts as one datum, with particles left of all plates."""
 
+import warnings
 from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
@@ -23,6 +24,12 @@ from pyrovae.densities.ways import relative_difference, rounding_of
 _DRAWS = 2
 _SUM_ROUNDING = 1e-3  # relative
 
+Pair = tuple[VectorizedProgram, VectorizedProgram]
+
+
+class LoopedWarning(UserWarning):
+    """A program uses dimensions by their position, so that it runs once per draw of the whole data set."""
+
 
 def vectorize_whole(
     model: Program, guide: Program, args: tuple[Any, ...], kwargs: Mapping[str, Any]
@@ -30,7 +37,7 @@ def vectorize_whole(
     """Make a model and a guide run on K draws for the whole data set, as one datum.
 
     Both programs run a few times, in evaluation mode, and the random state is restored. Their log densities on draws
-    at once are compared with those of single runs.
+    at once are compared with those of single runs. If they differ, the programs run once per draw instead.
 
     Args:
         model: Pyro program p(z) p(x|z).
@@ -63,24 +70,36 @@ def vectorize_whole(
                 left_out=left_out["guide"],
             ),
         )
-        latents = _check(pair, single, args, kwargs)
-        return _with_sums(pair[0], single[0], latents, args, kwargs), pair[1]
+        try:
+            return _checked(pair, single, args, kwargs)
+        except Exception:
+            looped = _checked((replace(pair[0], how="looped"), replace(pair[1], how="looped")), single, args, kwargs)
+            _warn_of_loop()
+            return looped
 
 
-def _with_sums(
-    model: VectorizedProgram,
-    traces: Mapping[str, poutine.Trace],
-    latents: Mapping[str, Tensor],
-    args: tuple[Any, ...],
-    kwargs: Mapping[str, Any],
-) -> VectorizedProgram:
-    """Sum out the discrete latents that the guide does not draw."""
-    summed = summable_latents(traces["model"], traces["guide"]) - model.left_out
+def _checked(
+    pair: Pair, single: list[dict[str, poutine.Trace]], args: tuple[Any, ...], kwargs: Mapping[str, Any]
+) -> Pair:
+    """Check a pair on draws, and sum out the discrete latents that the guide does not draw."""
+    model, guide = pair
+    latents = _check(pair, single, args, kwargs)
+    summed = summable_latents(single[0]["model"], single[0]["guide"]) - model.left_out
     if not summed:
-        return model
+        return pair
     if difference_of_sums(model, summed, latents, args, kwargs) > _SUM_ROUNDING:
         raise ValueError(reason_against_sums(summed))
-    return replace(model, summed=summed, discrete=summed)
+    return replace(model, summed=summed, discrete=summed), guide
+
+
+def _warn_of_loop() -> None:
+    warnings.warn(
+        "the programs use dimensions by their position (such as softmax(dim=1) or topics[k]), so a plate of particles "
+        "would change their densities; they run once per draw instead, which gives the right densities but takes more "
+        "time; count dims from the right, and index tensors by Vindex(tensor)[..., site, :], for speed",
+        LoopedWarning,
+        stacklevel=2,
+    )
 
 
 def _left_out(traces: Mapping[str, poutine.Trace]) -> dict[str, frozenset[str]]:
@@ -110,7 +129,7 @@ def _dims(trace: poutine.Trace) -> list[int]:
 
 
 def _check(
-    pair: tuple[VectorizedProgram, VectorizedProgram],
+    pair: Pair,
     single: list[dict[str, poutine.Trace]],
     args: tuple[Any, ...],
     kwargs: Mapping[str, Any],
@@ -133,9 +152,8 @@ def _check(
         expected = torch.cat([trace.unscaled_log_density() for trace in singles[program.name]])
         if _difference(program, latents, expected, args, kwargs) > rounding_of(expected):
             raise ValueError(
-                f"the {program.name} gives other log densities on several draws at once than on single draws; count "
-                "its dims from the right, as in z.sum(-1), since draws lie left of all plates, and draw all random "
-                "numbers by pyro.sample"
+                f"the {program.name} gives other log densities in two runs at the same latents, so it draws random "
+                "numbers outside its sample sites; draw them by pyro.sample, or compute them once outside the program"
             )
     return latents
 

@@ -1,6 +1,7 @@
 """Evidence of the whole data set, for programs whose latents join the data."""
 
 from contextlib import suppress
+from dataclasses import replace
 from typing import Any
 
 from pyrovae.densities import Program, num_data, vectorize_whole
@@ -30,6 +31,7 @@ def log_evidence(
     where z are all latents: those of single data, and those outside a plate over the data, such as global weights. If
     every latent lies inside the plate, the result is the sum of log p(x_n), and `log_marginal` needs fewer draws. The
     programs run on the whole data set K times, and each draw has all latents, so this is for programs with few latents.
+    Programs that use dims by their position run once per draw, with a `LoopedWarning`.
     A large khat shows that K draws are too few. Modules are in evaluation mode meanwhile, and no gradient is kept.
 
     Args:
@@ -53,7 +55,7 @@ def log_evidence(
     Raises:
         ValueError: If num_particles or chunk_size is below 1, target_std_error is not positive or num_particles is then
             below 2, data lie outside the support, a weight is NaN or unbounded, a site carries a scale, the latents of
-            model and guide differ, the guide is a point mass, or a program uses dims by their position from the left.
+            model and guide differ, the guide is a point mass, or a program draws random numbers outside its sites.
 
     Example:
         >>> import pyro, torch
@@ -71,6 +73,10 @@ def log_evidence(
     pair = vectorize_whole(model, guide, args, kwargs)
     if proposal is not None and not isinstance(proposal, Proposal | str | type):
         _, proposal = vectorize_whole(model, proposal, args, kwargs)
+        ways = {program.how for program in (*pair, proposal)}
+        if len(ways) > 1:
+            pair = replace(pair[0], how="looped"), replace(pair[1], how="looped")
+            proposal = replace(proposal, how="looped")
     found = log_marginal(
         *pair,
         *args,
@@ -79,7 +85,7 @@ def log_evidence(
         chunk_size=max(1, (chunk_size or DEFAULT_CHUNK_SIZE) // _num_rows(args, kwargs)),
         target_std_error=target_std_error,
         pareto_smoothed=pareto_smoothed,
-        execution=execution,
+        execution="eager" if pair[0].how == "looped" else execution,
         **kwargs,
     )
     return LogMarginal(*(values.squeeze(0) for values in found))

@@ -19,6 +19,7 @@
     modules     torch modules inside a program, evaluation mode
     handlers    `temper`
     entry       the check of arguments at the entry of public functions
+    rows        parameters with one row per datum, in error messages
     arguments   rows and devices of program arguments, `Whole`
     streamed    data that stay on disk
     rng         states of random generators

@@ -87,7 +87,11 @@ def _checked(
     summed = summable_latents(single[0]["model"], single[0]["guide"]) - model.left_out
     if not summed:
         return pair
-    if difference_of_sums(model, summed, latents, args, kwargs) > _SUM_ROUNDING:
+    try:
+        difference = difference_of_sums(model, summed, latents, args, kwargs)
+    except Exception as error:
+        raise ValueError(reason_against_sums(summed, error)) from error
+    if difference > _SUM_ROUNDING:
         raise ValueError(reason_against_sums(summed))
     return replace(model, summed=summed, discrete=summed), guide
 

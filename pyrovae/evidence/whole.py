@@ -4,7 +4,7 @@ from contextlib import suppress
 from dataclasses import replace
 from typing import Any
 
-from pyrovae.densities import Program, num_data, vectorize_whole
+from pyrovae.densities import Program, entry, num_data, vectorize_whole
 from pyrovae.evidence.blocks import DEFAULT_CHUNK_SIZE, check_counts
 from pyrovae.evidence.importance import log_marginal
 from pyrovae.evidence.proposals import Proposal
@@ -12,6 +12,7 @@ from pyrovae.execution import Execution
 from pyrovae.stats import LogMarginal
 
 
+@entry(needs_data=False)
 def log_evidence(
     model: Program,
     guide: Program,
@@ -38,7 +39,7 @@ def log_evidence(
         model: Pyro program p(z) p(x|z).
         guide: Pyro program q(z|x), with the model's arguments. Pyro's auto guides, such as `AutoMultivariateNormal`,
             serve as they are.
-        *args: Positional arguments of both programs. They may have no data among them.
+        *args: Positional arguments of both programs; none if the programs hold their data themselves.
         num_particles: Number of draws K; the maximum if `target_std_error` is given.
         proposal: `Proposal` to draw from, such as `GuideProposal()` for the guide alone, or a Pyro program with the
             guide's arguments and sites; None for the default of `log_marginal`.

@@ -19,6 +19,7 @@
     modules     torch modules inside a program, evaluation mode
     handlers    `temper`
     entry       the check of arguments at the entry of public functions
+    moved       data along another dim than the first
     rows        parameters with one row per datum, in error messages
     arguments   rows and devices of program arguments, `Whole`
     streamed    data that stay on disk
@@ -36,6 +37,7 @@ from pyrovae.densities.entry import entry, prepare_arguments
 from pyrovae.densities.handlers import temper
 from pyrovae.densities.masks import entry_of, in_support, is_partial
 from pyrovae.densities.modules import evaluating, module_of, modules_of
+from pyrovae.densities.moved import Rows, find_rows
 from pyrovae.densities.rng import (
     generator_states,
     isolated_rng,
@@ -65,6 +67,7 @@ __all__ = [
     "LoopedWarning",
     "ParticleTrace",
     "Program",
+    "Rows",
     "Site",
     "Streamed",
     "SupportError",
@@ -84,6 +87,7 @@ __all__ = [
     "entry_of",
     "entry_support",
     "evaluating",
+    "find_rows",
     "generator_states",
     "in_support",
     "is_partial",

@@ -2,7 +2,7 @@
 
 import inspect
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from functools import partial, wraps
 from types import FunctionType
 from typing import Any, ParamSpec, TypeVar, cast
@@ -15,6 +15,7 @@ from torch.utils.data import DataLoader, Dataset
 
 from pyrovae.densities.arguments import has_data, mark_whole
 from pyrovae.densities.modules import evaluating, module_of
+from pyrovae.densities.moved import find_rows
 from pyrovae.densities.rng import isolated_rng
 from pyrovae.densities.rows import mismatch_of_rows
 from pyrovae.densities.traces import Program
@@ -233,8 +234,30 @@ def _prepare(
         args = given.get("args", ())
         if not needs_data and args and all(value is None for value in args) and not _takes(programs, args, rest):
             args = ()
+        args, rest, programs = _along_plate(programs, args, rest, given, passed_on)
         given["args"], rest = prepare_arguments(function, programs, args, rest, needs_data=needs_data)
     given["kwargs"] = rest | passed_on
+
+
+def _along_plate(
+    programs: Sequence[Program],
+    args: tuple[Any, ...],
+    kwargs: dict[str, Any],
+    given: dict[str, Any],
+    passed_on: dict[str, Any],
+) -> tuple[tuple[Any, ...], dict[str, Any], Sequence[Program]]:
+    """Move the data of a named plate to the front of the arguments, and wrap the programs, in place, accordingly."""
+    plate, rows = given.get("plate", passed_on.get("plate")), None
+    if plate is not None:
+        with suppress(Exception):  # `find_data_plate` says what is wrong with the name
+            rows = find_rows(programs, args, kwargs, plate)
+    if rows is None:
+        return args, kwargs, programs
+    for place in ("model", "guide", "proposal"):
+        holder = passed_on if place in passed_on else given
+        if inspect.isroutine(holder.get(place)) or (place != "proposal" and holder.get(place) is not None):
+            holder[place] = rows.program(holder[place])
+    return *rows.first(args, kwargs), [given[place] for place in ("model", "guide") if given.get(place) is not None]
 
 
 def _check_type(function: str, value: Any) -> None:

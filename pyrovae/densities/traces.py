@@ -19,6 +19,27 @@ from pyrovae.densities.masks import Mask, entry_of, fill_masked, in_support, mas
 
 Program = Callable[..., Any]
 
+
+class MovedProgram:
+    """Program whose arguments have the data first, around one whose data lie along other dims.
+
+    Args:
+        program: Pyro program.
+        dims: Dim of the data in each tensor argument of the program, by place or name.
+    """
+
+    def __init__(self, program: Program, dims: Mapping[int | str, int]) -> None:
+        self.program, self.dims = program, dict(dims)
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        """Run the program."""
+        args = tuple(self._back(place, value) for place, value in enumerate(args))
+        return self.program(*args, **{name: self._back(name, value) for name, value in kwargs.items()})
+
+    def _back(self, key: int | str, value: Any) -> Any:
+        return value.movedim(0, self.dims[key]) if key in self.dims else value
+
+
 PARTICLE_PLATE = "_pyrovae_particles"
 
 

@@ -128,7 +128,7 @@ def sites_of(model: Program, guide: Program, batches: AnyBatches, rows: int | No
 
 
 def find_outside_sites(
-    sites: list[BatchSite], model: Program, guide: Program, batches: AnyBatches
+    sites: list[BatchSite], model: Program, guide: Program, batches: AnyBatches, plate: str | None = None
 ) -> OutsideSites | None:
     """Find the sites outside the data plate, for programs whose plate takes its size from the batch.
 
@@ -139,6 +139,7 @@ def find_outside_sites(
         model: Pyro program p(z) p(x|z).
         guide: Pyro program q(z|x), with the model's arguments.
         batches: AnyBatches of the training data.
+        plate: Name of the plate over the data; None to find it by its size.
 
     Returns:
         The sites; None if there are none, if a batch holds all data, or if a scale or a subsampling plate shows that
@@ -150,6 +151,7 @@ def find_outside_sites(
     if any(frame.size != (frame.full_size or frame.size) for site in sites for frame in site.frames):
         return None
     plates = {frame.name for site in sites for frame in site.frames if frame.size in (-1, batch)}
+    plates &= plates if plate is None else {plate}
     if not plates or plates & set.intersection(*({frame.name for frame in site.frames} for site in sites)):
         return None
     fewer = fewer if fewer < batch else 2
@@ -163,18 +165,19 @@ def find_outside_sites(
     return OutsideSites(batches.size, frozenset(plates), rows)
 
 
-def find_subsampling(sites: list[BatchSite], batches: AnyBatches) -> Subsampling:
+def find_subsampling(sites: list[BatchSite], batches: AnyBatches, plate: str | None = None) -> Subsampling:
     """Find whether the loss is an ELBO, up to the scale of a subsampling plate over the data.
 
     Args:
         sites: Sites of a run on a full batch.
         batches: AnyBatches of the training data.
+        plate: Name of the plate over the data; None to find it by its size.
     """
     batch = min(batches.batch_size, batches.size)
     for site in sites:
         if not site.is_unscaled:
             return Subsampling(reason=f"site {site.name!r} of the {site.program} carries scale {_shown(site)}")
-    frames = [frame for site in sites for frame in site.frames]
+    frames = [frame for site in sites for frame in site.frames if plate in (None, frame.name)]
     if frames and not any(frame.size in (-1, batch) or frame.full_size == batches.size for frame in frames):
         sizes = {frame.name: frame.size for frame in frames}
         return Subsampling(reason=f"no plate has the size of a batch, {batch}, only {sizes}")

@@ -26,7 +26,13 @@ Result = TypeVar("Result")
 Arguments = tuple[tuple[Any, ...], dict[str, Any]]
 
 _TABLE = "Trace Shapes:"  # where Pyro's table of shapes begins in a message
-_OF_SHAPES = ("size of tensor", "shape", "dtype", "scalar type")  # in torch's messages about arguments
+_OF_SHAPES = (
+    "enforce_sorted",
+    "size of tensor",
+    "shape",
+    "dtype",
+    "scalar type",
+)  # in torch's messages about arguments
 
 
 def entry(
@@ -180,7 +186,13 @@ def one_line_errors(
         while root.__cause__ is not None and _TABLE in str(root):
             root = root.__cause__
         said = " ".join(str(root).partition(_TABLE)[0].split())
-        if not isinstance(root, ValueError):
+        if "enforce_sorted" in said:
+            said = (
+                f"{function} cannot run the programs on these rows, or on some of them, since pack_padded_sequence "
+                "needs them sorted by length; write pack_padded_sequence(..., enforce_sorted=False), which takes any "
+                "order, or sort the rows, longest first"
+            )
+        elif not isinstance(root, ValueError):
             said = (
                 f"{function} cannot run the programs on {_in_words((*args, *kwargs.values()))} ({said}); give data of "
                 "the type and shape that the programs take"

@@ -26,13 +26,8 @@ Result = TypeVar("Result")
 Arguments = tuple[tuple[Any, ...], dict[str, Any]]
 
 _TABLE = "Trace Shapes:"  # where Pyro's table of shapes begins in a message
-_OF_SHAPES = (
-    "enforce_sorted",
-    "size of tensor",
-    "shape",
-    "dtype",
-    "scalar type",
-)  # in torch's messages about arguments
+# In torch's messages about arguments.
+_OF_SHAPES = ("enforce_sorted", "size of tensor", "shape", "dtype", "scalar type")
 
 
 def entry(

@@ -14,8 +14,8 @@ Plates = Mapping[int, int]  # size of each plate of a site, by its dim
 class Layout:
     """Dims of draws and data in the batch shape of sample sites, counted from the right.
 
-    A layout has a plate of particles and a data plate; or a data plate alone, whose K N rows are K copies of each of the N
-    data, side by side (tiled); or a plate of particles alone, if the whole data set counts as one datum.
+    A layout has a plate of particles and a data plate; or a data plate alone, whose K N rows are K copies of each of
+    the N data, side by side (tiled); or a plate of particles alone, if the whole data set counts as one datum.
 
     Attributes:
         num_particles: Number of draws K per datum.

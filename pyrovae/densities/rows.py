@@ -6,10 +6,12 @@ from contextlib import suppress
 from typing import Any
 
 import pyro
+import torch
 from pyro import poutine
 from torch import Tensor
 
-from pyrovae.densities.arguments import plain
+from pyrovae.densities.arguments import num_data, plain, take
+from pyrovae.densities.data_plate import run_once
 from pyrovae.densities.modules import evaluating, modules_of
 from pyrovae.densities.rng import isolated_rng
 from pyrovae.densities.streamed import Streamed
@@ -44,7 +46,7 @@ def mismatch_of_rows(
     encoder = "use an encoder, which takes any data"
     for name, parameter in _parameters_of(programs, args, kwargs):
         rows = parameter.shape[0] if parameter.dim() else 1
-        if rows <= 1 or rows not in sizes:
+        if rows <= 1 or rows not in sizes or not _runs_on(rows, programs, args, kwargs):
             continue
         (others,) = sizes - {rows}
         start = f"parameter {name!r} has {rows} rows, one for each datum, but the programs ran on {others}"
@@ -59,6 +61,17 @@ def mismatch_of_rows(
         if size == others:
             return f"{start} other data; give the {rows} data of the parameter, or {encoder}"
     return None
+
+
+def _runs_on(rows: int, programs: Sequence[Program], args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> bool:
+    """Return whether the programs run on this number of data, with some of them repeated if needed."""
+    named = dict(zip(("model", "guide"), programs, strict=False))
+    with suppress(Exception), evaluating(*programs), isolated_rng(), pyro.validation_enabled(False), poutine.block():
+        some = take(args, kwargs, torch.arange(rows) % num_data(args, kwargs))
+        for trace in run_once(named, *some).values():
+            trace.compute_log_prob()
+        return True
+    return False
 
 
 def _parameters_of(

@@ -156,10 +156,11 @@ def test_sums_over_too_many_combinations_or_crossing_plates_say_what_to_do():
             pyro.sample("x", dist.Normal(z + sum(states), 1.0), obs=x)
 
     def crossing(x):
-        with pyro.plate("data", len(x)):
+        data = pyro.plate("data", len(x))
+        with data:
             pyro.sample("z", dist.Normal(0.0, 1.0))
         rows, columns = pyro.plate("rows", 2, dim=-2), pyro.plate("columns", 3, dim=-3)
-        with pyro.plate("data", len(x)):
+        with data:
             with rows:
                 a = pyro.sample("a", dist.Bernoulli(0.5))
             with columns:
@@ -173,7 +174,7 @@ def test_sums_over_too_many_combinations_or_crossing_plates_say_what_to_do():
 
     for program, words in (
         (chain, r"sites \['s_0'.*16,777,216 combinations.*million.*let the guide draw some sites, or use pyro.markov"),
-        (crossing, r"sites \['a', 'b'\].*plates that cross.*let the guide draw .*, or replace a plate by a loop"),
+        (crossing, r"plates that cross.*let the guide draw .*, or replace a plate by a loop"),
     ):
         for estimate in (log_marginal, log_evidence):
             with pytest.raises(ValueError, match=words) as caught:

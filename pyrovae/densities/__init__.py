@@ -32,6 +32,7 @@ traces, so no function depends on the class of a prior or a likelihood.
 from pyrovae.densities.arguments import Whole, device_of, num_data, plain, take
 from pyrovae.densities.auxiliary import auto_guide_rows, check_spread, set_up_auto_guides
 from pyrovae.densities.contract import check_density, matched_latents, take_kl_weight
+from pyrovae.densities.data_plate import run_once, unused_sites
 from pyrovae.densities.domains import Image, domain_of, entry_support
 from pyrovae.densities.entry import entry, prepare_arguments
 from pyrovae.densities.handlers import temper
@@ -102,6 +103,7 @@ __all__ = [
     "plain",
     "prepare_arguments",
     "prepared",
+    "run_once",
     "sample_sites",
     "set_generator_states",
     "set_torch_generator_states",
@@ -111,6 +113,7 @@ __all__ = [
     "take_kl_weight",
     "temper",
     "torch_generator_states",
+    "unused_sites",
     "vectorize",
     "vectorize_pair",
     "vectorize_whole",

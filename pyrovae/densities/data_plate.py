@@ -65,6 +65,19 @@ def replaced_latents(trace: poutine.Trace) -> frozenset[str]:
     return frozenset(name for name, site in sites if site.get("_intervener_id") is not None and not site["is_observed"])
 
 
+def unused_sites(traces: Mapping[str, poutine.Trace]) -> dict[str, frozenset[str]]:
+    """List the latents that `poutine.do` replaces, and the guide's sites whose values are given in both programs.
+
+    Args:
+        traces: Traces of the model and the guide.
+    """
+    model, guide = (sample_sites(traces[name]) for name in ("model", "guide"))
+    replaced = replaced_latents(traces["model"])
+    given = {name for name, site in model.items() if site["is_observed"]} | replaced
+    observed = {name for name, site in guide.items() if site["is_observed"]}
+    return {"model": replaced - (guide.keys() - observed), "guide": frozenset(observed & given)}
+
+
 def plates_of(traces: Mapping[str, poutine.Trace]) -> Plates:
     """List the plates around each sample site."""
     return {

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from pyrovae.densities.arguments import plain
 from pyrovae.densities.auxiliary import auxiliary_sites, check_spread, set_up_auto_guides
-from pyrovae.densities.data_plate import replaced_latents
+from pyrovae.densities.data_plate import unused_sites
 from pyrovae.densities.layout import Layout
 from pyrovae.densities.modules import evaluating
 from pyrovae.densities.rng import isolated_rng
@@ -56,7 +56,7 @@ def vectorize_whole(
         check_spread(auxiliaries)
         single = [_single_run(raw, args, kwargs) for _ in range(_DRAWS)]
         depth = max([1, *(-dim for traces in single for trace in traces.values() for dim in _dims(trace))])
-        left_out = _left_out(single[0])
+        left_out = unused_sites(single[0])
         pair = (
             VectorizedProgram(raw["model"], "model", "whole", depth, None, False, left_out=left_out["model"]),
             VectorizedProgram(
@@ -104,15 +104,6 @@ def _warn_of_loop() -> None:
         LoopedWarning,
         stacklevel=2,
     )
-
-
-def _left_out(traces: Mapping[str, poutine.Trace]) -> dict[str, frozenset[str]]:
-    """List the latents that `poutine.do` replaces, and the guide's sites whose values are given in both programs."""
-    model, guide = (sample_sites(traces[name]) for name in ("model", "guide"))
-    replaced = replaced_latents(traces["model"])
-    given = {name for name, site in model.items() if site["is_observed"]} | replaced
-    observed = {name for name, site in guide.items() if site["is_observed"]}
-    return {"model": replaced - (guide.keys() - observed), "guide": frozenset(observed & given)}
 
 
 def _raw(program: Program) -> Program:

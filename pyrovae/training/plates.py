@@ -1,7 +1,7 @@
 """Plates and scales of the programs that `fit` trains: sites outside the data plate, and subsampling plates."""
 
 from collections.abc import Mapping
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import AbstractContextManager, nullcontext, suppress
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -11,7 +11,7 @@ from pyro import poutine
 from pyro.poutine.messenger import Messenger
 from pyro.poutine.util import site_is_subsample
 
-from pyrovae.densities import Program, evaluating, isolated_rng, plain, sample_sites
+from pyrovae.densities import Program, evaluating, isolated_rng, plain, run_once, sample_sites, unused_sites
 from pyrovae.training.batches import Batches
 from pyrovae.training.loaders import LoaderBatches
 
@@ -125,6 +125,27 @@ def sites_of(model: Program, guide: Program, batches: AnyBatches, rows: int | No
         for program, trace in traces.items()
         for name, site in sample_sites(trace).items()
     ]
+
+
+def hide_unused(model: Program, guide: Program, batches: AnyBatches) -> tuple[Program, Program]:
+    """Hide latents that `poutine.do` replaces from Pyro's objectives, and sites that both programs are given.
+
+    Pyro's objectives would count the log densities of these sites, though none is a latent that the guide draws.
+
+    Args:
+        model: Pyro program p(z) p(x|z).
+        guide: Pyro program q(z|x), with the model's arguments.
+        batches: AnyBatches of the training data.
+    """
+    names: Mapping[str, frozenset[str]] = {}
+    # Programs that fail here fail in the checks that follow, which say why.
+    with suppress(Exception), isolated_rng(), evaluating(model, guide), pyro.validation_enabled(False):
+        names = unused_sites(run_once({"model": model, "guide": guide}, *batches.first()))
+    hidden = [
+        poutine.block(program, hide=sorted(names[name])) if names.get(name) else program
+        for name, program in (("model", model), ("guide", guide))
+    ]
+    return hidden[0], hidden[1]
 
 
 def find_outside_sites(

@@ -43,7 +43,7 @@ from pyrovae.training.cuts import cut_along
 from pyrovae.training.epochs import GraphedEpoch, SingleSteps
 from pyrovae.training.loaders import LoaderBatches, check_no_dataset, read_all
 from pyrovae.training.optimizers import OptimizerFactory, make_optimizer, parameter_names
-from pyrovae.training.plates import Subsampling, find_outside_sites, find_subsampling, sites_of
+from pyrovae.training.plates import Subsampling, find_outside_sites, find_subsampling, hide_unused, sites_of
 from pyrovae.training.steps import Stepper
 from pyrovae.training.training_state import History, TrainingState, Validated
 from pyrovae.training.validation import validate, validate_objective
@@ -150,6 +150,7 @@ def fit(
         )
     held_out = None if validation is None else _held_out(model, guide, validation)
     batches = _batches(model, guide, data, batch_size, transform, seed)
+    model, guide = hide_unused(model, guide, batches)
     if isinstance(batches, LoaderBatches) and not (commit is resume is None):
         warnings.warn(
             "a DataLoader chooses its order itself, so that a resumed run is not bit-identical to an uninterrupted "

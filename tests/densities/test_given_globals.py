@@ -199,3 +199,44 @@ def test_an_objective_per_datum_refuses_to_leave_out_a_density_that_it_should_tr
     with pytest.raises(ValueError, match=r"site 'slope' of the model lies outside the data plate.*Trace_ELBO\(\)"):
         fit(given, guide, x, elbo=ImportanceWeightedELBO(num_particles=3), epochs=1)
     fit(given, guide, x, elbo=Trace_ELBO(), epochs=1)
+
+
+def test_train_elbo_leaves_out_a_replaced_latent_and_the_given_sites_of_a_guide():
+    def model(x):
+        slope = pyro.sample("slope", dist.Normal(0.0, 10.0))
+        with pyro.plate("data", len(x)):
+            z = pyro.sample("z", dist.Normal(slope, 1.0))
+            pyro.sample("x", dist.Normal(z, 1.0), obs=x)
+
+    def guide(x):
+        pyro.sample("slope", dist.Normal(0.0, 1.0))
+        with pyro.plate("data", len(x)):
+            pyro.sample("z", dist.Normal(x / 2 + pyro.param("a", torch.tensor(0.0)), math.sqrt(0.5)))  # the posterior
+
+    x, given = torch.randn(8), {"slope": torch.tensor(0.0)}
+    exact = log_normal(x, 0.0, math.sqrt(2.0)).mean().item()
+    both = poutine.condition(guide, data=given)
+    for trained in (poutine.block(guide, hide=["slope"]), both):
+        for batch_size in (3, 8):
+            history = fit(
+                poutine.do(model, data=given),
+                trained,
+                x,
+                elbo=Trace_ELBO(),
+                epochs=1,
+                batch_size=batch_size,
+                optimizer=lambda parameters: torch.optim.SGD(parameters, lr=1e-12),
+            )
+            assert history.rows[-1]["train_elbo"] == pytest.approx(exact, abs=1e-6)
+    # A condition is data: its log density counts once for all data.
+    history = fit(
+        poutine.condition(model, data=given),
+        both,
+        x,
+        elbo=Trace_ELBO(),
+        epochs=1,
+        batch_size=8,
+        optimizer=lambda parameters: torch.optim.SGD(parameters, lr=1e-12),
+    )
+    with_prior = exact + log_normal(given["slope"], 0.0, 10.0).item() / 8
+    assert history.rows[-1]["train_elbo"] == pytest.approx(with_prior, abs=1e-6)

@@ -5,6 +5,7 @@
     vectorized  programs with the way to run them on draws
     whole       programs whose whole data set counts as one datum
     data_plate  the plate over the data, among the plates of programs
+    looped      traces of programs that run once per draw
     traces      traces on K draws for N data, log densities of their sites
     layout      where draws and data lie in the batch shapes of sites
     masks       masks around sites and inside their distributions
@@ -21,6 +22,8 @@
     modules     torch modules inside a program, evaluation mode
     handlers    `temper`
     entry       the check of arguments at the entry of public functions
+    moved       data along another dim than the first
+    rows        parameters with one row per datum, in error messages
     arguments   rows and devices of program arguments, `Whole`
     streamed    data that stay on disk
     rng         states of random generators
@@ -33,11 +36,13 @@ from pyrovae.densities.arguments import Whole, device_of, num_data, plain, take
 from pyrovae.densities.auxiliary import auto_guide_rows, check_spread, set_up_auto_guides
 from pyrovae.densities.contract import check_density, matched_latents, take_kl_weight
 from pyrovae.densities.coverage import warn_of_missed_mass
+from pyrovae.densities.data_plate import run_once, unused_sites
 from pyrovae.densities.domains import Image, domain_of, entry_support
 from pyrovae.densities.entry import entry, one_line_errors, prepare_arguments
 from pyrovae.densities.handlers import temper
 from pyrovae.densities.masks import entry_of, in_support, is_partial
 from pyrovae.densities.modules import evaluating, module_of, modules_of
+from pyrovae.densities.moved import Rows, find_rows
 from pyrovae.densities.rng import (
     generator_states,
     isolated_rng,
@@ -60,12 +65,14 @@ from pyrovae.densities.weights import (
     nonfinite_sites,
     weighted_draws,
 )
-from pyrovae.densities.whole import vectorize_whole
+from pyrovae.densities.whole import LoopedWarning, vectorize_whole
 
 __all__ = [
     "Image",
+    "LoopedWarning",
     "ParticleTrace",
     "Program",
+    "Rows",
     "Site",
     "Streamed",
     "SupportError",
@@ -85,6 +92,7 @@ __all__ = [
     "entry_of",
     "entry_support",
     "evaluating",
+    "find_rows",
     "generator_states",
     "in_support",
     "is_partial",
@@ -100,6 +108,7 @@ __all__ = [
     "plain",
     "prepare_arguments",
     "prepared",
+    "run_once",
     "sample_sites",
     "set_generator_states",
     "set_torch_generator_states",
@@ -109,6 +118,7 @@ __all__ = [
     "take_kl_weight",
     "temper",
     "torch_generator_states",
+    "unused_sites",
     "vectorize",
     "vectorize_pair",
     "vectorize_whole",

@@ -12,7 +12,7 @@ from pyro.poutine.messenger import Messenger
 from torch import nn
 from torch.nn.modules.module import register_module_forward_pre_hook
 
-from pyrovae.densities.traces import Program
+from pyrovae.densities.traces import MovedProgram, Program
 from pyrovae.densities.vectorized import VectorizedProgram
 
 _PLAIN = (bool, int, float, str)
@@ -99,9 +99,9 @@ def holds_state(thing: Any) -> bool:
 
 
 def _unwrap(program: Program) -> Program:
-    """Remove handlers, `functools.partial` and `VectorizedProgram` from a program."""
+    """Remove handlers, `functools.partial`, `VectorizedProgram` and `MovedProgram` from a program."""
     while True:
-        if isinstance(program, VectorizedProgram):
+        if isinstance(program, VectorizedProgram | MovedProgram):
             program = program.program
         elif isinstance(program, partial):
             handled = len(program.args) >= 2 and isinstance(program.args[0], Messenger)

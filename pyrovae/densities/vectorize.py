@@ -16,6 +16,7 @@ import pyro
 import torch
 from pyro import poutine
 from torch import Tensor
+from torch.nn.utils.rnn import PackedSequence
 
 from pyrovae.densities.arguments import Whole, has_data, is_per_datum, num_data, plain, take
 from pyrovae.densities.auxiliary import AuxiliarySite, auto_guides_of, auxiliary_sites, set_up_auto_guides
@@ -191,6 +192,8 @@ def _key(
     def of(value: Any) -> Hashable:
         if isinstance(value, Whole):
             return Whole, tuple(value.tensor.shape), value.tensor.dtype, value.tensor.device
+        if isinstance(value, PackedSequence):
+            return PackedSequence, is_per_datum(value, size), tuple(value.data.shape[1:]), value.data.dtype
         if isinstance(value, Tensor):
             rows = is_per_datum(value, size)
             return rows, tuple(value.shape[rows:]), value.dtype, value.device

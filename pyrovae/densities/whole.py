@@ -1,5 +1,6 @@
 """Programs whose whole data set counts as one datum, with particles left of all plates."""
 
+import warnings
 from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
@@ -12,17 +13,23 @@ from torch import Tensor
 from pyrovae.densities.arguments import plain
 from pyrovae.densities.auxiliary import auxiliary_sites, check_spread, set_up_auto_guides
 from pyrovae.densities.coverage import missed_mass
-from pyrovae.densities.data_plate import plates_of
+from pyrovae.densities.data_plate import plates_of, unused_sites
 from pyrovae.densities.layout import Layout
 from pyrovae.densities.modules import evaluating
 from pyrovae.densities.rng import isolated_rng
 from pyrovae.densities.sum_checks import difference_of_sums, reason_against_sums, summable_latents
-from pyrovae.densities.traces import ParticleTrace, Program, sample_sites
+from pyrovae.densities.traces import ParticleTrace, Program, replay_draws, sample_sites
 from pyrovae.densities.vectorized import VectorizedProgram, stack_latents
 from pyrovae.densities.ways import relative_difference, rounding_of
 
 _DRAWS = 2
 _SUM_ROUNDING = 1e-3  # relative
+
+Pair = tuple[VectorizedProgram, VectorizedProgram]
+
+
+class LoopedWarning(UserWarning):
+    """A program uses dimensions by their position, so that it runs once per draw of the whole data set."""
 
 
 def vectorize_whole(
@@ -31,7 +38,7 @@ def vectorize_whole(
     """Make a model and a guide run on K draws for the whole data set, as one datum.
 
     Both programs run a few times, in evaluation mode, and the random state is restored. Their log densities on draws
-    at once are compared with those of single runs.
+    at once are compared with those of single runs. If they differ, the programs run once per draw instead.
 
     Args:
         model: Pyro program p(z) p(x|z).
@@ -51,33 +58,55 @@ def vectorize_whole(
         single = [_single_run(raw, args, kwargs) for _ in range(_DRAWS)]
         _check_plates(single[0])
         depth = max([1, *(-dim for traces in single for trace in traces.values() for dim in _dims(trace))])
+        left_out = unused_sites(single[0])
         pair = (
-            VectorizedProgram(raw["model"], "model", "whole", depth, None, False),
-            VectorizedProgram(raw["guide"], "guide", "whole", depth, None, False, auxiliaries=auxiliaries),
+            VectorizedProgram(raw["model"], "model", "whole", depth, None, False, left_out=left_out["model"]),
+            VectorizedProgram(
+                raw["guide"],
+                "guide",
+                "whole",
+                depth,
+                None,
+                False,
+                auxiliaries=auxiliaries,
+                left_out=left_out["guide"],
+            ),
         )
-        latents = _check(pair, single, args, kwargs)
-        whole = _with_sums(pair[0], single[0], latents, args, kwargs)
-        return whole, replace(pair[1], missed=missed_mass(whole, pair[1], args, kwargs))
+        try:
+            model, guide = _checked(pair, single, args, kwargs)
+        except Exception:
+            looped = replace(pair[0], how="looped"), replace(pair[1], how="looped")
+            model, guide = _checked(looped, single, args, kwargs)
+            _warn_of_loop()
+        return model, replace(guide, missed=missed_mass(model, guide, args, kwargs))
 
 
-def _with_sums(
-    model: VectorizedProgram,
-    traces: Mapping[str, poutine.Trace],
-    latents: Mapping[str, Tensor],
-    args: tuple[Any, ...],
-    kwargs: Mapping[str, Any],
-) -> VectorizedProgram:
-    """Sum out the discrete latents that the guide does not draw."""
-    summed = summable_latents(traces["model"], traces["guide"])
+def _checked(
+    pair: Pair, single: list[dict[str, poutine.Trace]], args: tuple[Any, ...], kwargs: Mapping[str, Any]
+) -> Pair:
+    """Check a pair on draws, and sum out the discrete latents that the guide does not draw."""
+    model, guide = pair
+    latents = _check(pair, single, args, kwargs)
+    summed = summable_latents(single[0]["model"], single[0]["guide"]) - model.left_out
     if not summed:
-        return model
+        return pair
     try:
         difference = difference_of_sums(model, summed, latents, args, kwargs)
     except Exception as error:
         raise ValueError(reason_against_sums(summed, error)) from error
     if difference > _SUM_ROUNDING:
         raise ValueError(reason_against_sums(summed))
-    return replace(model, summed=summed, discrete=summed)
+    return replace(model, summed=summed, discrete=summed), guide
+
+
+def _warn_of_loop() -> None:
+    warnings.warn(
+        "the programs use dimensions by their position (such as softmax(dim=1) or topics[k]), so a plate of particles "
+        "would change their densities; they run once per draw instead, which gives the right densities but takes more "
+        "time; count dims from the right, and index tensors by Vindex(tensor)[..., site, :], for speed",
+        LoopedWarning,
+        stacklevel=2,
+    )
 
 
 def _raw(program: Program) -> Program:
@@ -89,7 +118,7 @@ def _single_run(
 ) -> dict[str, poutine.Trace]:
     """Run the guide, and the model on its draws, without particles."""
     guide = poutine.trace(programs["guide"]).get_trace(*args, **kwargs)
-    model = poutine.trace(poutine.replay(programs["model"], trace=guide)).get_trace(*args, **kwargs)
+    model = poutine.trace(replay_draws(programs["model"], guide)).get_trace(*args, **kwargs)
     return {"model": model, "guide": guide}
 
 
@@ -109,7 +138,7 @@ def _dims(trace: poutine.Trace) -> list[int]:
 
 
 def _check(
-    pair: tuple[VectorizedProgram, VectorizedProgram],
+    pair: Pair,
     single: list[dict[str, poutine.Trace]],
     args: tuple[Any, ...],
     kwargs: Mapping[str, Any],
@@ -120,7 +149,8 @@ def _check(
     layout = Layout(1, 1, -1 - guide.depth, None)
     singles = {
         program.name: [
-            ParticleTrace(each[program.name], layout, program.name, determined_by=determined) for each in single
+            ParticleTrace(each[program.name], layout, program.name, determined_by=determined, left_out=program.left_out)
+            for each in single
         ]
         for program in pair
     }
@@ -131,9 +161,8 @@ def _check(
         expected = torch.cat([trace.unscaled_log_density() for trace in singles[program.name]])
         if _difference(program, latents, expected, args, kwargs) > rounding_of(expected):
             raise ValueError(
-                f"the {program.name} gives other log densities on several draws at once than on single draws; since "
-                "draws lie left of all plates, write z.sum(-1) for z.sum(), (x * w).sum(-1) for x @ w, and "
-                "Vindex(z)[..., i] for z[i], and draw all random numbers by pyro.sample"
+                f"the {program.name} gives other log densities in two runs at the same latents, so it draws random "
+                "numbers outside its sample sites; draw them by pyro.sample, or compute them once outside the program"
             )
     return latents
 

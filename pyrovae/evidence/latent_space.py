@@ -115,6 +115,8 @@ class LatentSpace:
                 return None, f"latent {name!r} ({kind}) has a support without unconstrained coordinates, {domain}"
             supports[name] = domain
         if depends_on_run(supports):
+            if self.model.how == "looped":
+                return None, "the bounds of a latent may depend on other latents, and the program runs once per draw"
             with isolated_rng(), torch.no_grad(), pyro.validation_enabled(False):
                 others = self.model.trace(OTHER_DRAWS, self.args, self.kwargs).latents
             fixed = fixed_supports(sites, supports, others)

@@ -252,7 +252,7 @@ def _moments(space: LatentSpace) -> tuple[Tensor, Tensor]:
     """Find the guide's mean, with shape (N, U), and Cholesky factor of the covariance, (N, U, U), in u."""
     with evaluating(space.guide), isolated_rng():
         sites = sample_sites(poutine.trace(space.guide).get_trace(*space.args, **space.kwargs))
-    if len(sites) == 1 and space.is_real and space.guide.how != "whole":
+    if len(sites) == 1 and space.is_real and space.guide.data_dim is not None:
         (fn,) = (site["fn"] for site in sites.values())
         while isinstance(fn, dist.Independent):
             fn = fn.base_dist

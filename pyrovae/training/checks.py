@@ -71,6 +71,7 @@ def check_programs(
     validation: ProgramArguments | None,
     *,
     skip_support_check: bool,
+    plate: str | None = None,
 ) -> None:
     """Check before training that the data lie in the support and that the programs can be validated.
 
@@ -80,6 +81,7 @@ def check_programs(
         batches: Batches of the training data.
         validation: Positional and keyword arguments of the held-out data, if any.
         skip_support_check: Whether to trust that the data lie in the support.
+        plate: Name of the plate over the data; None to find it by its size.
 
     Raises:
         SupportError: If a datum lies outside the support.
@@ -103,7 +105,7 @@ def check_programs(
             check_data(model, guide, *validation, None)
     if validation is not None:
         with isolated_rng(), evaluating(model, guide), pyro.validation_enabled(False):
-            pair = vectorize_pair(model, guide, *validation)
+            pair = vectorize_pair(model, guide, *validation, plate=plate)
             args, kwargs = take(*validation, slice(0, 1)) if pair[1].divisible else validation
             log_weights(*pair, *args, **kwargs)
 
@@ -156,7 +158,14 @@ def keeps_rows(model: Program, guide: Program, batches: Batches | LoaderBatches)
     return True
 
 
-def check_particles(model: Program, guide: Program, elbo: ELBO, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+def check_particles(
+    model: Program,
+    guide: Program,
+    elbo: ELBO,
+    args: tuple[Any, ...],
+    kwargs: dict[str, Any],
+    plate: str | None = None,
+) -> None:
     """Check that vectorized particles of Pyro's objectives do not change the densities of the programs.
 
     Raises:
@@ -167,7 +176,7 @@ def check_particles(model: Program, guide: Program, elbo: ELBO, args: tuple[Any,
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", TiledWarning)
         try:
-            how = vectorize_pair(model, guide, args, kwargs)[0].how
+            how = vectorize_pair(model, guide, args, kwargs, plate=plate)[0].how
         except ValueError:  # no density per datum, which Pyro's objectives do not need
             return
     if how == "tiled":

@@ -1,7 +1,7 @@
 """Plates and scales of the programs that `fit` trains: sites outside the data plate, and subsampling plates."""
 
 from collections.abc import Mapping
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import AbstractContextManager, nullcontext, suppress
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -11,7 +11,7 @@ from pyro import poutine
 from pyro.poutine.messenger import Messenger
 from pyro.poutine.util import site_is_subsample
 
-from pyrovae.densities import Program, evaluating, isolated_rng, plain, sample_sites
+from pyrovae.densities import Program, evaluating, isolated_rng, plain, run_once, sample_sites, unused_sites
 from pyrovae.training.batches import Batches
 from pyrovae.training.loaders import LoaderBatches
 
@@ -127,8 +127,29 @@ def sites_of(model: Program, guide: Program, batches: AnyBatches, rows: int | No
     ]
 
 
+def hide_unused(model: Program, guide: Program, batches: AnyBatches) -> tuple[Program, Program]:
+    """Hide latents that `poutine.do` replaces from Pyro's objectives, and sites that both programs are given.
+
+    Pyro's objectives would count the log densities of these sites, though none is a latent that the guide draws.
+
+    Args:
+        model: Pyro program p(z) p(x|z).
+        guide: Pyro program q(z|x), with the model's arguments.
+        batches: AnyBatches of the training data.
+    """
+    names: Mapping[str, frozenset[str]] = {}
+    # Programs that fail here fail in the checks that follow, which say why.
+    with suppress(Exception), isolated_rng(), evaluating(model, guide), pyro.validation_enabled(False):
+        names = unused_sites(run_once({"model": model, "guide": guide}, *batches.first()))
+    hidden = [
+        poutine.block(program, hide=sorted(names[name])) if names.get(name) else program
+        for name, program in (("model", model), ("guide", guide))
+    ]
+    return hidden[0], hidden[1]
+
+
 def find_outside_sites(
-    sites: list[BatchSite], model: Program, guide: Program, batches: AnyBatches
+    sites: list[BatchSite], model: Program, guide: Program, batches: AnyBatches, plate: str | None = None
 ) -> OutsideSites | None:
     """Find the sites outside the data plate, for programs whose plate takes its size from the batch.
 
@@ -139,6 +160,7 @@ def find_outside_sites(
         model: Pyro program p(z) p(x|z).
         guide: Pyro program q(z|x), with the model's arguments.
         batches: AnyBatches of the training data.
+        plate: Name of the plate over the data; None to find it by its size.
 
     Returns:
         The sites; None if there are none, if a batch holds all data, or if a scale or a subsampling plate shows that
@@ -150,6 +172,7 @@ def find_outside_sites(
     if any(frame.size != (frame.full_size or frame.size) for site in sites for frame in site.frames):
         return None
     plates = {frame.name for site in sites for frame in site.frames if frame.size in (-1, batch)}
+    plates &= plates if plate is None else {plate}
     if not plates or plates & set.intersection(*({frame.name for frame in site.frames} for site in sites)):
         return None
     fewer = fewer if fewer < batch else 2
@@ -163,18 +186,19 @@ def find_outside_sites(
     return OutsideSites(batches.size, frozenset(plates), rows)
 
 
-def find_subsampling(sites: list[BatchSite], batches: AnyBatches) -> Subsampling:
+def find_subsampling(sites: list[BatchSite], batches: AnyBatches, plate: str | None = None) -> Subsampling:
     """Find whether the loss is an ELBO, up to the scale of a subsampling plate over the data.
 
     Args:
         sites: Sites of a run on a full batch.
         batches: AnyBatches of the training data.
+        plate: Name of the plate over the data; None to find it by its size.
     """
     batch = min(batches.batch_size, batches.size)
     for site in sites:
         if not site.is_unscaled:
             return Subsampling(reason=f"site {site.name!r} of the {site.program} carries scale {_shown(site)}")
-    frames = [frame for site in sites for frame in site.frames]
+    frames = [frame for site in sites for frame in site.frames if plate in (None, frame.name)]
     if frames and not any(frame.size in (-1, batch) or frame.full_size == batches.size for frame in frames):
         sizes = {frame.name: frame.size for frame in frames}
         return Subsampling(reason=f"no plate has the size of a batch, {batch}, only {sizes}")

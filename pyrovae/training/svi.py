@@ -39,10 +39,11 @@ from pyrovae.training.checks import (
     check_separable,
     keeps_rows,
 )
+from pyrovae.training.cuts import cut_along
 from pyrovae.training.epochs import GraphedEpoch, SingleSteps
 from pyrovae.training.loaders import LoaderBatches, check_no_dataset, read_all
 from pyrovae.training.optimizers import OptimizerFactory, make_optimizer, parameter_names
-from pyrovae.training.plates import Subsampling, find_outside_sites, find_subsampling, sites_of
+from pyrovae.training.plates import Subsampling, find_outside_sites, find_subsampling, hide_unused, sites_of
 from pyrovae.training.steps import Stepper
 from pyrovae.training.training_state import History, TrainingState, Validated
 from pyrovae.training.validation import validate, validate_objective
@@ -68,6 +69,7 @@ def fit(
     patience: int | None = None,
     transform: Callable[[Tensor], Tensor] | None = None,
     kl_weight: Callable[[float], float] | None = None,
+    plate: str | None = None,
     execution: Execution = "auto",
     precision: Precision = "full",
     skip_support_check: bool = False,
@@ -116,6 +118,8 @@ def fit(
         kl_weight: Weight of the KL divergence in the objective (see `temper`), as a function of the number of passes
             over the data so far, such as `LinearWarmup(10)`, or an object that depends on the divergence itself, such
             as `Capacity()` or `KLConstraint()`; None for 1. The reported ELBO always has weight 1.
+        plate: Name of the plate over the data; None for the plate of the batch's size. Batches are cut along the dim of
+            the data that has the plate's size, such as the second one of words by documents.
         execution: How to run the programs: "eager", "recorded", "compiled", or "auto", which chooses by the number of
             steps. "recorded" runs the programs once per batch shape and replays their tensor operations; "compiled"
             compiles these with Inductor first. Results agree up to rounding. A resumed run keeps its first choice.
@@ -140,15 +144,21 @@ def fit(
         StoppedError: If `should_stop` returns True.
     """
     check_options(elbo, epochs=epochs, batch_size=batch_size, patience=patience, validated=validation is not None)
+    if plate is not None:
+        model, guide, data, validation, transform = cut_along(
+            plate, model, guide, data, validation, transform, batch_size=batch_size
+        )
     held_out = None if validation is None else _held_out(model, guide, validation)
     batches = _batches(model, guide, data, batch_size, transform, seed)
+    model, guide = hide_unused(model, guide, batches)
     if isinstance(batches, LoaderBatches) and not (commit is resume is None):
         warnings.warn(
             "a DataLoader chooses its order itself, so that a resumed run is not bit-identical to an uninterrupted "
             "one; for that, give tensors, or Streamed(array)",
             stacklevel=2,
         )
-    check_programs(model, guide, batches, held_out, skip_support_check=skip_support_check or resume is not None)
+    skip_support_check = skip_support_check or resume is not None
+    check_programs(model, guide, batches, held_out, skip_support_check=skip_support_check, plate=plate)
     run = _prepare(
         model,
         guide,
@@ -157,6 +167,7 @@ def fit(
         epochs=epochs,
         optimizer=optimizer,
         kl_weight=kl_weight,
+        plate=plate,
         execution=execution,
         precision=precision,
         resume=resume,
@@ -212,6 +223,7 @@ class _Run:
     take_steps: SingleSteps | GraphedEpoch
     subsampling: Subsampling
     first_step: tuple[int, int]  # epoch and step at which this call starts
+    plate: str | None
     commit: Callable[[dict[str, Any]], None] | None
     should_stop: Callable[[], bool] | None
 
@@ -238,6 +250,7 @@ def _prepare(
     epochs: int,
     optimizer: OptimizerFactory | PyroOptim | None,
     kl_weight: Callable[[float], float] | None,
+    plate: str | None,
     execution: Execution,
     precision: Precision,
     resume: Mapping[str, Any] | None,
@@ -260,9 +273,9 @@ def _prepare(
     first_batch = batches.first()
     pair = model, guide
     if isinstance(control.elbo, TensorELBO):
-        pair = vectorize_pair(model, guide, *first_batch)
+        pair = vectorize_pair(model, guide, *first_batch, plate=plate)
     else:
-        check_particles(model, guide, control.elbo, *first_batch)
+        check_particles(model, guide, control.elbo, *first_batch, plate)
     sites = sites_of(model, guide, batches)
     stepper = Stepper(
         *pair,
@@ -275,7 +288,7 @@ def _prepare(
         device=device,
         workers=workers,
         precision=precision,
-        outside=find_outside_sites(sites, model, guide, batches),
+        outside=find_outside_sites(sites, model, guide, batches, plate),
     )
     programs = {"model": model, "guide": guide, "elbo": elbo}
     state = TrainingState(programs, descent, stepper, control, batches.steps, device)
@@ -286,7 +299,7 @@ def _prepare(
     in_memory = isinstance(batches, Batches) and batches.device == device and not batches.streamed
     take_steps = GraphedEpoch(single) if graphed and in_memory else single
     first_step = state.epoch, state.step
-    subsampling = find_subsampling(sites, batches)
+    subsampling = find_subsampling(sites, batches, plate)
     if control.is_elbo and subsampling.reason is not None:
         warnings.warn(
             f"train_elbo is left out (None), since {subsampling.reason}, so the objective is no ELBO per datum; put "
@@ -304,6 +317,7 @@ def _prepare(
         take_steps,
         subsampling,
         first_step,
+        plate,
         commit,
         should_stop,
     )
@@ -364,6 +378,8 @@ def _validate(run: _Run, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Valid
     """Estimate the ELBO of held-out data, and the objective unless the last epoch is kept."""
     model, guide, control, workers = run.model, run.guide, run.control, run.workers
     try:
+        if run.plate is not None:
+            model, guide = vectorize_pair(model, guide, args, kwargs, plate=run.plate, in_training=True)
         found, weight = validate(model, guide, *args, workers=workers, **kwargs), control.validation_weight
         if weight is None:
             return found, None

@@ -44,7 +44,14 @@ class Validation(NamedTuple):
 
 
 @entry()
-def validate(model: Program, guide: Program, *args: Any, workers: Workers | None = None, **kwargs: Any) -> Validation:
+def validate(
+    model: Program,
+    guide: Program,
+    *args: Any,
+    workers: Workers | None = None,
+    plate: str | None = None,
+    **kwargs: Any,
+) -> Validation:
     """Estimate the ELBO and its parts. Every call uses the same draws, for any number of processes.
 
     Args:
@@ -52,12 +59,13 @@ def validate(model: Program, guide: Program, *args: Any, workers: Workers | None
         guide: Pyro program q(z|x), with the model's arguments.
         *args: Positional arguments of both programs, the data first, with shape (N, ...).
         workers: Processes that share the data; None for this process alone.
+        plate: Name of the plate over the data; None for the only plate around all sites that has their number.
         **kwargs: Keyword arguments of both programs.
 
     Raises:
         ValueError: If a weight is NaN or unbounded, or a program breaks the contract of `log_weights`.
     """
-    model, guide = vectorize_pair(model, guide, args, kwargs, in_training=True)
+    model, guide = vectorize_pair(model, guide, args, kwargs, plate=plate, in_training=True)
     size, workers = num_data(args, kwargs), workers or Workers()
     device = device_of(args, kwargs)
     sums, reason = torch.zeros(2, dtype=torch.float64, device=device), "log weights are NaN in another process"

@@ -121,7 +121,11 @@ class WaySearch:
         self.size = num_data(args, kwargs) if self.has_data else 0
         self.rows = min(self.size, _rows_of_check(args, kwargs)) if self.has_data else 0
         self.divisible = self.has_data
-        self.num_draws = 3 if self.rows == 2 else 2  # so that draws and rows differ in number
+
+    @property
+    def num_draws(self) -> int:
+        """Number of draws of the check, which differs from the number of rows, so that a mistaken dim shows."""
+        return 3 if self.rows == 2 else 2
 
     def result(self) -> Way:
         """Find the way on some of the data, or on all if the programs do not run on some.

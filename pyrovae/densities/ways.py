@@ -140,6 +140,11 @@ class WaySearch:
         self.rows = min(self.size, _rows_of_check(args, kwargs)) if self.has_data else 0
         self.divisible = self.has_data
 
+    @property
+    def num_draws(self) -> int:
+        """Number of draws of the check, which differs from the number of rows, so that a mistaken dim shows."""
+        return 3 if self.rows == 2 else 2
+
     def result(self) -> Way:
         """Find the way on some of the data, or on all if the programs do not run on some.
 
@@ -174,7 +179,6 @@ class WaySearch:
         self.data_dim = found_plate.dim
         if not self.has_data:
             self.rows = self.size = found_plate.size
-        self.num_draws = 3 if self.rows == 2 else 2  # so that draws and rows differ in number
         single = self._single_draws()
         self._check_masked(single)
         if not self.divisible and self.has_data:

@@ -48,10 +48,14 @@ class FixedCoordinates:
     Args:
         supports: Support of an entry of each site. Bounds expand to the shape (K, N, ...) of the latents.
         event_shapes: Shape of the coordinates of each site for one datum.
+
+    Attributes:
+        centres: Middle of the period of each angle, opposite to its cut, by site, with shape (1, N, ...); 0 if absent.
     """
 
     def __init__(self, supports: Supports, event_shapes: Mapping[str, torch.Size]) -> None:
         self.supports, self.event_shapes = supports, event_shapes
+        self.centres: Latents = {}
         self.size = sum(map(math.prod, event_shapes.values()))
 
     @property
@@ -67,13 +71,17 @@ class FixedCoordinates:
             latents[name] = transform(y)
             jacobian = transform.log_abs_det_jacobian(y, latents[name])
             log_det = log_det + jacobian.reshape(*u.shape[:-1], -1).sum(-1)
+            if name in self.centres:
+                latents[name] = _wrapped(latents[name] + self.centres[name])
         return latents, log_det
 
     def pack(self, latents: Latents) -> Tensor:
         """Convert latents, with shape (K, N, ...), to u."""
         parts = []
         for name in self.event_shapes:
-            y = to_domain(self.supports[name]).inv(latents[name])
+            z = latents[name]
+            z = _wrapped(z - self.centres[name]) if name in self.centres else z
+            y = to_domain(self.supports[name]).inv(z)
             parts.append(y.reshape(*latents[name].shape[:2], -1))
         return torch.cat(parts, -1)
 
@@ -149,6 +157,11 @@ class _Constrain(Messenger):
         transform = to_domain(domain)
         msg["value"], msg["done"] = transform(y), True
         self.jacobians[name] = transform.log_abs_det_jacobian(y, msg["value"])
+
+
+def _wrapped(angle: Tensor) -> Tensor:
+    """Bring angles into the period from -pi to pi."""
+    return angle - 2 * math.pi * torch.floor((angle + math.pi) / (2 * math.pi)).detach()
 
 
 def to_domain(support: constraints.Constraint) -> Transform:

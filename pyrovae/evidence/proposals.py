@@ -17,6 +17,7 @@ from pyro import poutine
 from torch import Tensor
 
 from pyrovae.densities import evaluating, isolated_rng, sample_sites
+from pyrovae.evidence.angles import centre_angles
 from pyrovae.evidence.blocks import DEFAULT_CHUNK_SIZE, split_count
 from pyrovae.evidence.laplace import LaplaceFit, climb, laplace_fit, normal_at
 from pyrovae.evidence.latent_space import LatentSpace
@@ -104,6 +105,7 @@ class WidenedProposal(Proposal):
     def adapt(self, space: LatentSpace, *, chunk_size: int = DEFAULT_CHUNK_SIZE) -> Component:
         """Find the guide's mean and covariance."""
         _check_continuous(space, self.name)
+        centre_angles(space, chunk_size)
         loc, tril = _moments(space)
         return EllipticalComponent(space, self.name, loc, self.scale * tril, self.df)
 
@@ -154,6 +156,7 @@ class LaplaceProposal(Proposal):
     def adapt(self, space: LatentSpace, *, chunk_size: int = DEFAULT_CHUNK_SIZE) -> Component:
         """Climb to the mode of each datum; proposals that differ only in df share one climb."""
         _check_continuous(space, self.name)
+        centre_angles(space, chunk_size)
         key = ("laplace", self.steps, self.starts, self.modes, self.rounds)
         if key not in space.memo:
             find = climb if self.modes == "all" else laplace_fit

@@ -28,6 +28,7 @@ from pyrovae.densities import (
     take,
     vectorize_pair,
 )
+from pyrovae.execution import Workers
 from pyrovae.training.batches import Batches, ProgramArguments
 from pyrovae.training.loaders import LoaderBatches
 from pyrovae.training.training_state import TrainingState
@@ -184,6 +185,19 @@ def check_particles(
             "the programs use dimensions by their position (such as softmax(dim=1)), so the vectorized particles of "
             f"{type(elbo).__name__} would change their densities; use vectorize_particles=False, or count dims from "
             "the right"
+        )
+
+
+def check_one_process(workers: Workers) -> None:
+    """Refuse several processes for programs with one row of parameters per datum.
+
+    Raises:
+        ValueError: If there are several.
+    """
+    if workers.size > 1:
+        raise ValueError(
+            "the programs need all data at once, since they hold one row of parameters for each datum, but each of "
+            "several processes has a share of the rows; train with one process, or use a guide with an encoder"
         )
 
 

@@ -29,6 +29,7 @@ class BatchSite(NamedTuple):
         shape: Shape of the value.
         scale: Factor on the log density.
         frames: Plates around the site, vectorized or sequential.
+        enumerated: Whether the site asks to be enumerated.
     """
 
     program: str
@@ -36,6 +37,7 @@ class BatchSite(NamedTuple):
     shape: torch.Size
     scale: Any
     frames: tuple[Any, ...]
+    enumerated: bool = False
 
     @property
     def subsampling(self) -> float:
@@ -121,7 +123,14 @@ def sites_of(model: Program, guide: Program, batches: AnyBatches, rows: int | No
         model_trace = poutine.trace(poutine.replay(model, trace=guide_trace)).get_trace(*args, **kwargs)
     traces: Mapping[str, poutine.Trace] = {"model": model_trace, "guide": guide_trace}
     return [
-        BatchSite(program, name, torch.as_tensor(site["value"]).shape, site["scale"], site["cond_indep_stack"])
+        BatchSite(
+            program,
+            name,
+            torch.as_tensor(site["value"]).shape,
+            site["scale"],
+            site["cond_indep_stack"],
+            bool(site["infer"].get("enumerate")) and not site["is_observed"],
+        )
         for program, trace in traces.items()
         for name, site in sample_sites(trace).items()
     ]

@@ -33,6 +33,7 @@ from pyrovae.training.batches import Arguments, Batches, ProgramArguments, as_ar
 from pyrovae.training.checks import (
     NonFiniteLossError,
     check_finite,
+    check_one_process,
     check_options,
     check_particles,
     check_programs,
@@ -44,6 +45,7 @@ from pyrovae.training.epochs import GraphedEpoch, SingleSteps
 from pyrovae.training.loaders import LoaderBatches, check_no_dataset, read_all
 from pyrovae.training.optimizers import OptimizerFactory, make_optimizer, parameter_names
 from pyrovae.training.plates import Subsampling, find_outside_sites, find_subsampling, hide_unused, sites_of
+from pyrovae.training.shares import Sharing, check_alike, check_enumerated, find_sharing
 from pyrovae.training.steps import Stepper
 from pyrovae.training.training_state import History, TrainingState, Validated
 from pyrovae.training.validation import validate, validate_objective
@@ -222,6 +224,7 @@ class _Run:
     state: TrainingState
     take_steps: SingleSteps | GraphedEpoch
     subsampling: Subsampling
+    sharing: Sharing | None
     first_step: tuple[int, int]  # epoch and step at which this call starts
     plate: str | None
     commit: Callable[[dict[str, Any]], None] | None
@@ -259,12 +262,14 @@ def _prepare(
 ) -> _Run:
     """Find the parameters, and make the optimizer, the stepper and the state, resumed if asked."""
     parameters = _find_parameters(model, guide, elbo, batches)
+    workers = Workers.current()
     if keeps_rows(model, guide, batches):
         batches.keep_order()
+        check_one_process(workers)
     for program in (model, guide):
         for module in modules_of(program):
             module.train()
-    device, workers = parameters[0].device, Workers.current()
+    device = parameters[0].device
     control = KLControl(kl_weight, elbo, device)
     if workers.size > 1:
         check_separable(model, guide, control.elbo)
@@ -277,6 +282,9 @@ def _prepare(
     else:
         check_particles(model, guide, control.elbo, *first_batch, plate)
     sites = sites_of(model, guide, batches)
+    sharing = find_sharing(sites, model, guide, batches, workers)
+    check_enumerated(control.elbo, sites, batches, sharing)
+    check_alike(workers, parameters, [*first_batch[0], *first_batch[1].values()])
     stepper = Stepper(
         *pair,
         control.elbo,
@@ -289,6 +297,7 @@ def _prepare(
         workers=workers,
         precision=precision,
         outside=find_outside_sites(sites, model, guide, batches, plate),
+        sharing=sharing,
     )
     programs = {"model": model, "guide": guide, "elbo": elbo}
     state = TrainingState(programs, descent, stepper, control, batches.steps, device)
@@ -316,6 +325,7 @@ def _prepare(
         state,
         take_steps,
         subsampling,
+        sharing,
         first_step,
         plate,
         commit,
@@ -376,16 +386,17 @@ def _train_elbo(run: _Run, objective: float) -> float | None:
 
 def _validate(run: _Run, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Validated:
     """Estimate the ELBO of held-out data, and the objective unless the last epoch is kept."""
-    model, guide, control, workers = run.model, run.guide, run.control, run.workers
+    model, guide, control = run.model, run.guide, run.control
+    shares: dict[str, Any] = {"workers": run.workers, "plates": None if run.sharing is None else run.sharing.plates}
     try:
         if run.plate is not None:
             model, guide = vectorize_pair(model, guide, args, kwargs, plate=run.plate, in_training=True)
-        found, weight = validate(model, guide, *args, workers=workers, **kwargs), control.validation_weight
+        found, weight = validate(model, guide, *args, **shares, **kwargs), control.validation_weight
         if weight is None:
             return found, None
         if control.is_elbo:
             return found, found.elbo if weight == 1 else found.reconstruction - weight * found.kl
-        return found, validate_objective(control.elbo, model, guide, *args, weight=weight, workers=workers, **kwargs)
+        return found, validate_objective(control.elbo, model, guide, *args, weight=weight, **shares, **kwargs)
     except ValueError as error:
         raise NonFiniteLossError(f"on the validation data, {error}") from error
 

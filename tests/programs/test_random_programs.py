@@ -11,6 +11,7 @@ import pyro
 import pytest
 import torch
 from zoo.grammar import make
+from zoo.nested import NestedProgram
 
 from pyrovae import exact_log_marginal, log_marginal
 from pyrovae.densities import TiledWarning
@@ -30,11 +31,12 @@ class Outcome:
 
     Args:
         seed: Seed of the program.
+        nested: Whether latents are vectors and lie in further plates.
     """
 
-    def __init__(self, seed):
-        self.made = make(seed)
-        self.label = f"seed {seed}\n{self.made.text}\n{self.made.reference}"
+    def __init__(self, seed, nested=False):
+        self.made = NestedProgram(seed) if nested else make(seed)
+        self.label = f"seed {seed}\n{self.made.text}\n{getattr(self.made, 'reference', '')}"
         self.refusal, self.errors, self.flagged = "", torch.zeros(0), torch.zeros(0, dtype=torch.bool)
         pyro.clear_param_store()
         pyro.set_rng_seed(seed)
@@ -81,6 +83,15 @@ def test_log_marginal_of_random_programs_is_within_its_errors():
 @pytest.mark.slow
 def test_log_marginal_of_500_random_programs_is_within_its_errors():
     check([Outcome(seed) for seed in seeds(500, first=1000)])
+
+
+def test_log_marginal_of_random_programs_with_latents_in_further_plates_is_within_its_errors():
+    check([Outcome(seed, nested=True) for seed in range(15)])
+
+
+@pytest.mark.slow
+def test_log_marginal_of_200_random_programs_with_latents_in_further_plates_is_within_its_errors():
+    check([Outcome(seed, nested=True) for seed in range(1000, 1200)])
 
 
 @pytest.mark.slow

@@ -264,6 +264,7 @@ def _prepare(
     else:
         check_particles(model, guide, control.elbo, *first_batch)
     sites = sites_of(model, guide, batches)
+    outside = find_outside_sites(sites, model, guide, batches)
     stepper = Stepper(
         *pair,
         control.elbo,
@@ -275,7 +276,7 @@ def _prepare(
         device=device,
         workers=workers,
         precision=precision,
-        outside=find_outside_sites(sites, model, guide, batches),
+        outside=outside,
     )
     programs = {"model": model, "guide": guide, "elbo": elbo}
     state = TrainingState(programs, descent, stepper, control, batches.steps, device)
@@ -286,11 +287,11 @@ def _prepare(
     in_memory = isinstance(batches, Batches) and batches.device == device and not batches.streamed
     take_steps = GraphedEpoch(single) if graphed and in_memory else single
     first_step = state.epoch, state.step
-    subsampling = find_subsampling(sites, batches)
+    subsampling = find_subsampling(sites, batches, outside)
     if control.is_elbo and subsampling.reason is not None:
         warnings.warn(
-            f"train_elbo is left out (None), since {subsampling.reason}, so the objective is no ELBO per datum; put "
-            "the data into a plate, one row per datum, and weigh the KL divergence by kl_weight of fit, not by a scale",
+            f"train_elbo is left out (None), since {subsampling.reason}, so the objective is no ELBO per datum; "
+            f"{subsampling.remedy}",
             stacklevel=3,
         )
     return _Run(

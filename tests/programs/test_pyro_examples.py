@@ -1,0 +1,133 @@
+"""Programs of the kinds of Pyro's examples: Gaussian processes, and auxiliary losses in guides."""
+
+import warnings
+from functools import partial
+
+import pyro
+import pyro.distributions as dist
+import pytest
+import torch
+from pyro import poutine
+from pyro.infer import Trace_ELBO
+
+from pyrovae import fit
+
+N = 8
+SGD = partial(torch.optim.SGD, lr=0.0)
+
+
+@pytest.fixture
+def x():
+    return torch.linspace(0.0, 1.0, N)
+
+
+def covariance(x):
+    return (-((x[:, None] - x) ** 2) * 8).exp() + 0.01 * torch.eye(len(x))
+
+
+def train(model, guide, data, **options):
+    pyro.clear_param_store()
+    pyro.set_rng_seed(0)
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        history = fit(
+            model, guide, data, elbo=Trace_ELBO(), epochs=200, optimizer=SGD, execution="eager", seed=1, **options
+        )
+    said = [str(warning.message) for warning in caught if "train_elbo" in str(warning.message)]
+    values = history["train_elbo"]
+    return (None if None in values else sum(values) / len(values)), said
+
+
+def regression(x, y):
+    """A Gaussian process with its function integrated out."""
+    scale = pyro.param("scale", torch.tensor(1.5))
+    pyro.sample("y", dist.MultivariateNormal(torch.zeros(len(x)), scale**2 * covariance(x)), obs=y)
+
+
+def latent_regression(x, y):
+    """The same process with a latent function, observed in a plate."""
+    scale = pyro.param("scale", torch.tensor(1.5))
+    f = pyro.sample("f", dist.MultivariateNormal(torch.zeros(len(x)), scale**2 * covariance(x)))
+    with pyro.plate("data", len(x)):
+        pyro.sample("y", dist.Normal(f, 0.5), obs=y)
+
+
+def no_guide(*data):
+    pass
+
+
+def function_guide(x, y):
+    pyro.sample("f", dist.Normal(y, 0.1).to_event(1))
+
+
+def test_train_elbo_of_a_gaussian_process_is_left_out_in_batches_and_joint_in_a_full_batch(x):
+    y = torch.sin(6 * x)
+    exact = dist.MultivariateNormal(torch.zeros(N), 2.25 * covariance(x)).log_prob(y).item() / N
+    found, said = train(regression, no_guide, [x, y], batch_size=N)
+    assert not said
+    assert found == pytest.approx(exact, rel=1e-4)
+    found, said = train(regression, no_guide, [x, y], batch_size=N // 2)
+    assert found is None
+    assert len(said) == 1
+    assert "no plate over the rows of a batch" in said[0]
+    assert f"batch_size={N}" in said[0]
+
+
+def test_train_elbo_is_left_out_in_batches_if_a_latent_function_lies_outside_the_plate_of_the_data(x):
+    y = torch.sin(6 * x)
+    found, said = train(latent_regression, function_guide, [x, y], batch_size=N)
+    assert not said
+    prior = dist.MultivariateNormal(torch.zeros(N), 2.25 * covariance(x))
+    f = y + 0.1 * torch.randn(20_000, N)
+    log_w = prior.log_prob(f) + (dist.Normal(f, 0.5).log_prob(y) - dist.Normal(y, 0.1).log_prob(f)).sum(-1)
+    assert found == pytest.approx(log_w.mean().item() / N, abs=5 * log_w.std().item() / N / 200**0.5)
+    found, said = train(latent_regression, function_guide, [x, y], batch_size=N // 2)
+    assert found is None
+    assert "one joint density at site 'f'" in said[0]
+
+
+def test_train_elbo_stays_if_latents_without_a_plate_have_independent_rows():
+    def model(x):
+        loc = pyro.param("loc", torch.tensor(0.3))
+        z = pyro.sample("z", dist.Normal(loc, torch.ones(len(x))).to_event(1))
+        with pyro.plate("data", len(x)):
+            pyro.sample("x", dist.Normal(z, 1.0), obs=x)
+
+    def guide(x):
+        pyro.sample("z", dist.Normal((x + 0.3) / 2, 0.5**0.5).to_event(1))
+
+    x = torch.randn(N)
+    found, said = train(model, guide, x, batch_size=N // 2)
+    assert not said
+    assert found == pytest.approx(dist.Normal(0.3, 2**0.5).log_prob(x).mean().item(), abs=1e-4)  # q is the posterior
+
+
+def labelled_model(x, y):
+    loc = pyro.param("loc", torch.tensor(0.3))
+    with pyro.plate("data", len(x)):
+        z = pyro.sample("z", dist.Normal(loc, 1.0))
+        pyro.sample("y", dist.Bernoulli(logits=torch.tensor(0.7)), obs=y)
+        pyro.sample("x", dist.Normal(z, 1.0), obs=x)
+
+
+def labelled_guide(x, y, auxiliary):
+    with pyro.plate("data", len(x)):
+        pyro.sample("z", dist.Normal((x + 0.3) / 2, 0.5**0.5))
+        logits = 0.2 * x
+        if auxiliary == "observed":
+            pyro.sample("y", dist.Bernoulli(logits=logits), obs=y)
+        else:
+            pyro.factor("classifier", -dist.Bernoulli(logits=logits).log_prob(y), has_rsample=False)
+
+
+@pytest.mark.parametrize(("auxiliary", "site"), [("observed", "y"), ("factor", "classifier")])
+def test_train_elbo_is_left_out_if_the_guide_holds_an_auxiliary_loss(auxiliary, site):
+    x, y = torch.randn(N), torch.bernoulli(torch.full((N,), 0.5))
+    guide = partial(labelled_guide, auxiliary=auxiliary)
+    found, said = train(labelled_model, guide, [x, y], batch_size=N // 2)
+    assert found is None
+    assert f"poutine.block(guide, hide=['{site}'])" in said[0]
+    exact = dist.Normal(0.3, 2**0.5).log_prob(x) + dist.Bernoulli(logits=torch.tensor(0.7)).log_prob(y)
+    found, said = train(labelled_model, poutine.block(guide, hide=[site]), [x, y], batch_size=N // 2)
+    assert not said
+    assert found == pytest.approx(exact.mean().item(), abs=1e-4)  # q is the posterior

@@ -24,6 +24,7 @@ Result = TypeVar("Result")
 Arguments = tuple[tuple[Any, ...], dict[str, Any]]
 
 _TABLE = "Trace Shapes:"  # where Pyro's table of shapes begins in a message
+_ADVICE = "\n  Try "  # where Pyro's advice begins in a message of several lines
 _OF_SHAPES = ("size of tensor", "shape", "dtype", "scalar type")  # in torch's messages about arguments
 
 
@@ -139,6 +140,9 @@ def one_line_errors(function: str, *arguments: Any) -> Iterator[None]:
     try:
         yield
     except (ValueError, RuntimeError) as error:
+        if type(error) is ValueError and _ADVICE in str(error):
+            lines = [line.strip().removeprefix("- ") for line in str(error).splitlines()]
+            raise ValueError(f"{function}: {'; '.join(lines)}".replace(":; ", ": ")) from error
         of_shapes = type(error) is RuntimeError and any(word in str(error) for word in _OF_SHAPES)
         if _TABLE not in str(error) and not of_shapes:
             raise

@@ -109,26 +109,35 @@ def _check(
         *({n: site.value for n, site in {**m.draws, **g.draws}.items()} for m, g in zip(*singles.values(), strict=True))
     )
     for program in pair:
-        expected = torch.cat([trace.unscaled_log_density() for trace in singles[program.name]])
-        if _difference(program, latents, expected, args, kwargs) > rounding_of(expected):
+        reason = _reason_against_draws(program, latents, singles[program.name], args, kwargs)
+        if reason is not None:
             raise ValueError(
-                f"the {program.name} gives other log densities on several draws at once than on single draws; count "
-                "its dims from the right, as in z.sum(-1), since draws lie left of all plates, and draw all random "
-                "numbers by pyro.sample"
+                f"the {program.name} {reason}; count its dims from the right, as in z.sum(-1), since draws lie left of "
+                "all plates, and draw all random numbers by pyro.sample"
             )
     return latents
 
 
-def _difference(
+def _reason_against_draws(
     program: VectorizedProgram,
     latents: Mapping[str, Tensor],
-    expected: Tensor,
+    singles: list[ParticleTrace],
     args: tuple[Any, ...],
     kwargs: Mapping[str, Any],
-) -> float:
-    """Return the relative difference of the log densities; infinite if the program fails."""
+) -> str | None:
+    """Say how a run on draws at once departs from the single runs; None if their log densities agree."""
+    expected = torch.cat([trace.unscaled_log_density() for trace in singles])
     try:
-        found = program.trace(_DRAWS, args, kwargs, latents).unscaled_log_density()
-    except Exception:
-        return torch.inf
-    return relative_difference(found.double(), expected.double())
+        trace = program.trace(_DRAWS, args, kwargs, latents)
+        found = trace.unscaled_log_density()
+    except Exception as error:
+        said = " ".join(str(error).partition("\n")[0].split())
+        return f"fails on several draws at once ({type(error).__name__}: {said})"
+    if relative_difference(found.double(), expected.double()) <= rounding_of(expected):
+        return None
+    for name, site in trace.sites.items():
+        densities = [each.sites[name].log_density() for each in singles if name in each.sites]
+        alone = torch.cat(densities) if len(densities) == _DRAWS else torch.full_like(found, torch.nan)
+        if relative_difference(site.log_density().double(), alone.double()) > rounding_of(alone):
+            return f"gives site {name!r} another log density on several draws at once than on single draws"
+    return "gives other log densities on several draws at once than on single draws"

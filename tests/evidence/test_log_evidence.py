@@ -169,8 +169,22 @@ def test_a_scale_and_dims_by_position_are_refused(x):
         with pyro.plate("data", len(x), dim=-1):
             pyro.sample("x", dist.Normal(weights.softmax(0), 1.0), obs=x)
 
-    with pytest.raises(ValueError, match=r"other log densities on several draws at once.*from the right"):
+    with pytest.raises(ValueError, match=r"on several draws at once .*site 'x'.* from the right"):
         log_evidence(by_position, AutoNormal(by_position), x, num_particles=10)
+
+    def over_draws(x):
+        weights = pyro.sample("weights", dist.Normal(torch.zeros(6), 1.0).to_event(1))
+        pyro.sample("y", dist.Normal(weights.cumsum(0), 1.0).to_event(1), obs=x)
+
+    with pytest.raises(ValueError, match=r"gives site 'y' another log density on several draws .* from the right"):
+        log_evidence(over_draws, AutoNormal(over_draws), x, num_particles=10)
+
+    def from_the_left(x):
+        weights = pyro.sample("weights", dist.Normal(torch.zeros(6), 1.0).to_event(1))
+        pyro.sample("y", dist.MultivariateNormal(torch.zeros(6), torch.diag(weights.exp())), obs=torch.zeros(6))
+
+    with pytest.raises(ValueError, match=r"model fails on several draws at once \(RuntimeError: .* from the right"):
+        log_evidence(from_the_left, AutoNormal(from_the_left), x, num_particles=10)
 
 
 def test_discrete_sites_that_the_guide_leaves_out_are_summed_out():

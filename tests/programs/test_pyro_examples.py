@@ -9,8 +9,9 @@ import pytest
 import torch
 from pyro import poutine
 from pyro.infer import Trace_ELBO
+from pyro.infer.autoguide import AutoNormal
 
-from pyrovae import fit
+from pyrovae import fit, log_evidence
 
 N = 8
 SGD = partial(torch.optim.SGD, lr=0.0)
@@ -131,3 +132,28 @@ def test_train_elbo_is_left_out_if_the_guide_holds_an_auxiliary_loss(auxiliary, 
     found, said = train(labelled_model, poutine.block(guide, hide=[site]), [x, y], batch_size=N // 2)
     assert not said
     assert found == pytest.approx(exact.mean().item(), abs=1e-4)  # q is the posterior
+
+
+def test_the_evidence_of_a_gaussian_process_without_latents_is_its_density(x):
+    y = torch.sin(6 * x)
+    pyro.clear_param_store()
+    found = log_evidence(regression, no_guide, x, y, num_particles=2)
+    exact = dist.MultivariateNormal(torch.zeros(N), 2.25 * covariance(x)).log_prob(y)
+    assert found.value.item() == pytest.approx(exact.item(), rel=1e-5)
+    assert found.std_error.item() == 0
+
+
+def test_a_latent_without_to_event_is_refused_in_one_line_that_names_it():
+    def model(x):
+        theta = pyro.sample("theta", dist.HalfCauchy(torch.ones(2)))
+        with pyro.plate("data", len(x)):
+            pyro.sample("x", dist.Normal(torch.zeros(2), theta).to_event(1), obs=x)
+
+    pyro.clear_param_store()
+    x = torch.randn(6, 2)
+    with pytest.raises(ValueError, match=r"theta.*\.to_event") as found:
+        fit(model, AutoNormal(model), x, elbo=Trace_ELBO(), epochs=1, batch_size=6)
+    assert "\n" not in str(found.value)
+    with pytest.raises(ValueError, match=r"theta.*\.to_event") as found:
+        log_evidence(model, AutoNormal(model), x, num_particles=10)
+    assert "\n" not in str(found.value)

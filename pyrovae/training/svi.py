@@ -28,7 +28,7 @@ from pyrovae.densities import (
     vectorize_pair,
 )
 from pyrovae.execution import Execution, Precision, Workers
-from pyrovae.objectives import KLControl, TensorELBO
+from pyrovae.objectives import KLControl, TensorELBO, uncompiled
 from pyrovae.training.batches import Arguments, Batches, ProgramArguments, as_arguments, prepare_data
 from pyrovae.training.checks import (
     NonFiniteLossError,
@@ -103,7 +103,7 @@ def fit(
             step ahead. `Whole(tensor)` is the same for all data. A `torch.utils.data.DataLoader` of tensors, tuples or
             dicts gives its own batches in its own order; a resumed run then differs from an uninterrupted one.
         elbo: Objective with `differentiable_loss`, such as Pyro's `Trace_ELBO()` or `TraceMeanField_ELBO()`. If it is a
-            module, its parameters are trained too.
+            module, its parameters are trained too. Pyro's Jit objectives run uncompiled, since `execution` compiles.
         epochs: Maximum number of passes over the data.
         batch_size: Number of data per step. The last batch of an epoch may be smaller. A DataLoader has its own.
         optimizer: Function from the parameters to a torch optimizer, or one of `pyro.optim` without a schedule; None
@@ -140,6 +140,7 @@ def fit(
         StoppedError: If `should_stop` returns True.
     """
     check_options(elbo, epochs=epochs, batch_size=batch_size, patience=patience, validated=validation is not None)
+    elbo = uncompiled(elbo)
     held_out = None if validation is None else _held_out(model, guide, validation)
     batches = _batches(model, guide, data, batch_size, transform, seed)
     if isinstance(batches, LoaderBatches) and not (commit is resume is None):

@@ -8,10 +8,17 @@ import pyro.distributions as dist
 import pytest
 import torch
 from pyro import poutine
-from pyro.infer import Trace_ELBO
+from pyro.infer import (
+    JitTrace_ELBO,
+    JitTraceEnum_ELBO,
+    JitTraceMeanField_ELBO,
+    Trace_ELBO,
+    TraceEnum_ELBO,
+    TraceMeanField_ELBO,
+)
 from pyro.infer.autoguide import AutoNormal
 
-from pyrovae import fit, log_evidence
+from pyrovae import LinearWarmup, fit, log_evidence
 
 N = 8
 SGD = partial(torch.optim.SGD, lr=0.0)
@@ -157,3 +164,50 @@ def test_a_latent_without_to_event_is_refused_in_one_line_that_names_it():
     with pytest.raises(ValueError, match=r"theta.*\.to_event") as found:
         log_evidence(model, AutoNormal(model), x, num_particles=10)
     assert "\n" not in str(found.value)
+
+
+def global_model(x):
+    mean = pyro.sample("mean", dist.Normal(0.0, 1.0))
+    with pyro.plate("data", len(x)):
+        z = pyro.sample("z", dist.Normal(mean, 1.0))
+        pyro.sample("x", dist.Normal(z, 1.0), obs=x)
+
+
+def global_guide(x):
+    loc = pyro.param("loc", torch.tensor(2.0))
+    pyro.sample("mean", dist.Normal(loc, 0.1))
+    with pyro.plate("data", len(x)):
+        pyro.sample("z", dist.Normal((x + loc) / 2, 0.5))
+
+
+@pytest.mark.parametrize("kl_weight", [None, LinearWarmup(3)])
+@pytest.mark.parametrize("by_name", [False, True])
+@pytest.mark.parametrize(
+    ("jit", "plain"),
+    [(JitTrace_ELBO, Trace_ELBO), (JitTraceMeanField_ELBO, TraceMeanField_ELBO), (JitTraceEnum_ELBO, TraceEnum_ELBO)],
+)
+def test_compiled_objectives_of_pyro_give_the_losses_of_plain_ones(jit, plain, by_name, kl_weight):
+    # A compiled loss would keep the KL weight, the size and the keyword arguments of the first batch, 7 of 10 data.
+    torch.manual_seed(0)
+    x = torch.randn(10)
+    found = []
+    for elbo in (jit, plain):
+        pyro.clear_param_store()
+        pyro.set_rng_seed(1)
+        options = {"max_plate_nesting": 1, "strict_enumeration_warning": False}
+        objective = elbo(**options)
+        data = {"x": x} if by_name else x
+        history = fit(
+            global_model, global_guide, data, elbo=objective, epochs=3, batch_size=7, optimizer=SGD, kl_weight=kl_weight
+        )
+        found.append(history["train_objective"])
+        assert type(objective) is elbo
+    assert found[0] == pytest.approx(found[1], rel=1e-6)
+
+
+def test_a_class_derived_from_a_compiled_objective_is_refused():
+    class Mine(JitTrace_ELBO):
+        pass
+
+    with pytest.raises(ValueError, match=r'Mine compiles the first step .* derive it from Trace_ELBO.*"compiled"'):
+        fit(global_model, global_guide, torch.randn(10), elbo=Mine(), epochs=1)

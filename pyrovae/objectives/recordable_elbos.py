@@ -22,7 +22,7 @@ from torch.distributions import kl_divergence
 from pyrovae.densities import Program
 from pyrovae.execution import NotRecordedError
 
-_COMPILED = {
+_COMPILED: dict[type[Any], Any] = {
     JitTrace_ELBO: Trace_ELBO,
     JitTraceEnum_ELBO: TraceEnum_ELBO,
     JitTraceMeanField_ELBO: TraceMeanField_ELBO,

@@ -211,3 +211,58 @@ def test_a_class_derived_from_a_compiled_objective_is_refused():
 
     with pytest.raises(ValueError, match=r'Mine compiles the first step .* derive it from Trace_ELBO.*"compiled"'):
         fit(global_model, global_guide, torch.randn(10), elbo=Mine(), epochs=1)
+
+
+def row_model(x):
+    with pyro.plate("data", len(x)):
+        z = pyro.sample("z", dist.Normal(0.0, 1.0))
+        pyro.sample("x", dist.Normal(z, 1.0), obs=x)
+
+
+def rows_of_the_batch(x):
+    loc = pyro.param("loc", lambda: torch.zeros(len(x)))
+    with pyro.plate("data", len(x)):
+        pyro.sample("z", dist.Normal(loc, 0.7))
+
+
+def rows_of_all(x):
+    loc = pyro.param("loc", lambda: torch.zeros(N))
+    with pyro.plate("data", len(x)):
+        pyro.sample("z", dist.Normal(loc, 0.7))
+
+
+def names_by_row(x):
+    for n in pyro.plate("data", len(x)):
+        pyro.sample(f"z_{n}", dist.Normal(pyro.param(f"loc_{n}", torch.tensor(0.0)), 0.7))
+
+
+def model_by_row(x):
+    for n in pyro.plate("data", len(x)):
+        pyro.sample(f"x_{n}", dist.Normal(pyro.sample(f"z_{n}", dist.Normal(0.0, 1.0)), 1.0), obs=x[n])
+
+
+@pytest.mark.parametrize(
+    ("model", "guide", "said"),
+    [
+        (row_model, rows_of_the_batch, "parameter 'loc' has rows for single data"),
+        (row_model, rows_of_all, "the programs run on all 8 data, but not on 4"),
+        (model_by_row, names_by_row, "parameter 'loc_2' has rows for single data"),
+    ],
+)
+def test_parameters_of_single_data_keep_their_rows_in_a_full_batch_and_are_refused_in_batches(model, guide, said):
+    x = torch.arange(float(N))
+    pyro.clear_param_store()
+    pyro.set_rng_seed(0)
+    options = {"elbo": Trace_ELBO(), "optimizer": partial(torch.optim.Adam, lr=0.05), "execution": "eager"}
+    with pytest.raises(ValueError, match=f"{said}.*give batch_size=8"):
+        fit(model, guide, x, epochs=1, batch_size=N // 2, **options)
+    pyro.clear_param_store()
+    fit(model, guide, x, epochs=400, batch_size=N, **options)
+    store = pyro.get_param_store()
+    loc = torch.stack([store[name].detach() for name in sorted(store)]).flatten()
+    torch.testing.assert_close(loc, x / 2, atol=0.5, rtol=0.0)  # the posterior means; mixed up, all go to 1.75
+
+
+def test_an_objective_bound_to_programs_is_refused_with_what_to_write():
+    with pytest.raises(ValueError, match=r"ELBOModule .* give the objective alone, such as Trace_ELBO\(\)"):
+        fit(row_model, rows_of_all, torch.zeros(N), elbo=Trace_ELBO()(row_model, rows_of_all), epochs=1)

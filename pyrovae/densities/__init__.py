@@ -16,7 +16,7 @@
     contract    checks that model and guide agree: latents, masks, domains, scales
     support     checks that data lie in the support
     modules     torch modules inside a program, evaluation mode
-    handlers    `temper`
+    handlers    `temper`, and the check for changes in place
     entry       the check of arguments at the entry of public functions
     arguments   rows and devices of program arguments, `Whole`
     streamed    data that stay on disk
@@ -31,7 +31,7 @@ from pyrovae.densities.auxiliary import auto_guide_rows, check_spread, set_up_au
 from pyrovae.densities.contract import check_density, matched_latents, take_kl_weight
 from pyrovae.densities.domains import Image, domain_of, entry_support
 from pyrovae.densities.entry import entry, prepare_arguments
-from pyrovae.densities.handlers import temper
+from pyrovae.densities.handlers import check_unchanged, temper
 from pyrovae.densities.masks import entry_of, in_support, is_partial
 from pyrovae.densities.modules import evaluating, module_of, modules_of
 from pyrovae.densities.rng import (
@@ -73,6 +73,7 @@ __all__ = [
     "check_density",
     "check_spread",
     "check_support",
+    "check_unchanged",
     "check_weights",
     "device_of",
     "domain_of",

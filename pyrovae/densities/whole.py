@@ -11,6 +11,7 @@ from torch import Tensor
 
 from pyrovae.densities.arguments import plain
 from pyrovae.densities.auxiliary import auxiliary_sites, check_spread, set_up_auto_guides
+from pyrovae.densities.handlers import check_unchanged
 from pyrovae.densities.layout import Layout
 from pyrovae.densities.modules import evaluating
 from pyrovae.densities.rng import isolated_rng
@@ -80,8 +81,9 @@ def _single_run(
     programs: Mapping[str, Program], args: tuple[Any, ...], kwargs: Mapping[str, Any]
 ) -> dict[str, poutine.Trace]:
     """Run the guide, and the model on its draws, without particles."""
-    guide = poutine.trace(programs["guide"]).get_trace(*args, **kwargs)
-    model = poutine.trace(poutine.replay(programs["model"], trace=guide)).get_trace(*args, **kwargs)
+    with check_unchanged():
+        guide = poutine.trace(programs["guide"]).get_trace(*args, **kwargs)
+        model = poutine.trace(poutine.replay(programs["model"], trace=guide)).get_trace(*args, **kwargs)
     return {"model": model, "guide": guide}
 
 

@@ -12,7 +12,7 @@ from pyro.poutine.messenger import Messenger
 from pyro.poutine.util import site_is_subsample
 from torch.distributions import Independent
 
-from pyrovae.densities import Program, evaluating, isolated_rng, plain, sample_sites
+from pyrovae.densities import Program, check_unchanged, evaluating, isolated_rng, plain, sample_sites
 from pyrovae.training.batches import Batches
 from pyrovae.training.loaders import LoaderBatches
 
@@ -128,8 +128,9 @@ def sites_of(model: Program, guide: Program, batches: AnyBatches, rows: int | No
     """
     with isolated_rng(), evaluating(model, guide), pyro.validation_enabled(False):
         args, kwargs = plain(*batches.first(rows))
-        guide_trace = poutine.trace(guide).get_trace(*args, **kwargs)
-        model_trace = poutine.trace(poutine.replay(model, trace=guide_trace)).get_trace(*args, **kwargs)
+        with check_unchanged():
+            guide_trace = poutine.trace(guide).get_trace(*args, **kwargs)
+            model_trace = poutine.trace(poutine.replay(model, trace=guide_trace)).get_trace(*args, **kwargs)
     traces: Mapping[str, poutine.Trace] = {"model": model_trace, "guide": guide_trace}
     return [
         BatchSite(

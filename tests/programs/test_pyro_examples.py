@@ -18,7 +18,7 @@ from pyro.infer import (
 )
 from pyro.infer.autoguide import AutoNormal
 
-from pyrovae import LinearWarmup, fit, log_evidence
+from pyrovae import GuideProposal, LinearWarmup, fit, log_evidence, log_marginal
 
 N = 8
 SGD = partial(torch.optim.SGD, lr=0.0)
@@ -266,3 +266,39 @@ def test_parameters_of_single_data_keep_their_rows_in_a_full_batch_and_are_refus
 def test_an_objective_bound_to_programs_is_refused_with_what_to_write():
     with pytest.raises(ValueError, match=r"ELBOModule .* give the objective alone, such as Trace_ELBO\(\)"):
         fit(row_model, rows_of_all, torch.zeros(N), elbo=Trace_ELBO()(row_model, rows_of_all), epochs=1)
+
+
+def after_first(x, *, in_place):
+    """Observations of one animal after its first capture, as in Pyro's capture-recapture example."""
+    rate = pyro.param("rate", torch.tensor(0.3))
+    seen = torch.zeros(len(x), dtype=torch.bool)
+    with pyro.plate("data", len(x)):
+        pyro.sample("z", dist.Normal(0.0, 1.0))
+        for t in range(x.shape[1]):
+            with poutine.mask(mask=seen):
+                pyro.sample(f"x_{t}", dist.Bernoulli(rate), obs=x[:, t])
+            if in_place:
+                seen |= x[:, t].bool()
+            else:
+                seen = seen | x[:, t].bool()
+
+
+def prior_guide(x):
+    with pyro.plate("data", len(x)):
+        pyro.sample("z", dist.Normal(0.0, 1.0))
+
+
+def test_a_mask_that_changes_in_place_after_its_site_is_refused():
+    x = torch.tensor([[0.0, 1.0, 0.0], [1.0, 1.0, 0.0], [0.0, 0.0, 1.0]])
+    exact = torch.tensor([0.7, 0.3 * 0.7, 1.0]).log()
+    pyro.clear_param_store()
+    unchanged = partial(after_first, in_place=False)
+    found = log_marginal(unchanged, prior_guide, x, num_particles=10, proposal=GuideProposal())
+    torch.testing.assert_close(found.value.float(), exact, atol=1e-5, rtol=0.0)
+    changed = partial(after_first, in_place=True)
+    said = r"mask of site 'x_0' is changed in place after the site.*mask = mask \| seen"
+    for function in (log_marginal, log_evidence):
+        with pytest.raises(ValueError, match=said):
+            function(changed, prior_guide, x, num_particles=10)
+    with pytest.raises(ValueError, match=said):
+        fit(changed, prior_guide, x, elbo=Trace_ELBO(), epochs=1)

@@ -20,7 +20,7 @@
     contract    checks that model and guide agree: latents, masks, domains, scales
     support     checks that data lie in the support
     modules     torch modules inside a program, evaluation mode
-    handlers    `temper`
+    handlers    `temper`, and the check for changes in place
     entry       the check of arguments at the entry of public functions
     moved       data along another dim than the first
     rows        parameters with one row per datum, in error messages
@@ -38,8 +38,8 @@ from pyrovae.densities.contract import check_density, matched_latents, take_kl_w
 from pyrovae.densities.coverage import warn_of_missed_mass
 from pyrovae.densities.data_plate import run_once, unused_sites
 from pyrovae.densities.domains import Image, domain_of, entry_support
-from pyrovae.densities.entry import entry, one_line_errors, prepare_arguments
-from pyrovae.densities.handlers import temper
+from pyrovae.densities.entry import entry, prepare_arguments
+from pyrovae.densities.handlers import check_unchanged, temper
 from pyrovae.densities.masks import entry_of, in_support, is_partial
 from pyrovae.densities.modules import evaluating, module_of, modules_of
 from pyrovae.densities.moved import Rows, find_rows
@@ -84,6 +84,7 @@ __all__ = [
     "check_density",
     "check_spread",
     "check_support",
+    "check_unchanged",
     "check_weights",
     "device_of",
     "domain_of",
@@ -104,7 +105,6 @@ __all__ = [
     "modules_of",
     "nonfinite_sites",
     "num_data",
-    "one_line_errors",
     "plain",
     "prepare_arguments",
     "prepared",

@@ -6,6 +6,7 @@ from typing import Any, NamedTuple
 from pyro import poutine
 
 from pyrovae.densities.arguments import plain
+from pyrovae.densities.handlers import check_unchanged
 from pyrovae.densities.traces import Program, replay_draws, sample_sites
 
 
@@ -42,7 +43,8 @@ def run_once(
     for name in ("guide", "model"):
         if name in programs:
             program = replay_draws(programs[name], traces["guide"]) if traces else programs[name]
-            traces[name] = poutine.trace(program).get_trace(*args, **kwargs)
+            with check_unchanged():
+                traces[name] = poutine.trace(program).get_trace(*args, **kwargs)
     return traces
 
 

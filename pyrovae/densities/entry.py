@@ -28,6 +28,7 @@ Arguments = tuple[tuple[Any, ...], dict[str, Any]]
 _TABLE = "Trace Shapes:"  # where Pyro's table of shapes begins in a message
 # In torch's messages about arguments.
 _OF_SHAPES = ("enforce_sorted", "size of tensor", "shape", "dtype", "scalar type")
+_ADVICE = "\n  Try "  # where Pyro's advice begins in a message of several lines
 
 
 def entry(
@@ -174,6 +175,9 @@ def one_line_errors(
         said = mismatch_of_rows(programs, args, kwargs, validation, str(error))
         if said is not None:
             raise ValueError(said) from error
+        if type(error) is ValueError and _ADVICE in str(error):
+            lines = [line.strip().removeprefix("- ") for line in str(error).splitlines()]
+            raise ValueError(f"{function}: {'; '.join(lines)}".replace(":; ", ": ")) from error
         of_shapes = type(error) is RuntimeError and any(word in str(error) for word in _OF_SHAPES)
         if _TABLE not in str(error) and not of_shapes:
             raise

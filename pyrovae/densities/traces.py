@@ -316,7 +316,7 @@ class ParticleTrace:
         ]
         if self.summed:
             summands.append(self._sums()[0])
-        total = torch.stack(summands).sum(0) if summands else torch.zeros(())
+        total = torch.stack(summands).sum(0) if summands else torch.zeros(())  # the guide of a model without latents
         return total.expand(self.shape)
 
     def log_prior_of_dependents(self) -> Tensor:

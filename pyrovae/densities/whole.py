@@ -14,6 +14,7 @@ from pyrovae.densities.arguments import plain
 from pyrovae.densities.auxiliary import auxiliary_sites, check_spread, set_up_auto_guides
 from pyrovae.densities.coverage import missed_mass
 from pyrovae.densities.data_plate import plates_of, unused_sites
+from pyrovae.densities.handlers import check_unchanged
 from pyrovae.densities.layout import Layout
 from pyrovae.densities.modules import evaluating
 from pyrovae.densities.rng import isolated_rng
@@ -117,8 +118,9 @@ def _single_run(
     programs: Mapping[str, Program], args: tuple[Any, ...], kwargs: Mapping[str, Any]
 ) -> dict[str, poutine.Trace]:
     """Run the guide, and the model on its draws, without particles."""
-    guide = poutine.trace(programs["guide"]).get_trace(*args, **kwargs)
-    model = poutine.trace(replay_draws(programs["model"], guide)).get_trace(*args, **kwargs)
+    with check_unchanged():
+        guide = poutine.trace(programs["guide"]).get_trace(*args, **kwargs)
+        model = poutine.trace(replay_draws(programs["model"], guide)).get_trace(*args, **kwargs)
     return {"model": model, "guide": guide}
 
 
@@ -158,25 +160,31 @@ def _check(
         *({n: site.value for n, site in {**m.draws, **g.draws}.items()} for m, g in zip(*singles.values(), strict=True))
     )
     for program in pair:
-        expected = torch.cat([trace.unscaled_log_density() for trace in singles[program.name]])
-        if _difference(program, latents, expected, args, kwargs) > rounding_of(expected):
+        reason = _reason_against_draws(program, latents, singles[program.name], args, kwargs)
+        if reason is not None:
             raise ValueError(
-                f"the {program.name} gives other log densities in two runs at the same latents, so it draws random "
-                "numbers outside its sample sites; draw them by pyro.sample, or compute them once outside the program"
+                f"the {program.name} {reason}, so it draws random numbers outside its sample sites; draw them by "
+                "pyro.sample, or compute them once outside the program"
             )
     return latents
 
 
-def _difference(
+def _reason_against_draws(
     program: VectorizedProgram,
     latents: Mapping[str, Tensor],
-    expected: Tensor,
+    singles: list[ParticleTrace],
     args: tuple[Any, ...],
     kwargs: Mapping[str, Any],
-) -> float:
-    """Return the relative difference of the log densities; infinite if the program fails."""
-    try:
-        found = program.trace(_DRAWS, args, kwargs, latents).unscaled_log_density()
-    except Exception:
-        return torch.inf
-    return relative_difference(found.double(), expected.double())
+) -> str | None:
+    """Say how a run on the same draws departs from the single runs; None if their log densities agree."""
+    expected = torch.cat([trace.unscaled_log_density() for trace in singles])
+    trace = program.trace(_DRAWS, args, kwargs, latents)
+    found = trace.unscaled_log_density()
+    if relative_difference(found.double(), expected.double()) <= rounding_of(expected):
+        return None
+    for name, site in trace.sites.items():
+        densities = [each.sites[name].log_density() for each in singles if name in each.sites]
+        alone = torch.cat(densities) if len(densities) == _DRAWS else torch.full_like(found, torch.nan)
+        if relative_difference(site.log_density().double(), alone.double()) > rounding_of(alone):
+            return f"gives site {name!r} another log density in a second run at the same latents"
+    return "gives other log densities in a second run at the same latents"

@@ -28,7 +28,7 @@ from pyrovae.densities import (
     vectorize_pair,
 )
 from pyrovae.execution import Execution, Precision, Workers
-from pyrovae.objectives import KLControl, TensorELBO
+from pyrovae.objectives import KLControl, TensorELBO, uncompiled
 from pyrovae.training.batches import Arguments, Batches, ProgramArguments, as_arguments, prepare_data
 from pyrovae.training.checks import (
     NonFiniteLossError,
@@ -107,7 +107,7 @@ def fit(
             step ahead. `Whole(tensor)` is the same for all data. A `torch.utils.data.DataLoader` of tensors, tuples or
             dicts gives its own batches in its own order; a resumed run then differs from an uninterrupted one.
         elbo: Objective with `differentiable_loss`, such as Pyro's `Trace_ELBO()` or `TraceMeanField_ELBO()`. If it is a
-            module, its parameters are trained too.
+            module, its parameters are trained too. Pyro's Jit objectives run uncompiled, since `execution` compiles.
         epochs: Maximum number of passes over the data.
         batch_size: Number of data per step. The last batch of an epoch may be smaller. A DataLoader has its own.
         optimizer: Function from the parameters to a torch optimizer, or one of `pyro.optim` without a schedule; None
@@ -146,6 +146,7 @@ def fit(
         StoppedError: If `should_stop` returns True.
     """
     check_options(elbo, epochs=epochs, batch_size=batch_size, patience=patience, validated=validation is not None)
+    elbo = uncompiled(elbo)
     if plate is not None:
         model, guide, data, validation, transform = cut_along(
             plate, model, guide, data, validation, transform, batch_size=batch_size
@@ -285,6 +286,7 @@ def _prepare(
     sharing = find_sharing(sites, model, guide, batches, workers)
     check_enumerated(control.elbo, sites, batches, sharing)
     check_alike(workers, parameters, [*first_batch[0], *first_batch[1].values()])
+    outside = find_outside_sites(sites, model, guide, batches, plate)
     stepper = Stepper(
         *pair,
         control.elbo,
@@ -296,7 +298,7 @@ def _prepare(
         device=device,
         workers=workers,
         precision=precision,
-        outside=find_outside_sites(sites, model, guide, batches, plate),
+        outside=outside,
         sharing=sharing,
     )
     programs = {"model": model, "guide": guide, "elbo": elbo}
@@ -308,11 +310,11 @@ def _prepare(
     in_memory = isinstance(batches, Batches) and batches.device == device and not batches.streamed
     take_steps = GraphedEpoch(single) if graphed and in_memory else single
     first_step = state.epoch, state.step
-    subsampling = find_subsampling(sites, batches, plate)
+    subsampling = find_subsampling(sites, batches, outside, plate)
     if control.is_elbo and subsampling.reason is not None:
         warnings.warn(
-            f"train_elbo is left out (None), since {subsampling.reason}, so the objective is no ELBO per datum; put "
-            "the data into a plate, one row per datum, and weigh the KL divergence by kl_weight of fit, not by a scale",
+            f"train_elbo is left out (None), since {subsampling.reason}, so the objective is no ELBO per datum; "
+            f"{subsampling.remedy}",
             stacklevel=3,
         )
     return _Run(

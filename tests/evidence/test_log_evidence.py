@@ -176,9 +176,24 @@ def test_a_scale_is_refused_and_dims_by_position_run_once_per_draw(x):
         with pyro.plate("data", len(x), dim=-1):
             pyro.sample("x", dist.Normal(loc, 1.0), obs=x)
 
-    for program in (by_position, centred_by_position):
+    def over_draws(x):
+        weights = pyro.sample("weights", dist.Normal(torch.zeros(6), 1.0).to_event(1))
+        pyro.sample("y", dist.Normal(weights.cumsum(0), 1.0).to_event(1), obs=x)
+
+    def from_the_left(x):
+        weights = pyro.sample("weights", dist.Normal(torch.zeros(6), 1.0).to_event(1))
+        pyro.sample("y", dist.MultivariateNormal(torch.zeros(6), torch.diag(weights.exp())), obs=torch.zeros(6))
+
+    for program in (by_position, centred_by_position, over_draws, from_the_left):
         with pytest.warns(LoopedWarning, match="once per draw"):
             log_evidence(program, AutoNormal(program), x, num_particles=10)
+
+    def with_hidden_noise(x):
+        pyro.sample("weights", dist.Normal(torch.zeros(6), 1.0).to_event(1))
+        pyro.sample("y", dist.Normal(torch.randn(6), 1.0).to_event(1), obs=torch.zeros(6))
+
+    with pytest.raises(ValueError, match=r"gives site 'y' another log density in a second run at the same latents"):
+        log_evidence(with_hidden_noise, AutoNormal(with_hidden_noise), x, num_particles=10)
 
 
 def test_discrete_sites_that_the_guide_leaves_out_are_summed_out():

@@ -171,5 +171,5 @@ def test_random_numbers_outside_the_sites_are_refused():
     def guide(x):
         pyro.sample("mean", dist.Normal(0.0, 1.0))
 
-    with pytest.raises(ValueError, match=r"two runs at the same latents.*pyro\.sample"):
+    with pytest.raises(ValueError, match=r"second run at the same latents.*pyro\.sample"):
         log_evidence(model, guide, torch.randn(4), num_particles=10)

@@ -64,13 +64,13 @@ def _double():
     torch.set_default_dtype(torch.float32)
 
 
-def check(outcomes):
+def check(outcomes, most_far=0.07):
     """Check that no estimate is wrong, few are far, and few are refused or flagged."""
     wrong = [outcome.text for outcome in outcomes if (outcome.errors[~outcome.flagged] > 5).any()]
     assert not wrong, f"{len(wrong)} programs are more than 5 standard errors off; the first is {wrong[0]}"
     errors = torch.cat([outcome.errors for outcome in outcomes])
     far = (errors > 1.96).double().mean().item()
-    assert far <= 0.07, f"{far:.1%} of {len(errors)} data are more than 1.96 standard errors off"
+    assert far <= most_far, f"{far:.1%} of {len(errors)} data are more than 1.96 standard errors off"
     bad = [outcome for outcome in outcomes if outcome.refusal or outcome.flagged.any()]
     refused = next((f"{outcome.refusal}\n{outcome.label}" for outcome in bad if outcome.refusal), "")
     assert len(bad) <= 0.1 * len(outcomes), f"{len(bad)} of {len(outcomes)} refused or flagged; {refused}"
@@ -86,7 +86,8 @@ def test_log_marginal_of_500_random_programs_is_within_its_errors():
 
 
 def test_log_marginal_of_random_programs_with_latents_in_further_plates_is_within_its_errors():
-    check([Outcome(seed, nested=True) for seed in range(15)])
+    # Of about 60 data with 5 % far, more than 15 % are so in one of a thousand sets of programs.
+    check([Outcome(seed, nested=True) for seed in range(15)], most_far=0.15)
 
 
 @pytest.mark.slow

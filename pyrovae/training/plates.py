@@ -251,6 +251,12 @@ def find_subsampling(
     if frames and not any(frame.size in (-1, batch) or frame.full_size == batches.size for frame in frames):
         sizes = {frame.name: frame.size for frame in frames}
         return Subsampling(reason=f"no plate has the size of a batch, {batch}, only {sizes}")
+    other = None if plate is not None else _other_data_plate(sites, batch)
+    if other is not None:
+        return Subsampling(
+            reason=f"the data may be the {batch} rows of the first dim or plate {other!r}, which holds latents of its own",
+            remedy=f"name the plate over the data, as in plate={other!r}",
+        )
     subsampled = {
         frame.name: (frame.size, frame.full_size)
         for site in sites
@@ -269,6 +275,24 @@ def find_subsampling(
                 f"{site.program}"
             )
     return Subsampling(full_size=int(full_sizes.pop()))
+
+
+def _other_data_plate(sites: list[BatchSite], batch: int) -> str | None:
+    """Find a plate that crosses the one over the rows at an observed site, and holds latents where that holds none."""
+
+    def names(site: BatchSite, over_rows: bool) -> set[str]:
+        return {frame.name for frame in site.frames if frame.vectorized and (frame.size in (-1, batch)) == over_rows}
+
+    latents = [site for site in sites if site.program == "model" and not site.is_observed]
+    if any(names(site, True) and not names(site, False) for site in latents):
+        return None
+    for site in latents:
+        if not names(site, True):
+            for observed in sites:
+                common = names(site, False) & names(observed, False)
+                if observed.is_observed and common and names(observed, True):
+                    return min(common)
+    return None
 
 
 def _joint_shape(distribution: Any) -> torch.Size:

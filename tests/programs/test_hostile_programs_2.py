@@ -328,3 +328,46 @@ def test_the_evidence_tells_of_shapes_in_one_line():
     with pytest.raises(ValueError, match="Shape mismatch") as caught:
         log_evidence(model, wide, noise(2, 6, 3), num_particles=10)
     assert "\n" not in str(caught.value)
+
+
+def test_draws_of_correlated_angles_are_refused_and_their_density_is_taken_for_data():
+    one, two = torch.tensor(0.0), torch.tensor(2.0)
+
+    def model(x):
+        with pyro.plate("data", len(x)):
+            angles = pyro.sample(
+                "angles", dist.SineBivariateVonMises(one, one, two, two, correlation=torch.tensor(0.7))
+            )
+            pyro.sample("x", dist.Normal(angles.cos().sum(-1), 1.0), obs=x)
+
+    with pytest.raises(ValueError, match=r"SineBivariateVonMises.*do not follow its density"):
+        log_marginal(model, model, torch.zeros(3), num_particles=10)
+
+    def observed(x):
+        with pyro.plate("data", len(x)):
+            z = pyro.sample("z", dist.Normal(0.0, 1.0))
+            angles = dist.SineBivariateVonMises(z, z, two, two, correlation=torch.tensor(0.7))
+            pyro.sample("x", angles, obs=x)
+
+    def guide(x):
+        with pyro.plate("data", len(x)):
+            pyro.sample("z", dist.Normal(0.0, 1.0))
+
+    x = torch.tensor([[0.3, -0.2], [2.0, 1.0]])
+    z = torch.linspace(-8, 8, 2001, dtype=torch.float64)
+    inner = torch.stack([observed_log_density(x, loc) for loc in z])
+    expected = (inner + log_normal(z.unsqueeze(-1), 0.0, 1.0)).logsumexp(0) + math.log(16 / 2000)
+    found = log_marginal(observed, guide, x, num_particles=5000)
+    assert ((found.value - expected).abs() < 5 * found.std_error + 1e-4).all()
+
+
+def observed_log_density(x, loc):
+    """Evaluate the density of two angles around loc with concentrations 2 and correlation 0.7, norm by quadrature."""
+    grid = torch.linspace(-math.pi, math.pi, 201, dtype=torch.float64)[:-1]
+
+    def kernel(a, b):
+        return 2 * a.cos() + 2 * b.cos() + 0.7 * a.sin() * b.sin()
+
+    log_norm = kernel(grid.unsqueeze(-1), grid).flatten().logsumexp(0) + 2 * math.log(2 * math.pi / 200)
+    away = x.double() - loc
+    return kernel(away[:, 0], away[:, 1]) - log_norm

@@ -19,8 +19,8 @@ def correct_draws(fn: Any) -> None:
     method", Journal of Multivariate Analysis 100(9), section 3.2). torch 2.14 draws from Beta(i - 1/2, ...) instead,
     which differs from i = 2 on.
 
-    Draws of Pyro's `SineBivariateVonMises` with a correlation do not follow its density either: for concentrations 2 and
-    3 and correlation 0.7, E cos(phi) is 0.613 by draws of Pyro 1.9.2, and 0.692 by quadrature. They are refused.
+    Draws of Pyro's `SineBivariateVonMises` with a correlation do not follow its density either: for concentrations 2
+    and 3 and correlation 0.7, E cos(phi) is 0.613 by draws of Pyro 1.9.2, and 0.692 by quadrature. They are refused.
 
     Args:
         fn: Distribution of a sample site.

@@ -254,7 +254,7 @@ def find_subsampling(
     other = None if plate is not None else _other_data_plate(sites, batch)
     if other is not None:
         return Subsampling(
-            reason=f"the data may be the {batch} rows of the first dim or plate {other!r}, which has latents of its own",
+            reason=f"the data may be the {batch} rows of the first dim, or plate {other!r} with latents of its own",
             remedy=f"name the plate over the data, as in plate={other!r}",
         )
     subsampled = {

@@ -10,7 +10,7 @@ from jsonargparse import Namespace
 from torch import Tensor, nn
 
 from pyrovae.data import Data
-from pyrovae.runs.registry import full_part, known_parts
+from pyrovae.runs.registry import full_part, known_parts, part_class
 
 # Numbers in a batch of data below which a second thread does not pay.
 SMALL_BATCH = 20_000
@@ -37,6 +37,9 @@ def resolve(config: Namespace, data: Data) -> Namespace:
         config.covariates = _absolute(config.covariates)
     if config.likelihood is None:
         config.likelihood = Namespace(_default_likelihood(data))
+    if config.output_bias is None:
+        starts = getattr(part_class("likelihood", config.likelihood.class_path), "starts_at_means", False)
+        config.output_bias = "data" if starts else "random"
     arguments = config.network.get("init_args") or Namespace()
     if "shape" in arguments and arguments.shape is None and len(data.shape) in (2, 3):
         arguments.shape = list(data.shape)

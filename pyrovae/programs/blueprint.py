@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from pyrovae.encoders import Encoder, NormalEncoder
 from pyrovae.likelihoods import BernoulliLikelihood, Likelihood
-from pyrovae.nn import MLP, Offset, Standardize, WithCovariates, out_features
+from pyrovae.nn import MLP, Offset, Standardize, StandardizeCounts, WithCovariates, out_features
 from pyrovae.priors import Prior, StandardNormalPrior
 from pyrovae.programs.vae import VAE
 
@@ -110,7 +110,9 @@ class Blueprint:
         network, _ = _class_and_arguments(self.network)
         count = self.num_covariates if num_covariates is None else num_covariates
         outputs = _num_outputs(self.encoder, self.latent_dim if latent_dim is None else latent_dim)
-        standardize = Standardize.from_data(self.data, count)
+        likelihood, _ = _class_and_arguments(self.likelihood)
+        layer = StandardizeCounts if getattr(likelihood, "starts_at_means", False) else Standardize
+        standardize = layer.from_data(self.data, count)
         if count and getattr(network, "structured", False):
             head = MLP(_FEATURES + count, outputs, hidden=[_FEATURES])
             body: nn.Module = WithCovariates(self.network(self.num_dims, _FEATURES), head, self.num_dims)

@@ -138,7 +138,7 @@ class MixtureComponent(Component):
 
     If log p(x, z) or log q(z|x) is NaN at a draw of the guide, the guide loses its share for that datum: its draws get
     weight 0, and q sums over the others. As the others keep their number of draws, K share_s, p(x) stays unbiased. If
-    log p(x, z) is NaN at all draws, the weights stay NaN.
+    log p(x, z) is NaN at all draws, the weights stay NaN. At the edge of a support the prior's draws count alone.
 
     Args:
         space: Space of the latents.
@@ -152,6 +152,7 @@ class MixtureComponent(Component):
         self.cycle = cycle_of(shares)
         self.next = int(torch.randint(len(self.cycle), ()))
         self.undefined: Tensor = torch.zeros((), dtype=torch.long)
+        self.left_out: Tensor = torch.zeros((), dtype=torch.long)
         self.defined: Tensor = torch.zeros((), dtype=torch.bool)
         self.lost: Tensor | None = None
 
@@ -184,6 +185,7 @@ class MixtureComponent(Component):
                 log_q[index] = torch.where(self.lost, -torch.inf, log_q[index])
         log_w = log_p - log_q.nan_to_num(-torch.inf, torch.inf, -torch.inf).logsumexp(0)
         log_w = torch.where(unknown | (log_p == -torch.inf), -torch.inf, log_w)
+        log_w = self._at_edge(points, log_w, log_lik, of_prior)
         if self.lost is not None:
             without = torch.where(self.defined, -torch.inf, torch.nan)
             log_w = torch.where(self.lost & of_guide, without, log_w)
@@ -197,6 +199,20 @@ class MixtureComponent(Component):
         """Evaluate log share_s + log q_s(z) for each part, with shape (S, K, N)."""
         each = [part.log_density(points).double() for part in self.parts]
         return torch.stack([math.log(share) + log_q for share, log_q in zip(self.shares, each, strict=True)])
+
+    def _at_edge(self, points: Points, log_w: Tensor, log_lik: Tensor, of_prior: Tensor) -> Tensor:
+        """Let the prior alone cover the points nearer to the edge of the support than the dtype can tell.
+
+        Their density is lost to rounding, but that of a draw from the prior cancels: w = p(x|z)/share. Draws of other
+        components there get weight 0, and are counted.
+        """
+        edge = self.space.saturated(points.latents) if ("prior",) in (part.names for part in self.parts) else None
+        if edge is None:
+            return log_w
+        share = sum(share for share, part in zip(self.shares, self.parts, strict=True) if part.names == ("prior",))
+        alone = torch.where(of_prior, log_lik.to(log_w.dtype) - math.log(share), -torch.inf)
+        self.left_out = self.left_out + (edge & ~of_prior).sum(0)
+        return torch.where(edge, alone.nan_to_num(-torch.inf, torch.inf, -torch.inf), log_w)
 
     def _drew(self, name: str, points: Points) -> Tensor:
         """Return whether a part of this name made each draw, with shape (K, 1)."""

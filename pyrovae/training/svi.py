@@ -141,7 +141,7 @@ def fit(
     """
     check_options(elbo, epochs=epochs, batch_size=batch_size, patience=patience, validated=validation is not None)
     held_out = None if validation is None else _held_out(model, guide, validation)
-    batches = _batches(model, guide, data, batch_size, transform, seed)
+    batches = _batches(model, guide, data, batch_size, transform, seed, getattr(elbo, "least_data", 1))
     if isinstance(batches, LoaderBatches) and not (commit is resume is None):
         warnings.warn(
             "a DataLoader chooses its order itself, so that a resumed run is not bit-identical to an uninterrupted "
@@ -182,13 +182,14 @@ def _batches(
     batch_size: int,
     transform: Callable[[Tensor], Tensor] | None,
     seed: int,
+    least_data: int,
 ) -> Batches | LoaderBatches:
     """Prepare the training data, and make their batches."""
     if isinstance(data, DataLoader):
         return LoaderBatches(data, (model, guide), transform)
     check_no_dataset(data)
     args, kwargs, transform = prepare_data((model, guide), data, transform)
-    return Batches(args, kwargs, batch_size=batch_size, transform=transform, seed=seed)
+    return Batches(args, kwargs, batch_size=batch_size, transform=transform, seed=seed, least_data=least_data)
 
 
 def _held_out(model: Program, guide: Program, data: Arguments | DataLoader[Any]) -> ProgramArguments:

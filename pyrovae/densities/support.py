@@ -25,6 +25,8 @@ _WORDS = {
     "GreaterThanEq": "numbers, at least {}",
     "Interval": "numbers from {} to {}",
     "Real": "finite numbers",
+    "WholeNumbers": "whole numbers, at least {}",
+    "WholeNumbersTo": "whole numbers from {} to {}",
 }
 
 
@@ -95,6 +97,8 @@ def _check_site(name: str, site: Mapping[str, Any], size: int, number: int) -> N
             "these are grey values, so binarise them (--binarize dynamic or static), or use a density, "
             "ContinuousBernoulliLikelihood"
         )
+    # A support may say what to do about a value (`hint(value)`, None for nothing).
+    hint = getattr(support, "hint", lambda worst: None)(worst) or hint
     raise SupportError(
         f"site {name!r}: {len(outside):,} of {inside.numel():,} values lie outside the support of "
         f"{type(entry).__name__}, {_in_words(support)}; the first is {shown} at {where}; {hint}",

@@ -18,6 +18,7 @@ from pyrovae.densities.traces import ParticleTrace, Program
 from pyrovae.densities.vectorize import vectorize, vectorize_pair
 from pyrovae.densities.vectorized import VectorizedProgram
 
+_LARGE_DATA = 100.0  # beyond it, networks without a standardised input may fail
 _DIAGNOSTIC_DRAWS = 100  # draws per datum in the search for sites with a nonfinite log density
 
 
@@ -213,17 +214,43 @@ def check_weights(
         ValueError: If a weight is NaN or +inf. The message names the first such datum and the sites whose log density
             is nonfinite at new draws.
     """
+    bad = bad_data(log_w)
+    if bool(bad.any()):
+        raise ValueError(describe_bad_data(log_w, model, guide, *args, first=first, **kwargs))
+
+
+def bad_data(log_w: Tensor) -> Tensor:
+    """Find the data with a log weight that is NaN or +inf: a mask of shape (N,), given weights of shape (K, N)."""
     largest = log_w.detach().amax(0)  # nan if one weight is
-    bad = largest.isnan() | (largest == torch.inf)
-    if not bool(bad.any()):
-        return
+    return largest.isnan() | (largest == torch.inf)
+
+
+def describe_bad_data(
+    log_w: Tensor, model: Program, guide: Program | None, *args: Any, first: int = 0, **kwargs: Any
+) -> str:
+    """Say which data have a log weight that is NaN or +inf, at which sites, and what to do; as `check_weights`."""
+    bad = bad_data(log_w)
     datum = int(bad.nonzero()[0])
     sites = nonfinite_sites(model, guide, args, kwargs, datum)
     where = f"the density of {' and '.join(sites)} is not finite there" if sites else "new draws do not show which site"
-    raise ValueError(
-        f"the log weights of datum {first + datum} are {'NaN' if bool(largest[datum].isnan()) else 'unbounded'} "
+    return (
+        f"the log weights of datum {first + datum} are {'NaN' if bool(log_w[:, datum].isnan().any()) else 'unbounded'} "
         f"({int(bad.sum()):,} of {len(bad):,} data); {where}; look for data or parameters that are NaN, or a scale "
-        "that went to zero"
+        f"that went to zero{advice_on_units(args, kwargs)}"
+    )
+
+
+def advice_on_units(args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> str:
+    """Advise to standardise the encoder's input if the data, the first argument, are far from unit size."""
+    x = next(iter((*args, *kwargs.values())), None)
+    if not isinstance(x, Tensor) or not x.is_floating_point() or x.numel() == 0:
+        return ""
+    size = x.detach().abs().nan_to_num(0.0, 0.0).max().item()
+    if size <= _LARGE_DATA:
+        return ""
+    return (
+        f"; the data reach {size:,.0f} in size, so standardise the input of an encoder that takes them as they are: "
+        "torch.nn.Sequential(Standardize.from_data(x), network)"
     )
 
 

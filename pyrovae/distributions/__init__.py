@@ -1,9 +1,9 @@
 """Pyro distributions that Pyro and torch lack, or whose versions there are inaccurate or slow.
 
     categorical    classes and ordered bins
-    counts         multinomial, zero inflation
+    counts         Poisson, negative binomial, binomial, beta-binomial, multinomial, zero inflation
     interval       beta, continuous Bernoulli, truncated normal
-    real           Student-t
+    real           Student-t, log-normal
     flows          normalising flows
     hierarchical   vectors in two blocks, p(a) p(b|a)
 
@@ -11,11 +11,18 @@ Priors, likelihoods and encoders return them. A new distribution comes here if o
 """
 
 from pyrovae.distributions.categorical import DiscretizedLogistic, FloatCategorical
-from pyrovae.distributions.counts import WholeMultinomial, ZeroInflated
+from pyrovae.distributions.counts import (
+    LogitBetaBinomial,
+    LogitBinomial,
+    LogPoisson,
+    MeanNegativeBinomial,
+    WholeMultinomial,
+    ZeroInflated,
+)
 from pyrovae.distributions.flows import FlowDistribution, FlowKind, autoregressive_transform, inverse_transform
 from pyrovae.distributions.hierarchical import HierarchicalDistribution, resolve_top_dim
-from pyrovae.distributions.interval import ContinuousBernoulli, OpenBeta, TruncatedNormal
-from pyrovae.distributions.real import StudentT
+from pyrovae.distributions.interval import ContinuousBernoulli, LogitBeta, TruncatedNormal
+from pyrovae.distributions.real import LogNormal, StudentT
 
 __all__ = [
     "ContinuousBernoulli",
@@ -24,7 +31,12 @@ __all__ = [
     "FlowDistribution",
     "FlowKind",
     "HierarchicalDistribution",
-    "OpenBeta",
+    "LogNormal",
+    "LogPoisson",
+    "LogitBeta",
+    "LogitBetaBinomial",
+    "LogitBinomial",
+    "MeanNegativeBinomial",
     "StudentT",
     "TruncatedNormal",
     "WholeMultinomial",

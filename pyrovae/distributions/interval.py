@@ -3,13 +3,14 @@
 import math
 from typing import Any, ClassVar
 
-import pyro.distributions as dist
 import torch
 from pyro.distributions import TorchDistribution, constraints
 from torch import Tensor
 from torch.distributions.utils import broadcast_all
+from torch.nn.functional import logsigmoid
 
 from pyrovae.distributions.expand import Shape, expand_parameters
+from pyrovae.distributions.log_gamma import result_type
 
 _ROOT_2 = math.sqrt(2)
 
@@ -24,10 +25,79 @@ class _OpenUnitInterval(constraints.Constraint):
         return "0 < x < 1"
 
 
-class OpenBeta(dist.Beta):
-    """Beta distribution on the open interval (0, 1), without the ends, where its density is 0 or infinite."""
+class LogitBeta(TorchDistribution):
+    """Beta on the open interval (0, 1), given by logits l of the mean and a concentration s.
 
-    support = _OpenUnitInterval()  # type: ignore[assignment]  # torch types it as a property
+        log p(x) = (a - 1) log x + (b - 1) log(1 - x) - log B(a, b),  a = s sigmoid(l),  b = s sigmoid(-l),
+        -log B(a, b) = log Gamma(1 + s) - log Gamma(1 + a) - log Gamma(1 + b) + log s + log sigmoid(l) + log sigmoid(-l)
+
+    The ends, where the density is 0 or infinite, lie outside the support. The second line holds also if a or b
+    underflows. The density is computed in double precision and returned in the dtype of its arguments.
+
+    Args:
+        logits: Logits l of the mean.
+        concentration: Concentration s, a number or a tensor that broadcasts against logits.
+        validate_args: Whether to check arguments and values; None for the global setting.
+    """
+
+    arg_constraints: ClassVar[dict[str, Any]] = {"logits": constraints.real, "concentration": constraints.positive}
+    support = _OpenUnitInterval()
+    has_rsample = True
+
+    def __init__(self, logits: Tensor, concentration: Tensor | float, validate_args: bool | None = None) -> None:
+        self._unbroadcast = torch.as_tensor(concentration, dtype=logits.dtype, device=logits.device)
+        self.logits, self.concentration = torch.broadcast_tensors(logits, self._unbroadcast)
+        super().__init__(self.logits.shape, validate_args=validate_args)
+
+    def expand(self, batch_shape: Shape, _instance: Any = None) -> "LogitBeta":
+        """Return the distribution expanded to batch_shape."""
+        new = self._get_checked_instance(LogitBeta, _instance)
+        new._unbroadcast = self._unbroadcast
+        return expand_parameters(self, new, batch_shape, "logits", "concentration")
+
+    def log_prob(self, value: Tensor) -> Tensor:
+        """Return the log density in nats, with the shape of value."""
+        if self._validate_args:
+            self._validate_sample(value)
+        s, logits, x = self._unbroadcast.double(), self.logits.double(), value.double()
+        a, b = s * logits.sigmoid(), s * (-logits).sigmoid()
+        log_norm = torch.lgamma(1 + s) + s.log() - torch.lgamma(1 + a) - torch.lgamma(1 + b)
+        log_means = logsigmoid(logits) + logsigmoid(-logits)
+        log_p = (a - 1) * x.log() + (b - 1) * torch.log1p(-x) + (log_norm + log_means)
+        return log_p.to(result_type(value, self.logits))
+
+    @property
+    def mean(self) -> Tensor:
+        """Mean, sigmoid(l)."""
+        return self.logits.sigmoid()
+
+    @property
+    def variance(self) -> Tensor:
+        """Variance, sigmoid(l) sigmoid(-l)/(s + 1)."""
+        return self.mean * (-self.logits).sigmoid() / (self.concentration + 1)
+
+    def rsample(self, sample_shape: Shape = ()) -> Tensor:
+        """Draw with gradients, with shape sample_shape + batch_shape, inside the ends of the interval."""
+        x = self.draw_logits(sample_shape).sigmoid().to(self.logits.dtype)
+        dtype = torch.finfo(x.dtype)
+        return x.clamp(dtype.tiny, 1 - dtype.eps / 2)
+
+    def draw_logits(self, sample_shape: Shape = ()) -> Tensor:
+        """Draw log [x/(1 - x)] with gradients, in double precision, which holds also draws that round to 0 or 1.
+
+        x/(1 - x) is a ratio of gamma draws G_a/G_b, and G_a = G_{a+1} U^{1/a} with a uniform U (Marsaglia and Tsang
+        2000, https://doi.org/10.1145/358407.358414, section 6), whose logarithm does not underflow.
+        """
+        shape, s, logits = self._extended_shape(sample_shape), self.concentration.double(), self.logits.double()
+        shapes = s * logits.sigmoid(), s * (-logits).sigmoid()
+        log_gamma, log_gamma_rest = (_draw_log_gamma(a.expand(shape)) for a in shapes)
+        return log_gamma - log_gamma_rest
+
+
+def _draw_log_gamma(shape: Tensor) -> Tensor:
+    """Draw the logarithms of gamma variables with these shapes and rate 1."""
+    uniform = torch.rand_like(shape).clamp(min=torch.finfo(shape.dtype).tiny)
+    return torch._standard_gamma(shape + 1).log() + uniform.log() / shape.clamp(min=torch.finfo(shape.dtype).tiny)
 
 
 class ContinuousBernoulli(TorchDistribution):
@@ -182,11 +252,17 @@ class TruncatedNormal(TorchDistribution):
 
 def _mass(alpha: Tensor, width: Tensor) -> Tensor:
     """Integrate exp(-t^2/2) over [alpha, alpha + width], or exp(-(t^2 - alpha^2)/2) if alpha > 1."""
-    near, far = alpha.clamp(max=1), alpha.clamp(min=1)
+    near, far = _split(alpha, 1.0)
     inside = torch.erf((near + width) / _ROOT_2) - torch.erf(near / _ROOT_2)
     rest = torch.exp(-width * (2 * far + width) / 2) * _erfcx((far + width) / _ROOT_2)
     outside = _erfcx(far / _ROOT_2) - rest
     return math.sqrt(math.pi / 2) * torch.where(alpha > 1, outside, inside)
+
+
+def _split(x: Tensor, at: float) -> tuple[Tensor, Tensor]:
+    """Return min(x, at) with the gradient of x also at x = at, where `clamp` has none, and max(x, at)."""
+    beyond, end = x > at, torch.full_like(x, at)
+    return torch.where(beyond, end, x), torch.where(beyond, x, end)
 
 
 def _tail_quantile(u: Tensor, alpha: Tensor, width: Tensor) -> Tensor:
@@ -216,7 +292,7 @@ def _erfcx(x: Tensor) -> Tensor:
     Torch's gradient 2 x erfcx(x) - 2/sqrt(pi) cancels for large x. From x = 25 the asymptotic series (Abramowitz and
     Stegun 7.1.23) is used, whose first five terms leave an error below 1e-12.
     """
-    near, far = x.clamp(max=25), x.clamp(min=25)
+    near, far = _split(x, 25.0)
     y = far**-2
     series = (1 - y / 2 * (1 - 3 * y / 2 * (1 - 5 * y / 2 * (1 - 7 * y / 2)))) / (far * math.sqrt(math.pi))
     return torch.where(x > 25, series, torch.special.erfcx(near))

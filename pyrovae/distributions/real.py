@@ -1,4 +1,4 @@
-"""Student-t on the real line."""
+"""Student-t on the real line, log-normal on the positive one."""
 
 import math
 from typing import Any
@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from pyrovae.distributions.expand import Shape
+from pyrovae.distributions.log_gamma import result_type
 
 
 class StudentT(dist.StudentT):
@@ -33,6 +34,28 @@ class StudentT(dist.StudentT):
         if self._validate_args:
             self._validate_sample(value)
         df, scale = self._unbroadcast
-        half = 0.5 * (df + 1)
-        log_norm = torch.lgamma(half) - torch.lgamma(0.5 * df) - 0.5 * (math.pi * df).log() - scale.log()
+        half, shape = 0.5 * (df + 1), 0.5 * df.double()  # the gamma functions of a large df cancel
+        log_norm = torch.lgamma(shape + 0.5) - torch.lgamma(shape) - 0.5 * (2 * math.pi * shape).log()
+        log_norm = log_norm.to(df.dtype) - scale.log()
         return log_norm - half * torch.log1p(((value - self.loc) / scale).square() / df)
+
+
+class LogNormal(dist.LogNormal):
+    """Log-normal whose density is computed in double precision and returned in the dtype of its arguments.
+
+        log p(x) = log N(log x; loc, scale^2) - log x
+
+    In single precision the rounding of log x counts as often as the scale is small against it.
+    """
+
+    def expand(self, batch_shape: Shape, _instance: Any = None) -> "LogNormal":
+        """Return the distribution expanded to batch_shape."""
+        return super().expand(batch_shape, self._get_checked_instance(LogNormal, _instance))
+
+    def log_prob(self, value: Tensor) -> Tensor:
+        """Return the log density in nats, with the shape of value."""
+        if self._validate_args:
+            self._validate_sample(value)
+        log_x, loc, scale = value.double().log(), self.loc.double(), self.scale.double()
+        log_p = -((log_x - loc) / scale).square() / 2 - (scale.log() + math.log(2 * math.pi) / 2) - log_x
+        return log_p.to(result_type(value, self.loc))

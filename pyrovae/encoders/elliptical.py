@@ -9,13 +9,15 @@ from pyro.distributions.torch_distribution import TorchDistributionMixin
 from torch import Tensor, nn
 
 from pyrovae.encoders.base import Encoder, latent_size
-from pyrovae.nn import split
+from pyrovae.nn import scale_of, split
 
 
 class NormalEncoder(Encoder):
     """Diagonal normal.
 
         q(z|x) = N(z; loc, diag(exp(log_scale))^2),  (loc, log_scale) = network(x)
+
+    All encoders bound their scales smoothly to [1e-6, 1e6], without a change to those from 5e-5 to 2e4 (`scale_of`).
 
     Args:
         network: Module from x (and covariates) to the parameters of q(z|x): Z locations, then Z log
@@ -25,7 +27,7 @@ class NormalEncoder(Encoder):
     def forward(self, x: Tensor, covariates: Tensor | None = None) -> TorchDistributionMixin:
         """Return q(z|x), with the batch_shape of x's leading dimensions."""
         loc, log_scale = split(self.outputs(x, covariates), 2)
-        return dist.Normal(loc, log_scale.exp()).to_event(1)
+        return dist.Normal(loc, scale_of(log_scale)).to_event(1)
 
 
 class FullCovarianceNormalEncoder(Encoder):
@@ -58,7 +60,7 @@ class FullCovarianceNormalEncoder(Encoder):
         unit = torch.diag_embed(torch.ones_like(loc))
         rows, columns = torch.tril_indices(size, size, -1, device=outputs.device)
         unit[..., rows, columns] = below
-        return dist.MultivariateNormal(loc, scale_tril=log_scale.exp().unsqueeze(-1) * unit)
+        return dist.MultivariateNormal(loc, scale_tril=scale_of(log_scale).unsqueeze(-1) * unit)
 
 
 class LowRankNormalEncoder(Encoder):
@@ -91,8 +93,9 @@ class LowRankNormalEncoder(Encoder):
         outputs = self.outputs(x, covariates)
         size = latent_size(outputs.shape[-1], 2 + self.rank, 0, f"Z (2 + rank), rank {self.rank},")
         loc, log_scale, factor = outputs.tensor_split((size, 2 * size), -1)
-        factor = log_scale.exp().unsqueeze(-1) * factor.unflatten(-1, (size, self.rank))
-        return dist.LowRankMultivariateNormal(loc, factor, (2 * log_scale).exp())
+        scale = scale_of(log_scale)
+        factor = scale.unsqueeze(-1) * factor.unflatten(-1, (size, self.rank))
+        return dist.LowRankMultivariateNormal(loc, factor, scale.square())
 
 
 class StudentTEncoder(Encoder):
@@ -120,4 +123,4 @@ class StudentTEncoder(Encoder):
     def forward(self, x: Tensor, covariates: Tensor | None = None) -> TorchDistributionMixin:
         """Return q(z|x), with the batch_shape of x's leading dimensions."""
         loc, log_scale = split(self.outputs(x, covariates), 2)
-        return dist.StudentT(self.df, loc, log_scale.exp()).to_event(1)
+        return dist.StudentT(self.df, loc, scale_of(log_scale)).to_event(1)

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from pyrovae.distributions import FlowDistribution, FlowKind, autoregressive_transform, inverse_transform
 from pyrovae.encoders.base import Encoder, latent_size
-from pyrovae.nn import out_features
+from pyrovae.nn import out_features, scale_of
 
 
 class FlowEncoder(Encoder):
@@ -60,5 +60,5 @@ class FlowEncoder(Encoder):
     def forward(self, x: Tensor, covariates: Tensor | None = None) -> TorchDistributionMixin:
         """Return q(z|x), with the batch_shape of x's leading dimensions."""
         loc, log_scale, features = self.outputs(x, covariates).tensor_split((self.latent_dim, 2 * self.latent_dim), -1)
-        to_noise = inverse_transform(self.transform(features), loc, log_scale.exp())
+        to_noise = inverse_transform(self.transform(features), loc, scale_of(log_scale))
         return FlowDistribution(to_noise, dist.Normal(torch.zeros_like(loc), torch.ones_like(loc)).to_event(1))

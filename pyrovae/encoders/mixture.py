@@ -9,6 +9,7 @@ from pyro.distributions.torch_distribution import TorchDistributionMixin
 from torch import Tensor, nn
 
 from pyrovae.encoders.base import Encoder, latent_size
+from pyrovae.nn import scale_of
 
 
 class MixtureOfNormals(dist.MixtureSameFamily):
@@ -82,4 +83,4 @@ class MixtureEncoder(Encoder):
         size = latent_size(outputs.shape[-1], 2 * count, count, f"C (2 Z + 1), C = {count},")
         logits, loc, log_scale = outputs.tensor_split((count, count * (1 + size)), -1)
         loc, log_scale = (each.unflatten(-1, (count, size)) for each in (loc, log_scale))
-        return MixtureOfNormals(dist.Categorical(logits=logits), dist.Normal(loc, log_scale.exp()).to_event(1))
+        return MixtureOfNormals(dist.Categorical(logits=logits), dist.Normal(loc, scale_of(log_scale)).to_event(1))

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from pyrovae.distributions import HierarchicalDistribution, resolve_top_dim
 from pyrovae.encoders.base import Encoder, latent_size
-from pyrovae.nn import MLP, join, out_features
+from pyrovae.nn import MLP, join, out_features, scale_of
 
 Direction = Literal["bottom-up", "top-down"]
 
@@ -71,7 +71,7 @@ class TwoLayerEncoder(Encoder):
 
         def conditional(first: Tensor) -> TorchDistributionMixin:
             shift, stretch = self.link(join(features, first)).chunk(2, dim=-1)
-            return dist.Normal(second_loc + shift, (second_scale + stretch).exp()).to_event(1)
+            return dist.Normal(second_loc + shift, scale_of(second_scale + stretch)).to_event(1)
 
-        q_first = dist.Normal(first_loc, first_scale.exp()).to_event(1)
+        q_first = dist.Normal(first_loc, scale_of(first_scale)).to_event(1)
         return HierarchicalDistribution(q_first, conditional, self.latent_dim, reverse=upwards)

@@ -15,8 +15,10 @@ from torch import Tensor
 from pyrovae.densities import (
     Program,
     VectorizedProgram,
+    bad_data,
     check_support,
     check_weights,
+    describe_bad_data,
     evaluating,
     sum_discrete,
     take,
@@ -58,6 +60,12 @@ class DataBlock:
     def check(self, log_w: Tensor) -> None:
         """Raise a ValueError that names datum and site if a log weight, with shape (K, n), is NaN or +inf."""
         check_weights(log_w, self.model, self.guide, *self.args, first=self.first, **self.kwargs)
+
+    def describe(self, log_w: Tensor) -> str:
+        """Say which data have a log weight, with shape (K, n), that is NaN or +inf, and why; empty if none has."""
+        if not bool(bad_data(log_w).any()):
+            return ""
+        return describe_bad_data(log_w, self.model, self.guide, *self.args, first=self.first, **self.kwargs)
 
 
 class UndefinedGradients:

@@ -86,6 +86,38 @@ class FixedCoordinates:
         return torch.cat(parts, -1)
 
 
+def saturated(supports: Supports, latents: Latents) -> Tensor | None:
+    """Find the points at which a latent lies as near to the edge of its support as its dtype can tell.
+
+    There the inverse of the bijection is arbitrary, and so is the density: log z of an entry that rounds to the
+    smallest number of its dtype may have any value below.
+
+    Args:
+        supports: Support of an entry of each site.
+        latents: Values by site, each with shape (K, N, ...).
+
+    Returns:
+        Mask of shape (K, N); None if no support has an edge.
+    """
+    found = None
+    for name, support in supports.items():
+        entry, value = entry_support(support), latents[name]
+        low, high = (getattr(entry, key, None) for key in ("lower_bound", "upper_bound"))
+        if entry is constraints.simplex:
+            low = 0.0
+        if low is None and high is None:
+            continue
+        kind = torch.finfo(value.dtype)
+        edge = ~value.isfinite()
+        if low is not None:
+            edge = edge | (value <= low + 8 * kind.tiny)
+        if high is not None:
+            edge = edge | (value >= high - 2 * kind.eps * abs(high))
+        edge = edge.flatten(2).any(-1) if edge.dim() > 2 else edge
+        found = edge if found is None else found | edge
+    return found
+
+
 class MovingCoordinates:
     """Coordinates of latents whose supports depend on the latents before them, so that the model runs to find them.
 

@@ -105,6 +105,7 @@ def exact_log_marginal(
                 f"{space.obstacle}, so that it can neither be summed out nor integrated; use log_marginal, or a model "
                 "whose latents are discrete with an enumerate_support, or continuous with unconstrained coordinates"
             )
+        space.warn_of_saturation()
         return _by_quadrature(space, num_points, at_once)
 
 

@@ -9,7 +9,16 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from pyrovae.densities import Program, entry, log_weights, nonfinite_sites, vectorize_pair, warn_of_missed_mass
+from pyrovae.densities import (
+    Program,
+    advice_on_units,
+    bad_data,
+    entry,
+    log_weights,
+    nonfinite_sites,
+    vectorize_pair,
+    warn_of_missed_mass,
+)
 from pyrovae.evidence.blocks import (
     DEFAULT_CHUNK_SIZE,
     DataBlock,
@@ -64,6 +73,7 @@ class WeightBlock(NamedTuple):
         component: Index of the proposal's component that made each draw, with shape (K,).
         names: Names of the components.
         proposal: Name of the proposal.
+        fault: Why some data have no weights: their columns of log_w are NaN. Empty if all have.
     """
 
     rows: slice
@@ -71,6 +81,14 @@ class WeightBlock(NamedTuple):
     component: Tensor
     names: tuple[str, ...]
     proposal: str
+    fault: str = ""
+
+    def summarize(self, function: Callable[[Tensor], Any]) -> Any:
+        """Apply a function from log weights to a tuple of tensors of shape (n,), NaN for data without weights."""
+        if not self.fault:
+            return function(self.log_w)
+        bad = self.log_w.isnan().any(0)
+        return _nan_where(bad, function(torch.where(bad, 0.0, self.log_w)))
 
 
 @entry()
@@ -119,14 +137,15 @@ def log_marginal(
         **kwargs: Keyword arguments of both programs.
 
     Returns:
-        LogMarginal of value, std_error, ess and khat, each with shape (N,), in nats, float64.
+        LogMarginal of value, std_error, ess and khat, each with shape (N,), in nats, float64. Data with a weight that
+        is NaN or unbounded get NaN in all four, with a warning that says why.
 
     Raises:
         ValueError: If num_particles or chunk_size is below 1, target_std_error is not positive or num_particles is then
-            below 2, data lie outside the support, a weight is NaN or unbounded, or a program breaks the contract of
-            `log_weights`.
+            below 2, data lie outside the support, all data have weights that are NaN or unbounded, or a program breaks
+            the contract of `log_weights`.
     """
-    blocks = []
+    blocks, faults = [], []
     for block in log_weight_blocks(
         model,
         guide,
@@ -137,11 +156,15 @@ def log_marginal(
         target_std_error=target_std_error,
         execution=execution,
         plate=plate,
+        nan_for_faults=True,
         **kwargs,
     ):
-        log_w = pareto_smoothed_log_weights(block.log_w) if pareto_smoothed else block.log_w
-        blocks.append(summarize_log_weights(log_w, block.component))
-    return LogMarginal(*concatenate(blocks))
+        summarize = _summarize_smoothed if pareto_smoothed else summarize_log_weights
+        blocks.append(block.summarize(partial(summarize, component=block.component)))
+        faults.append(block.fault)
+    marginal = LogMarginal(*concatenate(blocks))
+    _tell_faults(faults, marginal.value)
+    return marginal
 
 
 @entry(*_OPTIONS)
@@ -165,13 +188,15 @@ def ladder(model: Program, guide: Program, *args: Any, num_particles: int, **kwa
     for name in ("target_std_error", "pareto_smoothed"):
         if name in kwargs:
             raise ValueError(f"ladder needs the same number of draws for all data, got {name}; use log_marginal")
-    blocks = [
-        summarize_rungs(block.log_w, block.component)
-        for block in log_weight_blocks(model, guide, *args, num_particles=num_particles, **kwargs)
-    ]
-    return [
+    blocks, faults = [], []
+    for block in log_weight_blocks(model, guide, *args, num_particles=num_particles, nan_for_faults=True, **kwargs):
+        blocks.append(block.summarize(partial(summarize_rungs, component=block.component)))
+        faults.append(block.fault)
+    ladder = [
         Rung(rungs[0].num_particles, *concatenate(rung[1:] for rung in rungs)) for rungs in zip(*blocks, strict=True)
     ]
+    _tell_faults(faults, ladder[-1].lower_bound)
+    return ladder
 
 
 @entry(*_OPTIONS)
@@ -201,20 +226,23 @@ def evidence_lower_bound(
     Raises:
         ValueError: As `log_marginal`.
     """
-    blocks = [
-        summarize_lower_bound(block.log_w)
-        for block in log_weight_blocks(
-            model,
-            guide,
-            *args,
-            num_particles=num_particles,
-            proposal=GuideProposal(),
-            chunk_size=chunk_size,
-            skip_support_check=skip_support_check,
-            **kwargs,
-        )
-    ]
-    return LowerBound(*concatenate(blocks))
+    blocks, faults = [], []
+    for block in log_weight_blocks(
+        model,
+        guide,
+        *args,
+        num_particles=num_particles,
+        proposal=GuideProposal(),
+        chunk_size=chunk_size,
+        skip_support_check=skip_support_check,
+        nan_for_faults=True,
+        **kwargs,
+    ):
+        blocks.append(block.summarize(summarize_lower_bound))
+        faults.append(block.fault)
+    bound = LowerBound(*concatenate(blocks))
+    _tell_faults(faults, bound.value)
+    return bound
 
 
 def log_weight_blocks(
@@ -229,6 +257,7 @@ def log_weight_blocks(
     execution: Execution | Chunks = "auto",
     first: int = 0,
     plate: str | None = None,
+    nan_for_faults: bool = False,
     **kwargs: Any,
 ) -> Iterator[WeightBlock]:
     """Iterate over the data in blocks, adapt the proposal to each, and yield its log weights.
@@ -249,10 +278,11 @@ def log_weight_blocks(
             calls; or the `Chunks` of earlier calls with the same programs and proposal.
         first: Index of the first datum in the full data set, for error messages.
         plate: Name of the plate over the data; None for the only plate around all sites that has their number.
+        nan_for_faults: Whether data with a weight that is NaN or unbounded get NaN for all weights and a `fault`.
         **kwargs: Keyword arguments of both programs.
 
     Raises:
-        ValueError: As `log_marginal`.
+        ValueError: As `log_marginal`, or without nan_for_faults, if any weight is NaN or unbounded.
     """
     pair = vectorize_pair(model, guide, args, kwargs, plate=plate)
     size = pair[0].num_data(args, kwargs)
@@ -272,8 +302,42 @@ def log_weight_blocks(
         if target_std_error is not None:
             count = _draws_for_std_error(sampler.draw, target_std_error, num_particles)
         log_w, component = sampler.draw(count)
+        fault = block.describe(log_w) if nan_for_faults else ""
+        if fault:
+            log_w = torch.where(bad_data(log_w), torch.nan, log_w)
+        else:
+            block.check(log_w)
         sampler.warn_of_undefined()
-        yield WeightBlock(block.rows, log_w, component, sampler.names, sampler.proposal)
+        yield WeightBlock(block.rows, log_w, component, sampler.names, sampler.proposal, fault)
+
+
+def _summarize_smoothed(log_w: Tensor, component: Tensor) -> LogMarginal:
+    return summarize_log_weights(pareto_smoothed_log_weights(log_w), component)
+
+
+def _tell_faults(faults: list[str], value: Tensor) -> None:
+    """Warn that some data got NaN, and why; raise a ValueError if all did."""
+    told = [fault for fault in faults if fault]
+    if told and bool(value.isnan().all()):
+        raise ValueError(told[0])
+    if told:
+        rows = value.isnan().nonzero().flatten().tolist()
+        shown = ", ".join(map(str, rows[:10])) + (", ..." if len(rows) > 10 else "")
+        warnings.warn(
+            f"{len(rows):,} of {len(value):,} data get NaN, the others their value (rows {shown}): {told[0]}",
+            stacklevel=3,
+        )
+
+
+def _nan_where(bad: Tensor, summary: Any) -> Any:
+    """Set the entries of bad data in a summary, a tuple or list of tensors and numbers, to NaN."""
+    if isinstance(summary, Tensor):
+        return torch.where(bad, torch.nan, summary)
+    if isinstance(summary, list):
+        return [_nan_where(bad, each) for each in summary]
+    if isinstance(summary, tuple):
+        return type(summary)(*(_nan_where(bad, each) for each in summary))  # a named tuple
+    return summary
 
 
 def _draws_for_std_error(draw: Callable[[int], tuple[Tensor, Tensor]], target_std_error: float, most: int) -> int:
@@ -284,7 +348,8 @@ def _draws_for_std_error(draw: Callable[[int], tuple[Tensor, Tensor]], target_st
     """
     log_w, component = draw(min(_FIRST_PILOT, most))
     while True:
-        worst, done = log_mean_std_error(log_w, component).max().item(), len(log_w)
+        known = log_w[:, ~bad_data(log_w)]
+        worst, done = log_mean_std_error(known, component).max().item() if known.numel() else 0.0, len(log_w)
         if worst <= 2 * target_std_error or done >= most // 4:
             return max(2, min(most, math.ceil(min(_MARGIN * done * (worst / target_std_error) ** 2, most))))
         more = draw(min(3 * done, most // 4 - done))
@@ -363,11 +428,7 @@ class _WeightSampler:
             self.names, self.proposal = self.component.names, chosen.name
 
     def draw(self, num_particles: int) -> tuple[Tensor, Tensor]:
-        """Draw log weights, with shape (K, N), and the index of the component of each draw, (K,), chunk by chunk.
-
-        Raises:
-            ValueError: If a weight is NaN or +inf.
-        """
+        """Draw log weights, with shape (K, N), and the index of the component of each draw, (K,), chunk by chunk."""
         held: tuple[Tensor, Tensor] | None = None
         done = 0
         for count in split_count(num_particles, self.at_once):
@@ -379,7 +440,6 @@ class _WeightSampler:
                 whole[done : done + count] = part
             done += count
         assert held is not None
-        self.block.check(held[0])
         return held
 
     def _draw_chunk(self, num_particles: int) -> tuple[Tensor, Tensor]:
@@ -392,9 +452,23 @@ class _WeightSampler:
         return log_w, torch.zeros(len(log_w), dtype=torch.long)
 
     def warn_of_undefined(self) -> None:
-        """Warn if the density is NaN at draws from the prior: by overflow far from the data, or by a mistake."""
+        """Warn if the density is NaN at draws from the prior or the guide: by overflow, or by a mistake."""
+        lost = None if self.program is not None else self.component.lost
+        if lost is not None:
+            lost = lost & self.component.defined
+        if lost is not None and bool(lost.any()):
+            datum = int(lost.nonzero()[0])
+            warnings.warn(
+                f"log p(x, z) or log q(z|x) is NaN at draws of the guide for {int(lost.sum()):,} of {len(lost):,} "
+                f"data, the first of them datum {self.block.first + datum}, so that the guide loses its share of the "
+                f"proposal there{advice_on_units(self.block.args, self.block.kwargs)}",
+                stacklevel=2,
+            )
         counts = None if self.program is not None else self.component.undefined
-        if counts is None or not bool(counts.any()):
+        if counts is None:
+            return
+        counts = counts * self.component.defined  # data without any value have a fault, which says more
+        if not bool(counts.any()):
             return
         datum = int(counts.argmax())
         sites = nonfinite_sites(self.block.model, None, self.block.args, self.block.kwargs, datum)

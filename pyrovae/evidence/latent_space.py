@@ -3,6 +3,7 @@
 Proposals, annealing and refinement use only these log densities and vectors of real numbers, never the model itself.
 """
 
+import warnings
 from functools import partial
 from typing import Any
 
@@ -34,6 +35,7 @@ from pyrovae.evidence.coordinates import (
     coordinate_shape,
     depends_on_run,
     fixed_supports,
+    saturated,
 )
 from pyrovae.execution import Chunks
 
@@ -185,6 +187,22 @@ class LatentSpace:
         latents, log_det = self.unpack(u)
         log_prior, log_lik = self.log_model(latents)
         return log_prior + log_lik + log_det
+
+    def saturated(self, latents: Latents) -> Tensor | None:
+        """Find the points too near to the edge of a support, with shape (K, N); None if there can be none."""
+        return saturated(self.coordinates.supports, latents) if isinstance(self.coordinates, FixedCoordinates) else None
+
+    def warn_of_saturation(self, num_draws: int = 200) -> None:
+        """Warn if more than 1 % of draws from the prior lie too near to the edge of its support."""
+        with isolated_rng():
+            edge = self.saturated(self.from_prior(num_draws))
+        if edge is not None and edge.double().mean() > 0.01:
+            warnings.warn(
+                f"{edge.double().mean():.0%} of the prior's mass lies nearer to the edge of its support than its dtype "
+                "can tell, where densities in unconstrained coordinates are lost, so the answer is too low; use "
+                "log_marginal, whose draws from the prior cover the edge, or a prior with more mass inside",
+                stacklevel=3,
+            )
 
     def _require_guide(self) -> VectorizedProgram:
         if self.guide is None:

@@ -22,9 +22,13 @@ class Component(ABC):
         shares: Share of the draws of each part.
         undefined: Number of draws from the prior where log p(x, z) is NaN and counts as -inf, with shape (N,); None for
             a component that keeps NaN.
+        lost: Whether the guide lost its share of a mixture for a datum, with shape (N,); None without a guide.
+        defined: Whether log p(x, z) is a number at any draw, with shape (N,).
     """
 
     undefined: Tensor | None = None
+    lost: Tensor | None = None
+    defined: Tensor = torch.ones((), dtype=torch.bool)
     names: tuple[str, ...] = ()
     shares: tuple[float, ...] = (1.0,)
 
@@ -40,11 +44,8 @@ class Component(ABC):
         """Draw log p(x, z) - log q(z) in nats, with shape (K, N), and the index of each draw's component, (K,)."""
         points = self.draw(num_particles)
         log_prior, log_lik = points.log_prior_and_likelihood
-        log_p = self._log_joint(points, log_prior + log_lik)
+        log_p = log_prior + log_lik
         return torch.where(log_p == -torch.inf, -torch.inf, log_p - self.log_density(points)), points.component
-
-    def _log_joint(self, points: Points, log_p: Tensor) -> Tensor:
-        return log_p
 
 
 class ProgramComponent(Component):
@@ -133,6 +134,12 @@ class EllipticalComponent(Component):
 class MixtureComponent(Component):
     """Mixture of components in fixed shares of the draws.
 
+        log w = log p(x, z) - log sum_s share_s q_s(z)
+
+    If log p(x, z) or log q(z|x) is NaN at a draw of the guide, the guide loses its share for that datum: its draws get
+    weight 0, and q sums over the others. As the others keep their number of draws, K share_s, p(x) stays unbiased. If
+    log p(x, z) is NaN at all draws, the weights stay NaN. At the edge of a support the prior's draws count alone.
+
     Args:
         space: Space of the latents.
         parts: Components.
@@ -145,6 +152,9 @@ class MixtureComponent(Component):
         self.cycle = cycle_of(shares)
         self.next = int(torch.randint(len(self.cycle), ()))
         self.undefined: Tensor = torch.zeros((), dtype=torch.long)
+        self.left_out: Tensor = torch.zeros((), dtype=torch.long)
+        self.defined: Tensor = torch.zeros((), dtype=torch.bool)
+        self.lost: Tensor | None = None
 
     def draw(self, num_particles: int) -> Points:
         """Draw latents from the components in a cycle, with shape (K, N, ...)."""
@@ -158,28 +168,56 @@ class MixtureComponent(Component):
         u = torch.cat([points.u for points in drawn])[back] if self.space.continuous else None
         return Points(self.space, latents, u, which)
 
-    def log_density(self, points: Points) -> Tensor:
-        """Evaluate log q(z) in nats, with shape (K, N), in the latents' own space."""
-        each = []
-        for index, (share, part) in enumerate(zip(self.shares, self.parts, strict=True)):
-            log_q = math.log(share) + part.log_density(points).double()
-            far = log_q.isnan()
-            if part.names == ("guide",):  # keep NaN at the guide's own draws, so that the estimate raises
-                far &= (points.component != index).to(log_q.device).unsqueeze(-1)
-            each.append(torch.where(far, -torch.inf, log_q))
-        return torch.stack(each).logsumexp(0)
-
-    def _log_joint(self, points: Points, log_p: Tensor) -> Tensor:
-        """Replace NaN by -inf, since far draws may overflow; keep it at the guide's draws, count it at the prior's."""
-
-        def drew(name: str) -> Tensor:
-            of_this_name = torch.tensor([part.names == (name,) for part in self.parts])
-            return of_this_name[points.component].to(log_p.device).unsqueeze(-1)
-
+    def log_weights(self, num_particles: int) -> tuple[Tensor, Tensor]:
+        """Draw log weights in nats, with shape (K, N), and the index of each draw's component, (K,)."""
+        points = self.draw(num_particles)
+        log_prior, log_lik = points.log_prior_and_likelihood
+        log_p, log_q = log_prior + log_lik, self._log_densities(points)
         unknown = log_p.isnan()
+        of_guide, of_prior = (self._drew(name, points).to(log_p.device) for name in ("guide", "prior"))
         # Count on the device of log_p, without waiting for it.
-        self.undefined = self.undefined + (unknown & drew("prior")).sum(0)
-        return torch.where(unknown & ~drew("guide"), -torch.inf, log_p)
+        self.undefined = self.undefined + (unknown & of_prior).sum(0)
+        self.defined = self.defined | (~unknown).any(0)
+        for index, part in enumerate(self.parts):
+            if part.names == ("guide",):
+                failed = ((unknown | log_q[index].isnan()) & of_guide).any(0)
+                self.lost = failed if self.lost is None else self.lost | failed
+                log_q[index] = torch.where(self.lost, -torch.inf, log_q[index])
+        log_w = log_p - log_q.nan_to_num(-torch.inf, torch.inf, -torch.inf).logsumexp(0)
+        log_w = torch.where(unknown | (log_p == -torch.inf), -torch.inf, log_w)
+        log_w = self._at_edge(points, log_w, log_lik, of_prior)
+        if self.lost is not None:
+            without = torch.where(self.defined, -torch.inf, torch.nan)
+            log_w = torch.where(self.lost & of_guide, without, log_w)
+        return log_w, points.component
+
+    def log_density(self, points: Points) -> Tensor:
+        """Evaluate log q(z) in nats, with shape (K, N), in the latents' own space; a part that is NaN counts as 0."""
+        return self._log_densities(points).nan_to_num(-torch.inf, torch.inf, -torch.inf).logsumexp(0)
+
+    def _log_densities(self, points: Points) -> Tensor:
+        """Evaluate log share_s + log q_s(z) for each part, with shape (S, K, N)."""
+        each = [part.log_density(points).double() for part in self.parts]
+        return torch.stack([math.log(share) + log_q for share, log_q in zip(self.shares, each, strict=True)])
+
+    def _at_edge(self, points: Points, log_w: Tensor, log_lik: Tensor, of_prior: Tensor) -> Tensor:
+        """Let the prior alone cover the points nearer to the edge of the support than the dtype can tell.
+
+        Their density is lost to rounding, but that of a draw from the prior cancels: w = p(x|z)/share. Draws of other
+        components there get weight 0, and are counted.
+        """
+        edge = self.space.saturated(points.latents) if ("prior",) in (part.names for part in self.parts) else None
+        if edge is None:
+            return log_w
+        share = sum(share for share, part in zip(self.shares, self.parts, strict=True) if part.names == ("prior",))
+        alone = torch.where(of_prior, log_lik.to(log_w.dtype) - math.log(share), -torch.inf)
+        self.left_out = self.left_out + (edge & ~of_prior).sum(0)
+        return torch.where(edge, alone.nan_to_num(-torch.inf, torch.inf, -torch.inf), log_w)
+
+    def _drew(self, name: str, points: Points) -> Tensor:
+        """Return whether a part of this name made each draw, with shape (K, 1)."""
+        of_this_name = torch.tensor([part.names == (name,) for part in self.parts])
+        return of_this_name[points.component].unsqueeze(-1)
 
 
 def cycle_of(shares: Sequence[float]) -> Tensor:

@@ -27,6 +27,8 @@ class Likelihood(nn.Module):
        `num_outputs`.
     4. If an argument has no default, override `arguments_for`, which suggests its value from data.
     5. For `output_bias="data"`, override `intercept`.
+    6. If the data are counts without a known total, set `starts_at_means = True`. By default `Blueprint` then starts
+       the decoder at the data's means and gives the encoder log(1 + x).
 
     Args:
         network: Module from the latent (and covariates) to the parameters of p(x|z), with shape (..., num_outputs(D)).
@@ -42,6 +44,7 @@ class Likelihood(nn.Module):
     """
 
     num_blocks: ClassVar[int] = 1
+    starts_at_means: ClassVar[bool] = False
 
     def __init__(self, network: nn.Module) -> None:
         super().__init__()

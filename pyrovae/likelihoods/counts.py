@@ -3,11 +3,17 @@
 from typing import Any
 
 import pyro.distributions as dist
-import torch
 from pyro.distributions.torch_distribution import TorchDistributionMixin
 from torch import Tensor, nn
 
-from pyrovae.distributions import WholeMultinomial, ZeroInflated
+from pyrovae.distributions import (
+    LogitBetaBinomial,
+    LogitBinomial,
+    LogPoisson,
+    MeanNegativeBinomial,
+    WholeMultinomial,
+    ZeroInflated,
+)
 from pyrovae.likelihoods.base import Likelihood, largest_count, log_of, logit_of
 from pyrovae.likelihoods.positive import Choice, Positive
 
@@ -64,7 +70,7 @@ class BinomialLikelihood(_KnownTotal):
 
     def forward(self, z: Tensor, covariates: Tensor | None = None) -> TorchDistributionMixin:
         """Return p(x|z), with the batch_shape of z's leading dimensions."""
-        return dist.Binomial(self.total_count, logits=self.outputs(z, covariates)).to_event(1)
+        return LogitBinomial(self.total_count, self.outputs(z, covariates)).to_event(1)
 
 
 class BetaBinomialLikelihood(_KnownTotal):
@@ -98,8 +104,7 @@ class BetaBinomialLikelihood(_KnownTotal):
         """Return p(x|z), with the batch_shape of z's leading dimensions."""
         blocks = self.blocks(z, covariates)
         logits, concentration = next(blocks), self.concentration(blocks)
-        shapes = (logits.sigmoid() * concentration, (-logits).sigmoid() * concentration)
-        return dist.BetaBinomial(*shapes, self.total_count).to_event(1)
+        return LogitBetaBinomial(self.total_count, logits, concentration).to_event(1)
 
 
 class PoissonLikelihood(Likelihood):
@@ -111,13 +116,15 @@ class PoissonLikelihood(Likelihood):
         network: Module from the latent (and covariates) to the parameters of p(x|z): D logarithms of the mean.
     """
 
+    starts_at_means = True
+
     def intercept(self, x: Tensor) -> Tensor:
         """Return the logarithms of the data's means."""
         return log_of(x.mean(0))
 
     def forward(self, z: Tensor, covariates: Tensor | None = None) -> TorchDistributionMixin:
         """Return p(x|z), with the batch_shape of z's leading dimensions."""
-        return dist.Poisson(self.outputs(z, covariates).exp()).to_event(1)
+        return LogPoisson(self.outputs(z, covariates)).to_event(1)
 
 
 class ZeroInflatedPoissonLikelihood(Likelihood):
@@ -133,6 +140,7 @@ class ZeroInflatedPoissonLikelihood(Likelihood):
     """
 
     num_blocks = 2
+    starts_at_means = True
 
     def intercept(self, x: Tensor) -> Tensor:
         """Return the logarithms of twice the data's means, since the share of extra zeros starts at 1/2."""
@@ -141,21 +149,18 @@ class ZeroInflatedPoissonLikelihood(Likelihood):
     def forward(self, z: Tensor, covariates: Tensor | None = None) -> TorchDistributionMixin:
         """Return p(x|z), with the batch_shape of z's leading dimensions."""
         log_rate, gate_logits = self.blocks(z, covariates)
-        return ZeroInflated(dist.Poisson(log_rate.exp()), gate_logits=gate_logits).to_event(1)
+        return ZeroInflated(LogPoisson(log_rate), gate_logits=gate_logits).to_event(1)
 
 
 class _NegativeBinomial(Likelihood):
     """Base of the negative binomial likelihoods, with the inverse dispersion r."""
 
+    starts_at_means = True
+
     def __init__(self, network: nn.Module, total_count: Choice = "global") -> None:
         super().__init__(network)
         num_blocks = self.num_outputs(1, total_count=total_count)
         self.total_count = Positive("total_count", total_count, network, num_blocks, bounds=(1e-3, 1e4))
-
-    @staticmethod
-    def logits(log_mean: Tensor, total_count: Tensor | float) -> Tensor:
-        """Return log(mean/r), the logits for which a negative binomial with total_count r has this mean."""
-        return log_mean - torch.as_tensor(total_count, dtype=log_mean.dtype, device=log_mean.device).log()
 
 
 class NegativeBinomialLikelihood(_NegativeBinomial):
@@ -186,7 +191,7 @@ class NegativeBinomialLikelihood(_NegativeBinomial):
         """Return p(x|z), with the batch_shape of z's leading dimensions."""
         blocks = self.blocks(z, covariates)
         log_mean, total_count = next(blocks), self.total_count(blocks)
-        return dist.NegativeBinomial(total_count, logits=self.logits(log_mean, total_count)).to_event(1)
+        return MeanNegativeBinomial(log_mean, total_count).to_event(1)
 
 
 class ZeroInflatedNegativeBinomialLikelihood(_NegativeBinomial):
@@ -217,7 +222,7 @@ class ZeroInflatedNegativeBinomialLikelihood(_NegativeBinomial):
         """Return p(x|z), with the batch_shape of z's leading dimensions."""
         blocks = self.blocks(z, covariates)
         log_mean, gate_logits, total_count = next(blocks), next(blocks), self.total_count(blocks)
-        counts = dist.NegativeBinomial(total_count, logits=self.logits(log_mean, total_count))
+        counts = MeanNegativeBinomial(log_mean, total_count)
         return ZeroInflated(counts, gate_logits=gate_logits).to_event(1)
 
 
@@ -247,4 +252,4 @@ class MultinomialLikelihood(_KnownTotal):
 
     def forward(self, z: Tensor, covariates: Tensor | None = None) -> TorchDistributionMixin:
         """Return p(x|z), with the batch_shape of z's leading dimensions."""
-        return WholeMultinomial(self.total_count, logits=self.outputs(z, covariates))
+        return WholeMultinomial(self.total_count, self.outputs(z, covariates))

@@ -6,7 +6,7 @@ import torch
 from pyro.distributions.torch_distribution import TorchDistributionMixin
 from torch import Tensor, nn
 
-from pyrovae.distributions import ContinuousBernoulli, OpenBeta, TruncatedNormal
+from pyrovae.distributions import ContinuousBernoulli, LogitBeta, TruncatedNormal
 from pyrovae.likelihoods.base import Likelihood, LocationScaleLikelihood, logit_of
 from pyrovae.likelihoods.positive import Choice, Positive
 
@@ -72,7 +72,7 @@ class BetaLikelihood(Likelihood):
         """Return p(x|z), with the batch_shape of z's leading dimensions."""
         blocks = self.blocks(z, covariates)
         logits, concentration = next(blocks), self.concentration(blocks)
-        return OpenBeta(logits.sigmoid() * concentration, (-logits).sigmoid() * concentration).to_event(1)
+        return LogitBeta(logits, concentration).to_event(1)
 
 
 class TruncatedNormalLikelihood(LocationScaleLikelihood):

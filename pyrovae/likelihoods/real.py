@@ -4,7 +4,7 @@ import pyro.distributions as dist
 from pyro.distributions.torch_distribution import TorchDistributionMixin
 from torch import Tensor, nn
 
-from pyrovae.distributions import StudentT
+from pyrovae.distributions import LogNormal, StudentT
 from pyrovae.likelihoods.base import Likelihood, LocationScaleLikelihood
 from pyrovae.likelihoods.positive import Choice, Positive
 
@@ -124,4 +124,4 @@ class LogNormalLikelihood(LocationScaleLikelihood):
 
     def forward(self, z: Tensor, covariates: Tensor | None = None) -> TorchDistributionMixin:
         """Return p(x|z), with the batch_shape of z's leading dimensions."""
-        return dist.LogNormal(*self.loc_and_scale(z, covariates)).to_event(1)
+        return LogNormal(*self.loc_and_scale(z, covariates)).to_event(1)

@@ -10,10 +10,12 @@ from pyrovae.nn.base import (
     Network,
     Offset,
     Standardize,
+    StandardizeCounts,
     WithCovariates,
     activation_module,
     join,
     out_features,
+    scale_of,
     split,
 )
 from pyrovae.nn.conv import ConvNet, ResidualConvNet, ResidualTransposedConvNet, TransposedConvNet
@@ -33,10 +35,12 @@ __all__ = [
     "ResidualMLP",
     "ResidualTransposedConvNet",
     "Standardize",
+    "StandardizeCounts",
     "TransposedConvNet",
     "WithCovariates",
     "activation_module",
     "join",
     "out_features",
+    "scale_of",
     "split",
 ]

@@ -29,11 +29,13 @@ class TensorELBO(ELBO):
         recordable: Whether the loss consists of tensor operations alone, so that `fit` may record it.
         is_elbo: Whether the value is that of the ELBO.
         sums_over_data: Whether the loss is a sum over the data, so that several processes can share a batch.
+        least_data: Smallest number of data of a batch. A smaller remainder joins the last full batch of an epoch.
     """
 
     recordable = True
     is_elbo = False
     sums_over_data = True
+    least_data = 1
 
     def __init__(self, num_particles: int = 1) -> None:
         if num_particles < 1:

@@ -51,6 +51,7 @@ class AggregateELBO(TensorELBO):
     """
 
     sums_over_data = False
+    least_data = 2
 
     def __init__(self) -> None:
         super().__init__(1)

@@ -4,7 +4,7 @@ import pyro.distributions as dist
 from pyro.distributions.torch_distribution import TorchDistributionMixin
 from torch import Tensor, nn
 
-from pyrovae.nn import MLP, split
+from pyrovae.nn import MLP, scale_of, split
 from pyrovae.priors.base import Prior
 
 
@@ -31,4 +31,4 @@ class ConditionalNormalPrior(Prior):
         if covariates is None:
             raise ValueError("ConditionalNormalPrior needs covariates, got None; give covariates with shape (N, C)")
         loc, log_scale = split(self.network(covariates), 2)
-        return dist.Normal(loc, log_scale.exp()).to_event(1)
+        return dist.Normal(loc, scale_of(log_scale)).to_event(1)

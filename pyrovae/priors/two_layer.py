@@ -8,7 +8,7 @@ from pyro.distributions.torch_distribution import TorchDistributionMixin
 from torch import Tensor
 
 from pyrovae.distributions import HierarchicalDistribution, resolve_top_dim
-from pyrovae.nn import MLP
+from pyrovae.nn import MLP, scale_of
 from pyrovae.priors.base import Prior
 
 
@@ -45,4 +45,4 @@ class TwoLayerPrior(Prior):
 
     def _conditional(self, z2: Tensor) -> TorchDistributionMixin:
         loc, log_scale = self.network(z2).chunk(2, dim=-1)
-        return dist.Normal(loc, log_scale.exp()).to_event(1)
+        return dist.Normal(loc, scale_of(log_scale)).to_event(1)

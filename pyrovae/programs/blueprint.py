@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from pyrovae.encoders import Encoder, NormalEncoder
 from pyrovae.likelihoods import BernoulliLikelihood, Likelihood
-from pyrovae.nn import MLP, Offset, Standardize, WithCovariates
+from pyrovae.nn import MLP, Offset, Standardize, StandardizeCounts, WithCovariates, out_features
 from pyrovae.priors import Prior, StandardNormalPrior
 from pyrovae.programs.vae import VAE
 
@@ -41,7 +41,8 @@ class Blueprint:
         x: Training data, with shape (N, D), which standardise the encoder's input and are passed to `Prior.attach`;
             None if saved weights will replace the values taken from them.
         output_bias: "data" sets the decoder's last bias so that p(x|z) has the means of x; "random" keeps the bias of
-            the layer.
+            the layer; None for "data" if the likelihood is of counts without a known total (`starts_at_means`) and x
+            is given, else "random".
 
     Raises:
         ValueError: If the maker of the likelihood or the encoder is no class, or needs further arguments.
@@ -63,7 +64,7 @@ class Blueprint:
     encoder: Callable[..., Encoder] = NormalEncoder
     network: Callable[..., nn.Module] = MLP
     x: Tensor | None = None
-    output_bias: OutputBias = "random"
+    output_bias: OutputBias | None = None
 
     def __post_init__(self) -> None:
         for name in ("likelihood", "encoder"):
@@ -99,8 +100,9 @@ class Blueprint:
         size += self.num_covariates if num_covariates is None else num_covariates
         network = _mirrored(self.network)(size, _num_outputs(self.likelihood, self.num_dims))
         likelihood = self.likelihood(network)
-        if self.output_bias == "data":
-            _start_at_means(likelihood, self.data)
+        if self.output_bias == "data" or (self.output_bias is None and likelihood.starts_at_means):
+            # Saved weights fit the same layers, whether x is given or not.
+            _start_at_means(likelihood, self.data if self.output_bias else self.x)
         return likelihood
 
     def make_encoder(self, latent_dim: int | None = None, num_covariates: int | None = None) -> Encoder:
@@ -108,7 +110,9 @@ class Blueprint:
         network, _ = _class_and_arguments(self.network)
         count = self.num_covariates if num_covariates is None else num_covariates
         outputs = _num_outputs(self.encoder, self.latent_dim if latent_dim is None else latent_dim)
-        standardize = Standardize.from_data(self.data, count)
+        likelihood, _ = _class_and_arguments(self.likelihood)
+        layer = StandardizeCounts if getattr(likelihood, "starts_at_means", False) else Standardize
+        standardize = layer.from_data(self.data, count)
         if count and getattr(network, "structured", False):
             head = MLP(_FEATURES + count, outputs, hidden=[_FEATURES])
             body: nn.Module = WithCovariates(self.network(self.num_dims, _FEATURES), head, self.num_dims)
@@ -188,12 +192,17 @@ def _mirrored(maker: Callable[..., Any]) -> Callable[..., Any]:
     return RecordedMaker(mirror, maker.record) if isinstance(maker, RecordedMaker) else mirror
 
 
-def _start_at_means(likelihood: Likelihood, x: Tensor) -> None:
-    """Set the last bias of the likelihood's network so that p(x|z) has the means of x; append a bias if it has none."""
-    start = likelihood.output_bias(x)
+def _start_at_means(likelihood: Likelihood, x: Tensor | None) -> None:
+    """Set the last bias of the likelihood's network so that p(x|z) has the means of x; append a bias if it has none.
+
+    If x is None, the layers are the same, and the bias is that of the layer, or 0 for one that is appended.
+    """
     last = list(likelihood.network.modules())[-1]
-    if isinstance(last, nn.Linear) and last.bias is not None and last.out_features == len(start):
-        with torch.no_grad():
-            last.bias.copy_(start)
+    num_outputs = out_features(likelihood.network)
+    start = torch.zeros(num_outputs) if x is None else likelihood.output_bias(x)
+    if isinstance(last, nn.Linear) and last.bias is not None and last.out_features == num_outputs:
+        if x is not None:
+            with torch.no_grad():
+                last.bias.copy_(start)
     else:
         likelihood.network = nn.Sequential(likelihood.network, Offset(start))

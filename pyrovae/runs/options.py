@@ -52,6 +52,9 @@ _USELESS_OPTIONS = (
     "tail_adaptive_beta",
     "differentiable",
 )
+# Required options that the script takes from the data and the other flags (`resolve`). Until then they hold FROM_DATA.
+KNOWN_OPTIONS = ("num_data", "latent_dim", "total_count", "num_classes", "num_bins")
+FROM_DATA = -1
 _PYTHON_VALUES = {"None": None, "True": True, "False": False}
 
 
@@ -99,8 +102,11 @@ def part_options(kind: str, part: type) -> dict[str, Option] | None:
     }
 
 
-def check_part_options(argv: Sequence[str], parts: Mapping[str, Any]) -> None:
+def check_part_options(argv: Sequence[str], parts: Mapping[str, Any]) -> list[str]:
     """Check the options of parts on a command line, in their order.
+
+    Returns:
+        Flags to append: the required options that are not given and that the script knows itself, as FROM_DATA.
 
     Args:
         argv: Command line whose parts have full paths.
@@ -110,6 +116,7 @@ def check_part_options(argv: Sequence[str], parts: Mapping[str, Any]) -> None:
         ValueError: If an option precedes its part, the part does not have it, its value is of another type, or a
             required option is missing.
     """
+    known: list[str] = []
     for kind in BASES:
         tokens = [(name.removeprefix(kind), value) for name, value in flags_and_values(argv) if _kind(name) == kind]
         chosen = [_class_and_options(kind, value) if name in ("", ".class_path") else None for name, value in tokens]
@@ -126,7 +133,8 @@ def check_part_options(argv: Sequence[str], parts: Mapping[str, Any]) -> None:
                 _check_option(kind, part, option, value, later)
                 given.add(option)
         if part and any(chosen):
-            _check_required(kind, part, given)
+            known += _check_required(kind, part, given)
+    return known
 
 
 def check_file_options(kind: str, value: Any, source: str) -> None:
@@ -221,10 +229,16 @@ def _check_option(kind: str, part: type | None, option: str, value: str | None, 
         raise ValueError(f"{flag} {value}: {expected(hint, value)}; {see}")
 
 
-def _check_required(kind: str, part: type, given: set[str]) -> None:
+def _check_required(kind: str, part: type, given: set[str]) -> list[str]:
+    """Check that the required options are given; return flags for those that the script knows itself."""
+    known = []
     for name, option in (part_options(kind, part) or {}).items():
         if option.required and name not in given and "init_args" not in given:
+            if kind in ("elbo", "likelihood") and name in KNOWN_OPTIONS:
+                known.append(f"--{kind}.{name}={FROM_DATA}")
+                continue
             raise ValueError(f"--{kind} {part.__name__} needs --{kind}.{name}, {in_words(option.type)}; give it")
+    return known
 
 
 def _no_such_option(kind: str, part: type, name: str, options: Mapping[str, Option]) -> str:

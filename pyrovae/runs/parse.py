@@ -33,8 +33,8 @@ def parse_training(argv: Sequence[str], **given: Any) -> Namespace:
     argv = _with_full_paths(argv)
     for file in _values_of(argv, "config"):
         _set_defaults(parser, read_yaml(Path(file)), source=file, trust_imports=trust)
-    check_part_options(argv, {kind: parser.get_default(kind) for kind in BASES})
-    return parse_flags(parser, argv)
+    known = check_part_options(argv, {kind: parser.get_default(kind) for kind in BASES})
+    return parse_flags(parser, [*argv, *known])
 
 
 def parse_config(config: Any, *, source: str, trust_imports: Iterable[str]) -> Namespace:

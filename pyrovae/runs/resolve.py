@@ -10,7 +10,8 @@ from jsonargparse import Namespace
 from torch import Tensor, nn
 
 from pyrovae.data import Data
-from pyrovae.runs.registry import full_part, known_parts
+from pyrovae.runs.options import FROM_DATA, KNOWN_OPTIONS
+from pyrovae.runs.registry import full_part, known_parts, part_class
 
 # Numbers in a batch of data below which a second thread does not pay.
 SMALL_BATCH = 20_000
@@ -37,6 +38,10 @@ def resolve(config: Namespace, data: Data) -> Namespace:
         config.covariates = _absolute(config.covariates)
     if config.likelihood is None:
         config.likelihood = Namespace(_default_likelihood(data))
+    _fill_known_options(config, data)
+    if config.output_bias is None:
+        starts = getattr(part_class("likelihood", config.likelihood.class_path), "starts_at_means", False)
+        config.output_bias = "data" if starts else "random"
     arguments = config.network.get("init_args") or Namespace()
     if "shape" in arguments and arguments.shape is None and len(data.shape) in (2, 3):
         arguments.shape = list(data.shape)
@@ -78,6 +83,21 @@ def fitting_likelihoods(x: Tensor) -> list[str]:
         if bool(p_x.support.check(x).all()):
             found.append(" ".join([name, *(f"--likelihood.{key} {value}" for key, value in arguments.items())]))
     return found
+
+
+def _fill_known_options(config: Namespace, data: Data) -> None:
+    """Replace FROM_DATA by what the data and the other flags say (`check_part_options`)."""
+    values: dict[str, Any] = {"num_data": len(data.train), "latent_dim": config.latent_dim}
+    for kind in ("likelihood", "elbo"):
+        arguments = config[kind].get("init_args") or Namespace()
+        unknown = [name for name, value in dict(arguments).items() if name in KNOWN_OPTIONS and value == FROM_DATA]
+        if kind == "likelihood" and unknown:
+            part: Any = part_class(kind, config[kind].class_path)
+            values |= part.arguments_for(torch.cat([data.examples, data.validation, data.test]))
+        for name in unknown:
+            if name not in values:
+                raise ValueError(f"--{kind}.{name} does not follow from the data; give it")
+            arguments[name] = values[name]
 
 
 def _default_likelihood(data: Data) -> dict[str, Any]:

@@ -115,10 +115,12 @@ class Batches:
         batch_size: Number of data B per batch. The last batch of an epoch may be smaller.
         transform: Transform of x, the first argument, applied to each batch anew; None for no transform.
         seed: Random seed of the order of the data.
+        least_data: Smallest number of data of a batch. A smaller remainder joins the last full batch.
 
     Attributes:
         size: Number of data N.
         steps: Number of batches per epoch.
+        full_steps: Number of batches of exactly B data.
         device: Device of the data.
         streamed: Whether an argument is `Streamed`. Its batches are read from disk one step ahead.
         order: Order of the data in the current epoch, with shape (N,), overwritten in place by the next epoch.
@@ -133,11 +135,15 @@ class Batches:
         batch_size: int,
         transform: Callable[[Tensor], Tensor] | None = None,
         seed: int = 0,
+        least_data: int = 1,
     ) -> None:
         self.args, self.kwargs, self.transform = args, kwargs, transform
         self.batch_size, self.seed = batch_size, seed
         self.size, self.device = num_data(args, kwargs), device_of(args, kwargs)
+        self.full_steps, rest = divmod(self.size, batch_size)
         self.steps = math.ceil(self.size / batch_size)
+        if 0 < rest < least_data and self.full_steps:
+            self.steps, self.full_steps = self.full_steps, self.full_steps - 1
         self.streamed = any(isinstance(value, Streamed) for value in (*args, *kwargs.values()))
         self.order = torch.arange(self.size, device=self.device)
         self.shuffled = True
@@ -166,8 +172,7 @@ class Batches:
 
     def calls(self, epochs: int) -> dict[int, int]:
         """Return the number of steps in a number of epochs, by batch size."""
-        full, rest = min(self.size, self.batch_size), self.size % self.batch_size
-        return {full: epochs * max(1, self.size // self.batch_size), rest: epochs}
+        return {self.batch_size: epochs * self.full_steps, self.size - self.full_steps * self.batch_size: epochs}
 
     def first(self, size: int | None = None) -> ProgramArguments:
         """Return the arguments at the first rows of the data, transformed: `size` rows, or those of a full batch."""
@@ -188,7 +193,8 @@ class Batches:
 
     def rows(self, step: int) -> Tensor:
         """Return the rows of a step of the epoch, with shape (B,)."""
-        return self.order[step * self.batch_size : (step + 1) * self.batch_size]
+        end = self.size if step == self.steps - 1 else (step + 1) * self.batch_size
+        return self.order[step * self.batch_size : end]
 
     def _read(self, step: int) -> ProgramArguments:
         return take(self.args, self.kwargs, self.rows(step))

@@ -15,6 +15,7 @@ from torch import Tensor
 from pyrovae.densities import (
     Program,
     TiledWarning,
+    advice_on_units,
     auto_guide_rows,
     check_support,
     evaluating,
@@ -293,9 +294,10 @@ def check_finite(model: Program, guide: Program, batches: Batches | LoaderBatche
     if len(bad):
         step = int(bad[0])
         found = f"the loss became {state.losses[step].item()} in epoch {state.epoch + 1}, step {step + 1}"
-        sites = nonfinite_sites(model, guide, *batches.taken(step))
+        args, kwargs = batches.taken(step)
+        sites = nonfinite_sites(model, guide, args, kwargs)
         found += f"; the density of {sites[0]} is not finite" if sites else ""
-        raise NonFiniteLossError(f"{found}; {advice}")
+        raise NonFiniteLossError(f"{found}; {advice}{advice_on_units(args, kwargs)}")
     for name, value in state.values().items():
         if not bool(torch.isfinite(value).all()):
             raise NonFiniteLossError(f"{name!r} became nan or infinite in epoch {state.epoch + 1}; {advice}")

@@ -70,7 +70,7 @@ class GraphedEpoch:
     def __init__(self, single: SingleSteps) -> None:
         assert isinstance(single.batches, Batches)
         self.single, self.stepper, self.batches, self.losses = single, single.stepper, single.batches, single.losses
-        self.count = min(STEPS_PER_GRAPH, self.batches.size // self.batches.batch_size)
+        self.count = min(STEPS_PER_GRAPH, self.batches.full_steps)
         self._possible = self.count > 1
         self._weights = None if self.stepper.weight is None else torch.ones_like(self.losses)
         self._graph: CapturedSteps | None = None
@@ -88,7 +88,7 @@ class GraphedEpoch:
 
     def _ready(self, step: int) -> CapturedSteps | None:
         """Return the graph for the steps from this one on, captured if possible."""
-        if not self._possible or (step + self.count) * self.batches.batch_size > self.batches.size:
+        if not self._possible or step + self.count > self.batches.full_steps:
             return None
         if self.stepper.captured_optimizer.changed():
             self._possible, self._graph = False, None

@@ -152,7 +152,7 @@ def fit(
             plate, model, guide, data, validation, transform, batch_size=batch_size
         )
     held_out = None if validation is None else _held_out(model, guide, validation)
-    batches = _batches(model, guide, data, batch_size, transform, seed)
+    batches = _batches(model, guide, data, batch_size, transform, seed, getattr(elbo, "least_data", 1))
     model, guide = hide_unused(model, guide, batches)
     if isinstance(batches, LoaderBatches) and not (commit is resume is None):
         warnings.warn(
@@ -196,13 +196,14 @@ def _batches(
     batch_size: int,
     transform: Callable[[Tensor], Tensor] | None,
     seed: int,
+    least_data: int,
 ) -> Batches | LoaderBatches:
     """Prepare the training data, and make their batches."""
     if isinstance(data, DataLoader):
         return LoaderBatches(data, (model, guide), transform)
     check_no_dataset(data)
     args, kwargs, transform = prepare_data((model, guide), data, transform)
-    return Batches(args, kwargs, batch_size=batch_size, transform=transform, seed=seed)
+    return Batches(args, kwargs, batch_size=batch_size, transform=transform, seed=seed, least_data=least_data)
 
 
 def _held_out(model: Program, guide: Program, data: Arguments | DataLoader[Any]) -> ProgramArguments:

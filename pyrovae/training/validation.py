@@ -122,8 +122,11 @@ def validate_objective(
     size, total, workers = num_data(args, kwargs), 0.0, workers or Workers()
     chunk_size = max(1, _CHUNK_SIZE * VALIDATION_PARTICLES // elbo.num_particles)
     with isolated_rng(_SEED), evaluating(model, guide), pyro.validation_enabled(False), temper(latent=weight):
-        for start in range(0, size, chunk_size):
-            rows = slice(start, min(start + chunk_size, size))
+        starts = list(range(0, size, chunk_size))
+        if len(starts) > 1 and size - starts[-1] < getattr(elbo, "least_data", 1):
+            starts.pop()
+        for start, stop in zip(starts, [*starts[1:], size], strict=True):
+            rows = slice(start, stop)
             share = workers.share(rows.stop - rows.start)
             some_args, some_kwargs = take(*take(args, kwargs, rows), share.rows)
             if not isinstance(elbo, TensorELBO):  # Pyro's objectives run the programs themselves

@@ -12,7 +12,8 @@ from pyrovae.distributions import (
     ContinuousBernoulli,
     DiscretizedLogistic,
     FloatCategorical,
-    OpenBeta,
+    LogitBeta,
+    LogitBetaBinomial,
     StudentT,
     TruncatedNormal,
 )
@@ -139,7 +140,7 @@ def test_continuous_bernoulli_has_no_step_where_its_series_ends():
         TruncatedNormal(torch.zeros(2), torch.ones(2), validate_args=True),
         DiscretizedLogistic(torch.zeros(2), torch.ones(2), 5, validate_args=True),
         ContinuousBernoulli(torch.zeros(2), validate_args=True),
-        OpenBeta(torch.full((2,), 1e-3), torch.full((2,), 1e-3), validate_args=True),
+        LogitBeta(torch.zeros(2), torch.full((2,), 2e-3), validate_args=True),
         FloatCategorical(logits=torch.zeros(2, 5), validate_args=True),
     ],
     ids=lambda p: type(p).__name__,
@@ -186,3 +187,26 @@ def test_student_t_agrees_with_torchs_for_any_shape_of_df(shape):
         torch.testing.assert_close(*gradients, rtol=1e-4, atol=1e-5)
     with pytest.raises(ValueError, match="within the support"):
         StudentT(df, loc, scale, validate_args=True).log_prob(torch.tensor(torch.nan))
+
+
+@pytest.mark.parametrize("logits", [0.0, 2.0])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_draws_of_beta_and_beta_binomial_at_a_tiny_concentration_lie_at_the_ends(logits, dtype):
+    torch.manual_seed(0)
+    s, size = 1e-3, 200_000  # the standard error of a share is at most 0.0011, and 0.00003 in the middle
+    logits = torch.full((size,), logits, dtype=dtype)
+    exact = stats.beta(s * torch.sigmoid(logits[0]).item(), s * torch.sigmoid(-logits[0]).item())
+    draws = {"beta": LogitBeta(logits, s).sample(), "beta-binomial": LogitBetaBinomial(100, logits, s).sample() / 100}
+    for x in draws.values():
+        assert x.dtype == dtype
+        middle = ((x > 0.405) & (x < 0.595)).double().mean().item()
+        assert abs(middle - (exact.cdf(0.595) - exact.cdf(0.405))) < 2e-4
+        assert abs((x > 0.5).double().mean().item() - exact.sf(0.5)) < 5e-3
+    assert bool(((draws["beta"] > 0) & (draws["beta"] < 1)).all())
+
+
+def test_gradients_of_beta_draws_are_those_of_the_mean():
+    torch.manual_seed(0)
+    logits = torch.tensor([-1.0, 0.0, 2.0], dtype=torch.float64, requires_grad=True)
+    LogitBeta(logits, torch.tensor([0.5, 2.0, 40.0])).rsample((200_000,)).mean(0).sum().backward()
+    torch.testing.assert_close(logits.grad, logits.detach().sigmoid() * (-logits.detach()).sigmoid(), rtol=0.03, atol=0)

@@ -11,7 +11,14 @@ import yaml
 from pyrovae import MLP, Blueprint, ConvNet, NormalLikelihood
 from pyrovae.data import load_data
 from pyrovae.programs import RecordedMaker
-from pyrovae.runs import check_contract, check_reparameterised, check_site_order, parse_training, resolve
+from pyrovae.runs import (
+    build_objective,
+    check_contract,
+    check_reparameterised,
+    check_site_order,
+    parse_training,
+    resolve,
+)
 from pyrovae.runs.flags import FLAGS
 from pyrovae.runs.parse import config_to_yaml
 
@@ -91,3 +98,19 @@ def test_config_yaml_has_the_keys_of_the_flags_in_their_order():
     assert text.startswith(
         b"data: digits\ndata_dir: null\nbinarize: none\ncovariates: null\nprior:\n  class_path: pyro"
     )
+
+
+@pytest.mark.parametrize(
+    ("flags", "kind", "option", "value"),
+    [
+        (["--elbo", "BetaTCELBO"], "elbo", "num_data", 1439),
+        (["--elbo", "BetaTCELBO", "--elbo.num_data", "77"], "elbo", "num_data", 77),
+        (["--elbo", "FactorVAEELBO", "--latent_dim", "4"], "elbo", "latent_dim", 4),
+        (["--likelihood", "BinomialLikelihood"], "likelihood", "total_count", 16),
+        (["--likelihood", "CategoricalLikelihood"], "likelihood", "num_classes", 17),
+    ],
+)
+def test_the_script_gives_parts_what_it_knows_itself(flags, kind, option, value):
+    config = resolve(parse_training(flags), load_data("digits"))
+    assert config[kind].init_args[option] == value
+    build_objective(config)

@@ -38,7 +38,6 @@ BAD_FLAGS = {
     "--data both.npz:reals": "must be named: --likelihood LaplaceLikelihood, or --likelihood NormalLikelihood",
     "--data both.npz:counts --likelihood BinomialLikelihood --likelihood.total_count 3": "whole numbers from 0 to 3",
     "--data both.npz:reals --likelihood PoissonLikelihood": "of Poisson, whole numbers, at least 0;",
-    "--data both.npz:counts --likelihood BinomialLikelihood": "needs --likelihood.total_count, a whole number",
     "--data both.npz:reals --binarize dynamic": "--binarize dynamic needs grey values",
     "--data grey.npy --likelihood BernoulliLikelihood": "ContinuousBernoulliLikelihood",
     "--data holes.npy --likelihood NormalLikelihood": "NaN",

@@ -13,9 +13,13 @@ from pyro.infer import SVI, RenyiELBO, Trace_ELBO, TraceMeanField_ELBO
 from torch import nn
 
 from pyrovae import (
+    DIPVAEELBO,
     MLP,
     VAE,
     BernoulliLikelihood,
+    BetaTCELBO,
+    FactorVAEELBO,
+    InfoVAEELBO,
     MixturePrior,
     NormalEncoder,
     NormalLikelihood,
@@ -25,7 +29,7 @@ from pyrovae import (
     log_weights,
 )
 from pyrovae.training import NonFiniteLossError, StoppedError
-from pyrovae.training.batches import epoch_order
+from pyrovae.training.batches import Batches, epoch_order
 
 PLAIN_ADAM = partial(torch.optim.Adam, lr=1e-2)
 
@@ -456,3 +460,18 @@ class TestRefusals:
             fit(mixture.model, mixture.guide, x, elbo=Trace_ELBO(), epochs=1, resume=states[0])
         with pytest.raises(ValueError, match="steps an epoch"):
             fit(vae.model, vae.guide, x, elbo=Trace_ELBO(), epochs=1, batch_size=7, resume=states[0])
+
+
+@pytest.mark.parametrize(("size", "joined"), [(7, [3, 4]), (8, [3, 3, 2]), (9, [3, 3, 3]), (1, [1])])
+def test_a_remainder_of_one_joins_the_batch_before_it_for_aggregate_objectives_alone(size, joined):
+    oracle = LinearGaussian(dtype=torch.float32)
+    x = oracle.data(size)
+    for least, sizes in ((2, joined), (1, [len(rows) for rows in x.split(3)])):
+        batches = Batches((x,), {}, batch_size=3, least_data=least)
+        assert [len(batches.rows(step)) for step in range(batches.steps)] == sizes
+        assert sum(rows * count for rows, count in batches.calls(1).items()) == size
+    assert Trace_ELBO.__dict__.get("least_data", 1) == 1
+    for elbo in (BetaTCELBO(9), FactorVAEELBO(2), InfoVAEELBO(), DIPVAEELBO()):
+        if size > 1:
+            vae = oracle.vae(sd_factor=1.0)
+            fit(vae.model, vae.guide, x, elbo=elbo, epochs=1, batch_size=3, validation=x, progress=False)

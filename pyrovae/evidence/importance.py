@@ -71,6 +71,7 @@ class WeightBlock(NamedTuple):
     component: Tensor
     names: tuple[str, ...]
     proposal: str
+    unsettled: Tensor | None = None
 
 
 @entry()
@@ -140,7 +141,10 @@ def log_marginal(
         **kwargs,
     ):
         log_w = pareto_smoothed_log_weights(block.log_w) if pareto_smoothed else block.log_w
-        blocks.append(summarize_log_weights(log_w, block.component))
+        summary = summarize_log_weights(log_w, block.component)
+        if block.unsettled is not None:
+            summary = summary._replace(khat=torch.where(block.unsettled, torch.inf, summary.khat))
+        blocks.append(summary)
     return LogMarginal(*concatenate(blocks))
 
 
@@ -273,7 +277,7 @@ def log_weight_blocks(
             count = _draws_for_std_error(sampler.draw, target_std_error, num_particles)
         log_w, component = sampler.draw(count)
         sampler.warn_of_undefined()
-        yield WeightBlock(block.rows, log_w, component, sampler.names, sampler.proposal)
+        yield WeightBlock(block.rows, log_w, component, sampler.names, sampler.proposal, getattr(block.space,'unsettled',None) if sampler.program is None else None)
 
 
 def _draws_for_std_error(draw: Callable[[int], tuple[Tensor, Tensor]], target_std_error: float, most: int) -> int:

@@ -20,6 +20,7 @@ from pyrovae.densities import evaluating, isolated_rng, sample_sites
 from pyrovae.evidence.blocks import DEFAULT_CHUNK_SIZE, split_count
 from pyrovae.evidence.laplace import LaplaceFit, climb, laplace_fit, normal_at
 from pyrovae.evidence.latent_space import LatentSpace
+from pyrovae.evidence.modes import find_modes
 from pyrovae.evidence.proposal_components import (
     Component,
     EllipticalComponent,
@@ -135,6 +136,7 @@ class LaplaceProposal(Proposal):
     starts: int = 1
     modes: Literal["best", "all"] = "best"
     rounds: int = 0
+    searches: int = 0
 
     def __post_init__(self) -> None:
         _check_positive(df=self.df)
@@ -154,10 +156,17 @@ class LaplaceProposal(Proposal):
     def adapt(self, space: LatentSpace, *, chunk_size: int = DEFAULT_CHUNK_SIZE) -> Component:
         """Climb to the mode of each datum; proposals that differ only in df share one climb."""
         _check_continuous(space, self.name)
-        key = ("laplace", self.steps, self.starts, self.modes, self.rounds)
+        key = ("laplace", self.steps, self.starts, self.modes, self.rounds, self.searches)
         if key not in space.memo:
-            find = climb if self.modes == "all" else laplace_fit
-            fit = find(space, steps=self.steps, starts=self.starts, chunk_size=chunk_size)
+            unsettled = None
+            if self.searches:
+                fit, unsettled = find_modes(
+                    space, steps=self.steps, starts=self.starts, rounds=self.searches, chunk_size=chunk_size
+                )
+            else:
+                find = climb if self.modes == "all" else laplace_fit
+                fit = find(space, steps=self.steps, starts=self.starts, chunk_size=chunk_size)
+            space.unsettled = unsettled
             for _ in range(self.rounds):
                 more = normal_at(space, self._most_missed(space, fit, chunk_size), chunk_size=chunk_size)
                 fit = LaplaceFit(*(torch.cat(parts) for parts in zip(fit, more, strict=True)))
@@ -165,7 +174,9 @@ class LaplaceProposal(Proposal):
         return self._component(space, space.memo[key])
 
     def _component(self, space: LatentSpace, fit: LaplaceFit) -> EllipticalComponent:
-        component = EllipticalComponent(space, self.name, fit.mode, fit.scale_tril, self.df)
+        component = EllipticalComponent(
+            space, self.name, fit.mode, fit.scale_tril, self.df, fit.rotation, fit.sides
+        )
         if self.modes == "all":
             component.share_by(fit.log_joint)
         return component
@@ -243,7 +254,7 @@ def default_proposal(space: LatentSpace) -> Proposal:
         return DefensiveProposal()
     # More latents have more places to miss; with many latents, finding a place is not worth the draws.
     rounds = 0 if space.size > 6 else 8 if space.size > 2 else 3
-    laplace = LaplaceProposal(starts=4, modes="all", rounds=rounds)  # posteriors may have several modes
+    laplace = LaplaceProposal(starts=4, modes="all", rounds=rounds, searches=6)  # posteriors may have several modes
     parts = (laplace, replace(laplace, df=None), GuideProposal(), PriorProposal())
     return MixtureProposal(parts, (0.6, 0.1, 0.1, 0.2))
 

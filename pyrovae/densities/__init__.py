@@ -5,10 +5,14 @@
     vectorized  programs with the way to run them on draws
     whole       programs whose whole data set counts as one datum
     data_plate  the plate over the data, among the plates of programs
+    looped      traces of programs that run once per draw
     traces      traces on K draws for N data, log densities of their sites
     layout      where draws and data lie in the batch shapes of sites
     masks       masks around sites and inside their distributions
     weights     `log_joint`, `log_weights` and `weighted_draws`
+    coverage    check that a guide may draw all that the posterior holds possible
+    samplers    corrections of distributions whose draws do not follow their density
+    program_state  state that programs change when they run, and its restoration
     enumeration sums over the values of discrete sites
     sum_checks  check of these sums
     auxiliary   auxiliary sites of Pyro's auto guides
@@ -16,8 +20,10 @@
     contract    checks that model and guide agree: latents, masks, domains, scales
     support     checks that data lie in the support
     modules     torch modules inside a program, evaluation mode
-    handlers    `temper`
+    handlers    `temper`, and the check for changes in place
     entry       the check of arguments at the entry of public functions
+    moved       data along another dim than the first
+    rows        parameters with one row per datum, in error messages
     arguments   rows and devices of program arguments, `Whole`
     streamed    data that stay on disk
     rng         states of random generators
@@ -29,11 +35,14 @@ traces, so no function depends on the class of a prior or a likelihood.
 from pyrovae.densities.arguments import Whole, device_of, num_data, plain, take
 from pyrovae.densities.auxiliary import auto_guide_rows, check_spread, set_up_auto_guides
 from pyrovae.densities.contract import check_density, matched_latents, take_kl_weight
+from pyrovae.densities.coverage import warn_of_missed_mass
+from pyrovae.densities.data_plate import run_once, unused_sites
 from pyrovae.densities.domains import Image, domain_of, entry_support
 from pyrovae.densities.entry import entry, prepare_arguments
-from pyrovae.densities.handlers import temper
+from pyrovae.densities.handlers import check_unchanged, temper
 from pyrovae.densities.masks import entry_of, in_support, is_partial
 from pyrovae.densities.modules import evaluating, module_of, modules_of
+from pyrovae.densities.moved import Rows, find_rows
 from pyrovae.densities.rng import (
     generator_states,
     isolated_rng,
@@ -56,12 +65,14 @@ from pyrovae.densities.weights import (
     nonfinite_sites,
     weighted_draws,
 )
-from pyrovae.densities.whole import vectorize_whole
+from pyrovae.densities.whole import LoopedWarning, vectorize_whole
 
 __all__ = [
     "Image",
+    "LoopedWarning",
     "ParticleTrace",
     "Program",
+    "Rows",
     "Site",
     "Streamed",
     "SupportError",
@@ -73,6 +84,7 @@ __all__ = [
     "check_density",
     "check_spread",
     "check_support",
+    "check_unchanged",
     "check_weights",
     "device_of",
     "domain_of",
@@ -81,6 +93,7 @@ __all__ = [
     "entry_of",
     "entry_support",
     "evaluating",
+    "find_rows",
     "generator_states",
     "in_support",
     "is_partial",
@@ -95,6 +108,7 @@ __all__ = [
     "plain",
     "prepare_arguments",
     "prepared",
+    "run_once",
     "sample_sites",
     "set_generator_states",
     "set_torch_generator_states",
@@ -104,8 +118,10 @@ __all__ = [
     "take_kl_weight",
     "temper",
     "torch_generator_states",
+    "unused_sites",
     "vectorize",
     "vectorize_pair",
     "vectorize_whole",
+    "warn_of_missed_mass",
     "weighted_draws",
 ]

@@ -9,6 +9,7 @@ from weakref import WeakSet
 import numpy as np
 import torch
 from torch import Tensor
+from torch.nn.utils.rnn import PackedSequence, pack_padded_sequence, pad_packed_sequence
 
 from pyrovae.densities.streamed import Streamed
 
@@ -85,19 +86,34 @@ def take(
 ) -> tuple[tuple[Any, ...], dict[str, Any]]:
     """Select rows of every tensor argument, in memory or streamed, with leading length N. Keep all other arguments.
 
+    Sequences of a `PackedSequence` of N sequences are selected like rows.
+
     Args:
         args: Positional arguments of a program.
         kwargs: Keyword arguments of a program.
         rows: Rows to select.
     """
     size = num_data(args, kwargs)
-    return _map(lambda value: value[rows] if is_per_datum(value, size) else value, args, kwargs)
+    return _map(lambda value: _rows_of(value, rows) if is_per_datum(value, size) else value, args, kwargs)
+
+
+def _rows_of(value: Any, rows: slice | Tensor) -> Any:
+    """Select rows of a tensor, or sequences of a `PackedSequence`."""
+    if not isinstance(value, PackedSequence):
+        return value[rows]
+    padded, lengths = pad_packed_sequence(value, batch_first=True)
+    rows = rows.cpu() if isinstance(rows, Tensor) else rows
+    padded, lengths = padded[rows], lengths[rows]
+    is_sorted = bool((lengths.diff() <= 0).all())
+    return pack_padded_sequence(padded, lengths, batch_first=True, enforce_sorted=is_sorted)
 
 
 def tile(
     args: tuple[Any, ...], kwargs: Mapping[str, Any], num_particles: int
 ) -> tuple[tuple[Any, ...], dict[str, Any]]:
-    """Repeat the rows of every tensor argument with leading length N, so that row k N + n is datum n of copy k.
+    """Repeat the rows of every tensor argument with leading length N, so that row n K + k is copy k of datum n.
+
+    Rows that are sorted, such as by length for packed sequences, stay sorted.
 
     Args:
         args: Positional arguments of a program.
@@ -109,8 +125,10 @@ def tile(
     def repeated(value: Any) -> Any:
         if not is_per_datum(value, size):
             return value
+        if isinstance(value, PackedSequence):
+            return _rows_of(value, torch.arange(size).repeat_interleave(num_particles))
         value = value[:] if isinstance(value, Streamed) else value
-        return value.unsqueeze(0).expand(num_particles, *value.shape).flatten(0, 1)
+        return value.unsqueeze(1).expand(size, num_particles, *value.shape[1:]).flatten(0, 1)
 
     return _map(repeated, args, kwargs)
 
@@ -167,7 +185,9 @@ def _is_first(program: Any) -> bool:
 
 
 def is_per_datum(value: Any, size: int) -> bool:
-    """Return whether an argument has one row for each of N data."""
+    """Return whether an argument has one row, or one sequence of a `PackedSequence`, for each of N data."""
+    if isinstance(value, PackedSequence):
+        return int(value.batch_sizes[0]) == size
     return isinstance(value, Tensor | Streamed) and value.dim() > 0 and value.shape[0] == size
 
 

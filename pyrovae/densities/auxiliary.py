@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from pyro import poutine
 from pyro.contrib.easyguide import EasyGuide
-from pyro.infer.autoguide import AutoContinuous, AutoGuide, AutoLaplaceApproximation, AutoNormal
+from pyro.infer.autoguide import AutoContinuous, AutoGuide, AutoLaplaceApproximation, AutoNormal, AutoStructured
 from torch import Tensor
 from torch.distributions import biject_to
 
@@ -75,9 +75,19 @@ def set_up_auto_guides(guide: Program, args: tuple[Any, ...], kwargs: Mapping[st
 
 
 def auxiliary_sites(guide: Program) -> dict[str, AuxiliarySite]:
-    """List the auxiliary sites of the auto guides in a program, by name."""
+    """List the auxiliary sites of the auto guides in a program, by name.
+
+    Raises:
+        ValueError: If one is an `AutoStructured`, whose auxiliary sites move each other.
+    """
     found = {}
     for part in auto_guides_of(guide):
+        if isinstance(part, AutoStructured):
+            raise ValueError(
+                "AutoStructured has no density at latents that it has not drawn itself, since each of its draws shifts "
+                "the later ones; train it with fit if you like, and give an estimator AutoMultivariateNormal, or "
+                "another guide"
+            )
         if part.prototype_trace is None:
             continue
         latents = dict(part.prototype_trace.iter_stochastic_nodes())

@@ -22,8 +22,10 @@ def take_kl_weight(model_trace: ParticleTrace, guide_trace: ParticleTrace) -> fl
         The scale of all latent sites in both programs; None if it is the number 1.
 
     Raises:
-        ValueError: If two latent sites have different scales.
+        ValueError: If two latent sites have different scales, or the density of a given site outside the data plate has
+            a gradient.
     """
+    _check_given(model_trace)
     latents = [site for trace in (model_trace, guide_trace) for site in trace.latents.values()]
     if not latents:
         return None
@@ -38,6 +40,17 @@ def take_kl_weight(model_trace: ParticleTrace, guide_trace: ParticleTrace) -> fl
             )
         site.scale = 1.0
     return None if not isinstance(weight, Tensor) and weight == 1 else weight
+
+
+def _check_given(trace: ParticleTrace) -> None:
+    """Raise a ValueError if the density of a given site that is left out would train parameters."""
+    for site in trace.given:
+        if torch.is_grad_enabled() and site.entries().requires_grad:
+            raise ValueError(
+                f"site {site.name!r} of the {site.program} lies outside the data plate, so an objective per datum "
+                "leaves out its density, but parameters that are trained change it; train with "
+                "pyro.infer.Trace_ELBO(), or fix the parameters of its distribution and its value"
+            )
 
 
 def matched_latents(model_trace: ParticleTrace, guide_trace: ParticleTrace) -> dict[str, Site]:

@@ -2,7 +2,7 @@
 
 import inspect
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from functools import partial, wraps
 from types import FunctionType
 from typing import Any, ParamSpec, TypeVar, cast
@@ -13,9 +13,11 @@ from pyro import poutine
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset
 
-from pyrovae.densities.arguments import mark_whole
+from pyrovae.densities.arguments import has_data, mark_whole
 from pyrovae.densities.modules import evaluating, module_of
+from pyrovae.densities.moved import find_rows
 from pyrovae.densities.rng import isolated_rng
+from pyrovae.densities.rows import mismatch_of_rows
 from pyrovae.densities.traces import Program
 from pyrovae.densities.vectorized import VectorizedProgram
 
@@ -24,10 +26,14 @@ Result = TypeVar("Result")
 Arguments = tuple[tuple[Any, ...], dict[str, Any]]
 
 _TABLE = "Trace Shapes:"  # where Pyro's table of shapes begins in a message
-_OF_SHAPES = ("size of tensor", "shape", "dtype", "scalar type")  # in torch's messages about arguments
+# In torch's messages about arguments.
+_OF_SHAPES = ("enforce_sorted", "size of tensor", "shape", "dtype", "scalar type")
+_ADVICE = "\n  Try "  # where Pyro's advice begins in a message of several lines
 
 
-def entry(*options: str) -> Callable[[Callable[Parameters, Result]], Callable[Parameters, Result]]:
+def entry(
+    *options: str, needs_data: bool = True
+) -> Callable[[Callable[Parameters, Result]], Callable[Parameters, Result]]:
     """Make a decorator of public functions that take programs, and data as `*args` or `x`.
 
     It checks that programs are in their places, and prepares the arguments (`prepare_arguments`). Errors of the
@@ -35,13 +41,14 @@ def entry(*options: str) -> Callable[[Callable[Parameters, Result]], Callable[Pa
 
     Args:
         *options: Names of keyword arguments that the function passes on, not to the programs but to another function.
+        needs_data: Whether the programs must take data as arguments; otherwise they may hold their data themselves.
     """
 
     def decorate(function: Callable[Parameters, Result]) -> Callable[Parameters, Result]:
         signature, call = inspect.signature(function), _call
 
         def entered(*args: Any, **kwargs: Any) -> Any:
-            return call(function, signature, options, args, kwargs)
+            return call(function, signature, (options, needs_data), args, kwargs)
 
         # It has the globals of the function, so that doctest finds the examples, and hence uses no name of this module.
         inner: Any = entered
@@ -52,7 +59,13 @@ def entry(*options: str) -> Callable[[Callable[Parameters, Result]], Callable[Pa
 
 
 def prepare_arguments(
-    function: str, programs: Sequence[Program], args: tuple[Any, ...], kwargs: Mapping[str, Any], *, warn: bool = True
+    function: str,
+    programs: Sequence[Program],
+    args: tuple[Any, ...],
+    kwargs: Mapping[str, Any],
+    *,
+    warn: bool = True,
+    needs_data: bool = True,
 ) -> Arguments:
     """Prepare the arguments of programs.
 
@@ -65,6 +78,7 @@ def prepare_arguments(
         args: Positional arguments of the programs, the data first, with shape (N, ...).
         kwargs: Keyword arguments of the programs.
         warn: Whether to warn of arguments that may be cut by mistake.
+        needs_data: Whether the programs must take data as arguments.
 
     Raises:
         ValueError: If the programs cannot take the arguments.
@@ -82,8 +96,17 @@ def prepare_arguments(
                 "data must be a tensor, got a numpy array; give torch.as_tensor(x) of floating point numbers, or "
                 "Streamed(x) for a memory-mapped array"
             )
+    holds_data = not has_data(args, kwargs)
+    if holds_data and needs_data and not any(isinstance(value, Tensor) for value in (*args, *kwargs.values())):
+        other = "" if function == "fit" else ", or use log_evidence(model, guide, ...) for the evidence of all data"
+        raise ValueError(
+            f"{function} needs data as arguments of the programs, got no tensor, so the number of data is not known; "
+            f"write model(x) and guide(x) with data x of shape (N, ...), and give x here{other}"
+        )
     for program in programs:
         _check_signature(program, args, kwargs)
+    if holds_data and not needs_data:
+        return args, dict(kwargs)
     return mark_whole(args, kwargs, programs[0] if warn else None)
 
 
@@ -134,11 +157,27 @@ def check_places(function: str, signature: inspect.Signature, args: Sequence[Any
 
 
 @contextmanager
-def one_line_errors(function: str, *arguments: Any) -> Iterator[None]:
-    """Tell the errors of programs on data that they cannot take in one line, without Pyro's table of shapes."""
+def one_line_errors(
+    function: str, programs: Sequence[Program], args: tuple[Any, ...], kwargs: Mapping[str, Any], validation: Any
+) -> Iterator[None]:
+    """Tell the errors of programs on data that they cannot take in one line, without Pyro's table of shapes.
+
+    Args:
+        function: Name of the public function.
+        programs: The programs.
+        args: Positional arguments of the programs.
+        kwargs: Keyword arguments of the programs.
+        validation: Held-out data, if any.
+    """
     try:
         yield
     except (ValueError, RuntimeError) as error:
+        said = mismatch_of_rows(programs, args, kwargs, validation, str(error))
+        if said is not None:
+            raise ValueError(said) from error
+        if type(error) is ValueError and _ADVICE in str(error):
+            lines = [line.strip().removeprefix("- ") for line in str(error).splitlines()]
+            raise ValueError(f"{function}: {'; '.join(lines)}".replace(":; ", ": ")) from error
         of_shapes = type(error) is RuntimeError and any(word in str(error) for word in _OF_SHAPES)
         if _TABLE not in str(error) and not of_shapes:
             raise
@@ -146,10 +185,16 @@ def one_line_errors(function: str, *arguments: Any) -> Iterator[None]:
         while root.__cause__ is not None and _TABLE in str(root):
             root = root.__cause__
         said = " ".join(str(root).partition(_TABLE)[0].split())
-        if not isinstance(root, ValueError):
+        if "enforce_sorted" in said:
             said = (
-                f"{function} cannot run the programs on {_in_words(arguments)} ({said}); give data of the "
-                "type and shape that the programs take"
+                f"{function} cannot run the programs on these rows, or on some of them, since pack_padded_sequence "
+                "needs them sorted by length; write pack_padded_sequence(..., enforce_sorted=False), which takes any "
+                "order, or sort the rows, longest first"
+            )
+        elif not isinstance(root, ValueError):
+            said = (
+                f"{function} cannot run the programs on {_in_words((*args, *kwargs.values()))} ({said}); give data of "
+                "the type and shape that the programs take"
             )
         raise type(error)(said) from root
 
@@ -157,7 +202,7 @@ def one_line_errors(function: str, *arguments: Any) -> Iterator[None]:
 def _call(
     function: Callable[..., Any],
     signature: inspect.Signature,
-    options: Sequence[str],
+    settings: tuple[Sequence[str], bool],
     args: tuple[Any, ...],
     kwargs: dict[str, Any],
 ) -> Any:
@@ -169,14 +214,27 @@ def _call(
     bound = signature.bind(*args, **kwargs)
     given = bound.arguments
     programs = [given[place] for place in ("model", "guide") if given.get(place) is not None]
-    data = [given.get("x"), given.get("data"), *given.get("args", ()), *given.get("kwargs", {}).values()]
-    with one_line_errors(name, *data):
+    with one_line_errors(name, programs, *_data_of(given, settings[0])):
         if "args" in signature.parameters or "x" in signature.parameters:
-            _prepare(name, options, programs, given)
+            _prepare(name, *settings, programs, given)
         return function(*bound.args, **bound.kwargs)
 
 
-def _prepare(function: str, options: Sequence[str], programs: Sequence[Program], given: dict[str, Any]) -> None:
+def _data_of(given: Mapping[str, Any], options: Sequence[str]) -> tuple[tuple[Any, ...], Mapping[str, Any], Any]:
+    """Return the arguments of programs among those of a public function, and its held-out data."""
+    kwargs = {key: value for key, value in given.get("kwargs", {}).items() if key not in options}
+    data, validation = given.get("data"), given.get("validation")
+    if isinstance(data, Mapping):
+        return (), data, validation
+    if isinstance(data, list | tuple):
+        return tuple(data), {}, validation
+    first = [given[name] for name in ("x", "data") if given.get(name) is not None]
+    return (*first, *given.get("args", ())), kwargs, validation
+
+
+def _prepare(
+    function: str, options: Sequence[str], needs_data: bool, programs: Sequence[Program], given: dict[str, Any]
+) -> None:
     """Prepare the programs' arguments among the bound arguments of a public function, in place."""
     others = given.get("kwargs", {})
     passed_on = {key: value for key, value in others.items() if key in options}
@@ -184,8 +242,33 @@ def _prepare(function: str, options: Sequence[str], programs: Sequence[Program],
     if "x" in given:
         (given["x"],), rest = prepare_arguments(function, programs, (given["x"],), rest)
     else:
-        given["args"], rest = prepare_arguments(function, programs, given.get("args", ()), rest)
+        args = given.get("args", ())
+        if not needs_data and args and all(value is None for value in args) and not _takes(programs, args, rest):
+            args = ()
+        args, rest, programs = _along_plate(programs, args, rest, given, passed_on)
+        given["args"], rest = prepare_arguments(function, programs, args, rest, needs_data=needs_data)
     given["kwargs"] = rest | passed_on
+
+
+def _along_plate(
+    programs: Sequence[Program],
+    args: tuple[Any, ...],
+    kwargs: dict[str, Any],
+    given: dict[str, Any],
+    passed_on: dict[str, Any],
+) -> tuple[tuple[Any, ...], dict[str, Any], Sequence[Program]]:
+    """Move the data of a named plate to the front of the arguments, and wrap the programs, in place, accordingly."""
+    plate, rows = given.get("plate", passed_on.get("plate")), None
+    if plate is not None:
+        with suppress(Exception):  # `find_data_plate` says what is wrong with the name
+            rows = find_rows(programs, args, kwargs, plate)
+    if rows is None:
+        return args, kwargs, programs
+    for place in ("model", "guide", "proposal"):
+        holder = passed_on if place in passed_on else given
+        if inspect.isroutine(holder.get(place)) or (place != "proposal" and holder.get(place) is not None):
+            holder[place] = rows.program(holder[place])
+    return *rows.first(args, kwargs), [given[place] for place in ("model", "guide") if given.get(place) is not None]
 
 
 def _check_type(function: str, value: Any) -> None:
@@ -195,6 +278,16 @@ def _check_type(function: str, value: Any) -> None:
             f"{function} needs data as tensors, got {_described(value)}; concatenate its batches, as in "
             "x = torch.cat(list(loader)), or give Streamed(array) for data on disk"
         )
+
+
+def _takes(programs: Sequence[Program], args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> bool:
+    """Return whether all programs take these arguments."""
+    try:
+        for program in programs:
+            _check_signature(program, args, kwargs)
+    except ValueError:
+        return False
+    return True
 
 
 def _check_signature(program: Program, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> None:

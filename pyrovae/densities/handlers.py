@@ -1,7 +1,10 @@
 """Effect handlers that Pyro lacks."""
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
+import torch
 from pyro.poutine.messenger import Messenger
 from pyro.poutine.util import site_is_subsample
 from torch import Tensor
@@ -43,3 +46,38 @@ class temper(Messenger):  # noqa: N801  # a handler, named as Pyro names its own
             msg["scale"] = (
                 weight if untouched else msg["scale"] * weight
             )  # one object for all sites, so that their weights compare as identical
+
+
+@contextmanager
+def check_unchanged() -> Iterator[None]:
+    """Check that a run of a program changes no mask and no value in place after its site.
+
+    Pyro computes log densities after the run, and hence with the mask and the value as they are then.
+
+    Raises:
+        ValueError: If the program changes one.
+    """
+    keeper = _Keeper()
+    with keeper:
+        yield
+    for name, what, tensor, copy in keeper.kept:
+        if not torch.equal(tensor.nan_to_num(), copy.nan_to_num()):
+            raise ValueError(
+                f"the {what} of site {name!r} is changed in place after the site, so Pyro computes its log density "
+                f"with another {what}; make a new tensor, as in mask = mask | seen in place of mask |= seen"
+            )
+
+
+class _Keeper(Messenger):
+    """Handler that keeps copies of the masks and values of sites."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.kept: list[tuple[str, str, Tensor, Tensor]] = []
+
+    def _pyro_post_sample(self, msg: Any) -> None:
+        if site_is_subsample(msg):
+            return
+        for what in ("mask", "value"):
+            if isinstance(msg[what], Tensor):
+                self.kept.append((msg["name"], what, msg[what], msg[what].detach().clone()))

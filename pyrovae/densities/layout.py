@@ -14,8 +14,8 @@ Plates = Mapping[int, int]  # size of each plate of a site, by its dim
 class Layout:
     """Dims of draws and data in the batch shape of sample sites, counted from the right.
 
-    A layout has a plate of particles and a data plate; or a data plate alone, whose K N rows are K copies of the N data
-    (tiled); or a plate of particles alone, if the whole data set counts as one datum.
+    A layout has a plate of particles and a data plate; or a data plate alone, whose K N rows are K copies of each of
+    the N data, side by side (tiled); or a plate of particles alone, if the whole data set counts as one datum.
 
     Attributes:
         num_particles: Number of draws K per datum.
@@ -73,14 +73,16 @@ class Layout:
             tensor = tensor.permute(*missing, *axes, *range(rank, tensor.dim()))[(0,) * len(missing)]
         if self.data_dim is None:
             return tensor.unsqueeze(1)
-        return tensor if self.particle_dim is not None else tensor.unflatten(0, (self.num_particles, self.num_data))
+        if self.particle_dim is not None:
+            return tensor
+        return tensor.unflatten(0, (self.num_data, self.num_particles)).transpose(0, 1)
 
     def to_site(self, value: Tensor, plates: Plates) -> Tensor:
         """Move draws and data from the front, with shape (K, N, *further plates, *event), to their dims in a site."""
         if self.data_dim is None:
             value = value.squeeze(1)
         elif self.particle_dim is None:
-            value = value.flatten(0, 1)
+            value = value.transpose(0, 1).flatten(0, 1)
         order = [*self.leading, *self.other_dims(plates)]
         rank = -min(order)
         if order == list(range(-rank, 0)):

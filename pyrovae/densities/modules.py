@@ -12,7 +12,7 @@ from pyro.poutine.messenger import Messenger
 from torch import nn
 from torch.nn.modules.module import register_module_forward_pre_hook
 
-from pyrovae.densities.traces import Program
+from pyrovae.densities.traces import MovedProgram, Program
 from pyrovae.densities.vectorized import VectorizedProgram
 
 _PLAIN = (bool, int, float, str)
@@ -59,14 +59,14 @@ def modules_of(program: Program) -> list[nn.Module]:
 
     The list may lack modules that a program finds in another way, such as by a registry of an imported library.
     """
-    return [thing for thing in _reach(program) if isinstance(thing, nn.Module)]
+    return [thing for thing in reach(program) if isinstance(thing, nn.Module)]
 
 
 def modules_and_settings_of(program: Program) -> tuple[list[nn.Module], list[Any]]:
     """List the torch modules that a program can reach, and the numbers, texts and truth values, also of modules."""
     modules: list[nn.Module] = []
     settings: list[Any] = []
-    for thing in _reach(program):
+    for thing in reach(program):
         if isinstance(thing, nn.Module):
             modules.append(thing)
         elif isinstance(thing, _PLAIN):
@@ -76,7 +76,7 @@ def modules_and_settings_of(program: Program) -> tuple[list[nn.Module], list[Any
     return modules, settings
 
 
-def _reach(program: Program) -> Iterator[Any]:
+def reach(program: Program) -> Iterator[Any]:
     """Iterate over the objects that a program can reach; of modules, not over their parts."""
     seen: set[int] = set()
     remaining: list[Any] = [program]
@@ -91,10 +91,17 @@ def _reach(program: Program) -> Iterator[Any]:
                 remaining.extend(reversed(list(_parts_of(thing))))
 
 
+def holds_state(thing: Any) -> bool:
+    """Return whether an object, which is no module, has attributes that a program may change."""
+    if isinstance(thing, type | FunctionType | MethodType | partial | VectorizedProgram):
+        return False
+    return hasattr(thing, "__dict__") and type(thing).__module__.partition(".")[0] not in _LIBRARIES
+
+
 def _unwrap(program: Program) -> Program:
-    """Remove handlers, `functools.partial` and `VectorizedProgram` from a program."""
+    """Remove handlers, `functools.partial`, `VectorizedProgram` and `MovedProgram` from a program."""
     while True:
-        if isinstance(program, VectorizedProgram):
+        if isinstance(program, VectorizedProgram | MovedProgram):
             program = program.program
         elif isinstance(program, partial):
             handled = len(program.args) >= 2 and isinstance(program.args[0], Messenger)

@@ -9,10 +9,12 @@ import torch
 from pyro import poutine
 from torch import Tensor
 
-from pyrovae.densities.traces import Site, sample_sites
+from pyrovae.densities.looped import LoopedTrace
+from pyrovae.densities.traces import ParticleTrace, Site, sample_sites
 from pyrovae.densities.vectorized import VectorizedProgram
 
 _MAX_COMBINATIONS = 64  # of values per datum
+_MAX_VALUES = 8  # of each site, if all combinations are too many
 
 
 def summable_latents(model_trace: poutine.Trace, guide_trace: poutine.Trace | None) -> frozenset[str]:
@@ -34,7 +36,7 @@ def reason_against_sums(names: Collection[str], error: Exception | None = None) 
     """
     start = f"the sites {sorted(names)} of the model, which the guide does not draw, cannot be summed out: "
     if error is not None:
-        return f"{start}{' '.join(str(error).split())[:300]}"
+        return f"{start}{' '.join(str(error).split())[:300].rstrip('.')}; let the guide draw the sites"
     return (
         f"{start}with all their values at once, the densities are not those of single values; index tensors by "
         "Vindex(tensor)[..., site, :], and count dims from the right, or let the guide draw the sites"
@@ -51,8 +53,9 @@ def difference_of_sums(
     """Compare sums over sites with explicit ones, and return the largest relative difference.
 
     The explicit sum is over at most 64 combinations of values, of as many sites as they allow; the other sites keep
-    their values. If sites are left over, the sum over all must agree with that of repeated rows; a whole data set has
-    none.
+    their values. If sites are left over, the densities with all values at once must be those of runs with the first
+    value of each site, the second, and so on; and the sum over all must agree with that of repeated rows, if there are
+    any.
 
     Args:
         model: Model, without sites to sum out.
@@ -80,10 +83,51 @@ def difference_of_sums(
         terms = trace.unscaled_log_density(unmasked=values).double()
         expected = terms.unflatten(0, (count, num_particles)).logsumexp(0)
         difference = _difference(summed(model, frozenset(values)), expected)
-    if len(values) < len(names) and model.how != "whole":
+    if len(values) < len(names):
+        difference = max(difference, _difference_at_values(model, names, latents, args, kwargs))
+    if len(values) < len(names) and model.data_dim is not None:
         everything = summed(model, names)
         difference = max(difference, _difference(everything, summed(replace(model, how="tiled"), names)))
     return difference
+
+
+def _difference_at_values(
+    model: VectorizedProgram,
+    names: frozenset[str],
+    latents: Mapping[str, Tensor],
+    args: tuple[Any, ...],
+    kwargs: Mapping[str, Any],
+) -> float:
+    """Compare densities with all values at once, read at one value of each site, with runs at these values."""
+    num_particles = next(iter(latents.values())).shape[0]
+    fixed = {name: value for name, value in latents.items() if name not in names}
+    at_once = replace(model, summed=names).trace(num_particles, args, kwargs, fixed)
+    sites = model.trace(num_particles, args, kwargs, latents).latents
+    choices = {}
+    for name in names:
+        fn = sites[name].fn
+        choices[name] = fn.enumerate_support(expand=False).reshape(-1, *fn.event_shape)
+    difference = 0.0
+    for number in range(min(_MAX_VALUES, max(len(values) for values in choices.values()))):
+        chosen = {
+            name: values[number % len(values)].expand_as(latents[name]).contiguous() for name, values in choices.items()
+        }
+        expected = model.trace(num_particles, args, kwargs, {**latents, **chosen}).unscaled_log_density(unmasked=names)
+        parts = at_once.parts if isinstance(at_once, LoopedTrace) else [at_once]
+        found = torch.cat([_density_at_value(part, number) for part in parts])
+        difference = max(difference, _difference(found.double(), expected.double()))
+    return difference
+
+
+def _density_at_value(trace: ParticleTrace, number: int) -> Tensor:
+    """Sum the log densities of a trace at the values of summed sites that have this number, with shape (K, N)."""
+    total = torch.zeros(())
+    for site in (trace.sites | trace.summed).values():
+        entries = site.entries()
+        while entries.dim() > site.plate_dims:
+            entries = entries[number % len(entries)]
+        total = total + site.sum_per_datum(entries)
+    return total.expand(trace.shape)
 
 
 def _combinations(sites: Mapping[str, Site]) -> dict[str, Tensor]:

@@ -13,7 +13,7 @@ from pyrovae.densities.arguments import num_data, plain
 from pyrovae.densities.masks import entry_mask, entry_of, in_support, mask_of, support_of
 from pyrovae.densities.modules import evaluating
 from pyrovae.densities.rng import isolated_rng
-from pyrovae.densities.traces import Program, sample_sites
+from pyrovae.densities.traces import Program, replay_draws, sample_sites
 from pyrovae.densities.vectorized import VectorizedProgram
 
 # Constraints of torch in words, given their bounds.
@@ -56,12 +56,12 @@ def check_support(model: Program, *args: Any, guide: Program | None = None, firs
     Raises:
         SupportError: If an observed value lies outside. The message names the site and the first such datum.
     """
-    whole = isinstance(model, VectorizedProgram) and model.how == "whole"
+    whole = isinstance(model, VectorizedProgram) and model.data_dim is None
     size, (args, kwargs) = -1 if whole else num_data(args, kwargs), plain(args, kwargs)
     programs, observing = (model,) if guide is None else (model, guide), model
     with evaluating(*programs), isolated_rng(), pyro.validation_enabled(False):
         if guide is not None:
-            observing = poutine.replay(model, trace=poutine.trace(guide).get_trace(*args, **kwargs))
+            observing = replay_draws(model, poutine.trace(guide).get_trace(*args, **kwargs))
         trace = poutine.trace(observing).get_trace(*args, **kwargs)
     for name, site in sample_sites(trace).items():
         if site["is_observed"]:
@@ -89,7 +89,7 @@ def _check_site(name: str, site: Mapping[str, Any], size: int, number: int) -> N
     shown = f"{worst.item():g}" if worst.dim() == 0 else f"{worst.tolist()}"
     hint = "give data in the support, or use another likelihood"
     if bool(worst.isnan().any()):
-        hint = "if values are missing, pass mask=, true where x is observed"
+        hint = "if values are missing, pass mask=, true where x is observed, or use poutine.mask in a program of yours"
     elif support is constraints.boolean and bool(((value >= 0) & (value <= 1)).all()):
         hint = (
             "these are grey values, so binarise them (--binarize dynamic or static), or use a density, "

@@ -19,6 +19,27 @@ from pyrovae.densities.masks import Mask, entry_of, fill_masked, in_support, mas
 
 Program = Callable[..., Any]
 
+
+class MovedProgram:
+    """Program whose arguments have the data first, around one whose data lie along other dims.
+
+    Args:
+        program: Pyro program.
+        dims: Dim of the data in each tensor argument of the program, by place or name.
+    """
+
+    def __init__(self, program: Program, dims: Mapping[int | str, int]) -> None:
+        self.program, self.dims = program, dict(dims)
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        """Run the program."""
+        args = tuple(self._back(place, value) for place, value in enumerate(args))
+        return self.program(*args, **{name: self._back(name, value) for name, value in kwargs.items()})
+
+    def _back(self, key: int | str, value: Any) -> Any:
+        return value.movedim(0, self.dims[key]) if key in self.dims else value
+
+
 PARTICLE_PLATE = "_pyrovae_particles"
 
 
@@ -189,11 +210,13 @@ class ParticleTrace:
         summed: Names of the discrete sites that are summed out.
         plate_dims: Number of dims of all plates.
         determined_by: Name of the auxiliary site by the name of each latent of an auto guide.
+        left_out: Names of sites without a part in log p(x_n).
 
     Attributes:
         sites: Sample sites by name, in order, without those summed out. An auxiliary site belongs to the first of its
             latents.
         summed: Sites summed out by name, in order.
+        given: Observed sites that are left out, such as global latents with given values.
         determined: Names of the latents that an auto guide computes from its auxiliary sites.
     """
 
@@ -205,13 +228,19 @@ class ParticleTrace:
         summed: frozenset[str] = frozenset(),
         plate_dims: int = 0,
         determined_by: Mapping[str, str] | None = None,
+        left_out: Collection[str] = (),
     ) -> None:
         self.layout, self.program, self._plate_dims = layout, program, plate_dims
         self.shape = (layout.num_particles, layout.num_data)
         self.sites: dict[str, Site] = {}
         self.summed: dict[str, Site] = {}
+        self.given: list[Site] = []
         for name, site in sample_sites(trace).items():
-            (self.summed if name in summed else self.sites)[name] = self._site(name, site, name in summed)
+            made = self._site(name, site, name in summed)
+            if name in left_out and not made.depends_on_sums:
+                self.given += [made] if made.is_observed else []
+                continue
+            (self.summed if name in summed else self.sites)[name] = made
         self.determined = frozenset(determined_by or ())
         for latent, auxiliary in (determined_by or {}).items():
             if latent not in self.sites:
@@ -287,7 +316,7 @@ class ParticleTrace:
         ]
         if self.summed:
             summands.append(self._sums()[0])
-        total = torch.stack(summands).sum(0)
+        total = torch.stack(summands).sum(0) if summands else torch.zeros(())  # the guide of a model without latents
         return total.expand(self.shape)
 
     def log_prior_of_dependents(self) -> Tensor:
@@ -350,6 +379,15 @@ class ParticleTrace:
         if site["infer"].get("_enumerate_dim") is not None:
             batch = site["fn"].batch_shape
         return batch[frame.dim] if len(batch) >= -frame.dim else 1
+
+
+def replay_draws(model: Program, guide_trace: poutine.Trace) -> Program:
+    """Make a model draw the latents of a guide's trace; sites that the guide observes are drawn anew."""
+    drawn = guide_trace.copy()
+    for name, site in sample_sites(guide_trace).items():
+        if site["is_observed"]:
+            drawn.remove_node(name)
+    return poutine.replay(model, trace=drawn)
 
 
 def sample_sites(trace: poutine.Trace) -> dict[str, Any]:

@@ -8,6 +8,7 @@ its rows are repeated instead. A program whose densities of one datum depend on 
 from collections.abc import Collection, Hashable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 from weakref import WeakKeyDictionary, ref
 
@@ -15,11 +16,15 @@ import pyro
 import torch
 from pyro import poutine
 from torch import Tensor
+from torch.nn.utils.rnn import PackedSequence
 
 from pyrovae.densities.arguments import Whole, has_data, is_per_datum, num_data, plain, take
 from pyrovae.densities.auxiliary import AuxiliarySite, auto_guides_of, auxiliary_sites, set_up_auto_guides
+from pyrovae.densities.data_plate import run_once
 from pyrovae.densities.modules import evaluating, modules_and_settings_of
+from pyrovae.densities.program_state import ProgramState
 from pyrovae.densities.rng import isolated_rng
+from pyrovae.densities.streamed import Streamed
 from pyrovae.densities.traces import Program
 from pyrovae.densities.vectorized import VectorizedProgram
 from pyrovae.densities.ways import ROWS, Way, WaySearch
@@ -74,7 +79,14 @@ def vectorize(
     if known is None or known.is_due(state, size, in_training):
         # Blocked, so that handlers around the call do not see the runs of the check.
         with evaluating(*programs.values()), isolated_rng(), pyro.validation_enabled(False), poutine.block():
-            found = WaySearch(programs, args, kwargs, plate, given, auxiliaries).result()
+            before = ProgramState(programs.values())
+            search = partial(WaySearch, programs, args, kwargs, plate, given, auxiliaries, before.restore)
+            found = search().result()
+            if in_training:  # the first step sets up what the runs of the check set up
+                before.restore()
+            elif not _on_disk(args, kwargs) and before.set_up_on_all_data(partial(run_once, programs, args, kwargs)):
+                found = search().result()
+                state = _state(programs)
         known = _Known(found, state, 0 if known is None else known.num_changes, size)
         if memory is not None:
             memory[key] = known
@@ -153,6 +165,11 @@ def _auxiliaries(
     return found
 
 
+def _on_disk(args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> bool:
+    """Return whether some data stay on disk, so that no run takes all of them."""
+    return any(isinstance(value, Streamed) for value in (*args, *kwargs.values()))
+
+
 _memories: WeakKeyDictionary[Any, dict[Hashable, _Known]] = WeakKeyDictionary()
 
 
@@ -175,6 +192,8 @@ def _key(
     def of(value: Any) -> Hashable:
         if isinstance(value, Whole):
             return Whole, tuple(value.tensor.shape), value.tensor.dtype, value.tensor.device
+        if isinstance(value, PackedSequence):
+            return PackedSequence, is_per_datum(value, size), tuple(value.data.shape[1:]), value.data.dtype
         if isinstance(value, Tensor):
             rows = is_per_datum(value, size)
             return rows, tuple(value.shape[rows:]), value.dtype, value.device

@@ -15,12 +15,15 @@ from torch import Tensor
 from pyrovae.densities.arguments import num_data, plain, tile
 from pyrovae.densities.enumeration import SumOut
 from pyrovae.densities.layout import Layout
+from pyrovae.densities.looped import LoopedTrace
+from pyrovae.densities.samplers import correct_draws
 from pyrovae.densities.traces import PARTICLE_PLATE, ParticleTrace, Program
 
 if TYPE_CHECKING:
     from pyrovae.densities.auxiliary import AuxiliarySite
+    from pyrovae.densities.coverage import MissedMass
 
-How = Literal["broadcast", "tiled", "whole"]
+How = Literal["broadcast", "tiled", "whole", "looped"]
 
 
 @dataclass(frozen=True, eq=False)
@@ -29,19 +32,23 @@ class VectorizedProgram:
 
     Called, it runs the program itself. `trace` runs it on draws: "broadcast" puts a plate of particles left of all
     plates; "tiled" repeats the rows of the data K times and runs the program as it is on K N data; "whole" puts a plate
-    of particles left of all plates and counts the whole data set as one datum.
+    of particles left of all plates and counts the whole data set as one datum; "looped" runs the program as it is K
+    times, and counts the whole data set as one datum.
 
     Attributes:
         program: Pyro program.
         name: Name in error messages, "model" or "guide".
         how: How the program runs on draws.
         depth: Number of dims that the program's plates use.
-        data_dim: Dim of the data plate; None if `how` is "whole".
+        data_dim: Dim of the data plate; None if `how` is "whole" or "looped".
         divisible: Whether the program runs on some of the data.
         summed: Names of the discrete sites to sum out.
         discrete: Names of all latents that can be summed out and that no guide draws.
         auxiliaries: Auxiliary sites of auto guides, by name.
         own_data: Number of data N of a program that holds its data itself; None if they are arguments.
+        missed: Part of the posterior that a guide never draws; None if there is none, or for a model.
+        left_out: Names of sites without a part in log p(x_n): those outside the data plate whose values are given, by
+            `poutine.condition`, and those that `poutine.do` replaces.
     """
 
     program: Program
@@ -54,6 +61,8 @@ class VectorizedProgram:
     discrete: frozenset[str] = frozenset()
     auxiliaries: "Mapping[str, AuxiliarySite]" = field(default_factory=dict)
     own_data: int | None = None
+    missed: "MissedMass | None" = None
+    left_out: frozenset[str] = frozenset()
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         """Run the program."""
@@ -62,7 +71,7 @@ class VectorizedProgram:
 
     def num_data(self, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> int:
         """Return the number of data N among the arguments; 1 if the whole data set counts as one datum."""
-        if self.how == "whole":
+        if self.data_dim is None:
             return 1
         return num_data(args, kwargs) if self.own_data is None else self.own_data
 
@@ -88,6 +97,9 @@ class VectorizedProgram:
                 The auxiliary site of an auto guide gets the value that its latents imply, unless it is among them.
         """
         latents = latents or {}
+        if self.how == "looped" and num_particles > 1:
+            draws = [{name: value[k : k + 1] for name, value in latents.items()} for k in range(num_particles)]
+            return LoopedTrace([self.trace(1, args, kwargs, draw) for draw in draws])
         if not self.summed:
             return self._run(num_particles, args, kwargs, latents, frozenset())
         with suppress(_UndrawnError):
@@ -111,15 +123,19 @@ class VectorizedProgram:
         plate_dims = self.depth + (layout.particle_dim is not None)
         with ExitStack() as stack:
             # Outermost, so that the handlers see all plates and distributions expanded to them.
-            stack.enter_context(_Substitute(layout, latents, self.auxiliaries, draws=not summed))
+            looped = self.how == "looped"
+            handler = _Substitute(
+                layout, latents, self.auxiliaries, draws=not summed, free=self.left_out, without_particles=looped
+            )
+            stack.enter_context(handler)
             if summed:
                 stack.enter_context(SumOut(summed, -1 - plate_dims))
-            if layout.particle_dim is not None:
+            if layout.particle_dim is not None and not looped:
                 stack.enter_context(pyro.plate(PARTICLE_PLATE, num_particles, dim=layout.particle_dim))
             tracer = stack.enter_context(poutine.trace())  # its call would append a table of shapes to errors
             self(*args, **kwargs)
         determined_by = {latent: name for name, site in self.auxiliaries.items() for latent in site.prototypes}
-        return ParticleTrace(tracer.trace, layout, self.name, summed, plate_dims, determined_by)
+        return ParticleTrace(tracer.trace, layout, self.name, summed, plate_dims, determined_by, self.left_out)
 
 
 class _UndrawnError(Exception):
@@ -134,6 +150,8 @@ class _Substitute(Messenger):
         values: Value of each site by name, with shape (K, N, *further plates, *event).
         auxiliaries: Auxiliary sites of auto guides, by name.
         draws: Whether other sites draw their values; otherwise they raise an `_UndrawnError`.
+        free: Names of sites that draw their values in any case.
+        without_particles: Whether the program runs on one draw without a plate of particles.
     """
 
     def __init__(
@@ -143,15 +161,18 @@ class _Substitute(Messenger):
         auxiliaries: "Mapping[str, AuxiliarySite]",
         *,
         draws: bool,
+        free: frozenset[str] = frozenset(),
+        without_particles: bool = False,
     ) -> None:
         super().__init__()
-        self.layout, self.values, self.auxiliaries, self.draws = layout, values, auxiliaries, draws
+        self.layout, self.values, self.auxiliaries = layout, values, auxiliaries
+        self.draws, self.free, self.without_particles = draws, free, without_particles
         # The guide computes these from its auxiliary sites, and a Delta has density 0 at a value that rounding moved.
         self.determined: set[str] = set()
 
     def _pyro_sample(self, msg: Any) -> None:
         name, value = msg["name"], None
-        if msg["is_observed"] or site_is_subsample(msg):
+        if msg["is_observed"] or site_is_subsample(msg) or name in self.free:
             return
         plates = {f.dim: f.size for f in msg["cond_indep_stack"] if f.vectorized and f.name != PARTICLE_PLATE}
         auxiliary = self.auxiliaries.get(name)
@@ -161,7 +182,12 @@ class _Substitute(Messenger):
             value = self.layout.to_site(self.values[name], plates)
         elif auxiliary is not None and self.values.keys() >= auxiliary.prototypes.keys():
             value = auxiliary.value(self.values, plates, self.layout)
+        if not msg["done"]:
+            correct_draws(msg["fn"])
         if value is not None:
+            if self.without_particles:
+                kept = max([0, *(-dim for dim in plates)]) + len(msg["fn"].event_shape)
+                value = value.reshape(value.shape[value.dim() - kept :])
             msg["value"], msg["done"] = value, True
         elif not (self.draws or msg["done"] or msg["infer"].get("_deterministic")):
             raise _UndrawnError

@@ -1,23 +1,35 @@
 """The way in which programs run on K draws for N data, found by comparing small runs with runs of single draws."""
 
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import torch
 from pyro import poutine
+from pyro.distributions.util import scale_and_mask
 from torch import Tensor
 
 from pyrovae.densities.arguments import Whole, has_data, is_per_datum, num_data, take
 from pyrovae.densities.auxiliary import AuxiliarySite, check_rows, check_separate
-from pyrovae.densities.data_plate import find_data_plate, plates_of, run_once
+from pyrovae.densities.coverage import MissedMass, missed_mass
+from pyrovae.densities.data_plate import (
+    DataPlate,
+    Plates,
+    find_data_plate,
+    given_sites,
+    is_ambiguous,
+    plates_of,
+    replaced_latents,
+    run_once,
+)
 from pyrovae.densities.masks import is_partial, same_mask
 from pyrovae.densities.streamed import Streamed
 from pyrovae.densities.sum_checks import difference_of_sums, reason_against_sums, summable_latents
-from pyrovae.densities.traces import ParticleTrace, Program
+from pyrovae.densities.traces import ParticleTrace, Program, sample_sites
 from pyrovae.densities.vectorized import How, VectorizedProgram, stack_latents
 
 ROWS = (5, 7, 11, 13)  # numbers of data of the check; the first that is no width of an argument
+_RUNS_OF_GIVEN = 4  # runs that show whether the density of a given site depends on draws
 _WAYS: tuple[How, ...] = ("broadcast", "tiled")
 
 # Largest relative differences of log densities for each of these ways.
@@ -40,6 +52,8 @@ class Way(NamedTuple):
     summed: frozenset[str] = frozenset()
     discrete: frozenset[str] = frozenset()
     own_data: int | None = None
+    missed: MissedMass | None = None
+    left_out: Mapping[str, frozenset[str]] = {}
 
     def program(
         self, name: str, program: Program, auxiliaries: Mapping[str, AuxiliarySite] | None = None
@@ -56,6 +70,8 @@ class Way(NamedTuple):
             *sums,
             auxiliaries=auxiliaries or {},
             own_data=self.own_data,
+            missed=self.missed if name == "guide" else None,
+            left_out=self.left_out.get(name, frozenset()),
         )
 
 
@@ -104,6 +120,7 @@ class WaySearch:
         plate: Name of the plate over the data; None to find it.
         given: Names of the latents that are not summed out, for the model alone; None for all.
         auxiliaries: Auxiliary sites by program and name.
+        restore: Function that restores the state of the programs before the search.
     """
 
     def __init__(
@@ -114,14 +131,19 @@ class WaySearch:
         plate: str | None,
         given: frozenset[str] | None,
         auxiliaries: Mapping[str, Mapping[str, AuxiliarySite]],
+        restore: Callable[[], None],
     ) -> None:
         self.programs, self.args, self.kwargs, self.plate, self.given = programs, args, kwargs, plate, given
-        self.auxiliaries = auxiliaries
+        self.auxiliaries, self.restore = auxiliaries, restore
         self.has_data = has_data(args, kwargs)
         self.size = num_data(args, kwargs) if self.has_data else 0
         self.rows = min(self.size, _rows_of_check(args, kwargs)) if self.has_data else 0
         self.divisible = self.has_data
-        self.num_draws = 3 if self.rows == 2 else 2  # so that draws and rows differ in number
+
+    @property
+    def num_draws(self) -> int:
+        """Number of draws of the check, which differs from the number of rows, so that a mistaken dim shows."""
+        return 3 if self.rows == 2 else 2
 
     def result(self) -> Way:
         """Find the way on some of the data, or on all if the programs do not run on some.
@@ -130,13 +152,14 @@ class WaySearch:
             ValueError: As `vectorize`.
         """
         try:
-            return self._result()
+            return self._with_coverage(self._result())
         except _NotPerDatumError:
             raise
         except Exception:
             self.divisible, self.rows = False, self.size
+            self.restore()
         try:
-            return self._result()
+            return self._with_coverage(self._result())
         except Exception:
             if "guide" in self.programs:
                 check_separate(self.auxiliaries["guide"])
@@ -147,10 +170,15 @@ class WaySearch:
         """Find the way: with particles, else with repeated rows."""
         traces = run_once(self.programs, *self._rows())
         plates = plates_of(traces)
+        while self.divisible and self.rows > 2 and is_ambiguous(plates, self.rows, self.plate, given_sites(traces)):
+            self.rows -= 1  # on fewer rows, a plate over other things keeps its size
+            traces = run_once(self.programs, *self._rows())
+            plates = plates_of(traces)
         self.depth = max([1, *(-dim for found in plates.values() for dim in found)])
-        self.data_dim, size = find_data_plate(plates, self.rows if self.has_data else None, self.plate)
+        found_plate = self._find_plate(traces, plates)
+        self.data_dim = found_plate.dim
         if not self.has_data:
-            self.rows = self.size = size
+            self.rows = self.size = found_plate.size
         single = self._single_draws()
         self._check_masked(single)
         if not self.divisible and self.has_data:
@@ -165,9 +193,44 @@ class WaySearch:
                 return found
         raise _NotPerDatumError(self._reason(single, rounding[-1]))
 
+    def _find_plate(self, traces: Mapping[str, poutine.Trace], plates: Plates) -> DataPlate:
+        """Find the data plate, and the sites that have no part in log p(x_n) since their values are given."""
+        intervened, rows = replaced_latents(traces["model"]), self.rows if self.has_data else None
+        drawn = {name for name, site in _sites_of(traces.get("guide")) if not site["is_observed"]}
+        replaced = intervened - drawn - (self.given or frozenset())
+        hidden = {("model", name) for name in replaced}
+        plates = {(program, name): found for (program, name), found in plates.items() if (program, name) not in hidden}
+        given = given_sites(traces)
+        found = find_data_plate(plates, rows, self.plate, given, intervened)
+        if found.outside and not self._is_constant(found.outside):
+            try:
+                found = find_data_plate(plates, rows, self.plate)
+            except ValueError as error:
+                raise _NotPerDatumError(str(error)) from error
+        left_out = {
+            name: frozenset(site for program, site in found.outside if program == name) for name in self.programs
+        }
+        self.left_out = left_out | {"model": left_out["model"] | replaced}
+        return found
+
+    def _is_constant(self, sites: Collection[tuple[str, str]]) -> bool:
+        """Return whether the log densities of sites are those of runs with other draws, and on other data."""
+        some = take(self.args, self.kwargs, slice(0, (self.rows + 1) // 2)) if self.divisible else self._rows()
+        runs = [run_once(self.programs, *arguments) for arguments in [self._rows()] * _RUNS_OF_GIVEN + [some]]
+        for program, name in sites:
+            densities = []
+            for traces in runs:
+                site: Any = traces[program].nodes[name]
+                scored = scale_and_mask(site["fn"].log_prob(site["value"]), site["scale"], site["mask"])
+                densities.append(torch.as_tensor(scored).sum().double())
+            total = torch.stack(densities)
+            if relative_difference(total, total[:1].expand_as(total)) > _tolerances(scored)[1]:
+                return False
+        return True
+
     def _with_sums(self, found: Way, traces: Mapping[str, poutine.Trace], single: _Draws) -> Way:
         """Add the sites to sum out, and check the sums; tile if particles change them."""
-        discrete = summable_latents(traces["model"], traces.get("guide"))
+        discrete = summable_latents(traces["model"], traces.get("guide")) - self.left_out["model"]
         found = found._replace(discrete=discrete)
         summed = discrete if "guide" in traces else discrete - (discrete if self.given is None else self.given)
         if not summed:
@@ -184,8 +247,16 @@ class WaySearch:
                 return found._replace(how=how, summed=summed)
         raise _NotPerDatumError(reason_against_sums(summed, reason))
 
+    def _with_coverage(self, found: Way) -> Way:
+        """Add the part of the posterior that the guide never draws."""
+        if "guide" not in self.programs:
+            return found
+        model, guide = (found.program(name, self.programs[name], self.auxiliaries[name]) for name in ("model", "guide"))
+        return found._replace(missed=missed_mass(model, guide, *self._rows()))
+
     def _way(self, how: How) -> Way:
-        return Way(how, self.depth, self.data_dim, self.divisible, own_data=None if self.has_data else self.size)
+        own_data = None if self.has_data else self.size
+        return Way(how, self.depth, self.data_dim, self.divisible, own_data=own_data, left_out=self.left_out)
 
     def _rows(self) -> Arguments:
         return take(self.args, self.kwargs, slice(0, self.rows)) if self.has_data else (self.args, self.kwargs)
@@ -283,6 +354,10 @@ class WaySearch:
             "the log densities of repeated data differ from those of single data, so a program depends on the number "
             "of rows; make the density of each row a function of this row alone"
         )
+
+
+def _sites_of(trace: poutine.Trace | None) -> Iterable[tuple[str, Any]]:
+    return () if trace is None else sample_sites(trace).items()
 
 
 def _warn_of_tiles() -> None:

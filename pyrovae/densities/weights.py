@@ -10,11 +10,13 @@ from torch import Tensor
 
 from pyrovae.densities.arguments import num_data
 from pyrovae.densities.contract import matched_latents
+from pyrovae.densities.coverage import warn_of_missed_mass
 from pyrovae.densities.entry import entry
 from pyrovae.densities.modules import evaluating
 from pyrovae.densities.rng import isolated_rng
 from pyrovae.densities.traces import ParticleTrace, Program
 from pyrovae.densities.vectorize import vectorize, vectorize_pair
+from pyrovae.densities.vectorized import VectorizedProgram
 
 _DIAGNOSTIC_DRAWS = 100  # draws per datum in the search for sites with a nonfinite log density
 
@@ -155,7 +157,10 @@ def _weighted_draws(
 ) -> WeightedDraws:
     if num_particles < 1:
         raise ValueError(f"num_particles must be at least 1, got {num_particles}")
+    checked = isinstance(guide, VectorizedProgram)  # by an estimator, which warns itself
     model, guide = vectorize_pair(model, guide, args, kwargs, plate=plate)
+    if not checked:
+        warn_of_missed_mass(guide)
     model_trace, guide_trace = draw_from_guide(model, guide, args, kwargs, num_particles)
     drawn = matched_latents(model_trace, guide_trace)
     log_p, log_lik = model_trace.log_densities()

@@ -1,5 +1,6 @@
 """Programs whose whole data set counts as one datum, with particles left of all plates."""
 
+import warnings
 from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
@@ -11,16 +12,25 @@ from torch import Tensor
 
 from pyrovae.densities.arguments import plain
 from pyrovae.densities.auxiliary import auxiliary_sites, check_spread, set_up_auto_guides
+from pyrovae.densities.coverage import missed_mass
+from pyrovae.densities.data_plate import plates_of, unused_sites
+from pyrovae.densities.handlers import check_unchanged
 from pyrovae.densities.layout import Layout
 from pyrovae.densities.modules import evaluating
 from pyrovae.densities.rng import isolated_rng
 from pyrovae.densities.sum_checks import difference_of_sums, reason_against_sums, summable_latents
-from pyrovae.densities.traces import ParticleTrace, Program, sample_sites
+from pyrovae.densities.traces import ParticleTrace, Program, replay_draws, sample_sites
 from pyrovae.densities.vectorized import VectorizedProgram, stack_latents
 from pyrovae.densities.ways import relative_difference, rounding_of
 
 _DRAWS = 2
 _SUM_ROUNDING = 1e-3  # relative
+
+Pair = tuple[VectorizedProgram, VectorizedProgram]
+
+
+class LoopedWarning(UserWarning):
+    """A program uses dimensions by their position, so that it runs once per draw of the whole data set."""
 
 
 def vectorize_whole(
@@ -29,7 +39,7 @@ def vectorize_whole(
     """Make a model and a guide run on K draws for the whole data set, as one datum.
 
     Both programs run a few times, in evaluation mode, and the random state is restored. Their log densities on draws
-    at once are compared with those of single runs.
+    at once are compared with those of single runs. If they differ, the programs run once per draw instead.
 
     Args:
         model: Pyro program p(z) p(x|z).
@@ -47,29 +57,57 @@ def vectorize_whole(
         auxiliaries = auxiliary_sites(raw["guide"])
         check_spread(auxiliaries)
         single = [_single_run(raw, args, kwargs) for _ in range(_DRAWS)]
+        _check_plates(single[0])
         depth = max([1, *(-dim for traces in single for trace in traces.values() for dim in _dims(trace))])
+        left_out = unused_sites(single[0])
         pair = (
-            VectorizedProgram(raw["model"], "model", "whole", depth, None, False),
-            VectorizedProgram(raw["guide"], "guide", "whole", depth, None, False, auxiliaries=auxiliaries),
+            VectorizedProgram(raw["model"], "model", "whole", depth, None, False, left_out=left_out["model"]),
+            VectorizedProgram(
+                raw["guide"],
+                "guide",
+                "whole",
+                depth,
+                None,
+                False,
+                auxiliaries=auxiliaries,
+                left_out=left_out["guide"],
+            ),
         )
-        latents = _check(pair, single, args, kwargs)
-        return _with_sums(pair[0], single[0], latents, args, kwargs), pair[1]
+        try:
+            model, guide = _checked(pair, single, args, kwargs)
+        except Exception:
+            looped = replace(pair[0], how="looped"), replace(pair[1], how="looped")
+            model, guide = _checked(looped, single, args, kwargs)
+            _warn_of_loop()
+        return model, replace(guide, missed=missed_mass(model, guide, args, kwargs))
 
 
-def _with_sums(
-    model: VectorizedProgram,
-    traces: Mapping[str, poutine.Trace],
-    latents: Mapping[str, Tensor],
-    args: tuple[Any, ...],
-    kwargs: Mapping[str, Any],
-) -> VectorizedProgram:
-    """Sum out the discrete latents that the guide does not draw."""
-    summed = summable_latents(traces["model"], traces["guide"])
+def _checked(
+    pair: Pair, single: list[dict[str, poutine.Trace]], args: tuple[Any, ...], kwargs: Mapping[str, Any]
+) -> Pair:
+    """Check a pair on draws, and sum out the discrete latents that the guide does not draw."""
+    model, guide = pair
+    latents = _check(pair, single, args, kwargs)
+    summed = summable_latents(single[0]["model"], single[0]["guide"]) - model.left_out
     if not summed:
-        return model
-    if difference_of_sums(model, summed, latents, args, kwargs) > _SUM_ROUNDING:
+        return pair
+    try:
+        difference = difference_of_sums(model, summed, latents, args, kwargs)
+    except Exception as error:
+        raise ValueError(reason_against_sums(summed, error)) from error
+    if difference > _SUM_ROUNDING:
         raise ValueError(reason_against_sums(summed))
-    return replace(model, summed=summed, discrete=summed)
+    return replace(model, summed=summed, discrete=summed), guide
+
+
+def _warn_of_loop() -> None:
+    warnings.warn(
+        "the programs use dimensions by their position (such as softmax(dim=1) or topics[k]), so a plate of particles "
+        "would change their densities; they run once per draw instead, which gives the right densities but takes more "
+        "time; count dims from the right, and index tensors by Vindex(tensor)[..., site, :], for speed",
+        LoopedWarning,
+        stacklevel=2,
+    )
 
 
 def _raw(program: Program) -> Program:
@@ -80,9 +118,21 @@ def _single_run(
     programs: Mapping[str, Program], args: tuple[Any, ...], kwargs: Mapping[str, Any]
 ) -> dict[str, poutine.Trace]:
     """Run the guide, and the model on its draws, without particles."""
-    guide = poutine.trace(programs["guide"]).get_trace(*args, **kwargs)
-    model = poutine.trace(poutine.replay(programs["model"], trace=guide)).get_trace(*args, **kwargs)
+    with check_unchanged():
+        guide = poutine.trace(programs["guide"]).get_trace(*args, **kwargs)
+        model = poutine.trace(replay_draws(programs["model"], guide)).get_trace(*args, **kwargs)
     return {"model": model, "guide": guide}
+
+
+def _check_plates(traces: Mapping[str, poutine.Trace]) -> None:
+    """Raise a ValueError if a plate draws some of its rows."""
+    for (program, site), found in plates_of(traces).items():
+        for plate in found.values():
+            if plate.size != -1 and plate.size < plate.full_size:
+                raise ValueError(
+                    f"site {site!r} of the {program} lies in plate {plate.name!r}, which draws {plate.size} of "
+                    f"{plate.full_size} rows, so its scaled value is no log density; remove subsample_size"
+                )
 
 
 def _dims(trace: poutine.Trace) -> list[int]:
@@ -90,7 +140,7 @@ def _dims(trace: poutine.Trace) -> list[int]:
 
 
 def _check(
-    pair: tuple[VectorizedProgram, VectorizedProgram],
+    pair: Pair,
     single: list[dict[str, poutine.Trace]],
     args: tuple[Any, ...],
     kwargs: Mapping[str, Any],
@@ -101,7 +151,8 @@ def _check(
     layout = Layout(1, 1, -1 - guide.depth, None)
     singles = {
         program.name: [
-            ParticleTrace(each[program.name], layout, program.name, determined_by=determined) for each in single
+            ParticleTrace(each[program.name], layout, program.name, determined_by=determined, left_out=program.left_out)
+            for each in single
         ]
         for program in pair
     }
@@ -109,26 +160,31 @@ def _check(
         *({n: site.value for n, site in {**m.draws, **g.draws}.items()} for m, g in zip(*singles.values(), strict=True))
     )
     for program in pair:
-        expected = torch.cat([trace.unscaled_log_density() for trace in singles[program.name]])
-        if _difference(program, latents, expected, args, kwargs) > rounding_of(expected):
+        reason = _reason_against_draws(program, latents, singles[program.name], args, kwargs)
+        if reason is not None:
             raise ValueError(
-                f"the {program.name} gives other log densities on several draws at once than on single draws; count "
-                "its dims from the right, as in z.sum(-1), since draws lie left of all plates, and draw all random "
-                "numbers by pyro.sample"
+                f"the {program.name} {reason}, so it draws random numbers outside its sample sites; draw them by "
+                "pyro.sample, or compute them once outside the program"
             )
     return latents
 
 
-def _difference(
+def _reason_against_draws(
     program: VectorizedProgram,
     latents: Mapping[str, Tensor],
-    expected: Tensor,
+    singles: list[ParticleTrace],
     args: tuple[Any, ...],
     kwargs: Mapping[str, Any],
-) -> float:
-    """Return the relative difference of the log densities; infinite if the program fails."""
-    try:
-        found = program.trace(_DRAWS, args, kwargs, latents).unscaled_log_density()
-    except Exception:
-        return torch.inf
-    return relative_difference(found.double(), expected.double())
+) -> str | None:
+    """Say how a run on the same draws departs from the single runs; None if their log densities agree."""
+    expected = torch.cat([trace.unscaled_log_density() for trace in singles])
+    trace = program.trace(_DRAWS, args, kwargs, latents)
+    found = trace.unscaled_log_density()
+    if relative_difference(found.double(), expected.double()) <= rounding_of(expected):
+        return None
+    for name, site in trace.sites.items():
+        densities = [each.sites[name].log_density() for each in singles if name in each.sites]
+        alone = torch.cat(densities) if len(densities) == _DRAWS else torch.full_like(found, torch.nan)
+        if relative_difference(site.log_density().double(), alone.double()) > rounding_of(alone):
+            return f"gives site {name!r} another log density in a second run at the same latents"
+    return "gives other log densities in a second run at the same latents"

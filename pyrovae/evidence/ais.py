@@ -10,7 +10,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from pyrovae.densities import Program, entry, num_data, set_torch_generator_states, torch_generator_states, vectorize
-from pyrovae.evidence.annealing import Path, Start, Tuning, Walk, anneal, execution_of, rows_of, tune
+from pyrovae.evidence.annealing import STUCK, Path, Start, Tuning, Walk, anneal, execution_of, rows_of, tune
 from pyrovae.evidence.blocks import check_counts, concatenate, data_at_once, data_blocks, evaluation_mode
 from pyrovae.evidence.temperatures import check_betas
 from pyrovae.execution import Execution
@@ -117,6 +117,7 @@ def ais(
                     state.tuning, state.walk = tuning, walk
                     save()
             block.check(walk.log_w)
+            path.undefined.warn(block.first, STUCK)
             state.finish_block(summarize_log_weights(walk.log_w))
             save()
     return LogMarginal(*concatenate(state.done))

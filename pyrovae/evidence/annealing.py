@@ -14,6 +14,7 @@ from torch import Tensor
 from torch.distributions import MultivariateNormal
 
 from pyrovae.densities import isolated_rng
+from pyrovae.evidence.blocks import UndefinedGradients
 from pyrovae.evidence.latent_space import LatentSpace
 from pyrovae.execution import Execution, NotRecordedError, Recorded, choose_execution, refuse
 
@@ -30,6 +31,10 @@ _RECORDED_FROM = 1000
 _COMPILED_FROM = 4000
 
 
+# What a NaN gradient means for chains, for `UndefinedGradients.warn`.
+STUCK = "their chains do not move there, and the estimate is worse than its number of temperatures suggests"
+
+
 class Path:
     """Densities f_b between a start s and the posterior, log f_b(u) = log s(u) + b slope(u).
 
@@ -42,20 +47,25 @@ class Path:
     Attributes:
         normal: The normal start; None if the path starts from the guide or the prior.
         device: Device of the latents.
+        undefined: Where transitions met a gradient that is NaN at a finite density.
 
     Raises:
-        ValueError: If latents are discrete, the start has another shape, or a mask leaves latents of a normal start
-            out.
+        ValueError: If latents are discrete, the start has another shape, a mask leaves latents of a normal start out,
+            or the guide to start from never draws a part of the posterior.
     """
 
     def __init__(self, space: LatentSpace, start: Start | None = None, execution: Execution = "eager") -> None:
         space.require_continuous()
+        missed = None if space.guide is None or start is not None else space.guide.missed
+        if missed is not None:
+            raise ValueError(f"annealing reaches no latent that its start excludes, and {missed}; use guide=None")
         self.space = space
         self.execution = execution
         with isolated_rng():
             like = space.pack(space.from_prior(1))
         self.device = like.device
         self.normal = None if start is None else _normal_start(space, start, like)
+        self.undefined = UndefinedGradients()
         self._tempered = Recorded(partial(_tempered, space, self.normal), num_varying=2)
 
     def draw(self, num_particles: int) -> Tensor:
@@ -208,6 +218,7 @@ def transition(
     momentum = torch.randn_like(u)
     value, slope, gradient = path.tempered(u, beta)
     before = value - momentum.square().sum(-1) / 2
+    undefined = value.isfinite() & gradient.isnan().any(-1)
     v, finite = u, torch.ones_like(value, dtype=torch.bool)
     for _ in range(num_leapfrog):
         momentum = momentum + size / 2 * _scale_transposed(scale, gradient)
@@ -215,7 +226,9 @@ def transition(
         finite = finite & moved.isfinite().all(-1)
         v = torch.where(finite.unsqueeze(-1), moved, u)
         value, new_slope, gradient = path.tempered(v, beta)
+        undefined = undefined | (finite & value.isfinite() & gradient.isnan().any(-1))
         momentum = momentum + size / 2 * _scale_transposed(scale, gradient)
+    path.undefined.add(undefined)
     log_ratio = value - momentum.square().sum(-1) / 2 - before
     log_ratio = torch.where(finite & ~log_ratio.isnan(), log_ratio, -torch.inf)
     accepted = torch.rand_like(log_ratio).log() < log_ratio

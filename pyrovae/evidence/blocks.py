@@ -1,5 +1,6 @@
 """Blocks of data and draws, which bound the memory of estimators."""
 
+import warnings
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -24,6 +25,9 @@ from pyrovae.densities import (
 from pyrovae.evidence.latent_space import LatentSpace
 
 DEFAULT_CHUNK_SIZE = 8192
+
+_UNDEFINED_SHARE = 0.01  # of the gradients that are NaN, above which a warning names the datum
+_NAMED = 10  # data that it names
 
 
 @dataclass(frozen=True)
@@ -54,6 +58,46 @@ class DataBlock:
     def check(self, log_w: Tensor) -> None:
         """Raise a ValueError that names datum and site if a log weight, with shape (K, n), is NaN or +inf."""
         check_weights(log_w, self.model, self.guide, *self.args, first=self.first, **self.kwargs)
+
+
+class UndefinedGradients:
+    """Number, for each datum, of gradients of log p(x, z) that are NaN where the density is finite.
+
+    Such gradients come from branches that a program computes but does not use, such as the square root of a negative
+    number in torch.where. They stop a method that follows gradients, though no density is NaN.
+    """
+
+    def __init__(self) -> None:
+        self.counts: Tensor | None = None
+        self.total = 0
+
+    def add(self, undefined: Tensor) -> None:
+        """Count gradients, with shape (K, N), by whether they are NaN."""
+        more = undefined.sum(0).double()
+        self.counts = more if self.counts is None else self.counts + more
+        self.total += len(undefined)
+
+    def warn(self, first: int, consequence: str) -> None:
+        """Warn if more than one gradient in a hundred is NaN, with the numbers of the data.
+
+        Args:
+            first: Index of the first datum in the full data set.
+            consequence: What follows for these data.
+        """
+        if self.counts is None:
+            return
+        shares = self.counts / self.total
+        bad = (shares > _UNDEFINED_SHARE).nonzero().flatten().tolist()
+        if not bad:
+            return
+        named = ", ".join(f"{first + n} ({shares[n].item():.0%})" for n in bad[:_NAMED])
+        others = f" and {len(bad) - _NAMED:,} more" if len(bad) > _NAMED else ""
+        warnings.warn(
+            f"the gradient of log p(x, z) is NaN where the density is finite, for data {named}{others}, in brackets "
+            f"the share of such gradients, so {consequence}; look for a branch of torch.where that is NaN, such as the "
+            "root of a negative number, and give its input a safe value first",
+            stacklevel=3,
+        )
 
 
 def data_blocks(

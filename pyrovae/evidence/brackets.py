@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from pyrovae.densities import Program, entry, num_data, vectorize
-from pyrovae.evidence.annealing import Path, Start, Walk, anneal, execution_of, rows_of, tune, tuned_transition
+from pyrovae.evidence.annealing import STUCK, Path, Start, Walk, anneal, execution_of, rows_of, tune, tuned_transition
 from pyrovae.evidence.blocks import (
     DEFAULT_CHUNK_SIZE,
     DataBlock,
@@ -143,6 +143,7 @@ def bracket(
             else:
                 path = Path(block.space, rows_of(start, block.rows), execution_of(betas, num_leapfrog, num_tuning))
                 found.append(_by_annealing(path, true, num_particles, betas, num_equilibrium, settings))
+                path.undefined.warn(block.first, STUCK)
     return Bracket(*concatenate(found))
 
 

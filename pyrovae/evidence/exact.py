@@ -244,7 +244,13 @@ def _has_few_combinations(space: LatentSpace) -> bool:
 
 
 def _values_of(site: Site) -> Tensor:
-    return site.fn.enumerate_support(expand=False).reshape(-1, *site.fn.event_shape)
+    try:
+        return site.fn.enumerate_support(expand=False).reshape(-1, *site.fn.event_shape)
+    except NotImplementedError as error:
+        raise ValueError(
+            f"latent {site.name!r} ({type(site.fn).__name__}) cannot be summed out, since the list of its values "
+            "differs between data; use log_marginal with a guide that draws it"
+        ) from error
 
 
 def _combinations(space: LatentSpace, at_once: int) -> Iterator[Latents]:

@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from pyrovae.densities import Program, entry, log_weights, nonfinite_sites, vectorize_pair
+from pyrovae.densities import Program, entry, log_weights, nonfinite_sites, vectorize_pair, warn_of_missed_mass
 from pyrovae.evidence.blocks import (
     DEFAULT_CHUNK_SIZE,
     DataBlock,
@@ -64,6 +64,7 @@ class WeightBlock(NamedTuple):
         component: Index of the proposal's component that made each draw, with shape (K,).
         names: Names of the components.
         proposal: Name of the proposal.
+        unsettled: Whether a search for modes still found one when it ended, with shape (n,); None without a search.
     """
 
     rows: slice
@@ -277,7 +278,7 @@ def log_weight_blocks(
             count = _draws_for_std_error(sampler.draw, target_std_error, num_particles)
         log_w, component = sampler.draw(count)
         sampler.warn_of_undefined()
-        yield WeightBlock(block.rows, log_w, component, sampler.names, sampler.proposal, getattr(block.space,'unsettled',None) if sampler.program is None else None)
+        yield WeightBlock(block.rows, log_w, component, sampler.names, sampler.proposal, sampler.unsettled)
 
 
 def _draws_for_std_error(draw: Callable[[int], tuple[Tensor, Tensor]], target_std_error: float, most: int) -> int:
@@ -337,6 +338,7 @@ class _WeightSampler:
     Attributes:
         names: Names of the proposal's components.
         proposal: Name of the proposal.
+        unsettled: Whether the search for modes still found one when it ended, with shape (n,); None without a search.
     """
 
     def __init__(
@@ -351,10 +353,13 @@ class _WeightSampler:
         self.program = None if proposal is None or isinstance(proposal, Proposal) else proposal
         self.names: tuple[str, ...] = ("program",)
         self.proposal = "program"
-        if proposal is None and not block.space.names:  # all latents are summed out
+        self.unsettled: Tensor | None = None
+        if not block.space.names:  # all latents are summed out, so that there is nothing to draw
             proposal = GuideProposal()
+            self.program = None
         if isinstance(proposal, GuideProposal):
             self.program, self.names, self.proposal = block.guide, (proposal.name,), proposal.name
+            warn_of_missed_mass(block.guide)
         if self.program is not None:
             self.pair = vectorize_pair(block.model, self.program, block.args, block.kwargs)
         else:
@@ -363,6 +368,7 @@ class _WeightSampler:
             self.component = chosen.adapt(block.space, chunk_size=chunk_size)
             block.space.chunks = chunks  # from here on all chunks have one shape
             self.names, self.proposal = self.component.names, chosen.name
+            self.unsettled = self.component.unsettled
 
     def draw(self, num_particles: int) -> tuple[Tensor, Tensor]:
         """Draw log weights, with shape (K, N), and the index of the component of each draw, (K,), chunk by chunk.

@@ -118,9 +118,7 @@ def climb(space: LatentSpace, *, steps: int = 8, starts: int = 1, chunk_size: in
         return climb_from(space, _starts(space, starts, chunk_size), steps=steps, chunk_size=chunk_size)
 
 
-def climb_from(
-    space: LatentSpace, u: Tensor, *, steps: int = 8, chunk_size: int = DEFAULT_CHUNK_SIZE
-) -> LaplaceFit:
+def climb_from(space: LatentSpace, u: Tensor, *, steps: int = 8, chunk_size: int = DEFAULT_CHUNK_SIZE) -> LaplaceFit:
     """Climb as `climb` does, from points u, with shape (S, N, U)."""
     with evaluating(space.model, space.guide), _frozen(space.model, space.guide):
         (_, unit), value = prior_scale(space, chunk_size), log_joint_at(space, u, chunk_size)
@@ -328,9 +326,7 @@ def _with_widths(
     return LaplaceFit(u, upper.mT * sign.unsqueeze(-2), value, rotation * sign.unsqueeze(-2), sides)
 
 
-def _variances(
-    space: LatentSpace, u: Tensor, value: Tensor, steps: Tensor, probe: float, chunk_size: int
-) -> Tensor:
+def _variances(space: LatentSpace, u: Tensor, value: Tensor, steps: Tensor, probe: float, chunk_size: int) -> Tensor:
     """Measure the variances up and down each axis by the fall of f, relative to the curvature's: (2, S, N, U)."""
     moves = probe * steps.movedim(-1, 0).to(u)  # (U, S, N, U)
     variances = []

@@ -3,6 +3,7 @@
 Proposals, annealing and refinement use only these log densities and vectors of real numbers, never the model itself.
 """
 
+from copy import copy
 from functools import partial
 from typing import Any
 
@@ -34,8 +35,11 @@ from pyrovae.evidence.coordinates import (
     coordinate_shape,
     depends_on_run,
     fixed_supports,
+    sites_with_moving_scale,
 )
 from pyrovae.execution import Chunks
+
+_FUNNEL_DRAWS = 64
 
 
 class LatentSpace:
@@ -115,6 +119,8 @@ class LatentSpace:
                 return None, f"latent {name!r} ({kind}) has a support without unconstrained coordinates, {domain}"
             supports[name] = domain
         if depends_on_run(supports):
+            if self.model.how == "looped":
+                return None, "the bounds of a latent may depend on other latents, and the program runs once per draw"
             with isolated_rng(), torch.no_grad(), pyro.validation_enabled(False):
                 others = self.model.trace(OTHER_DRAWS, self.args, self.kwargs).latents
             fixed = fixed_supports(sites, supports, others)
@@ -123,6 +129,28 @@ class LatentSpace:
             supports = fixed
         return FixedCoordinates(supports, shapes), ""
 
+    def has_funnels(self) -> bool:
+        """Return whether the scale of a location-scale latent depends much on the latents before it."""
+        return bool(self._funnels())
+
+    def standardized(self) -> "LatentSpace":
+        """Make a space of the same latents in which those with such a scale have coordinates (z - loc) / scale."""
+        if "standardized" not in self.memo:
+            space = copy(self)
+            assert self.coordinates is not None
+            shapes = self.coordinates.event_shapes
+            space.coordinates = MovingCoordinates(self.model, self.args, self.kwargs, shapes, self._funnels())
+            space.memo = {}
+            self.memo["standardized"] = space
+        return self.memo["standardized"]
+
+    def _funnels(self) -> frozenset[str]:
+        if "funnels" not in self.memo:
+            with isolated_rng(0), torch.no_grad(), pyro.validation_enabled(False):
+                trace = self.model.trace(_FUNNEL_DRAWS, self.args, self.kwargs)
+            self.memo["funnels"] = sites_with_moving_scale(trace, self.names)
+        return self.memo["funnels"]
+
     @property
     def is_real(self) -> bool:
         """Whether coordinates are the latents themselves: each domain is the real line."""
@@ -130,6 +158,11 @@ class LatentSpace:
 
     def require_continuous(self) -> None:
         """Raise a ValueError if the latents have no coordinates u."""
+        if not self.names:
+            raise ValueError(
+                "this method needs continuous latents, but all latents are discrete and are summed out; use "
+                "log_marginal, which is exact then"
+            )
         if not self.continuous:
             raise ValueError(f"{self.obstacle}, but this method needs gradients in coordinates; use log_marginal")
 

@@ -15,7 +15,6 @@ from pyrovae.evidence.points import Points
 _EVEN = 0.2  # share of a mixture of modes that is equal for all modes, whose masses are known roughly
 
 
-
 class Component(ABC):
     """Density q(z) per datum to draw from: a proposal adapted to the latents of N data.
 
@@ -24,9 +23,11 @@ class Component(ABC):
         shares: Share of the draws of each part.
         undefined: Number of draws from the prior where log p(x, z) is NaN and counts as -inf, with shape (N,); None for
             a component that keeps NaN.
+        unsettled: Whether a search for modes still found one when it ended, with shape (N,); None without a search.
     """
 
     undefined: Tensor | None = None
+    unsettled: Tensor | None = None
     names: tuple[str, ...] = ()
     shares: tuple[float, ...] = (1.0,)
 
@@ -143,6 +144,7 @@ class EllipticalComponent(Component):
 
     def log_density(self, points: Points) -> Tensor:
         """Evaluate log q(z) in nats, with shape (K, N), in the latents' own space."""
+        points = points.in_space(self.space)
         u, log_share = points.u.double(), self.share.log()
         total = torch.full(u.shape[:2], -torch.inf, dtype=u.dtype, device=u.device)
         for s, loc in enumerate(self.loc.double()):  # one mode at a time, which bounds memory
@@ -220,6 +222,8 @@ class MixtureComponent(Component):
         self.cycle = cycle_of(shares)
         self.next = int(torch.randint(len(self.cycle), ()))
         self.undefined: Tensor = torch.zeros((), dtype=torch.long)
+        searched = [part.unsettled for part in parts if part.unsettled is not None]
+        self.unsettled = torch.stack(searched).any(0) if searched else None
 
     def draw(self, num_particles: int) -> Points:
         """Draw latents from the components in a cycle, with shape (K, N, ...)."""
@@ -230,7 +234,7 @@ class MixtureComponent(Component):
         back = which.argsort(stable=True).argsort()
         latents = {name: torch.cat([points.latents[name] for points in drawn])[back] for name in self.space.names}
         # Keep coordinates as they were drawn: the inverse of the bijection would round them.
-        u = torch.cat([points.u for points in drawn])[back] if self.space.continuous else None
+        u = torch.cat([points.in_space(self.space).u for points in drawn])[back] if self.space.continuous else None
         return Points(self.space, latents, u, which)
 
     def log_density(self, points: Points) -> Tensor:

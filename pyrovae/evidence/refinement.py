@@ -8,6 +8,7 @@ from torch import Tensor
 from pyrovae.densities import Program, entry, num_data, vectorize_pair
 from pyrovae.evidence.blocks import (
     DEFAULT_CHUNK_SIZE,
+    UndefinedGradients,
     check_counts,
     concatenate,
     data_at_once,
@@ -128,7 +129,9 @@ def refine(
             space.require_continuous()
             if space.masked:
                 raise ValueError("refine needs a posterior of all latents, but a mask leaves some out; remove them")
-            normal = _optimise(space, family, steps, lr, draws_per_step)
+            undefined = UndefinedGradients()
+            normal = _optimise(space, family, steps, lr, draws_per_step, undefined)
+            undefined.warn(block.first, "their normals are not the best ones, and approximation_gap is too large")
             counts = split_count(num_particles, (chunk_size or DEFAULT_CHUNK_SIZE) // space.num_data)
             drawn = [torch.cat([_log_weights(space, q, count) for count in counts]) for q in (normal, None)]
             for log_w in drawn:
@@ -154,7 +157,12 @@ def refine(
 
 
 def _optimise(
-    space: LatentSpace, family: Family, steps: int, lr: float, draws_per_step: int
+    space: LatentSpace,
+    family: Family,
+    steps: int,
+    lr: float,
+    draws_per_step: int,
+    undefined: UndefinedGradients,
 ) -> torch.distributions.MultivariateNormal:
     """Optimise a normal in u per datum, from the moments of the guide."""
     centre, start = _guide_moments(space, family)
@@ -176,6 +184,8 @@ def _optimise(
             log_q = -back.squeeze(-1).square().sum(-1) / 2
             log_ratio = space.log_joint(centre + (start @ v.unsqueeze(-1)).squeeze(-1)) - log_q
             gradients = torch.autograd.grad(log_ratio.mean(0).sum(), moving)
+            failed = torch.stack([gradient.flatten(1).isnan().any(-1) for gradient in gradients]).any(0)
+            undefined.add((failed & log_ratio.isfinite().all(0)).unsqueeze(0))
             for parameter, gradient in zip(moving, gradients, strict=True):
                 parameter.grad = -gradient.nan_to_num(0.0, 0.0, 0.0)
             optimizer.step()

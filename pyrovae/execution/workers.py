@@ -1,10 +1,12 @@
 """Data-parallel processes. Each takes a share of the data; random draws equal those of a single process."""
 
 import io
+import math
 import os
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext, redirect_stdout
 from dataclasses import dataclass
+from hashlib import sha256
 from typing import Any, NamedTuple
 
 import torch
@@ -66,16 +68,25 @@ class Workers:
         return Share(size, size * self.rank // self.size, size * (self.rank + 1) // self.size)
 
     @contextmanager
-    def drawing(self, share: Share) -> Iterator[None]:
+    def drawing(
+        self, share: Share, plates: Collection[str] | None = None, rows: Collection[str] = ()
+    ) -> Iterator[None]:
         """Make programs on a share draw the random numbers that one process would draw for all data.
 
         Every process draws for all data and keeps its rows. Each datum has the same noise for any number of processes,
-        and the generators of all processes stay in the same state.
+        and the generators of all processes stay in the same state. What lies outside the plates over the data has the
+        same draw in all processes.
+
+        Args:
+            share: Share of this process.
+            plates: Names of the plates over the data; None for all plates of their number, or without a size.
+            rows: Names of sites without such a plate whose first dim of the size of the share is that of the data.
         """
         if self.size == 1:
             yield
             return
-        with _Sites() as sites, _SharedDraws(self, share, sites):
+        num_rows = share.rows.stop - share.rows.start
+        with _Sites(num_rows, plates, rows) as sites, _SharedDraws(self, share, sites):
             yield
 
     def add(self, tensors: Sequence[Tensor | None]) -> None:
@@ -106,6 +117,12 @@ class Workers:
         values: list[Any] = [None] * self.size
         torch.distributed.all_gather_object(values, value)
         return values
+
+    def differing(self, tensors: Mapping[str, Sequence[Tensor]]) -> list[str]:
+        """Return the names of those lists of tensors whose values differ between the processes."""
+        own = {name: _digest(values) for name, values in tensors.items()}
+        everyone = self.gathered(own)
+        return [name for name in own if any(each[name] != own[name] for each in everyone)]
 
     def from_first(self, make: Callable[[], Any]) -> Any:
         """Call a function in rank 0 and return its result in every process."""
@@ -140,25 +157,54 @@ def joined() -> Iterator[Workers]:
     torch.distributed.destroy_process_group()  # not after an error, when the process ends without waiting
 
 
-class _Sites(Messenger):
-    """Handler that notes the dimension of the data plate, the last of the batch, while a sample site draws."""
+def _digest(tensors: Sequence[Tensor]) -> str:
+    """Compute a hash of the values of tensors."""
+    found = sha256()
+    for tensor in tensors:
+        found.update(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().tobytes())
+    return found.hexdigest()
 
-    def __init__(self) -> None:
+
+class _Sites(Messenger):
+    """Handler that notes where the data lie in the batch of a sample site while the site draws.
+
+    Args:
+        num_rows: Number of data of the share.
+        plates: Names of the plates over the data; None for all plates of their number, or without a size.
+        rows: Names of sites without such a plate that have a row per datum.
+
+    Attributes:
+        batch_shape: Batch shape of the site; None outside sites, and in a site of `rows`.
+        dim: Index of the data in the batch shape; None if the site has no data plate.
+    """
+
+    def __init__(self, num_rows: int, plates: Collection[str] | None, rows: Collection[str]) -> None:
         super().__init__()
+        self.num_rows, self.plates, self.rows = num_rows, plates, rows
+        self.batch_shape: torch.Size | None = None
         self.dim: int | None = None
 
     def _pyro_sample(self, msg: Any) -> None:
-        self.dim = len(msg["fn"].batch_shape) - 1 if hasattr(msg["fn"], "batch_shape") else None
+        if msg["name"] in self.rows or not hasattr(msg["fn"], "batch_shape"):
+            return
+        shape = msg["fn"].batch_shape
+        dims = [f.dim for f in msg["cond_indep_stack"] if f.vectorized and self._over_data(f) and -f.dim <= len(shape)]
+        dims = [len(shape) + dim for dim in dims if shape[dim] % self.num_rows == 0]
+        self.batch_shape, self.dim = shape, max(dims, default=None)
 
     def _pyro_post_sample(self, msg: Any) -> None:
-        self.dim = None
+        self.batch_shape, self.dim = None, None
+
+    def _over_data(self, frame: Any) -> bool:
+        return frame.size in (-1, self.num_rows) if self.plates is None else frame.name in self.plates
 
 
 class _SharedDraws(TorchDispatchMode):
     """Mode that runs each random operation for the rows of all processes and keeps the rows of this process.
 
-    The dimension of the data is that of the plate, or else the first one of the size of the share. A draw without such
-    a dimension is the same in all processes. If a draw has parameters (a gamma's, a categorical's), the number of
+    The dimension of the data is that of the plate, and outside sites the first one of the size of the share. A draw
+    without such a dimension is the same in all processes. If the rows are repeated for K draws, the dimension has K
+    times that size. If a draw has parameters (a gamma's, a categorical's), the number of
     random bits that it uses can depend on them, so the processes exchange their parameters.
     """
 
@@ -205,29 +251,35 @@ class _SharedDraws(TorchDispatchMode):
         return value * self._own_rows(factor, dim), self._own_rows(mask, dim)
 
     def _draw_with_parameters(self, func: Any, args: Any, kwargs: Any) -> Any:
-        first = args[0]
-        # The particles and the data of a categorical share one dimension, particles first.
-        flat = func is torch.ops.aten.multinomial.default and first.dim() == 2 and first.shape[0] % self.num_rows == 0
-        if flat:
-            whole = self._gather_rows(first.unflatten(0, (-1, self.num_rows)), 1).flatten(0, 1)
-            drawn = func(whole, *args[1:], **kwargs).unflatten(0, (-1, self.share.size))
-            return self._own_rows(drawn, 1).flatten(0, 1)
+        first, batch = args[0], self.sites.batch_shape
+        # All dims of a categorical's batch share one dimension; outside sites, the data are the last of them.
+        dims, dim = ((-1, self.num_rows), 1) if batch is None else ((*batch, -1), self.sites.dim)
+        flat = func is torch.ops.aten.multinomial.default and first.dim() == 2
+        if flat and dim is not None and first.shape[0] % abs(math.prod(dims)) == 0:
+            whole = self._gather_rows(first.unflatten(0, dims), dim).flatten(0, len(dims) - 1)
+            drawn = func(whole, *args[1:], **kwargs).unflatten(0, self._full_shape(dims, dim))
+            return self._own_rows(drawn, dim).flatten(0, len(dims) - 1)
         dim = self._data_dim(first.shape)
         if dim is None:
             return func(*args, **kwargs)
         return self._own_rows(func(*map(self._gather_rows, args), **kwargs), dim)
 
     def _data_dim(self, shape: Sequence[int]) -> int | None:
-        dim = self.sites.dim
-        if dim is not None and 0 <= dim < len(shape) and shape[dim] == self.num_rows:
-            return dim
+        dim, batch = self.sites.dim, self.sites.batch_shape
+        if batch is not None:
+            if dim is None:
+                return None
+            if dim < len(shape) and shape[dim] == batch[dim]:
+                return dim
         return next((dim for dim, size in enumerate(shape) if size == self.num_rows), None)
 
     def _full_shape(self, shape: Sequence[int], dim: int) -> list[int]:
-        return [*shape[:dim], self.share.size, *shape[dim + 1 :]]
+        size = shape[dim] if shape[dim] < 0 else shape[dim] // self.num_rows * self.share.size
+        return [*shape[:dim], size, *shape[dim + 1 :]]
 
     def _own_rows(self, value: Tensor, dim: int) -> Tensor:
-        return value.narrow(dim, self.share.rows.start, self.num_rows).clone()
+        copies = value.unflatten(dim, (-1, self.share.size))
+        return copies.narrow(dim + 1, self.share.rows.start, self.num_rows).flatten(dim, dim + 1).clone()
 
     def _gather_rows(self, value: Any, dim: int | None = None) -> Any:
         dim = self._data_dim(value.shape) if isinstance(value, Tensor) and dim is None else dim
@@ -239,9 +291,10 @@ class _SharedDraws(TorchDispatchMode):
             raise RuntimeError("several processes cannot record a draw with parameters, such as a gamma's")
         shares = [Workers(rank, self.workers.size).share(self.share.size) for rank in range(self.workers.size)]
         counts = [share.stop - share.start for share in shares]
-        padded = value.new_zeros(max(counts), *value.movedim(dim, 0).shape[1:])
-        padded[: counts[self.workers.rank]] = value.movedim(dim, 0)[: counts[self.workers.rank]]
+        by_row = value.unflatten(dim, (-1, self.num_rows)).movedim(dim + 1, 0)  # (rows, ..., copies, ...)
+        padded = value.new_zeros(max(counts), *by_row.shape[1:])
+        padded[: counts[self.workers.rank]] = by_row[: counts[self.workers.rank]]
         everyone = [torch.empty_like(padded) for _ in shares]
         torch.distributed.all_gather(everyone, padded)
         whole = torch.cat([each[:count] for each, count in zip(everyone, counts, strict=True)])
-        return whole.movedim(0, dim).contiguous()
+        return whole.movedim(0, dim + 1).flatten(dim, dim + 1).contiguous()

@@ -31,7 +31,7 @@ from pyrovae.objectives.kl_weights import (
     LinearWarmup,
     ShapedKL,
 )
-from pyrovae.objectives.recordable_elbos import recordable
+from pyrovae.objectives.recordable_elbos import recordable, uncompiled
 from pyrovae.objectives.weighted import KLControl, WeightedELBO, elbo_parts
 
 __all__ = [
@@ -60,4 +60,5 @@ __all__ = [
     "WeightedELBO",
     "elbo_parts",
     "recordable",
+    "uncompiled",
 ]

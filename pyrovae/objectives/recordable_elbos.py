@@ -1,17 +1,54 @@
 """Recordable versions of Pyro's objectives, whose losses consist of tensor operations alone."""
 
 from collections.abc import Mapping
+from copy import copy
 from typing import Any
 
 import torch
 from pyro.distributions.util import is_identically_zero, scale_and_mask
-from pyro.infer import ELBO, Trace_ELBO, TraceEnum_ELBO, TraceMeanField_ELBO
+from pyro.infer import (
+    ELBO,
+    JitTrace_ELBO,
+    JitTraceEnum_ELBO,
+    JitTraceMeanField_ELBO,
+    Trace_ELBO,
+    TraceEnum_ELBO,
+    TraceMeanField_ELBO,
+)
 from pyro.infer.util import MultiFrameTensor, get_plate_stacks
 from torch import Tensor
 from torch.distributions import kl_divergence
 
 from pyrovae.densities import Program
 from pyrovae.execution import NotRecordedError
+
+_COMPILED: dict[type[Any], Any] = {
+    JitTrace_ELBO: Trace_ELBO,
+    JitTraceEnum_ELBO: TraceEnum_ELBO,
+    JitTraceMeanField_ELBO: TraceMeanField_ELBO,
+}
+
+
+def uncompiled(elbo: ELBO) -> ELBO:
+    """Return an objective of Pyro without its compilation, which would keep the first step's scales and sizes.
+
+    Args:
+        elbo: Objective. One that is not compiled stays as it is.
+
+    Raises:
+        ValueError: If the objective is of a class derived from a compiled one.
+    """
+    if type(elbo) in _COMPILED:
+        other = copy(elbo)
+        other.__class__ = _COMPILED[type(elbo)]
+        return other
+    if isinstance(elbo, tuple(_COMPILED)):
+        base = next(base for base in type(elbo).__mro__ if base in _COMPILED)
+        raise ValueError(
+            f"{type(elbo).__name__} compiles the first step with its weights and its batch size, which change later; "
+            f'derive it from {_COMPILED[base].__name__}, and write execution="compiled" in fit'
+        )
+    return elbo
 
 
 class RecordableTrace_ELBO(Trace_ELBO):  # noqa: N801  # Pyro's spelling

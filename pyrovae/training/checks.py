@@ -28,12 +28,14 @@ from pyrovae.densities import (
     take,
     vectorize_pair,
 )
+from pyrovae.execution import Workers
 from pyrovae.training.batches import Batches, ProgramArguments
 from pyrovae.training.loaders import LoaderBatches
 from pyrovae.training.training_state import TrainingState
 
 # Objectives of Pyro without a differentiable loss, and what to write in their place.
-_INSTEAD = {
+_INSTEAD: dict[type[Any], str] = {
+    pyro.infer.elbo.ELBOModule: "give the objective alone, such as Trace_ELBO(), since fit takes the programs itself",
     pyro.infer.RenyiELBO: "write pyrovae.RenyiELBO(alpha, num_particles), which has the same bound",
     pyro.infer.TraceGraph_ELBO: "write pyro.infer.Trace_ELBO(), which has the same gradient in expectation, or for "
     'discrete latents TraceEnum_ELBO() or pyrovae.ImportanceWeightedELBO(gradient="vimco")',
@@ -71,6 +73,7 @@ def check_programs(
     validation: ProgramArguments | None,
     *,
     skip_support_check: bool,
+    plate: str | None = None,
 ) -> None:
     """Check before training that the data lie in the support and that the programs can be validated.
 
@@ -80,6 +83,7 @@ def check_programs(
         batches: Batches of the training data.
         validation: Positional and keyword arguments of the held-out data, if any.
         skip_support_check: Whether to trust that the data lie in the support.
+        plate: Name of the plate over the data; None to find it by its size.
 
     Raises:
         SupportError: If a datum lies outside the support.
@@ -96,6 +100,7 @@ def check_programs(
                 f"{name} holds one row of parameters for each datum, so it cannot train on batches of {batch}; give "
                 f"batch_size={batches.size}, or a guide with an encoder"
             )
+    _check_row_parameters(model, guide, batches)
     if not skip_support_check:
         whole = isinstance(batches, Batches) and bool(auto_guide_rows(guide))
         _check_chunks(model, guide, [batches.first(batches.size)] if whole else batches.chunks())
@@ -103,7 +108,7 @@ def check_programs(
             check_data(model, guide, *validation, None)
     if validation is not None:
         with isolated_rng(), evaluating(model, guide), pyro.validation_enabled(False):
-            pair = vectorize_pair(model, guide, *validation)
+            pair = vectorize_pair(model, guide, *validation, plate=plate)
             args, kwargs = take(*validation, slice(0, 1)) if pair[1].divisible else validation
             log_weights(*pair, *args, **kwargs)
 
@@ -152,11 +157,79 @@ def keeps_rows(model: Program, guide: Program, batches: Batches | LoaderBatches)
         model_trace = poutine.trace(poutine.replay(model, trace=guide_trace)).get_trace(*args, **kwargs)
         for trace in (guide_trace, model_trace):
             trace.compute_log_prob()
-        return bool(auto_guide_rows(guide))
+        return bool(auto_guide_rows(guide) or row_parameters(model, guide, batches))
     return True
 
 
-def check_particles(model: Program, guide: Program, elbo: ELBO, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+def row_parameters(model: Program, guide: Program, batches: Batches | LoaderBatches) -> list[str]:
+    """List the parameters whose number or shape follows the number of data, such as one row or one name per datum.
+
+    The programs make their parameters anew on a batch and on half of it. The parameter store is restored.
+    """
+    batch = min(batches.batch_size, batches.size)
+    if batch == 1:
+        return []
+    with suppress(Exception):
+        found, again, fewer = (_parameter_shapes(model, guide, batches, rows) for rows in (batch, batch, batch // 2))
+        if found == again:  # else the programs draw which parameters they use
+            return sorted(name for name, shape in found.items() if fewer.get(name) != shape)
+    return []
+
+
+def _parameter_shapes(
+    model: Program, guide: Program, batches: Batches | LoaderBatches, rows: int
+) -> dict[str, torch.Size]:
+    """Run the programs on the first rows with an empty parameter store, and return the shapes of their parameters."""
+    with isolated_rng(), evaluating(model, guide), pyro.validation_enabled(False), pyro.get_param_store().scope():
+        args, kwargs = plain(*batches.first(rows))
+        with torch.no_grad(), poutine.block(), poutine.trace(param_only=True) as tracer:
+            guide_trace = poutine.trace(guide).get_trace(*args, **kwargs)
+            model_trace = poutine.trace(poutine.replay(model, trace=guide_trace)).get_trace(*args, **kwargs)
+            for trace in (guide_trace, model_trace):
+                trace.compute_log_prob()
+    nodes = dict[str, Any](tracer.trace.nodes)
+    return {name: site["value"].shape for name, site in nodes.items() if site["type"] == "param"}
+
+
+def _check_row_parameters(model: Program, guide: Program, batches: Batches | LoaderBatches) -> None:
+    """Check that programs which train on batches hold no rows for single data.
+
+    Raises:
+        ValueError: If they do.
+    """
+    batch = min(batches.batch_size, batches.size)
+    if batch == batches.size:
+        return
+    advice = f"give batch_size={batches.size}, or compute the values from the data, as an encoder does"
+    names = row_parameters(model, guide, batches)
+    if names:
+        raise ValueError(
+            f"parameter {names[0]!r} has rows for single data, so batches of {batch} would mix them up; {advice}"
+        )
+    if not _runs(model, guide, batches, batch) and _runs(model, guide, batches, batches.size):
+        raise ValueError(
+            f"the programs run on all {batches.size} data, but not on {batch}, so they hold rows for single data, such "
+            f"as parameters of leading length {batches.size}; {advice}"
+        )
+
+
+def _runs(model: Program, guide: Program, batches: Batches | LoaderBatches, rows: int) -> bool:
+    """Return whether the programs run on the first rows of the data."""
+    try:
+        _parameter_shapes(model, guide, batches, rows)
+    except Exception:
+        return False
+    return True
+
+
+def check_particles(
+    model: Program,
+    guide: Program,
+    elbo: ELBO,
+    args: tuple[Any, ...],
+    kwargs: dict[str, Any],
+    plate: str | None = None,
+) -> None:
     """Check that vectorized particles of Pyro's objectives do not change the densities of the programs.
 
     Raises:
@@ -167,7 +240,7 @@ def check_particles(model: Program, guide: Program, elbo: ELBO, args: tuple[Any,
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", TiledWarning)
         try:
-            how = vectorize_pair(model, guide, args, kwargs)[0].how
+            how = vectorize_pair(model, guide, args, kwargs, plate=plate)[0].how
         except ValueError:  # no density per datum, which Pyro's objectives do not need
             return
     if how == "tiled":
@@ -175,6 +248,19 @@ def check_particles(model: Program, guide: Program, elbo: ELBO, args: tuple[Any,
             "the programs use dimensions by their position (such as softmax(dim=1)), so the vectorized particles of "
             f"{type(elbo).__name__} would change their densities; use vectorize_particles=False, or count dims from "
             "the right"
+        )
+
+
+def check_one_process(workers: Workers) -> None:
+    """Refuse several processes for programs with one row of parameters per datum.
+
+    Raises:
+        ValueError: If there are several.
+    """
+    if workers.size > 1:
+        raise ValueError(
+            "the programs need all data at once, since they hold one row of parameters for each datum, but each of "
+            "several processes has a share of the rows; train with one process, or use a guide with an encoder"
         )
 
 

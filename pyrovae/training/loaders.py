@@ -8,6 +8,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, DistributedSampler
 
 from pyrovae.densities import Program, isolated_rng, module_of, num_data, prepare_arguments, take
+from pyrovae.execution import Workers
 from pyrovae.training.batches import ProgramArguments, as_arguments, transformed
 
 
@@ -92,8 +93,19 @@ class LoaderBatches:
                 f"the DataLoader gave {step} batches, but its length is {self.steps}; give one whose length is right"
             )
         self._last = self._prepared(found)
+        if not self._counted:
+            self._check_alike(Workers.current())
         self._counted += num_data(*self._last)
         return self._last
+
+    def _check_alike(self, workers: Workers) -> None:
+        """Check that the first batch of the epoch is that of all processes, which share it."""
+        values = [value for value in (*self._last[0], *self._last[1].values()) if isinstance(value, Tensor)]
+        if workers.size > 1 and workers.differing({"data": values}):
+            raise ValueError(
+                "each process has a share of every batch, but the DataLoader gives other batches in other processes; "
+                "give it generator=torch.Generator().manual_seed(0) in all of them, and draw by torch alone"
+            )
 
     def _prepared(self, batch: Any) -> ProgramArguments:
         device = _device_of(self.programs)

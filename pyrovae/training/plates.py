@@ -1,7 +1,7 @@
 """Plates and scales of the programs that `fit` trains: sites outside the data plate, and subsampling plates."""
 
 from collections.abc import Mapping
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import AbstractContextManager, nullcontext, suppress
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -10,8 +10,18 @@ import torch
 from pyro import poutine
 from pyro.poutine.messenger import Messenger
 from pyro.poutine.util import site_is_subsample
+from torch.distributions import Independent
 
-from pyrovae.densities import Program, evaluating, isolated_rng, plain, sample_sites
+from pyrovae.densities import (
+    Program,
+    check_unchanged,
+    evaluating,
+    isolated_rng,
+    plain,
+    run_once,
+    sample_sites,
+    unused_sites,
+)
 from pyrovae.training.batches import Batches
 from pyrovae.training.loaders import LoaderBatches
 
@@ -27,15 +37,21 @@ class BatchSite(NamedTuple):
         program: "model" or "guide".
         name: Name of the site.
         shape: Shape of the value.
+        joint_shape: Shape of the dims that have one joint density: the event, without the dims of `to_event`.
         scale: Factor on the log density.
         frames: Plates around the site, vectorized or sequential.
+        is_observed: Whether the value is observed.
+        enumerated: Whether the site asks to be enumerated.
     """
 
     program: str
     name: str
     shape: torch.Size
+    joint_shape: torch.Size
     scale: Any
     frames: tuple[Any, ...]
+    is_observed: bool
+    enumerated: bool = False
 
     @property
     def subsampling(self) -> float:
@@ -60,11 +76,13 @@ class OutsideSites:
         size: Number of data N.
         plates: Names of the plates over the rows of a batch.
         rows: Names of sites without such a plate that have a row per datum.
+        joint: Names of those sites among them whose rows have one joint density, such as a Gaussian process.
     """
 
     size: int
     plates: frozenset[str]
     rows: frozenset[str]
+    joint: frozenset[str]
 
     def weighed(self, batch: int) -> AbstractContextManager[Any]:
         """Multiply the log densities of these sites by B/N, so that the batches of an epoch count them once.
@@ -100,10 +118,14 @@ class Subsampling(NamedTuple):
     Attributes:
         full_size: Number of data that the loss of a step stands for; None for those of the step.
         reason: Reason why the loss is no ELBO per datum; None if it is one.
+        remedy: What to write for an ELBO per datum.
     """
 
     full_size: int | None = None
     reason: str | None = None
+    remedy: str = (
+        "put the data into a plate, one row per datum, and weigh the KL divergence by kl_weight of fit, not by a scale"
+    )
 
 
 def sites_of(model: Program, guide: Program, batches: AnyBatches, rows: int | None = None) -> list[BatchSite]:
@@ -117,18 +139,49 @@ def sites_of(model: Program, guide: Program, batches: AnyBatches, rows: int | No
     """
     with isolated_rng(), evaluating(model, guide), pyro.validation_enabled(False):
         args, kwargs = plain(*batches.first(rows))
-        guide_trace = poutine.trace(guide).get_trace(*args, **kwargs)
-        model_trace = poutine.trace(poutine.replay(model, trace=guide_trace)).get_trace(*args, **kwargs)
+        with check_unchanged():
+            guide_trace = poutine.trace(guide).get_trace(*args, **kwargs)
+            model_trace = poutine.trace(poutine.replay(model, trace=guide_trace)).get_trace(*args, **kwargs)
     traces: Mapping[str, poutine.Trace] = {"model": model_trace, "guide": guide_trace}
     return [
-        BatchSite(program, name, torch.as_tensor(site["value"]).shape, site["scale"], site["cond_indep_stack"])
+        BatchSite(
+            program,
+            name,
+            torch.as_tensor(site["value"]).shape,
+            _joint_shape(site["fn"]),
+            site["scale"],
+            site["cond_indep_stack"],
+            site["is_observed"],
+            bool(site["infer"].get("enumerate")) and not site["is_observed"],
+        )
         for program, trace in traces.items()
         for name, site in sample_sites(trace).items()
     ]
 
 
+def hide_unused(model: Program, guide: Program, batches: AnyBatches) -> tuple[Program, Program]:
+    """Hide latents that `poutine.do` replaces from Pyro's objectives, and sites that both programs are given.
+
+    Pyro's objectives would count the log densities of these sites, though none is a latent that the guide draws.
+
+    Args:
+        model: Pyro program p(z) p(x|z).
+        guide: Pyro program q(z|x), with the model's arguments.
+        batches: AnyBatches of the training data.
+    """
+    names: Mapping[str, frozenset[str]] = {}
+    # Programs that fail here fail in the checks that follow, which say why.
+    with suppress(Exception), isolated_rng(), evaluating(model, guide), pyro.validation_enabled(False):
+        names = unused_sites(run_once({"model": model, "guide": guide}, *batches.first()))
+    hidden = [
+        poutine.block(program, hide=sorted(names[name])) if names.get(name) else program
+        for name, program in (("model", model), ("guide", guide))
+    ]
+    return hidden[0], hidden[1]
+
+
 def find_outside_sites(
-    sites: list[BatchSite], model: Program, guide: Program, batches: AnyBatches
+    sites: list[BatchSite], model: Program, guide: Program, batches: AnyBatches, plate: str | None = None
 ) -> OutsideSites | None:
     """Find the sites outside the data plate, for programs whose plate takes its size from the batch.
 
@@ -139,6 +192,7 @@ def find_outside_sites(
         model: Pyro program p(z) p(x|z).
         guide: Pyro program q(z|x), with the model's arguments.
         batches: AnyBatches of the training data.
+        plate: Name of the plate over the data; None to find it by its size.
 
     Returns:
         The sites; None if there are none, if a batch holds all data, or if a scale or a subsampling plate shows that
@@ -150,34 +204,59 @@ def find_outside_sites(
     if any(frame.size != (frame.full_size or frame.size) for site in sites for frame in site.frames):
         return None
     plates = {frame.name for site in sites for frame in site.frames if frame.size in (-1, batch)}
+    plates &= plates if plate is None else {plate}
     if not plates or plates & set.intersection(*({frame.name for frame in site.frames} for site in sites)):
         return None
     fewer = fewer if fewer < batch else 2
     others = sites_of(model, guide, batches, fewer)
     plates &= {frame.name for site in others for frame in site.frames if frame.size in (-1, fewer)}
-    outside = {(s.program, s.name): s.shape for s in sites if plates.isdisjoint(f.name for f in s.frames)}
-    shapes = {(s.program, s.name): s.shape for s in others if plates.isdisjoint(f.name for f in s.frames)}
-    if not plates or not outside or outside.keys() != shapes.keys() or not all(site.is_unscaled for site in sites):
+    outside, again = (
+        {(s.program, s.name): s for s in run if plates.isdisjoint(f.name for f in s.frames)} for run in (sites, others)
+    )
+    if not plates or not outside or outside.keys() != again.keys() or not all(site.is_unscaled for site in sites):
         return None
-    rows = frozenset(name for (program, name), shape in outside.items() if shape != shapes[program, name])
-    return OutsideSites(batches.size, frozenset(plates), rows)
+    rows = frozenset(site.name for key, site in outside.items() if site.shape != again[key].shape)
+    joint = frozenset(site.name for key, site in outside.items() if site.joint_shape != again[key].joint_shape)
+    return OutsideSites(batches.size, frozenset(plates), rows, joint)
 
 
-def find_subsampling(sites: list[BatchSite], batches: AnyBatches) -> Subsampling:
+def find_subsampling(
+    sites: list[BatchSite], batches: AnyBatches, outside: OutsideSites | None = None, plate: str | None = None
+) -> Subsampling:
     """Find whether the loss is an ELBO, up to the scale of a subsampling plate over the data.
 
     Args:
         sites: Sites of a run on a full batch.
         batches: AnyBatches of the training data.
+        outside: Sites outside the data plate, if any.
+        plate: Name of the plate over the data; None to find it by its size.
     """
     batch = min(batches.batch_size, batches.size)
+    whole = f"give batch_size={batches.size}, or put independent data into a plate, one row per datum"
+    for site in sites:
+        if site.program == "guide" and site.is_observed:
+            return Subsampling(
+                reason=f"site {site.name!r} of the guide is observed or a factor, which the objective subtracts",
+                remedy=f"write poutine.block(guide, hide=[{site.name!r}]) for the ELBO alone",
+            )
+    if outside is not None and outside.joint:
+        reason = f"the rows of a batch have one joint density at site {min(outside.joint)!r}"
+        return Subsampling(reason=reason, remedy=whole)
     for site in sites:
         if not site.is_unscaled:
             return Subsampling(reason=f"site {site.name!r} of the {site.program} carries scale {_shown(site)}")
-    frames = [frame for site in sites for frame in site.frames]
+    frames = [frame for site in sites for frame in site.frames if plate in (None, frame.name)]
+    if sites and not frames and batch < batches.size:
+        return Subsampling(reason="the programs have no plate over the rows of a batch", remedy=whole)
     if frames and not any(frame.size in (-1, batch) or frame.full_size == batches.size for frame in frames):
         sizes = {frame.name: frame.size for frame in frames}
         return Subsampling(reason=f"no plate has the size of a batch, {batch}, only {sizes}")
+    other = None if plate is not None else _other_data_plate(sites, batch)
+    if other is not None:
+        return Subsampling(
+            reason=f"the data may be the {batch} rows of the first dim, or plate {other!r} with latents of its own",
+            remedy=f"name the plate over the data, as in plate={other!r}",
+        )
     subsampled = {
         frame.name: (frame.size, frame.full_size)
         for site in sites
@@ -196,6 +275,31 @@ def find_subsampling(sites: list[BatchSite], batches: AnyBatches) -> Subsampling
                 f"{site.program}"
             )
     return Subsampling(full_size=int(full_sizes.pop()))
+
+
+def _other_data_plate(sites: list[BatchSite], batch: int) -> str | None:
+    """Find a plate that crosses the one over the rows at an observed site, and holds latents where that holds none."""
+
+    def names(site: BatchSite, over_rows: bool) -> set[str]:
+        return {frame.name for frame in site.frames if frame.vectorized and (frame.size in (-1, batch)) == over_rows}
+
+    latents = [site for site in sites if site.program == "model" and not site.is_observed]
+    if any(names(site, True) and not names(site, False) for site in latents):
+        return None
+    for site in latents:
+        if not names(site, True):
+            for observed in sites:
+                common = names(site, False) & names(observed, False)
+                if observed.is_observed and common and names(observed, True):
+                    return min(common)
+    return None
+
+
+def _joint_shape(distribution: Any) -> torch.Size:
+    """Return the event shape of a distribution without the dims of `to_event`, which are independent."""
+    while isinstance(distribution, Independent):
+        distribution = distribution.base_dist
+    return torch.Size(distribution.event_shape)
 
 
 def _shown(site: BatchSite) -> str:

@@ -1,7 +1,7 @@
 """Training steps: eager, recorded, or captured as a CUDA graph."""
 
 from collections.abc import Hashable, Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
 from typing import Any, NamedTuple
 
 import pyro
@@ -34,6 +34,7 @@ from pyrovae.execution import (
 from pyrovae.objectives import recordable
 from pyrovae.training.batches import for_programs
 from pyrovae.training.plates import OutsideSites, weighed
+from pyrovae.training.shares import Sharing
 
 # Steps per batch size from which recording (at most a second) and compiling (at most a minute) pay off.
 RECORDED_FROM = 1_000
@@ -70,6 +71,7 @@ class EagerStep:
         workers: Processes that share each batch.
         precision: Precision of the layers' products.
         outside: Sites outside the data plate, weighed by the share of the data in each batch; None if there are none.
+        sharing: Way of the programs to run on a share of a batch; None for a single process.
     """
 
     def __init__(
@@ -82,9 +84,10 @@ class EagerStep:
         workers: Workers,
         precision: Precision,
         outside: OutsideSites | None = None,
+        sharing: Sharing | None = None,
     ) -> None:
         self.model, self.guide, self.workers, self.precision = model, guide, workers, precision
-        self.outside = outside
+        self.outside, self.sharing = outside, sharing
         self.elbo: Any = elbo  # Pyro's base class ELBO declares no differentiable_loss
         self.parameters, self.optimizer = list(parameters), optimizer
 
@@ -109,6 +112,11 @@ class EagerStep:
         args, kwargs = for_programs(self.model, batch.args, batch.kwargs)
         with self.step_context(batch.share, weight):
             loss = self.elbo.differentiable_loss(self.model, self.guide, *args, **kwargs)
+        if not loss.requires_grad:
+            raise ValueError(
+                "the objective depends on no parameter, so there is nothing to train; use the parameters in the "
+                "distributions of the guide or the model, without detach() or no_grad"
+            )
         self.optimizer.zero_grad(set_to_none=True)
         loss.backward()
         return loss.detach()
@@ -116,8 +124,15 @@ class EagerStep:
     @contextmanager
     def step_context(self, share: Share, weight: float | Tensor | None) -> Iterator[None]:
         """Apply the weights of KL and sites outside the data plate, the draws of all processes, and the precision."""
-        rows = share.rows.stop - share.rows.start
-        with _kl_weight(weight), weighed(self.outside, rows), self.workers.drawing(share), products_in(self.precision):
+        sharing = self.sharing
+        plates, rows = (None, frozenset[str]()) if sharing is None else (sharing.plates, sharing.rows)
+        with ExitStack() as stack:
+            stack.enter_context(_kl_weight(weight))
+            stack.enter_context(weighed(self.outside, share.size))
+            if sharing is not None:
+                stack.enter_context(sharing.weighed(share))
+            stack.enter_context(self.workers.drawing(share, plates, rows))
+            stack.enter_context(products_in(self.precision))
             yield
 
     def apply_gradients(self, share: Share, loss: Tensor) -> None:
@@ -309,6 +324,7 @@ class Stepper:
         workers: Processes that share each batch; None for this process alone.
         precision: Precision of the layers' products.
         outside: Sites outside the data plate, weighed by the share of the data in each batch; None if there are none.
+        sharing: Way of the programs to run on a share of a batch; None for a single process.
 
     Attributes:
         executions: Resolved execution by batch size.
@@ -332,6 +348,7 @@ class Stepper:
         workers: Workers | None = None,
         precision: Precision = "full",
         outside: OutsideSites | None = None,
+        sharing: Sharing | None = None,
     ) -> None:
         self.workers, self.optimizer, self.parameters = workers or Workers(), optimizer, list(parameters)
         self.executions = {
@@ -342,7 +359,9 @@ class Stepper:
         self.on_gpu = all(on_gpu([parameter]) for parameter in self.parameters)
         self.weight = torch.ones((), dtype=torch.float64, device=device) if weighted else None
         self.captured_optimizer = CapturedOptimizer(optimizer)
-        self._eager = EagerStep(model, guide, elbo, self.parameters, optimizer, self.workers, precision, outside)
+        self._eager = EagerStep(
+            model, guide, elbo, self.parameters, optimizer, self.workers, precision, outside, sharing
+        )
         self._steps: dict[int, EagerStep | RecordedStep | GraphedStep] = {}
         self._capture_failed = False
         if set(self.executions.values()) != {"eager"}:

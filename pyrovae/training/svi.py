@@ -28,21 +28,24 @@ from pyrovae.densities import (
     vectorize_pair,
 )
 from pyrovae.execution import Execution, Precision, Workers
-from pyrovae.objectives import KLControl, TensorELBO
+from pyrovae.objectives import KLControl, TensorELBO, uncompiled
 from pyrovae.training.batches import Arguments, Batches, ProgramArguments, as_arguments, prepare_data
 from pyrovae.training.checks import (
     NonFiniteLossError,
     check_finite,
+    check_one_process,
     check_options,
     check_particles,
     check_programs,
     check_separable,
     keeps_rows,
 )
+from pyrovae.training.cuts import cut_along
 from pyrovae.training.epochs import GraphedEpoch, SingleSteps
 from pyrovae.training.loaders import LoaderBatches, check_no_dataset, read_all
 from pyrovae.training.optimizers import OptimizerFactory, make_optimizer, parameter_names
-from pyrovae.training.plates import Subsampling, find_outside_sites, find_subsampling, sites_of
+from pyrovae.training.plates import Subsampling, find_outside_sites, find_subsampling, hide_unused, sites_of
+from pyrovae.training.shares import Sharing, check_alike, check_enumerated, find_sharing
 from pyrovae.training.steps import Stepper
 from pyrovae.training.training_state import History, TrainingState, Validated
 from pyrovae.training.validation import validate, validate_objective
@@ -68,6 +71,7 @@ def fit(
     patience: int | None = None,
     transform: Callable[[Tensor], Tensor] | None = None,
     kl_weight: Callable[[float], float] | None = None,
+    plate: str | None = None,
     execution: Execution = "auto",
     precision: Precision = "full",
     skip_support_check: bool = False,
@@ -103,7 +107,7 @@ def fit(
             step ahead. `Whole(tensor)` is the same for all data. A `torch.utils.data.DataLoader` of tensors, tuples or
             dicts gives its own batches in its own order; a resumed run then differs from an uninterrupted one.
         elbo: Objective with `differentiable_loss`, such as Pyro's `Trace_ELBO()` or `TraceMeanField_ELBO()`. If it is a
-            module, its parameters are trained too.
+            module, its parameters are trained too. Pyro's Jit objectives run uncompiled, since `execution` compiles.
         epochs: Maximum number of passes over the data.
         batch_size: Number of data per step. The last batch of an epoch may be smaller. A DataLoader has its own.
         optimizer: Function from the parameters to a torch optimizer, or one of `pyro.optim` without a schedule; None
@@ -116,6 +120,8 @@ def fit(
         kl_weight: Weight of the KL divergence in the objective (see `temper`), as a function of the number of passes
             over the data so far, such as `LinearWarmup(10)`, or an object that depends on the divergence itself, such
             as `Capacity()` or `KLConstraint()`; None for 1. The reported ELBO always has weight 1.
+        plate: Name of the plate over the data; None for the plate of the batch's size. Batches are cut along the dim of
+            the data that has the plate's size, such as the second one of words by documents.
         execution: How to run the programs: "eager", "recorded", "compiled", or "auto", which chooses by the number of
             steps. "recorded" runs the programs once per batch shape and replays their tensor operations; "compiled"
             compiles these with Inductor first. Results agree up to rounding. A resumed run keeps its first choice.
@@ -140,15 +146,22 @@ def fit(
         StoppedError: If `should_stop` returns True.
     """
     check_options(elbo, epochs=epochs, batch_size=batch_size, patience=patience, validated=validation is not None)
+    elbo = uncompiled(elbo)
+    if plate is not None:
+        model, guide, data, validation, transform = cut_along(
+            plate, model, guide, data, validation, transform, batch_size=batch_size
+        )
     held_out = None if validation is None else _held_out(model, guide, validation)
     batches = _batches(model, guide, data, batch_size, transform, seed)
+    model, guide = hide_unused(model, guide, batches)
     if isinstance(batches, LoaderBatches) and not (commit is resume is None):
         warnings.warn(
             "a DataLoader chooses its order itself, so that a resumed run is not bit-identical to an uninterrupted "
             "one; for that, give tensors, or Streamed(array)",
             stacklevel=2,
         )
-    check_programs(model, guide, batches, held_out, skip_support_check=skip_support_check or resume is not None)
+    skip_support_check = skip_support_check or resume is not None
+    check_programs(model, guide, batches, held_out, skip_support_check=skip_support_check, plate=plate)
     run = _prepare(
         model,
         guide,
@@ -157,6 +170,7 @@ def fit(
         epochs=epochs,
         optimizer=optimizer,
         kl_weight=kl_weight,
+        plate=plate,
         execution=execution,
         precision=precision,
         resume=resume,
@@ -211,7 +225,9 @@ class _Run:
     state: TrainingState
     take_steps: SingleSteps | GraphedEpoch
     subsampling: Subsampling
+    sharing: Sharing | None
     first_step: tuple[int, int]  # epoch and step at which this call starts
+    plate: str | None
     commit: Callable[[dict[str, Any]], None] | None
     should_stop: Callable[[], bool] | None
 
@@ -238,6 +254,7 @@ def _prepare(
     epochs: int,
     optimizer: OptimizerFactory | PyroOptim | None,
     kl_weight: Callable[[float], float] | None,
+    plate: str | None,
     execution: Execution,
     precision: Precision,
     resume: Mapping[str, Any] | None,
@@ -246,12 +263,14 @@ def _prepare(
 ) -> _Run:
     """Find the parameters, and make the optimizer, the stepper and the state, resumed if asked."""
     parameters = _find_parameters(model, guide, elbo, batches)
+    workers = Workers.current()
     if keeps_rows(model, guide, batches):
         batches.keep_order()
+        check_one_process(workers)
     for program in (model, guide):
         for module in modules_of(program):
             module.train()
-    device, workers = parameters[0].device, Workers.current()
+    device = parameters[0].device
     control = KLControl(kl_weight, elbo, device)
     if workers.size > 1:
         check_separable(model, guide, control.elbo)
@@ -260,10 +279,14 @@ def _prepare(
     first_batch = batches.first()
     pair = model, guide
     if isinstance(control.elbo, TensorELBO):
-        pair = vectorize_pair(model, guide, *first_batch)
+        pair = vectorize_pair(model, guide, *first_batch, plate=plate)
     else:
-        check_particles(model, guide, control.elbo, *first_batch)
+        check_particles(model, guide, control.elbo, *first_batch, plate)
     sites = sites_of(model, guide, batches)
+    sharing = find_sharing(sites, model, guide, batches, workers)
+    check_enumerated(control.elbo, sites, batches, sharing)
+    check_alike(workers, parameters, [*first_batch[0], *first_batch[1].values()])
+    outside = find_outside_sites(sites, model, guide, batches, plate)
     stepper = Stepper(
         *pair,
         control.elbo,
@@ -275,7 +298,8 @@ def _prepare(
         device=device,
         workers=workers,
         precision=precision,
-        outside=find_outside_sites(sites, model, guide, batches),
+        outside=outside,
+        sharing=sharing,
     )
     programs = {"model": model, "guide": guide, "elbo": elbo}
     state = TrainingState(programs, descent, stepper, control, batches.steps, device)
@@ -286,11 +310,11 @@ def _prepare(
     in_memory = isinstance(batches, Batches) and batches.device == device and not batches.streamed
     take_steps = GraphedEpoch(single) if graphed and in_memory else single
     first_step = state.epoch, state.step
-    subsampling = find_subsampling(sites, batches)
+    subsampling = find_subsampling(sites, batches, outside, plate)
     if control.is_elbo and subsampling.reason is not None:
         warnings.warn(
-            f"train_elbo is left out (None), since {subsampling.reason}, so the objective is no ELBO per datum; put "
-            "the data into a plate, one row per datum, and weigh the KL divergence by kl_weight of fit, not by a scale",
+            f"train_elbo is left out (None), since {subsampling.reason}, so the objective is no ELBO per datum; "
+            f"{subsampling.remedy}",
             stacklevel=3,
         )
     return _Run(
@@ -303,7 +327,9 @@ def _prepare(
         state,
         take_steps,
         subsampling,
+        sharing,
         first_step,
+        plate,
         commit,
         should_stop,
     )
@@ -362,14 +388,17 @@ def _train_elbo(run: _Run, objective: float) -> float | None:
 
 def _validate(run: _Run, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Validated:
     """Estimate the ELBO of held-out data, and the objective unless the last epoch is kept."""
-    model, guide, control, workers = run.model, run.guide, run.control, run.workers
+    model, guide, control = run.model, run.guide, run.control
+    shares: dict[str, Any] = {"workers": run.workers, "plates": None if run.sharing is None else run.sharing.plates}
     try:
-        found, weight = validate(model, guide, *args, workers=workers, **kwargs), control.validation_weight
+        if run.plate is not None:
+            model, guide = vectorize_pair(model, guide, args, kwargs, plate=run.plate, in_training=True)
+        found, weight = validate(model, guide, *args, **shares, **kwargs), control.validation_weight
         if weight is None:
             return found, None
         if control.is_elbo:
             return found, found.elbo if weight == 1 else found.reconstruction - weight * found.kl
-        return found, validate_objective(control.elbo, model, guide, *args, weight=weight, workers=workers, **kwargs)
+        return found, validate_objective(control.elbo, model, guide, *args, weight=weight, **shares, **kwargs)
     except ValueError as error:
         raise NonFiniteLossError(f"on the validation data, {error}") from error
 

@@ -1,5 +1,6 @@
 """ELBO, its parts, and the objective on held-out data."""
 
+from collections.abc import Collection
 from typing import Any, NamedTuple
 
 import pyro
@@ -44,7 +45,15 @@ class Validation(NamedTuple):
 
 
 @entry()
-def validate(model: Program, guide: Program, *args: Any, workers: Workers | None = None, **kwargs: Any) -> Validation:
+def validate(
+    model: Program,
+    guide: Program,
+    *args: Any,
+    workers: Workers | None = None,
+    plate: str | None = None,
+    plates: Collection[str] | None = None,
+    **kwargs: Any,
+) -> Validation:
     """Estimate the ELBO and its parts. Every call uses the same draws, for any number of processes.
 
     Args:
@@ -52,12 +61,14 @@ def validate(model: Program, guide: Program, *args: Any, workers: Workers | None
         guide: Pyro program q(z|x), with the model's arguments.
         *args: Positional arguments of both programs, the data first, with shape (N, ...).
         workers: Processes that share the data; None for this process alone.
+        plate: Name of the plate over the data; None for the only plate around all sites that has their number.
+        plates: Names of the plates over the data; None for all plates of their number, or without a size.
         **kwargs: Keyword arguments of both programs.
 
     Raises:
         ValueError: If a weight is NaN or unbounded, or a program breaks the contract of `log_weights`.
     """
-    model, guide = vectorize_pair(model, guide, args, kwargs, in_training=True)
+    model, guide = vectorize_pair(model, guide, args, kwargs, plate=plate, in_training=True)
     size, workers = num_data(args, kwargs), workers or Workers()
     device = device_of(args, kwargs)
     sums, reason = torch.zeros(2, dtype=torch.float64, device=device), "log weights are NaN in another process"
@@ -67,7 +78,7 @@ def validate(model: Program, guide: Program, *args: Any, workers: Workers | None
             rows = slice(start, min(start + chunk_size, size))
             share = workers.share(rows.stop - rows.start)
             some_args, some_kwargs = take(*take(args, kwargs, rows), share.rows)
-            with workers.drawing(share):
+            with workers.drawing(share, plates):
                 log_w, _, log_lik = weighted_draws(
                     model, guide, *some_args, num_particles=VALIDATION_PARTICLES, **some_kwargs
                 )
@@ -87,7 +98,14 @@ def validate(model: Program, guide: Program, *args: Any, workers: Workers | None
 
 
 def validate_objective(
-    elbo: ELBO, model: Program, guide: Program, *args: Any, weight: float, workers: Workers | None = None, **kwargs: Any
+    elbo: ELBO,
+    model: Program,
+    guide: Program,
+    *args: Any,
+    weight: float,
+    workers: Workers | None = None,
+    plates: Collection[str] | None = None,
+    **kwargs: Any,
 ) -> float:
     """Estimate the objective, the negative loss, in nats per datum. Every call uses the same draws.
 
@@ -98,6 +116,7 @@ def validate_objective(
         *args: Positional arguments of both programs, the data first, with shape (N, ...).
         weight: Weight of the KL divergence.
         workers: Processes that share the data; None for this process alone.
+        plates: Names of the plates over the data; None for all plates of their number, or without a size.
         **kwargs: Keyword arguments of both programs.
     """
     size, total, workers = num_data(args, kwargs), 0.0, workers or Workers()
@@ -109,7 +128,7 @@ def validate_objective(
             some_args, some_kwargs = take(*take(args, kwargs, rows), share.rows)
             if not isinstance(elbo, TensorELBO):  # Pyro's objectives run the programs themselves
                 some_args, some_kwargs = plain(some_args, some_kwargs)
-            with workers.drawing(share):
+            with workers.drawing(share, plates):
                 loss = elbo.loss(model, guide, *some_args, **some_kwargs)  # type: ignore[attr-defined]
             total += 0.0 if share.empty else loss
     return -sum(workers.gathered(total)) / size

@@ -162,9 +162,7 @@ def half_normals(size: int, num_data: int, noise: float = 0.5) -> EdgeProblem:
         at_zero = torch.where(z == 0, math.log(0.5), 0.0)
         return at_zero + math.log(2) + normal_log_density(z, 0.0, 1.0) + normal_log_density(x, z, noise)
 
-    guide = program(
-        lambda x: pyro.sample("z", dist.LogNormal(x.clamp(min=0.2).log(), 0.5).to_event(1))
-    )
+    guide = program(lambda x: pyro.sample("z", dist.LogNormal(x.clamp(min=0.2).log(), 0.5).to_event(1)))
     return EdgeProblem(program(model), guide, x, by_grid(joint, 0, 12).sum(-1))
 
 

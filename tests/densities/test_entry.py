@@ -352,8 +352,10 @@ class TestOwnPrograms:
 
     def test_arrays_are_refused_at_every_place(self, x):
         model, guide = self.programs()
-        message = refusal(pyrovae.log_marginal, model, guide, x.numpy(), num_particles=2)
-        assert "got a numpy array; give torch.as_tensor(x)" in message
+        pair = (lambda x, labels: model(x)), (lambda x, labels: guide(x))
+        for programs, data in (((model, guide), [x.numpy()]), (pair, [x, x[:, 0].numpy()])):
+            message = refusal(pyrovae.log_marginal, *programs, *data, num_particles=2)
+            assert "got a numpy array; give torch.as_tensor(x)" in message
 
     def test_other_arguments_than_those_of_the_program_are_refused(self, x):
         message = refusal(pyrovae.log_marginal, *self.programs(), x, mask=x > 0, num_particles=2)

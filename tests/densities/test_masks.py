@@ -5,6 +5,7 @@ import pyro.distributions as dist
 import pytest
 import torch
 from pyro import poutine
+from pyro.distributions.torch_distribution import ExpandedDistribution
 
 from pyrovae import (
     GuideProposal,
@@ -31,13 +32,17 @@ def on_entries(fn, mask):
     return pyro.sample("w", fn.mask(mask).expand(fn.batch_shape).to_event(1))
 
 
+def expanded(fn, mask):
+    return pyro.sample("w", ExpandedDistribution(fn.mask(mask), fn.batch_shape).to_event(1))
+
+
 def around(fn, mask):
     """The mask of whole sequences, by a handler; entries are masked inside."""
     with poutine.mask(mask=mask.any(-1)):
         return pyro.sample("w", fn.mask(mask).to_event(1))
 
 
-FORMS = [inside, on_entries, around]
+FORMS = [inside, on_entries, expanded, around]
 
 
 def model_with(form):

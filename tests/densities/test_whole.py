@@ -1,6 +1,7 @@
 """`Whole`: an argument that is the same for all data, though its length is the number of data or of a batch."""
 
 import pickle
+from functools import partial
 
 import pyro
 import pyro.distributions as dist
@@ -65,27 +66,34 @@ class TestEstimators:
         close(pyrovae.log_weights(model, guide, x, Whole(OFFSET))[0], exact)
         close(torch.tensor(validate(model, guide, x, Whole(OFFSET)).elbo), exact.mean())
 
-    def test_a_tensor_of_another_length_is_not_cut_by_a_batch_of_its_length(self, x, exact):
-        """Blocks of 11 data must not cut a vector of 11 numbers."""
+    @pytest.mark.filterwarnings("ignore:the programs use dimensions by their position")
+    @pytest.mark.parametrize("product", [lambda z, weights: z.unsqueeze(-1) * weights, torch.outer])
+    def test_a_tensor_of_another_length_is_not_cut_by_a_batch_of_its_length(self, x, product):
+        """Blocks of 11 data must not cut, nor repeat, a vector of 11 numbers."""
         weights = torch.linspace(0.5, 1.5, 11)
         thirds = x.reshape(N, 3, 11)[:, 0]
 
         def scaled(x, weights):
             with pyro.plate("data", len(x)):
                 z = pyro.sample("z", dist.Normal(0.0, 1.0))
-                pyro.sample("x", dist.Normal(z.unsqueeze(-1) * weights, 1.0).to_event(1), obs=x)
+                pyro.sample("x", dist.Normal(product(z, weights), 1.0).to_event(1), obs=x)
 
         def posterior(x, weights):
             precision = 1 + weights.square().sum()
+            shift = pyro.param("shift", torch.tensor(0.0))
             with pyro.plate("data", len(x)):
-                pyro.sample("z", dist.Normal((x * weights).sum(-1) / precision, precision**-0.5))
+                pyro.sample("z", dist.Normal((x * weights).sum(-1) / precision + shift, precision**-0.5))
 
         expected = dist.MultivariateNormal(torch.zeros(11), torch.eye(11) + torch.outer(weights, weights))
         for execution in ("eager", "recorded"):
             found = pyrovae.evidence_lower_bound(
-                scaled, posterior, thirds, weights, num_particles=10, chunk_size=110, execution=execution
+                scaled, posterior, thirds, weights, num_particles=10, chunk_size=11, execution=execution
             )
             close(found.value, expected.log_prob(thirds).double())
+        sgd = partial(torch.optim.SGD, lr=0.0)
+        options = {"epochs": 1, "batch_size": 11, "optimizer": sgd, "execution": "eager"}
+        history = fit(scaled, posterior, (thirds, weights), elbo=ImportanceWeightedELBO(2), **options)
+        assert history["train_objective"][0] == pytest.approx(expected.log_prob(thirds).mean().item(), abs=1e-3)
 
 
 class TestFit:

@@ -1,6 +1,7 @@
 """Importance sampling of log p(x) against closed forms, and its invariances and errors."""
 
 import math
+import weakref
 from functools import partial
 
 import pyro
@@ -23,6 +24,7 @@ from pyrovae import (
     Prior,
     StandardNormalPrior,
     evidence_lower_bound,
+    exact_log_marginal,
     log_joint,
     log_marginal,
     log_weights,
@@ -382,3 +384,26 @@ def test_evaluation_mode_reaches_every_kind_of_program(how):
     log_marginal(programs[how], vae.guide, torch.randn(4, 5), num_particles=3)
     assert dropout.training
     torch.testing.assert_close(dropout[2].running_mean, before, rtol=0, atol=0)
+
+
+def test_a_module_that_no_search_finds_runs_in_evaluation_mode():
+    net = nn.Sequential(nn.Linear(1, 5), nn.Dropout(0.9)).double()
+    held = weakref.ref(net)
+
+    def model(x):
+        with pyro.plate("data", len(x), dim=-1):
+            z = pyro.sample("z", dist.Normal(torch.zeros(1, dtype=torch.float64), 1.0).to_event(1))
+            pyro.sample("x", dist.Normal(held()(z), 1.0).to_event(1), obs=x)
+
+    def guide(x):
+        with pyro.plate("data", len(x), dim=-1):
+            pyro.sample("z", dist.Normal(torch.zeros(1, dtype=torch.float64), 1.0).to_event(1))
+
+    x = 3 * torch.randn(4, 5, dtype=torch.float64)
+    weight, bias = net[0].weight.detach(), net[0].bias.detach()
+    exact = dist.MultivariateNormal(bias, torch.eye(5).double() + weight @ weight.T).log_prob(x)
+    torch.testing.assert_close(exact_log_marginal(model, x).value, exact, rtol=0, atol=1e-6)
+    found = log_marginal(model, guide, x, num_particles=500)
+    assert ((found.value - exact).abs() < 4.5 * found.std_error + 1e-6).all()
+    assert net.training
+    assert net[1].training

@@ -21,6 +21,7 @@ from pyro.infer.autoguide import (
 from scipy import integrate, stats
 
 from pyrovae import log_evidence, log_marginal
+from pyrovae.densities import LoopedWarning
 from pyrovae.evidence import GuideProposal, PriorProposal, WidenedProposal
 
 Y = torch.tensor([28.0, 8.0, -3.0, 7.0, -1.0, 1.0, 18.0, 12.0])
@@ -159,7 +160,7 @@ def test_latents_outside_the_plate_are_referred_to_log_evidence(x):
         log_marginal(conjugate, AutoNormal(conjugate), x, num_particles=10)
 
 
-def test_a_scale_and_dims_by_position_are_refused(x):
+def test_a_scale_is_refused_and_dims_by_position_run_once_per_draw(x):
     guide = AutoNormal(conjugate)
     with pytest.raises(ValueError, match="carries scale 2"):
         log_evidence(poutine.scale(conjugate, 2.0), guide, x, num_particles=10)
@@ -169,8 +170,30 @@ def test_a_scale_and_dims_by_position_are_refused(x):
         with pyro.plate("data", len(x), dim=-1):
             pyro.sample("x", dist.Normal(weights.softmax(0), 1.0), obs=x)
 
-    with pytest.raises(ValueError, match=r"other log densities on several draws at once.*from the right"):
-        log_evidence(by_position, AutoNormal(by_position), x, num_particles=10)
+    def centred_by_position(x):  # on several draws at once, it runs and centres over the draws
+        weights = pyro.sample("weights", dist.Normal(torch.zeros(6), 1.0).to_event(1))
+        loc = (weights - weights.mean(0)).square().sum(-1)
+        with pyro.plate("data", len(x), dim=-1):
+            pyro.sample("x", dist.Normal(loc, 1.0), obs=x)
+
+    def over_draws(x):
+        weights = pyro.sample("weights", dist.Normal(torch.zeros(6), 1.0).to_event(1))
+        pyro.sample("y", dist.Normal(weights.cumsum(0), 1.0).to_event(1), obs=x)
+
+    def from_the_left(x):
+        weights = pyro.sample("weights", dist.Normal(torch.zeros(6), 1.0).to_event(1))
+        pyro.sample("y", dist.MultivariateNormal(torch.zeros(6), torch.diag(weights.exp())), obs=torch.zeros(6))
+
+    for program in (by_position, centred_by_position, over_draws, from_the_left):
+        with pytest.warns(LoopedWarning, match="once per draw"):
+            log_evidence(program, AutoNormal(program), x, num_particles=10)
+
+    def with_hidden_noise(x):
+        pyro.sample("weights", dist.Normal(torch.zeros(6), 1.0).to_event(1))
+        pyro.sample("y", dist.Normal(torch.randn(6), 1.0).to_event(1), obs=torch.zeros(6))
+
+    with pytest.raises(ValueError, match=r"gives site 'y' another log density in a second run at the same latents"):
+        log_evidence(with_hidden_noise, AutoNormal(with_hidden_noise), x, num_particles=10)
 
 
 def test_discrete_sites_that_the_guide_leaves_out_are_summed_out():

@@ -183,3 +183,18 @@ def test_log_weights_of_a_recurrent_decoder_are_tiled():
         log_weights(vae(decode), guide, X)
     with torch.no_grad():
         check(estimate(vae(decode), guide, X), log_p(decode))
+
+
+def test_the_check_of_a_program_is_remembered():
+    calls = []
+
+    def model(x):
+        calls.append(len(x))
+        return vae(lambda z, x: torch.softmax(z, 1) @ W)(x)
+
+    with pytest.warns(TiledWarning):
+        log_weights(model, guide, X)
+    assert len(calls) > 1
+    calls.clear()
+    log_weights(model, guide, X, num_particles=4)
+    assert calls == [4 * len(X)]

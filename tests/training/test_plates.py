@@ -305,3 +305,35 @@ def test_the_elbo_of_data_whose_rows_no_plate_holds_is_left_out():
     with pytest.warns(UserWarning, match=r"no plate has the size of a batch, 5, only {'documents': 8}"):
         history = fit(model, guide, words, elbo=Trace_ELBO(), epochs=1, execution="eager")
     assert history.rows[0]["train_elbo"] is None
+
+
+def words_by_documents(x):
+    """Mixed-membership program whose documents lie along the second dim of the data."""
+    with pyro.plate("documents", x.shape[1], dim=-1):
+        topic = pyro.sample("topic", dist.Normal(0.0, 1.0))
+        with pyro.plate("words", x.shape[0], dim=-2):
+            pyro.sample("x", dist.Normal(topic, 1.0), obs=x)
+
+
+def documents_guide(x):
+    loc = pyro.param("loc", torch.zeros(()))
+    with pyro.plate("documents", x.shape[1], dim=-1):
+        pyro.sample("topic", dist.Normal(loc, 1.0))
+
+
+def test_train_elbo_is_left_out_if_another_plate_looks_like_that_of_the_data():
+    pyro.set_rng_seed(0)
+    words = torch.randn(5, 6)
+    options = {"elbo": TraceMeanField_ELBO(), "epochs": 1, "batch_size": 6, "optimizer": SGD}
+    with pytest.warns(UserWarning, match=r"train_elbo is left out.*plate 'documents'.*plate='documents'"):
+        history = fit(words_by_documents, documents_guide, words, **options)
+    assert history.rows[0]["train_elbo"] is None
+
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        named = fit(words_by_documents, documents_guide, words, plate="documents", **options)
+    pyro.clear_param_store()
+    pyro.set_rng_seed(0)
+    draws = torch.randn(2000, 6)
+    log_p = -0.5 * (words - draws.unsqueeze(1)).square().sum(1) - 2.5 * math.log(2 * math.pi)
+    assert named.rows[0]["train_elbo"] == pytest.approx(log_p.mean().item(), abs=4 * log_p.std().item() / 6**0.5)

@@ -74,6 +74,13 @@ class WeightBlock(NamedTuple):
     proposal: str
     unsettled: Tensor | None = None
 
+    def summary(self) -> LogMarginal:
+        """Summarise the weights; khat is infinite for data whose modes the search may have missed."""
+        summary = summarize_log_weights(self.log_w, self.component)
+        if self.unsettled is None:
+            return summary
+        return summary._replace(khat=torch.where(self.unsettled.to(summary.khat.device), torch.inf, summary.khat))
+
 
 @entry()
 def log_marginal(
@@ -141,11 +148,9 @@ def log_marginal(
         plate=plate,
         **kwargs,
     ):
-        log_w = pareto_smoothed_log_weights(block.log_w) if pareto_smoothed else block.log_w
-        summary = summarize_log_weights(log_w, block.component)
-        if block.unsettled is not None:
-            summary = summary._replace(khat=torch.where(block.unsettled, torch.inf, summary.khat))
-        blocks.append(summary)
+        if pareto_smoothed:
+            block = block._replace(log_w=pareto_smoothed_log_weights(block.log_w))
+        blocks.append(block.summary())
     return LogMarginal(*concatenate(blocks))
 
 

@@ -26,7 +26,6 @@ from pyrovae.stats import (
     component_shares,
     mean_and_std_error,
     monte_carlo_std_error,
-    summarize_log_weights,
     summarize_lower_bound,
     summarize_rungs,
 )
@@ -62,7 +61,7 @@ class Estimate:
         """Summarise the log weights of one block of data."""
         shares = component_shares(block.log_w, block.component, len(block.names))
         draws = torch.full((block.log_w.shape[1],), len(block.log_w))
-        summary = LogMarginal(*(value.cpu() for value in summarize_log_weights(block.log_w, block.component)))
+        summary = LogMarginal(*(value.cpu() for value in block.summary()))
         rungs = tuple(
             Rung(rung.num_particles, *(value.cpu() for value in rung[1:]))
             for rung in summarize_rungs(block.log_w, block.component)

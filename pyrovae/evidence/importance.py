@@ -74,6 +74,7 @@ class WeightBlock(NamedTuple):
         names: Names of the components.
         proposal: Name of the proposal.
         fault: Why some data have no weights: their columns of log_w are NaN. Empty if all have.
+        unsettled: Whether a search for modes still found one when it ended, with shape (n,); None without a search.
     """
 
     rows: slice
@@ -82,6 +83,7 @@ class WeightBlock(NamedTuple):
     names: tuple[str, ...]
     proposal: str
     fault: str = ""
+    unsettled: Tensor | None = None
 
     def summarize(self, function: Callable[[Tensor], Any]) -> Any:
         """Apply a function from log weights to a tuple of tensors of shape (n,), NaN for data without weights."""
@@ -89,6 +91,14 @@ class WeightBlock(NamedTuple):
             return function(self.log_w)
         bad = self.log_w.isnan().any(0)
         return _nan_where(bad, function(torch.where(bad, 0.0, self.log_w)))
+
+    def summary(self, pareto_smoothed: bool = False) -> LogMarginal:
+        """Summarise the weights; khat is infinite for data whose modes the search may have missed."""
+        summarize = _summarize_smoothed if pareto_smoothed else summarize_log_weights
+        summary: LogMarginal = self.summarize(partial(summarize, component=self.component))
+        if self.unsettled is None:
+            return summary
+        return summary._replace(khat=torch.where(self.unsettled.to(summary.khat.device), torch.inf, summary.khat))
 
 
 @entry()
@@ -159,8 +169,7 @@ def log_marginal(
         nan_for_faults=True,
         **kwargs,
     ):
-        summarize = _summarize_smoothed if pareto_smoothed else summarize_log_weights
-        blocks.append(block.summarize(partial(summarize, component=block.component)))
+        blocks.append(block.summary(pareto_smoothed))
         faults.append(block.fault)
     marginal = LogMarginal(*concatenate(blocks))
     _tell_faults(faults, marginal.value)
@@ -308,7 +317,7 @@ def log_weight_blocks(
         else:
             block.check(log_w)
         sampler.warn_of_undefined()
-        yield WeightBlock(block.rows, log_w, component, sampler.names, sampler.proposal, fault)
+        yield WeightBlock(block.rows, log_w, component, sampler.names, sampler.proposal, fault, sampler.unsettled)
 
 
 def _summarize_smoothed(log_w: Tensor, component: Tensor) -> LogMarginal:
@@ -398,6 +407,7 @@ class _WeightSampler:
     Attributes:
         names: Names of the proposal's components.
         proposal: Name of the proposal.
+        unsettled: Whether the search for modes still found one when it ended, with shape (n,); None without a search.
     """
 
     def __init__(
@@ -412,6 +422,7 @@ class _WeightSampler:
         self.program = None if proposal is None or isinstance(proposal, Proposal) else proposal
         self.names: tuple[str, ...] = ("program",)
         self.proposal = "program"
+        self.unsettled: Tensor | None = None
         if not block.space.names:  # all latents are summed out, so that there is nothing to draw
             proposal = GuideProposal()
             self.program = None
@@ -426,6 +437,7 @@ class _WeightSampler:
             self.component = chosen.adapt(block.space, chunk_size=chunk_size)
             block.space.chunks = chunks  # from here on all chunks have one shape
             self.names, self.proposal = self.component.names, chosen.name
+            self.unsettled = self.component.unsettled
 
     def draw(self, num_particles: int) -> tuple[Tensor, Tensor]:
         """Draw log weights, with shape (K, N), and the index of the component of each draw, (K,), chunk by chunk."""

@@ -7,6 +7,7 @@ On digits at K = 1,000, the median effective sample size was 517 with the Hessia
 a softplus decoder, 314 and 281 for tanh, in the same time.
 """
 
+import math
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -38,6 +39,8 @@ _GUIDE_DRAWS = 400  # for its moments, where a climb fails
 _PROBE = 1.5
 _PROBE_BOUNDS = (0.2, 25.0)
 
+SKEWED_FROM = 1.25  # ratio of the widths up and down an axis
+
 
 class LaplaceFit(NamedTuple):
     """Normal approximation of p(u|x) for each datum, from one start or several.
@@ -46,11 +49,17 @@ class LaplaceFit(NamedTuple):
         mode: End of a climb of log p(x, z(u)) |dz/du|, with shape (N, U), or (S, N, U) from `climb`.
         scale_tril: Cholesky factor of the covariance there, with shape (N, U, U) or (S, N, U, U), float64.
         log_joint: Log p(x, z(u)) |dz/du| at the mode in nats, with shape (N,) or (S, N).
+        rotation: Orthogonal matrix Q, with shape (N, U, U) or (S, N, U, U), float64: Q L^-1 (u - mode), with the
+            Cholesky factor L, are the coordinates along the axes of the curvature, in standard deviations.
+        sides: Widths up and down each axis relative to its standard deviation, with shape (N, 2, U) or (S, N, 2, U),
+            float64; 1 if the density falls alike on both sides.
     """
 
     mode: Tensor
     scale_tril: Tensor
     log_joint: Tensor
+    rotation: Tensor
+    sides: Tensor
 
 
 def laplace_fit(
@@ -106,8 +115,13 @@ def climb(space: LatentSpace, *, steps: int = 8, starts: int = 1, chunk_size: in
         raise ValueError(f"{reason}, so there is no mode to climb to; use GuideProposal() or DefensiveProposal()")
     check_counts(steps=steps, starts=starts)
     with evaluating(space.model, space.guide), _frozen(space.model, space.guide):
-        _, unit = prior_scale(space, chunk_size)
-        u, value = _starts(space, starts, chunk_size)
+        return climb_from(space, _starts(space, starts, chunk_size), steps=steps, chunk_size=chunk_size)
+
+
+def climb_from(space: LatentSpace, u: Tensor, *, steps: int = 8, chunk_size: int = DEFAULT_CHUNK_SIZE) -> LaplaceFit:
+    """Climb as `climb` does, from points u, with shape (S, N, U)."""
+    with evaluating(space.model, space.guide), _frozen(space.model, space.guide):
+        (_, unit), value = prior_scale(space, chunk_size), log_joint_at(space, u, chunk_size)
         for step in range(steps + 1):
             gradient, curvature, axes = _curvature(space, u, unit, chunk_size)
             if step == 0:
@@ -121,7 +135,7 @@ def climb(space: LatentSpace, *, steps: int = 8, starts: int = 1, chunk_size: in
                     gradient = (_gradient(space, u, chunk_size) * unit).double().nan_to_num(0.0, 0.0, 0.0)
                     slope = _to_eigenbasis(axes, gradient)
                 u, value = _best_step(space, u, value, slope, curvature, axes, unit, chunk_size)
-        fit = LaplaceFit(u, _scale_tril(space, u, value, curvature, axes, unit, chunk_size), value)
+        fit = _with_widths(space, u, value, curvature, axes, unit, chunk_size)
         return _with_moments(space, fit, failed, chunk_size) if bool(failed.any()) else fit
 
 
@@ -143,7 +157,9 @@ def _with_moments(space: LatentSpace, fit: LaplaceFit, failed: Tensor, chunk_siz
     tril = tril * tril.diagonal(dim1=-2, dim2=-1).sign().unsqueeze(-2)
     mode = torch.where(failed[:, None], mean, fit.mode)
     scale_tril = torch.where(failed[:, None, None], tril, fit.scale_tril)
-    return LaplaceFit(mode, scale_tril, _value(space, mode, chunk_size))
+    rotation = torch.where(failed[:, None, None], torch.eye(tril.shape[-1]).to(tril), fit.rotation)
+    sides = torch.where(failed[:, None, None], 1.0, fit.sides)
+    return LaplaceFit(mode, scale_tril, log_joint_at(space, mode, chunk_size), rotation, sides)
 
 
 def normal_at(space: LatentSpace, u: Tensor, *, chunk_size: int = DEFAULT_CHUNK_SIZE) -> LaplaceFit:
@@ -158,9 +174,9 @@ def normal_at(space: LatentSpace, u: Tensor, *, chunk_size: int = DEFAULT_CHUNK_
         LaplaceFit of mode u, with shape (S, N, U), scale_tril (S, N, U, U) and log_joint (S, N).
     """
     with evaluating(space.model, space.guide), _frozen(space.model, space.guide):
-        (_, unit), value = prior_scale(space, chunk_size), _value(space, u, chunk_size)
+        (_, unit), value = prior_scale(space, chunk_size), log_joint_at(space, u, chunk_size)
         _, curvature, axes = _curvature(space, u, unit, chunk_size)
-        return LaplaceFit(u, _scale_tril(space, u, value, curvature, axes, unit, chunk_size), value)
+        return _with_widths(space, u, value, curvature, axes, unit, chunk_size)
 
 
 def derivatives(space: LatentSpace, u: Tensor, chunk_size: int = DEFAULT_CHUNK_SIZE) -> tuple[Tensor, Tensor]:
@@ -214,34 +230,34 @@ def _gradient(space: LatentSpace, u: Tensor, chunk_size: int) -> Tensor:
     return torch.cat(gradients)
 
 
-def _value(space: LatentSpace, u: Tensor, chunk_size: int) -> Tensor:
+def log_joint_at(space: LatentSpace, u: Tensor, chunk_size: int) -> Tensor:
     """Compute f(u), with shape (K, N), in chunks; -inf where it is not finite."""
     parts = u.split(max(1, chunk_size // u.shape[1]))
     value = torch.cat([space.log_joint(part) for part in parts])
     return torch.where(value.isfinite(), value, -torch.inf)
 
 
-def _starts(space: LatentSpace, starts: int, chunk_size: int) -> tuple[Tensor, Tensor]:
-    """Find starting points, with shape (S, N, U), and f there, (S, N)."""
+def _starts(space: LatentSpace, starts: int, chunk_size: int) -> Tensor:
+    """Find starting points, with shape (S, N, U)."""
     drawn = space.pack(space.from_guide(8))
     drawn = torch.where(drawn.isfinite(), drawn, 0.0)
-    first = _highest(space, torch.cat([drawn.mean(0, keepdim=True), drawn]), chunk_size)
+    first = highest(space, torch.cat([drawn.mean(0, keepdim=True), drawn]), chunk_size)
     if starts > 1:
         others = [
-            space.pack(space.from_guide(4)) if s % 2 else _from_prior(space, 4, chunk_size) for s in range(starts - 1)
+            space.pack(space.from_guide(4)) if s % 2 else from_prior(space, 4, chunk_size) for s in range(starts - 1)
         ]
-        others = [_highest(space, torch.where(u.isfinite(), u, 0.0), chunk_size) for u in others]
+        others = [highest(space, torch.where(u.isfinite(), u, 0.0), chunk_size) for u in others]
         first = torch.cat([first, *others])
-    return first, _value(space, first, chunk_size)
+    return first
 
 
-def _highest(space: LatentSpace, u: Tensor, chunk_size: int) -> Tensor:
+def highest(space: LatentSpace, u: Tensor, chunk_size: int) -> Tensor:
     """Select the best of K points for each datum, with shape (1, N, U)."""
-    best = _value(space, u, chunk_size).argmax(0)
+    best = log_joint_at(space, u, chunk_size).argmax(0)
     return u[best, torch.arange(space.num_data, device=best.device)].unsqueeze(0)
 
 
-def _from_prior(space: LatentSpace, draws: int, chunk_size: int) -> Tensor:
+def from_prior(space: LatentSpace, draws: int, chunk_size: int) -> Tensor:
     """Draw u from the prior, with shape (K, N, U), in chunks, since the model decodes the draws."""
     counts = split_count(draws, chunk_size // space.num_data)
     return torch.cat([space.pack(space.from_prior(count)) for count in counts])
@@ -249,7 +265,13 @@ def _from_prior(space: LatentSpace, draws: int, chunk_size: int) -> Tensor:
 
 def prior_scale(space: LatentSpace, chunk_size: int = DEFAULT_CHUNK_SIZE) -> tuple[Tensor, Tensor]:
     """Find the prior's middle and width in each coordinate, with shape (N, U), by quartiles, robust to heavy tails."""
-    u = _from_prior(space, _PRIOR_DRAWS, chunk_size)
+    if "prior scale" not in space.memo:
+        space.memo["prior scale"] = _prior_scale(space, chunk_size)
+    return space.memo["prior scale"]
+
+
+def _prior_scale(space: LatentSpace, chunk_size: int) -> tuple[Tensor, Tensor]:
+    u = from_prior(space, _PRIOR_DRAWS, chunk_size)
     lower, upper = torch.where(u.isfinite(), u, 0.0).quantile(u.new_tensor([0.25, 0.75]), dim=0)
     width = (upper - lower) / 1.349
     return (lower + upper) / 2, torch.where(width > 0, width, 1.0)
@@ -269,7 +291,7 @@ def _best_step(
     mean = curvature.mean(-1, keepdim=True)
     moves = [_from_eigenbasis(axes, slope / (curvature + damping * mean)) for damping in _DAMPING]
     trials = torch.stack([u, *(u + unit * move.to(u) for move in moves)])
-    values = _value(space, trials[1:].flatten(0, 1), chunk_size).unflatten(0, (-1, len(u)))
+    values = log_joint_at(space, trials[1:].flatten(0, 1), chunk_size).unflatten(0, (-1, len(u)))
     values = torch.cat([value.unsqueeze(0), values])
     best = values.argmax(0, keepdim=True)  # the first of equal values, so that u stays without a gain
     return trials.gather(0, best.unsqueeze(-1).expand(-1, *u.shape))[0], values.gather(0, best)[0]
@@ -285,26 +307,35 @@ def _curvature(space: LatentSpace, u: Tensor, unit: Tensor, chunk_size: int) -> 
     return gradient, curvature.abs().clamp(min=_FLOOR), axes
 
 
-def _scale_tril(
+def _with_widths(
     space: LatentSpace, u: Tensor, value: Tensor, curvature: Tensor, axes: Tensor, unit: Tensor, chunk_size: int
-) -> Tensor:
-    """Find the Cholesky factor of the covariance, with shape (S, N, U, U), by the axes of P with measured widths."""
+) -> LaplaceFit:
+    """Make the fit at u: axes of P, with the widths measured along them."""
     root = unit.double().unsqueeze(-1) * axes / curvature.sqrt().unsqueeze(-2)
-    root = root / _precision_factors(space, u, value, root, chunk_size).sqrt().unsqueeze(-2)
+    variances = _variances(space, u, value, root, _PROBE, chunk_size)  # (2, S, N, U)
+    variance = variances.mean(0)
+    widths = variances.log()
+    if bool(((widths[0] - widths[1]).abs() > math.log(SKEWED_FROM**2)).any()):
+        # The longer tail may fall slower further out, as that of an exponential.
+        variances = variances.maximum(_variances(space, u, value, root, 2 * _PROBE, chunk_size))
+    root = root * variance.sqrt().unsqueeze(-2)
     # R of root' = Q R gives the Cholesky factor of root root' without squaring its condition.
-    tril = torch.linalg.qr(root.mT).R.mT
-    return tril * tril.diagonal(dim1=-2, dim2=-1).sign().unsqueeze(-2)
+    rotation, upper = torch.linalg.qr(root.mT)
+    sign = upper.diagonal(dim1=-2, dim2=-1).sign()
+    sides = (variances / variance).sqrt().movedim(0, -2)
+    return LaplaceFit(u, upper.mT * sign.unsqueeze(-2), value, rotation * sign.unsqueeze(-2), sides)
 
 
-def _precision_factors(space: LatentSpace, u: Tensor, value: Tensor, steps: Tensor, chunk_size: int) -> Tensor:
-    """Measure the precision along each axis by the fall of f, relative to the curvature, with shape (S, N, U)."""
-    moves = _PROBE * steps.movedim(-1, 0).to(u)  # (U, S, N, U)
-    factors = []
+def _variances(space: LatentSpace, u: Tensor, value: Tensor, steps: Tensor, probe: float, chunk_size: int) -> Tensor:
+    """Measure the variances up and down each axis by the fall of f, relative to the curvature's: (2, S, N, U)."""
+    moves = probe * steps.movedim(-1, 0).to(u)  # (U, S, N, U)
+    variances = []
     for sign in (1, -1):
-        fall = value - _value(space, (u + sign * moves).flatten(0, 1), chunk_size).unflatten(0, moves.shape[:2])
+        points = (u + sign * moves).flatten(0, 1)
+        fall = value - log_joint_at(space, points, chunk_size).unflatten(0, moves.shape[:2])
         fall = fall.double().nan_to_num(0.0, torch.inf)
-        factors.append((2 * fall / _PROBE**2).clamp(*_PROBE_BOUNDS))
-    return 2 / (1 / factors[0] + 1 / factors[1]).movedim(0, -1)
+        variances.append(1 / (2 * fall / probe**2).clamp(*_PROBE_BOUNDS))
+    return torch.stack(variances).movedim(1, -1)
 
 
 def _from_eigenbasis(axes: Tensor, v: Tensor) -> Tensor:

@@ -4,6 +4,7 @@ Proposals, annealing and refinement use only these log densities and vectors of 
 """
 
 import warnings
+from copy import copy
 from functools import partial
 from typing import Any
 
@@ -36,8 +37,11 @@ from pyrovae.evidence.coordinates import (
     depends_on_run,
     fixed_supports,
     saturated,
+    sites_with_moving_scale,
 )
 from pyrovae.execution import Chunks
+
+_FUNNEL_DRAWS = 64
 
 
 class LatentSpace:
@@ -126,6 +130,28 @@ class LatentSpace:
                 return MovingCoordinates(self.model, self.args, self.kwargs, shapes), ""
             supports = fixed
         return FixedCoordinates(supports, shapes), ""
+
+    def has_funnels(self) -> bool:
+        """Return whether the scale of a location-scale latent depends much on the latents before it."""
+        return bool(self._funnels())
+
+    def standardized(self) -> "LatentSpace":
+        """Make a space of the same latents in which those with such a scale have coordinates (z - loc) / scale."""
+        if "standardized" not in self.memo:
+            space = copy(self)
+            assert self.coordinates is not None
+            shapes = self.coordinates.event_shapes
+            space.coordinates = MovingCoordinates(self.model, self.args, self.kwargs, shapes, self._funnels())
+            space.memo = {}
+            self.memo["standardized"] = space
+        return self.memo["standardized"]
+
+    def _funnels(self) -> frozenset[str]:
+        if "funnels" not in self.memo:
+            with isolated_rng(0), torch.no_grad(), pyro.validation_enabled(False):
+                trace = self.model.trace(_FUNNEL_DRAWS, self.args, self.kwargs)
+            self.memo["funnels"] = sites_with_moving_scale(trace, self.names)
+        return self.memo["funnels"]
 
     @property
     def is_real(self) -> bool:

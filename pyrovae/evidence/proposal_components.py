@@ -8,6 +8,7 @@ import pyro.distributions as dist
 import torch
 from torch import Tensor
 
+from pyrovae.evidence.laplace import SKEWED_FROM
 from pyrovae.evidence.latent_space import LatentSpace
 from pyrovae.evidence.points import Points
 
@@ -24,11 +25,13 @@ class Component(ABC):
             a component that keeps NaN.
         lost: Whether the guide lost its share of a mixture for a datum, with shape (N,); None without a guide.
         defined: Whether log p(x, z) is a number at any draw, with shape (N,).
+        unsettled: Whether a search for modes still found one when it ended, with shape (N,); None without a search.
     """
 
     undefined: Tensor | None = None
     lost: Tensor | None = None
     defined: Tensor = torch.ones((), dtype=torch.bool)
+    unsettled: Tensor | None = None
     names: tuple[str, ...] = ()
     shares: tuple[float, ...] = (1.0,)
 
@@ -80,9 +83,20 @@ class EllipticalComponent(Component):
         loc: Locations, with shape (S, N, U) or (N, U).
         scale_tril: Cholesky factors, with shape (S, N, U, U) or (N, U, U).
         df: Degrees of freedom of the Student-t; None for a normal.
+        rotation: Orthogonal matrices to the axes of the skewed ones, with shape (S, N, U, U); None if no one is skewed.
+        sides: Widths up and down each axis relative to its scale, with shape (S, N, 2, U); None if no one is skewed.
     """
 
-    def __init__(self, space: LatentSpace, name: str, loc: Tensor, scale_tril: Tensor, df: float | None) -> None:
+    def __init__(
+        self,
+        space: LatentSpace,
+        name: str,
+        loc: Tensor,
+        scale_tril: Tensor,
+        df: float | None,
+        rotation: Tensor | None = None,
+        sides: Tensor | None = None,
+    ) -> None:
         self.space, self.names, self.df, size = space, (name,), df, loc.shape[-1]
         self.loc = loc.reshape(-1, *loc.shape[-2:])
         self.scale_tril = scale_tril.double().reshape(-1, *scale_tril.shape[-3:])
@@ -96,6 +110,11 @@ class EllipticalComponent(Component):
             gammas = math.lgamma((df + size) / 2) - math.lgamma(df / 2)
             self.log_norm = self.log_norm + gammas - size * math.log(df * math.pi) / 2
         self.share = torch.full(self.loc.shape[:2], 1 / len(self.loc), dtype=torch.float64, device=loc.device)
+        self.skew: _Skew | None = None
+        if sides is not None and rotation is not None:
+            skewed = (sides[..., 0, :] / sides[..., 1, :]).log().abs().amax(-1) > math.log(SKEWED_FROM)
+            if bool(skewed.any()):
+                self.skew = _Skew(skewed, rotation, sides, df)
 
     def share_by(self, log_joint: Tensor) -> None:
         """Set the shares by the mass of each mode, height times volume, where modes found twice count once."""
@@ -103,7 +122,10 @@ class EllipticalComponent(Component):
         away = self.loc.double().unsqueeze(1) - self.loc.double()
         found = torch.einsum("snij,tsnj->tsni", self.inverse, away).square().sum(-1).mul(-0.5).exp().sum(0)
         mass = (log_mass - found.log()).nan_to_num(-torch.inf, -torch.inf).softmax(0).nan_to_num(0.0)
-        self.share = (1 - _EVEN) * mass + _EVEN / len(mass)
+        # Without a finite density, all are even.
+        alive = log_joint.isfinite() | ~log_joint.isfinite().any(0)
+        even = torch.where(alive, 1 / found, 0.0)
+        self.share = (1 - _EVEN) * mass + _EVEN * even / even.sum(0)
         self.share = self.share / self.share.sum(0)
 
     def draw(self, num_particles: int) -> Points:
@@ -114,21 +136,76 @@ class EllipticalComponent(Component):
             gamma = dist.Gamma(self.loc.new_tensor(self.df / 2), self.loc.new_tensor(self.df / 2))
             noise = noise / gamma.sample((num_particles, num_data)).sqrt().unsqueeze(-1)
         which = torch.multinomial(self.share.T, num_particles, replacement=True).T
-        u = sum(
-            (which == s).unsqueeze(-1) * (loc + torch.einsum("nij,knj->kni", tril.to(noise), noise))
-            for s, (loc, tril) in enumerate(zip(self.loc, self.scale_tril, strict=True))
-        )
+        sides = None if self.skew is None else self.skew.two_sided(noise)
+        u = torch.zeros_like(noise)
+        for s, (loc, tril) in enumerate(zip(self.loc, self.scale_tril, strict=True)):
+            own = noise if self.skew is None or sides is None else self.skew.noise(s, noise, *sides)
+            u += (which == s).unsqueeze(-1) * (loc + torch.einsum("nij,knj->kni", tril.to(noise), own))
         return Points(self.space, u=u)
 
     def log_density(self, points: Points) -> Tensor:
         """Evaluate log q(z) in nats, with shape (K, N), in the latents' own space."""
-        away = points.u.double().unsqueeze(1) - self.loc.double()  # (K, S, N, U)
-        square = torch.einsum("snij,ksnj->ksni", self.inverse, away).square().sum(-1)
+        points = points.in_space(self.space)
+        u, log_share = points.u.double(), self.share.log()
+        total = torch.full(u.shape[:2], -torch.inf, dtype=u.dtype, device=u.device)
+        for s, loc in enumerate(self.loc.double()):  # one mode at a time, which bounds memory
+            standardized = torch.einsum("nij,knj->kni", self.inverse[s], u - loc)
+            square = standardized.square().sum(-1)
+            if self.df is None:
+                each = self.log_norm[s] - square / 2
+            else:
+                each = self.log_norm[s] - (self.df + self.loc.shape[-1]) / 2 * torch.log1p(square / self.df)
+            if self.skew is not None:
+                log_det = self.inverse[s].diagonal(dim1=-2, dim2=-1).log().sum(-1)
+                each = torch.where(self.skew.skewed[s], log_det + self.skew.log_density(s, standardized), each)
+            total = torch.logaddexp(total, log_share[s] + each)
+        return total - points.log_det
+
+
+class _Skew:
+    """Products of two-piece Student-t distributions along the axes of the curvature, for the skewed of S N posteriors.
+
+    The density along an axis is 2 / (a + b) t(s / a) above the mode and 2 / (a + b) t(s / b) below it, with the widths
+    a and b (Geweke 1989, "Bayesian inference in econometric models using Monte Carlo integration", Econometrica 57(6),
+    section 4, who takes one radius for all axes).
+
+    Args:
+        skewed: Whether each is skewed, with shape (S, N).
+        rotation: Orthogonal matrices to the axes, with shape (S, N, U, U).
+        sides: Widths up and down each axis, with shape (S, N, 2, U).
+        df: Degrees of freedom of the Student-t; None for a normal.
+    """
+
+    def __init__(self, skewed: Tensor, rotation: Tensor, sides: Tensor, df: float | None) -> None:
+        self.skewed, self.rotation, self.df = skewed, rotation, df
+        self.up, self.down = sides[..., 0, :], sides[..., 1, :]
+
+    def two_sided(self, like: Tensor) -> tuple[Tensor, Tensor]:
+        """Draw the sizes and the uniform numbers that choose the sides, each with shape (K, N, U)."""
+        size = torch.randn_like(like).abs()
+        if self.df is not None:
+            half = torch.full_like(like, self.df / 2)
+            size = size / dist.Gamma(half, half).sample().sqrt()
+        return size, torch.rand_like(like)
+
+    def noise(self, s: int, noise: Tensor, size: Tensor, uniform: Tensor) -> Tensor:
+        """Choose L^-1 (u - mode) of the draws from mode s, with shape (K, N, U): two-sided for skewed posteriors."""
+        up, down = self.up[s].to(noise), self.down[s].to(noise)
+        along = torch.where(uniform < up / (up + down), up * size, -down * size)
+        drawn = torch.einsum("nji,knj->kni", self.rotation[s].to(noise), along)
+        return torch.where(self.skewed[s].unsqueeze(-1), drawn, noise)
+
+    def log_density(self, s: int, standardized: Tensor) -> Tensor:
+        """Evaluate the log density at mode s in nats, with shape (K, N), at L^-1 (u - mode), with shape (K, N, U)."""
+        up, down = self.up[s], self.down[s]
+        along = torch.einsum("nij,knj->kni", self.rotation[s], standardized)
+        along = along / torch.where(along > 0, up, down)
         if self.df is None:
-            each = self.log_norm - square / 2
+            each = -along.square() / 2 - math.log(2 * math.pi) / 2
         else:
-            each = self.log_norm - (self.df + self.loc.shape[-1]) / 2 * torch.log1p(square / self.df)
-        return (self.share.log() + each).logsumexp(1) - points.log_det
+            gammas = math.lgamma((self.df + 1) / 2) - math.lgamma(self.df / 2)
+            each = gammas - math.log(self.df * math.pi) / 2 - (self.df + 1) / 2 * torch.log1p(along.square() / self.df)
+        return (each - ((up + down) / 2).log()).sum(-1)
 
 
 class MixtureComponent(Component):
@@ -155,6 +232,8 @@ class MixtureComponent(Component):
         self.left_out: Tensor = torch.zeros((), dtype=torch.long)
         self.defined: Tensor = torch.zeros((), dtype=torch.bool)
         self.lost: Tensor | None = None
+        searched = [part.unsettled for part in parts if part.unsettled is not None]
+        self.unsettled = torch.stack(searched).any(0) if searched else None
 
     def draw(self, num_particles: int) -> Points:
         """Draw latents from the components in a cycle, with shape (K, N, ...)."""
@@ -165,7 +244,7 @@ class MixtureComponent(Component):
         back = which.argsort(stable=True).argsort()
         latents = {name: torch.cat([points.latents[name] for points in drawn])[back] for name in self.space.names}
         # Keep coordinates as they were drawn: the inverse of the bijection would round them.
-        u = torch.cat([points.u for points in drawn])[back] if self.space.continuous else None
+        u = torch.cat([points.in_space(self.space).u for points in drawn])[back] if self.space.continuous else None
         return Points(self.space, latents, u, which)
 
     def log_weights(self, num_particles: int) -> tuple[Tensor, Tensor]:

@@ -21,6 +21,7 @@ from pyrovae.evidence.angles import centre_angles
 from pyrovae.evidence.blocks import DEFAULT_CHUNK_SIZE, split_count
 from pyrovae.evidence.laplace import LaplaceFit, climb, laplace_fit, normal_at
 from pyrovae.evidence.latent_space import LatentSpace
+from pyrovae.evidence.modes import find_modes
 from pyrovae.evidence.proposal_components import (
     Component,
     EllipticalComponent,
@@ -127,9 +128,13 @@ class LaplaceProposal(Proposal):
         starts: Number of starting points per datum.
         modes: "best" for the highest mode, or "all" for a mixture of the modes found, shared by their mass.
         rounds: Number of rounds of adaptation; needs modes="all".
+        searches: Maximum number of rounds of the search for further modes (`find_modes`); needs modes="all". Data for
+            which the last round still found one get an infinite khat.
+        standardized: Whether each location-scale latent whose scale depends on others is divided by it, which turns
+            the funnel of a hierarchy into a block.
 
     Raises:
-        ValueError: If df is not positive, modes is unknown, or rounds is not 0 with modes="best".
+        ValueError: If df is not positive, modes is unknown, or rounds or searches is not 0 with modes="best".
     """
 
     df: float | None = 5.0
@@ -137,40 +142,53 @@ class LaplaceProposal(Proposal):
     starts: int = 1
     modes: Literal["best", "all"] = "best"
     rounds: int = 0
+    searches: int = 0
+    standardized: bool = False
 
     def __post_init__(self) -> None:
         _check_positive(df=self.df)
         if self.modes not in ("best", "all"):
             raise ValueError(f'modes must be "best" or "all", got {self.modes!r}')
-        if self.rounds < 0 or (self.rounds and self.modes != "all"):
-            raise ValueError(
-                f'rounds must be at least 0, and above 0 needs modes="all"; got {self.rounds} with {self.modes!r}'
-            )
+        for name, rounds in (("rounds", self.rounds), ("searches", self.searches)):
+            if rounds < 0 or (rounds and self.modes != "all"):
+                raise ValueError(
+                    f'{name} must be at least 0, and above 0 needs modes="all"; got {rounds} with {self.modes!r}'
+                )
 
     @property
     def name(self) -> str:
         """Name for tables."""
         shape = "Laplace normal" if self.df is None else f"Laplace t({self.df:g})"
-        return f"adapted {shape}" if self.rounds else shape
+        shape = f"adapted {shape}" if self.rounds else shape
+        return f"standardized {shape}" if self.standardized else shape
 
     def adapt(self, space: LatentSpace, *, chunk_size: int = DEFAULT_CHUNK_SIZE) -> Component:
         """Climb to the mode of each datum; proposals that differ only in df share one climb."""
         _check_continuous(space, self.name)
+        space = space.standardized() if self.standardized else space
         centre_angles(space, chunk_size)
-        key = ("laplace", self.steps, self.starts, self.modes, self.rounds)
+        key = ("laplace", self.steps, self.starts, self.modes, self.rounds, self.searches)
         if key not in space.memo:
-            find = climb if self.modes == "all" else laplace_fit
-            fit = find(space, steps=self.steps, starts=self.starts, chunk_size=chunk_size)
-            for _ in range(self.rounds):
-                more = normal_at(space, self._most_missed(space, fit, chunk_size), chunk_size=chunk_size)
-                fit = LaplaceFit(*(torch.cat(parts) for parts in zip(fit, more, strict=True)))
-            space.memo[key] = fit
-        return self._component(space, space.memo[key])
+            space.memo[key] = self._fit(space, chunk_size)
+        return self._component(space, *space.memo[key])
 
-    def _component(self, space: LatentSpace, fit: LaplaceFit) -> EllipticalComponent:
-        component = EllipticalComponent(space, self.name, fit.mode, fit.scale_tril, self.df)
+    def _fit(self, space: LatentSpace, chunk_size: int) -> tuple[LaplaceFit, Tensor | None]:
+        options: dict[str, int] = {"steps": self.steps, "starts": self.starts, "chunk_size": chunk_size}
+        unsettled = None
+        if self.searches:
+            fit, unsettled = find_modes(space, rounds=self.searches, **options)
+        else:
+            fit = (climb if self.modes == "all" else laplace_fit)(space, **options)
+        for _ in range(self.rounds):
+            more = normal_at(space, self._most_missed(space, fit, chunk_size), chunk_size=chunk_size)
+            fit = LaplaceFit(*(torch.cat(parts) for parts in zip(fit, more, strict=True)))
+        return fit, unsettled
+
+    def _component(self, space: LatentSpace, fit: LaplaceFit, unsettled: Tensor | None = None) -> EllipticalComponent:
+        component = EllipticalComponent(space, self.name, fit.mode, fit.scale_tril, self.df, fit.rotation, fit.sides)
         if self.modes == "all":
             component.share_by(fit.log_joint)
+        component.unsettled = unsettled
         return component
 
     def _most_missed(self, space: LatentSpace, fit: LaplaceFit, chunk_size: int) -> Tensor:
@@ -246,9 +264,13 @@ def default_proposal(space: LatentSpace) -> Proposal:
         return DefensiveProposal()
     # More latents have more places to miss; with many latents, finding a place is not worth the draws.
     rounds = 0 if space.size > 6 else 8 if space.size > 2 else 3
-    laplace = LaplaceProposal(starts=4, modes="all", rounds=rounds)  # posteriors may have several modes
-    parts = (laplace, replace(laplace, df=None), GuideProposal(), PriorProposal())
-    return MixtureProposal(parts, (0.6, 0.1, 0.1, 0.2))
+    laplace = LaplaceProposal(starts=4, modes="all", rounds=rounds, searches=6)  # posteriors may have several modes
+    others = (GuideProposal(), PriorProposal())
+    if space.has_funnels():
+        block = replace(laplace, standardized=True)
+        parts = (laplace, replace(laplace, df=None), block, replace(block, df=None), *others)
+        return MixtureProposal(parts, (0.3, 0.05, 0.3, 0.05, 0.1, 0.2))
+    return MixtureProposal((laplace, replace(laplace, df=None), *others), (0.6, 0.1, 0.1, 0.2))
 
 
 def _moments(space: LatentSpace) -> tuple[Tensor, Tensor]:

@@ -20,8 +20,9 @@ class LogMarginal(NamedTuple):
             that the variance is finite, since the draws may miss a tail.
         ess: Effective sample size in draws, from 1 to K (0 if all weights are zero), with shape (N,).
         khat: Pareto shape of the largest weights, with shape (N,). Above 0.7, value is probably too low by more than
-            std_error. A value below does not prove the contrary, since the draws may miss a tail. inf means unknown,
-            -inf no tail.
+            std_error. A value below does not prove the contrary, since the draws may miss a tail. -inf means no tail.
+            inf means unknown: fewer than five weights in the tail, or a search for modes that still found some when it
+            ended.
     """
 
     value: Tensor

@@ -3,6 +3,7 @@
 python scripts/studies/coverage.py                              # the full table, two to three hours on one core
 python scripts/studies/coverage.py --proposal guide             # the published protocol instead of the default
 python scripts/studies/coverage.py --only "Z = 1" --pairs 1000  # the problems whose name contains this, fewer pairs
+python scripts/studies/coverage.py --edges --pairs 1000         # problems at the edges, each with its own N and K
 """
 
 import math
@@ -15,6 +16,7 @@ from typing import NamedTuple
 import pyro
 import pyro.distributions as dist
 import torch
+from edge_problems import EDGE_PROBLEMS
 from jsonargparse.typing import PositiveInt
 from torch import Tensor, nn
 
@@ -26,7 +28,7 @@ from pyrovae import (
     exact_log_marginal,
     log_marginal,
 )
-from pyrovae.evidence import PROPOSALS, ProposalName
+from pyrovae.evidence import KHAT_LIMIT, PROPOSALS, ProposalName
 from pyrovae.runs import Seed, make_parser, parse_flags, run_script
 
 CHUNK = 2**17  # the decoders are small: larger chunks take less time, and the estimate does not depend on them
@@ -196,6 +198,34 @@ def measure(problem: Problem, guide: str, *, pairs: int, num_particles: int, pro
     )
 
 
+def measure_at_edges(only: str, num_data: int, seed: int) -> int:
+    """Print a line for each problem at the edges, and return the number of them outside their bounds."""
+    print(
+        f"{'problem':28} {'N':>5} {'K':>5} {'coverage':>8} {'unflagged':>9} {'flagged':>7} {'bias':>8} {'seconds':>7}"
+    )
+    outside = 0
+    for name, (num_particles, make) in EDGE_PROBLEMS.items():
+        if only not in name:
+            continue
+        pyro.set_rng_seed(seed)
+        problem, started = make(num_data), time.perf_counter()
+        found = log_marginal(problem.model, problem.guide, problem.x, num_particles=num_particles, chunk_size=CHUNK)
+        error = found.value - problem.log_p
+        covered = (error.abs() <= 1.96 * found.std_error + 1e-9).double()
+        flagged = found.khat > KHAT_LIMIT
+        unflagged = covered[~flagged].mean().item()
+        wrong = unflagged < 0.92 or flagged.double().mean().item() > 0.5
+        outside += wrong
+        print(
+            f"{name:28} {num_data:5} {num_particles:5} {covered.mean().item():8.3f} {unflagged:9.3f} "
+            f"{flagged.double().mean().item():7.3f} {error.mean().item():8.4f} "
+            f"{time.perf_counter() - started:7.1f}{' *' if wrong else ''}",
+            flush=True,
+        )
+    print(f"{outside} problems with a coverage below 0.92 among unflagged data, or more than half of them flagged")
+    return outside
+
+
 def main() -> int:
     """Print the table; exit with 1 if a cell's coverage lies outside [0.93, 0.97]."""
     parser = make_parser(prog="coverage.py", description=__doc__)
@@ -218,7 +248,13 @@ def main() -> int:
         may_be_empty=True,
     )
     parser.add_argument("--seed", type=Seed, default=0, help="random seed of data and draws")
+    parser.add_argument(
+        "--edges", action="store_true", help="measure problems at the edges: modes, bounds, heavy tails, few draws"
+    )
     args = parse_flags(parser, sys.argv[1:])
+    if args.edges:
+        torch.set_num_threads(1)
+        return int(measure_at_edges(args.only, args.num_data or args.pairs, args.seed) > 0)
     num_data = args.num_data or args.pairs
     if num_data > args.pairs:
         raise ValueError(f"--num_data must be at most --pairs {args.pairs}, got {num_data}; decrease it")

@@ -1,0 +1,147 @@
+"""Search for further modes of each datum's posterior, from mirrored points, modes of other data, and prior draws.
+
+A search cannot prove that it is complete. It says for which data it was still finding modes when it ended.
+"""
+
+import torch
+from torch import Tensor
+
+from pyrovae.evidence.blocks import DEFAULT_CHUNK_SIZE
+from pyrovae.evidence.laplace import LaplaceFit, climb, climb_from, from_prior, highest, log_joint_at, prior_scale
+from pyrovae.evidence.latent_space import LatentSpace
+
+_MOST_MODES = 48  # per datum
+_MOST_MIRRORED = 8  # modes that are mirrored, the highest
+_NEIGHBOURS = 8  # other data whose best mode is tried
+_PRIOR_DRAWS = 32
+
+_SURPRISE = 3.0  # nats by which f at a candidate exceeds the fits so far
+_REACH = 12.0  # nats below the best mode down to which a candidate is worth a climb
+_SAME = 1.0  # distance of two modes, in standard deviations, up to which they are one
+_MASS = 0.01  # share of the posterior's mass from which a mode counts
+
+
+def find_modes(
+    space: LatentSpace, *, steps: int, starts: int, rounds: int, chunk_size: int = DEFAULT_CHUNK_SIZE
+) -> tuple[LaplaceFit, Tensor]:
+    """Climb from several starts, then search for further modes until a round finds none.
+
+    Each round tries modes found so far with one coordinate, or all, mirrored about the prior's middle (the modes of
+    models that do not determine a sign), modes of other data, and draws of the prior. The fits so far, as unnormalised
+    normals, say where f is known. New climbs start where f exceeds them. A datum with several modes also gets starts
+    from the prior.
+
+    Args:
+        space: Continuous latents of a model and a guide at N data.
+        steps: Maximum number of Hessians of each climb.
+        starts: Number of first starting points per datum.
+        rounds: Maximum number of rounds.
+        chunk_size: Number of latents, K times N, decoded at once, which bounds memory.
+
+    Returns:
+        The fits, with shape (S, N, ...), where a mode that was found before has log_joint -inf; and whether the last
+        round still found a mode with 1 % of the mass, with shape (N,).
+    """
+    fit = _alive(_without_repeats(climb(space, steps=steps, starts=starts, chunk_size=chunk_size), 0), 0)
+    middle, _ = prior_scale(space, chunk_size)
+    data = torch.arange(space.num_data, device=middle.device)
+    first = 0  # index of the first mode whose mirror images were not tried
+    unsettled = torch.zeros_like(data, dtype=torch.bool)
+    for search in range(rounds):
+        candidates = _candidates(space, fit, first, middle, chunk_size)
+        room = min(max(starts, len(fit.mode) - first), _MOST_MODES - len(fit.mode))
+        chosen, promising = _choose(space, fit, candidates, room, chunk_size)
+        several = (_masses(fit) > _MASS).sum(0) > 1
+        from_there = [chosen[: int(promising.any(1).sum())]]
+        if bool((several & (unsettled if search else True)).any()):
+            from_there.append(_from_prior(space, chunk_size))
+        first = len(fit.mode)
+        for u in from_there:
+            if len(u):
+                more = climb_from(space, u, steps=steps, chunk_size=chunk_size)
+                fit = LaplaceFit(*(torch.cat(parts) for parts in zip(fit, more, strict=True)))
+        fit = _alive(_without_repeats(fit, first), first)
+        unsettled = (_masses(fit)[first:] > _MASS).any(0)
+        if not bool(unsettled.any()) or len(fit.mode) >= _MOST_MODES:
+            break
+    return fit, unsettled
+
+
+def _without_repeats(fit: LaplaceFit, before: int) -> LaplaceFit:
+    """Set log_joint to -inf for fits from index `before` on at modes that an earlier fit, or a better new one, found.
+
+    Args:
+        fit: Fits with shape (S, N, ...).
+        before: Number of fits that stay as they are.
+    """
+    log_joint = fit.log_joint.clone()
+    for s in range(max(1, before), len(log_joint)):
+        away = _squared_distances(fit, fit.mode[s : s + 1], slice(0, s))[:, 0]
+        alive = log_joint[:s].isfinite()
+        near = ((away < _SAME**2) & alive).any(0)
+        log_joint[s] = torch.where(near, -torch.inf, log_joint[s])
+    return fit._replace(log_joint=log_joint)
+
+
+def _alive(fit: LaplaceFit, first: int) -> LaplaceFit:
+    """Order the fits from index `first` on by height, and leave out places where no datum has a mode but the first."""
+    data = torch.arange(fit.mode.shape[1], device=fit.mode.device)
+    value, order = fit.log_joint[first:].sort(0, descending=True)
+    order = order[: max(0 if first else 1, int(value.isfinite().sum(0).max()))] + first
+    order = torch.cat([torch.arange(first, device=data.device).unsqueeze(-1).expand(-1, len(data)), order])
+    return LaplaceFit(*(part[order, data] for part in fit))
+
+
+def _squared_distances(fit: LaplaceFit, u: Tensor, which: slice = slice(None)) -> Tensor:
+    """Compute squared distances from modes in standard deviations, with shape (S, C, N), of u with shape (C, N, U)."""
+    away = (u.double() - fit.mode[which].double().unsqueeze(1)).permute(0, 2, 3, 1)  # (S, N, U, C)
+    scaled = torch.linalg.solve_triangular(fit.scale_tril[which], away, upper=False)
+    return scaled.square().sum(-2).mT
+
+
+def _masses(fit: LaplaceFit) -> Tensor:
+    """Compute the share of each mode in the mass, with shape (S, N); 0 without a finite density."""
+    log_mass = fit.log_joint.double() + fit.scale_tril.diagonal(dim1=-2, dim2=-1).log().sum(-1)
+    return log_mass.softmax(0).nan_to_num(0.0)
+
+
+def _candidates(space: LatentSpace, fit: LaplaceFit, first: int, middle: Tensor, chunk_size: int) -> Tensor:
+    """List points that may lie near further modes, with shape (C, N, U): mirror images of modes from `first` on."""
+    modes = fit.mode[first : first + _MOST_MIRRORED]  # the highest of the last search
+    mirrored = 2 * middle - modes
+    one = torch.eye(space.size, dtype=torch.bool, device=modes.device)[:, None, None]
+    singly = torch.where(one, mirrored, modes).flatten(0, 1)
+    best = fit.mode[fit.log_joint.argmax(0), torch.arange(space.num_data, device=modes.device)]
+    others = [best.roll(shift, 0).unsqueeze(0) for shift in range(1, min(_NEIGHBOURS + 1, space.num_data))]
+    points = torch.cat([singly, mirrored, *others, from_prior(space, _PRIOR_DRAWS, chunk_size)])
+    return torch.where(points.isfinite(), points, middle)
+
+
+def _from_prior(space: LatentSpace, chunk_size: int) -> Tensor:
+    """Choose the best of four draws of the prior twice, with shape (2, N, U)."""
+    return torch.cat([highest(space, from_prior(space, 4, chunk_size), chunk_size) for _ in range(2)])
+
+
+def _choose(
+    space: LatentSpace, fit: LaplaceFit, candidates: Tensor, count: int, chunk_size: int
+) -> tuple[Tensor, Tensor]:
+    """Choose the candidates where f exceeds the fits most, (count, N, U), and whether each is promising, (count, N)."""
+    value = log_joint_at(space, candidates, chunk_size).double()  # (C, N)
+    best = fit.log_joint.double().amax(0).nan_to_num(neginf=0.0)
+    known = (fit.log_joint.double().unsqueeze(1) - _squared_distances(fit, candidates) / 2).logsumexp(0)
+    data, chosen, promising = torch.arange(space.num_data, device=value.device), [], []
+    top = fit.log_joint.argmax(0)
+    best_mode, tril = fit.mode[top, data], fit.scale_tril[top, data]
+    for _ in range(count):
+        gain = torch.where(value > best - _REACH, value - known, -torch.inf)
+        gain, index = gain.max(0)
+        point, height = candidates[index, data], value[index, data]
+        promising.append(gain > _SURPRISE)
+        chosen.append(torch.where(promising[-1].unsqueeze(-1), point, best_mode))
+        # Take the best mode's width for the next choice.
+        away = (candidates - point).double().permute(1, 2, 0)
+        square = torch.linalg.solve_triangular(tril, away, upper=False).square().sum(-2).mT
+        known = torch.logaddexp(known, height - square / 2)
+        if not bool(promising[-1].any()):
+            break
+    return torch.stack(chosen), torch.stack(promising)

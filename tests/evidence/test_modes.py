@@ -1,0 +1,128 @@
+"""The default proposal finds further modes, follows skewed posteriors, and says where its search did not end."""
+
+import importlib.util
+import math
+import sys
+
+import pyro
+import pyro.distributions as dist
+import pytest
+import torch
+from script_helpers import path_of
+
+from pyrovae import log_marginal
+from pyrovae.evidence import LaplaceProposal
+from pyrovae.evidence.latent_space import LatentSpace
+from pyrovae.evidence.modes import find_modes
+
+_SPEC = importlib.util.spec_from_file_location("edge_problems", path_of("coverage").parent / "edge_problems.py")
+edges = importlib.util.module_from_spec(_SPEC)
+sys.modules["edge_problems"] = edges
+_SPEC.loader.exec_module(edges)
+
+
+@pytest.fixture(autouse=True)
+def seed():
+    pyro.set_rng_seed(0)
+
+
+def z_scores(problem, **options):
+    found = log_marginal(problem.model, problem.guide, problem.x, **options)
+    return (found.value - problem.log_p) / found.std_error, found
+
+
+def check_covered(problem, num_particles=1000, share=0.85, **options):
+    z, found = z_scores(problem, num_particles=num_particles, **options)
+    trusted = found.khat <= 0.7
+    assert trusted.double().mean() > 0.5
+    assert (z[trusted].abs() < 5).all()
+    assert (z[trusted].abs() < 1.96).double().mean() >= share  # of 40 data, 0.85 is four standard errors from 0.95 - 2.2
+    return found
+
+
+@pytest.mark.parametrize("size", [2, 8])
+def test_mirrored_modes_are_found_from_a_guide_on_one_of_them(size):
+    problem = edges.two_modes(size, 40)
+    space = LatentSpace(problem.model, problem.guide, problem.x)
+    fit, unsettled = find_modes(space, steps=8, starts=4, rounds=6)
+    assert not bool(unsettled.any())
+    best = fit.mode[fit.log_joint.argmax(0), torch.arange(40)]
+    far = best.norm(dim=-1) > 1.0  # else both signs are one mode
+    away = (fit.mode + best).norm(dim=-1)
+    away = torch.where(fit.log_joint.isfinite(), away, torch.inf).amin(0)
+    assert (away[far] < 0.2 * best[far].norm(dim=-1)).all()
+    found = check_covered(problem)
+    assert (found.std_error < 0.1).all()
+
+
+def test_modes_in_every_orthant_are_found():
+    problem = edges.squares(3, 40)
+    space = LatentSpace(problem.model, problem.guide, problem.x)
+    fit, _ = find_modes(space, steps=8, starts=4, rounds=6)
+    clear = (problem.x > 1.0).all(-1)  # eight separate modes
+    assert bool(clear.any())
+    modes = fit.mode[:, clear]
+    alive = fit.log_joint[:, clear].isfinite()
+    orthants = torch.where(alive, ((modes > 0) * torch.tensor([1, 2, 4])).sum(-1), -1)
+    for column in orthants.T:
+        assert set(column.tolist()) >= set(range(8))
+    check_covered(problem)
+
+
+def test_khat_is_infinite_where_the_search_did_not_end():
+    problem = edges.squares(8, 10)  # up to 256 modes, of which 48 are kept
+    _, found = z_scores(problem, num_particles=200)
+    many = (problem.x > 0.5).all(-1)
+    assert bool(many.any()) or bool((found.khat == math.inf).any())
+    assert (found.khat[many] > 0.7).all()
+
+
+def test_an_easy_posterior_needs_no_search():
+    def model(x):
+        with pyro.plate("data", len(x)):
+            z = pyro.sample("z", dist.Normal(torch.zeros(3), 1.0).to_event(1))
+            pyro.sample("x", dist.Normal(z, 0.5).to_event(1), obs=x)
+
+    space = LatentSpace(model, model, torch.randn(20, 3))
+    fit, unsettled = find_modes(space, steps=8, starts=4, rounds=6)
+    assert fit.mode.shape == (1, 20, 3)
+    assert not bool(unsettled.any())
+
+
+@pytest.mark.parametrize("name", ["half_normals", "uniforms"])
+def test_posteriors_at_the_edge_of_a_support_have_proposals_with_two_widths(name):
+    found = check_covered(getattr(edges, name)(20, 40), chunk_size=2**15)
+    assert (found.khat < 0.7).all()
+    assert found.std_error.mean() < 0.1  # 0.42 and 0.12 with one width
+
+
+def test_the_two_piece_density_integrates_to_one_and_is_that_of_its_draws():
+    problem = edges.half_normals(2, 3)
+    space = LatentSpace(problem.model, problem.guide, problem.x)
+    component = LaplaceProposal(modes="all").adapt(space)
+    assert component.skew is not None
+    assert bool(component.skew.skewed.all())
+    # The mean of p / q over draws of q is the integral of p; of a normal in u with a closed form.
+    points = component.draw(40_000)
+    log_q = component.log_density(points) + points.log_det
+    log_p = dist.StudentT(3.0, component.loc[0].double(), 1.0).to_event(1).log_prob(points.u.double())
+    ratio = (log_p - log_q).exp()
+    error = ratio.std(0) / len(ratio) ** 0.5
+    assert ((ratio.mean(0) - 1).abs() < 4.5 * error).all()
+    assert (error < 0.05).all()
+
+
+def test_a_funnel_gets_a_second_proposal_in_standardized_coordinates():
+    problem = edges.scales(5, 20)
+    space = LatentSpace(problem.model, problem.guide, problem.x)
+    assert space.has_funnels()
+    other = space.standardized()
+    u = torch.randn(4, 20, 6, dtype=torch.float64)
+    latents, log_det = other.unpack(u)
+    tau, theta = u[..., 0].exp(), u[..., 1:] * u[..., :1].exp()
+    torch.testing.assert_close(latents["tau"], tau)
+    torch.testing.assert_close(latents["theta"], theta)
+    torch.testing.assert_close(log_det, 6 * u[..., 0])
+    torch.testing.assert_close(other.pack(latents), u)
+    found = check_covered(problem, chunk_size=2**15)
+    assert (found.khat < 0.7).double().mean() > 0.8

@@ -2,6 +2,7 @@
 
 log_weights   log-mean-exp over draws, its standard error, effective sample size
 pareto        k-hat, smoothed weights
+critical      critical values of t, for one difference or many at once
 means         means over data, standard errors, bits per dimension
 summaries     results of the estimators: `LogMarginal`, `LowerBound`, `Rung`
 
@@ -9,6 +10,7 @@ Functions of log weights reduce over dim 0, the K particles, and keep every othe
 return float64 for every input dtype, and leave the average over data to the caller. This room imports torch alone.
 """
 
+from pyrovae.stats.critical import joint_critical, student_t_critical
 from pyrovae.stats.log_weights import component_shares, log_mean_exp, log_mean_std_error
 from pyrovae.stats.means import bits_per_dim, crossed_mean_and_std_error, mean_and_std_error, monte_carlo_std_error
 from pyrovae.stats.pareto import pareto_smoothed_log_weights
@@ -28,11 +30,13 @@ __all__ = [
     "bits_per_dim",
     "component_shares",
     "crossed_mean_and_std_error",
+    "joint_critical",
     "log_mean_exp",
     "log_mean_std_error",
     "mean_and_std_error",
     "monte_carlo_std_error",
     "pareto_smoothed_log_weights",
+    "student_t_critical",
     "summarize_log_weights",
     "summarize_lower_bound",
     "summarize_rungs",

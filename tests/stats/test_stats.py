@@ -12,6 +12,7 @@ from typing import Any
 import arviz
 import numpy as np
 import pytest
+import scipy.stats
 import torch
 from torch import Tensor
 
@@ -19,12 +20,14 @@ from pyrovae.stats import (
     LogMarginal,
     bits_per_dim,
     component_shares,
+    joint_critical,
     log_mean_exp,
     log_mean_std_error,
     mean_and_std_error,
     monte_carlo_std_error,
     pareto,
     pareto_smoothed_log_weights,
+    student_t_critical,
     summarize_log_weights,
 )
 from pyrovae.stats.log_weights import bias_corrected_log_mean, effective_sample_size
@@ -435,3 +438,18 @@ def test_too_few_weights_are_not_smoothed() -> None:
     torch.testing.assert_close(pareto_smoothed_log_weights(log_w), log_w.double(), rtol=0, atol=0)
     equal = torch.zeros(100, 2)
     torch.testing.assert_close(pareto_smoothed_log_weights(equal), equal.double(), rtol=0, atol=0)
+
+
+@pytest.mark.parametrize("df", [1, 2, 4, 15, 400, 1e6, math.inf])
+@pytest.mark.parametrize("level", [0.5, 0.95, 1 - 0.05 / 66, 1 - 1e-6])
+def test_critical_values_of_t_agree_with_scipy(level, df):
+    assert student_t_critical(level, df) == pytest.approx(scipy.stats.t.ppf((1 + level) / 2, df), rel=1e-4)
+
+
+def test_joint_critical_values_divide_the_error_among_the_differences():
+    assert joint_critical(0.95, 5, 66) == pytest.approx(scipy.stats.t.ppf(1 - 0.025 / 66, 4), rel=1e-4)
+    assert math.isnan(joint_critical(0.95, 1, 3))
+    with pytest.raises(ValueError, match="level must lie between 0 and 1, got 95"):
+        joint_critical(95, 5, 3)
+    with pytest.raises(ValueError, match="must be at least 1, got 5 and 0"):
+        joint_critical(0.95, 5, 0)

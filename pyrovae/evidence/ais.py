@@ -117,7 +117,7 @@ def ais(
                     state.tuning, state.walk = tuning, walk
                     save()
             block.check(walk.log_w)
-            state.finish_block(summarize_log_weights(walk.log_w))
+            state.finish_block(summarize_log_weights(walk.log_w, rounding=block.space.rounding))
             save()
     return LogMarginal(*concatenate(state.done))
 

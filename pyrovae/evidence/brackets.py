@@ -157,7 +157,7 @@ def _by_importance(
     for log_w in (drawn, true_log_w):
         block.check(log_w)
     slots = drawn.scatter(0, _slot(component, point, which).to(drawn.device).unsqueeze(0), true_log_w)
-    lower, upper = summarize_log_weights(drawn, which), log_mean_exp(slots)
+    lower, upper = summarize_log_weights(drawn, which, block.space.rounding), log_mean_exp(slots)
     # Weights divided by their mean have variance s2 under q, and variance t2 under p(z|x), both from the same draws.
     w = (slots - upper).exp()
     s2 = w.var(0)
@@ -189,7 +189,7 @@ def _by_annealing(
 
     def estimate(u: Tensor, order: range) -> tuple[Tensor, Tensor]:
         *_, walk = anneal(path, Walk.start(path, u), betas, order, tuning, num_leapfrog)
-        summary = summarize_log_weights(walk.log_w)
+        summary = summarize_log_weights(walk.log_w, rounding=path.space.rounding)
         return summary.value, summary.std_error
 
     lower, lower_error = estimate(path.draw(num_particles), rising)

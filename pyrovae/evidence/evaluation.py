@@ -62,10 +62,10 @@ class Estimate:
         """Summarise the log weights of one block of data."""
         shares = component_shares(block.log_w, block.component, len(block.names))
         draws = torch.full((block.log_w.shape[1],), len(block.log_w))
-        summary = LogMarginal(*(value.cpu() for value in summarize_log_weights(block.log_w, block.component)))
+        weights = (block.log_w, block.component, block.rounding)
+        summary = LogMarginal(*(value.cpu() for value in summarize_log_weights(*weights)))
         rungs = tuple(
-            Rung(rung.num_particles, *(value.cpu() for value in rung[1:]))
-            for rung in summarize_rungs(block.log_w, block.component)
+            Rung(rung.num_particles, *(value.cpu() for value in rung[1:])) for rung in summarize_rungs(*weights)
         )
         return cls(summary, draws, shares.argmax(0).cpu(), rungs, block.names, block.proposal)
 

@@ -24,9 +24,10 @@ from pyrovae.execution import Chunks, Execution, choose_execution
 from pyrovae.stats import (
     LogMarginal,
     LowerBound,
+    Rounding,
     Rung,
-    log_mean_std_error,
     pareto_smoothed_log_weights,
+    sampling_std_error,
     summarize_log_weights,
     summarize_lower_bound,
     summarize_rungs,
@@ -64,6 +65,7 @@ class WeightBlock(NamedTuple):
         component: Index of the proposal's component that made each draw, with shape (K,).
         names: Names of the components.
         proposal: Name of the proposal.
+        rounding: Rounding of the log weights; None for the epsilon of their dtype.
     """
 
     rows: slice
@@ -71,6 +73,7 @@ class WeightBlock(NamedTuple):
     component: Tensor
     names: tuple[str, ...]
     proposal: str
+    rounding: Rounding | None = None
 
 
 @entry()
@@ -140,7 +143,7 @@ def log_marginal(
         **kwargs,
     ):
         log_w = pareto_smoothed_log_weights(block.log_w) if pareto_smoothed else block.log_w
-        blocks.append(summarize_log_weights(log_w, block.component))
+        blocks.append(summarize_log_weights(log_w, block.component, block.rounding))
     return LogMarginal(*concatenate(blocks))
 
 
@@ -166,7 +169,7 @@ def ladder(model: Program, guide: Program, *args: Any, num_particles: int, **kwa
         if name in kwargs:
             raise ValueError(f"ladder needs the same number of draws for all data, got {name}; use log_marginal")
     blocks = [
-        summarize_rungs(block.log_w, block.component)
+        summarize_rungs(block.log_w, block.component, block.rounding)
         for block in log_weight_blocks(model, guide, *args, num_particles=num_particles, **kwargs)
     ]
     return [
@@ -273,7 +276,9 @@ def log_weight_blocks(
             count = _draws_for_std_error(sampler.draw, target_std_error, num_particles)
         log_w, component = sampler.draw(count)
         sampler.warn_of_undefined()
-        yield WeightBlock(block.rows, log_w, component, sampler.names, sampler.proposal)
+        with evaluation_mode(*pair):
+            rounding = block.space.rounding
+        yield WeightBlock(block.rows, log_w, component, sampler.names, sampler.proposal, rounding)
 
 
 def _draws_for_std_error(draw: Callable[[int], tuple[Tensor, Tensor]], target_std_error: float, most: int) -> int:
@@ -284,7 +289,7 @@ def _draws_for_std_error(draw: Callable[[int], tuple[Tensor, Tensor]], target_st
     """
     log_w, component = draw(min(_FIRST_PILOT, most))
     while True:
-        worst, done = log_mean_std_error(log_w, component).max().item(), len(log_w)
+        worst, done = sampling_std_error(log_w, component).max().item(), len(log_w)
         if worst <= 2 * target_std_error or done >= most // 4:
             return max(2, min(most, math.ceil(min(_MARGIN * done * (worst / target_std_error) ** 2, most))))
         more = draw(min(3 * done, most // 4 - done))

@@ -11,7 +11,7 @@ return float64 for every input dtype, and leave the average over data to the cal
 """
 
 from pyrovae.stats.critical import joint_critical, student_t_critical
-from pyrovae.stats.log_weights import component_shares, log_mean_exp, log_mean_std_error
+from pyrovae.stats.log_weights import Rounding, component_shares, log_mean_exp, log_mean_std_error, sampling_std_error
 from pyrovae.stats.means import bits_per_dim, crossed_mean_and_std_error, mean_and_std_error, monte_carlo_std_error
 from pyrovae.stats.pareto import pareto_smoothed_log_weights
 from pyrovae.stats.summaries import (
@@ -26,6 +26,7 @@ from pyrovae.stats.summaries import (
 __all__ = [
     "LogMarginal",
     "LowerBound",
+    "Rounding",
     "Rung",
     "bits_per_dim",
     "component_shares",
@@ -36,6 +37,7 @@ __all__ = [
     "mean_and_std_error",
     "monte_carlo_std_error",
     "pareto_smoothed_log_weights",
+    "sampling_std_error",
     "student_t_critical",
     "summarize_log_weights",
     "summarize_lower_bound",

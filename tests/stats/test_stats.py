@@ -27,6 +27,7 @@ from pyrovae.stats import (
     monte_carlo_std_error,
     pareto,
     pareto_smoothed_log_weights,
+    sampling_std_error,
     student_t_critical,
     summarize_log_weights,
 )
@@ -37,7 +38,7 @@ Reduction = Callable[[Tensor], Any]
 
 INF = math.inf
 ARVIZ_1 = int(arviz.__version__.split(".")[0]) >= 1
-REDUCTIONS = [log_mean_exp, effective_sample_size, log_mean_std_error, pareto_khat]
+REDUCTIONS = [log_mean_exp, effective_sample_size, sampling_std_error, pareto_khat]
 
 
 def normal(*shape: int, seed: int = 0) -> Tensor:
@@ -235,7 +236,7 @@ def test_equal_weights_up_to_rounding_have_no_tail(dtype: torch.dtype, level: fl
         assert got.ess.item() == pytest.approx(1000, rel=1e-5)
         assert got.value.item() == pytest.approx(level, rel=1e-6, abs=1e-6)
     exact_summary = summarize_log_weights(exact)
-    assert exact_summary.std_error.item() == 0
+    assert exact_summary.std_error.item() == pytest.approx(torch.finfo(dtype).eps * abs(exact[0].item()))
     assert exact_summary.ess.item() == 1000
 
 
@@ -395,16 +396,16 @@ def test_bits_per_dim_divides_nats_by_the_dimension_and_log_2() -> None:
         bits_per_dim(0.0, 0)
 
 
-def test_log_mean_std_error_leaves_out_the_variance_between_strata():
+def test_sampling_std_error_leaves_out_the_variance_between_strata():
     # Two components that always give 1 and 3: the numbers of draws are fixed, so the mean does not vary.
     log_w = torch.tensor([1.0, 3.0]).repeat(50).log().unsqueeze(1)
     component = torch.arange(100) % 2
-    assert log_mean_std_error(log_w, component).item() < 1e-12
-    assert log_mean_std_error(log_w).item() == pytest.approx((100 / 99) ** 0.5 / 2 / 10)
-    assert log_mean_std_error(log_w, component * 0).item() == log_mean_std_error(log_w).item()
+    assert sampling_std_error(log_w, component).item() < 1e-12
+    assert sampling_std_error(log_w).item() == pytest.approx((100 / 99) ** 0.5 / 2 / 10)
+    assert sampling_std_error(log_w, component * 0).item() == sampling_std_error(log_w).item()
     # One draw of a component has no variance that could be known: that of all draws is taken.
     log_w = normal(6, 3)
-    torch.testing.assert_close(log_mean_std_error(log_w, torch.tensor([0, 0, 0, 0, 0, 1])), log_mean_std_error(log_w))
+    torch.testing.assert_close(sampling_std_error(log_w, torch.tensor([0, 0, 0, 0, 0, 1])), sampling_std_error(log_w))
 
 
 def test_variance_within_strata_agrees_with_a_computation_by_hand():

@@ -129,6 +129,7 @@ class Evaluation:
         base_measure: "counting" (probabilities) or "lebesgue" (densities).
         seed: Random seed.
         seconds: Duration in seconds.
+        target_std_error: Standard error in nats that every datum of marginal should reach; None if there is no target.
     """
 
     elbo: Tensor
@@ -138,11 +139,24 @@ class Evaluation:
     base_measure: str
     seed: int
     seconds: float
+    target_std_error: float | None = None
+
+    @property
+    def reached(self) -> Tensor:
+        """Whether the standard error of log p(x) reaches the target, with shape (N,); True without a target."""
+        std_error = self.marginal.log_marginal.std_error
+        return std_error <= (math.inf if self.target_std_error is None else self.target_std_error)
 
     def summary(self) -> dict[str, Any]:
         """Compute means over data, with separate errors over data and of Monte Carlo, for evaluation.json."""
         mean, error = mean_and_std_error(self.elbo)
         marginal = self.marginal.summary()
+        if self.target_std_error is not None:
+            marginal["target_std_error"] = {
+                "target": self.target_std_error,
+                "missed_by": int((~self.reached).sum()),
+                "largest": self.marginal.log_marginal.std_error.max().item(),
+            }
         bits = bits_per_dim(marginal["mean"], self.num_dims) if self.base_measure == "counting" else None
         return {
             "num_data": len(self.elbo),
@@ -156,12 +170,15 @@ class Evaluation:
         }
 
     def per_datum_csv(self, rows: Tensor) -> bytes:
-        """Write one CSV line per datum: its row in the source, and its values in nats."""
+        """Write one CSV line per datum: its row in the source, its values in nats, and whether it reaches the target.
+
+        The last column, `reached`, is empty without a target standard error.
+        """
         text = io.StringIO()
         writer = csv.writer(text, lineterminator="\n")
         fields = ["log_marginal", *LogMarginal._fields[1:]]
         guide = ["log_marginal_guide", *(f"{field}_guide" for field in LogMarginal._fields[1:])]
-        writer.writerow(["row", "elbo", *fields, "num_particles", "served", *guide])
+        writer.writerow(["row", "elbo", *fields, "num_particles", "served", *guide, "reached"])
         columns = [
             rows.tolist(),
             self.elbo.tolist(),
@@ -169,6 +186,7 @@ class Evaluation:
             self.marginal.draws.tolist(),
             [self.marginal.components[index] for index in self.marginal.served.tolist()],
             *(column.tolist() for column in self.guide.log_marginal),
+            [""] * len(self.elbo) if self.target_std_error is None else self.reached.int().tolist(),
         ]
         writer.writerows(zip(*columns, strict=True))
         return text.getvalue().encode()
@@ -268,6 +286,7 @@ def evaluate(
         base_measure=measure,
         seed=seed,
         seconds=time.perf_counter() - started,
+        target_std_error=target_std_error,
     )
 
 

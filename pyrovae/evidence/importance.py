@@ -110,7 +110,8 @@ def log_marginal(
         chunk_size: Number of latents, K times N, decoded at once, which bounds memory; None for 8,192.
         target_std_error: Standard error in nats that every datum should reach; None for `num_particles` draws each.
             Pilot draws choose K for each block of data. The estimate does not use them, since it would be biased for
-            heavy-tailed weights if the draws that it averages also decided when to stop.
+            heavy-tailed weights if the draws that it averages also decided when to stop. One warning counts the data
+            that do not reach it.
         pareto_smoothed: Whether to smooth the largest weights (`pareto_smoothed_log_weights`), also for std_error, ess
             and khat. The variance falls, but the value has some bias and is no lower bound, and std_error is too small
             if a tail was missed.
@@ -144,12 +145,32 @@ def log_marginal(
     ):
         log_w = pareto_smoothed_log_weights(block.log_w) if pareto_smoothed else block.log_w
         blocks.append(summarize_log_weights(log_w, block.component, block.rounding))
-    return LogMarginal(*concatenate(blocks))
+    found = LogMarginal(*concatenate(blocks))
+    if target_std_error is not None:
+        _warn_of_missed(found.std_error, target_std_error, num_particles)
+    return found
+
+
+def _warn_of_missed(std_error: Tensor, target_std_error: float, num_particles: int) -> None:
+    """Warn once of the data whose standard error is above the target."""
+    missed = int((std_error > target_std_error).sum())
+    if missed:
+        warnings.warn(
+            f"{missed:,} of {len(std_error):,} data do not reach target_std_error={target_std_error:g} nats with at "
+            f"most {num_particles:,} draws: the largest std_error is {std_error.max().item():.3g}; increase "
+            "num_particles, or leave out the data with std_error above the target",
+            stacklevel=4,
+        )
 
 
 @entry(*_OPTIONS)
 def ladder(model: Program, guide: Program, *args: Any, num_particles: int, **kwargs: Any) -> list[Rung]:
     """Estimate log p(x_n) at K = 1, 10, 100, ... and num_particles, from the first draws of one set.
+
+    The components of a mixture draw in turn. The rung at K = 1 is one draw of one component, chosen at random for each
+    block of data; with a share of 20 % the default's is a draw from the prior, tens of nats below log p(x). From K = 10
+    on every rung has draws of each component, in about their shares. All rungs are lower bounds in expectation, but the
+    first ones say more about the proposal than about log p(x): judge by the last ones.
 
     Args:
         model: Pyro program p(z) p(x|z).

@@ -69,9 +69,8 @@ def main() -> int:
     print(f"proposal: {marginal.proposal}\n")
     print(table({"VAE": summary, "independent pixels": baseline}))
     print(caution(summary))
-    print(
-        f"\nlog p(x) from the first K draws (K = 1: one draw of one component of the proposal)\n\n{ladder_lines(summary)}\n"
-    )
+    print("\nlog p(x) from the first K draws (K = 1: one draw of one component of the proposal)\n")
+    print(f"{ladder_lines(summary)}\n")
     print(f"wrote {run.path / 'evaluation.json'} and, per datum, evaluation.csv")
     return 0
 

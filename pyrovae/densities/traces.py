@@ -106,6 +106,19 @@ class Site:
         log_p = self.sum_per_datum(log_p)
         return log_p if self.auxiliary is None else log_p + self.auxiliary.log_density()
 
+    def positive_part(self) -> Tensor:
+        """Sum the positive log densities of the entries in nats, with shape (K, N), also of masked entries.
+
+        If the site depends on summed sites, the sum is the largest for any of their values.
+        """
+        log_p = entry_of(self.fn).log_prob(self.raw_value).nan_to_num(0.0, 0.0, 0.0).clamp(min=0)
+        further = len(self.fn.event_shape) - len(entry_of(self.fn).event_shape)
+        log_p = log_p.flatten(log_p.dim() - further).sum(-1) if further else log_p
+        log_p = log_p.expand(torch.broadcast_shapes(log_p.shape, self.fn.batch_shape))
+        if self.depends_on_sums:
+            log_p = log_p.reshape(-1, *log_p.shape[log_p.dim() - self.plate_dims :]).amax(0)
+        return self.sum_per_datum(log_p)
+
     def entries(self, *, masked: bool = True) -> Tensor:
         """Compute the log density of each entry in nats, for all values of summed sites if it depends on them.
 
@@ -318,6 +331,11 @@ class ParticleTrace:
             summands.append(self._sums()[0])
         total = torch.stack(summands).sum(0) if summands else torch.zeros(())  # the guide of a model without latents
         return total.expand(self.shape)
+
+    def positive_part(self) -> Tensor:
+        """Sum the positive log densities of all entries in nats, with shape (K, N): sums of them may cancel."""
+        parts = [site.positive_part() for site in self.sites.values()]
+        return torch.stack([part.expand(self.shape) for part in parts]).sum(0) if parts else torch.zeros(self.shape)
 
     def log_prior_of_dependents(self) -> Tensor:
         """Compute the log density of the latents that depend on summed sites, in nats, with shape (K, N)."""

@@ -118,7 +118,7 @@ def ais(
                     save()
             block.check(walk.log_w)
             path.undefined.warn(block.first, STUCK)
-            state.finish_block(summarize_log_weights(walk.log_w))
+            state.finish_block(summarize_log_weights(walk.log_w, rounding=block.space.rounding))
             save()
     return LogMarginal(*concatenate(state.done))
 

@@ -16,8 +16,9 @@ from torch import Tensor
 
 from pyrovae.densities import Program, domain_of, entry, evaluating, isolated_rng, plain, sample_sites, take
 from pyrovae.evidence.blocks import concatenate
-from pyrovae.evidence.importance import WeightBlock, chunks_of, log_weight_blocks
+from pyrovae.evidence.importance import chunks_of, log_weight_blocks
 from pyrovae.evidence.proposals import GuideProposal, Proposal
+from pyrovae.evidence.weight_blocks import WeightBlock
 from pyrovae.execution import Execution, Workers
 from pyrovae.stats import (
     LogMarginal,
@@ -27,7 +28,6 @@ from pyrovae.stats import (
     mean_and_std_error,
     monte_carlo_std_error,
     summarize_lower_bound,
-    summarize_rungs,
 )
 
 KHAT_LIMIT = 0.7  # above it, the Monte Carlo error is unreliable (Vehtari et al. 2024, arXiv:1507.02646)
@@ -62,10 +62,7 @@ class Estimate:
         shares = component_shares(block.log_w, block.component, len(block.names))
         draws = torch.full((block.log_w.shape[1],), len(block.log_w))
         summary = LogMarginal(*(value.cpu() for value in block.summary()))
-        rungs = tuple(
-            Rung(rung.num_particles, *(value.cpu() for value in rung[1:]))
-            for rung in summarize_rungs(block.log_w, block.component)
-        )
+        rungs = tuple(Rung(rung.num_particles, *(value.cpu() for value in rung[1:])) for rung in block.rungs())
         return cls(summary, draws, shares.argmax(0).cpu(), rungs, block.names, block.proposal)
 
     @classmethod
@@ -128,6 +125,7 @@ class Evaluation:
         base_measure: "counting" (probabilities) or "lebesgue" (densities).
         seed: Random seed.
         seconds: Duration in seconds.
+        target_std_error: Standard error in nats that every datum of marginal should reach; None if there is no target.
     """
 
     elbo: Tensor
@@ -137,11 +135,24 @@ class Evaluation:
     base_measure: str
     seed: int
     seconds: float
+    target_std_error: float | None = None
+
+    @property
+    def reached(self) -> Tensor:
+        """Whether the standard error of log p(x) reaches the target, with shape (N,); True without a target."""
+        std_error = self.marginal.log_marginal.std_error
+        return std_error <= (math.inf if self.target_std_error is None else self.target_std_error)
 
     def summary(self) -> dict[str, Any]:
         """Compute means over data, with separate errors over data and of Monte Carlo, for evaluation.json."""
         mean, error = mean_and_std_error(self.elbo)
         marginal = self.marginal.summary()
+        if self.target_std_error is not None:
+            marginal["target_std_error"] = {
+                "target": self.target_std_error,
+                "missed_by": int((~self.reached).sum()),
+                "largest": self.marginal.log_marginal.std_error.max().item(),
+            }
         bits = bits_per_dim(marginal["mean"], self.num_dims) if self.base_measure == "counting" else None
         return {
             "num_data": len(self.elbo),
@@ -155,12 +166,15 @@ class Evaluation:
         }
 
     def per_datum_csv(self, rows: Tensor) -> bytes:
-        """Write one CSV line per datum: its row in the source, and its values in nats."""
+        """Write one CSV line per datum: its row in the source, its values in nats, and whether it reaches the target.
+
+        The last column, `reached`, is empty without a target standard error.
+        """
         text = io.StringIO()
         writer = csv.writer(text, lineterminator="\n")
         fields = ["log_marginal", *LogMarginal._fields[1:]]
         guide = ["log_marginal_guide", *(f"{field}_guide" for field in LogMarginal._fields[1:])]
-        writer.writerow(["row", "elbo", *fields, "num_particles", "served", *guide])
+        writer.writerow(["row", "elbo", *fields, "num_particles", "served", *guide, "reached"])
         columns = [
             rows.tolist(),
             self.elbo.tolist(),
@@ -168,6 +182,7 @@ class Evaluation:
             self.marginal.draws.tolist(),
             [self.marginal.components[index] for index in self.marginal.served.tolist()],
             *(column.tolist() for column in self.guide.log_marginal),
+            [""] * len(self.elbo) if self.target_std_error is None else self.reached.int().tolist(),
         ]
         writer.writerows(zip(*columns, strict=True))
         return text.getvalue().encode()
@@ -267,6 +282,7 @@ def evaluate(
         base_measure=measure,
         seed=seed,
         seconds=time.perf_counter() - started,
+        target_std_error=target_std_error,
     )
 
 

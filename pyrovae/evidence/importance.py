@@ -4,7 +4,7 @@ import math
 import warnings
 from collections.abc import Callable, Iterator
 from functools import partial
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -29,16 +29,14 @@ from pyrovae.evidence.blocks import (
     split_count,
 )
 from pyrovae.evidence.proposals import GuideProposal, Proposal, default_proposal
+from pyrovae.evidence.weight_blocks import WeightBlock, tell_faults
 from pyrovae.execution import Chunks, Execution, choose_execution
 from pyrovae.stats import (
     LogMarginal,
     LowerBound,
     Rung,
-    log_mean_std_error,
-    pareto_smoothed_log_weights,
-    summarize_log_weights,
+    sampling_std_error,
     summarize_lower_bound,
-    summarize_rungs,
 )
 
 # The tail fit needs all log weights of a block of data at once: 32 MiB at most, in float64.
@@ -62,43 +60,6 @@ _OPTIONS = (
 )
 
 _MARGIN = 1.2  # factor on the number of draws that the pilot suggests
-
-
-class WeightBlock(NamedTuple):
-    """Log weights of a block of data.
-
-    Attributes:
-        rows: Rows of the block among the data.
-        log_w: Log weights in nats, with shape (K, n).
-        component: Index of the proposal's component that made each draw, with shape (K,).
-        names: Names of the components.
-        proposal: Name of the proposal.
-        fault: Why some data have no weights: their columns of log_w are NaN. Empty if all have.
-        unsettled: Whether a search for modes still found one when it ended, with shape (n,); None without a search.
-    """
-
-    rows: slice
-    log_w: Tensor
-    component: Tensor
-    names: tuple[str, ...]
-    proposal: str
-    fault: str = ""
-    unsettled: Tensor | None = None
-
-    def summarize(self, function: Callable[[Tensor], Any]) -> Any:
-        """Apply a function from log weights to a tuple of tensors of shape (n,), NaN for data without weights."""
-        if not self.fault:
-            return function(self.log_w)
-        bad = self.log_w.isnan().any(0)
-        return _nan_where(bad, function(torch.where(bad, 0.0, self.log_w)))
-
-    def summary(self, pareto_smoothed: bool = False) -> LogMarginal:
-        """Summarise the weights; khat is infinite for data whose modes the search may have missed."""
-        summarize = _summarize_smoothed if pareto_smoothed else summarize_log_weights
-        summary: LogMarginal = self.summarize(partial(summarize, component=self.component))
-        if self.unsettled is None:
-            return summary
-        return summary._replace(khat=torch.where(self.unsettled.to(summary.khat.device), torch.inf, summary.khat))
 
 
 @entry()
@@ -135,7 +96,8 @@ def log_marginal(
         chunk_size: Number of latents, K times N, decoded at once, which bounds memory; None for 8,192.
         target_std_error: Standard error in nats that every datum should reach; None for `num_particles` draws each.
             Pilot draws choose K for each block of data. The estimate does not use them, since it would be biased for
-            heavy-tailed weights if the draws that it averages also decided when to stop.
+            heavy-tailed weights if the draws that it averages also decided when to stop. One warning counts the data
+            that do not reach it.
         pareto_smoothed: Whether to smooth the largest weights (`pareto_smoothed_log_weights`), also for std_error, ess
             and khat. The variance falls, but the value has some bias and is no lower bound, and std_error is too small
             if a tail was missed.
@@ -172,13 +134,33 @@ def log_marginal(
         blocks.append(block.summary(pareto_smoothed))
         faults.append(block.fault)
     marginal = LogMarginal(*concatenate(blocks))
-    _tell_faults(faults, marginal.value)
+    tell_faults(faults, marginal.value)
+    if target_std_error is not None:
+        _warn_of_missed(marginal.std_error, target_std_error, num_particles)
     return marginal
+
+
+def _warn_of_missed(std_error: Tensor, target_std_error: float, num_particles: int) -> None:
+    """Warn once of the data whose standard error is above the target."""
+    missed = int((std_error > target_std_error).sum())
+    if missed:
+        worst = std_error[~std_error.isnan()].max().item()
+        warnings.warn(
+            f"{missed:,} of {len(std_error):,} data do not reach target_std_error={target_std_error:g} nats with at "
+            f"most {num_particles:,} draws: the largest std_error is {worst:.3g}; increase num_particles, or leave "
+            "out the data with std_error above the target",
+            stacklevel=4,
+        )
 
 
 @entry(*_OPTIONS)
 def ladder(model: Program, guide: Program, *args: Any, num_particles: int, **kwargs: Any) -> list[Rung]:
     """Estimate log p(x_n) at K = 1, 10, 100, ... and num_particles, from the first draws of one set.
+
+    The components of a mixture draw in turn. The rung at K = 1 is one draw of one component, chosen at random for each
+    block of data; with a share of 20 % the default's is a draw from the prior, tens of nats below log p(x). From K = 10
+    on every rung has draws of each component, in about their shares. All rungs are lower bounds in expectation, but the
+    first ones say more about the proposal than about log p(x): judge by the last ones.
 
     Args:
         model: Pyro program p(z) p(x|z).
@@ -199,12 +181,12 @@ def ladder(model: Program, guide: Program, *args: Any, num_particles: int, **kwa
             raise ValueError(f"ladder needs the same number of draws for all data, got {name}; use log_marginal")
     blocks, faults = [], []
     for block in log_weight_blocks(model, guide, *args, num_particles=num_particles, nan_for_faults=True, **kwargs):
-        blocks.append(block.summarize(partial(summarize_rungs, component=block.component)))
+        blocks.append(block.rungs())
         faults.append(block.fault)
     ladder = [
         Rung(rungs[0].num_particles, *concatenate(rung[1:] for rung in rungs)) for rungs in zip(*blocks, strict=True)
     ]
-    _tell_faults(faults, ladder[-1].lower_bound)
+    tell_faults(faults, ladder[-1].lower_bound)
     return ladder
 
 
@@ -250,7 +232,7 @@ def evidence_lower_bound(
         blocks.append(block.summarize(summarize_lower_bound))
         faults.append(block.fault)
     bound = LowerBound(*concatenate(blocks))
-    _tell_faults(faults, bound.value)
+    tell_faults(faults, bound.value)
     return bound
 
 
@@ -317,36 +299,10 @@ def log_weight_blocks(
         else:
             block.check(log_w)
         sampler.warn_of_undefined()
-        yield WeightBlock(block.rows, log_w, component, sampler.names, sampler.proposal, fault, sampler.unsettled)
-
-
-def _summarize_smoothed(log_w: Tensor, component: Tensor) -> LogMarginal:
-    return summarize_log_weights(pareto_smoothed_log_weights(log_w), component)
-
-
-def _tell_faults(faults: list[str], value: Tensor) -> None:
-    """Warn that some data got NaN, and why; raise a ValueError if all did."""
-    told = [fault for fault in faults if fault]
-    if told and bool(value.isnan().all()):
-        raise ValueError(told[0])
-    if told:
-        rows = value.isnan().nonzero().flatten().tolist()
-        shown = ", ".join(map(str, rows[:10])) + (", ..." if len(rows) > 10 else "")
-        warnings.warn(
-            f"{len(rows):,} of {len(value):,} data get NaN, the others their value (rows {shown}): {told[0]}",
-            stacklevel=3,
-        )
-
-
-def _nan_where(bad: Tensor, summary: Any) -> Any:
-    """Set the entries of bad data in a summary, a tuple or list of tensors and numbers, to NaN."""
-    if isinstance(summary, Tensor):
-        return torch.where(bad, torch.nan, summary)
-    if isinstance(summary, list):
-        return [_nan_where(bad, each) for each in summary]
-    if isinstance(summary, tuple):
-        return type(summary)(*(_nan_where(bad, each) for each in summary))  # a named tuple
-    return summary
+        with evaluation_mode(*pair):
+            rounding = block.space.rounding
+        found = log_w, component, sampler.names, sampler.proposal
+        yield WeightBlock(block.rows, *found, fault=fault, unsettled=sampler.unsettled, rounding=rounding)
 
 
 def _draws_for_std_error(draw: Callable[[int], tuple[Tensor, Tensor]], target_std_error: float, most: int) -> int:
@@ -358,7 +314,7 @@ def _draws_for_std_error(draw: Callable[[int], tuple[Tensor, Tensor]], target_st
     log_w, component = draw(min(_FIRST_PILOT, most))
     while True:
         known = log_w[:, ~bad_data(log_w)]
-        worst, done = log_mean_std_error(known, component).max().item() if known.numel() else 0.0, len(log_w)
+        worst, done = sampling_std_error(known, component).max().item() if known.numel() else 0.0, len(log_w)
         if worst <= 2 * target_std_error or done >= most // 4:
             return max(2, min(most, math.ceil(min(_MARGIN * done * (worst / target_std_error) ** 2, most))))
         more = draw(min(3 * done, most // 4 - done))

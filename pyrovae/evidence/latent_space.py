@@ -40,6 +40,7 @@ from pyrovae.evidence.coordinates import (
     sites_with_moving_scale,
 )
 from pyrovae.execution import Chunks
+from pyrovae.stats import Rounding
 
 _FUNNEL_DRAWS = 64
 
@@ -72,6 +73,7 @@ class LatentSpace:
         continuous: Whether the latents have coordinates u: no site is discrete, and each support has a bijection.
         size: Number of coordinates U; 0 if there are none.
         masked: Whether a mask leaves latents of some data out.
+        rounding: Rounding of the model's log densities, from one draw for each datum.
         memo: Cache of fits that proposals share.
     """
 
@@ -95,7 +97,10 @@ class LatentSpace:
                 model_trace, guide_trace = draw_from_guide(model, guide, args, kwargs, 1)
                 sites = matched_latents(model_trace, guide_trace)
                 guide_trace.log_densities()
-            model_trace.log_densities()
+            log_p, _ = model_trace.log_densities()
+            self.rounding = Rounding.of(log_p.dtype)
+            if log_p.dtype != torch.float64:
+                self.rounding = Rounding.of(log_p.dtype, model_trace.positive_part()[0])
         self.num_data = model_trace.layout.num_data
         self.masked = any(is_partial(site.mask) for site in sites.values())
         self.memo: dict[Any, Any] = {}

@@ -2,6 +2,7 @@
 
 log_weights   log-mean-exp over draws, its standard error, effective sample size
 pareto        k-hat, smoothed weights
+critical      critical values of t, for one difference or many at once
 means         means over data, standard errors, bits per dimension
 summaries     results of the estimators: `LogMarginal`, `LowerBound`, `Rung`
 
@@ -9,7 +10,8 @@ Functions of log weights reduce over dim 0, the K particles, and keep every othe
 return float64 for every input dtype, and leave the average over data to the caller. This room imports torch alone.
 """
 
-from pyrovae.stats.log_weights import component_shares, log_mean_exp, log_mean_std_error
+from pyrovae.stats.critical import joint_critical, student_t_critical
+from pyrovae.stats.log_weights import Rounding, component_shares, log_mean_exp, log_mean_std_error, sampling_std_error
 from pyrovae.stats.means import bits_per_dim, crossed_mean_and_std_error, mean_and_std_error, monte_carlo_std_error
 from pyrovae.stats.pareto import pareto_smoothed_log_weights
 from pyrovae.stats.summaries import (
@@ -24,15 +26,19 @@ from pyrovae.stats.summaries import (
 __all__ = [
     "LogMarginal",
     "LowerBound",
+    "Rounding",
     "Rung",
     "bits_per_dim",
     "component_shares",
     "crossed_mean_and_std_error",
+    "joint_critical",
     "log_mean_exp",
     "log_mean_std_error",
     "mean_and_std_error",
     "monte_carlo_std_error",
     "pareto_smoothed_log_weights",
+    "sampling_std_error",
+    "student_t_critical",
     "summarize_log_weights",
     "summarize_lower_bound",
     "summarize_rungs",

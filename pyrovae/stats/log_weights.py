@@ -1,11 +1,41 @@
 """Reductions of log weights over particles: log mean, its standard error, effective sample size, component shares."""
 
 import math
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
 from pyrovae.stats.pareto import check_log_weights
+
+
+class Rounding(NamedTuple):
+    """Rounding of the log weights of N data, for their error.
+
+    The error that all draws of a datum share is about
+
+        eps (|log p| + 2 P),
+
+    where eps is the machine epsilon, and P the sum of those log densities of single entries that are positive:
+    |log p| + 2 P is the sum of the absolute terms, which may cancel in log p. It was 1.9 to 11 times the root mean
+    square of the shared error in VAEs with 10 to 20,000 columns (`test_the_error_covers_rounding`).
+
+    Attributes:
+        epsilon: Machine epsilon, 1.2e-7 in single precision.
+        positive: Sum P of the positive log densities in nats, with shape (N,).
+    """
+
+    epsilon: float
+    positive: Tensor | float = 0.0
+
+    @classmethod
+    def of(cls, dtype: torch.dtype, positive: Tensor | float = 0.0) -> "Rounding":
+        """Take the epsilon of a floating dtype."""
+        return cls(torch.finfo(dtype).eps, positive)
+
+    def error(self, value: Tensor) -> Tensor:
+        """Compute the error of log p, with shape (N,), in nats."""
+        return self.epsilon * (value.abs() + 2 * torch.as_tensor(self.positive).to(value))
 
 
 def log_mean_exp(log_w: Tensor) -> Tensor:
@@ -59,8 +89,35 @@ def effective_sample_size(log_w: Tensor) -> Tensor:
     return ess.clamp(max=w.shape[0])  # rounding can exceed K by an ulp
 
 
-def log_mean_std_error(log_w: Tensor, component: Tensor | None = None) -> Tensor:
-    """Compute the Monte Carlo standard error of `log_mean_exp`, sd(w) / (mean(w) sqrt(K)).
+def log_mean_std_error(log_w: Tensor, component: Tensor | None = None, rounding: Rounding | None = None) -> Tensor:
+    """Compute the standard error of `log_mean_exp`: of sampling, and of rounding.
+
+    error^2 = sampling^2 + rounding^2, with `sampling_std_error` and `Rounding.error`. K equal weights have no sampling
+    error, but all may be rounded alike: 6e-4 nats for log p = -5,000 in single precision.
+
+    Args:
+        log_w: Log weights in nats, with shape (K, N); -inf is a weight of zero.
+        component: Index of the proposal component that drew each particle, with shape (K,); None if there is one.
+        rounding: Rounding of the log weights; None for the epsilon of their dtype.
+
+    Returns:
+        The standard error in nats, with shape (N,), float64. It is inf if it is unknown, that is for K = 1 or if all K
+        weights are zero, and never NaN.
+
+    Raises:
+        ValueError: If log_w has no particle, or a log weight is NaN or +inf.
+
+    Example:
+        >>> log_mean_std_error(torch.full((10, 1), -5000.0))
+        tensor([0.0006], dtype=torch.float64)
+    """
+    if rounding is None:
+        rounding = Rounding.of(log_w.dtype) if log_w.is_floating_point() else Rounding(0.0)
+    return torch.hypot(sampling_std_error(log_w, component), rounding.error(log_mean_exp(log_w)))
+
+
+def sampling_std_error(log_w: Tensor, component: Tensor | None = None) -> Tensor:
+    """Compute the Monte Carlo standard error of `log_mean_exp` by sampling alone, sd(w) / (mean(w) sqrt(K)).
 
     The delta method for the log of a mean, d log(m) = dm / m, with K - 1 in the variance of w (Owen 2013, "Monte Carlo
     theory, methods and examples", https://artowen.su.domains/mc/, section 2.7). The result is at most 1, so a value
@@ -82,7 +139,7 @@ def log_mean_std_error(log_w: Tensor, component: Tensor | None = None) -> Tensor
         ValueError: If log_w has no particle, or a log weight is NaN or +inf.
 
     Example:
-        >>> log_mean_std_error(torch.tensor([[0.0, 0.0], [0.0, -torch.inf]])).round(decimals=9)
+        >>> sampling_std_error(torch.tensor([[0.0, 0.0], [0.0, -torch.inf]])).round(decimals=9)
         tensor([0., 1.], dtype=torch.float64)
     """
     w = _scaled_weights(log_w)
@@ -120,7 +177,7 @@ def bias_corrected_log_mean(log_w: Tensor, component: Tensor | None = None) -> T
     Raises:
         ValueError: If log_w has no particle, or a log weight is NaN or +inf.
     """
-    std_error = log_mean_std_error(log_w, component)
+    std_error = sampling_std_error(log_w, component)
     return log_mean_exp(log_w) + torch.where(std_error.isfinite(), std_error, 0.0).square() / 2
 
 

@@ -5,7 +5,13 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from pyrovae.stats.log_weights import bias_corrected_log_mean, effective_sample_size, log_mean_exp, log_mean_std_error
+from pyrovae.stats.log_weights import (
+    Rounding,
+    bias_corrected_log_mean,
+    effective_sample_size,
+    log_mean_exp,
+    log_mean_std_error,
+)
 from pyrovae.stats.pareto import check_log_weights, pareto_khat
 
 
@@ -15,9 +21,9 @@ class LogMarginal(NamedTuple):
     Attributes:
         value: Log-mean-exp of the K log weights in nats, with shape (N,). In expectation it is a lower bound of
             log p(x_n), which tightens as K grows.
-        std_error: Monte Carlo standard error of value in nats, with shape (N,), by the delta method. If khat is above
-            0.5, the variance of the weights may be infinite and the error is unreliable. A small khat does not prove
-            that the variance is finite, since the draws may miss a tail.
+        std_error: Monte Carlo standard error of value in nats, with shape (N,), by the delta method, with
+            the error of rounding. If khat is above 0.5, the variance of the weights may be infinite and the error is
+            unreliable. A small khat does not prove that the variance is finite, since the draws may miss a tail.
         ess: Effective sample size in draws, from 1 to K (0 if all weights are zero), with shape (N,).
         khat: Pareto shape of the largest weights, with shape (N,). Above 0.7, value is probably too low by more than
             std_error. A value below does not prove the contrary, since the draws may miss a tail. -inf means no tail.
@@ -76,12 +82,13 @@ def summarize_lower_bound(log_w: Tensor) -> LowerBound:
     return LowerBound(log_w.mean(0), spread / draws**0.5)
 
 
-def summarize_rungs(log_w: Tensor, component: Tensor | None = None) -> list[Rung]:
+def summarize_rungs(log_w: Tensor, component: Tensor | None = None, rounding: Rounding | None = None) -> list[Rung]:
     """Compute the ladder, estimates from the first 1, 10, 100, ... and all K log weights.
 
     Args:
         log_w: Log weights in nats, with shape (K, N); -inf is a weight of zero.
         component: Index of the proposal component that drew each particle, with shape (K,); None if there is one.
+        rounding: Rounding of the log weights; None for the epsilon of their dtype.
 
     Raises:
         ValueError: If log_w has no particle, or a log weight is NaN or +inf.
@@ -91,17 +98,20 @@ def summarize_rungs(log_w: Tensor, component: Tensor | None = None) -> list[Rung
     rungs = []
     for size in sizes:
         first, drawn_by = log_w[:size], None if component is None else component[:size]
-        error = log_mean_std_error(first, drawn_by)
+        error = log_mean_std_error(first, drawn_by, rounding)
         rungs.append(Rung(size, log_mean_exp(first), bias_corrected_log_mean(first, drawn_by), error))
     return rungs
 
 
-def summarize_log_weights(log_w: Tensor, component: Tensor | None = None) -> LogMarginal:
+def summarize_log_weights(
+    log_w: Tensor, component: Tensor | None = None, rounding: Rounding | None = None
+) -> LogMarginal:
     """Summarise K log weights by the estimate of log p(x), its error, and both diagnostics.
 
     Args:
         log_w: Log weights in nats, with shape (K, N); -inf is a weight of zero.
         component: Index of the proposal component that drew each particle, with shape (K,); None if there is one.
+        rounding: Rounding of the log weights; None for the epsilon of their dtype.
 
     Returns:
         The results of `log_mean_exp`, `log_mean_std_error`, `effective_sample_size` and `pareto_khat`, each with shape
@@ -119,7 +129,7 @@ def summarize_log_weights(log_w: Tensor, component: Tensor | None = None) -> Log
     """
     return LogMarginal(
         value=log_mean_exp(log_w),
-        std_error=log_mean_std_error(log_w, component),
+        std_error=log_mean_std_error(log_w, component, rounding),
         ess=effective_sample_size(log_w),
         khat=pareto_khat(log_w),
     )

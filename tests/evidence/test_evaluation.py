@@ -19,6 +19,7 @@ from pyrovae import (
     GuideProposal,
     NormalEncoder,
     StandardNormalPrior,
+    ladder,
     log_marginal,
 )
 from pyrovae.evidence import evaluate
@@ -164,6 +165,35 @@ def test_the_table_and_the_csv_show_both_estimates():
     alone = evaluate(vae.model, vae.guide, x, num_particles=10, proposal=GuideProposal())
     assert len(table({"VAE": alone.summary()}).splitlines()) == 2
     assert "at least 21" in caution(alone.summary())
+
+
+def test_the_summary_and_the_csv_say_which_data_miss_the_target():
+    _, x, vae = shifted(8)
+    given = {"num_particles": 40, "proposal": GuideProposal(), "seed": 1}
+    free = evaluate(vae.model, vae.guide, x, **given)
+    rows = lambda made: list(csv.DictReader(io.StringIO(made.per_datum_csv(torch.arange(8)).decode())))  # noqa: E731
+    assert {row["reached"] for row in rows(free)} == {""}
+    assert "target_std_error" not in free.summary()["log_marginal"]
+    target = free.marginal.log_marginal.std_error.median().item()
+    made = evaluate(vae.model, vae.guide, x, **given, target_std_error=target)
+    errors = made.marginal.log_marginal.std_error
+    assert [row["reached"] == "1" for row in rows(made)] == (errors <= target).tolist()
+    missed = made.summary()["log_marginal"]["target_std_error"]
+    assert missed == {"target": target, "missed_by": int((errors > target).sum()), "largest": errors.max().item()}
+    assert 0 < missed["missed_by"] < 8
+
+
+def test_the_first_rung_of_the_default_can_be_a_draw_of_the_prior():
+    # As the docstring of `ladder` says: the first rung is one draw of one component, the second has some of each.
+    oracle = LinearGaussian(data_dim=32, latent_dim=6)
+    vae, x = oracle.vae(), oracle.data(20)
+    first, second = [], []
+    for _ in range(20):
+        rungs = ladder(vae.model, vae.guide, x, num_particles=100)
+        first.append((rungs[0].lower_bound - oracle.log_marginal(x)).mean().item())
+        second.append((rungs[1].lower_bound - oracle.log_marginal(x)).mean().item())
+    assert min(first) < -20
+    assert min(second) > -1
 
 
 def test_long_evaluations_commit_by_the_draws_they_took(monkeypatch):

@@ -363,7 +363,12 @@ class TestHowMany:
         for block in log_weight_blocks(vae.model, vae.guide, x, **given):
             assert len(pilots) > 0
             assert not any(torch.isin(block.log_w, log_w).any() for log_w, _ in pilots)
-        capped = log_marginal(vae.model, vae.guide, x, num_particles=300, target_std_error=1e-4)
+        with pytest.warns(UserWarning, match="do not reach target_std_error=0.0001") as warned:
+            capped = log_marginal(vae.model, vae.guide, x, num_particles=300, target_std_error=1e-4)
+        message = str(warned.pop().message)
+        assert len(warned) == 0
+        assert "40 of 40 data do not reach target_std_error=0.0001 nats with at most 300 draws" in message
+        assert f"the largest std_error is {capped.std_error.max().item():.3g};" in message
         assert capped.std_error.min() > 1e-4
         assert capped.ess.max() <= 300
 

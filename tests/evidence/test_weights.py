@@ -102,6 +102,7 @@ def test_log_marginal_is_accurate_when_the_guide_is_very_narrow():
     assert z.abs().max() < 4.5
 
 
+@pytest.mark.filterwarnings("ignore:1 of 1 data do not reach target_std_error")
 def test_a_target_error_stops_by_other_draws_than_those_it_averages():
     # Stopped by the very draws it averages, the guide that is too narrow came out 0.04 nats low here, for its error is
     # small where its tail is missed; chosen by others, the bias is the bound's own, half the squared error.

@@ -8,10 +8,11 @@ import warnings
 
 import numpy as np
 import pytest
+import scipy.stats
 import torch
 from script_helpers import path_of, run
 
-from pyrovae.runs.comparison import Evaluated, compare, marginal_to_arviz, plot_comparison
+from pyrovae.runs.comparison import Evaluated, compare, marginal_to_arviz, meaning_of_intervals, plot_comparison
 from pyrovae.stats import crossed_mean_and_std_error
 
 ABOUT = {"data (SHA-256)": "abc", "binarisation": "none", "split": "test", "base measure": "counting"}
@@ -35,6 +36,44 @@ def test_differences_are_paired_and_sorted():
     assert row.difference_mc_std_error == pytest.approx(0.5 / 20)
     assert row.std_error > 0.4
     assert plot_comparison(found).axes
+
+
+def test_the_interval_of_two_runs_is_students():
+    values = np.random.default_rng(0).standard_normal((2, 5))
+    found = compare([evaluated("a", values[0]), evaluated("b", values[1])])
+    best, worse = list(found)
+    row = found[worse]
+    gap = values["ab".index(worse)] - values["ab".index(best)]
+    ends = scipy.stats.t.interval(0.95, 4, gap.mean(), scipy.stats.sem(gap))
+    assert row.interval == pytest.approx(ends, rel=1e-5)
+
+
+def test_a_named_reference_has_narrower_joint_intervals_than_the_best():
+    runs = [evaluated(f"run-{run}", torch.randn(50) - run) for run in range(4)]
+    by_best, named = compare(runs), compare(runs, reference="run-2")
+    assert named["run-2"].difference is None
+    assert named["run-0"].difference == pytest.approx(-by_best["run-2"].difference)
+    for found, base, pairs in ((by_best, "run-0", 6), (named, "run-2", 3)):
+        critical = scipy.stats.t.ppf(1 - 0.025 / pairs, 49)
+        for name, row in found.items():
+            if name != base:
+                half = critical * row.difference_std_error
+                assert row.interval == pytest.approx((row.difference - half, row.difference + half), rel=1e-5)
+    assert "all 6 pairs of runs" in meaning_of_intervals(4)
+    assert "3 differences from run-2" in meaning_of_intervals(4, "run-2")
+    with pytest.raises(ValueError, match="reference must be one of the runs"):
+        compare(runs, reference="run-7")
+
+
+@pytest.mark.parametrize(("num_runs", "num_data", "least"), [(12, 100, 0.02), (2, 5, 0.03)])
+def test_equal_runs_seldom_seem_different(num_runs, num_data, least):
+    # 2,000 tables: the share of false alarms is known within 0.015 (three standard errors), so 0.07 is never reached by
+    # chance, and two standard errors from the best give 0.7 (12 runs) and 0.11 (2 runs of 5 data).
+    study = runpy.run_path(str(path_of("comparisons")))
+    generator = torch.Generator().manual_seed(0)
+    joint, naive = study["false_alarms"]("normal", num_runs, num_data, 2000, generator)
+    assert least < joint < 0.06
+    assert naive > 0.09
 
 
 @pytest.mark.parametrize("key", ABOUT)
@@ -110,6 +149,11 @@ def test_compare_prints_differences_and_writes_a_figure(runs):
     assert f"{max(values.values()):.2f}" in result.stdout
     assert f"{min(values.values()) - max(values.values()):+.2f}" in result.stdout
     assert (runs / "differences.png").read_bytes().startswith(b"\x89PNG")
+    assert "95 % interval: Student's t over data" in result.stdout
+    worst = min(values, key=values.get)
+    named = script(runs, "compare", "a", "b", "--reference", f"./{worst}")
+    assert f"differences from {worst}" in named.stdout
+    assert f"{max(values.values()) - min(values.values()):+.2f}" in named.stdout
 
 
 def test_compare_refuses_invalid_folders_in_one_line(runs, tmp_path):
@@ -117,6 +161,7 @@ def test_compare_refuses_invalid_folders_in_one_line(runs, tmp_path):
         (["a", "c"], "not comparable: their data"),
         (["a"], "two different run folders or more"),
         (["a", "nowhere"], "no run folder"),
+        (["a", "b", "--reference", "c"], "reference must be one of the runs a, b, got c"),
     ):
         result = script(runs, "compare", *arguments, check=False)
         assert result.returncode == 1

@@ -12,6 +12,7 @@ from typing import Any
 import arviz
 import numpy as np
 import pytest
+import scipy.stats
 import torch
 from torch import Tensor
 
@@ -19,12 +20,15 @@ from pyrovae.stats import (
     LogMarginal,
     bits_per_dim,
     component_shares,
+    joint_critical,
     log_mean_exp,
     log_mean_std_error,
     mean_and_std_error,
     monte_carlo_std_error,
     pareto,
     pareto_smoothed_log_weights,
+    sampling_std_error,
+    student_t_critical,
     summarize_log_weights,
 )
 from pyrovae.stats.log_weights import bias_corrected_log_mean, effective_sample_size
@@ -34,7 +38,7 @@ Reduction = Callable[[Tensor], Any]
 
 INF = math.inf
 ARVIZ_1 = int(arviz.__version__.split(".")[0]) >= 1
-REDUCTIONS = [log_mean_exp, effective_sample_size, log_mean_std_error, pareto_khat]
+REDUCTIONS = [log_mean_exp, effective_sample_size, sampling_std_error, pareto_khat]
 
 
 def normal(*shape: int, seed: int = 0) -> Tensor:
@@ -232,7 +236,7 @@ def test_equal_weights_up_to_rounding_have_no_tail(dtype: torch.dtype, level: fl
         assert got.ess.item() == pytest.approx(1000, rel=1e-5)
         assert got.value.item() == pytest.approx(level, rel=1e-6, abs=1e-6)
     exact_summary = summarize_log_weights(exact)
-    assert exact_summary.std_error.item() == 0
+    assert exact_summary.std_error.item() == pytest.approx(torch.finfo(dtype).eps * abs(exact[0].item()))
     assert exact_summary.ess.item() == 1000
 
 
@@ -392,16 +396,16 @@ def test_bits_per_dim_divides_nats_by_the_dimension_and_log_2() -> None:
         bits_per_dim(0.0, 0)
 
 
-def test_log_mean_std_error_leaves_out_the_variance_between_strata():
+def test_sampling_std_error_leaves_out_the_variance_between_strata():
     # Two components that always give 1 and 3: the numbers of draws are fixed, so the mean does not vary.
     log_w = torch.tensor([1.0, 3.0]).repeat(50).log().unsqueeze(1)
     component = torch.arange(100) % 2
-    assert log_mean_std_error(log_w, component).item() < 1e-12
-    assert log_mean_std_error(log_w).item() == pytest.approx((100 / 99) ** 0.5 / 2 / 10)
-    assert log_mean_std_error(log_w, component * 0).item() == log_mean_std_error(log_w).item()
+    assert sampling_std_error(log_w, component).item() < 1e-12
+    assert sampling_std_error(log_w).item() == pytest.approx((100 / 99) ** 0.5 / 2 / 10)
+    assert sampling_std_error(log_w, component * 0).item() == sampling_std_error(log_w).item()
     # One draw of a component has no variance that could be known: that of all draws is taken.
     log_w = normal(6, 3)
-    torch.testing.assert_close(log_mean_std_error(log_w, torch.tensor([0, 0, 0, 0, 0, 1])), log_mean_std_error(log_w))
+    torch.testing.assert_close(sampling_std_error(log_w, torch.tensor([0, 0, 0, 0, 0, 1])), sampling_std_error(log_w))
 
 
 def test_variance_within_strata_agrees_with_a_computation_by_hand():
@@ -435,3 +439,18 @@ def test_too_few_weights_are_not_smoothed() -> None:
     torch.testing.assert_close(pareto_smoothed_log_weights(log_w), log_w.double(), rtol=0, atol=0)
     equal = torch.zeros(100, 2)
     torch.testing.assert_close(pareto_smoothed_log_weights(equal), equal.double(), rtol=0, atol=0)
+
+
+@pytest.mark.parametrize("df", [1, 2, 4, 15, 400, 1e6, math.inf])
+@pytest.mark.parametrize("level", [0.5, 0.95, 1 - 0.05 / 66, 1 - 1e-6])
+def test_critical_values_of_t_agree_with_scipy(level, df):
+    assert student_t_critical(level, df) == pytest.approx(scipy.stats.t.ppf((1 + level) / 2, df), rel=1e-4)
+
+
+def test_joint_critical_values_divide_the_error_among_the_differences():
+    assert joint_critical(0.95, 5, 66) == pytest.approx(scipy.stats.t.ppf(1 - 0.025 / 66, 4), rel=1e-4)
+    assert math.isnan(joint_critical(0.95, 1, 3))
+    with pytest.raises(ValueError, match="level must lie between 0 and 1, got 95"):
+        joint_critical(95, 5, 3)
+    with pytest.raises(ValueError, match="must be at least 1, got 5 and 0"):
+        joint_critical(0.95, 5, 0)

@@ -1,0 +1,102 @@
+"""Log weights of a block of data, and their summaries."""
+
+import warnings
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from pyrovae.stats import (
+    LogMarginal,
+    Rounding,
+    Rung,
+    pareto_smoothed_log_weights,
+    summarize_log_weights,
+    summarize_rungs,
+)
+
+
+class WeightBlock(NamedTuple):
+    """Log weights of a block of data.
+
+    Attributes:
+        rows: Rows of the block among the data.
+        log_w: Log weights in nats, with shape (K, n).
+        component: Index of the proposal's component that made each draw, with shape (K,).
+        names: Names of the components.
+        proposal: Name of the proposal.
+        fault: Why some data have no weights: their columns of log_w are NaN. Empty if all have.
+        unsettled: Whether a search for modes still found one when it ended, with shape (n,); None without a search.
+        rounding: Rounding of the log weights; None for the epsilon of their dtype.
+    """
+
+    rows: slice
+    log_w: Tensor
+    component: Tensor
+    names: tuple[str, ...]
+    proposal: str
+    fault: str = ""
+    unsettled: Tensor | None = None
+    rounding: Rounding | None = None
+
+    def summarize(self, function: Callable[[Tensor], Any]) -> Any:
+        """Apply a function from log weights to a tuple of tensors of shape (n,), NaN for data without weights."""
+        if not self.fault:
+            return function(self.log_w)
+        bad = self.log_w.isnan().any(0)
+        return _nan_where(bad, function(torch.where(bad, 0.0, self.log_w)))
+
+    def summary(self, pareto_smoothed: bool = False) -> LogMarginal:
+        """Summarise the weights; khat is infinite for data whose modes the search may have missed.
+
+        Args:
+            pareto_smoothed: Whether to smooth the largest weights first.
+        """
+
+        def of(log_w: Tensor) -> LogMarginal:
+            log_w = pareto_smoothed_log_weights(log_w) if pareto_smoothed else log_w
+            return summarize_log_weights(log_w, self.component, self.rounding)
+
+        summary: LogMarginal = self.summarize(of)
+        if self.unsettled is None:
+            return summary
+        return summary._replace(khat=torch.where(self.unsettled.to(summary.khat.device), torch.inf, summary.khat))
+
+    def rungs(self) -> list[Rung]:
+        """Compute the ladder, estimates from the first 1, 10, 100, ... and all log weights."""
+        found: list[Rung] = self.summarize(lambda log_w: summarize_rungs(log_w, self.component, self.rounding))
+        return found
+
+
+def tell_faults(faults: list[str], value: Tensor) -> None:
+    """Warn that some data got NaN, and why.
+
+    Args:
+        faults: Why data of each block have no weights; empty if all have.
+        value: Estimates, with shape (N,).
+
+    Raises:
+        ValueError: If all data got NaN.
+    """
+    told = [fault for fault in faults if fault]
+    if told and bool(value.isnan().all()):
+        raise ValueError(told[0])
+    if told:
+        rows = value.isnan().nonzero().flatten().tolist()
+        shown = ", ".join(map(str, rows[:10])) + (", ..." if len(rows) > 10 else "")
+        warnings.warn(
+            f"{len(rows):,} of {len(value):,} data get NaN, the others their value (rows {shown}): {told[0]}",
+            stacklevel=3,
+        )
+
+
+def _nan_where(bad: Tensor, summary: Any) -> Any:
+    """Set the entries of bad data in a summary, a tuple or list of tensors and numbers, to NaN."""
+    if isinstance(summary, Tensor):
+        return torch.where(bad, torch.nan, summary)
+    if isinstance(summary, list):
+        return [_nan_where(bad, each) for each in summary]
+    if isinstance(summary, tuple):
+        return type(summary)(*(_nan_where(bad, each) for each in summary))  # a named tuple
+    return summary

@@ -201,6 +201,7 @@ def test_an_objective_per_datum_refuses_to_leave_out_a_density_that_it_should_tr
     fit(given, guide, x, elbo=Trace_ELBO(), epochs=1)
 
 
+@pytest.mark.filterwarnings("ignore:Found non-auxiliary vars in guide")  # Pyro's word on the observed site
 def test_train_elbo_leaves_out_a_replaced_latent_and_the_given_sites_of_a_guide():
     def model(x):
         slope = pyro.sample("slope", dist.Normal(0.0, 10.0))

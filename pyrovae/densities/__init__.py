@@ -37,7 +37,7 @@ from pyrovae.densities.auxiliary import auto_guide_rows, check_spread, set_up_au
 from pyrovae.densities.contract import check_density, matched_latents, take_kl_weight
 from pyrovae.densities.coverage import warn_of_missed_mass
 from pyrovae.densities.data_plate import run_once, unused_sites
-from pyrovae.densities.domains import Image, domain_of, entry_support
+from pyrovae.densities.domains import CIRCLE, Image, domain_of, entry_support
 from pyrovae.densities.entry import entry, prepare_arguments
 from pyrovae.densities.handlers import check_unchanged, temper
 from pyrovae.densities.masks import entry_of, in_support, is_partial
@@ -50,6 +50,7 @@ from pyrovae.densities.rng import (
     set_torch_generator_states,
     torch_generator_states,
 )
+from pyrovae.densities.rows import mismatch_of_rows
 from pyrovae.densities.streamed import Streamed, prepared
 from pyrovae.densities.support import SupportError, check_support
 from pyrovae.densities.traces import ParticleTrace, Program, Site, sample_sites
@@ -71,6 +72,7 @@ from pyrovae.densities.weights import (
 from pyrovae.densities.whole import LoopedWarning, vectorize_whole
 
 __all__ = [
+    "CIRCLE",
     "Image",
     "LoopedWarning",
     "ParticleTrace",
@@ -107,6 +109,7 @@ __all__ = [
     "log_joint",
     "log_weights",
     "matched_latents",
+    "mismatch_of_rows",
     "module_of",
     "modules_of",
     "nonfinite_sites",

@@ -5,7 +5,9 @@ from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 import torch
+from torch import Tensor
 
+from pyrovae.densities.domains import domain_of
 from pyrovae.densities.masks import entry_of
 from pyrovae.densities.vectorized import VectorizedProgram
 
@@ -51,6 +53,8 @@ def missed_mass(
         have no density.
     """
     try:
+        if _same_domains(model, guide, args, kwargs):
+            return None
         num_particles = max(_FEWEST_DRAWS, min(_DRAWS, _MOST_RUN // model.num_data(args, kwargs)))
         drawn = model.trace(num_particles, args, kwargs)
         latents = {name: site.value for name, site in drawn.latents.items()}
@@ -66,6 +70,21 @@ def missed_mass(
         if mass > max(_LEAST_MASS, 0.0 if worst is None else worst.mass):
             worst = MissedMass(name, type(entry_of(sites[name].fn)).__name__, mass)
     return worst
+
+
+def _same_domains(
+    model: VectorizedProgram, guide: VectorizedProgram, args: tuple[Any, ...], kwargs: Mapping[str, Any]
+) -> bool:
+    """Return whether the guide's latents have the domains of the model's, by one draw."""
+    drawn = guide.trace(1, args, kwargs).latents
+    sites = model.trace(1, args, kwargs, {name: site.value for name, site in drawn.items()}).sites
+    return all(_is_same(domain_of(site.fn), domain_of(sites[name].fn)) for name, site in drawn.items() if name in sites)
+
+
+def _is_same(one: Any, other: Any) -> bool:
+    """Return whether two domains are equal; those with tensors count as different, since they may depend on draws."""
+    tensors = any(isinstance(value, Tensor) for domain in (one, other) for value in vars(domain).values())
+    return not tensors and type(one) is type(other) and repr(one) == repr(other)
 
 
 def warn_of_missed_mass(guide: VectorizedProgram | None) -> None:

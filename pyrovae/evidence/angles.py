@@ -5,8 +5,7 @@ import math
 import pyro
 import torch
 
-from pyrovae.densities import entry_support, evaluating, isolated_rng
-from pyrovae.densities.domains import CIRCLE
+from pyrovae.densities import CIRCLE, entry_support, evaluating, isolated_rng
 from pyrovae.evidence.coordinates import FixedCoordinates, Latents
 from pyrovae.evidence.latent_space import LatentSpace
 

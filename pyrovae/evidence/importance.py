@@ -379,9 +379,9 @@ class _WeightSampler:
         self.names: tuple[str, ...] = ("program",)
         self.proposal = "program"
         self.unsettled: Tensor | None = None
-        if not block.space.names:  # all latents are summed out, so that there is nothing to draw
+        drawn_by_guide = isinstance(proposal, GuideProposal) or self.program is not None
+        if not drawn_by_guide and not block.space.names:  # all latents are summed out, so there is nothing to draw
             proposal = GuideProposal()
-            self.program = None
         if isinstance(proposal, GuideProposal):
             self.program, self.names, self.proposal = block.guide, (proposal.name,), proposal.name
             warn_of_missed_mass(block.guide)

@@ -21,6 +21,7 @@ from pyrovae.densities import (
     evaluating,
     isolated_rng,
     log_weights,
+    mismatch_of_rows,
     modules_of,
     nonfinite_sites,
     num_data,
@@ -207,20 +208,23 @@ def _check_row_parameters(model: Program, guide: Program, batches: Batches | Loa
         raise ValueError(
             f"parameter {names[0]!r} has rows for single data, so batches of {batch} would mix them up; {advice}"
         )
-    if not _runs(model, guide, batches, batch) and _runs(model, guide, batches, batches.size):
+    error = _error_on(model, guide, batches, batch)
+    if error is not None and _error_on(model, guide, batches, batches.size) is None:
+        said = mismatch_of_rows((model, guide), *batches.first(batches.size), None, str(error))
         raise ValueError(
-            f"the programs run on all {batches.size} data, but not on {batch}, so they hold rows for single data, such "
-            f"as parameters of leading length {batches.size}; {advice}"
-        )
+            said
+            or f"the programs run on all {batches.size} data, but not on {batch}, so they hold rows for single data, "
+            f"such as parameters of leading length {batches.size}; {advice}"
+        ) from error
 
 
-def _runs(model: Program, guide: Program, batches: Batches | LoaderBatches, rows: int) -> bool:
-    """Return whether the programs run on the first rows of the data."""
+def _error_on(model: Program, guide: Program, batches: Batches | LoaderBatches, rows: int) -> Exception | None:
+    """Run the programs on the first rows of the data, and return the error, if any."""
     try:
         _parameter_shapes(model, guide, batches, rows)
-    except Exception:
-        return False
-    return True
+    except Exception as error:
+        return error
+    return None
 
 
 def check_particles(

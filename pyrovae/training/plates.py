@@ -160,9 +160,10 @@ def sites_of(model: Program, guide: Program, batches: AnyBatches, rows: int | No
 
 
 def hide_unused(model: Program, guide: Program, batches: AnyBatches) -> tuple[Program, Program]:
-    """Hide latents that `poutine.do` replaces from Pyro's objectives, and sites that both programs are given.
+    """Hide latents that `poutine.do` replaces from Pyro's objectives, in the guide too if their value is given there.
 
-    Pyro's objectives would count the log densities of these sites, though none is a latent that the guide draws.
+    Pyro's objectives would count the log densities of these sites, though none is a latent that the guide draws. Other
+    observed sites of the guide stay, since their densities may be a loss of their own.
 
     Args:
         model: Pyro program p(z) p(x|z).
@@ -172,7 +173,8 @@ def hide_unused(model: Program, guide: Program, batches: AnyBatches) -> tuple[Pr
     names: Mapping[str, frozenset[str]] = {}
     # Programs that fail here fail in the checks that follow, which say why.
     with suppress(Exception), isolated_rng(), evaluating(model, guide), pyro.validation_enabled(False):
-        names = unused_sites(run_once({"model": model, "guide": guide}, *batches.first()))
+        unused = unused_sites(run_once({"model": model, "guide": guide}, *batches.first()))
+        names = {"model": unused["model"], "guide": unused["guide"] & unused["model"]}
     hidden = [
         poutine.block(program, hide=sorted(names[name])) if names.get(name) else program
         for name, program in (("model", model), ("guide", guide))

@@ -81,6 +81,7 @@ SERVED = {
     "list": partial(listed, autoguide.AutoNormal, autoguide.AutoNormal),
     "list of vectors": partial(listed, autoguide.AutoDiagonalNormal, autoguide.AutoMultivariateNormal),
     **{make.__name__: partial(unobserved, make) for make in MESSENGERS},
+    **{f"{make.__name__} with the data": make for make in MESSENGERS},
 }
 REFUSED = {
     "structured": (structured, "AutoStructured has no density at latents that it has not drawn.*AutoMultivariate"),
@@ -90,7 +91,6 @@ REFUSED = {
         "site 's' of the guide needs a density, but is a point mass",
     ),
     "Laplace": (autoguide.AutoLaplaceApproximation, "point mass while it is trained; give the normal"),
-    **{make.__name__: (make, r"site 'x' of the guide is observed.*poutine.block\(guide") for make in MESSENGERS},
 }
 
 

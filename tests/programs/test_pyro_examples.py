@@ -245,7 +245,7 @@ def model_by_row(x):
     ("model", "guide", "said"),
     [
         (row_model, rows_of_the_batch, "parameter 'loc' has rows for single data"),
-        (row_model, rows_of_all, "the programs run on all 8 data, but not on 4"),
+        (row_model, rows_of_all, "parameter 'loc' has 8 rows, one for each datum, but the programs ran on 4"),
         (model_by_row, names_by_row, "parameter 'loc_2' has rows for single data"),
     ],
 )

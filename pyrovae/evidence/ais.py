@@ -57,9 +57,9 @@ def ais(
     Chains find only the modes that the start covers: from a guide that covers one of two modes with equal mass, the
     value is log 2 too low, and the error does not show it. Start from the prior where modes may be missed. With too few
     temperatures the weights of the chains vary too much; `bracket` with betas shows it on data that the model
-    simulates, and `agreeing_schedule` finds enough. With 16 chains and T = 100 from prior or guide, +- 1.96 std_error
-    cover 0.92 to 0.97 on linear-Gaussian models with 2 to 20 latents where it is finite and the weights have finite
-    variance (`scripts/studies/chains.py`).
+    simulates, and `agreeing_schedule` finds enough. With 16 chains and T = 100 on linear-Gaussian models, +- 1.96
+    std_error cover 0.93 to 0.97 with two latents from the prior, and with two and six from guides of several widths;
+    with six from the prior the error is inf (`scripts/studies/chains.py`).
 
     Args:
         model: Pyro program p(z) p(x|z) with continuous latents.

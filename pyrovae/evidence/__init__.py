@@ -8,7 +8,7 @@ proposal_components   draws and densities of adapted proposals; points has their
 ais                   `ais`, its progress and resume
 annealing             paths of densities, Hamiltonian transitions, adaptation of their step sizes
 temperatures          schedules of inverse temperatures
-brackets              lower and upper bounds on simulated data
+brackets              lower and upper bounds on simulated data, temperatures at which they agree
 exact                 quadrature, enumeration, closed forms
 refinement            approximation and amortisation gaps
 evaluation            `evaluate`, all estimates of a run: the fields of evaluation.json and evaluation.csv
@@ -17,7 +17,7 @@ latent_space, blocks  unconstrained coordinates, blocks of data
 
 from pyrovae.evidence.ais import ais
 from pyrovae.evidence.blocks import DEFAULT_CHUNK_SIZE
-from pyrovae.evidence.brackets import Bracket, bracket
+from pyrovae.evidence.brackets import Bracket, agreeing_schedule, bracket
 from pyrovae.evidence.evaluation import KHAT_LIMIT, Evaluation, evaluate, exact_summary
 from pyrovae.evidence.exact import ExactMarginal, exact_log_marginal, linear_gaussian_log_marginal
 from pyrovae.evidence.importance import evidence_lower_bound, ladder, log_marginal, log_weight_blocks
@@ -56,6 +56,7 @@ __all__ = [
     "Refinement",
     "WidenedProposal",
     "adaptive_schedule",
+    "agreeing_schedule",
     "ais",
     "bracket",
     "evaluate",

@@ -2,13 +2,14 @@
 
 import math
 import warnings
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
 from pyrovae.densities import Program, entry, num_data, vectorize
+from pyrovae.evidence.ais import summarize_chains
 from pyrovae.evidence.annealing import STUCK, Path, Start, Walk, anneal, execution_of, rows_of, tune, tuned_transition
 from pyrovae.evidence.blocks import (
     DEFAULT_CHUNK_SIZE,
@@ -24,8 +25,8 @@ from pyrovae.evidence.latent_space import Latents
 from pyrovae.evidence.points import Points
 from pyrovae.evidence.proposal_components import Component
 from pyrovae.evidence.proposals import Proposal, default_proposal
-from pyrovae.evidence.temperatures import check_betas
-from pyrovae.stats import log_mean_exp, summarize_log_weights
+from pyrovae.evidence.temperatures import check_betas, linear_schedule
+from pyrovae.stats import log_mean_exp, mean_and_std_error, summarize_log_weights
 
 _LARGEST_ERROR = 0.3  # pooled error in nats up to which the delta method and the average over data are reliable
 
@@ -33,7 +34,8 @@ _LARGEST_ERROR = 0.3  # pooled error in nats up to which the delta method and th
 class Bracket(NamedTuple):
     """Bounds of log p(x_n) for each datum, in nats, each with shape (N,), float64.
 
-    The errors are NaN if importance sampling could not determine them; the bounds hold in expectation nevertheless.
+    The errors are NaN if importance sampling could not determine them, and inf if chains could not; the bounds hold in
+    expectation nevertheless.
 
     Attributes:
         lower: Lower bound of log p(x_n) in expectation.
@@ -248,7 +250,7 @@ def _by_annealing(
 
     def estimate(u: Tensor, order: range) -> tuple[Tensor, Tensor]:
         *_, walk = anneal(path, Walk.start(path, u), betas, order, tuning, num_leapfrog)
-        summary = summarize_log_weights(walk.log_w, rounding=path.space.rounding)
+        summary = summarize_chains(walk.log_w, path.space.rounding)
         return summary.value, summary.std_error
 
     lower, lower_error = estimate(path.draw(num_particles), rising)
@@ -259,3 +261,55 @@ def _by_annealing(
     reverse, upper_error = estimate(u, rising[::-1])
     gap_error = (lower_error**2 + upper_error**2).sqrt()
     return Bracket(lower, lower_error, -reverse, upper_error, -reverse - lower, gap_error)
+
+
+def agreeing_schedule(
+    model: Program,
+    guide: Program | None,
+    latents: Mapping[str, Tensor],
+    *args: Any,
+    gap: float = 0.1,
+    num_particles: int = 16,
+    num_temperatures: int = 50,
+    most: int = 6400,
+    schedule: Callable[[int], Tensor] = linear_schedule,
+    **kwargs: Any,
+) -> Tensor:
+    """Find enough temperatures for `ais`: double their number until forward and reverse chains agree on simulated data.
+
+    The mean gap of `bracket` over data bounds the bias of either end. A hundred simulated data like those to be
+    evaluated suffice.
+
+    Args:
+        model: Pyro program p(z) p(x|z) with continuous latents.
+        guide: Pyro program q(z|x) to start from; None for the prior.
+        latents: Latents that the data were simulated from, as in `bracket`.
+        *args: Positional arguments of both programs, the simulated data first, with shape (N, ...).
+        gap: Mean gap in nats, with two standard errors over data, that suffices.
+        num_particles: Number of chains K per datum.
+        num_temperatures: Number of temperatures T to begin with.
+        most: Largest number of temperatures to try.
+        schedule: Function from T to inverse temperatures, such as `sigmoidal_schedule`.
+        **kwargs: start, num_leapfrog and other arguments of `bracket`, and keyword arguments of both programs.
+
+    Returns:
+        Inverse temperatures, with shape (T + 1,).
+
+    Raises:
+        ValueError: As `bracket`, or if the gap is still larger with the largest number of temperatures.
+    """
+    if not gap > 0:
+        raise ValueError(f"gap must be above 0 nats, got {gap}; give 0.1, for example")
+    check_counts(num_temperatures=num_temperatures, most=most)
+    while True:
+        betas = schedule(num_temperatures)
+        found = bracket(model, guide, latents, *args, num_particles=num_particles, betas=betas, **kwargs)
+        mean, error = mean_and_std_error(found.gap)
+        if mean + 2 * error <= gap:
+            return betas
+        if 2 * num_temperatures > most:
+            raise ValueError(
+                f"forward and reverse chains must agree within {gap:g} nats, but {num_temperatures:,} temperatures "
+                f"leave a mean gap of {mean:.3g} +- {error:.2g}; raise most or num_leapfrog, or use a better guide"
+            )
+        num_temperatures *= 2

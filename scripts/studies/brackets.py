@@ -4,12 +4,13 @@ python scripts/studies/brackets.py                      # half a minute on one c
 python scripts/studies/brackets.py --proposal default
 """
 
+import runpy
 import sys
 import warnings
+from pathlib import Path
 
 import pyro
 import torch
-from coverage import linear
 from jsonargparse.typing import PositiveInt
 from torch import Tensor
 
@@ -18,6 +19,7 @@ from pyrovae.evidence import PROPOSALS, ProposalName
 from pyrovae.runs import Seed, make_parser, parse_flags, run_script
 from pyrovae.runs.tables import aligned
 
+linear = runpy.run_path(str(Path(__file__).with_name("coverage.py")))["linear"]
 GUIDES = ("sd x 1.3", "mean-field", "sd x 0.8", "sd x 0.7", "shifted")
 
 

@@ -9,7 +9,8 @@ ais                   `ais`, its progress and resume
 annealing             paths of densities, Hamiltonian transitions, adaptation of their step sizes
 temperatures          schedules of inverse temperatures
 brackets              lower and upper bounds on simulated data
-exact                 quadrature, enumeration, closed forms
+exact                 `exact_log_marginal`: quadrature, enumeration, closed forms
+quadrature, cubature  survey of each posterior, trapezoid sum, adaptive cells, checks of the result
 refinement            approximation and amortisation gaps
 evaluation            `evaluate`, all estimates of a run: the fields of evaluation.json and evaluation.csv
 latent_space, blocks  unconstrained coordinates, blocks of data

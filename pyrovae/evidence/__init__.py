@@ -5,11 +5,14 @@ whole                 `log_evidence`, of the whole data set
 proposals             proposals and their shares
 laplace               modes and widths of posteriors, hence location and scale of the default proposal
 proposal_components   draws and densities of adapted proposals; points has their shared densities
+modes                 search for further modes
+weight_blocks         log weights of a block of data, and their summaries
 ais                   `ais`, its progress and resume
 annealing             paths of densities, Hamiltonian transitions, adaptation of their step sizes
 temperatures          schedules of inverse temperatures
 brackets              lower and upper bounds on simulated data, temperatures at which they agree
-exact                 quadrature, enumeration, closed forms
+exact                 `exact_log_marginal`: quadrature, enumeration, closed forms
+quadrature, cubature  survey of each posterior, trapezoid sum, adaptive cells, checks of the result
 refinement            approximation and amortisation gaps
 evaluation            `evaluate`, all estimates of a run: the fields of evaluation.json and evaluation.csv
 latent_space, blocks  unconstrained coordinates, blocks of data

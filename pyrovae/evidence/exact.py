@@ -2,7 +2,6 @@
 
 import math
 from collections.abc import Iterator
-from functools import partial
 from itertools import product
 from typing import Any, NamedTuple
 
@@ -11,15 +10,8 @@ from torch import Tensor
 
 from pyrovae.densities import Program, Site, check_support, entry, isolated_rng, take, vectorize
 from pyrovae.evidence.blocks import DEFAULT_CHUNK_SIZE, evaluation_mode
-from pyrovae.evidence.laplace import prior_scale
 from pyrovae.evidence.latent_space import Latents, LatentSpace
-
-# Points per coordinate for one, two and three coordinates.
-_POINTS = {1: 2000, 2: 100, 3: 50}
-
-_REACH = 3.0  # half of the points lie within 2 / 3 of this number of the posterior's standard deviations
-_MAX_SPACING = 1.0  # of half as many points, in the posterior's standard deviations
-_MAX_MOVES = 8
+from pyrovae.evidence.quadrature import by_quadrature
 
 _MAX_COMBINATIONS = 1_000_000  # of discrete latents that are listed
 
@@ -28,17 +20,20 @@ class ExactMarginal(NamedTuple):
     """Log p(x_n) without Monte Carlo in nats, and the moments of p(z|x_n) if found by quadrature; float64.
 
     Attributes:
-        value: Log p(x_n), with shape (N,).
-        error: Distance of the value from that of half as many points, with shape (N,), which bounds the error if the
-            rule converges; 0 for enumeration, infinite if every point has density 0.
+        value: Log p(x_n), with shape (N,); NaN if no value within 0.1 nats was found.
+        error: Bound of the error, with shape (N,): the distance between rules of different degrees or spacings, the
+            mass that random points and draws of the prior find outside the rule, and rounding. 0 for enumeration,
+            infinite without a value or if every point has density 0.
         loc: Posterior means of the unconstrained coordinates u, with shape (N, U); None for enumeration.
         covariance: Posterior covariances of u, with shape (N, U, U); None for enumeration.
+        reason: For each datum the reason why there is no finite value, "" if there is one; None for enumeration.
     """
 
     value: Tensor
     error: Tensor
     loc: Tensor | None = None
     covariance: Tensor | None = None
+    reason: tuple[str, ...] | None = None
 
 
 @entry()
@@ -54,11 +49,13 @@ def exact_log_marginal(
 
     log p(x_n) = log sum_z p(z) p(x_n|z)   or   log int p(z(u)) p(x_n|z(u)) |dz/du| du,
 
-    in the unconstrained coordinates u. The integral uses the trapezoid rule on s in (-1, 1)^U after the substitution
-    u = c + L s / (1 - s^2), which maps heavy tails to smooth ends. c and L are the prior's middle and widths at first.
-    Then c is the posterior mean of each datum, and L a multiple of the Cholesky factor of its covariance, both found
-    with half as many points, until the spacing of these points is small within the posterior. The rule converges fast
-    unless a posterior has several modes that are each much narrower than all of them together; look at the error.
+    in the unconstrained coordinates u. The trapezoid rule over the prior's range, then over the range of each
+    posterior, gives its mean and covariance, and climbs from draws of the prior and from the highest points give its
+    modes. If the points lie close together within each mode, and half as many points would do, the sum is the value.
+    Otherwise adaptive cubature takes its place (`integrate_adaptively`), with small cells at all modes. Where random
+    points find mass between its points, a second cubature with other cells adds the distance of both to the error.
+    A datum has no value if its error is too large, or if draws of the prior or the points over the prior's range find
+    more mass; the other data keep theirs.
 
     Discrete latents beside continuous ones are summed out at each point. Discrete latents alone are summed by all
     combinations of their values or, if these are many, if the sites lie in further plates, or under masks, site by site
@@ -68,7 +65,7 @@ def exact_log_marginal(
         model: Pyro program p(z) p(x|z); discrete sites need `enumerate_support`.
         *args: Positional arguments of the model, the data first, with shape (N, ...).
         num_points: Number of points per coordinate, at least 4; None for 2000, 100 and 50 with one, two and three
-            coordinates.
+            coordinates. Cubature takes up to 50, 50 and 6 times as many in all.
         chunk_size: Number of latents, K times N, decoded at once, which bounds memory.
         plate: Name of the plate over the data; None for the only plate around all sites that has their number.
         **kwargs: Keyword arguments of the model.
@@ -106,7 +103,7 @@ def exact_log_marginal(
                 "whose latents are discrete with an enumerate_support, or continuous with unconstrained coordinates"
             )
         space.warn_of_saturation()
-        return _by_quadrature(space, num_points, at_once)
+        return ExactMarginal(*by_quadrature(space, num_points, chunk_size))
 
 
 def linear_gaussian_log_marginal(x: Tensor, weight: Tensor, bias: Tensor, scale: Tensor | float) -> Tensor:
@@ -135,83 +132,6 @@ def linear_gaussian_log_marginal(x: Tensor, weight: Tensor, bias: Tensor, scale:
     weight, bias, scale = (value.double() for value in (weight, bias, scale))
     covariance = weight @ weight.T + torch.diag_embed(scale.expand(dims).square())
     return torch.distributions.MultivariateNormal(bias, covariance, validate_args=False).log_prob(x.double())
-
-
-def _by_quadrature(space: LatentSpace, num_points: int | None, at_once: int) -> ExactMarginal:
-    if space.size not in _POINTS:
-        raise ValueError(f"quadrature needs one to three latent coordinates, got {space.size}; use log_marginal or ais")
-    points = num_points or _POINTS[space.size]
-    if points < 4:
-        raise ValueError(f"num_points must be at least 4, got {points}")
-    points -= points % 2  # so that every second point makes a coarser rule
-    loc, width = prior_scale(space, at_once * space.num_data)
-    integrate = partial(_integrate, space, loc.dtype, at_once)
-    sketch = max(4, points // 2)
-    found = integrate(sketch, loc.double().expand(space.num_data, -1), width.double().diag_embed())
-    for _ in range(_MAX_MOVES):
-        found = integrate(sketch, found.loc, found.axes())
-        cells, variance = (value.diagonal(dim1=-2, dim2=-1) for value in (found.cells, found.covariance))
-        if bool((12 * cells <= _MAX_SPACING**2 * variance).all()):
-            break
-    found = integrate(points, found.loc, found.axes())
-    error = (found.coarse - found.log_p).abs().nan_to_num(torch.inf)
-    return ExactMarginal(found.log_p, error, found.loc, found.covariance)
-
-
-class _Integral(NamedTuple):
-    """Log p(x) and moments of p(u|x) by the trapezoid rule.
-
-    Attributes:
-        log_p: Log p(x) from all points, with shape (N,).
-        coarse: Log p(x) from every second point, with shape (N,).
-        loc: Posterior means, with shape (N, U).
-        covariance: Posterior covariances, with shape (N, U, U).
-        cells: Covariances within the cells between points, with shape (N, U, U), if the posterior is uniform there.
-    """
-
-    log_p: Tensor
-    coarse: Tensor
-    loc: Tensor
-    covariance: Tensor
-    cells: Tensor
-
-    def axes(self) -> Tensor:
-        """Compute the axes of the next points, `_REACH` times a Cholesky factor, with shape (N, U, U)."""
-        return _REACH * torch.linalg.cholesky(self.covariance + self.cells)
-
-
-def _integrate(
-    space: LatentSpace, dtype: torch.dtype, at_once: int, points: int, loc: Tensor, root: Tensor
-) -> _Integral:
-    """Integrate by the trapezoid rule at u = loc + root t, with loc (N, U) and root (N, U, U)."""
-    size, device = space.size, loc.device
-    s = torch.arange(1, points, dtype=torch.float64, device=device) / points * 2 - 1
-    axis, width = s / (1 - s**2), (1 + s**2) / (1 - s**2) ** 2 * 2 / points
-    second = torch.arange(1, points, device=device) % 2 == 0
-    total = coarse = torch.full((space.num_data,), -torch.inf, dtype=torch.float64, device=device)
-    moments = torch.zeros(space.num_data, size + size**2 + size, dtype=torch.float64, device=device)
-    for index in torch.arange((points - 1) ** size, device=device).split(at_once):
-        places = torch.stack([index // (points - 1) ** d % (points - 1) for d in range(size)], -1)  # (K, U)
-        t, widths = axis[places], width[places]
-        u = loc + torch.einsum("nuv,kv->knu", root, t)
-        terms = space.log_joint(u.to(dtype)).double().nan_to_num(-torch.inf) + widths.log().sum(-1, keepdim=True)
-        every_second = torch.where(second[places].all(-1, keepdim=True), terms, -torch.inf)
-        coarse = torch.logaddexp(coarse, every_second.logsumexp(0))
-        more = torch.logaddexp(total, terms.logsumexp(0))
-        features = torch.cat([t, (t.unsqueeze(-1) * t.unsqueeze(-2)).flatten(1), widths**2 / 12], -1)
-        kept, share = ((value - more).exp().nan_to_num(0.0) for value in (total, terms))
-        moments, total = kept.unsqueeze(-1) * moments + share.T @ features, more
-    mean, square, within = moments.split([size, size**2, size], -1)
-    within = torch.where(total.isneginf().unsqueeze(-1), 1.0, within)  # without any density, the points stay
-    covariance = square.unflatten(-1, (size, size)) - mean.unsqueeze(-1) * mean.unsqueeze(-2)
-    log_det = torch.linalg.slogdet(root).logabsdet
-    return _Integral(
-        total + log_det,
-        coarse + log_det + size * math.log(2),
-        loc + (root @ mean.unsqueeze(-1)).squeeze(-1),
-        root @ covariance @ root.mT,
-        root @ within.diag_embed() @ root.mT,
-    )
 
 
 def _by_enumeration(space: LatentSpace, at_once: int) -> ExactMarginal:

@@ -110,33 +110,62 @@ def climb(space: LatentSpace, *, steps: int = 8, starts: int = 1, chunk_size: in
     Raises:
         ValueError: If a latent has no unconstrained coordinates, or a mask leaves latents out.
     """
+    _check_coordinates(space)
+    check_counts(steps=steps, starts=starts)
+    with _fixed_programs(space):
+        u = _starts(space, starts, chunk_size)
+        fit, failed = _climb(space, u, log_joint_at(space, u, chunk_size), steps, chunk_size)
+        return _with_moments(space, fit, failed, chunk_size) if bool(failed.any()) else fit
+
+
+def climb_from(
+    space: LatentSpace, u: Tensor, *, steps: int = 8, chunk_size: int = DEFAULT_CHUNK_SIZE
+) -> tuple[LaplaceFit, Tensor]:
+    """Climb to modes of f(u) = log p(x, z(u)) |dz/du| as `climb` does, from given points, so that no guide is needed.
+
+    Args:
+        space: Continuous latents of a model at N data, with or without a guide.
+        u: Starting points, with shape (S, N, U).
+        steps: Maximum number of Hessians.
+        chunk_size: Number of latents, K times N, decoded at once, which bounds memory.
+
+    Returns:
+        LaplaceFit of mode (S, N, U), scale_tril (S, N, U, U) and log_joint (S, N); and whether the climbs of a datum
+        failed since the gradient is NaN at all of its starts, with shape (N,).
+
+    Raises:
+        ValueError: As `climb`.
+    """
+    _check_coordinates(space)
+    check_counts(steps=steps)
+    with _fixed_programs(space):
+        return _climb(space, u, log_joint_at(space, u, chunk_size), steps, chunk_size)
+
+
+def _climb(space: LatentSpace, u: Tensor, value: Tensor, steps: int, chunk_size: int) -> tuple[LaplaceFit, Tensor]:
+    """Climb from u, with shape (S, N, U), where f is value; return the fits, and whether a datum's climbs failed."""
+    _, unit = prior_scale(space, chunk_size)
+    for step in range(steps + 1):
+        gradient, curvature, axes = _curvature(space, u, unit, chunk_size)
+        if step == 0:
+            failed = (gradient.isnan().any(-1) & value.isfinite()).all(0)
+        gradient = gradient.nan_to_num(0.0, 0.0, 0.0)
+        slope = _to_eigenbasis(axes, gradient)
+        if step == steps or bool((slope.square() / curvature).sum(-1).max() < 2 * _GAIN):
+            break
+        for again in range(_STEPS_PER_HESSIAN):
+            if again:
+                gradient = (_gradient(space, u, chunk_size) * unit).double().nan_to_num(0.0, 0.0, 0.0)
+                slope = _to_eigenbasis(axes, gradient)
+            u, value = _best_step(space, u, value, slope, curvature, axes, unit, chunk_size)
+    return _with_widths(space, u, value, curvature, axes, unit, chunk_size), failed
+
+
+def _check_coordinates(space: LatentSpace) -> None:
+    """Raise a ValueError if a latent has no coordinates u for some datum."""
     if not space.continuous or space.masked:
         reason = space.obstacle or "a mask leaves latents of some data out"
         raise ValueError(f"{reason}, so there is no mode to climb to; use GuideProposal() or DefensiveProposal()")
-    check_counts(steps=steps, starts=starts)
-    with evaluating(space.model, space.guide), _frozen(space.model, space.guide):
-        return climb_from(space, _starts(space, starts, chunk_size), steps=steps, chunk_size=chunk_size)
-
-
-def climb_from(space: LatentSpace, u: Tensor, *, steps: int = 8, chunk_size: int = DEFAULT_CHUNK_SIZE) -> LaplaceFit:
-    """Climb as `climb` does, from points u, with shape (S, N, U)."""
-    with evaluating(space.model, space.guide), _frozen(space.model, space.guide):
-        (_, unit), value = prior_scale(space, chunk_size), log_joint_at(space, u, chunk_size)
-        for step in range(steps + 1):
-            gradient, curvature, axes = _curvature(space, u, unit, chunk_size)
-            if step == 0:
-                failed = (gradient.isnan().any(-1) & value.isfinite()).all(0)
-            gradient = gradient.nan_to_num(0.0, 0.0, 0.0)
-            slope = _to_eigenbasis(axes, gradient)
-            if step == steps or bool((slope.square() / curvature).sum(-1).max() < 2 * _GAIN):
-                break
-            for again in range(_STEPS_PER_HESSIAN):
-                if again:
-                    gradient = (_gradient(space, u, chunk_size) * unit).double().nan_to_num(0.0, 0.0, 0.0)
-                    slope = _to_eigenbasis(axes, gradient)
-                u, value = _best_step(space, u, value, slope, curvature, axes, unit, chunk_size)
-        fit = _with_widths(space, u, value, curvature, axes, unit, chunk_size)
-        return _with_moments(space, fit, failed, chunk_size) if bool(failed.any()) else fit
 
 
 def _with_moments(space: LatentSpace, fit: LaplaceFit, failed: Tensor, chunk_size: int) -> LaplaceFit:
@@ -173,7 +202,7 @@ def normal_at(space: LatentSpace, u: Tensor, *, chunk_size: int = DEFAULT_CHUNK_
     Returns:
         LaplaceFit of mode u, with shape (S, N, U), scale_tril (S, N, U, U) and log_joint (S, N).
     """
-    with evaluating(space.model, space.guide), _frozen(space.model, space.guide):
+    with _fixed_programs(space):
         (_, unit), value = prior_scale(space, chunk_size), log_joint_at(space, u, chunk_size)
         _, curvature, axes = _curvature(space, u, unit, chunk_size)
         return _with_widths(space, u, value, curvature, axes, unit, chunk_size)
@@ -347,8 +376,16 @@ def _to_eigenbasis(axes: Tensor, v: Tensor) -> Tensor:
 
 
 @contextmanager
+def _fixed_programs(space: LatentSpace) -> Iterator[None]:
+    """Put the programs into evaluation mode, and freeze their parameters, so that no graph goes through them."""
+    programs = [program for program in (space.model, space.guide) if program is not None]
+    with evaluating(*programs), _frozen(*programs):
+        yield
+
+
+@contextmanager
 def _frozen(*programs: Program) -> Iterator[None]:
-    """Freeze the programs' parameters meanwhile, so that no graph goes through them."""
+    """Freeze the programs' parameters meanwhile."""
     parameters = {p for program in programs for m in modules_of(program) for p in m.parameters() if p.requires_grad}
     try:
         for parameter in parameters:

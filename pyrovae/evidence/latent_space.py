@@ -10,6 +10,7 @@ from typing import Any
 
 import pyro
 import torch
+from pyro import poutine
 from torch import Tensor
 
 from pyrovae.densities import (
@@ -85,7 +86,8 @@ class LatentSpace:
         self.model, self.args, self.kwargs = model, args, kwargs
         self.guide: Any = guide
         self.chunks: Chunks | None = None
-        with isolated_rng(), torch.no_grad(), pyro.validation_enabled(False):
+        # Blocked, so that handlers around the call do not see this run.
+        with isolated_rng(), torch.no_grad(), pyro.validation_enabled(False), poutine.block():
             if guide is None:
                 model_trace = model.trace(1, args, kwargs)
                 sites = model_trace.latents

@@ -58,7 +58,7 @@ def find_modes(
         first = len(fit.mode)
         for u in from_there:
             if len(u):
-                more = climb_from(space, u, steps=steps, chunk_size=chunk_size)
+                more, _ = climb_from(space, u, steps=steps, chunk_size=chunk_size)
                 fit = LaplaceFit(*(torch.cat(parts) for parts in zip(fit, more, strict=True)))
         fit = _alive(_without_repeats(fit, first), first)
         unsettled = (_masses(fit)[first:] > _MASS).any(0)

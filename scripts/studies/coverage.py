@@ -140,7 +140,7 @@ def curved(likelihood: str, prior: str, size: int, num_data: int, rough_above: f
         fine = exact_log_marginal(
             generative, x[rough], p_z, p_x, num_points={1: 4000, 2: 200, 3: 100}[size], chunk_size=2**16
         )
-        for whole, part in zip(exact, fine, strict=True):
+        for whole, part in zip(exact[:4], fine[:4], strict=True):
             whole[rough] = part
     assert exact.loc is not None
     assert exact.covariance is not None

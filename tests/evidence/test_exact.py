@@ -57,7 +57,7 @@ def test_quadrature_finds_the_moments_of_a_narrow_posterior(latent_dim, scale):
     torch.testing.assert_close(made.loc, loc, rtol=0, atol=1e-3 * scale)
 
 
-def test_the_quadrature_error_is_large_if_points_are_too_few():
+def test_no_wrong_value_is_given_if_points_are_too_few():
     def model(x):  # as many modes as x = cos 8z has solutions, each a hundredth of the prior
         with pyro.plate("data", len(x), dim=-1):
             z = pyro.sample("z", dist.Normal(torch.zeros(2, dtype=F64), 1.0).to_event(1))
@@ -67,13 +67,14 @@ def test_the_quadrature_error_is_large_if_points_are_too_few():
     grid = torch.linspace(-10, 10, 200_001, dtype=F64)[:, None]
     terms = dist.Normal(0.0, 1.0).log_prob(grid) + dist.Normal((8 * grid).cos(), 0.05).log_prob(x.flatten())
     exact = (terms.logsumexp(0) + math.log(1e-4)).reshape(x.shape).sum(-1)  # steps of 1e-4
-    for points in (20, 40, 100):
+    for points in (20, 40):
         rough = exact_log_marginal(model, x, num_points=points)
-        wrong = (rough.value - exact).abs()
-        assert (wrong > 0.1).any()
-        assert (rough.error > 0.1)[wrong > 0.1].all()
-    fine = exact_log_marginal(model, x, num_points=800)
-    assert (fine.value - exact).abs().max() < 0.01
+        refused = torch.tensor([bool(reason) for reason in rough.reason])
+        assert torch.equal(rough.value.isnan(), refused)
+        assert ((rough.value - exact).abs() <= rough.error)[~refused].all()
+        if points == 20:
+            assert refused.any()
+            assert "the error is larger than 0.1 nats; increase num_points" in rough.reason
 
 
 def test_data_of_density_zero_get_minus_infinity_and_change_no_others():
@@ -87,6 +88,7 @@ def test_data_of_density_zero_get_minus_infinity_and_change_no_others():
     assert abs(made.value[0].item() - dist.Normal(0.0, 2**0.5).log_prob(torch.tensor(0.5)).item()) < 1e-6
     assert made.value[1] == -torch.inf
     assert made.error[1] == torch.inf
+    assert made.reason == ("", "every point has density 0")
 
 
 def test_the_closed_form_takes_a_scale_per_dimension():

@@ -367,3 +367,26 @@ def test_draws_of_correlated_angles_are_refused_and_their_density_is_taken_for_d
 def sine_kernel(a, b):
     """Evaluate the log density of two angles with concentrations 2 and correlation 0.7, up to its norm."""
     return 2 * a.cos() + 2 * b.cos() + 0.7 * a.sin() * b.sin()
+
+
+class WithoutSupport(dist.Normal):
+    """Normal distribution that does not declare its support."""
+
+    @property
+    def support(self):
+        raise NotImplementedError
+
+
+@pytest.mark.parametrize("prior", [dist.Normal, WithoutSupport])
+def test_a_narrow_guide_is_told_for_a_prior_without_a_support_too(prior):
+    def model(x):
+        with pyro.plate("data", len(x)):
+            z = pyro.sample("z", prior(torch.tensor(0.0), 1.0))
+            pyro.sample("x", dist.Normal(z, 1.0), obs=x)
+
+    def guide(x):
+        with pyro.plate("data", len(x)):
+            pyro.sample("z", dist.HalfNormal(torch.tensor(1.0)))
+
+    with pytest.warns(UserWarning, match="the guide's HalfNormal never draws values of latent 'z'"):
+        log_marginal(model, guide, torch.zeros(3), num_particles=10, proposal=GuideProposal())

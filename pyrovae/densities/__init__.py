@@ -39,7 +39,7 @@ from pyrovae.densities.coverage import warn_of_missed_mass
 from pyrovae.densities.data_plate import run_once, unused_sites
 from pyrovae.densities.domains import CIRCLE, Image, domain_of, entry_support
 from pyrovae.densities.entry import entry, prepare_arguments
-from pyrovae.densities.handlers import check_unchanged, temper
+from pyrovae.densities.handlers import temper
 from pyrovae.densities.masks import entry_of, in_support, is_partial
 from pyrovae.densities.modules import evaluating, module_of, modules_of
 from pyrovae.densities.moved import Rows, find_rows
@@ -91,7 +91,6 @@ __all__ = [
     "check_density",
     "check_spread",
     "check_support",
-    "check_unchanged",
     "check_weights",
     "describe_bad_data",
     "device_of",

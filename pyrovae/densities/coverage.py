@@ -5,7 +5,6 @@ from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 import torch
-from torch import Tensor
 
 from pyrovae.densities.domains import domain_of
 from pyrovae.densities.masks import entry_of
@@ -82,9 +81,11 @@ def _same_domains(
 
 
 def _is_same(one: Any, other: Any) -> bool:
-    """Return whether two domains are equal; those with tensors count as different, since they may depend on draws."""
-    tensors = any(isinstance(value, Tensor) for domain in (one, other) for value in vars(domain).values())
-    return not tensors and type(one) is type(other) and repr(one) == repr(other)
+    """Return whether two domains are equal by their numbers. Others may depend on draws, or are unknown (None)."""
+    if one is None or type(one) is not type(other):
+        return False
+    known = all(isinstance(value, int | float) for value in vars(one).values())
+    return known and vars(one) == vars(other)
 
 
 def warn_of_missed_mass(guide: VectorizedProgram | None) -> None:

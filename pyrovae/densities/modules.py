@@ -63,17 +63,17 @@ def modules_of(program: Program) -> list[nn.Module]:
 
 
 def modules_and_settings_of(program: Program) -> tuple[list[nn.Module], list[Any]]:
-    """List the torch modules that a program can reach, and the numbers, texts and truth values, also of modules."""
-    modules: list[nn.Module] = []
+    """List the modules that a program can reach, with their parts, and the numbers, texts and truth values of all."""
+    parts: dict[int, nn.Module] = {}
     settings: list[Any] = []
     for thing in reach(program):
         if isinstance(thing, nn.Module):
-            modules.append(thing)
+            parts |= {id(part): part for part in thing.modules()}
         elif isinstance(thing, _PLAIN):
             settings.append(thing)
-    for part in (part for module in modules for part in module.modules()):
+    for part in parts.values():
         settings += [value for name, value in vars(part).items() if type(value) in _PLAIN and name != "training"]
-    return modules, settings
+    return list(parts.values()), settings
 
 
 def reach(program: Program) -> Iterator[Any]:

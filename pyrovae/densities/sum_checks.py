@@ -67,9 +67,7 @@ def difference_of_sums(
     num_particles = next(iter(latents.values())).shape[0]
 
     def summed(model: VectorizedProgram, names: frozenset[str]) -> Tensor:
-        fixed = {name: value for name, value in latents.items() if name not in names}
-        trace = replace(model, summed=names).trace(num_particles, args, kwargs, fixed)
-        return trace.unscaled_log_density().double()
+        return _run_summed(model, names, latents, args, kwargs).unscaled_log_density().double()
 
     sites = model.trace(num_particles, args, kwargs, latents).latents
     values = _combinations({name: site for name, site in sites.items() if name in names})
@@ -91,6 +89,23 @@ def difference_of_sums(
     return difference
 
 
+def _run_summed(
+    model: VectorizedProgram,
+    names: frozenset[str],
+    latents: Mapping[str, Tensor],
+    args: tuple[Any, ...],
+    kwargs: Mapping[str, Any],
+) -> ParticleTrace:
+    """Run a model with some sites summed out, and the other latents given."""
+    fixed = {name: value for name, value in latents.items() if name not in names}
+    return replace(model, summed=names).trace(next(iter(latents.values())).shape[0], args, kwargs, fixed)
+
+
+def _values_of(site: Site) -> Tensor:
+    """List the values of one entry of a discrete site, with shape (values, *event)."""
+    return site.fn.enumerate_support(expand=False).reshape(-1, *site.fn.event_shape)
+
+
 def _difference_at_values(
     model: VectorizedProgram,
     names: frozenset[str],
@@ -100,13 +115,9 @@ def _difference_at_values(
 ) -> float:
     """Compare densities with all values at once, read at one value of each site, with runs at these values."""
     num_particles = next(iter(latents.values())).shape[0]
-    fixed = {name: value for name, value in latents.items() if name not in names}
-    at_once = replace(model, summed=names).trace(num_particles, args, kwargs, fixed)
+    at_once = _run_summed(model, names, latents, args, kwargs)
     sites = model.trace(num_particles, args, kwargs, latents).latents
-    choices = {}
-    for name in names:
-        fn = sites[name].fn
-        choices[name] = fn.enumerate_support(expand=False).reshape(-1, *fn.event_shape)
+    choices = {name: _values_of(sites[name]) for name in names}
     difference = 0.0
     for number in range(min(_MAX_VALUES, max(len(values) for values in choices.values()))):
         chosen = {
@@ -136,7 +147,7 @@ def _combinations(sites: Mapping[str, Site]) -> dict[str, Tensor]:
     total = 1
     for name, site in sites.items():
         event = len(site.fn.event_shape)
-        values = site.fn.enumerate_support(expand=False).reshape(-1, *site.fn.event_shape)
+        values = _values_of(site)
         entries = site.event_shape[: len(site.event_shape) - event].numel()
         if total * len(values) ** entries <= _MAX_COMBINATIONS:
             total *= len(values) ** entries

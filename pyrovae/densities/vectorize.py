@@ -209,5 +209,6 @@ def _state(programs: Mapping[str, Program]) -> Any:
     guide = None if "guide" not in programs else ref(_owner(programs["guide"]))
     found = [modules_and_settings_of(program) for program in programs.values()]
     modules, settings = {id(module): module for each, _ in found for module in each}, [each for _, each in found]
-    tensors = [t for module in modules.values() for t in (*module.parameters(), *module.buffers())]
+    every = [t for part in modules.values() for t in (*part._parameters.values(), *part._buffers.values())]
+    tensors = [tensor for tensor in every if tensor is not None]
     return guide, settings, [(id(t), t._version) for t in (*tensors, *pyro.get_param_store()._params.values())]

@@ -13,13 +13,12 @@ from torch import Tensor
 from pyrovae.densities.arguments import plain
 from pyrovae.densities.auxiliary import auxiliary_sites, check_spread, set_up_auto_guides
 from pyrovae.densities.coverage import missed_mass
-from pyrovae.densities.data_plate import plates_of, unused_sites
-from pyrovae.densities.handlers import check_unchanged
+from pyrovae.densities.data_plate import plates_of, run_once, unused_sites
 from pyrovae.densities.layout import Layout
 from pyrovae.densities.modules import evaluating
 from pyrovae.densities.rng import isolated_rng
 from pyrovae.densities.sum_checks import difference_of_sums, reason_against_sums, summable_latents
-from pyrovae.densities.traces import ParticleTrace, Program, replay_draws, sample_sites
+from pyrovae.densities.traces import ParticleTrace, Program, sample_sites
 from pyrovae.densities.vectorized import VectorizedProgram, stack_latents
 from pyrovae.densities.ways import relative_difference, rounding_of
 
@@ -56,7 +55,7 @@ def vectorize_whole(
         set_up_auto_guides(raw["guide"], args, kwargs)
         auxiliaries = auxiliary_sites(raw["guide"])
         check_spread(auxiliaries)
-        single = [_single_run(raw, args, kwargs) for _ in range(_DRAWS)]
+        single = [run_once(raw, args, kwargs) for _ in range(_DRAWS)]
         _check_plates(single[0])
         depth = max([1, *(-dim for traces in single for trace in traces.values() for dim in _dims(trace))])
         left_out = unused_sites(single[0])
@@ -112,16 +111,6 @@ def _warn_of_loop() -> None:
 
 def _raw(program: Program) -> Program:
     return program.program if isinstance(program, VectorizedProgram) else program
-
-
-def _single_run(
-    programs: Mapping[str, Program], args: tuple[Any, ...], kwargs: Mapping[str, Any]
-) -> dict[str, poutine.Trace]:
-    """Run the guide, and the model on its draws, without particles."""
-    with check_unchanged():
-        guide = poutine.trace(programs["guide"]).get_trace(*args, **kwargs)
-        model = poutine.trace(replay_draws(programs["model"], guide)).get_trace(*args, **kwargs)
-    return {"model": model, "guide": guide}
 
 
 def _check_plates(traces: Mapping[str, poutine.Trace]) -> None:

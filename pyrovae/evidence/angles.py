@@ -6,6 +6,7 @@ import pyro
 import torch
 
 from pyrovae.densities import CIRCLE, entry_support, evaluating, isolated_rng
+from pyrovae.evidence.blocks import split_count
 from pyrovae.evidence.coordinates import FixedCoordinates, Latents
 from pyrovae.evidence.latent_space import LatentSpace
 
@@ -38,21 +39,17 @@ def centre_angles(space: LatentSpace, chunk_size: int) -> None:
     quiet = evaluating(*(program for program in (space.model, space.guide) if program is not None))
     with quiet, isolated_rng(_SEED), torch.no_grad(), pyro.validation_enabled(False):
         at_once = max(1, chunk_size // space.num_data)
-        drawn = [space.from_prior(count) for count in _split(_DRAWS, at_once)]
+        drawn = [space.from_prior(count) for count in split_count(_DRAWS, at_once)]
         if not _is_periodic(space, drawn[0], names):
             return
         if space.guide is not None:
-            drawn += [space.from_guide(count) for count in _split(_DRAWS, at_once)]
+            drawn += [space.from_guide(count) for count in split_count(_DRAWS, at_once)]
         best = _highest(space, drawn)
         for _ in range(_SWEEPS):
             for name in names:
                 for entry in range(best[name][0, 0].numel()):
                     best = _highest(space, [best, *_turned(best, name, entry, at_once)])
     coordinates.centres = {name: best[name] for name in names}
-
-
-def _split(total: int, at_once: int) -> list[int]:
-    return [min(at_once, total - done) for done in range(0, total, at_once)]
 
 
 def _is_periodic(space: LatentSpace, latents: Latents, names: list[str]) -> bool:

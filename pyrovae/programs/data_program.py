@@ -3,6 +3,7 @@
 import inspect
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
+from functools import cache
 from typing import Any, NamedTuple
 from weakref import WeakKeyDictionary
 
@@ -16,6 +17,12 @@ from pyrovae.nn import Standardize
 
 # Results of trial runs, by program and by the shapes of one datum and its covariates.
 _trials: WeakKeyDictionary[nn.Module, dict[Any, Any]] = WeakKeyDictionary()
+
+
+@cache
+def _signature_of(kind: type[Any]) -> inspect.Signature:
+    """Return the signature of a program's class, with self; reading it takes as long as a small network."""
+    return inspect.signature(kind.forward)
 
 
 class DataProgram(PyroModule):
@@ -44,7 +51,7 @@ class DataProgram(PyroModule):
             ValueError: If an argument is missing, unknown, or has another shape or type.
         """
         try:
-            bound = inspect.signature(self.forward).bind(*args, **kwargs)
+            bound = _signature_of(type(self)).bind(self, *args, **kwargs)
         except TypeError as error:
             names = ", ".join(kwargs) or "none"
             raise ValueError(
@@ -57,7 +64,7 @@ class DataProgram(PyroModule):
             if given.get(name) is not None:
                 given[name] = _as_argument(name, given[name], tensors)
         self._check(given.get("x"), given.get("covariates"), given.get("mask"), context)
-        return bound.args, bound.kwargs
+        return bound.args[1:], bound.kwargs  # without self
 
     def _check(self, x: Any, covariates: Any, mask: Any, context: Callable[[], AbstractContextManager[Any]]) -> None:
         """Check the shapes of converted arguments."""
@@ -66,7 +73,7 @@ class DataProgram(PyroModule):
             raise ValueError(f"{name} needs data x of shape (N, D), got none; give x first")
         width = None if covariates is None else tuple(covariates.shape[1:])
         _check_covariates(name, x, covariates)
-        if "size" in inspect.signature(self.forward).parameters:
+        if "size" in _signature_of(type(self)).parameters:
             event = self._trial(("model", width), lambda: _generate(self, covariates), context)
             _check_width_of_covariates(name, x, covariates, event)
             _check_x(x, event.shape)

@@ -26,6 +26,7 @@ from pyrovae.densities import (
     nonfinite_sites,
     num_data,
     plain,
+    run_once,
     set_up_auto_guides,
     take,
     vectorize_pair,
@@ -182,13 +183,17 @@ def _parameter_shapes(
     model: Program, guide: Program, batches: Batches | LoaderBatches, rows: int
 ) -> dict[str, torch.Size]:
     """Run the programs on the first rows with an empty parameter store, and return the shapes of their parameters."""
-    with isolated_rng(), evaluating(model, guide), pyro.validation_enabled(False), pyro.get_param_store().scope():
-        args, kwargs = plain(*batches.first(rows))
-        with torch.no_grad(), poutine.block(), poutine.trace(param_only=True) as tracer:
-            guide_trace = poutine.trace(guide).get_trace(*args, **kwargs)
-            model_trace = poutine.trace(poutine.replay(model, trace=guide_trace)).get_trace(*args, **kwargs)
-            for trace in (guide_trace, model_trace):
-                trace.compute_log_prob()
+    with (
+        isolated_rng(),
+        evaluating(model, guide),
+        pyro.validation_enabled(False),
+        pyro.get_param_store().scope(),
+        torch.no_grad(),
+        poutine.block(),
+        poutine.trace(param_only=True) as tracer,
+    ):
+        for trace in run_once({"model": model, "guide": guide}, *batches.first(rows)).values():
+            trace.compute_log_prob()
     nodes = dict[str, Any](tracer.trace.nodes)
     return {name: site["value"].shape for name, site in nodes.items() if site["type"] == "param"}
 

@@ -14,10 +14,8 @@ from torch.distributions import Independent
 
 from pyrovae.densities import (
     Program,
-    check_unchanged,
     evaluating,
     isolated_rng,
-    plain,
     run_once,
     sample_sites,
     unused_sites,
@@ -138,11 +136,7 @@ def sites_of(model: Program, guide: Program, batches: AnyBatches, rows: int | No
         rows: Number of data of the run; None for a full batch.
     """
     with isolated_rng(), evaluating(model, guide), pyro.validation_enabled(False):
-        args, kwargs = plain(*batches.first(rows))
-        with check_unchanged():
-            guide_trace = poutine.trace(guide).get_trace(*args, **kwargs)
-            model_trace = poutine.trace(poutine.replay(model, trace=guide_trace)).get_trace(*args, **kwargs)
-    traces: Mapping[str, poutine.Trace] = {"model": model_trace, "guide": guide_trace}
+        traces = run_once({"model": model, "guide": guide}, *batches.first(rows))
     return [
         BatchSite(
             program,
@@ -154,7 +148,7 @@ def sites_of(model: Program, guide: Program, batches: AnyBatches, rows: int | No
             site["is_observed"],
             bool(site["infer"].get("enumerate")) and not site["is_observed"],
         )
-        for program, trace in traces.items()
+        for program, trace in reversed(list(traces.items()))  # the model first, so that messages name its sites
         for name, site in sample_sites(trace).items()
     ]
 

@@ -355,19 +355,38 @@ def test_draws_of_correlated_angles_are_refused_and_their_density_is_taken_for_d
 
     x = torch.tensor([[0.3, -0.2], [2.0, 1.0]])
     z = torch.linspace(-8, 8, 2001, dtype=torch.float64)
-    inner = torch.stack([observed_log_density(x, loc) for loc in z])
+    away = x.double() - z[:, None, None]
+    grid = torch.linspace(-math.pi, math.pi, 201, dtype=torch.float64)[:-1]
+    log_norm = sine_kernel(grid.unsqueeze(-1), grid).flatten().logsumexp(0) + 2 * math.log(2 * math.pi / 200)
+    inner = sine_kernel(away[..., 0], away[..., 1]) - log_norm
     expected = (inner + log_normal(z.unsqueeze(-1), 0.0, 1.0)).logsumexp(0) + math.log(16 / 2000)
-    found = log_marginal(observed, guide, x, num_particles=5000)
+    found = log_marginal(observed, guide, x, num_particles=1000, proposal=GuideProposal())
     assert ((found.value - expected).abs() < 5 * found.std_error + 1e-4).all()
 
 
-def observed_log_density(x, loc):
-    """Evaluate the density of two angles around loc with concentrations 2 and correlation 0.7, norm by quadrature."""
-    grid = torch.linspace(-math.pi, math.pi, 201, dtype=torch.float64)[:-1]
+def sine_kernel(a, b):
+    """Evaluate the log density of two angles with concentrations 2 and correlation 0.7, up to its norm."""
+    return 2 * a.cos() + 2 * b.cos() + 0.7 * a.sin() * b.sin()
 
-    def kernel(a, b):
-        return 2 * a.cos() + 2 * b.cos() + 0.7 * a.sin() * b.sin()
 
-    log_norm = kernel(grid.unsqueeze(-1), grid).flatten().logsumexp(0) + 2 * math.log(2 * math.pi / 200)
-    away = x.double() - loc
-    return kernel(away[:, 0], away[:, 1]) - log_norm
+class WithoutSupport(dist.Normal):
+    """Normal distribution that does not declare its support."""
+
+    @property
+    def support(self):
+        raise NotImplementedError
+
+
+@pytest.mark.parametrize("prior", [dist.Normal, WithoutSupport])
+def test_a_narrow_guide_is_told_for_a_prior_without_a_support_too(prior):
+    def model(x):
+        with pyro.plate("data", len(x)):
+            z = pyro.sample("z", prior(torch.tensor(0.0), 1.0))
+            pyro.sample("x", dist.Normal(z, 1.0), obs=x)
+
+    def guide(x):
+        with pyro.plate("data", len(x)):
+            pyro.sample("z", dist.HalfNormal(torch.tensor(1.0)))
+
+    with pytest.warns(UserWarning, match="the guide's HalfNormal never draws values of latent 'z'"):
+        log_marginal(model, guide, torch.zeros(3), num_particles=10, proposal=GuideProposal())

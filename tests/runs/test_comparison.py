@@ -291,4 +291,4 @@ def test_the_bounds_script_trains_each_objective_and_compares_their_bounds(runs)
     assert len({row["bound"] for row in made["rows"].values()}) == 5
     assert script(runs, "bounds", *flags, "--", *training).stdout == result.stdout
     twice = script(runs, "bounds", "--out", "none", "--draws", "[1,1]", check=False)
-    assert "--draws must not repeat a value" in twice.stderr
+    assert "--draws [1,1]: 1 is given twice; give each value once" in twice.stderr

@@ -29,7 +29,11 @@ from pyrovae.runs.registry import known_parts
 
 ROOT = Path(__file__).parent.parent
 PAGES = [ROOT / "README.md", *sorted((ROOT / "pyrovae" / "guide").glob("*.md"))]
-SOURCES = [path for path in sorted((ROOT / "scripts").rglob("*.py")) if path.name != "benchmark_peers.py"]
+SOURCES = [
+    path
+    for path in sorted((ROOT / "scripts").rglob("*.py"))
+    if path.name != "benchmark_peers.py" and "run_script(main)" in path.read_text()
+]
 # Scripts whose flags the prose of the pages names, with the arguments that they need.
 NEEDED = {
     "train": [],

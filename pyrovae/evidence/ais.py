@@ -14,7 +14,7 @@ from pyrovae.evidence.annealing import STUCK, Path, Start, Tuning, Walk, anneal,
 from pyrovae.evidence.blocks import check_counts, concatenate, data_at_once, data_blocks, evaluation_mode
 from pyrovae.evidence.temperatures import check_betas
 from pyrovae.execution import Execution
-from pyrovae.stats import LogMarginal, Rounding, student_t_critical, summarize_log_weights
+from pyrovae.stats import LogMarginal, Rounding, sampling_std_error, student_t_critical, summarize_log_weights
 
 _COMMIT_EVERY = 100  # temperatures
 _MANY_CHAINS = 50  # whose khat is known well enough
@@ -157,20 +157,22 @@ def summarize_chains(log_w: Tensor, rounding: Rounding | None = None) -> LogMarg
     Returns:
         LogMarginal of value, std_error, ess and khat, each with shape (N,).
     """
-    found = summarize_log_weights(log_w, rounding=rounding)
-    num_chains = len(log_w)
+    found, num_chains = summarize_log_weights(log_w, rounding=rounding), len(log_w)
     if num_chains == 1:
         return found
+    sampling = sampling_std_error(log_w)
+    of_rounding = (found.std_error.square() - sampling.square()).clamp(min=0).sqrt()
     ordered, half = log_w.double().sort(0).values, num_chains // 2
     middle = ordered[half - 1 + num_chains % 2 : half + 1].mean(0)
     spread = (ordered[-half:] - middle).square().mean(0).nan_to_num(0.0)  # NaN if most weights are zero
     student = student_t_critical(0.95, num_chains - 1) / student_t_critical(0.95, math.inf)
     enough = (found.khat < 0.5) & (num_chains >= _MANY_CHAINS)
-    error = student * torch.maximum(found.std_error, _log_normal_error(spread, num_chains))
+    error = student * torch.maximum(sampling, _log_normal_error(spread, num_chains))
     by_all = student * _log_normal_error(log_w.double().var(0).nan_to_num(0.0), num_chains)
     known = (error <= _LARGEST_ERROR) & (by_all <= _LARGEST_ERROR_OF_ALL)
     error = torch.where(known, error, torch.inf)
-    return found._replace(std_error=torch.where(enough, student * found.std_error, error))
+    error = torch.where(enough, student * sampling, error)
+    return found._replace(std_error=torch.hypot(error, of_rounding))
 
 
 def _log_normal_error(spread: Tensor, num_chains: int) -> Tensor:

@@ -146,6 +146,9 @@ def data_blocks(
         block = DataBlock(model, guide, rows, *some, first=first + start)
         if not skip_support_check:
             check_support(model, *block.args, guide=guide, first=block.first, **block.kwargs)
+        if block.first == 0:
+            with evaluation_mode(model, guide):
+                block.space.warn_of_saturation()
         yield block
 
 

@@ -90,6 +90,19 @@ class FixedCoordinates:
         return torch.cat(parts, -1)
 
 
+def has_edges(supports: Supports) -> bool:
+    """Return whether a support has a bound."""
+    return any(_edges(support) != (None, None) for support in supports.values())
+
+
+def _edges(support: constraints.Constraint) -> tuple[Any, Any]:
+    """Return the lower and the upper bound of an entry of a support, None without one."""
+    entry = entry_support(support)
+    if entry is constraints.simplex:
+        return 0.0, None
+    return getattr(entry, "lower_bound", None), getattr(entry, "upper_bound", None)
+
+
 def saturated(supports: Supports, latents: Latents) -> Tensor | None:
     """Find the points at which a latent lies as near to the edge of its support as its dtype can tell.
 
@@ -105,12 +118,10 @@ def saturated(supports: Supports, latents: Latents) -> Tensor | None:
     """
     found = None
     for name, support in supports.items():
-        entry, value = entry_support(support), latents[name]
-        low, high = (getattr(entry, key, None) for key in ("lower_bound", "upper_bound"))
-        if entry is constraints.simplex:
-            low = 0.0
+        low, high = _edges(support)
         if low is None and high is None:
             continue
+        value = latents[name]
         kind = torch.finfo(value.dtype)
         edge = ~value.isfinite()
         if low is not None:
@@ -217,7 +228,8 @@ def sites_with_moving_scale(trace: ParticleTrace, names: Iterable[str]) -> froze
     for name in names:
         site = trace.sites[name]
         fn = entry_of(site.fn)
-        if isinstance(fn, _LOCATION_SCALE) and fn.scale.dim():
+        # The scale has further dims if it depends on a latent that is summed out.
+        if isinstance(fn, _LOCATION_SCALE) and 0 < fn.scale.dim() <= site.raw_value.dim():
             scale = _per_datum(site, fn.scale.expand(site.raw_value.shape))
             if bool((scale.amax(0) > _FUNNEL * scale.amin(0)).any()):
                 found.add(name)

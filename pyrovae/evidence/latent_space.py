@@ -26,6 +26,7 @@ from pyrovae.densities import (
     isolated_rng,
     matched_latents,
     sum_discrete,
+    take,
     vectorize_pair,
 )
 from pyrovae.evidence.coordinates import (
@@ -37,6 +38,7 @@ from pyrovae.evidence.coordinates import (
     coordinate_shape,
     depends_on_run,
     fixed_supports,
+    has_edges,
     saturated,
     sites_with_moving_scale,
 )
@@ -44,6 +46,8 @@ from pyrovae.execution import Chunks
 from pyrovae.stats import Rounding
 
 _FUNNEL_DRAWS = 64
+_SATURATION_DRAWS = 200
+_SATURATION_DATA = 4
 
 
 class LatentSpace:
@@ -156,7 +160,10 @@ class LatentSpace:
     def _funnels(self) -> frozenset[str]:
         if "funnels" not in self.memo:
             with isolated_rng(0), torch.no_grad(), pyro.validation_enabled(False):
-                trace = self.model.trace(_FUNNEL_DRAWS, self.args, self.kwargs)
+                args, kwargs = (
+                    take(self.args, self.kwargs, slice(0, 1)) if self.model.divisible else (self.args, self.kwargs)
+                )
+                trace = self.model.trace(_FUNNEL_DRAWS, args, kwargs)
             self.memo["funnels"] = sites_with_moving_scale(trace, self.names)
         return self.memo["funnels"]
 
@@ -225,16 +232,26 @@ class LatentSpace:
         """Find the points too near to the edge of a support, with shape (K, N); None if there can be none."""
         return saturated(self.coordinates.supports, latents) if isinstance(self.coordinates, FixedCoordinates) else None
 
-    def warn_of_saturation(self, num_draws: int = 200) -> None:
-        """Warn if more than 1 % of draws from the prior lie too near to the edge of its support."""
-        with isolated_rng():
-            edge = self.saturated(self.from_prior(num_draws))
-        if edge is not None and edge.double().mean() > 0.01:
+    def warn_of_saturation(self) -> None:
+        """Warn if more than 1 % of draws from the prior lie too near to the edge of its support, at the first data."""
+        if not isinstance(self.coordinates, FixedCoordinates) or not has_edges(self.coordinates.supports):
+            return
+        args, kwargs = self.args, self.kwargs
+        if self.model.divisible:
+            args, kwargs = take(args, kwargs, slice(0, _SATURATION_DATA))
+        with isolated_rng(0), torch.no_grad():
+            latents = self.model.trace(_SATURATION_DRAWS, args, kwargs).latents
+        edge = self.saturated({name: site.value for name, site in latents.items()})
+        assert edge is not None
+        share = edge.double().mean().item()
+        if share > 0.01:
+            dtype = next(site.value.dtype for site in latents.values())
+            advice = "a prior with less mass there" if dtype == torch.float64 else "double precision (model.double())"
             warnings.warn(
-                f"{edge.double().mean():.0%} of the prior's mass lies nearer to the edge of its support than its dtype "
-                "can tell, where densities in unconstrained coordinates are lost, so the answer is too low; use "
-                "log_marginal, whose draws from the prior cover the edge, or a prior with more mass inside",
-                stacklevel=3,
+                f"{share:.0%} of the prior's mass lies nearer to the edge of its support than "
+                f"{str(dtype).removeprefix('torch.')} can tell, where only draws of the prior are weighed right: "
+                f"log p(x) of data whose posterior lies there may be too low; use {advice}",
+                stacklevel=4,
             )
 
     def _require_guide(self) -> VectorizedProgram:

@@ -153,7 +153,7 @@ def checked_argv(parser: Parser, argv: Sequence[str]) -> list[str]:
     Raises:
         ValueError: If a flag does not exist, has no value or an option that it cannot have, or a list has spaces.
     """
-    argv = _join_dashed_values(_with_lists(argv, "--trust_imports"))
+    argv = _join_dashed_values(_with_lists(_with_switches(argv, parser), "--trust_imports"))
     for name, value in flags_and_values(argv):
         head = name.partition(".")[0].removesuffix("+")
         if head not in parser.flags:
@@ -171,6 +171,17 @@ def checked_argv(parser: Parser, argv: Sequence[str]) -> list[str]:
         if value is not None and value.startswith("[") and not value.endswith("]"):
             raise ValueError(f"--{name} {value}: a list has no spaces and ends in a bracket, as in [20,10]")
     return argv
+
+
+def _with_switches(argv: Sequence[str], parser: Parser) -> list[str]:
+    """Give the value true to flags of true or false, if false by default, that have no value."""
+    out: list[str] = []
+    for index, token in enumerate(argv):
+        flag = parser.flags.get(token.removeprefix("--")) if token.startswith("--") else None
+        alone = argv[index + 1 : index + 2] == [] or argv[index + 1].startswith("--")
+        is_switch = flag is not None and flag.type is bool and flag.default is False
+        out.append(f"{token}=true" if is_switch and alone else token)
+    return out
 
 
 def flags_and_values(argv: Sequence[str]) -> Iterator[tuple[str, str | None]]:

@@ -7,16 +7,17 @@ python scripts/studies/coverage.py --edges --pairs 1000         # problems at th
 """
 
 import math
+import runpy
 import sys
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from pathlib import Path
 from typing import NamedTuple
 
 import pyro
 import pyro.distributions as dist
 import torch
-from edge_problems import EDGE_PROBLEMS
 from jsonargparse.typing import PositiveInt
 from torch import Tensor, nn
 
@@ -32,6 +33,7 @@ from pyrovae.evidence import KHAT_LIMIT, PROPOSALS, ProposalName
 from pyrovae.runs import Seed, make_parser, parse_flags, run_script
 
 CHUNK = 2**17  # the decoders are small: larger chunks take less time, and the estimate does not depend on them
+EDGE_PROBLEMS = runpy.run_path(str(Path(__file__).with_name("edge_problems.py")))["EDGE_PROBLEMS"]
 GUIDES = ("exact", "mean-field", "sd x 0.8", "sd x 1.3", "shifted")
 LIKELIHOODS: dict[str, Callable[[nn.Module], nn.Module]] = {
     "bernoulli": BernoulliLikelihood,
@@ -201,24 +203,25 @@ def measure(problem: Problem, guide: str, *, pairs: int, num_particles: int, pro
 def measure_at_edges(only: str, num_data: int, seed: int) -> int:
     """Print a line for each problem at the edges, and return the number of them outside their bounds."""
     print(
-        f"{'problem':28} {'N':>5} {'K':>5} {'coverage':>8} {'unflagged':>9} {'flagged':>7} {'bias':>8} {'seconds':>7}"
+        f"{'problem':34} {'N':>5} {'K':>5} {'coverage':>8} {'unflagged':>9} {'flagged':>7} {'bias':>8} {'seconds':>7}"
     )
     outside = 0
-    for name, (num_particles, make) in EDGE_PROBLEMS.items():
+    for name, (num_particles, make, estimate) in EDGE_PROBLEMS.items():
         if only not in name:
             continue
         pyro.set_rng_seed(seed)
         problem, started = make(num_data), time.perf_counter()
-        found = log_marginal(problem.model, problem.guide, problem.x, num_particles=num_particles, chunk_size=CHUNK)
+        found = estimate(problem)
         error = found.value - problem.log_p
         covered = (error.abs() <= 1.96 * found.std_error + 1e-9).double()
-        flagged = found.khat > KHAT_LIMIT
+        # k-hat has no say on few chains; their unknown error is infinite.
+        flagged = ~found.std_error.isfinite() | ((found.khat > KHAT_LIMIT) & ("ais" not in name))
         unflagged = covered[~flagged].mean().item()
         wrong = unflagged < 0.92 or flagged.double().mean().item() > 0.5
         outside += wrong
         print(
-            f"{name:28} {num_data:5} {num_particles:5} {covered.mean().item():8.3f} {unflagged:9.3f} "
-            f"{flagged.double().mean().item():7.3f} {error.mean().item():8.4f} "
+            f"{name:34} {num_data:5} {num_particles:5} {covered.mean().item():8.3f} {unflagged:9.3f} "
+            f"{flagged.double().mean().item():7.3f} {error[error.isfinite()].mean().item():8.4f} "
             f"{time.perf_counter() - started:7.1f}{' *' if wrong else ''}",
             flush=True,
         )
@@ -249,7 +252,7 @@ def main() -> int:
     )
     parser.add_argument("--seed", type=Seed, default=0, help="random seed of data and draws")
     parser.add_argument(
-        "--edges", action="store_true", help="measure problems at the edges: modes, bounds, heavy tails, few draws"
+        "--edges", type=bool, default=False, help="measure problems at the edges: modes, bounds, heavy tails, few draws"
     )
     args = parse_flags(parser, sys.argv[1:])
     if args.edges:

@@ -1,11 +1,13 @@
 """Problems at the edges for `coverage.py --edges`: symmetric and many modes, bounds, heavy tails, few draws.
 
 Each has log p(x) in closed form, or as a sum of integrals over one latent on a fine grid, without code of pyrovae.
+Each is estimated by `log_marginal` with its default proposal; some by `ais` with few chains too.
 """
 
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import pyro
@@ -13,6 +15,10 @@ import pyro.distributions as dist
 import torch
 from torch import Tensor
 
+from pyrovae import ais, linear_schedule, log_marginal
+from pyrovae.stats import LogMarginal
+
+CHUNK = 2**17  # the models are small: larger chunks take less time, and the estimate does not depend on them
 Program = Callable[[Tensor], Any]
 
 
@@ -31,6 +37,9 @@ class EdgeProblem:
     guide: Program
     x: Tensor
     log_p: Tensor
+
+
+Estimator = Callable[[EdgeProblem], LogMarginal]
 
 
 def program(inside: Program) -> Program:
@@ -198,8 +207,40 @@ def far_cauchy(num_data: int) -> EdgeProblem:
     return EdgeProblem(program(model), normal_guide(torch.zeros_like, 1.0), x, by_grid(joint, -12, 12).sum(-1))
 
 
-# Name, number of draws K, and maker of each problem for N data.
-EDGE_PROBLEMS: dict[str, tuple[int, Callable[[int], EdgeProblem]]] = {
+def linear(size: int, num_data: int, noise: float = 0.7) -> EdgeProblem:
+    """Make a linear-Gaussian model with one normal mode, and the best diagonal normal as guide."""
+    generator = torch.Generator().manual_seed(size)
+    weight = torch.randn(max(5, 3 * size // 2), size, generator=generator, dtype=torch.float64)
+
+    def model(x: Tensor) -> None:
+        z = pyro.sample("z", standard_normal(size))
+        pyro.sample("x", dist.Normal(z @ weight.T, noise).to_event(1), obs=x)
+
+    covariance = weight @ weight.T + noise**2 * torch.eye(len(weight), dtype=torch.float64)
+    p_x = dist.MultivariateNormal(torch.zeros(len(weight), dtype=torch.float64), covariance)
+    precision = torch.eye(size, dtype=torch.float64) + weight.T @ weight / noise**2
+    to_mean = torch.linalg.solve(precision, weight.T).T / noise**2
+    guide = normal_guide(lambda x: x @ to_mean, precision.diagonal().rsqrt())
+    x = p_x.sample((num_data,))
+    return EdgeProblem(program(model), guide, x, p_x.log_prob(x))
+
+
+def by_importance(num_particles: int) -> Estimator:
+    """Make the estimator `log_marginal` with its default proposal."""
+    return lambda problem: log_marginal(
+        problem.model, problem.guide, problem.x, num_particles=num_particles, chunk_size=CHUNK
+    )
+
+
+def by_annealing(problem: EdgeProblem, start: str) -> LogMarginal:
+    """Estimate by `ais` with 16 chains and 100 temperatures, from the prior or the guide."""
+    guide = None if start == "prior" else problem.guide
+    settings = {"num_particles": 16, "num_leapfrog": 5, "chunk_size": CHUNK}
+    return ais(problem.model, problem.x, guide=guide, betas=linear_schedule(100), **settings)
+
+
+# Name, number of draws K and maker of each problem for N data, estimated by `log_marginal` with its default proposal.
+_BY_IMPORTANCE: dict[str, tuple[int, Callable[[int], EdgeProblem]]] = {
     **{f"two modes, Z = {size}": (1000, lambda n, size=size: two_modes(size, n)) for size in (2, 6, 8, 20)},
     **{f"x = z^2, Z = {size}": (1000, lambda n, size=size: squares(size, n)) for size in (1, 2, 3, 5, 8)},
     "x = sin(3z)": (100, waves),
@@ -207,4 +248,16 @@ EDGE_PROBLEMS: dict[str, tuple[int, Callable[[int], EdgeProblem]]] = {
     "half-normal, Z = 20": (1000, lambda n: half_normals(20, n)),
     "uniform edges, Z = 20": (1000, lambda n: uniforms(20, n)),
     "Cauchy prior, far x": (1000, far_cauchy),
+    **{f"linear, Z = {size}": (100, lambda n, size=size: linear(size, n)) for size in (1, 2, 6, 20)},
+}
+
+# Name, number of chains or draws K, maker and estimator of each problem.
+EDGE_PROBLEMS: dict[str, tuple[int, Callable[[int], EdgeProblem], Estimator]] = {
+    **{name: (num, make, by_importance(num)) for name, (num, make) in _BY_IMPORTANCE.items()},
+    **{
+        f"ais from {start}, {name}": (16, make, partial(by_annealing, start=start))
+        for start in ("prior", "guide")
+        for name, (_, make) in _BY_IMPORTANCE.items()
+        if name in ("linear, Z = 2", "linear, Z = 6", "two modes, Z = 2")
+    },
 }

@@ -53,7 +53,8 @@ def test_modes_at_the_cut_of_the_period_are_as_easy_as_others(prior, concentrati
         found = log_marginal(model, guide, x, num_particles=2000)
         error = (found.value - closed_form(x, mean, prior, concentration)).abs()
         assert (error < 5 * found.std_error).all()
-        assert (found.khat < 0.5).all()
+        # The tail of near equal weights has any shape.
+        assert ((found.khat < 0.5) | (found.ess > 0.95 * 2000)).all()
         ess.append(found.ess.mean().item())
     assert ess[1] > 0.8 * ess[0]
 

@@ -1,8 +1,8 @@
 """The default proposal finds further modes, follows skewed posteriors, and says where its search did not end."""
 
-import importlib.util
 import math
-import sys
+import runpy
+from types import SimpleNamespace
 
 import pyro
 import pyro.distributions as dist
@@ -15,10 +15,7 @@ from pyrovae.evidence import LaplaceProposal
 from pyrovae.evidence.latent_space import LatentSpace
 from pyrovae.evidence.modes import find_modes
 
-_SPEC = importlib.util.spec_from_file_location("edge_problems", path_of("coverage").parent / "edge_problems.py")
-edges = importlib.util.module_from_spec(_SPEC)
-sys.modules["edge_problems"] = edges
-_SPEC.loader.exec_module(edges)
+edges = SimpleNamespace(**runpy.run_path(str(path_of("coverage").with_name("edge_problems.py"))))
 
 
 @pytest.fixture(autouse=True)

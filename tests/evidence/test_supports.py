@@ -260,7 +260,7 @@ def test_proposals_agree_with_quadrature_on_domains_that_differ_from_supports(ca
 
 def test_ais_agrees_with_quadrature_on_domains_that_differ_from_supports(case):
     pyro.set_rng_seed(4)
-    settings = {"num_particles": 200, "betas": linear_schedule(10), "num_leapfrog": 3, "num_tuning": 10}
+    settings = {"num_particles": 200, "betas": linear_schedule(40), "num_leapfrog": 3, "num_tuning": 10}
     assert_near(ais(case.model, case.x, **settings), case.reference, largest_error=0.5)
 
 
@@ -268,7 +268,7 @@ def test_refined_posteriors_stay_below_the_evidence():
     pyro.set_rng_seed(5)
     for name in ("angle", "bounds by latent"):
         case = made(name)
-        found = refine(case.model, case.guide, case.x, log_p=case.reference, steps=5, num_particles=300)
+        found = refine(case.model, case.guide, case.x, log_p=case.reference, steps=50, num_particles=300)
         assert bool((found.elbo < case.reference + 4 * found.elbo_error).all())
 
 

@@ -54,10 +54,14 @@ def test_bracket_names_the_data_whose_gradients_are_nan():
 
 def test_refine_names_the_data_that_it_cannot_optimise():
     pyro.set_rng_seed(0)
-    with pytest.warns(UserWarning, match=r"for data 0 \(100%\), 2 \(100%\), .*approximation_gap is too large"):
+    with (
+        pytest.warns(UserWarning, match=r"for data 0 \(100%\), 2 \(100%\), "),
+        pytest.warns(UserWarning, match="climb to the mode failed for 2 of 3 data"),
+        pytest.warns(UserWarning, match="not converged for 2 of 3 data, .*so their gaps are NaN"),
+    ):
         found = refine(model, guide, X, log_p=by_quadrature())
     assert found.approximation_gap[1] < 0.01  # the posterior is normal
-    assert (found.approximation_gap[[0, 2]] > 0.5).all()
+    assert found.approximation_gap[[0, 2]].isnan().all()
 
 
 def test_defined_gradients_cause_no_warning():

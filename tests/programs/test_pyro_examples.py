@@ -147,7 +147,7 @@ def test_the_evidence_of_a_gaussian_process_without_latents_is_its_density(x):
     found = log_evidence(regression, no_guide, x, y, num_particles=2)
     exact = dist.MultivariateNormal(torch.zeros(N), 2.25 * covariance(x)).log_prob(y)
     assert found.value.item() == pytest.approx(exact.item(), rel=1e-5)
-    assert found.std_error.item() == 0
+    assert found.std_error.item() < 1e-5  # of rounding
 
 
 def test_a_latent_without_to_event_is_refused_in_one_line_that_names_it():

@@ -37,7 +37,7 @@ BAD_FLAGS = {
     "--data both.npz:counts": "--likelihood BinomialLikelihood --likelihood.total_count 8, or",
     "--data both.npz:reals": "must be named: --likelihood LaplaceLikelihood, or --likelihood NormalLikelihood",
     "--data both.npz:counts --likelihood BinomialLikelihood --likelihood.total_count 3": "whole numbers from 0 to 3",
-    "--data both.npz:reals --likelihood PoissonLikelihood": "of Poisson, whole numbers, at least 0;",
+    "--data both.npz:reals --likelihood PoissonLikelihood": "of LogPoisson, whole numbers, at least 0;",
     "--data both.npz:reals --binarize dynamic": "--binarize dynamic needs grey values",
     "--data grey.npy --likelihood BernoulliLikelihood": "ContinuousBernoulliLikelihood",
     "--data holes.npy --likelihood NormalLikelihood": "NaN",
@@ -274,6 +274,7 @@ def test_a_study_leaves_no_folder_if_its_training_is_refused(traps, capsys, monk
     assert not (traps / "table").exists()
 
 
+SWITCHES = {"edges", "stream"}  # flags that may stand alone
 SCRIPT_NAMES = sorted(file.stem for file in SCRIPTS.rglob("*.py") if "run_script(main)" in file.read_text())
 
 
@@ -287,7 +288,10 @@ def test_every_flag_names_itself_if_it_is_misspelled_or_has_no_value(tmp_path, c
         code, err = call(capsys, monkeypatch, script, f"--{dashed}", 1)
         assert (code, len(err.splitlines())) == (1, 1)
         assert f"--{dashed}: no such flag; did you mean --{flag}" in err
-        if flag != "help_parts":
+        if flag in SWITCHES:
+            code, err = call(capsys, monkeypatch, script, f"--{flag}", "maybe")
+            assert_refused(script, code, err, f"--{flag}")
+        elif flag != "help_parts":
             code, err = call(capsys, monkeypatch, script, f"--{flag}")
             assert (code, len(err.splitlines())) == (1, 1)
             assert f"--{flag} needs a value: " in err
@@ -403,5 +407,5 @@ def test_every_script_is_run_by_a_test():
     for script in SCRIPTS.rglob("*.py"):
         if "run_script(main)" not in script.read_text():
             continue  # a part of another
-        assert any(call in text for call in (f'run("{script.stem}"', f', "{script.stem}"', f"/{script.name}"))
+        assert any(call in text for call in (f'("{script.stem}"', f', "{script.stem}"', f"/{script.name}"))
         assert os.access(script, os.R_OK)

@@ -1,0 +1,21 @@
+"""The scripts that measure the errors of estimates run from the command line, and print a line for each problem."""
+
+import pytest
+from script_helpers import run
+
+RUNS = [
+    ("coverage", ["--edges", "--pairs", "20", "--only", "linear, Z = 1"], "linear, Z = 1 "),
+    ("chains", ["--num_data", "5", "--num_temperatures", "5", "--only", "two modes"], "two modes"),
+    ("brackets", ["--num_data", "25"], "mean gap"),
+    ("comparisons", ["--tables", "20"], "12"),
+    ("exact", ["--cases", "1", "--only", "ring"], "ring"),
+]
+
+
+@pytest.mark.parametrize(("script", "flags", "line"), RUNS, ids=[script for script, _, _ in RUNS])
+def test_a_study_of_errors_prints_its_table(script, flags, line, tmp_path):
+    result = run(script, *flags, cwd=tmp_path, check=False)
+    assert result.returncode in (0, 1)  # few data say little
+    assert line in result.stdout
+    assert result.stderr == ""
+    assert not list(tmp_path.iterdir())

@@ -199,7 +199,7 @@ def one_line_errors(
         elif "Can't call numpy()" in said:
             raise ValueError(
                 f"{function} needs gradients of the programs, but one of them turns a tensor that has a gradient into "
-                "numpy; write that part in torch, or use a proposal without gradients: proposal=GuideProposal()"
+                "numpy; write that part in torch. An estimate with proposal=GuideProposal() needs no gradients"
             ) from root
         elif not isinstance(root, ValueError):
             said = (

@@ -453,7 +453,7 @@ def test_a_program_that_leaves_torch_is_told_and_the_guide_can_draw_alone():
     def guide(x):
         pyro.sample("mu", dist.Normal(x.mean(), 1.0))
 
-    with pytest.raises(ValueError, match=r"turns a tensor that has a gradient into numpy.*proposal=GuideProposal\(\)"):
+    with pytest.raises(ValueError, match=r"turns a tensor that has a gradient into numpy"):
         log_evidence(model, guide, x, num_particles=10)
     found = log_evidence(model, guide, x, num_particles=4000, proposal=GuideProposal())
     covariance = torch.eye(2) + 1

@@ -1,6 +1,7 @@
 """The check at the entry of public functions: programs in their places, and arguments that the programs can take."""
 
 import inspect
+import traceback
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from functools import partial, wraps
@@ -10,6 +11,7 @@ from typing import Any, ParamSpec, TypeVar, cast
 import numpy as np
 import pyro
 from pyro import poutine
+from pyro.distributions import ImproperUniform
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset
 
@@ -27,7 +29,7 @@ Arguments = tuple[tuple[Any, ...], dict[str, Any]]
 
 _TABLE = "Trace Shapes:"  # where Pyro's table of shapes begins in a message
 # In torch's messages about arguments.
-_OF_SHAPES = ("enforce_sorted", "size of tensor", "shape", "dtype", "scalar type")
+_OF_SHAPES = ("enforce_sorted", "size of tensor", "shape", "dtype", "scalar type", "Can't call numpy()")
 _ADVICE = "\n  Try "  # where Pyro's advice begins in a message of several lines
 
 
@@ -172,6 +174,9 @@ def one_line_errors(
     try:
         yield
     except (ValueError, RuntimeError) as error:
+        said = _undrawable(function, error)
+        if said is not None:
+            raise ValueError(said) from error
         said = mismatch_of_rows(programs, args, kwargs, validation, str(error))
         if said is not None:
             raise ValueError(said) from error
@@ -191,12 +196,38 @@ def one_line_errors(
                 "needs them sorted by length; write pack_padded_sequence(..., enforce_sorted=False), which takes any "
                 "order, or sort the rows, longest first"
             )
+        elif "Can't call numpy()" in said:
+            raise ValueError(
+                f"{function} needs gradients of the programs, but one of them turns a tensor that has a gradient into "
+                "numpy; write that part in torch. An estimate with proposal=GuideProposal() needs no gradients"
+            ) from root
         elif not isinstance(root, ValueError):
             said = (
                 f"{function} cannot run the programs on {_in_words((*args, *kwargs.values()))} ({said}); give data of "
                 "the type and shape that the programs take"
             )
         raise type(error)(said) from root
+
+
+def _undrawable(function: str, error: BaseException) -> str | None:
+    """Return what to do if an error is that of a site whose distribution has no draws; None for other errors."""
+    while error.__cause__ is not None:
+        error = error.__cause__
+    if not isinstance(error, NotImplementedError):
+        return None
+    frames = [frame for frame, _ in traceback.walk_tb(error.__traceback__)]
+    if not frames or frames[-1].f_code.co_name not in ("sample", "rsample"):
+        return None
+    site = next((f.f_locals["msg"] for f in reversed(frames) if f.f_code.co_name == "default_process_message"), None)
+    if site is None:
+        return None
+    kind = type(frames[-1].f_locals.get("self")).__name__
+    improper = ", and log p(x) is known up to a constant only" if isinstance(site["fn"], ImproperUniform) else ""
+    return (
+        f"{function} draws site {site['name']!r}, whose distribution {kind} cannot be drawn from{improper}; give it a "
+        "distribution that can, such as Normal(0, 100). For log p(x_n), log_marginal(..., proposal=GuideProposal()) "
+        "draws from the guide alone"
+    )
 
 
 def _call(

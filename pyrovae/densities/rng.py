@@ -14,7 +14,9 @@ def isolated_rng(seed: int | None = None) -> Iterator[None]:
     """Restore torch's random states at the end. Start from a seed, if any."""
     with torch.random.fork_rng(devices=range(torch.cuda.device_count())):
         if seed is not None:
-            torch.manual_seed(seed)
+            torch.default_generator.manual_seed(seed)  # torch.manual_seed formats the stack for each absent device
+            if torch.cuda.is_available():
+                torch.cuda.manual_seed_all(seed)
         yield
 
 

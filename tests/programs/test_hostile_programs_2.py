@@ -18,6 +18,7 @@ from pyrovae import (
     ais,
     exact_log_marginal,
     fit,
+    ladder,
     linear_schedule,
     log_evidence,
     log_marginal,
@@ -390,3 +391,71 @@ def test_a_narrow_guide_is_told_for_a_prior_without_a_support_too(prior):
 
     with pytest.warns(UserWarning, match="the guide's HalfNormal never draws values of latent 'z'"):
         log_marginal(model, guide, torch.zeros(3), num_particles=10, proposal=GuideProposal())
+
+
+class WithoutDraws(dist.Normal):
+    """Normal distribution that has a density only."""
+
+    def rsample(self, sample_shape=None):
+        raise NotImplementedError
+
+    sample = rsample
+
+
+@pytest.mark.parametrize(
+    ("prior", "words"),
+    [
+        (lambda: dist.ImproperUniform(dist.constraints.real, (), ()), "ImproperUniform .* up to a constant only"),
+        (lambda: WithoutDraws(0.0, 1.0), "WithoutDraws cannot be drawn from; give it a distribution that can"),
+    ],
+    ids=["improper", "no draws"],
+)
+def test_a_prior_without_draws_is_named_and_the_guide_can_draw_alone(prior, words):
+    x = torch.tensor([0.3, -1.0])
+
+    def model(x):
+        with pyro.plate("data", len(x)):
+            z = pyro.sample("z", prior())
+            pyro.sample("x", dist.Normal(z, 1.0), obs=x)
+
+    def guide(x):
+        with pyro.plate("data", len(x)):
+            pyro.sample("z", dist.Normal(x, 1.5))
+
+    def whole():
+        pyro.sample("z", prior())
+
+    calls = [
+        lambda: log_marginal(model, guide, x, num_particles=10),
+        lambda: log_marginal(model, guide, x, num_particles=10, proposal=PriorProposal()),
+        lambda: ladder(model, guide, x, num_particles=10),
+        lambda: exact_log_marginal(model, x),
+        lambda: ais(model, x, num_particles=4, betas=linear_schedule(3)),
+        lambda: log_evidence(whole, lambda: None, num_particles=10),
+    ]
+    for call in calls:
+        with pytest.raises(ValueError, match=f"draws site 'z', whose distribution {words}") as raised:
+            call()
+        assert "\n" not in str(raised.value)
+    found = log_marginal(model, guide, x, num_particles=4000, proposal=GuideProposal())
+    expected = log_normal(x, 0.0, 2.0**0.5) if isinstance(prior(), WithoutDraws) else torch.zeros(2)
+    assert ((found.value - expected).abs() < 5 * found.std_error).all()
+
+
+def test_a_program_that_leaves_torch_is_told_and_the_guide_can_draw_alone():
+    x = torch.tensor([0.3, -1.0])
+
+    def model(x):
+        mu = pyro.sample("mu", dist.Normal(0.0, 1.0))
+        with pyro.plate("data", len(x)):
+            pyro.sample("x", dist.Normal(torch.as_tensor(mu.numpy()), 1.0), obs=x)
+
+    def guide(x):
+        pyro.sample("mu", dist.Normal(x.mean(), 1.0))
+
+    with pytest.raises(ValueError, match=r"turns a tensor that has a gradient into numpy"):
+        log_evidence(model, guide, x, num_particles=10)
+    found = log_evidence(model, guide, x, num_particles=4000, proposal=GuideProposal())
+    covariance = torch.eye(2) + 1
+    expected = dist.MultivariateNormal(torch.zeros(2), covariance).log_prob(x)
+    assert (found.value - expected).abs() < 5 * found.std_error

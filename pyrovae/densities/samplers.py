@@ -1,6 +1,5 @@
 """Corrections of distributions whose draws do not follow their density."""
 
-from contextlib import suppress
 from functools import partial
 from typing import Any
 
@@ -9,8 +8,6 @@ import torch
 from torch import Tensor
 
 from pyrovae.densities.masks import entry_of
-
-_SMALL = 0.05  # concentration below which gamma variables underflow in double precision, which torch draws in
 
 
 def correct_draws(fn: Any) -> None:
@@ -46,7 +43,11 @@ def correct_draws(fn: Any) -> None:
         )
     if isinstance(fn, torch.distributions.Beta):
         fn = fn._dirichlet
-    if isinstance(fn, torch.distributions.Dirichlet) and _underflows(fn.concentration):
+    # Training keeps torch's draws, whose gradients have the lower variance.
+    trains = (
+        torch.is_grad_enabled() and isinstance(fn, torch.distributions.Dirichlet) and fn.concentration.requires_grad
+    )
+    if isinstance(fn, torch.distributions.Dirichlet) and not trains:
         vars(fn)["rsample"] = partial(_draw_simplex, fn)
     if isinstance(fn, torch.distributions.LKJCholesky):
         rows = torch.arange(fn.dim, device=fn.concentration.device)
@@ -55,15 +56,8 @@ def correct_draws(fn: Any) -> None:
         fn._beta = dist.Beta(first.expand_as(second), second, validate_args=False)
 
 
-def _underflows(concentration: Tensor) -> bool:
-    """Return whether a concentration is small; False if it is not known, in a program that is being recorded."""
-    with suppress(RuntimeError):
-        return bool((concentration < _SMALL).any())
-    return False
-
-
 def _draw_simplex(fn: Any, sample_shape: Any = ()) -> Tensor:
-    """Draw from a Dirichlet with gradients; entries that underflow are the smallest number of its dtype.
+    """Draw from a Dirichlet; entries that underflow are the smallest number of its dtype.
 
     It normalises gamma variables G_a = G_{a+1} U^{1/a} with a uniform U (Marsaglia and Tsang 2000,
     https://doi.org/10.1145/358407.358414, section 6), by their logarithms.

@@ -32,7 +32,7 @@ Programs must keep a contract: every sample site lies inside one plate over the 
 traces, so no function depends on the class of a prior or a likelihood.
 """
 
-from pyrovae.densities.arguments import Whole, device_of, num_data, plain, take
+from pyrovae.densities.arguments import Whole, device_of, has_data, num_data, plain, take
 from pyrovae.densities.auxiliary import auto_guide_rows, check_spread, set_up_auto_guides
 from pyrovae.densities.contract import check_density, matched_latents, take_kl_weight
 from pyrovae.densities.coverage import warn_of_missed_mass
@@ -102,6 +102,7 @@ __all__ = [
     "evaluating",
     "find_rows",
     "generator_states",
+    "has_data",
     "in_support",
     "is_partial",
     "isolated_rng",

@@ -11,7 +11,14 @@ from tqdm import tqdm
 
 from pyrovae.densities import Program, entry, num_data, set_torch_generator_states, torch_generator_states, vectorize
 from pyrovae.evidence.annealing import STUCK, Path, Start, Tuning, Walk, anneal, execution_of, rows_of, tune
-from pyrovae.evidence.blocks import check_counts, concatenate, data_at_once, data_blocks, evaluation_mode
+from pyrovae.evidence.blocks import (
+    check_counts,
+    chunk_size_or_default,
+    concatenate,
+    data_at_once,
+    data_blocks,
+    evaluation_mode,
+)
 from pyrovae.evidence.temperatures import check_betas
 from pyrovae.execution import Execution
 from pyrovae.stats import LogMarginal, Rounding, sampling_std_error, student_t_critical, summarize_log_weights
@@ -74,7 +81,8 @@ def ais(
         acceptance: Target acceptance rate of the step sizes.
         num_tuning: Approximate number of transitions of the preliminary run; at least 2 at each of up to 50
             temperatures.
-        chunk_size: Number of chains, K times n data, run at once, which bounds memory; None for 8,192.
+        chunk_size: Number of chains, K times n data, run at once, which bounds memory; None for 8,192, or
+            for 6,500,000 / D if there are more than 793 columns D.
         execution: How to run the path's gradients: "eager", "recorded", "compiled", or "auto", which chooses by the
             number of gradients.
         progress: Whether to show a progress bar.
@@ -99,7 +107,8 @@ def ais(
         raise ValueError(f"acceptance must lie between 0 and 1, got {acceptance}")
     how = execution_of(betas, num_leapfrog, num_tuning, execution)
     model, guide = vectorize(model, guide, args, kwargs, plate=plate)
-    size, at_once, num_steps = num_data(args, kwargs), data_at_once(num_particles, chunk_size), len(betas) - 1
+    at_once = data_at_once(num_particles, chunk_size_or_default(chunk_size, args, kwargs))
+    size, num_steps = num_data(args, kwargs), len(betas) - 1
     num_blocks = math.ceil(size / at_once)
     run = {"num_data": size, "num_particles": num_particles, "blocks": num_blocks, "betas": betas}
     run |= {"num_leapfrog": num_leapfrog, "acceptance": acceptance, "num_tuning": num_tuning}

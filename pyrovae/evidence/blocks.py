@@ -1,5 +1,6 @@
 """Blocks of data and draws, which bound the memory of estimators."""
 
+import math
 import warnings
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -20,6 +21,8 @@ from pyrovae.densities import (
     check_weights,
     describe_bad_data,
     evaluating,
+    has_data,
+    num_data,
     sum_discrete,
     take,
     vectorize_pair,
@@ -27,6 +30,7 @@ from pyrovae.densities import (
 from pyrovae.evidence.latent_space import LatentSpace
 
 DEFAULT_CHUNK_SIZE = 8192
+_MOST_NUMBERS = 6_500_000  # latents decoded at once times columns of the data, by default: 26 MB in single precision
 
 _UNDEFINED_SHARE = 0.01  # of the gradients that are NaN, above which a warning names the datum
 _NAMED = 10  # data that it names
@@ -152,11 +156,29 @@ def data_blocks(
         yield block
 
 
-def data_at_once(num_particles: int, chunk_size: int | None) -> int:
+def data_at_once(num_particles: int, chunk_size: int) -> int:
     """Compute the number of data per block so that K times it is at most chunk_size, but at least one datum."""
-    chunk_size = DEFAULT_CHUNK_SIZE if chunk_size is None else chunk_size
     check_counts(chunk_size=chunk_size)
     return max(1, chunk_size // num_particles)
+
+
+def chunk_size_or_default(chunk_size: int | None, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> int:
+    """Return a number of latents decoded at once, which bounds memory.
+
+    The default is 8,192. For data with more than 793 columns it is smaller, so that a decoded chunk has at most 6.5
+    million numbers.
+
+    Args:
+        chunk_size: The number of latents, if it is given.
+        args: Positional arguments of the programs, the data first, with shape (N, ...).
+        kwargs: Keyword arguments of the programs.
+    """
+    if chunk_size is not None:
+        return chunk_size
+    size = num_data(args, kwargs) if has_data(args, kwargs) else 0
+    shapes: list[tuple[int, ...]] = [tuple(getattr(value, "shape", ())) for value in (*args, *kwargs.values())]
+    columns = max([1, *(math.prod(shape[1:]) for shape in shapes if len(shape) > 1 and shape[0] == size)])
+    return max(1, min(DEFAULT_CHUNK_SIZE, _MOST_NUMBERS // columns))
 
 
 def split_count(total: int, at_once: int) -> list[int]:

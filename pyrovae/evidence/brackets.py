@@ -12,9 +12,9 @@ from pyrovae.densities import Program, entry, num_data, vectorize
 from pyrovae.evidence.ais import summarize_chains
 from pyrovae.evidence.annealing import STUCK, Path, Start, Walk, anneal, execution_of, rows_of, tune, tuned_transition
 from pyrovae.evidence.blocks import (
-    DEFAULT_CHUNK_SIZE,
     DataBlock,
     check_counts,
+    chunk_size_or_default,
     concatenate,
     data_at_once,
     data_blocks,
@@ -111,7 +111,8 @@ def bracket(
         acceptance: Target acceptance rate of the step sizes.
         num_tuning: Approximate number of transitions of the preliminary run.
         num_equilibrium: Number of transitions that separate the reverse chains.
-        chunk_size: Number of latents, K times N, decoded at once, which bounds memory; None for 8,192.
+        chunk_size: Number of latents, K times N, decoded at once, which bounds memory; None for 8,192, or
+            for 6,500,000 / D if there are more than 793 columns D.
         plate: Name of the plate over the data; None for the only plate around all sites that has their number.
         **kwargs: Keyword arguments of both programs.
 
@@ -138,7 +139,7 @@ def bracket(
     elif guide is None:
         raise ValueError("importance sampling needs a guide; give one, or betas to anneal from the prior")
     model, guide = vectorize(model, guide, args, kwargs, plate=plate)
-    size = num_data(args, kwargs)
+    size, chunk_size = num_data(args, kwargs), chunk_size_or_default(chunk_size, args, kwargs)
     for name, value in latents.items():
         if value.shape[:1] != (size,):
             raise ValueError(f"latent {name!r} has shape {tuple(value.shape)}; expected one for each of {size} data")
@@ -153,7 +154,7 @@ def bracket(
                 )
             true = {name: value[block.rows].unsqueeze(0) for name, value in latents.items()}
             if betas is None:
-                bounds, weights = _by_importance(block, true, num_particles, proposal, chunk_size or DEFAULT_CHUNK_SIZE)
+                bounds, weights = _by_importance(block, true, num_particles, proposal, chunk_size)
                 found.append(bounds)
                 true_weights.append(weights)
             else:

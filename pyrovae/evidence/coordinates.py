@@ -91,8 +91,9 @@ class FixedCoordinates:
 
 
 def has_edges(supports: Supports) -> bool:
-    """Return whether a support has a bound."""
-    return any(_edges(support) != (None, None) for support in supports.values())
+    """Return whether a support has a bound, and all bounds are the same for all data."""
+    bounds = [bound for support in supports.values() for bound in _edges(support) if bound is not None]
+    return bool(bounds) and not any(isinstance(bound, Tensor) and bound.dim() for bound in bounds)
 
 
 def _edges(support: constraints.Constraint) -> tuple[Any, Any]:

@@ -15,7 +15,7 @@ from pyro import poutine
 from torch import Tensor
 
 from pyrovae.densities import Program, domain_of, entry, evaluating, isolated_rng, plain, sample_sites, take
-from pyrovae.evidence.blocks import concatenate
+from pyrovae.evidence.blocks import chunk_size_or_default, concatenate
 from pyrovae.evidence.importance import chunks_of, log_weight_blocks
 from pyrovae.evidence.proposals import GuideProposal, Proposal
 from pyrovae.evidence.weight_blocks import WeightBlock
@@ -221,7 +221,8 @@ def evaluate(
         proposal: `Proposal` or Pyro program to draw from, as in `log_marginal`; None for the default.
         target_std_error: Standard error in nats that every datum should reach; None for `num_particles` draws each.
         seed: Random seed; the global random state is restored at the end.
-        chunk_size: Number of latents, K times N, decoded at once, which bounds memory; None for 8,192.
+        chunk_size: Number of latents, K times N, decoded at once, which bounds memory; None for 8,192, or
+            for 6,500,000 / D if there are more than 793 columns D.
         execution: How to run the programs: "eager", "recorded", "compiled", or "auto", which chooses by the number of
             calls.
         on_progress: Called with the number of finished data, after each block.
@@ -252,9 +253,11 @@ def evaluate(
         first, conditions = take((x,), kwargs, slice(0, 1))
         measure = base_measure(model, *first, **conditions)
 
+    chunk = chunk_size_or_default(chunk_size, (x,), kwargs)
+
     def weigh(count: int, **options: Any) -> Callable[..., Iterator[WeightBlock]]:
-        chunks = chunks_of(len(x), size, count, chunk_size, execution)  # the same for any number of processes
-        options |= {"num_particles": count, "chunk_size": chunk_size, "execution": chunks, "plate": plate}
+        chunks = chunks_of(len(x), size, count, chunk, execution)  # the same for any number of processes
+        options |= {"num_particles": count, "chunk_size": chunk, "execution": chunks, "plate": plate}
         return partial(log_weight_blocks, model, guide, **options)
 
     weighers = [weigh(num_particles, proposal=proposal, target_std_error=target_std_error)]

@@ -20,9 +20,9 @@ from pyrovae.densities import (
     warn_of_missed_mass,
 )
 from pyrovae.evidence.blocks import (
-    DEFAULT_CHUNK_SIZE,
     DataBlock,
     check_counts,
+    chunk_size_or_default,
     concatenate,
     data_blocks,
     evaluation_mode,
@@ -93,7 +93,8 @@ def log_marginal(
         num_particles: Number of draws K per datum; the maximum if `target_std_error` is given.
         proposal: `Proposal` to draw from, such as `GuideProposal()` for the published protocol, or a Pyro program with
             the guide's arguments and sites; None for the default.
-        chunk_size: Number of latents, K times N, decoded at once, which bounds memory; None for 8,192.
+        chunk_size: Number of latents, K times N, decoded at once, which bounds memory; None for 8,192, or
+            for 6,500,000 / D if there are more than 793 columns D.
         target_std_error: Standard error in nats that every datum should reach; None for `num_particles` draws each.
             Pilot draws choose K for each block of data. The estimate does not use them, since it would be biased for
             heavy-tailed weights if the draws that it averages also decided when to stop. One warning counts the data
@@ -207,7 +208,8 @@ def evidence_lower_bound(
         guide: Pyro program q(z|x), with the model's arguments.
         *args: Positional arguments of both programs, the data first, with shape (N, ...).
         num_particles: Number of draws K per datum.
-        chunk_size: Number of latents, K times N, decoded at once, which bounds memory; None for 8,192.
+        chunk_size: Number of latents, K times N, decoded at once, which bounds memory; None for 8,192, or
+            for 6,500,000 / D if there are more than 793 columns D.
         skip_support_check: Whether to trust that the data lie in the support.
         **kwargs: execution and plate, as in `log_marginal`, and keyword arguments of both programs.
 
@@ -262,7 +264,8 @@ def log_weight_blocks(
         *args: Positional arguments of both programs, the data first, with shape (N, ...).
         num_particles: Number of draws K per datum; the maximum if `target_std_error` is given.
         proposal: `Proposal` or Pyro program to draw from, as in `log_marginal`; None for the default.
-        chunk_size: Number of latents, K times N, decoded at once, which bounds memory; None for 8,192.
+        chunk_size: Number of latents, K times N, decoded at once, which bounds memory; None for 8,192, or
+            for 6,500,000 / D if there are more than 793 columns D.
         target_std_error: Standard error in nats that every datum should reach; None for `num_particles` draws each.
         skip_support_check: Whether to trust that the data lie in the support.
         execution: How to run the programs: "eager", "recorded", "compiled", or "auto", which chooses by the number of
@@ -277,8 +280,8 @@ def log_weight_blocks(
     """
     pair = vectorize_pair(model, guide, args, kwargs, plate=plate)
     size = pair[0].num_data(args, kwargs)
+    chunk_size = chunk_size_or_default(chunk_size, args, kwargs)
     chunks = chunks_of(size, size, num_particles, chunk_size, execution) if isinstance(execution, str) else execution
-    chunk_size = chunk_size or DEFAULT_CHUNK_SIZE
     if target_std_error is not None and not 0 < target_std_error < math.inf:
         raise ValueError(f"target_std_error must be above 0 nats, got {target_std_error}; give 0.01, for example")
     if target_std_error is not None and num_particles < 2:
@@ -321,21 +324,20 @@ def _draws_for_std_error(draw: Callable[[int], tuple[Tensor, Tensor]], target_st
         log_w, component = torch.cat([log_w, more[0]]), torch.cat([component, more[1]])
 
 
-def chunks_of(num_data: int, block: int, num_particles: int, chunk_size: int | None, execution: Execution) -> Chunks:
+def chunks_of(num_data: int, block: int, num_particles: int, chunk_size: int, execution: Execution) -> Chunks:
     """Choose how calls of `log_weight_blocks` run the programs.
 
     Args:
         num_data: Number of data N of all calls.
         block: Number of data of one call.
         num_particles: Number of draws K per datum.
-        chunk_size: Number of latents, K times N, decoded at once, which bounds memory; None for 8,192.
+        chunk_size: Number of latents, K times N, decoded at once, which bounds memory.
         execution: How to run the programs: "eager", "recorded", "compiled", or "auto", which chooses by the number of
             calls.
 
     Raises:
         ValueError: If num_particles or chunk_size is below 1.
     """
-    chunk_size = DEFAULT_CHUNK_SIZE if chunk_size is None else chunk_size
     check_counts(num_particles=num_particles, chunk_size=chunk_size)
     at_once, particles_at_once = _chunk_shape(min(block, num_data), num_particles, chunk_size)
     count = math.ceil(num_data / at_once) * math.ceil(num_particles / particles_at_once)

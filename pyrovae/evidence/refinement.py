@@ -9,9 +9,9 @@ from torch.distributions import MultivariateNormal as Normal
 
 from pyrovae.densities import Program, entry, num_data, vectorize_pair
 from pyrovae.evidence.blocks import (
-    DEFAULT_CHUNK_SIZE,
     UndefinedGradients,
     check_counts,
+    chunk_size_or_default,
     concatenate,
     data_at_once,
     data_blocks,
@@ -119,7 +119,8 @@ def refine(
         lr: Initial learning rate, in standard deviations of the start.
         draws_per_step: Number of draws per datum and gradient, in antithetic pairs.
         num_particles: Number of draws K per datum.
-        chunk_size: Number of latents, K times N, decoded at once, which bounds memory; None for 8,192.
+        chunk_size: Number of latents, K times N, decoded at once, which bounds memory; None for 8,192, or
+            for 6,500,000 / D if there are more than 793 columns D.
         plate: Name of the plate over the data; None for the only plate around all sites that has their number.
         **kwargs: Keyword arguments of both programs.
 
@@ -145,16 +146,15 @@ def refine(
     size = num_data(args, kwargs)
     if value.shape != (size,):
         raise ValueError(f"log_p has shape {tuple(value.shape)}; expected one value for each of {size} data")
-    found = []
+    found, chunk = [], chunk_size_or_default(chunk_size, args, kwargs)
     pair = vectorize_pair(model, guide, args, kwargs, plate=plate)
     with evaluation_mode(*pair):
-        for block in data_blocks(*pair, args, kwargs, data_at_once(max(draws_per_step, 64), chunk_size)):
+        for block in data_blocks(*pair, args, kwargs, data_at_once(max(draws_per_step, 64), chunk)):
             space = block.space
             space.require_continuous()
             if space.masked:
                 raise ValueError("refine needs a posterior of all latents, but a mask leaves some out; remove them")
             undefined = UndefinedGradients()
-            chunk = chunk_size or DEFAULT_CHUNK_SIZE
             counts = split_count(num_particles, chunk // space.num_data)
             normal, shortfall = _best_normal(
                 space, family, counts, chunk, steps=steps, lr=lr, draws_per_step=draws_per_step, undefined=undefined

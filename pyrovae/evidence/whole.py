@@ -5,7 +5,7 @@ from dataclasses import replace
 from typing import Any
 
 from pyrovae.densities import Program, entry, num_data, vectorize_whole
-from pyrovae.evidence.blocks import DEFAULT_CHUNK_SIZE, check_counts
+from pyrovae.evidence.blocks import check_counts, chunk_size_or_default
 from pyrovae.evidence.importance import log_marginal
 from pyrovae.evidence.proposals import Proposal
 from pyrovae.execution import Execution
@@ -43,7 +43,8 @@ def log_evidence(
         num_particles: Number of draws K; the maximum if `target_std_error` is given.
         proposal: `Proposal` to draw from, such as `GuideProposal()` for the guide alone, or a Pyro program with the
             guide's arguments and sites; None for the default of `log_marginal`.
-        chunk_size: Number of latents, K times N, decoded at once, which bounds memory; None for 8,192.
+        chunk_size: Number of latents, K times N, decoded at once, which bounds memory; None for 8,192, or
+            for 6,500,000 / D if there are more than 793 columns D.
         target_std_error: Standard error in nats that the estimate should reach; None for `num_particles` draws.
         pareto_smoothed: Whether to smooth the largest weights (`pareto_smoothed_log_weights`).
         execution: How to run the programs: "eager", "recorded", "compiled", or "auto", which chooses by the number of
@@ -70,7 +71,8 @@ def log_evidence(
         >>> round(evidence.value.item(), 1)  # exact: -8 log sqrt(2 pi) - log 3
         -8.5
     """
-    check_counts(num_particles=num_particles, chunk_size=DEFAULT_CHUNK_SIZE if chunk_size is None else chunk_size)
+    chunk_size = chunk_size_or_default(chunk_size, args, kwargs)
+    check_counts(num_particles=num_particles, chunk_size=chunk_size)
     pair = vectorize_whole(model, guide, args, kwargs)
     if proposal is not None and not isinstance(proposal, Proposal | str | type):
         _, proposal = vectorize_whole(model, proposal, args, kwargs)
@@ -83,7 +85,7 @@ def log_evidence(
         *args,
         num_particles=num_particles,
         proposal=proposal,
-        chunk_size=max(1, (chunk_size or DEFAULT_CHUNK_SIZE) // _num_rows(args, kwargs)),
+        chunk_size=max(1, chunk_size // _num_rows(args, kwargs)),
         target_std_error=target_std_error,
         pareto_smoothed=pareto_smoothed,
         execution="eager" if pair[0].how == "looped" else execution,

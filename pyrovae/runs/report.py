@@ -57,7 +57,8 @@ def evaluate_run(
         proposal: Name of the proposal, a key of `PROPOSALS`.
         target_std_error: Standard error in nats that every datum should reach; None for `num_particles` draws each.
         seed: Random seed.
-        chunk_size: Number of latents, K times N, decoded at once, which bounds memory; None for 8,192.
+        chunk_size: Number of latents, K times N, decoded at once, which bounds memory; None for 8,192, or
+            for 6,500,000 / D if there are more than 793 columns D.
         execution: How to run the programs: "eager", "recorded", "compiled", or "auto", which chooses by the number of
             calls.
 

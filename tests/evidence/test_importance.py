@@ -408,3 +408,16 @@ def test_a_module_that_no_search_finds_runs_in_evaluation_mode():
     assert ((found.value - exact).abs() < 4.5 * found.std_error + 1e-6).all()
     assert net.training
     assert net[1].training
+
+
+def test_wide_data_are_decoded_in_smaller_chunks():
+    # 8,192 latents of 20,000 columns would be 655 MB for one tensor.
+    vae = VAE(StandardNormalPrior(2), BernoulliLikelihood(MLP(2, 20_000)), NormalEncoder(MLP(20_000, 4)))
+    x, decoded = torch.zeros(3, 20_000), []
+    vae.model.likelihood.network.register_forward_hook(lambda m, args, out: decoded.append(out.numel()))
+    log_marginal(vae.model, vae.guide, x, num_particles=400, proposal=GuideProposal())
+    assert max(decoded) <= 6_500_000
+    assert sum(decoded) >= 3 * 400 * 20_000
+    decoded.clear()
+    log_marginal(vae.model, vae.guide, x, num_particles=400, proposal=GuideProposal(), chunk_size=1200)
+    assert max(decoded) == 3 * 400 * 20_000

@@ -1,7 +1,7 @@
 """Unconstrained coordinates u of latents: real vectors that bijections map to the domain of each site."""
 
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from copy import copy
 from typing import Any, Protocol
 
@@ -10,16 +10,13 @@ from pyro.distributions import constraints
 from pyro.poutine.messenger import Messenger
 from pyro.poutine.util import site_is_subsample
 from torch import Tensor
-from torch.distributions import AffineTransform, Cauchy, ComposeTransform, Laplace, Normal, StudentT, Transform
+from torch.distributions import ComposeTransform, Transform
 
 from pyrovae.bijections import bijection
-from pyrovae.densities import Image, ParticleTrace, Site, VectorizedProgram, domain_of, entry_of, entry_support
+from pyrovae.densities import Image, Site, VectorizedProgram, domain_of, entry_support
 
 Latents = dict[str, Tensor]
 Supports = dict[str, constraints.Constraint]
-
-_LOCATION_SCALE = (Normal, StudentT, Laplace, Cauchy)
-_FUNNEL = 20.0  # ratio of the largest and the smallest scale in draws of the prior, from which a site is standardized
 
 OTHER_DRAWS = 8  # of the latents, to see whether a support depends on them
 
@@ -142,7 +139,6 @@ class MovingCoordinates:
         args: Positional arguments of the model, the data first, with shape (N, ...).
         kwargs: Keyword arguments of the model.
         event_shapes: Shape of the coordinates of each site for one datum.
-        standardized: Names of location-scale sites whose coordinates are (z - loc) / scale.
     """
 
     def __init__(
@@ -151,16 +147,14 @@ class MovingCoordinates:
         args: tuple[Any, ...],
         kwargs: dict[str, Any],
         event_shapes: Mapping[str, torch.Size],
-        standardized: frozenset[str] = frozenset(),
     ) -> None:
         self.model, self.args, self.kwargs, self.event_shapes = model, args, kwargs, event_shapes
-        self.standardized = standardized
         self.size = sum(map(math.prod, event_shapes.values()))
 
     def unpack(self, u: Tensor) -> tuple[Latents, Tensor]:
         """Convert u to latents, and return log |det dz/du|, with shape (K, N)."""
         layout = self.model.layout(len(u), self.args, self.kwargs)
-        with _Constrain(layout.to_site, _split(u, self.event_shapes), self.standardized) as handler:
+        with _Constrain(layout.to_site, _split(u, self.event_shapes)) as handler:
             trace = self.model.trace(len(u), self.args, self.kwargs)
         log_det = u.new_zeros(u.shape[:-1])
         for name, jacobian in handler.jacobians.items():
@@ -175,7 +169,7 @@ class MovingCoordinates:
         parts = []
         for name in self.event_shapes:
             site = trace.sites[name]
-            transform = _transform_of(site.fn, name in self.standardized)
+            transform = _transform_of(site.fn)
             parts.append(_per_datum(site, transform.inv(site.raw_value)).reshape(*trace.shape, -1))
         return torch.cat(parts, -1)
 
@@ -186,15 +180,14 @@ class _Constrain(Messenger):
     Args:
         to_site: Function that moves draws and data from the front to their dims in a site (`Layout.to_site`).
         coordinates: Coordinates of each site, with shape (K, N, ...).
-        standardized: Names of location-scale sites whose coordinates are (z - loc) / scale.
 
     Attributes:
         jacobians: Log |dz/du| of each site, with the batch shape of the site and more.
     """
 
-    def __init__(self, to_site: Any, coordinates: Mapping[str, Tensor], standardized: frozenset[str]) -> None:
+    def __init__(self, to_site: Any, coordinates: Mapping[str, Tensor]) -> None:
         super().__init__()
-        self.to_site, self.coordinates, self.standardized = to_site, coordinates, standardized
+        self.to_site, self.coordinates = to_site, coordinates
         self.jacobians: dict[str, Tensor] = {}
 
     def _pyro_sample(self, msg: Any) -> None:
@@ -203,38 +196,16 @@ class _Constrain(Messenger):
             return
         plates = {f.dim: f.size for f in msg["cond_indep_stack"] if f.vectorized}
         y = self.to_site(self.coordinates[name], plates)
-        transform = _transform_of(msg["fn"], name in self.standardized)
+        transform = _transform_of(msg["fn"])
         msg["value"], msg["done"] = transform(y), True
         self.jacobians[name] = transform.log_abs_det_jacobian(y, msg["value"])
 
 
-def _transform_of(fn: Any, standardized: bool) -> Transform:
+def _transform_of(fn: Any) -> Transform:
     """Make the bijection from coordinates to the values of a site."""
-    if standardized:
-        entry = entry_of(fn)
-        return AffineTransform(entry.loc, entry.scale)
     domain = domain_of(fn)
     assert domain is not None
     return to_domain(domain)
-
-
-def sites_with_moving_scale(trace: ParticleTrace, names: Iterable[str]) -> frozenset[str]:
-    """List the location-scale sites whose scale varies by a factor of 20 over draws of the latents before them.
-
-    Args:
-        trace: Run of the model on several draws.
-        names: Names of the latents.
-    """
-    found = set()
-    for name in names:
-        site = trace.sites[name]
-        fn = entry_of(site.fn)
-        # The scale has further dims if it depends on a latent that is summed out.
-        if isinstance(fn, _LOCATION_SCALE) and 0 < fn.scale.dim() <= site.raw_value.dim():
-            scale = _per_datum(site, fn.scale.expand(site.raw_value.shape))
-            if bool((scale.amax(0) > _FUNNEL * scale.amin(0)).any()):
-                found.add(name)
-    return frozenset(found)
 
 
 def _wrapped(angle: Tensor) -> Tensor:

@@ -4,7 +4,6 @@ Proposals, annealing and refinement use only these log densities and vectors of 
 """
 
 import warnings
-from copy import copy
 from functools import partial
 from typing import Any
 
@@ -40,12 +39,10 @@ from pyrovae.evidence.coordinates import (
     fixed_supports,
     has_edges,
     saturated,
-    sites_with_moving_scale,
 )
 from pyrovae.execution import Chunks
 from pyrovae.stats import Rounding
 
-_FUNNEL_DRAWS = 64
 _SATURATION_DRAWS = 200
 _SATURATION_DATA = 4
 
@@ -142,30 +139,15 @@ class LatentSpace:
             supports = fixed
         return FixedCoordinates(supports, shapes), ""
 
-    def has_funnels(self) -> bool:
-        """Return whether the scale of a location-scale latent depends much on the latents before it."""
-        return bool(self._funnels())
-
-    def standardized(self) -> "LatentSpace":
-        """Make a space of the same latents in which those with such a scale have coordinates (z - loc) / scale."""
-        if "standardized" not in self.memo:
-            space = copy(self)
-            assert self.coordinates is not None
-            shapes = self.coordinates.event_shapes
-            space.coordinates = MovingCoordinates(self.model, self.args, self.kwargs, shapes, self._funnels())
-            space.memo = {}
-            self.memo["standardized"] = space
-        return self.memo["standardized"]
-
-    def _funnels(self) -> frozenset[str]:
-        if "funnels" not in self.memo:
-            with isolated_rng(0), torch.no_grad(), pyro.validation_enabled(False):
-                args, kwargs = (
-                    take(self.args, self.kwargs, slice(0, 1)) if self.model.divisible else (self.args, self.kwargs)
-                )
-                trace = self.model.trace(_FUNNEL_DRAWS, args, kwargs)
-            self.memo["funnels"] = sites_with_moving_scale(trace, self.names)
-        return self.memo["funnels"]
+    def of_rows(self, rows: Tensor) -> "LatentSpace":
+        """Make the space of some of the data, with the same coordinates; of all of them if they cannot be divided."""
+        if not self.model.divisible or len(rows) == self.num_data:
+            return self
+        args, kwargs = take(self.args, self.kwargs, rows)
+        space = LatentSpace(self.model, self.guide, *args, **kwargs)
+        if isinstance(self.coordinates, FixedCoordinates) and isinstance(space.coordinates, FixedCoordinates):
+            space.coordinates.centres = {name: value[:, rows] for name, value in self.coordinates.centres.items()}
+        return space
 
     @property
     def is_real(self) -> bool:

@@ -15,6 +15,7 @@ _MOST_MIRRORED = 8  # modes that are mirrored, the highest
 _NEIGHBOURS = 8  # other data whose best mode is tried
 _PRIOR_DRAWS = 32
 
+_ZERO = 0.5  # prior widths within which the prior's middle is taken for 0; draws know it to 0.16 (`prior_scale`)
 _SURPRISE = 3.0  # nats by which f at a candidate exceeds the fits so far
 _REACH = 12.0  # nats below the best mode down to which a candidate is worth a climb
 _SAME = 1.0  # distance of two modes, in standard deviations, up to which they are one
@@ -43,28 +44,41 @@ def find_modes(
         round still found a mode with 1 % of the mass, with shape (N,).
     """
     fit = _alive(_without_repeats(climb(space, steps=steps, starts=starts, chunk_size=chunk_size), 0), 0)
-    middle, _ = prior_scale(space, chunk_size)
+    middle, width = prior_scale(space, chunk_size)
+    middle = torch.where(middle.abs() < _ZERO * width, 0.0, middle)  # a mirror must be precise
     data = torch.arange(space.num_data, device=middle.device)
     first = 0  # index of the first mode whose mirror images were not tried
-    unsettled = torch.zeros_like(data, dtype=torch.bool)
-    for search in range(rounds):
+    unsettled = torch.ones_like(data, dtype=torch.bool)
+    for _ in range(rounds):
         candidates = _candidates(space, fit, first, middle, chunk_size)
         room = min(max(starts, len(fit.mode) - first), _MOST_MODES - len(fit.mode))
         chosen, promising = _choose(space, fit, candidates, room, chunk_size)
-        several = (_masses(fit) > _MASS).sum(0) > 1
-        from_there = [chosen[: int(promising.any(1).sum())]]
-        if bool((several & (unsettled if search else True)).any()):
-            from_there.append(_from_prior(space, chunk_size))
+        several = unsettled & ((_masses(fit) > _MASS).sum(0) > 1)
         first = len(fit.mode)
-        for u in from_there:
-            if len(u):
-                more, _ = climb_from(space, u, steps=steps, chunk_size=chunk_size)
-                fit = LaplaceFit(*(torch.cat(parts) for parts in zip(fit, more, strict=True)))
+        for rows, from_prior_too in ((promising.any(0), False), (several, True)):
+            if bool(rows.any()):
+                part = space.of_rows(rows.nonzero().flatten())
+                rows = rows if part is not space else torch.ones_like(rows)
+                u = _from_prior(part, chunk_size) if from_prior_too else chosen[: int(promising.any(1).sum()), rows]
+                more, _ = climb_from(part, u, steps=steps, chunk_size=chunk_size)
+                fit = _with_fits(fit, more, rows)
         fit = _alive(_without_repeats(fit, first), first)
         unsettled = (_masses(fit)[first:] > _MASS).any(0)
         if not bool(unsettled.any()) or len(fit.mode) >= _MOST_MODES:
             break
     return fit, unsettled
+
+
+def _with_fits(fit: LaplaceFit, more: LaplaceFit, rows: Tensor) -> LaplaceFit:
+    """Add fits, with shape (S', n, ...), at the n data where rows is true; other data repeat their first fit, dead."""
+    found = []
+    for old, new in zip(fit, more, strict=True):
+        added = old[:1].expand(len(new), *old.shape[1:]).clone()
+        added[:, rows] = new
+        found.append(torch.cat([old, added]))
+    every = LaplaceFit(*found)
+    every.log_joint[len(fit.mode) :, ~rows] = -torch.inf
+    return every
 
 
 def _without_repeats(fit: LaplaceFit, before: int) -> LaplaceFit:

@@ -130,8 +130,6 @@ class LaplaceProposal(Proposal):
         rounds: Number of rounds of adaptation; needs modes="all".
         searches: Maximum number of rounds of the search for further modes (`find_modes`); needs modes="all". Data for
             which the last round still found one get an infinite khat.
-        standardized: Whether each location-scale latent whose scale depends on others is divided by it, which turns
-            the funnel of a hierarchy into a block.
 
     Raises:
         ValueError: If df is not positive, modes is unknown, or rounds or searches is not 0 with modes="best".
@@ -143,7 +141,6 @@ class LaplaceProposal(Proposal):
     modes: Literal["best", "all"] = "best"
     rounds: int = 0
     searches: int = 0
-    standardized: bool = False
 
     def __post_init__(self) -> None:
         _check_positive(df=self.df)
@@ -159,13 +156,11 @@ class LaplaceProposal(Proposal):
     def name(self) -> str:
         """Name for tables."""
         shape = "Laplace normal" if self.df is None else f"Laplace t({self.df:g})"
-        shape = f"adapted {shape}" if self.rounds else shape
-        return f"standardized {shape}" if self.standardized else shape
+        return f"adapted {shape}" if self.rounds else shape
 
     def adapt(self, space: LatentSpace, *, chunk_size: int = DEFAULT_CHUNK_SIZE) -> Component:
         """Climb to the mode of each datum; proposals that differ only in df share one climb."""
         _check_continuous(space, self.name)
-        space = space.standardized() if self.standardized else space
         centre_angles(space, chunk_size)
         key = ("laplace", self.steps, self.starts, self.modes, self.rounds, self.searches)
         if key not in space.memo:
@@ -266,10 +261,6 @@ def default_proposal(space: LatentSpace) -> Proposal:
     rounds = 0 if space.size > 6 else 8 if space.size > 2 else 3
     laplace = LaplaceProposal(starts=4, modes="all", rounds=rounds, searches=6)  # posteriors may have several modes
     others = (GuideProposal(), PriorProposal())
-    if space.has_funnels():
-        block = replace(laplace, standardized=True)
-        parts = (laplace, replace(laplace, df=None), block, replace(block, df=None), *others)
-        return MixtureProposal(parts, (0.3, 0.05, 0.3, 0.05, 0.1, 0.2))
     return MixtureProposal((laplace, replace(laplace, df=None), *others), (0.6, 0.1, 0.1, 0.2))
 
 

@@ -111,19 +111,3 @@ def test_the_two_piece_density_integrates_to_one_and_is_that_of_its_draws():
     error = ratio.std(0) / len(ratio) ** 0.5
     assert ((ratio.mean(0) - 1).abs() < 4.5 * error).all()
     assert (error < 0.05).all()
-
-
-def test_a_funnel_gets_a_second_proposal_in_standardized_coordinates():
-    problem = edges.scales(5, 20)
-    space = LatentSpace(problem.model, problem.guide, problem.x)
-    assert space.has_funnels()
-    other = space.standardized()
-    u = torch.randn(4, 20, 6, dtype=torch.float64)
-    latents, log_det = other.unpack(u)
-    tau, theta = u[..., 0].exp(), u[..., 1:] * u[..., :1].exp()
-    torch.testing.assert_close(latents["tau"], tau)
-    torch.testing.assert_close(latents["theta"], theta)
-    torch.testing.assert_close(log_det, 6 * u[..., 0])
-    torch.testing.assert_close(other.pack(latents), u)
-    found = check_covered(problem, chunk_size=2**15)
-    assert (found.khat < 0.7).double().mean() > 0.8

@@ -115,7 +115,7 @@ class TestAgainstExactValues:
         both = LaplaceProposal(starts=20, modes="all")
         assert within(log_marginal(model, guide, x, num_particles=4000, proposal=both), exact)
 
-    def test_most_second_modes_among_many_latents_are_found(self):
+    def test_second_modes_among_many_latents_are_found(self):
         # Nine more latents, each seen with noise: log p(x) is the first one's, by quadrature, and a normal's.
         def model(x):
             with pyro.plate("data", len(x), dim=-1):
@@ -134,8 +134,8 @@ class TestAgainstExactValues:
         exact = by_quadrature(squared(), x[:, :1]) + dist.Normal(0.0, 1.09**0.5).log_prob(x[:, 1:]).sum(-1)
         found = log_marginal(model, guide, x, num_particles=1000)
         covered = ((found.value - exact).abs() < 1.96 * found.std_error).double().mean()
-        assert covered > 0.7  # 0.8 with a standard error of 0.023: one start covers 0.4 of them
-        assert (found.value - exact).mean() > -0.15
+        assert covered > 0.9  # 0.95 with a standard error of 0.013: 0.8 without a search, 0.4 from one start
+        assert (found.value - exact).mean() > -0.02
 
     def test_log_marginal_is_accurate_in_single_precision_under_no_grad(self):
         hand = HandWritten()

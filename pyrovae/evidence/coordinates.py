@@ -34,7 +34,6 @@ class Coordinates(Protocol):
     """Bijection between u, with shape (K, N, U), and the latents of N data."""
 
     size: int
-    event_shapes: Mapping[str, torch.Size]
 
     def unpack(self, u: Tensor) -> tuple[Latents, Tensor]:
         """Convert u to latents, and return log |det dz/du|, with shape (K, N)."""
@@ -132,7 +131,7 @@ def saturated(supports: Supports, latents: Latents) -> Tensor | None:
 
 
 class MovingCoordinates:
-    """Coordinates of latents whose transforms depend on the latents before them, so that the model runs to find them.
+    """Coordinates of latents whose supports depend on the latents before them, so that the model runs to find them.
 
     Args:
         model: Pyro program p(z) p(x|z).

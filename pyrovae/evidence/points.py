@@ -58,17 +58,5 @@ class Points:
         """Log p(z) and log p(x|z) in nats, each with shape (K, N)."""
         return self.space.log_model(self.latents)
 
-    def in_space(self, space: LatentSpace) -> "Points":
-        """Return these draws with the coordinates of another space of the same latents."""
-        if space is self.space:
-            return self
-        if space not in self._in_spaces:
-            self._in_spaces[space] = Points(space, self.latents)
-        return self._in_spaces[space]
-
-    @cached_property
-    def _in_spaces(self) -> "dict[LatentSpace, Points]":
-        return {}
-
     def __len__(self) -> int:
         return len(next(iter(self.latents.values())) if "latents" in self.__dict__ else self.u)

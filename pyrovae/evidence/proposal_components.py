@@ -145,7 +145,6 @@ class EllipticalComponent(Component):
 
     def log_density(self, points: Points) -> Tensor:
         """Evaluate log q(z) in nats, with shape (K, N), in the latents' own space."""
-        points = points.in_space(self.space)
         u, log_share = points.u.double(), self.share.log()
         total = torch.full(u.shape[:2], -torch.inf, dtype=u.dtype, device=u.device)
         for s, loc in enumerate(self.loc.double()):  # one mode at a time, which bounds memory
@@ -244,7 +243,7 @@ class MixtureComponent(Component):
         back = which.argsort(stable=True).argsort()
         latents = {name: torch.cat([points.latents[name] for points in drawn])[back] for name in self.space.names}
         # Keep coordinates as they were drawn: the inverse of the bijection would round them.
-        u = torch.cat([points.in_space(self.space).u for points in drawn])[back] if self.space.continuous else None
+        u = torch.cat([points.u for points in drawn])[back] if self.space.continuous else None
         return Points(self.space, latents, u, which)
 
     def log_weights(self, num_particles: int) -> tuple[Tensor, Tensor]:

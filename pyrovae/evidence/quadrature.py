@@ -8,7 +8,6 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from pyrovae.densities import take
 from pyrovae.evidence.blocks import split_count
 from pyrovae.evidence.cubature import Cubature, Peaks, integrate_adaptively, to_cube
 from pyrovae.evidence.laplace import climb_from, prior_scale
@@ -95,17 +94,9 @@ def by_quadrature(space: LatentSpace, num_points: int | None, chunk_size: int) -
         raise ValueError(f"num_points must be at least 4, got {points}")
     blocks = []
     for rows in torch.arange(space.num_data).split(_DATA_AT_ONCE if space.model.divisible else space.num_data):
-        blocks.append(_of_block(_at(space, rows), points, chunk_size))
+        blocks.append(_of_block(space.of_rows(rows), points, chunk_size))
     value, error, loc, covariance = (torch.cat(part) for part in list(zip(*blocks, strict=True))[:4])
     return Quadrature(value, error, loc, covariance, sum((block.reason for block in blocks), ()))
-
-
-def _at(space: LatentSpace, rows: Tensor) -> LatentSpace:
-    """Restrict a space to some of its data."""
-    if len(rows) == space.num_data:
-        return space
-    args, kwargs = take(space.args, space.kwargs, rows)
-    return LatentSpace(space.model, None, *args, **kwargs)
 
 
 def _of_block(space: LatentSpace, points: int, chunk_size: int) -> Quadrature:
@@ -120,7 +111,7 @@ def _of_block(space: LatentSpace, points: int, chunk_size: int) -> Quadrature:
         frame = frame._replace(peaks=survey.peaks.and_others(frame.peaks))
 
     def integrate(rows: Tensor, share: float) -> Cubature:
-        part, some = _at(space, rows), frame.rows(rows)
+        part, some = space.of_rows(rows), frame.rows(rows)
         return integrate_adaptively(
             partial(_log_density, part),
             *some,

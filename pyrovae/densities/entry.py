@@ -28,8 +28,9 @@ Result = TypeVar("Result")
 Arguments = tuple[tuple[Any, ...], dict[str, Any]]
 
 _TABLE = "Trace Shapes:"  # where Pyro's table of shapes begins in a message
+_TO_NUMPY = "Can't call numpy()"  # in torch's message about a tensor that has a gradient
 # In torch's messages about arguments.
-_OF_SHAPES = ("enforce_sorted", "size of tensor", "shape", "dtype", "scalar type", "Can't call numpy()")
+_OF_SHAPES = ("enforce_sorted", "size of tensor", "shape", "dtype", "scalar type", _TO_NUMPY)
 _ADVICE = "\n  Try "  # where Pyro's advice begins in a message of several lines
 
 
@@ -196,7 +197,7 @@ def one_line_errors(
                 "needs them sorted by length; write pack_padded_sequence(..., enforce_sorted=False), which takes any "
                 "order, or sort the rows, longest first"
             )
-        elif "Can't call numpy()" in said:
+        elif _TO_NUMPY in said:
             raise ValueError(
                 f"{function} needs gradients of the programs, but one of them turns a tensor that has a gradient into "
                 "numpy; write that part in torch. An estimate with proposal=GuideProposal() needs no gradients"

@@ -43,12 +43,11 @@ def correct_draws(fn: Any) -> None:
         )
     if isinstance(fn, torch.distributions.Beta):
         fn = fn._dirichlet
-    # Training keeps torch's draws, whose gradients have the lower variance.
-    trains = (
-        torch.is_grad_enabled() and isinstance(fn, torch.distributions.Dirichlet) and fn.concentration.requires_grad
-    )
-    if isinstance(fn, torch.distributions.Dirichlet) and not trains:
-        vars(fn)["rsample"] = partial(_draw_simplex, fn)
+    if isinstance(fn, torch.distributions.Dirichlet):
+        # Training keeps torch's draws, whose gradients have the lower variance.
+        trains = torch.is_grad_enabled() and fn.concentration.requires_grad
+        if not trains:
+            vars(fn)["rsample"] = partial(_draw_simplex, fn)
     if isinstance(fn, torch.distributions.LKJCholesky):
         rows = torch.arange(fn.dim, device=fn.concentration.device)
         first = (rows.to(fn.concentration) / 2).clamp(min=0.5)  # row 0 has no entry left of the diagonal

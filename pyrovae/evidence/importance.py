@@ -118,8 +118,7 @@ def log_marginal(
             below 2, data lie outside the support, all data have weights that are NaN or unbounded, or a program breaks
             the contract of `log_weights`.
     """
-    blocks, faults = [], []
-    for block in log_weight_blocks(
+    weights = log_weight_blocks(
         model,
         guide,
         *args,
@@ -131,14 +130,19 @@ def log_marginal(
         plate=plate,
         nan_for_faults=True,
         **kwargs,
-    ):
-        blocks.append(block.summary(pareto_smoothed))
-        faults.append(block.fault)
-    marginal = LogMarginal(*concatenate(blocks))
+    )
+    summaries, faults = _summarised(weights, lambda block: block.summary(pareto_smoothed))
+    marginal = LogMarginal(*concatenate(summaries))
     tell_faults(faults, marginal.value)
     if target_std_error is not None:
         _warn_of_missed(marginal.std_error, target_std_error, num_particles)
     return marginal
+
+
+def _summarised(blocks: Iterator[WeightBlock], summarize: Callable[[WeightBlock], Any]) -> tuple[list[Any], list[str]]:
+    """Summarise each block before the next one is drawn; return the summaries, and why data have no weights."""
+    found = [(summarize(block), block.fault) for block in blocks]
+    return [summary for summary, _ in found], [fault for _, fault in found]
 
 
 def _warn_of_missed(std_error: Tensor, target_std_error: float, num_particles: int) -> None:
@@ -180,12 +184,10 @@ def ladder(model: Program, guide: Program, *args: Any, num_particles: int, **kwa
     for name in ("target_std_error", "pareto_smoothed"):
         if name in kwargs:
             raise ValueError(f"ladder needs the same number of draws for all data, got {name}; use log_marginal")
-    blocks, faults = [], []
-    for block in log_weight_blocks(model, guide, *args, num_particles=num_particles, nan_for_faults=True, **kwargs):
-        blocks.append(block.rungs())
-        faults.append(block.fault)
+    weights = log_weight_blocks(model, guide, *args, num_particles=num_particles, nan_for_faults=True, **kwargs)
+    summaries, faults = _summarised(weights, WeightBlock.rungs)
     ladder = [
-        Rung(rungs[0].num_particles, *concatenate(rung[1:] for rung in rungs)) for rungs in zip(*blocks, strict=True)
+        Rung(rungs[0].num_particles, *concatenate(rung[1:] for rung in rungs)) for rungs in zip(*summaries, strict=True)
     ]
     tell_faults(faults, ladder[-1].lower_bound)
     return ladder
@@ -219,8 +221,7 @@ def evidence_lower_bound(
     Raises:
         ValueError: As `log_marginal`.
     """
-    blocks, faults = [], []
-    for block in log_weight_blocks(
+    weights = log_weight_blocks(
         model,
         guide,
         *args,
@@ -230,10 +231,9 @@ def evidence_lower_bound(
         skip_support_check=skip_support_check,
         nan_for_faults=True,
         **kwargs,
-    ):
-        blocks.append(block.summarize(summarize_lower_bound))
-        faults.append(block.fault)
-    bound = LowerBound(*concatenate(blocks))
+    )
+    summaries, faults = _summarised(weights, lambda block: block.summarize(summarize_lower_bound))
+    bound = LowerBound(*concatenate(summaries))
     tell_faults(faults, bound.value)
     return bound
 

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from pyrovae.densities import Program, Site, check_support, entry, isolated_rng, take, vectorize
-from pyrovae.evidence.blocks import DEFAULT_CHUNK_SIZE, evaluation_mode
+from pyrovae.evidence.blocks import chunk_size_or_default, evaluation_mode
 from pyrovae.evidence.latent_space import Latents, LatentSpace
 from pyrovae.evidence.quadrature import by_quadrature
 
@@ -41,7 +41,7 @@ def exact_log_marginal(
     model: Program,
     *args: Any,
     num_points: int | None = None,
-    chunk_size: int = DEFAULT_CHUNK_SIZE,
+    chunk_size: int | None = None,
     plate: str | None = None,
     **kwargs: Any,
 ) -> ExactMarginal:
@@ -66,7 +66,8 @@ def exact_log_marginal(
         *args: Positional arguments of the model, the data first, with shape (N, ...).
         num_points: Number of points per coordinate, at least 4; None for 2000, 100 and 50 with one, two and three
             coordinates. Cubature takes up to 50, 50 and 6 times as many in all.
-        chunk_size: Number of latents, K times N, decoded at once, which bounds memory.
+        chunk_size: Number of latents, K times N, decoded at once, which bounds memory; None for 8,192, or
+            for 6,500,000 / D if there are more than 793 columns D.
         plate: Name of the plate over the data; None for the only plate around all sites that has their number.
         **kwargs: Keyword arguments of the model.
 
@@ -88,6 +89,7 @@ def exact_log_marginal(
     """
     model, _ = vectorize(model, None, args, kwargs, plate=plate)
     check_support(model, *args, **kwargs)
+    chunk_size = chunk_size_or_default(chunk_size, args, kwargs)
     with evaluation_mode(model), isolated_rng(0):
         space = LatentSpace(model, None, *args, **kwargs)
         at_once = max(1, chunk_size // space.num_data)

@@ -108,9 +108,11 @@ def _alive(fit: LaplaceFit, first: int) -> LaplaceFit:
 
 def _squared_distances(fit: LaplaceFit, u: Tensor, which: slice = slice(None)) -> Tensor:
     """Compute squared distances from modes in standard deviations, with shape (S, C, N), of u with shape (C, N, U)."""
-    away = (u.double() - fit.mode[which].double().unsqueeze(1)).permute(0, 2, 3, 1)  # (S, N, U, C)
-    scaled = torch.linalg.solve_triangular(fit.scale_tril[which], away, upper=False)
-    return scaled.square().sum(-2).mT
+    found = []
+    for mode, tril in zip(fit.mode[which], fit.scale_tril[which], strict=True):  # one at a time, which bounds memory
+        away = (u.double() - mode.double()).permute(1, 2, 0)  # (N, U, C)
+        found.append(torch.linalg.solve_triangular(tril, away, upper=False).square().sum(-2).mT)
+    return torch.stack(found)
 
 
 def _masses(fit: LaplaceFit) -> Tensor:

@@ -7,7 +7,8 @@ means         means over data, standard errors, bits per dimension
 summaries     results of the estimators: `LogMarginal`, `LowerBound`, `Rung`
 
 Functions of log weights reduce over dim 0, the K particles, and keep every other dimension, the data. They compute and
-return float64 for every input dtype, and leave the average over data to the caller. This room imports torch and SciPy alone.
+return float64 for every input dtype, and leave the average over data to the caller. This room imports torch and SciPy
+alone.
 """
 
 from pyrovae.stats.critical import joint_critical, student_t_critical

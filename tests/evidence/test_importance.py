@@ -25,6 +25,7 @@ from pyrovae import (
     StandardNormalPrior,
     evidence_lower_bound,
     exact_log_marginal,
+    exact_log_marginal,
     log_joint,
     log_marginal,
     log_weights,
@@ -421,3 +422,11 @@ def test_wide_data_are_decoded_in_smaller_chunks():
     decoded.clear()
     log_marginal(vae.model, vae.guide, x, num_particles=400, proposal=GuideProposal(), chunk_size=1200)
     assert max(decoded) == 3 * 400 * 20_000
+
+
+def test_exact_values_of_wide_data_are_decoded_in_smaller_chunks():
+    vae = VAE(StandardNormalPrior(1), BernoulliLikelihood(MLP(1, 20_000)), NormalEncoder(MLP(20_000, 2)))
+    decoded = []
+    vae.model.likelihood.network.register_forward_hook(lambda m, args, out: decoded.append(out.numel()))
+    exact_log_marginal(vae.model, torch.zeros(1, 20_000), num_points=800)
+    assert max(decoded) <= 6_500_000

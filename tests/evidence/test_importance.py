@@ -25,7 +25,6 @@ from pyrovae import (
     StandardNormalPrior,
     evidence_lower_bound,
     exact_log_marginal,
-    exact_log_marginal,
     log_joint,
     log_marginal,
     log_weights,

@@ -9,9 +9,18 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from pyrovae.densities import Program, entry, num_data, set_torch_generator_states, torch_generator_states, vectorize
+from pyrovae.densities import (
+    Program,
+    bad_data,
+    entry,
+    num_data,
+    set_torch_generator_states,
+    torch_generator_states,
+    vectorize,
+)
 from pyrovae.evidence.annealing import STUCK, Path, Start, Tuning, Walk, anneal, execution_of, rows_of, tune
 from pyrovae.evidence.blocks import (
+    DataBlock,
     check_counts,
     chunk_size_or_default,
     concatenate,
@@ -20,6 +29,7 @@ from pyrovae.evidence.blocks import (
     evaluation_mode,
 )
 from pyrovae.evidence.temperatures import check_betas
+from pyrovae.evidence.weight_blocks import summarize_known, tell_faults
 from pyrovae.execution import Execution
 from pyrovae.stats import LogMarginal, Rounding, sampling_std_error, student_t_critical, summarize_log_weights
 
@@ -94,12 +104,13 @@ def ais(
 
     Returns:
         LogMarginal of value, std_error, ess and khat of the K weights, each with shape (N,), in nats, float64. The
-        error is that of `summarize_chains`; inf, unknown, above 2 nats. khat is inf, unknown, below 21 chains.
+        error is that of `summarize_chains`; inf, unknown, above 2 nats. khat is inf, unknown, below 21 chains. Data
+        with a weight that is NaN or unbounded get NaN, with a warning that says why.
 
     Raises:
         ValueError: If betas do not increase from 0 to 1, a count is below 1, execution is unknown, latents are
-            discrete, data lie outside the support, a weight is NaN, the state to resume is of another run, or a program
-            breaks the contract of `log_weights`.
+            discrete, data lie outside the support, all data have a weight that is NaN, the state to resume is of
+            another run, or a program breaks the contract of `log_weights`.
     """
     check_counts(num_particles=num_particles, num_leapfrog=num_leapfrog, num_tuning=num_tuning)
     betas = check_betas(betas)
@@ -136,11 +147,22 @@ def ais(
                 if state.temperature % _COMMIT_EVERY == 0 and state.temperature < num_steps:
                     state.tuning, state.walk = tuning, walk
                     save()
-            block.check(walk.log_w)
             path.undefined.warn(block.first, STUCK)
-            state.finish_block(summarize_chains(walk.log_w, block.space.rounding))
+            state.finish_block(*_summarised(block, walk.log_w))
             save()
-    return LogMarginal(*concatenate(state.done))
+    result = LogMarginal(*concatenate(state.done))
+    tell_faults(state.faults, result.value)
+    return result
+
+
+def _summarised(block: DataBlock, log_w: Tensor) -> tuple[LogMarginal, str]:
+    """Summarise the chains of a block of data, and say why some data have NaN; empty if none has."""
+    fault = block.describe(log_w)
+    if not fault:
+        return summarize_chains(log_w, block.space.rounding), ""
+    log_w = torch.where(bad_data(log_w), torch.nan, log_w)
+    found: LogMarginal = summarize_known(log_w, lambda known: summarize_chains(known, block.space.rounding))
+    return found, fault
 
 
 def summarize_chains(log_w: Tensor, rounding: Rounding | None = None) -> LogMarginal:
@@ -199,6 +221,7 @@ class AISState:
         block: Number of finished blocks of data.
         temperature: Number of finished temperatures of the next block.
         done: Results of the finished blocks.
+        faults: Why some data of each finished block have NaN; empty if none has.
         tuning: Tuning of the next block; None before its first commit.
         walk: Chains of the next block; None before its first commit.
     """
@@ -207,12 +230,14 @@ class AISState:
     block: int = 0
     temperature: int = 0
     done: list[LogMarginal] = field(default_factory=list)
+    faults: list[str] = field(default_factory=list)
     tuning: Tuning | None = None
     walk: Walk | None = None
 
-    def finish_block(self, result: LogMarginal) -> None:
-        """Add the result of a block and go to the next one."""
+    def finish_block(self, result: LogMarginal, fault: str) -> None:
+        """Add the result of a block, with the reason why some data have NaN, and go to the next one."""
         self.done.append(result)
+        self.faults.append(fault)
         self.block, self.temperature, self.tuning, self.walk = self.block + 1, 0, None, None
 
     def to_dict(self) -> dict[str, Any]:
@@ -222,6 +247,7 @@ class AISState:
             "block": self.block,
             "temperature": self.temperature,
             "done": [tuple(result) for result in self.done],
+            "faults": list(self.faults),
             "tuning": tuple(self.tuning or ()),
             "walk": tuple(self.walk or ()),
             "generators": torch_generator_states(),
@@ -253,6 +279,7 @@ class AISState:
             saved["block"],
             saved["temperature"],
             [LogMarginal(*result) for result in saved["done"]],
+            list(saved["faults"]),
             Tuning(*saved["tuning"]) if saved["tuning"] else None,
             Walk(*saved["walk"]) if saved["walk"] else None,
         )

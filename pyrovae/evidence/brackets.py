@@ -269,7 +269,7 @@ def agreeing_schedule(
     guide: Program | None,
     latents: Mapping[str, Tensor],
     *args: Any,
-    gap: float = 0.1,
+    gap: float = 0.05,
     num_particles: int = 16,
     num_temperatures: int = 50,
     most: int = 6400,
@@ -278,8 +278,11 @@ def agreeing_schedule(
 ) -> Tensor:
     """Find enough temperatures for `ais`: double their number until forward and reverse chains agree on simulated data.
 
-    The mean gap of `bracket` over data bounds the bias of either end. A hundred simulated data like those to be
-    evaluated suffice.
+    The mean gap of `bracket` over data bounds the bias of either end. Give a few hundred simulated data like those to
+    be evaluated: the error of the mean counts too. `adaptive_schedule` needs fewer temperatures than a linear schedule,
+    from the prior a quarter:
+
+        schedule=lambda num_temperatures: adaptive_schedule(num_temperatures, model, x, guide=guide)
 
     Args:
         model: Pyro program p(z) p(x|z) with continuous latents.
@@ -300,7 +303,7 @@ def agreeing_schedule(
         ValueError: As `bracket`, or if the gap is still larger with the largest number of temperatures.
     """
     if not gap > 0:
-        raise ValueError(f"gap must be above 0 nats, got {gap}; give 0.1, for example")
+        raise ValueError(f"gap must be above 0 nats, got {gap}; give 0.05, for example")
     check_counts(num_temperatures=num_temperatures, most=most)
     while True:
         betas = schedule(num_temperatures)

@@ -42,10 +42,7 @@ class WeightBlock(NamedTuple):
 
     def summarize(self, function: Callable[[Tensor], Any]) -> Any:
         """Apply a function from log weights to a tuple of tensors of shape (n,), NaN for data without weights."""
-        if not self.fault:
-            return function(self.log_w)
-        bad = self.log_w.isnan().any(0)
-        return _nan_where(bad, function(torch.where(bad, 0.0, self.log_w)))
+        return summarize_known(self.log_w, function) if self.fault else function(self.log_w)
 
     def summary(self, pareto_smoothed: bool = False) -> LogMarginal:
         """Summarise the weights; khat is infinite for data whose modes the search may have missed.
@@ -67,6 +64,17 @@ class WeightBlock(NamedTuple):
         """Compute the ladder, estimates from the first 1, 10, 100, ... and all log weights."""
         found: list[Rung] = self.summarize(lambda log_w: summarize_rungs(log_w, self.component, self.rounding))
         return found
+
+
+def summarize_known(log_w: Tensor, function: Callable[[Tensor], Any]) -> Any:
+    """Apply a function from log weights, with shape (K, n), to a tuple of tensors of shape (n,); data with NaN get NaN.
+
+    Args:
+        log_w: Log weights in nats; NaN for data without weights.
+        function: Function of log weights without NaN.
+    """
+    bad = log_w.isnan().any(0)
+    return _nan_where(bad, function(torch.where(bad, 0.0, log_w)))
 
 
 def tell_faults(faults: list[str], value: Tensor) -> None:

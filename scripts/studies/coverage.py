@@ -203,7 +203,8 @@ def measure(problem: Problem, guide: str, *, pairs: int, num_particles: int, pro
 def measure_at_edges(only: str, num_data: int, seed: int) -> int:
     """Print a line for each problem at the edges, and return the number of them outside their bounds."""
     print(
-        f"{'problem':34} {'N':>5} {'K':>5} {'coverage':>8} {'unflagged':>9} {'flagged':>7} {'bias':>8} {'seconds':>7}"
+        f"{'problem':37} {'N':>5} {'K':>5} {'T':>5} {'coverage':>8} {'unflagged':>9} {'flagged':>7} {'bias':>8} "
+        f"{'seconds':>7}"
     )
     outside = 0
     for name, (num_particles, make, estimate) in EDGE_PROBLEMS.items():
@@ -211,7 +212,7 @@ def measure_at_edges(only: str, num_data: int, seed: int) -> int:
             continue
         pyro.set_rng_seed(seed)
         problem, started = make(num_data), time.perf_counter()
-        found = estimate(problem)
+        found, num_temperatures = estimate(problem)
         error = found.value - problem.log_p
         covered = (error.abs() <= 1.96 * found.std_error + 1e-9).double()
         # k-hat has no say on few chains; their unknown error is infinite.
@@ -220,8 +221,8 @@ def measure_at_edges(only: str, num_data: int, seed: int) -> int:
         wrong = unflagged < 0.92 or flagged.double().mean().item() > 0.5
         outside += wrong
         print(
-            f"{name:34} {num_data:5} {num_particles:5} {covered.mean().item():8.3f} {unflagged:9.3f} "
-            f"{flagged.double().mean().item():7.3f} {error[error.isfinite()].mean().item():8.4f} "
+            f"{name:37} {num_data:5} {num_particles:5} {num_temperatures or '':5} {covered.mean().item():8.3f} "
+            f"{unflagged:9.3f} {flagged.double().mean().item():7.3f} {error[error.isfinite()].mean().item():8.4f} "
             f"{time.perf_counter() - started:7.1f}{' *' if wrong else ''}",
             flush=True,
         )

@@ -1,7 +1,8 @@
 """Problems at the edges for `coverage.py --edges`: symmetric and many modes, bounds, heavy tails, few draws.
 
 Each has log p(x) in closed form, or as a sum of integrals over one latent on a fine grid, without code of pyrovae.
-Each is estimated by `log_marginal` with its default proposal; some by `ais` with few chains too.
+Each is estimated by `log_marginal` with its default proposal; some by `ais` with few chains too, with 100 temperatures
+and with as many as forward and reverse chains need to agree on data that the model simulates.
 """
 
 import math
@@ -13,9 +14,11 @@ from typing import Any
 import pyro
 import pyro.distributions as dist
 import torch
+from pyro import poutine
 from torch import Tensor
 
 from pyrovae import ais, linear_schedule, log_marginal
+from pyrovae.evidence import adaptive_schedule, agreeing_schedule
 from pyrovae.stats import LogMarginal
 
 CHUNK = 2**17  # the models are small: larger chunks take less time, and the estimate does not depend on them
@@ -39,7 +42,7 @@ class EdgeProblem:
     log_p: Tensor
 
 
-Estimator = Callable[[EdgeProblem], LogMarginal]
+Estimator = Callable[[EdgeProblem], tuple[LogMarginal, int]]  # the estimate, and the number of temperatures if any
 
 
 def program(inside: Program) -> Program:
@@ -227,16 +230,32 @@ def linear(size: int, num_data: int, noise: float = 0.7) -> EdgeProblem:
 
 def by_importance(num_particles: int) -> Estimator:
     """Make the estimator `log_marginal` with its default proposal."""
-    return lambda problem: log_marginal(
-        problem.model, problem.guide, problem.x, num_particles=num_particles, chunk_size=CHUNK
-    )
+
+    def estimate(problem: EdgeProblem) -> tuple[LogMarginal, int]:
+        settings = {"num_particles": num_particles, "chunk_size": CHUNK}
+        return log_marginal(problem.model, problem.guide, problem.x, **settings), 0
+
+    return estimate
 
 
-def by_annealing(problem: EdgeProblem, start: str) -> LogMarginal:
-    """Estimate by `ais` with 16 chains and 100 temperatures, from the prior or the guide."""
+def by_annealing(problem: EdgeProblem, start: str, agreeing: bool) -> tuple[LogMarginal, int]:
+    """Estimate by `ais` with 16 chains from the prior or the guide: T = 100, or T found on 400 simulated data."""
     guide = None if start == "prior" else problem.guide
-    settings = {"num_particles": 16, "num_leapfrog": 5, "chunk_size": CHUNK}
-    return ais(problem.model, problem.x, guide=guide, betas=linear_schedule(100), **settings)
+    settings: dict[str, Any] = {"num_leapfrog": 5, "guide": guide}
+    betas = linear_schedule(100)
+    if agreeing:
+        drawn = poutine.trace(poutine.uncondition(problem.model)).get_trace(problem.x[:400])
+        z, x = (drawn.nodes[name]["value"] for name in ("z", "x"))
+        betas = agreeing_schedule(
+            problem.model,
+            guide,
+            {"z": z},
+            x,
+            schedule=lambda num: adaptive_schedule(num, problem.model, x[:100], **settings),
+            num_leapfrog=5,
+            chunk_size=CHUNK,
+        )
+    return ais(problem.model, problem.x, num_particles=16, betas=betas, chunk_size=CHUNK, **settings), len(betas) - 1
 
 
 # Name, number of draws K and maker of each problem for N data, estimated by `log_marginal` with its default proposal.
@@ -255,9 +274,14 @@ _BY_IMPORTANCE: dict[str, tuple[int, Callable[[int], EdgeProblem]]] = {
 EDGE_PROBLEMS: dict[str, tuple[int, Callable[[int], EdgeProblem], Estimator]] = {
     **{name: (num, make, by_importance(num)) for name, (num, make) in _BY_IMPORTANCE.items()},
     **{
-        f"ais from {start}, {name}": (16, make, partial(by_annealing, start=start))
+        f"ais from {start}, {name}{', T found' if agreeing else ''}": (
+            16,
+            make,
+            partial(by_annealing, start=start, agreeing=agreeing),
+        )
         for start in ("prior", "guide")
         for name, (_, make) in _BY_IMPORTANCE.items()
-        if name in ("linear, Z = 2", "linear, Z = 6", "two modes, Z = 2")
+        for agreeing in (False, True)
+        if name in ("linear, Z = 2", "linear, Z = 6") or (name == "two modes, Z = 2" and not agreeing)
     },
 }

@@ -17,8 +17,10 @@ from pyrovae import (
     NormalLikelihood,
     StandardNormalPrior,
     StudentTEncoder,
+    ais,
     evidence_lower_bound,
     fit,
+    linear_schedule,
     log_marginal,
 )
 from pyrovae.encoders import FlowEncoder, MixtureEncoder
@@ -74,9 +76,22 @@ def test_data_without_weights_get_nan_and_the_others_their_value():
     assert all(rung.lower_bound.isnan().tolist() == [False, True, False] for rung in rungs)
 
 
+def test_chains_without_weights_get_nan_and_the_others_their_value_also_after_a_resume():
+    states, run = [], {"num_particles": 8, "betas": linear_schedule(5), "num_tuning": 20, "chunk_size": 16}
+    with pytest.warns(UserWarning, match=r"1 of 3 data get NaN, the others their value \(rows 1\)"):
+        found = ais(model, X, guide=guide, commit=states.append, **run)
+    assert [field.isnan().tolist() for field in found] == [[False, True, False]] * 4
+    assert bool(((found.value - exact(X)).abs() < 5 * found.std_error + 1e-4)[[0, 2]].all())
+    with pytest.warns(UserWarning, match=r"1 of 3 data get NaN, the others their value \(rows 1\)"):
+        again = ais(model, X, guide=guide, resume=states[0], **run)
+    assert torch.equal(again.value[[0, 2]], found.value[[0, 2]])
+
+
 def test_an_estimate_without_any_value_is_refused():
     with pytest.raises(ValueError, match="log weights of datum 0 are NaN"):
         log_marginal(model, guide, X[1:2], num_particles=100, proposal=GuideProposal())
+    with pytest.raises(ValueError, match="log weights of datum 0 are NaN"):
+        ais(model, X[1:2], guide=guide, num_particles=8, betas=linear_schedule(5), num_tuning=20)
 
 
 ENCODERS = {

@@ -7,6 +7,8 @@ import pyro
 import pyro.distributions as dist
 import pytest
 import torch
+from scipy.special import betaln
+from torch.nn.functional import logsigmoid
 
 from pyrovae import GuideProposal, PriorProposal, ais, exact_log_marginal, linear_schedule, log_marginal
 
@@ -57,6 +59,39 @@ def test_gamma_priors_with_a_small_shape_have_the_right_log_marginal(a):
     pair = programs(dist.Gamma(a, 1.0), dist.Gamma(1.0, 1.0), lambda z: dist.Poisson(z, validate_args=False))
     value, error, *_ = log_marginal(*pair, x, num_particles=20_000)
     right = torch.lgamma(x + a) - math.lgamma(a) - torch.lgamma(x + 1) - (x + a) * math.log(2)  # a negative binomial
+    assert ((value - right) / error).abs().max() < 5
+    assert error.max() < 0.05
+
+
+def binomial(z):
+    return dist.Binomial(5, z, validate_args=False)
+
+
+HITS = torch.tensor([0.0, 1.0, 2.0, 5.0])
+ORDERINGS = math.lgamma(6) - torch.lgamma(HITS + 1) - torch.lgamma(6 - HITS)  # log binomial coefficients of 5
+
+
+@pytest.mark.filterwarnings(OF_THE_EDGE)
+@pytest.mark.parametrize("a", [0.5, 0.02, 0.001])
+def test_sparse_beta_priors_have_the_right_log_marginal(a):
+    torch.manual_seed(0)
+    pair = programs(dist.Beta(a, a), dist.Beta(1.0, 1.0), binomial)
+    value, error, *_ = log_marginal(*pair, HITS, num_particles=5000)
+    right = ORDERINGS + torch.from_numpy(betaln(a + HITS.numpy(), a + 5 - HITS.numpy()) - betaln(a, a))
+    assert ((value - right) / error).abs().max() < 5
+    assert error.max() < 0.05
+
+
+@pytest.mark.filterwarnings(OF_THE_EDGE)
+@pytest.mark.parametrize("scale", [5.0, 50.0])
+def test_wide_logistic_normal_priors_have_the_right_log_marginal(scale):
+    torch.manual_seed(0)
+    sigmoid = torch.distributions.transforms.SigmoidTransform()
+    prior = dist.TransformedDistribution(dist.Normal(0.0, scale), [sigmoid])
+    value, error, *_ = log_marginal(*programs(prior, dist.Beta(1.0, 1.0), binomial), HITS, num_particles=5000)
+    u = torch.linspace(-12, 12, 200_001, dtype=torch.float64).unsqueeze(-1)
+    logs = HITS * logsigmoid(scale * u) + (5 - HITS) * logsigmoid(-scale * u) - u.square() / 2
+    right = ORDERINGS + logs.logsumexp(0) + math.log(24 / 200_000 / math.sqrt(2 * math.pi))
     assert ((value - right) / error).abs().max() < 5
     assert error.max() < 0.05
 

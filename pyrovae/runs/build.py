@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 
 import pyro
 import torch
-from jsonargparse import ArgumentError, Namespace
+from jsonargparse import Namespace
 from pyro import poutine
 from pyro.infer import ELBO, TraceEnum_ELBO, TraceMeanField_ELBO
 from torch import Tensor
@@ -21,9 +21,8 @@ from pyrovae.objectives import KLWeight
 from pyrovae.priors import Prior
 from pyrovae.programs import Blueprint, ProgramPair, RecordedMaker
 from pyrovae.runs.cli import out_of_memory
-from pyrovae.runs.flags import TYPES
-from pyrovae.runs.parser import make_parser
 from pyrovae.runs.registry import describe, part_class
+from pyrovae.runs.specs import make_arguments
 
 # Classes by default; a likelihood's default follows from the data.
 _DEFAULTS = {
@@ -46,10 +45,9 @@ def build_vae(config: Namespace, num_dims: int, num_covariates: int = 0, x: Tens
     Raises:
         ValueError: If a part refuses its arguments, the parts do not match, or a chosen part would not be used.
     """
-    made = _instantiate(config, ("prior", "likelihood", "encoder", "network", "program"))
-    makers = {kind: partial(part_class(kind, config[kind].class_path), **made[kind].keywords) for kind in _DEFAULTS}
+    makers = {kind: _maker(config, kind) for kind in _DEFAULTS}
     takes_covariates = "num_covariates" in inspect.signature(makers["prior"].func).parameters
-    if made.program is None and takes_covariates and not num_covariates:
+    if config.program is None and takes_covariates and not num_covariates:
         name = makers["prior"].func.__name__
         raise ValueError(f"--prior {name} needs covariates; give --covariates labels, PATH.npy or PATH.npz:key")
     used: set[str] = set()
@@ -62,7 +60,7 @@ def build_vae(config: Namespace, num_dims: int, num_covariates: int = 0, x: Tens
         output_bias=config.output_bias,
     )
     try:
-        vae = blueprint.vae() if made.program is None else made.program(blueprint)
+        vae = blueprint.vae() if config.program is None else _maker(config, "program")(blueprint)
     except ValueError:
         raise
     except Exception as error:  # a user's part may raise anything
@@ -103,15 +101,16 @@ def build_objective(config: Namespace) -> Objective:
     Raises:
         ValueError: If a part refuses its arguments.
     """
-    made = _instantiate(config, ("elbo", "optimizer"))
-    kl_weight = None
-    if config.kl_weight is not None:
-        part = part_class("kl_weight", config.kl_weight.class_path)
+    made: dict[str, Any] = {}
+    for kind in ("elbo", "kl_weight"):
         try:
-            kl_weight = part(**dict(config.kl_weight.get("init_args") or {}))
+            made[kind] = None if config[kind] is None else _maker(config, kind)()
         except (ValueError, TypeError) as error:
-            raise ValueError(f"--kl_weight {part.__name__}: {error}") from error
-    objective = Objective(made.elbo, kl_weight, lambda parameters: made.optimizer(list(parameters), config.lr))
+            raise ValueError(f"--{kind} {config[kind].class_path.rpartition('.')[2]}: {error}") from error
+    make_optimizer = _maker(config, "optimizer")
+    objective = Objective(
+        made["elbo"], made["kl_weight"], lambda parameters: make_optimizer(list(parameters), config.lr)
+    )
     _check_optimizer(objective.optimizer, part_class("optimizer", config.optimizer.class_path).__name__, config.device)
     return objective
 
@@ -254,15 +253,9 @@ def _is_of_pyrovae(error: BaseException) -> bool:
     return bool(frames) and Path(frames[-1].filename).is_relative_to(Path(__file__).parents[1])
 
 
-def _instantiate(config: Namespace, kinds: Iterable[str]) -> Namespace:
-    wanted = Namespace({kind: config[kind] for kind in kinds})
-    parser = make_parser()
-    for kind in kinds:
-        parser.add_argument(f"--{kind}", type=TYPES[kind])
-    try:
-        return parser.instantiate(wanted)
-    except (ArgumentError, TypeError) as error:
-        raise ValueError(f"a part cannot be made: {' '.join(str(error).split())}") from error
+def _maker(config: Namespace, kind: str) -> partial[Any]:
+    """Return the class of a part with its arguments."""
+    return partial(part_class(kind, config[kind].class_path), **make_arguments(kind, config[kind]))
 
 
 def _is_chosen(kind: str, maker: partial[Any]) -> bool:

@@ -12,6 +12,7 @@ from types import FrameType
 from typing import Any, NoReturn
 
 import torch
+from jsonargparse import set_parsing_settings
 
 from pyrovae.execution import NotRecordedWarning, Workers
 from pyrovae.training import NonFiniteLossError, StoppedError
@@ -81,6 +82,8 @@ def run_script(main: Callable[[], int | None]) -> None:
     143.
     """
     signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(_EXIT_CODES[signal.SIGTERM]))
+    # No parser of ours declares a class or Any; were there one, jsonargparse would make and import nothing for it.
+    set_parsing_settings(instantiate_subclass_spec_in_any=False, import_path_denylist=["*"])
     warnings.formatwarning = _format_warning  # type: ignore[assignment]  # Python's hook, of fewer options
     try:
         sys.exit(main() or 0)

@@ -17,7 +17,7 @@ from pyrovae.objectives import KLWeight
 from pyrovae.priors import Prior
 from pyrovae.programs import Blueprint, OutputBias
 from pyrovae.runs.parser import Flag, Parser, make_parser
-from pyrovae.runs.registry import BASES, full_part
+from pyrovae.runs.registry import BASES
 from pyrovae.runs.words import Seed
 
 # Flags of one call, which config.yaml does not record.
@@ -109,7 +109,8 @@ def training_parser(**given: Any) -> Parser:
     """Make the parser of `scripts/train.py`; keyword arguments go to ArgumentParser."""
     parser = make_parser(epilog=_EPILOG, **given)
     for flag in FLAGS:
-        default = full_part(flag.name, flag.default) if flag.name in BASES and flag.default else flag.default
-        parser.add_argument(f"--{flag.name}", type=flag.type, default=default, help=flag.help)
         parser.flags[flag.name] = flag
+        if flag.name not in BASES:  # `parse_training` reads the parts
+            parser.add_argument(f"--{flag.name}", type=flag.type, default=flag.default, help=flag.help)
+            parser.flags[flag.name] = flag
     return parser

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from pyrovae.runs.flags import TYPES
 from pyrovae.runs.parser import flags_and_values
-from pyrovae.runs.registry import BASES, full_part, known_parts, part_class
+from pyrovae.runs.registry import BASES, OPTIONAL, known_parts, part_class
 from pyrovae.runs.words import (
     choices_of,
     closest,
@@ -80,10 +80,15 @@ class Option(NamedTuple):
 def part_options(kind: str, part: type) -> dict[str, Option] | None:
     """Read the options of a part from its signature: all arguments but the first ones, which the script gives.
 
+    Args:
+        kind: Key of `BASES`; empty for a part that is an argument of another, which gets no arguments from the script.
+        part: Class of the part.
+
     Returns:
         Options by name; None if the part accepts arbitrary keyword arguments.
     """
-    callables = [hint for hint in (TYPES[kind], *get_args(TYPES[kind])) if get_origin(hint) is collections.abc.Callable]
+    hints = (TYPES[kind], *get_args(TYPES[kind])) if kind else ()
+    callables = [hint for hint in hints if get_origin(hint) is collections.abc.Callable]
     num_given = len(get_args(callables[0])[0]) if callables else 0
     parameters = list(inspect.signature(part).parameters.values())[num_given:]
     if any(parameter.kind is parameter.VAR_KEYWORD for parameter in parameters):
@@ -102,57 +107,26 @@ def part_options(kind: str, part: type) -> dict[str, Option] | None:
     }
 
 
-def check_part_options(argv: Sequence[str], parts: Mapping[str, Any]) -> list[str]:
+def check_part_options(argv: Sequence[str], parts: Mapping[str, Any]) -> None:
     """Check the options of parts on a command line, in their order.
 
-    Returns:
-        Flags to append: the required options that are not given and that the script knows itself, as FROM_DATA.
-
     Args:
-        argv: Command line whose parts have full paths.
+        argv: Command line.
         parts: Part of each kind before the command line is read, with `class_path` and `init_args`, or None.
 
     Raises:
-        ValueError: If an option precedes its part, the part does not have it, its value is of another type, or a
-            required option is missing.
+        ValueError: If an option precedes its part, the part does not have it, or its value is of another type.
     """
-    known: list[str] = []
     for kind in BASES:
         tokens = [(name.removeprefix(kind), value) for name, value in flags_and_values(argv) if _kind(name) == kind]
-        chosen = [_class_and_options(kind, value) if name in ("", ".class_path") else None for name, value in tokens]
-        part, options = _class_and_options(kind, parts[kind])
-        given = set(options)
+        chosen = [_class_of(kind, value) if name in ("", ".class_path") else None for name, value in tokens]
+        part = None if parts[kind] is None else part_class(kind, parts[kind]["class_path"])
         for index, (name, value) in enumerate(tokens):
-            if named := chosen[index]:
-                check_file_options(kind, value, f"--{kind}")
-                part, options = named
-                given |= set(options)
+            if name in ("", ".class_path"):
+                part = chosen[index]
             else:
                 option = name.removeprefix(".").removeprefix("init_args.")
-                later = [found[0] for found in chosen[index:] if found and found[0]]
-                _check_option(kind, part, option, value, later)
-                given.add(option)
-        if part and any(chosen):
-            known += _check_required(kind, part, given)
-    return known
-
-
-def check_file_options(kind: str, value: Any, source: str) -> None:
-    """Check the options of a part in a file.
-
-    Raises:
-        ValueError: If the part does not have an option, or a value is of another type.
-    """
-    part, given = _class_and_options(kind, value)
-    options = part_options(kind, part) if part else None
-    if part is None or options is None:
-        return
-    for name, option_value in given.items():
-        if name not in options:
-            raise ValueError(f"{source}: {kind}.{name}: {_no_such_option(kind, part, name, options)}")
-        if not fits(options[name].type, option_value):
-            needed = expected(options[name].type, option_value)
-            raise ValueError(f"{source}: {kind}.{name} is {shown(option_value)}; {needed}")
+                _check_option(kind, part, option, value, [found for found in chosen[index:] if found])
 
 
 def parts_text(kind: str | None) -> str:
@@ -214,34 +188,18 @@ def _check_option(kind: str, part: type | None, option: str, value: str | None, 
         for other in later:
             if name in (part_options(kind, other) or ()):
                 raise ValueError(f"{flag} precedes --{kind} {other.__name__}; give the part first, then its options")
-        raise ValueError(f"{flag}: {_no_such_option(kind, part or later[0], name, options)}")
+        raise ValueError(f"{flag}: {no_such_option(kind, part or later[0], name, options)}")
     hint, see = options[name].type, f"see --{kind}.help {part.__name__ if part else ''}"
     if value is None:
         raise ValueError(f"{flag} needs a value: {in_words(hint)}; {see}")
     if name != option and is_plain(hint):
         raise ValueError(f"{flag}: --{kind}.{name} has no options; give its value alone, as in --{kind}.{name} VALUE")
-    if name == option and "a network" in in_words(hint) and "." not in value and value != "null":
-        raise ValueError(
-            f"{flag} {value}: expected a network as module.Class, then its arguments, as in {flag} pyrovae.MLP "
-            f"{flag}.in_features 3 {flag}.out_features 4; {see}"
-        )
-    if name == option and not fits(hint, value):
+    if name == option and is_plain(hint) and not fits(hint, value):
         raise ValueError(f"{flag} {value}: {expected(hint, value)}; {see}")
 
 
-def _check_required(kind: str, part: type, given: set[str]) -> list[str]:
-    """Check that the required options are given; return flags for those that the script knows itself."""
-    known = []
-    for name, option in (part_options(kind, part) or {}).items():
-        if option.required and name not in given and "init_args" not in given:
-            if kind in ("elbo", "likelihood") and name in KNOWN_OPTIONS:
-                known.append(f"--{kind}.{name}={FROM_DATA}")
-                continue
-            raise ValueError(f"--{kind} {part.__name__} needs --{kind}.{name}, {in_words(option.type)}; give it")
-    return known
-
-
-def _no_such_option(kind: str, part: type, name: str, options: Mapping[str, Option]) -> str:
+def no_such_option(kind: str, part: type, name: str, options: Mapping[str, Option]) -> str:
+    """Say that a part does not have an option, and which one may be meant."""
     likely, owners = closest(name.replace("-", "_"), options), _owners(kind, name)
     if likely:
         hint = f"did you mean {either(likely)}?"
@@ -255,19 +213,25 @@ def _no_such_option(kind: str, part: type, name: str, options: Mapping[str, Opti
 
 
 def _owners(kind: str, option: str) -> list[str]:
-    return [name for name, part in known_parts(kind).items() if option in (part_options(kind, part) or ())]
+    known = known_parts(kind) if kind else {}
+    return [name for name, part in known.items() if option in (part_options(kind, part) or ())]
 
 
 def _kind(name: str) -> str:
     return name.partition(".")[0]
 
 
-def _class_and_options(kind: str, value: Any) -> tuple[type | None, dict[str, Any]]:
-    """Return the class of a part and the options given with its name."""
-    if value is None:
-        return None, {}
-    whole = full_part(kind, yaml.safe_load(value) if isinstance(value, str) and value.startswith("{") else value)
-    return part_class(kind, whole["class_path"]), whole["init_args"]
+def _class_of(kind: str, value: str | None) -> type | None:
+    """Return the class of a part that a flag names."""
+    if value == "null" and kind in OPTIONAL:
+        return None
+    path = str(value)
+    if path.startswith("{"):
+        try:
+            path = yaml.safe_load(path)["class_path"]
+        except (yaml.YAMLError, KeyError, TypeError) as error:
+            raise ValueError(f"--{kind} {value}: expected a name, or class_path with init_args") from error
+    return part_class(kind, path)
 
 
 def _summary(part: type) -> str:

@@ -1,4 +1,4 @@
-"""Parsing of the training flags. Help, trust and --config come first, because parsing imports every named class."""
+"""Parsing of the training flags: those of parts by `specs`, the others by jsonargparse."""
 
 import sys
 from collections.abc import Iterable, Mapping, Sequence
@@ -8,15 +8,16 @@ from typing import Any
 import yaml
 from jsonargparse import Namespace
 
-from pyrovae.runs.flags import CALL_ONLY, TYPES, WITH_RESUME, training_parser
-from pyrovae.runs.options import check_file_options, check_part_options, options_text, parts_text
+from pyrovae.runs.flags import CALL_ONLY, FLAGS, TYPES, WITH_RESUME, training_parser
+from pyrovae.runs.options import check_part_options, options_text, part_options, parts_text
 from pyrovae.runs.parser import Parser, checked_argv, flags_and_values, parse_flags
-from pyrovae.runs.registry import BASES, checked_config, full_part, part_class, part_path, read_yaml
-from pyrovae.runs.words import expected, fits, names, shown
+from pyrovae.runs.registry import BASES, OPTIONAL, part_class, read_yaml
+from pyrovae.runs.specs import Text, read_part
+from pyrovae.runs.words import converted, expected, fits, names, near, shown
 
 
 def parse_training(argv: Sequence[str], **given: Any) -> Namespace:
-    """Parse the flags of `scripts/train.py`, after its --config file. Every part is checked before it is imported.
+    """Parse the flags of `scripts/train.py`, after its --config file.
 
     Raises:
         ValueError: With one line that says what is wrong.
@@ -30,11 +31,14 @@ def parse_training(argv: Sequence[str], **given: Any) -> Namespace:
         for name, _ in flags_and_values(argv):
             if name not in WITH_RESUME:
                 raise ValueError(f"--{name}: a resumed run keeps its configuration; omit the flag")
-    argv = _with_full_paths(argv)
+    parts = _default_parts()
     for file in _values_of(argv, "config"):
-        _set_defaults(parser, read_yaml(Path(file)), source=file, trust_imports=trust)
-    known = check_part_options(argv, {kind: parser.get_default(kind) for kind in BASES})
-    return parse_flags(parser, [*argv, *known])
+        parts |= _set_defaults(parser, read_yaml(Path(file)), source=file, trust_imports=trust)
+    check_part_options(argv, parts)
+    of_parts, others = _without_parts(argv)
+    for kind, name, value in of_parts:
+        parts[kind] = _changed(kind, parts[kind], name, value)
+    return _joined(parse_flags(parser, others), {kind: read_part(kind, part) for kind, part in parts.items()})
 
 
 def parse_config(config: Any, *, source: str, trust_imports: Iterable[str]) -> Namespace:
@@ -44,8 +48,8 @@ def parse_config(config: Any, *, source: str, trust_imports: Iterable[str]) -> N
         ValueError: With one line that says what is wrong; also if the file names a module that is not trusted.
     """
     parser = training_parser(prog=source)
-    _set_defaults(parser, config, source=source, trust_imports=trust_imports)
-    return parse_flags(parser, [])
+    parts = _default_parts() | _set_defaults(parser, config, source=source, trust_imports=trust_imports)
+    return _joined(parse_flags(parser, []), {kind: read_part(kind, part) for kind, part in parts.items()})
 
 
 def config_to_yaml(config: Namespace) -> bytes:
@@ -69,48 +73,88 @@ def print_help_on_parts(argv: Sequence[str]) -> None:
             sys.exit(0)
 
 
-def _set_defaults(parser: Parser, config: Any, *, source: str, trust_imports: Iterable[str]) -> None:
-    """Make the configuration in a file the parser's defaults."""
+def _default_parts() -> dict[str, Any]:
+    """Return the part of each kind that a run has without flags; None where it has none."""
+    return {flag.name: _spec(flag.default) for flag in FLAGS if flag.name in BASES}
+
+
+def _spec(part: Any) -> Any:
+    """Write a part, given by its name or with its arguments, as class_path and init_args."""
+    if isinstance(part, str):
+        part = {"class_path": part}
+    return None if part is None else {"class_path": part["class_path"], "init_args": part.get("init_args") or {}}
+
+
+def _joined(flags: Namespace, parts: Mapping[str, Namespace | None]) -> Namespace:
+    """Join flags and parts in the order of the keys of config.yaml."""
+    return Namespace(**{flag.name: parts[flag.name] if flag.name in parts else flags[flag.name] for flag in FLAGS})
+
+
+def _set_defaults(parser: Parser, config: Any, *, source: str, trust_imports: Iterable[str]) -> dict[str, Any]:
+    """Check the configuration in a file, make its plain values the parser's defaults, and return its parts."""
     keys = [key for key in TYPES if key not in CALL_ONLY]
-    checked = checked_config(config, source=source, keys=keys, trust_imports=trust_imports)
-    for key, value in checked.items():
+    if not isinstance(config, Mapping):
+        raise ValueError(f"{source} is no configuration: expected keys and values, got {type(config).__name__}")
+    trusted, parts = tuple(trust_imports), {}
+    for key, value in config.items():
+        if key not in keys:
+            raise ValueError(f"{source}: unknown key {shown(key)}; {near(str(key), keys)}")
         if key in BASES:
-            check_file_options(key, value, source)
+            read_part(key, value, source=source, trusted=trusted)
+            parts[key] = _spec(value)
         elif not fits(TYPES[key], value):
             raise ValueError(f"{source}: {key} is {shown(value)}; {expected(TYPES[key], value)}")
-    parser.set_defaults(checked)
+        else:
+            parser.set_defaults({key: converted(TYPES[key], value)})
+    return parts
+
+
+def _without_parts(argv: Sequence[str]) -> tuple[list[tuple[str, str, str]], list[str]]:
+    """Split a command line into the flags of parts, as kind, rest of the name and value, and the other tokens."""
+    of_parts: list[tuple[str, str, str]] = []
+    others: list[str] = []
+    tokens = list(argv)
+    while tokens:
+        token = tokens.pop(0)
+        name, equals, value = token.removeprefix("--").partition("=")
+        kind, _, rest = name.partition(".")
+        if token.startswith("--") and kind in BASES:
+            of_parts.append((kind, rest, value if equals else tokens.pop(0)))
+        else:
+            others.append(token)
+    return of_parts, others
+
+
+def _changed(kind: str, part: Any, name: str, value: str) -> Any:
+    """Return a part after one of its flags.
+
+    Args:
+        kind: Key of `BASES`; empty for a part that is an argument of another.
+        part: The part before, as class_path and init_args; None for none.
+        name: What follows the kind in the flag, such as num_components.
+        value: Value of the flag.
+    """
+    given = {} if part is None else dict(part["init_args"])
+    if name in ("", "class_path"):
+        if value == "null" and (not kind or kind in OPTIONAL):
+            return None
+        if value.startswith("{"):
+            return _spec(yaml.safe_load(value))
+        options = part_options(kind, part_class(kind, value)) if kind else {}  # what the new class has too stays
+        return {"class_path": value, "init_args": {k: v for k, v in given.items() if options is None or k in options}}
+    first, _, rest = name.removeprefix("init_args").removeprefix(".").partition(".")
+    if not first:
+        given |= yaml.safe_load(value)
+    elif rest:
+        inside = given.get(first)
+        given[first] = _changed("", _spec(str(inside) if isinstance(inside, Text) else inside), rest, value)
+    else:
+        given[first] = Text(value)
+    return {"class_path": part["class_path"], "init_args": given}
 
 
 def _values_of(argv: Sequence[str], flag: str) -> list[str]:
     return [value for name, value in flags_and_values(argv) if name == flag and value not in (None, "null")]
-
-
-def _with_full_paths(argv: Sequence[str]) -> list[str]:
-    """Write the name of every part as the full path of its class."""
-    out: list[str] = []
-    pending = None
-    for token in argv:
-        flag, equals, value = token.partition("=")
-        kind = flag.removeprefix("--").removesuffix(".class_path")
-        if pending:
-            token, pending = _with_full_path(pending, token), None
-        elif kind in BASES and flag.startswith("--"):
-            if equals:
-                token = f"--{kind}={_with_full_path(kind, value)}"
-            else:
-                token, pending = f"--{kind}", kind
-        out.append(token)
-    return out
-
-
-def _with_full_path(kind: str, value: str) -> str:
-    if value.startswith("{"):
-        try:
-            given = yaml.safe_load(value)
-            return yaml.safe_dump(full_part(kind, given), default_flow_style=True, width=10**6).strip()
-        except (yaml.YAMLError, KeyError, TypeError, AttributeError) as error:
-            raise ValueError(f"--{kind} {value}: expected a name, or class_path with init_args") from error
-    return part_path(part_class(kind, value))
 
 
 def _builtin_values(value: Any) -> Any:

@@ -128,7 +128,7 @@ def parse_flags(parser: Parser, argv: Sequence[str]) -> Namespace:
         parsed = parser.parse_args(argv)
     except ArgumentError as error:
         raise ValueError(_reworded(" ".join(str(error).split()), parser, argv)) from error
-    for flag in parser.flags.values():
+    for flag in (flag for flag in parser.flags.values() if flag.name in parsed):
         _check_entries(flag, parsed[flag.name], positional=flag.name in parser.positional)
     return parsed
 
@@ -244,24 +244,4 @@ def _reworded(message: str, parser: Parser, argv: Sequence[str]) -> str:
         values = [value for name, value in flags_and_values(argv) if name == flag.name]
         if values and in_words(flag.type) != "a value":
             return f"--{flag.name} {values[-1] or repr(values[-1])}: {expected(flag.type, values[-1])}; {_SEE}"
-    # What remains is about the options of parts: shorten it to the option and the reason.
-    keys: list[str] = re.findall(r'Parser key "([\w.]+)":', message)
-    if match := re.search(
-        r"given class_path '([\w.]+)': (.*?)(?: - Expected| Given value| Got value: Namespace|$)", message
-    ):
-        return f"{_about_class('.'.join(keys), *match.groups())}; {_SEE}"
-    reason = re.sub(r"^.*Errors: - (.*?) - .*$", r"\1", message.rpartition('":')[2].strip())
-    reason = re.sub(r"\.? (Got value: Namespace\(|Given value).*$", "", reason)
-    where = f"--{'.'.join(keys)}: " if keys else ""
-    return f"{where}{reason}; {_SEE}"
-
-
-def _about_class(flag: str, path: str, reason: str) -> str:
-    """Rewrite jsonargparse's reason why the class that an option names cannot be made."""
-    if match := re.search(r"arguments are required: ([\w, ]+)", reason):
-        missing = [f"--{flag}.{name}" for name in match[1].split(", ")]
-        return f"--{flag} {path} needs {' and '.join(missing)}; give {'them' if missing[1:] else 'it'}"
-    if match := re.search(r"Expected a <class '(\w+)'>\. Got value: (.*)", reason):
-        hint = {"int": int, "float": float, "bool": bool}.get(match[1], str)
-        return f"--{flag} {match[2]}: {expected(hint, match[2])}"
-    return f"--{flag} {path}: {reason}"
+    return f"{message}; {_SEE}"

@@ -1,7 +1,7 @@
 """Registry of parts: priors, likelihoods, encoders, networks, programs, objectives, KL weights, optimizers by name.
 
-A name on the command line may be the import path of a user's class. Import paths in a file are followed only if the
-user trusts their modules, because importing a module runs it.
+A part is looked up by its exact name. A name on the command line may also be the import path of a user's class. Import
+paths in a file are followed only if the user trusts their modules, because importing a module runs it.
 """
 
 import importlib
@@ -9,7 +9,7 @@ import inspect
 import re
 import sys
 import traceback
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -43,7 +43,9 @@ BASES: dict[str, type] = {
 # Kinds that a configuration may leave out.
 OPTIONAL = ("likelihood", "program", "kl_weight")
 
-TRUSTED = ("pyrovae", "torch", "pyro")
+# Packages of the known parts; others of their classes and modules have no name in a configuration.
+LIBRARIES = ("pyrovae", "torch", "pyro")
+_LONGEST_NAME = 100  # in messages
 
 _HOMES = {
     "prior": pyrovae.priors,
@@ -99,48 +101,112 @@ def _parts_in(home: ModuleType, base: type) -> dict[str, type]:
     }
 
 
-def part_class(kind: str, name: str) -> type:
+def part_class(kind: str, name: str, *, trusted: Collection[str] | None = None, flag: str | None = None) -> type:
     """Find a part's class by its bare name or import path.
+
+    A name among `known_parts` is looked up, with or without the packages that it lies in. Any other name is that of a
+    class in a module of the user, which is imported.
 
     Args:
         kind: Key of `BASES`.
         name: Name among `known_parts`, or module.Class of a module that is installed or in the current directory.
+        trusted: Modules that may be imported, as for names in a file; None for all, as for names on a command line.
+        flag: Flag or key that names the part, for messages; None for that of the kind.
 
     Raises:
-        ValueError: If there is no such class (the message suggests names), or it does not derive from the kind's base.
+        ValueError: If there is no such class (the message suggests names), it does not derive from the kind's base, or
+            its module is not trusted.
     """
-    base, known = BASES[kind], known_parts(kind)
-    if name in known:
-        return known[name]
+    known, flag = known_parts(kind), flag or f"--{kind}"
     for decoder, encoder in _decoders(known.values()).items() if kind == "network" else ():
-        if name.rpartition(".")[2] == decoder.__name__ and (name == decoder.__name__ or name.startswith("pyrovae.")):
-            raise ValueError(f"--{kind} {name}: {decoder.__name__} is a decoder; use --{kind} {encoder.__name__}")
+        if name in names_of(decoder):
+            raise ValueError(f"{flag} {name}: {decoder.__name__} is a decoder; use {flag} {encoder.__name__}")
+    found = _find_class(name, BASES[kind], known, trusted, flag, what=kind, listing=f"--help_parts {kind}")
+    if found is BASES[kind] or inspect.isabstract(found):
+        raise ValueError(
+            f"{flag} {name}: {found.__name__} is abstract; use a subclass, which --help_parts {kind} lists"
+        )
+    return found
+
+
+def nested_class(base: type, name: str, *, trusted: Collection[str] | None = None, flag: str) -> type:
+    """Find the class of a part that is an argument of another part, by its bare name or import path.
+
+    Args:
+        base: Class that the constructor declares for this argument.
+        name: Name among `known_parts` of any kind, or module.Class, as in `part_class`.
+        trusted: Modules that may be imported; None for all.
+        flag: Flag or key that names the part, for messages.
+
+    Raises:
+        ValueError: As `part_class`.
+    """
+    every = {
+        part for kind in BASES for part in (*known_parts(kind).values(), *_decoders(known_parts("network").values()))
+    }
+    known = {part.__name__: part for part in every if issubclass(part, base)}
+    return _find_class(name, base, known, trusted, flag, what="part", listing="--help_parts")
+
+
+def names_of(part: type) -> set[str]:
+    """Return the bare name of a class and its names within the packages that it lies in, such as pyrovae.Prior."""
+    steps = part.__module__.split(".")
+    homes = [".".join(steps[:length]) for length in range(1, len(steps) + 1)]
+    there = [home for home in homes if getattr(sys.modules.get(home), part.__name__, None) is part]
+    return {part.__name__, *(f"{home}.{part.__name__}" for home in there)}
+
+
+def _find_class(
+    name: str,
+    base: type,
+    known: Mapping[str, type],
+    trusted: Collection[str] | None,
+    flag: str,
+    *,
+    what: str,
+    listing: str,
+) -> type:
+    """Look a class up by name among known ones, or import it from a module of the user."""
+    for part in known.values():
+        if name in names_of(part):
+            return part
+    module_name, _, class_name = name.rpartition(".")
+    if name in names_of(base):
+        return base
     if not _IMPORT_PATH.fullmatch(name):
         likely = closest(name, known)
-        hint = f"--help_parts {kind} lists them; write your own as module.Class"
+        hint = f"{listing} lists them; write your own as module.Class"
         if likely:
             hint = f"did you mean {either(likely)}?"
         elif _NUMBER.fullmatch(name):
-            hint = _NUMBERS.get(kind, hint).format(name)
-        raise ValueError(f"--{kind} {name}: no such {kind}; {hint}")
-    module_name, class_name = name.rsplit(".", 1)
-    module = sys.modules.get(module_name)
-    if module is None and name.split(".", 1)[0] in TRUSTED:
-        raise ValueError(f"--{kind} {name}: no such {kind}; {near(class_name, known)}")
-    if module is None:
-        module = _import_own(module_name, f"--{kind} {name}")
-    part = getattr(module, class_name, None)
-    if part is None:
-        there = dict(inspect.getmembers(module, inspect.isclass))
-        raise ValueError(f"--{kind} {name}: {module_name} has no class {class_name}; {near(class_name, there)}")
-    if not (inspect.isclass(part) and issubclass(part, base)):
+            hint = _NUMBERS.get(what, hint).format(name)
+        raise ValueError(f"{flag} {_shortened(name)}: no such {what}; {hint}")
+    if name.split(".", 1)[0] in LIBRARIES:
+        raise ValueError(f"{flag} {name}: no such {what}; {near(class_name, known)}")
+    if trusted is not None and not any(name.startswith(f"{module}.") for module in trusted):
         raise ValueError(
-            f"--{kind} {name}: {class_name} is no subclass of {part_path(base)}; derive it, or use a part that "
-            f"--help_parts {kind} lists"
+            f"{flag} {name}: importing {module_name} would run its code; if you trust it, use "
+            f"--trust_imports {module_name.split('.', 1)[0]}"
         )
-    if part is base or inspect.isabstract(part):
-        raise ValueError(f"--{kind} {name}: {class_name} is abstract; use a subclass, which --help_parts {kind} lists")
-    return part
+    module = sys.modules.get(module_name) or _import_own(module_name, f"{flag} {name}")
+    found = vars(module).get(class_name)
+    if found is None:
+        there = dict(inspect.getmembers(module, inspect.isclass))
+        raise ValueError(f"{flag} {name}: {module_name} has no class {class_name}; {near(class_name, there)}")
+    if not (inspect.isclass(found) and issubclass(found, base)):
+        raise ValueError(
+            f"{flag} {name}: {class_name} is no subclass of {part_path(base)}; derive it, or use a part that "
+            f"{listing} lists"
+        )
+    if trusted is not None and not any(f"{found.__module__}.".startswith(f"{module}.") for module in trusted):
+        raise ValueError(
+            f"{flag} {name}: {class_name} is not defined in {module_name}, but in {found.__module__}; name it there"
+        )
+    return found
+
+
+def _shortened(name: str) -> str:
+    return name if len(name) <= _LONGEST_NAME else f"{name[:_LONGEST_NAME]}..."
 
 
 def _import_own(name: str, where: str) -> ModuleType:
@@ -170,45 +236,12 @@ def describe(error: BaseException) -> str:
 
 def part_path(part: type) -> str:
     """Return the shortest import path of a class, which stays valid if its module moves within its package."""
-    steps = part.__module__.split(".")
-    homes = [".".join(steps[:length]) for length in range(1, len(steps) + 1)]
-    for home in homes:
-        if getattr(sys.modules.get(home), part.__name__, None) is part:
-            return f"{home}.{part.__name__}"
-    raise ValueError(f"{part.__module__}.{part.__qualname__} is not found under its own name; define it at top level")
-
-
-def checked_config(config: Any, *, source: str, keys: Iterable[str], trust_imports: Iterable[str]) -> dict[str, Any]:
-    """Check the configuration in a file before any module that it names is imported.
-
-    Args:
-        config: Content of the file.
-        source: Path of the file, for messages.
-        keys: Keys that a configuration may have.
-        trust_imports: Modules besides pyrovae, torch and Pyro that the file may name.
-
-    Returns:
-        The configuration, each part as {"class_path": full path, "init_args": {...}}.
-
-    Raises:
-        ValueError: If it is no mapping, has an unknown key, names a module that is not trusted, or an unknown part.
-    """
-    keys = list(keys)
-    if not isinstance(config, Mapping):
-        raise ValueError(f"{source} is no configuration: expected keys and values, got {type(config).__name__}")
-    for key in config:
-        if key not in keys:
-            raise ValueError(f"{source}: unknown key {key!r}; {near(str(key), keys)}")
-    trusted = {*TRUSTED, *trust_imports}
-    for kind in BASES:
-        for path in _import_paths(config.get(kind)):
-            if not any(path == module or path.startswith(f"{module}.") for module in trusted):
-                module = path.split(".", 1)[0]
-                raise ValueError(
-                    f"{source} names {path}, and importing {module} would run its code; if you trust it, use "
-                    f"--trust_imports {module}"
-                )
-    return {key: _checked_part(key, value, source) if key in BASES else value for key, value in config.items()}
+    paths = sorted(names_of(part) - {part.__name__}, key=len)
+    if not paths:
+        raise ValueError(
+            f"{part.__module__}.{part.__qualname__} is not found under its own name; define it at top level"
+        )
+    return paths[0]
 
 
 def read_yaml(path: Path) -> Any:
@@ -225,40 +258,3 @@ def read_yaml(path: Path) -> Any:
         raise ValueError(f"{path}: no such file; give the path of a config.yaml") from error
     except (yaml.YAMLError, UnicodeDecodeError) as error:
         raise ValueError(f"{path} is no YAML file: {' '.join(str(error).split())}") from error
-
-
-def full_part(kind: str, part: Any) -> dict[str, Any]:
-    """Return a part, given by its name or with `class_path` and `init_args`, with its full path and both keys."""
-    if isinstance(part, str):
-        part = {"class_path": part}
-    return {
-        "class_path": part_path(part_class(kind, part["class_path"])),
-        "init_args": dict(part.get("init_args") or {}),
-    }
-
-
-def _checked_part(kind: str, value: Any, source: str) -> Any:
-    if value is None and kind in OPTIONAL:
-        return None
-    if isinstance(value, str):
-        value = {"class_path": value}
-    if not (isinstance(value, Mapping) and isinstance(value.get("class_path"), str)):
-        raise ValueError(f"{source}: {kind} must be a name, or class_path with init_args, got {value!r}")
-    for key in value:
-        if key not in ("class_path", "init_args"):
-            raise ValueError(f"{source}: {kind} has the key {key!r}; expected class_path and init_args alone")
-    arguments = value.get("init_args") or {}
-    if not isinstance(arguments, Mapping):
-        raise ValueError(f"{source}: init_args of {kind} must be names and values, got {arguments!r}")
-    return full_part(kind, value)
-
-
-def _import_paths(value: Any) -> list[str]:
-    """Find everything in a part's configuration that could be read as an import path, inside longer texts as well."""
-    if isinstance(value, str):
-        return ["".join(match[0].split()) for match in _IMPORT_PATH.finditer(value)]
-    if isinstance(value, Mapping):
-        return [path for item in value.values() for path in _import_paths(item)]
-    if isinstance(value, list | tuple):
-        return [path for item in value for path in _import_paths(item)]
-    return []

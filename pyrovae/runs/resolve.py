@@ -11,7 +11,8 @@ from torch import Tensor, nn
 
 from pyrovae.data import Data
 from pyrovae.runs.options import FROM_DATA, KNOWN_OPTIONS
-from pyrovae.runs.registry import full_part, known_parts, part_class
+from pyrovae.runs.registry import known_parts, part_class
+from pyrovae.runs.specs import read_part
 
 # Numbers in a batch of data below which a second thread does not pay.
 SMALL_BATCH = 20_000
@@ -37,7 +38,7 @@ def resolve(config: Namespace, data: Data) -> Namespace:
     if config.covariates not in (None, "labels"):
         config.covariates = _absolute(config.covariates)
     if config.likelihood is None:
-        config.likelihood = Namespace(_default_likelihood(data))
+        config.likelihood = _default_likelihood(data)
     _fill_known_options(config, data)
     if config.output_bias is None:
         starts = getattr(part_class("likelihood", config.likelihood.class_path), "starts_at_means", False)
@@ -100,7 +101,7 @@ def _fill_known_options(config: Namespace, data: Data) -> None:
             arguments[name] = values[name]
 
 
-def _default_likelihood(data: Data) -> dict[str, Any]:
+def _default_likelihood(data: Data) -> Namespace | None:
     name, arguments = "BernoulliLikelihood", {}
     if data.name == "digits" and data.binarize == "none":
         name, arguments = "BinomialLikelihood", {"total_count": 16}
@@ -108,7 +109,7 @@ def _default_likelihood(data: Data) -> dict[str, Any]:
         x = torch.cat([data.examples, data.validation, data.test])
         fitting = ", or ".join(f"--likelihood {flags}" for flags in fitting_likelihoods(x))
         raise ValueError(f"{data.name}: the values are not all 0 or 1, so the likelihood must be named: {fitting}")
-    return full_part("likelihood", {"class_path": name, "init_args": arguments})
+    return read_part("likelihood", {"class_path": name, "init_args": arguments})
 
 
 def _absolute(path: str) -> str:

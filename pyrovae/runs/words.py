@@ -125,20 +125,26 @@ def names(value: str) -> list[str]:
 def fits(hint: Any, value: Any) -> bool:
     """Whether a value is of a type: a text as on the command line, anything else as in a YAML file.
 
-    Values of types other than texts, numbers, choices and lists of these are left to jsonargparse.
+    The type is made of texts, numbers, choices and lists of these (`is_plain`).
     """
-    if not is_plain(hint):
-        return True
-    parser = ArgumentParser(exit_on_error=False)
-    parser.add_argument("--value", type=hint)
     try:
-        if isinstance(value, str):
-            parser.parse_args([f"--value={value}"])
-        else:
-            parser.parse_object({"value": value})
-    except ArgumentError:
+        converted(hint, value)
+    except (ArgumentError, ValueError, OverflowError, RecursionError):
         return False
     return True
+
+
+def converted(hint: Any, value: Any) -> Any:
+    """Convert a value to a type, as `fits` checks it.
+
+    Raises:
+        ArgumentError: If the value does not fit.
+    """
+    parser = ArgumentParser(exit_on_error=False)
+    parser.add_argument("--value", type=hint)
+    if isinstance(value, str):
+        return parser.parse_args([f"--value={value}"]).value
+    return parser.parse_object({"value": value}).value
 
 
 def expected(hint: Any, value: Any) -> str:

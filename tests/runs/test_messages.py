@@ -50,8 +50,8 @@ BAD_FLAGS = {
     "--config list.yaml": "is no configuration",
     "--config unknown.yaml": "did you mean epochs",
     "--config sly.yaml": "--trust_imports os",
-    "--config nested.yaml": "--trust_imports evil",
-    "--config hidden.yaml": "--trust_imports evil",
+    "--config nested.yaml": "nested.yaml: prior.num_components is Thing; expected a whole number",
+    "--config hidden.yaml": "hidden.yaml: optimizer.betas is [evil.Thing, 0.9]; expected a list of 2 numbers",
     "--config lookalike.yaml": "--trust_imports torchevil",
     "--config unloaded.yaml": "no such prior",
     "--config arguments.yaml": "must be names and values",
@@ -77,7 +77,7 @@ BAD_FLAGS = {
     "--prior MixturePrior --prior.num_components": "--prior.num_components needs a value: a whole number",
     "--prior MixturePrior --prior.num_components x": "x: expected a whole number; see --prior.help MixturePrior",
     "--prior.init_args 3": "expected {NAME: VALUE}; or give each option as --prior.NAME VALUE",
-    "--prior ConditionalNormalPrior --prior.network MLP": "then its arguments, as in --prior.network pyrovae.MLP",
+    "--prior ConditionalNormalPrior --prior.network MPL": "--prior.network MPL: no such part; did you mean MLP",
     "--prior FlowPrior --prior.kind naf": "--prior.kind naf: expected nsf or maf; did you mean nsf?",
     "--likelihood NormalLikelihood --likelihood.scale x": "expected a number, or global, dimension or network",
     "--optimizer.betas 3": "--optimizer.betas 3: expected a list of 2 numbers",
@@ -126,7 +126,8 @@ BAD_FLAGS = {
     "--network TransposedConvNet": "TransposedConvNet is a decoder; use --network ConvNet",
     "--network pyrovae.RecurrentDecoder": "RecurrentDecoder is a decoder; use --network RecurrentNet",
     "--network pyrovae.nn.ResidualTransposedConvNet": "is a decoder; use --network ResidualConvNet",
-    "--network torch.nn.Linear": "Linear is no subclass of pyrovae.Network; derive it, or use a part that --help_parts",
+    "--network torch.nn.Linear": "--network torch.nn.Linear: no such network; ",
+    "--prior mymodule.torch.nn.Linear": "module 'mymodule.torch' is neither installed nor in this directory",
     "--optimizer Adam --optimizer.betas [2,3]": "--optimizer Adam cannot take a step with these options: Invalid beta",
     "--optimizer ASGD --optimizer.foreach true --optimizer.differentiable true": "see --optimizer.help ASGD",
     "--optimizer SGD --optimizer.nesterov true": "Nesterov momentum requires a momentum and zero dampening; see",
@@ -136,7 +137,7 @@ BAD_FLAGS = {
     "--data both.npz:counts --likelihood CategoricalLikelihood --likelihood.num_classes 2": "numbers from 0 to 1;",
     "--data both.npz:counts --likelihood CategoricalLikelihood --likelihood.num_classes 0": "num_classes must be at",
     "--latent_dim 1000000000000": "error: this machine is out of memory; lower the numbers of data",
-    "--prior ConditionalNormalPrior --prior.network pyrovae.MLP": "--prior.network pyrovae.MLP needs "
+    "--prior ConditionalNormalPrior --prior.network pyrovae.MLP": "--prior.network MLP needs "
     "--prior.network.in_features and --prior.network.out_features; give them",
     "--prior ConditionalNormalPrior --prior.network pyrovae.MLP --prior.network.in_features x": "--prior.network."
     "in_features x: expected a whole number",

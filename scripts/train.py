@@ -30,6 +30,7 @@ from pyrovae.runs import (
     check_enumeration,
     check_reparameterised,
     check_site_order,
+    find_device,
     finishing_steps,
     needs_enumeration,
     needs_mean_field,
@@ -66,6 +67,7 @@ def train_and_evaluate(flags: Namespace, workers: Workers) -> int:
             print(f"{run.path} is finished; see its evaluation.json, or run scripts/evaluate.py {run.path}")
             return 0
         config = run.config(flags.trust_imports)
+        config.device = str(find_device(config.device))
         data = run.data(config, data_dir=flags.data_dir)
     else:
         data = load_data(
@@ -75,6 +77,7 @@ def train_and_evaluate(flags: Namespace, workers: Workers) -> int:
             split_seed=flags.split_seed,
             stream=flags.stream,
             covariates=flags.covariates,
+            download=flags.config is None,  # a file from elsewhere starts none
         )
         config = resolve(flags, data)
 

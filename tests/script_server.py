@@ -5,6 +5,7 @@ Each line on stdin is one request in JSON. {"argv": [...], "cwd": ..., "out": ..
 null if the script is still running.
 """
 
+import contextlib
 import importlib
 import json
 import os
@@ -44,7 +45,8 @@ def run_script(request):
     sys.path[0] = str(Path(sys.argv[0]).parent)
     code = 1
     try:
-        runpy.run_path(sys.argv[0], run_name="__main__")
+        with audited(request["env"]):
+            runpy.run_path(sys.argv[0], run_name="__main__")
         code = 0
     except SystemExit as stop:
         code = stop.code if isinstance(stop.code, int) else int(stop.code is not None)
@@ -54,6 +56,23 @@ def run_script(request):
         sys.stdout.flush()
         sys.stderr.flush()
         os._exit(code)
+
+
+@contextlib.contextmanager
+def audited(env):
+    """Write what `watched` sees inside into the file AUDIT, if the environment names one."""
+    if "AUDIT" not in env:
+        yield
+        return
+    sys.path.insert(1, str(Path(__file__).parent / "hostile"))
+    from audit import watched
+
+    with watched(env["AUDIT_ALLOWED"]) as seen:
+        try:
+            yield
+        finally:
+            found = list(seen)
+    Path(env["AUDIT"]).write_text("\n".join(found))
 
 
 def wait(pid, seconds):

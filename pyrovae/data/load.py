@@ -105,6 +105,7 @@ def load_data(
     split_seed: int = 0,
     covariates: str | os.PathLike[str] | None = None,
     stream: bool = False,
+    download: bool = True,
 ) -> Data:
     """Read a data set, check it, split it, and binarise it if requested.
 
@@ -112,7 +113,7 @@ def load_data(
 
     * "digits": the 1,797 images of 8 x 8 counts 0..16 that scikit-learn installs;
     * "mnist": the 70,000 images of LeCun, Cortes and Burges (CC BY-SA 3.0) as grey values k / 255, read from
-      `data_dir`/MNIST/raw, or downloaded to it by torchvision if missing;
+      `data_dir`/MNIST/raw, or downloaded to it by torchvision if missing and `download` allows;
     * "PATH.npy", "PATH.npz:KEY" or "PATH.npz" (of one array): an array of the user with booleans, integers or real
       numbers and shape (N, ...), N >= 10.
 
@@ -133,6 +134,7 @@ def load_data(
             numbers, with shape (N,) or (N, C). None for no covariates.
         stream: Whether to leave the training data of PATH.npy on disk and read them batch by batch. The other splits
             are read into memory.
+        download: Whether to download MNIST if it is missing.
 
     Returns:
         The data set with its three splits.
@@ -140,7 +142,7 @@ def load_data(
     Raises:
         ValueError: If the name, the binarisation, or the key or content of a file is invalid, if values outside [0, 1]
             are to be binarised, or if stream is used without a PATH.npy or with static binarisation.
-        FileNotFoundError: If the file is missing, or MNIST is missing and cannot be downloaded.
+        FileNotFoundError: If the file is missing, or MNIST is missing and is not or cannot be downloaded.
 
     Example:
         >>> digits = load_data("digits")
@@ -156,7 +158,7 @@ def load_data(
     if name == "digits":
         source, labels = read_digits()
     elif name == "mnist":
-        source, labels, num_test_file = read_mnist(Path(data_dir or "data").expanduser())
+        source, labels, num_test_file = read_mnist(Path(data_dir or "data").expanduser(), download=download)
     else:
         source = read_array(name, stream=stream)
 

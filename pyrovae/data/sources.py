@@ -34,24 +34,30 @@ def read_digits() -> tuple[np.ndarray, Tensor]:
     return digits.images, torch.from_numpy(digits.target).long()
 
 
-def read_mnist(root: Path) -> tuple[np.ndarray, Tensor, int]:
-    """Read MNIST from ROOT/MNIST/raw, the training file, then the test file. Download missing files.
+def read_mnist(root: Path, *, download: bool = True) -> tuple[np.ndarray, Tensor, int]:
+    """Read MNIST from ROOT/MNIST/raw, the training file, then the test file.
 
     Args:
         root: Folder ROOT.
+        download: Whether to download missing files.
 
     Returns:
         The images, with shape (N, H, W), uint8; the labels, with shape (N,), int64; and the number of data from the
         test file, which come last.
 
     Raises:
-        FileNotFoundError: If files are missing and cannot be downloaded.
+        FileNotFoundError: If files are missing and are not or cannot be downloaded.
         ValueError: If a file is corrupted, or the sizes of the files do not agree.
     """
     from torchvision.datasets import mnist
 
     raw = root / "MNIST" / "raw"
     if not all(os.path.isfile(raw / file) for file in MNIST_FILES):
+        if not download:
+            raise FileNotFoundError(
+                f"MNIST is not in {raw}, and a configuration starts no download; give --data_dir with the folder that "
+                f"holds MNIST, or download it first by train.py --data mnist --data_dir {root}"
+            )
         _download_mnist(root, raw)
     arrays = []
     for file in MNIST_FILES:

@@ -22,6 +22,7 @@ from pyrovae.priors import Prior
 from pyrovae.programs import Blueprint, ProgramPair, RecordedMaker
 from pyrovae.runs.cli import out_of_memory
 from pyrovae.runs.registry import describe, part_class
+from pyrovae.runs.resolve import find_device
 from pyrovae.runs.specs import make_arguments
 
 # Classes by default; a likelihood's default follows from the data.
@@ -222,7 +223,7 @@ def needs_mean_field(config: Namespace) -> bool:
 
 def _check_optimizer(make_optimizer: Callable[[Iterable[Tensor]], Optimizer], name: str, device: str) -> None:
     """Check the options of an optimizer by one step of a small parameter."""
-    parameter = torch.zeros(2, 2, device=device, requires_grad=True)
+    parameter = torch.zeros(2, 2, device=find_device(device), requires_grad=True)
     parameter.grad = torch.ones_like(parameter)
     try:
         with isolated_rng():

@@ -182,11 +182,13 @@ def _find_class(
             hint = _NUMBERS.get(what, hint).format(name)
         raise ValueError(f"{flag} {_shortened(name)}: no such {what}; {hint}")
     if name.split(".", 1)[0] in LIBRARIES:
-        raise ValueError(f"{flag} {name}: no such {what}; {near(class_name, known)}")
+        likely = closest(class_name, known)
+        hint = f"did you mean {either(likely)}?" if likely else f"{listing} lists them"
+        raise ValueError(f"{flag} {_shortened(name)}: no such {what}; {hint}")
     if trusted is not None and not any(name.startswith(f"{module}.") for module in trusted):
         raise ValueError(
-            f"{flag} {name}: importing {module_name} would run its code; if you trust it, use "
-            f"--trust_imports {module_name.split('.', 1)[0]}"
+            f"{flag} {_shortened(name)}: importing {_shortened(module_name)} would run its code; if you trust it, use "
+            f"--trust_imports {_shortened(module_name.split('.', 1)[0])}"
         )
     module = sys.modules.get(module_name) or _import_own(module_name, f"{flag} {name}")
     found = vars(module).get(class_name)

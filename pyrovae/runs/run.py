@@ -156,6 +156,7 @@ class Run:
             split_seed=config.split_seed,
             stream=config.stream and not bits,
             covariates=config.covariates,
+            download=False,
         )
         if data.sha256 != self.manifest["data"]["sha256"]:
             raise ValueError(

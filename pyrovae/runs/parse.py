@@ -102,8 +102,8 @@ def _set_defaults(parser: Parser, config: Any, *, source: str, trust_imports: It
         if key in BASES:
             read_part(key, value, source=source, trusted=trusted)
             parts[key] = _spec(value)
-        elif not fits(TYPES[key], value):
-            raise ValueError(f"{source}: {key} is {shown(value)}; {expected(TYPES[key], value)}")
+        elif value == "" or not fits(TYPES[key], value):
+            raise ValueError(f"{source}: {key} is {shown(value) or repr(value)}; {expected(TYPES[key], value)}")
         else:
             parser.set_defaults({key: converted(TYPES[key], value)})
     return parts
@@ -139,14 +139,16 @@ def _changed(kind: str, part: Any, name: str, value: str) -> Any:
         if value == "null" and (not kind or kind in OPTIONAL):
             return None
         if value.startswith("{"):
-            return _spec(yaml.safe_load(value))
+            return _spec(Text(value).loaded(f"--{kind}"))
         options = part_options(kind, part_class(kind, value)) if kind else {}  # what the new class has too stays
         return {"class_path": value, "init_args": {k: v for k, v in given.items() if options is None or k in options}}
     first, _, rest = name.removeprefix("init_args").removeprefix(".").partition(".")
     if not first:
-        given |= yaml.safe_load(value)
+        given |= Text(value).loaded(f"--{kind}.{name}")
     elif rest:
         inside = given.get(first)
+        if inside is None:
+            raise ValueError(f"--{kind}.{name}: no {first} is chosen; give its class first, as in --{kind}.{first} MLP")
         given[first] = _changed("", _spec(str(inside) if isinstance(inside, Text) else inside), rest, value)
     else:
         given[first] = Text(value)

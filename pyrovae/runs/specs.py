@@ -99,17 +99,17 @@ class _Where:
 def _split(value: Any, where: _Where) -> tuple[str, dict[str, Any]]:
     """Split a part into the path of its class and its arguments."""
     if isinstance(value, str):
-        value = {"class_path": value}
+        value = {"class_path": value} if value else ""
     if isinstance(value, Namespace):
         value = {"class_path": value.get("class_path"), "init_args": dict(value.get("init_args") or {})}
-    if not (isinstance(value, Mapping) and isinstance(value.get("class_path"), str)):
+    if not (isinstance(value, Mapping) and isinstance(value.get("class_path"), str) and value["class_path"]):
         raise ValueError(f"{where.flag} must be a name, or class_path with init_args, got {shown(value)}")
     for key in value:
         if key not in ("class_path", "init_args"):
             raise ValueError(f"{where.flag} has the key {key!r}; expected class_path and init_args alone")
     arguments = value.get("init_args") or {}
     if not isinstance(arguments, Mapping) or not all(isinstance(name, str) for name in arguments):
-        raise ValueError(f"init_args of {where.flag} must be names and values, got {shown(arguments)}")
+        raise ValueError(f"{where.flag}: init_args must be names and values, got {shown(arguments)}")
     return value["class_path"], dict(arguments)
 
 
@@ -133,7 +133,7 @@ def _checked(part: type, arguments: Mapping[str, Any], where: _Where, *, kind: s
         else:
             missing.append(name)
     if missing:
-        flags = [f"{where.flag}.{name}" for name in missing]
+        flags = missing if where.source else [f"{where.flag}.{name}" for name in missing]
         words = f", {in_words(options[missing[0]].type)}" if options and not missing[1:] else ""
         needed = f"{' and '.join(flags)}{words}; give {'them' if missing[1:] else 'it'}"
         raise ValueError(f"{where.flag} {part.__name__} needs {needed}")

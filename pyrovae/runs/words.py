@@ -139,7 +139,10 @@ def converted(hint: Any, value: Any) -> Any:
 
     Raises:
         ArgumentError: If the value does not fit.
+        ValueError: If it is None, and the type has no null.
     """
+    if value is None and without_null(hint) == hint and hint is not NoneType:  # jsonargparse takes it for no value
+        raise ValueError(f"expected {in_words(hint)}, got null")
     parser = ArgumentParser(exit_on_error=False)
     parser.add_argument("--value", type=hint)
     if isinstance(value, str):

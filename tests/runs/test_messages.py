@@ -126,6 +126,19 @@ BAD_FLAGS = {
     "--network TransposedConvNet": "TransposedConvNet is a decoder; use --network ConvNet",
     "--network pyrovae.RecurrentDecoder": "RecurrentDecoder is a decoder; use --network RecurrentNet",
     "--network pyrovae.nn.ResidualTransposedConvNet": "is a decoder; use --network ResidualConvNet",
+    "--prior ConditionalNormalPrior --prior.network.in_features 3": "no network is chosen; give its class first",
+    "--prior MixturePrior --prior.init_args {a": "--prior.init_args {a: expected a number",
+    "--latent_dim null": "--latent_dim null: expected a whole number, at least 1",
+    "--kl_weight GECO": "--kl_weight GECO needs --kl_weight.tolerance, a number; give it",
+    "--config null.yaml": "null.yaml: latent_dim is null; expected a whole number, at least 1",
+    "--config empty.yaml": "empty.yaml: data is ''; expected a text",
+    "--config default.yaml": "default.yaml: epochs is true; expected a whole number, at least 1",
+    "--config geco.yaml": "geco.yaml: kl_weight GECO needs tolerance, a number; give it",
+    "--config bf16.yaml": "bf16.yaml: precision is bf16; expected full or bfloat16; did you mean bfloat16?",
+    "--config maybe.yaml": "maybe.yaml: stream is maybe; expected true or false",
+    "--config guidee.yaml": "guidee.yaml: proposal is guidee; expected default,",
+    "--config ten.yaml": "ten.yaml: epochs is ten; expected a whole number",
+    "--config jit.yaml": "jit.yaml: elbo.jit_options is 2001-01-01; expected a number, a text, true, false, null",
     "--network torch.nn.Linear": "--network torch.nn.Linear: no such network; ",
     "--prior mymodule.torch.nn.Linear": "module 'mymodule.torch' is neither installed nor in this directory",
     "--optimizer Adam --optimizer.betas [2,3]": "--optimizer Adam cannot take a step with these options: Invalid beta",
@@ -170,6 +183,19 @@ def traps(place, straight):
     (place / "fast.yaml").write_text("lr: fast")
     (place / "many.yaml").write_text("prior: {class_path: MixturePrior, init_args: {num_components: x}}")
     (place / "option.yaml").write_text("prior: {class_path: MixturePrior, init_args: {num_component: 3}}")
+    wrong = {
+        "null": "latent_dim: null",
+        "empty": "data: ''",
+        "default": "epochs: true",
+        "geco": "kl_weight: GECO",
+        "bf16": "precision: bf16",
+        "maybe": "stream: maybe",
+        "guidee": "proposal: guidee",
+        "ten": "epochs: ten",
+        "jit": "elbo: {class_path: Trace_ELBO, init_args: {jit_options: 2001-01-01}}",
+    }
+    for name, text in wrong.items():
+        (place / f"{name}.yaml").write_text(text)
     (place / "own.yaml").write_text("prior: broken.Prior")
     (place / "broken.py").write_text("import torch\nnonsense")
     (place / "taken").mkdir()

@@ -68,6 +68,10 @@ class Script:
             raise TimeoutError(f"still running after {seconds} s:\n{self.stderr}")
         return self.returncode
 
+    def used(self):
+        """Processor time in seconds and peak of memory in bytes, after the end."""
+        return self._ask({"used": self.pid})
+
     def send_signal(self, number):
         os.kill(self.pid, number)
 

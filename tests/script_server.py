@@ -2,7 +2,8 @@
 
 Each line on stdin is one request in JSON. {"argv": [...], "cwd": ..., "out": ..., "err": ..., "strict": ..., "env":
 {...}} starts a script; the response is its pid. {"wait": pid, "seconds": ...} waits; the response is the exit code, or
-null if the script is still running.
+null if the script is still running. {"used": pid} asks for its processor time in seconds and its peak of memory in
+bytes.
 """
 
 import contextlib
@@ -28,6 +29,9 @@ SLOW_IMPORTS = [
     "pyrovae.runs.report",
     "pyrovae.runs.sweep",
 ]
+
+
+used = {}  # by process that has ended
 
 
 def run_script(request):
@@ -79,8 +83,9 @@ def wait(pid, seconds):
     """Wait for a process; return its exit code as `subprocess` does, or None after `seconds`."""
     end = time.monotonic() + seconds
     while True:
-        done, status = os.waitpid(pid, os.WNOHANG)
+        done, status, usage = os.wait4(pid, os.WNOHANG)
         if done:
+            used[pid] = usage.ru_utime + usage.ru_stime, 1024 * usage.ru_maxrss
             return os.waitstatus_to_exitcode(status)
         if time.monotonic() >= end:
             return None
@@ -94,6 +99,8 @@ def main():
         request = json.loads(line)
         if "wait" in request:
             answer = wait(request["wait"], request["seconds"])
+        elif "used" in request:
+            answer = used[request["used"]]
         else:
             answer = os.fork()
             if answer == 0:

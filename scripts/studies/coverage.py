@@ -1,6 +1,6 @@
 """Measure bias, error and coverage of `log_marginal` against exact values of log p(x), as a test of its error bars.
 
-python scripts/studies/coverage.py                              # the full table, two to three hours on one core
+python scripts/studies/coverage.py                              # the full table, several hours on one core
 python scripts/studies/coverage.py --proposal guide             # the published protocol instead of the default
 python scripts/studies/coverage.py --only "Z = 1" --pairs 1000  # the problems whose name contains this, fewer pairs
 python scripts/studies/coverage.py --edges --pairs 1000         # problems at the edges, each with its own N and K

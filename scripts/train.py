@@ -174,7 +174,7 @@ def train(
         skip_support_check=True,  # by check_values
         seed=config.seed,
         progress=True,
-        resume=workers.from_first(run.committed),
+        resume=workers.from_first(lambda: run.committed(vae, data)),
         commit=run.commit,
         should_stop=stopper,
     )

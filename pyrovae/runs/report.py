@@ -16,7 +16,7 @@ from pyrovae.plots import plot_grids, plot_history, prior_samples, reconstructio
 from pyrovae.programs import ProgramPair
 from pyrovae.runs.export import to_arviz, write_netcdf
 from pyrovae.runs.files import read_state, sha256_of, write_json, write_state, write_whole
-from pyrovae.runs.run import POSTERIOR, WEIGHTS, Run
+from pyrovae.runs.run import EVALUATION, POSTERIOR, VALUES, WEIGHTS, Run
 from pyrovae.stats import summarize_log_weights
 from pyrovae.training import History
 
@@ -114,8 +114,9 @@ def write_evaluation(run: Run, evaluation: Evaluation, data: Data, *, split: str
     binarize = run.manifest["data"]["binarize"]
     summary = {"split": split, **evaluation.summary(), "binarize": binarize}
     _, rows = split_of(data, split)
-    write_whole(run.path / "evaluation.csv", evaluation.per_datum_csv(rows))
-    write_json(run.path / "evaluation.json", summary)
+    write_whole(run.path / VALUES, evaluation.per_datum_csv(rows))
+    write_json(run.path / EVALUATION, summary)
+    run.record_evaluation()
     (run.path / PARTIAL).unlink(missing_ok=True)
     return summary
 

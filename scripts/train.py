@@ -40,7 +40,6 @@ from pyrovae.runs import (
 from pyrovae.runs.report import (
     baseline_summary,
     evaluate_run,
-    write_evaluation,
     write_posterior,
     write_sample_figures,
     write_training_figure,
@@ -183,12 +182,11 @@ def train(
 def close(run: Run, config: Namespace, data: Data, vae: ProgramPair, history: History, workers: Workers) -> None:
     """Evaluate the run, write its files, the manifest last, and print the table."""
     workers.from_first(lambda: run.write_weights(vae))
-    evaluation = evaluate_run(
+    evaluation, summary = evaluate_run(
         run, vae, data, split="test", num_particles=config.num_particles, proposal=config.proposal
     )
     if workers.rank > 0:
         return
-    summary = write_evaluation(run, evaluation, data, split="test")
     write_training_figure(run, history)
     write_sample_figures(run, vae, data, size=64, seed=0)
     write_posterior(run, vae, data, seed=0)

@@ -138,7 +138,8 @@ def read_tensors(
             )
             return {name: file.get_tensor(name) for name in found}, (file.metadata() or {}).get("note")
     except (SafetensorError, OverflowError) as error:
-        raise ValueError(f"{path} is no complete safetensors file ({error}); restore it from a copy") from error
+        problem = str(error)[:200]  # it repeats texts of the header
+        raise ValueError(f"{path} is no complete safetensors file ({problem}); restore it from a copy") from error
 
 
 def _check_header_size(path: Path, largest: int | None) -> None:
@@ -207,7 +208,7 @@ def read_state(path: Path, *, largest: int | None = None) -> dict[str, Any]:
     try:
         state = _unpack(parse_json(text, finite=False), tensors)
     except (AttributeError, KeyError, OverflowError, RecursionError, TypeError, ValueError) as error:
-        raise ValueError(f"{path} contains no state to resume ({error}); restore it from a copy") from error
+        raise ValueError(f"{path} contains no state to resume ({str(error)[:200]}); restore it from a copy") from error
     if not isinstance(state, dict):
         raise ValueError(f"{path} contains no state to resume; give a file that write_state wrote")
     return state

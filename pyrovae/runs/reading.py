@@ -23,6 +23,7 @@ from torch import Tensor
 
 LIMIT = 64 * 2**20  # bytes of a file that is read as a whole
 CONFIG_LIMIT = 2**15  # bytes of a configuration
+_MOST_STRUCTURES = 3_000_000  # lists and mappings in JSON: 64 MiB of metrics have 2 million
 _MOST_DIGITS = 100  # of a whole number
 _LONGEST_TEXT = 10_000  # letters of a text in JSON
 _LONGEST_VALUE = 4096  # letters of a text in a configuration
@@ -118,8 +119,11 @@ def parse_json(text: str, *, finite: bool = True) -> Any:
         finite: Whether NaN and infinities are refused.
 
     Raises:
-        ValueError: If the text is not JSON, has a key twice, a number of too many digits, or is nested too deeply.
+        ValueError: If the text is not JSON, has a key twice, a number of too many digits, is nested too deeply, or has
+            so many lists and mappings that they would fill the memory.
     """
+    if text.count("[") + text.count("{") > _MOST_STRUCTURES:
+        raise ValueError(f"it has more than {_MOST_STRUCTURES:,} lists and mappings")
     try:
         return json.loads(
             text,

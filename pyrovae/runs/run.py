@@ -171,6 +171,13 @@ class Run:
                 f"{config.data}: the data differ from those of {self.path} (SHA-256 {data.sha256[:12]}..., in training "
                 f"{self.manifest['data']['sha256'][:12]}...); restore the training data"
             )
+        found = {**_about(data), "binarize": config.binarize}
+        for key, value in self.manifest["data"].items():
+            if found.get(key, value) != value:
+                raise ValueError(
+                    f"{self.path / MANIFEST}: the {key} of the data is {value}, but they have {found[key]}; restore it "
+                    "from a copy"
+                )
         return data
 
     def commit(self, state: dict[str, Any]) -> None:
@@ -209,8 +216,10 @@ class Run:
 
         Raises:
             OSError: If there are none.
-            ValueError: If they are damaged.
+            ValueError: If they were changed or damaged.
         """
+        if self.finished:
+            self._check_sum(METRICS, LIMIT)
         return read_metrics(self.path / METRICS)
 
     def evaluation(self) -> tuple[dict[str, Any], dict[str, Tensor]]:
@@ -335,23 +344,28 @@ def _remove_empty(folders: Iterable[Path]) -> None:
             folder.rmdir()
 
 
+def _about(data: Data) -> dict[str, Any]:
+    """Return the properties of the data that the manifest has."""
+    return {
+        "name": Path(data.name).name,  # the configuration has the path
+        "sha256": data.sha256,
+        "binarize": data.binarize,
+        "shape": list(data.shape),
+        "num_dims": data.train.shape[1],
+        "num_covariates": data.num_covariates,
+        "num_train": len(data.train),
+        "num_validation": len(data.validation),
+        "num_test": len(data.test),
+    }
+
+
 def _manifest(status: str, sums: dict[str, str], config: Namespace, data: Data) -> dict[str, Any]:
     device = torch.device(config.device)
     return {
         "format": FORMAT,
         "status": status,
         "files": sums,
-        "data": {
-            "name": Path(data.name).name,  # the configuration has the path
-            "sha256": data.sha256,
-            "binarize": data.binarize,
-            "shape": list(data.shape),
-            "num_dims": data.train.shape[1],
-            "num_covariates": data.num_covariates,
-            "num_train": len(data.train),
-            "num_validation": len(data.validation),
-            "num_test": len(data.test),
-        },
+        "data": _about(data),
         "device": torch.cuda.get_device_name(device) if device.type == "cuda" else platform.machine(),
         "threads": torch.get_num_threads(),
         "versions": all_versions(),

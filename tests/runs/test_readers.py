@@ -175,6 +175,13 @@ def test_a_manifest_with_impossible_data_is_refused(folder, key, value, words):
     assert words in refusal(Run, folder)
 
 
+@pytest.mark.parametrize(("key", "value"), [("binarize", "static"), ("num_test", 11), ("num_covariates", 1)])
+def test_a_manifest_with_other_data_than_the_run_has_is_refused(folder, key, value):
+    edit(folder / "manifest.json", lambda manifest: {**manifest, "data": {**manifest["data"], key: value}})
+    run = Run(folder)
+    assert f"the {key} of the data is {value}, but they have" in refusal(run.data, run.config())
+
+
 def test_the_same_manifest_without_a_key_that_may_be_missing_is_read(folder):
     def without(manifest):
         del manifest["data"]["num_covariates"]
@@ -320,6 +327,8 @@ def test_metrics_that_do_not_fit_are_refused_with_their_line(folder, line, words
     path = folder / "metrics.jsonl"
     assert len(Run(folder).metrics()) == 12
     path.write_text(path.read_text() + line + "\n")
+    assert "was changed or damaged" in refusal(Run(folder).metrics)
+    sign(folder, path.name)
     message = refusal(Run(folder).metrics)
     assert str(path) in message
     assert words in message
@@ -328,3 +337,18 @@ def test_metrics_that_do_not_fit_are_refused_with_their_line(folder, line, words
 def test_a_number_of_many_digits_is_no_json_of_ours(tmp_path):
     (tmp_path / "a.json").write_text("9" * 5000)
     assert "a whole number has 5,000 digits" in refusal(read_json, tmp_path / "a.json")
+
+
+def test_many_small_lists_that_would_fill_the_memory_are_refused_unread(tmp_path):
+    (tmp_path / "a.json").write_text(f"[{'[],' * 3_000_000}1]")
+    assert "more than 3,000,000 lists and mappings" in refusal(read_json, tmp_path / "a.json")
+
+
+def test_a_text_of_60_000_letters_in_a_header_is_not_repeated(folder):
+    path = folder / "weights.safetensors"
+    content = path.read_bytes()
+    size = int.from_bytes(content[:8], "little")
+    header = content[8 : 8 + size].replace(b'"F32"', b'"' + b"x" * 60_000 + b'"')
+    path.write_bytes(len(header).to_bytes(8, "little") + header + content[8 + size :])
+    sign(folder, path.name)
+    assert "no complete safetensors file" in refusal(pyrovae.load, folder)

@@ -6,8 +6,8 @@ python scripts/evaluate.py runs/digits-001 --target_std_error 0.05 --num_particl
 python scripts/evaluate.py runs/mnist-001 --split validation --device cuda
 torchrun --nproc-per-node=2 scripts/evaluate.py runs/mnist-001                     # several processes share the data
 
-A second call with the same flags resumes a stopped evaluation. The protocol of most papers, draws from the guide alone,
-is always estimated as well.
+A second call with the same flags resumes a stopped evaluation, which lies in the user's cache, not in the run folder.
+The protocol of most papers, draws from the guide alone, is always estimated as well.
 """
 
 import sys
@@ -18,7 +18,7 @@ from jsonargparse.typing import PositiveFloat, PositiveInt
 from pyrovae.evidence import ProposalName
 from pyrovae.execution import Execution, joined
 from pyrovae.runs import make_run_parser, open_run, parse_flags, run_script
-from pyrovae.runs.report import baseline_summary, evaluate_run, write_evaluation
+from pyrovae.runs.report import baseline_summary, evaluate_run
 from pyrovae.runs.tables import caution, ladder_lines, table
 
 
@@ -38,11 +38,12 @@ def main() -> int:
         "--chunk_size", type=PositiveInt | None, default=None, help="latents decoded at once (default: 8192)"
     )
     parser.add_argument("--execution", type=Execution, default="auto", help="how the programs run")
+    parser.add_argument("--fresh", type=bool, default=False, help="start anew instead of resuming a stopped evaluation")
     args = parse_flags(parser, sys.argv[1:])
 
     with joined() as workers:  # before anything is on a GPU
         run, vae, data = open_run(args, bits=True)
-        evaluation = evaluate_run(
+        evaluation, summary = evaluate_run(
             run,
             vae,
             data,
@@ -53,10 +54,10 @@ def main() -> int:
             seed=args.seed,
             chunk_size=args.chunk_size,
             execution=args.execution,
+            fresh=args.fresh,
         )
         if workers.rank > 0:
             return 0
-    summary = write_evaluation(run, evaluation, data, split=args.split)
     baseline = baseline_summary(data, split=args.split, base_measure=evaluation.base_measure)
     marginal = evaluation.marginal
     drawn = f"K = {args.num_particles:,} draws each"

@@ -41,7 +41,6 @@ from pyrovae.runs import (
 from pyrovae.runs.report import (
     baseline_summary,
     evaluate_run,
-    write_evaluation,
     write_posterior,
     write_sample_figures,
     write_training_figure,
@@ -177,7 +176,7 @@ def train(
         skip_support_check=True,  # by check_values
         seed=config.seed,
         progress=True,
-        resume=workers.from_first(run.committed),
+        resume=workers.from_first(lambda: run.committed(vae, data)),
         commit=run.commit,
         should_stop=stopper,
     )
@@ -186,12 +185,11 @@ def train(
 def close(run: Run, config: Namespace, data: Data, vae: ProgramPair, history: History, workers: Workers) -> None:
     """Evaluate the run, write its files, the manifest last, and print the table."""
     workers.from_first(lambda: run.write_weights(vae))
-    evaluation = evaluate_run(
+    evaluation, summary = evaluate_run(
         run, vae, data, split="test", num_particles=config.num_particles, proposal=config.proposal
     )
     if workers.rank > 0:
         return
-    summary = write_evaluation(run, evaluation, data, split="test")
     write_training_figure(run, history)
     write_sample_figures(run, vae, data, size=64, seed=0)
     write_posterior(run, vae, data, seed=0)

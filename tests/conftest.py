@@ -1,3 +1,8 @@
+import atexit
+import os
+import shutil
+import tempfile
+
 import markdown_pages
 import pyro
 import pytest
@@ -7,8 +12,11 @@ torch.set_num_threads(1)  # the tests run side by side, one process per core
 
 
 def pytest_configure(config):
-    """Let the fixtures of README and guides, which lie outside of this folder, be found."""
+    """Let the fixtures of README and guides, which lie outside of this folder, be found; set a cache of their own."""
     config.pluginmanager.register(markdown_pages)
+    cache = tempfile.mkdtemp()  # stopped evaluations of the tests stay out of the user's cache
+    atexit.register(shutil.rmtree, cache, ignore_errors=True)
+    os.environ["XDG_CACHE_HOME"] = cache
 
 
 @pytest.fixture(autouse=True)

@@ -3,6 +3,7 @@
 train.py: flags -> parse -> resolve -> build, with the registry of parts and their options.
 All scripts: parser (flags, help, errors), words (types in words), cli (exit codes, signals).
 Run folder: run, files, report, tables, export, comparison, sweep, versions.
+Files of strangers: reading (sizes, kinds of values), readers (one per file), partial (stopped evaluations).
 """
 
 from pyrovae.runs.build import (
@@ -18,9 +19,10 @@ from pyrovae.runs.build import (
 )
 from pyrovae.runs.cli import Stopper, finishing_steps, run_script
 from pyrovae.runs.export import to_arviz
-from pyrovae.runs.files import check_writable, read_json, read_state, write_json, write_state, write_whole
+from pyrovae.runs.files import check_writable, read_state, write_json, write_state, write_whole
 from pyrovae.runs.parse import parse_training
 from pyrovae.runs.parser import make_parser, make_run_parser, parse_flags
+from pyrovae.runs.reading import read_json
 from pyrovae.runs.resolve import find_device, resolve
 from pyrovae.runs.run import METRICS, Run, load, open_run
 from pyrovae.runs.tables import aligned, caution, ladder_lines, table

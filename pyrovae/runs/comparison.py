@@ -1,16 +1,14 @@
 """Comparison of finished runs by the log p(x) of each test datum."""
 
-import csv
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import torch
 from matplotlib.figure import Figure
 from torch import Tensor
 
 from pyrovae.runs.export import to_arviz
-from pyrovae.runs.files import read_json
 from pyrovae.runs.run import Run
 from pyrovae.stats import joint_critical, mean_and_std_error, monte_carlo_std_error
 
@@ -47,31 +45,19 @@ class Evaluated:
         """Read the evaluation of a run folder.
 
         Raises:
-            ValueError: If the folder is no finished run, or has no valid evaluation.
+            ValueError: If the folder is no finished run, or its evaluation is missing, changed, or not finite.
         """
         run = Run(path)
-        where = run.path / "evaluation.csv"
-        if not run.finished or not where.is_file():
-            raise ValueError(f"{path} has no evaluation; finish it with train.py --resume, or run evaluate.py")
-        summary: dict[str, Any] = read_json(run.path / "evaluation.json")
-        try:
-            with where.open(newline="") as file:
-                lines = list(csv.DictReader(file))
-            columns = {
-                key: torch.tensor([float(line[key]) for line in lines], dtype=torch.float64)
-                for key in ("row", "log_marginal", "std_error")
-            }
-            about = {
-                "data (SHA-256)": run.manifest["data"]["sha256"][:12],
-                "binarisation": summary["binarize"],
-                "split": summary["split"],
-                "base measure": summary["base_measure"],
-            }
-            marginal = summary["log_marginal"]
-            protocol = f"{marginal['proposal']}, K = {marginal['num_particles']:,}"
-        except (KeyError, TypeError, ValueError) as error:
-            raise ValueError(f"{where} is damaged or from another version; write it again with evaluate.py") from error
-        return cls(str(path), columns["log_marginal"], columns["std_error"], columns["row"].long(), about, protocol)
+        summary, columns = run.evaluation()
+        about = {
+            "data (SHA-256)": run.manifest["data"]["sha256"][:12],
+            "binarisation": summary["binarize"],
+            "split": summary["split"],
+            "base measure": summary["base_measure"],
+        }
+        marginal = summary["log_marginal"]
+        protocol = f"{marginal['proposal']}, K = {marginal['num_particles']:,}"
+        return cls(str(path), columns["log_marginal"], columns["std_error"], columns["row"], about, protocol)
 
 
 @dataclass(frozen=True)

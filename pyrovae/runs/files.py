@@ -1,10 +1,11 @@
-"""Atomic writes, checksums, JSON, and states of tensors and plain values in one file."""
+"""Atomic writes, checksums, and states of tensors and plain values in one file."""
 
 import hashlib
 import json
 import os
 import uuid
 from collections.abc import Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -14,8 +15,27 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 from torch import Tensor
 
+from pyrovae.runs.reading import LIMIT, open_regular, parse_json
+
 _UNFINISHED = ".unfinished-"
 _DIGEST_LENGTH = hashlib.sha256().digest_size * 2
+# Names of dtypes in the safetensors format.
+_DTYPES = {
+    "F64": torch.float64,
+    "F32": torch.float32,
+    "F16": torch.float16,
+    "BF16": torch.bfloat16,
+    "C64": torch.complex64,
+    "I64": torch.int64,
+    "I32": torch.int32,
+    "I16": torch.int16,
+    "I8": torch.int8,
+    "U64": torch.uint64,
+    "U32": torch.uint32,
+    "U16": torch.uint16,
+    "U8": torch.uint8,
+    "BOOL": torch.bool,
+}
 
 
 def write_whole(path: Path, content: bytes) -> None:
@@ -73,7 +93,8 @@ def check_writable(flag: str, path: str | Path | None) -> None:
 def remove_unfinished(folder: Path) -> None:
     """Remove the temporary files that killed calls of `write_whole` left in a folder."""
     for path in folder.glob(f"{_UNFINISHED}*"):
-        path.unlink(missing_ok=True)
+        with suppress(IsADirectoryError, PermissionError):  # a folder of this name is none of them
+            path.unlink(missing_ok=True)
 
 
 def write_json(path: Path, content: Any) -> None:
@@ -82,21 +103,9 @@ def write_json(path: Path, content: Any) -> None:
     write_whole(path, f"{text}\n".encode())
 
 
-def read_json(path: Path) -> Any:
-    """Read JSON.
-
-    Raises:
-        ValueError: If the file is not JSON.
-    """
-    try:
-        return json.loads(path.read_text())
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
-        raise ValueError(f"{path} is not JSON ({error}); restore it from a copy") from error
-
-
 def sha256_of(path: Path) -> str:
-    """Compute the SHA-256 of a file, in hexadecimal."""
-    with path.open("rb") as file:
+    """Compute the SHA-256 of a regular file, in hexadecimal."""
+    with open_regular(path) as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
@@ -106,18 +115,65 @@ def tensors_to_bytes(tensors: Mapping[str, Tensor], note: str | None = None) -> 
     return save(plain, metadata=None if note is None else {"note": note})
 
 
-def read_tensors(path: Path) -> tuple[dict[str, Tensor], str | None]:
-    """Read the tensors and the note of a safetensors file.
+def read_tensors(
+    path: Path, *, largest: int | None = None, like: Mapping[str, Tensor] | None = None
+) -> tuple[dict[str, Tensor], str | None]:
+    """Read the tensors and the note of a safetensors file. The header is checked before any tensor is read.
+
+    Args:
+        path: Path of the file.
+        largest: Maximum size of the file in bytes; None for no limit.
+        like: Tensors with the expected names, shapes and dtypes; None if any may come.
 
     Raises:
-        ValueError: If the file is truncated or damaged.
+        FileNotFoundError: If there is no such file.
+        ValueError: If the file is truncated, damaged, too large, or has other tensors than expected.
     """
+    _check_header_size(path, largest)
     try:
         with safe_open(path, framework="pt") as file:
-            note = (file.metadata() or {}).get("note")
-            return {name: file.get_tensor(name) for name in file.keys()}, note  # noqa: SIM118  # not a dict
-    except SafetensorError as error:
-        raise ValueError(f"{path} is no complete safetensors file ({error}); restore it from a copy") from error
+            found = {name: file.get_slice(name) for name in file.keys()}  # noqa: SIM118  # not a dict
+            _check_header(
+                path, {name: (each.get_dtype(), tuple(each.get_shape())) for name, each in found.items()}, like
+            )
+            return {name: file.get_tensor(name) for name in found}, (file.metadata() or {}).get("note")
+    except (SafetensorError, OverflowError) as error:
+        problem = str(error)[:200]  # it repeats texts of the header
+        raise ValueError(f"{path} is no complete safetensors file ({problem}); restore it from a copy") from error
+
+
+def _check_header_size(path: Path, largest: int | None) -> None:
+    """Check the sizes of a safetensors file and of its header, which begins with its length in 8 bytes."""
+    with open_regular(path) as file:
+        size, header = os.fstat(file.fileno()).st_size, int.from_bytes(file.read(8), "little")
+    if size < 8 or header > size - 8:
+        raise ValueError(f"{path} is no complete safetensors file; restore it from a copy")
+    if header > LIMIT or size > (largest or size):
+        raise ValueError(
+            f"{path} has {size:,} bytes, its header {header:,}, but at most {largest or size:,} and {LIMIT:,} are "
+            "expected; restore it from a copy"
+        )
+
+
+def _check_header(
+    path: Path, found: Mapping[str, tuple[str, tuple[int, ...]]], like: Mapping[str, Tensor] | None
+) -> None:
+    for name, (dtype, _) in found.items():
+        if dtype not in _DTYPES:
+            raise ValueError(f"{path}: {name[:80]!r} has the unknown dtype {dtype[:20]}; restore it from a copy")
+    if like is None:
+        return
+    for name in sorted(set(found) ^ set(like)):
+        raise ValueError(
+            f"{path} belongs to another model, which differs in {name[:80]!r}; restore the file of this run"
+        )
+    for name, value in like.items():
+        got, shape = _DTYPES[found[name][0]], found[name][1]
+        if (shape, got) != (tuple(value.shape), value.dtype):
+            raise ValueError(
+                f"{path}: {name} needs shape {tuple(value.shape)} and {value.dtype}, got {shape} and {got}; restore "
+                "the file of this run"
+            )
 
 
 def write_state(path: Path, state: Mapping[str, Any]) -> None:
@@ -132,19 +188,30 @@ def write_state(path: Path, state: Mapping[str, Any]) -> None:
     write_whole(path, tensors_to_bytes(tensors, _digest(text, tensors) + text))
 
 
-def read_state(path: Path) -> dict[str, Any]:
+def read_state(path: Path, *, largest: int | None = None) -> dict[str, Any]:
     """Read a state that `write_state` wrote.
 
+    Args:
+        path: Path of the file.
+        largest: Maximum size of the file in bytes; None for no limit.
+
     Raises:
-        ValueError: If the file is truncated, damaged, or contains no state.
+        FileNotFoundError: If there is no such file.
+        ValueError: If the file is truncated, damaged, too large, or contains no state.
     """
-    tensors, note = read_tensors(path)
+    tensors, note = read_tensors(path, largest=largest)
     if note is None:
         raise ValueError(f"{path} contains no state to resume; give a file that write_state wrote")
     digest, text = note[:_DIGEST_LENGTH], note[_DIGEST_LENGTH:]
     if digest != _digest(text, tensors):
         raise ValueError(f"{path} is damaged: its content does not match its SHA-256; restore it from a copy")
-    return _unpack(json.loads(text), tensors)
+    try:
+        state = _unpack(parse_json(text, finite=False), tensors)
+    except (AttributeError, KeyError, OverflowError, RecursionError, TypeError, ValueError) as error:
+        raise ValueError(f"{path} contains no state to resume ({str(error)[:200]}); restore it from a copy") from error
+    if not isinstance(state, dict):
+        raise ValueError(f"{path} contains no state to resume; give a file that write_state wrote")
+    return state
 
 
 def _pack(value: Any, tensors: dict[str, Tensor]) -> Any:
@@ -171,6 +238,8 @@ def _unpack(plain: Any, tensors: Mapping[str, Tensor]) -> Any:
         case {"tensor": key}:
             return tensors[key]
         case {"array": values, "dtype": dtype}:
+            if np.dtype(dtype).kind not in "biuf":
+                raise ValueError(f"an array has the dtype {dtype!r}")
             return np.array(values, dtype=dtype)
         case {"dict": items}:
             return {key: _unpack(item, tensors) for key, item in items}
@@ -186,7 +255,7 @@ def _digest(text: str, tensors: Mapping[str, Tensor]) -> str:
     for name in sorted(tensors):
         value = tensors[name].detach().cpu().contiguous()
         digest.update(f"{name} {value.dtype} {tuple(value.shape)}".encode())
-        digest.update(value.flatten().view(torch.uint8).numpy().tobytes())
+        digest.update(value.flatten().view(torch.uint8).numpy().data)
     return digest.hexdigest()
 
 

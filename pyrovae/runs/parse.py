@@ -11,7 +11,8 @@ from jsonargparse import Namespace
 from pyrovae.runs.flags import CALL_ONLY, FLAGS, TYPES, WITH_RESUME, training_parser
 from pyrovae.runs.options import check_part_options, options_text, part_options, parts_text
 from pyrovae.runs.parser import Parser, checked_argv, flags_and_values, parse_flags
-from pyrovae.runs.registry import BASES, OPTIONAL, part_class, read_yaml
+from pyrovae.runs.reading import read_yaml
+from pyrovae.runs.registry import BASES, OPTIONAL, part_class
 from pyrovae.runs.specs import Text, read_part
 from pyrovae.runs.words import converted, expected, fits, names, near, shown
 

@@ -17,7 +17,6 @@ from typing import Any
 import pyro.infer
 import pyro.optim
 import torch
-import yaml
 from pyro.infer import ELBO
 from torch import nn
 
@@ -27,6 +26,7 @@ import pyrovae.nn
 import pyrovae.objectives
 import pyrovae.priors
 import pyrovae.programs
+from pyrovae.runs.reading import read_yaml as read_yaml
 from pyrovae.runs.words import closest, either, near
 
 BASES: dict[str, type] = {
@@ -244,19 +244,3 @@ def part_path(part: type) -> str:
             f"{part.__module__}.{part.__qualname__} is not found under its own name; define it at top level"
         )
     return paths[0]
-
-
-def read_yaml(path: Path) -> Any:
-    """Read a YAML file of plain values.
-
-    Raises:
-        ValueError: If the file does not exist or is no YAML.
-    """
-    try:
-        if path.is_dir():
-            raise ValueError(f"{path} is a folder; give a file, such as {path / 'config.yaml'}")
-        return yaml.safe_load(path.read_text())
-    except FileNotFoundError as error:
-        raise ValueError(f"{path}: no such file; give the path of a config.yaml") from error
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise ValueError(f"{path} is no YAML file: {' '.join(str(error).split())}") from error

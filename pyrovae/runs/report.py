@@ -1,7 +1,7 @@
 """Evaluation, figures and draws for ArviZ, which the scripts write into a run folder."""
 
+import sys
 from contextlib import suppress
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -15,15 +15,15 @@ from pyrovae.execution import Execution, Workers
 from pyrovae.plots import plot_grids, plot_history, prior_samples, reconstructions, to_png
 from pyrovae.programs import ProgramPair
 from pyrovae.runs.export import to_arviz, write_netcdf
-from pyrovae.runs.files import read_state, sha256_of, write_json, write_state, write_whole
-from pyrovae.runs.run import POSTERIOR, WEIGHTS, Run
+from pyrovae.runs.files import sha256_of, write_json, write_whole
+from pyrovae.runs.partial import StoppedEvaluation, own_sources
+from pyrovae.runs.run import CONFIG, EVALUATION, POSTERIOR, VALUES, WEIGHTS, Run
+from pyrovae.runs.versions import all_versions
 from pyrovae.stats import summarize_log_weights
 from pyrovae.training import History
 
 POSTERIOR_DATA = 1000  # maximum number of test data in posterior.nc
 POSTERIOR_DRAWS = 100  # draws per datum
-
-PARTIAL = "evaluation.partial.safetensors"  # state of an unfinished evaluation
 
 
 def split_of(data: Data, split: str) -> tuple[Tensor, Tensor]:
@@ -43,10 +43,13 @@ def evaluate_run(
     seed: int = 0,
     chunk_size: int | None = None,
     execution: Execution = "auto",
-) -> Evaluation:
-    """Evaluate a run with a progress bar. A second call with the same arguments resumes a stopped evaluation.
+    fresh: bool = False,
+) -> tuple[Evaluation, dict[str, Any]]:
+    """Evaluate a run with a progress bar, and write evaluation.json and the values per datum in evaluation.csv.
 
-    If torch.distributed is initialised, the processes share the data, and all return the whole evaluation.
+    A second call with the same arguments resumes a stopped evaluation, which the user's cache keeps (see `partial`).
+    If torch.distributed is initialised, the processes share the data, all return the whole evaluation, and rank 0
+    writes the files.
 
     Args:
         run: Run folder, with its weights.
@@ -61,26 +64,28 @@ def evaluate_run(
             for 6,500,000 / D if there are more than 793 columns D.
         execution: How to run the programs: "eager", "recorded", "compiled", or "auto", which chooses by the number of
             calls.
+        fresh: Whether to start anew, although a stopped evaluation could be resumed.
 
     Returns:
-        The evaluation, with values per datum.
+        The evaluation, with values per datum, and the content of evaluation.json.
     """
-    device, path = _device(vae), run.path / PARTIAL
-    x, _ = split_of(data, split)
-    about = {
-        "weights": sha256_of(run.path / WEIGHTS),
-        "data": data.sha256,
-        "split": split,
-        "proposal": proposal,
-        "num_particles": num_particles,
-        "target_std_error": target_std_error,
-        "seed": seed,
-        "chunk_size": chunk_size,
-        "execution": execution,
-        "device": device.type,
-    }
+    device = _device(vae)
+    x, rows = split_of(data, split)
     workers = Workers.current()
-    stopped = workers.from_first(lambda: _stopped_evaluation(path))
+    stopped = None
+    if workers.rank == 0:
+        flags = {
+            "split": split,
+            "num_particles": num_particles,
+            "proposal": proposal,
+            "target_std_error": target_std_error,
+            "seed": seed,
+            "chunk_size": chunk_size,
+            "execution": execution,
+            "device": device.type,
+        }
+        stopped = StoppedEvaluation(_about(run, vae, data, flags))
+    resume = workers.from_first(lambda: _resumed(stopped, fresh=fresh, num_data=len(x)))
     with tqdm(total=len(x), unit="datum", desc="log p(x)", disable=workers.rank > 0) as bar:
         evaluation = evaluate(
             vae.model,
@@ -88,36 +93,52 @@ def evaluate_run(
             x.to(device),
             num_particles=num_particles,
             guide_particles=num_particles,
-            proposal=PROPOSALS[proposal],
             target_std_error=target_std_error,
             seed=seed,
             chunk_size=chunk_size,
             execution=execution,
+            proposal=PROPOSALS[proposal],
             on_progress=bar.update,
-            commit=lambda state: write_state(path, {"about": about, "state": state}),
-            resume=stopped["state"] if stopped["about"] == about else None,
+            commit=None if stopped is None else stopped.write,
+            resume=resume,
             plate=None,
             **data.conditions(split, device),
         )
-    return evaluation
+    summary = {"split": split, **evaluation.summary(), "binarize": run.manifest["data"]["binarize"]}
+    if stopped is not None:
+        write_whole(run.path / VALUES, evaluation.per_datum_csv(rows))
+        write_json(run.path / EVALUATION, summary)
+        run.record_evaluation()
+        stopped.remove()
+        with suppress(OSError):  # of an earlier version; it is not read
+            (run.path / "evaluation.partial.safetensors").unlink(missing_ok=True)
+    return evaluation, summary
 
 
-def _stopped_evaluation(path: Path) -> dict[str, Any]:
-    """Read the state of a stopped evaluation and its arguments, `about`; a damaged file counts as none."""
-    with suppress(ValueError, FileNotFoundError):
-        return read_state(path)
-    return {"about": None}
+def _about(run: Run, vae: ProgramPair, data: Data, flags: dict[str, Any]) -> dict[str, Any]:
+    """Return all that the numbers of an evaluation depend on."""
+    return {
+        "weights": sha256_of(run.path / WEIGHTS),
+        "config": run.manifest["files"][CONFIG],
+        "data": data.sha256,
+        "binarize": data.binarize,
+        "flags": flags,
+        "versions": all_versions(),
+        "sources": own_sources(vae),
+    }
 
 
-def write_evaluation(run: Run, evaluation: Evaluation, data: Data, *, split: str) -> dict[str, Any]:
-    """Write evaluation.json and the values per datum in evaluation.csv; return the content of the JSON."""
-    binarize = run.manifest["data"]["binarize"]
-    summary = {"split": split, **evaluation.summary(), "binarize": binarize}
-    _, rows = split_of(data, split)
-    write_whole(run.path / "evaluation.csv", evaluation.per_datum_csv(rows))
-    write_json(run.path / "evaluation.json", summary)
-    (run.path / PARTIAL).unlink(missing_ok=True)
-    return summary
+def _resumed(stopped: StoppedEvaluation | None, *, fresh: bool, num_data: int) -> dict[str, Any] | None:
+    """Return the state of a stopped evaluation, and say on stderr from which datum it goes on."""
+    assert stopped is not None
+    if fresh:
+        stopped.remove()
+    state = stopped.read()
+    if state is not None:
+        done = sum(len(block["elbo"]) for block in state["blocks"])
+        message = f"going on from datum {done:,} of {num_data:,}, where an earlier call with the same flags stopped"
+        print(f"{message}; evaluate.py --fresh true starts anew", file=sys.stderr)
+    return state
 
 
 def baseline_summary(data: Data, *, split: str, base_measure: str) -> dict[str, Any]:

@@ -5,7 +5,7 @@ manifest.json            SHA-256 sums of files and data, versions, and the statu
 checkpoint.safetensors   state of `fit` for --resume; its rename into place is the commit
 metrics.jsonl            one line per epoch
 weights.safetensors      the best epoch's parameters and buffers
-evaluation.json, .csv    summary, and values per datum
+evaluation.json, .csv    summary, and values per datum; the manifest has the SHA-256 sums of the last evaluation
 posterior.nc             draws from the guide, for ArviZ
 *.png                    the figures
 """
@@ -20,13 +20,12 @@ from typing import Any
 
 import torch
 from jsonargparse import Namespace
+from torch import Tensor
 
 from pyrovae.data import Data, load_data
 from pyrovae.programs import ProgramPair
 from pyrovae.runs.build import build_vae
 from pyrovae.runs.files import (
-    read_json,
-    read_state,
     read_tensors,
     remove_unfinished,
     sha256_of,
@@ -36,13 +35,21 @@ from pyrovae.runs.files import (
     write_whole,
 )
 from pyrovae.runs.parse import config_to_yaml, parse_config
-from pyrovae.runs.registry import read_yaml
+from pyrovae.runs.readers import (
+    FORMAT,
+    read_checkpoint,
+    read_evaluation,
+    read_manifest,
+    read_metrics,
+    read_values,
+)
+from pyrovae.runs.reading import CONFIG_LIMIT, LIMIT, check_size, read_yaml
 from pyrovae.runs.resolve import find_device
-from pyrovae.runs.versions import installed_version
+from pyrovae.runs.versions import all_versions
 
-FORMAT = 1
 CONFIG, MANIFEST, CHECKPOINT = "config.yaml", "manifest.json", "checkpoint.safetensors"
 WEIGHTS, METRICS, POSTERIOR = "weights.safetensors", "metrics.jsonl", "posterior.nc"
+EVALUATION, VALUES = "evaluation.json", "evaluation.csv"
 
 
 class Run:
@@ -58,14 +65,13 @@ class Run:
     def __init__(self, path: str | Path) -> None:
         self.path = Path(path)
         self._made: list[Path] = []
-        if not (self.path / MANIFEST).is_file():
-            raise ValueError(f"{path} is no run folder, since it has no {MANIFEST}; give a folder that train.py wrote")
-        self.manifest: dict[str, Any] = read_json(self.path / MANIFEST)
-        if not isinstance(self.manifest, dict) or self.manifest.get("format") != FORMAT:
+        try:
+            self.manifest = read_manifest(self.path / MANIFEST)
+        except (FileNotFoundError, NotADirectoryError) as error:
             raise ValueError(
-                f"{path}: {MANIFEST} does not have format {FORMAT}; load the run with the version that wrote it"
-            )
-        self._check_sum(CONFIG)
+                f"{path} is no run folder, since it has no {MANIFEST}; give a folder that train.py wrote"
+            ) from error
+        self._check_sum(CONFIG, CONFIG_LIMIT)
 
     @classmethod
     def create(cls, out: str | None, config: Namespace, data: Data) -> "Run":
@@ -98,10 +104,13 @@ class Run:
 
     @classmethod
     def _create_in(cls, parent: Path, target: Path | None, stem: str, config: Namespace, data: Data) -> "Run":
+        content = config_to_yaml(config)
+        if len(content) > CONFIG_LIMIT:
+            raise ValueError(f"the configuration has {len(content):,} bytes, but at most {CONFIG_LIMIT:,}; shorten it")
         parent.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(dir=parent, prefix=".new-", ignore_cleanup_errors=True) as beside:
             new = Path(beside)
-            write_whole(new / CONFIG, config_to_yaml(config))
+            write_whole(new / CONFIG, content)
             write_json(
                 new / MANIFEST,
                 _manifest("training", {CONFIG: sha256_of(new / CONFIG)}, config, data),
@@ -163,6 +172,13 @@ class Run:
                 f"{config.data}: the data differ from those of {self.path} (SHA-256 {data.sha256[:12]}..., in training "
                 f"{self.manifest['data']['sha256'][:12]}...); restore the training data"
             )
+        found = {**_about(data), "binarize": config.binarize}
+        for key, value in self.manifest["data"].items():
+            if found.get(key, value) != value:
+                raise ValueError(
+                    f"{self.path / MANIFEST}: the {key} of the data is {value}, but they have {found[key]}; restore it "
+                    "from a copy"
+                )
         return data
 
     def commit(self, state: dict[str, Any]) -> None:
@@ -174,19 +190,53 @@ class Run:
         self.write_metrics(state["rows"])
         write_state(self.path / CHECKPOINT, state)
 
-    def committed(self) -> dict[str, Any] | None:
+    def committed(self, vae: ProgramPair | None = None, data: Data | None = None) -> dict[str, Any] | None:
         """Read the last commit and truncate the metrics to it; return None before the first commit.
 
+        Args:
+            vae: Model that the commit is of, which bounds the size of its file; None for no limit.
+            data: Data of the run, which bound it as well.
+
         Raises:
-            ValueError: If the checkpoint is damaged.
+            ValueError: If the checkpoint is damaged, too large, or no state of `fit`.
         """
         remove_unfinished(self.path)
         path = self.path / CHECKPOINT
-        if not path.exists():
+        size = None if vae is None else _num_bytes(vae)
+        if size is not None and data is not None:
+            size += 4 * len(data.train) * data.train.shape[1]
+        try:
+            state = read_checkpoint(path, size)
+        except FileNotFoundError:
             return None
-        state = read_state(path)
         self.write_metrics(state["rows"])
         return state
+
+    def metrics(self) -> list[dict[str, Any]]:
+        """Read the metrics, one row per epoch.
+
+        Raises:
+            OSError: If there are none.
+            ValueError: If they were changed or damaged.
+        """
+        if self.finished:
+            self._check_sum(METRICS, LIMIT)
+        return read_metrics(self.path / METRICS)
+
+    def evaluation(self) -> tuple[dict[str, Any], dict[str, Tensor]]:
+        """Read the last evaluation: its summary, and its values per datum (see `read_values`).
+
+        Raises:
+            ValueError: If there is none, it was changed or damaged, or it belongs to another run.
+        """
+        if not self.finished or VALUES not in self.manifest["files"]:
+            raise ValueError(
+                f"{self.path} has no evaluation with a checksum; finish it with train.py --resume {self.path}, or run "
+                f"evaluate.py {self.path}"
+            )
+        self._check_sum(EVALUATION, LIMIT, f"write it again with evaluate.py {self.path}")
+        summary = read_evaluation(self.path / EVALUATION)
+        return summary, read_values(self.path / VALUES, summary["num_data"], self.manifest["files"][VALUES])
 
     def discard_unless_committed(self) -> None:
         """Remove the folder of a run that failed before its first commit, and the folders that `create` made for it."""
@@ -206,8 +256,17 @@ class Run:
 
     def finish(self, config: Namespace, data: Data) -> None:
         """Write the manifest of a finished run, with the SHA-256 sums of its files."""
-        sums = {name: sha256_of(self.path / name) for name in (CONFIG, WEIGHTS, METRICS, POSTERIOR)}
-        manifest = _manifest("finished", sums, config, data)
+        names = (CONFIG, WEIGHTS, METRICS, POSTERIOR, EVALUATION, VALUES)
+        sums = {name: sha256_of(self.path / name) for name in names}
+        self._write_manifest(_manifest("finished", sums, config, data))
+
+    def record_evaluation(self) -> None:
+        """Write the SHA-256 sums of a new evaluation of a finished run to the manifest."""
+        if self.finished:
+            sums = {name: sha256_of(self.path / name) for name in (EVALUATION, VALUES)}
+            self._write_manifest({**self.manifest, "files": {**self.manifest["files"], **sums}})
+
+    def _write_manifest(self, manifest: dict[str, Any]) -> None:
         write_json(self.path / MANIFEST, manifest)
         self.manifest = manifest
 
@@ -222,32 +281,28 @@ class Run:
         """
         if not self.finished:
             raise ValueError(f"{self.path}: the run is not finished; resume it with train.py --resume {self.path}")
-        self._check_sum(WEIGHTS)
         about = self.manifest["data"]
         vae = build_vae(config, about["num_dims"], about.get("num_covariates", 0))
-        weights, _ = read_tensors(self.path / WEIGHTS)
-        expected = vae.state_dict()
-        for name in sorted(set(weights) ^ set(expected)):
-            raise ValueError(
-                f"{self.path / WEIGHTS} belongs to another model, which differs in {name}; restore the file of this run"
-            )
-        for name, value in expected.items():
-            if value.shape != weights[name].shape:
-                raise ValueError(
-                    f"{self.path / WEIGHTS}: {name} needs shape {tuple(value.shape)}, got "
-                    f"{tuple(weights[name].shape)}; restore the file of this run"
-                )
+        largest = LIMIT + _num_bytes(vae)
+        self._check_sum(WEIGHTS, largest)
+        weights, _ = read_tensors(self.path / WEIGHTS, largest=largest, like=vae.state_dict())
         vae.load_state_dict(weights)
         return vae.eval()
 
-    def _check_sum(self, name: str) -> None:
+    def _check_sum(self, name: str, largest: int, advice: str = "restore it from a copy") -> None:
         path = self.path / name
-        if not path.is_file():
-            raise ValueError(f"{path} is missing, but the manifest lists it; restore it from a copy")
-        if sha256_of(path) != self.manifest["files"].get(name):
-            raise ValueError(
-                f"{path} was changed or damaged: its SHA-256 differs from the manifest's; restore it from a copy"
-            )
+        try:
+            check_size(path, largest)
+            found = sha256_of(path)
+        except FileNotFoundError as error:
+            raise ValueError(f"{path} is missing, but the manifest lists it; {advice}") from error
+        if found != self.manifest["files"].get(name):
+            raise ValueError(f"{path} was changed or damaged: its SHA-256 differs from the manifest's; {advice}")
+
+
+def _num_bytes(vae: ProgramPair) -> int:
+    """Count the bytes of the parameters and buffers."""
+    return sum(value.numel() * value.element_size() for value in vae.state_dict().values())
 
 
 def load(run: str | Path, *, trust_imports: Iterable[str] = ()) -> ProgramPair:
@@ -290,38 +345,29 @@ def _remove_empty(folders: Iterable[Path]) -> None:
             folder.rmdir()
 
 
+def _about(data: Data) -> dict[str, Any]:
+    """Return the properties of the data that the manifest has."""
+    return {
+        "name": Path(data.name).name,  # the configuration has the path
+        "sha256": data.sha256,
+        "binarize": data.binarize,
+        "shape": list(data.shape),
+        "num_dims": data.train.shape[1],
+        "num_covariates": data.num_covariates,
+        "num_train": len(data.train),
+        "num_validation": len(data.validation),
+        "num_test": len(data.test),
+    }
+
+
 def _manifest(status: str, sums: dict[str, str], config: Namespace, data: Data) -> dict[str, Any]:
-    packages = (
-        "pyrovae",
-        "torch",
-        "torchvision",
-        "pyro-ppl",
-        "numpy",
-        "arviz",
-        "xarray",
-        "safetensors",
-        "jsonargparse",
-    )
     device = torch.device(config.device)
     return {
         "format": FORMAT,
         "status": status,
         "files": sums,
-        "data": {
-            "name": Path(data.name).name,  # the configuration has the path
-            "sha256": data.sha256,
-            "binarize": data.binarize,
-            "shape": list(data.shape),
-            "num_dims": data.train.shape[1],
-            "num_covariates": data.num_covariates,
-            "num_train": len(data.train),
-            "num_validation": len(data.validation),
-            "num_test": len(data.test),
-        },
+        "data": _about(data),
         "device": torch.cuda.get_device_name(device) if device.type == "cuda" else platform.machine(),
         "threads": torch.get_num_threads(),
-        "versions": {
-            "python": platform.python_version(),
-            **{name: installed_version(name) for name in packages},
-        },
+        "versions": all_versions(),
     }

@@ -11,7 +11,8 @@ from torch import Tensor
 from tqdm import tqdm
 
 from pyrovae.programs import ProgramPair
-from pyrovae.runs.files import read_json, write_json
+from pyrovae.runs.files import write_json
+from pyrovae.runs.reading import read_json
 from pyrovae.runs.run import MANIFEST, Run
 
 

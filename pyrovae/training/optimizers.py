@@ -1,5 +1,7 @@
 """Optimizers of `fit`: torch's, or Pyro's, from which torch's are made."""
 
+import copy
+from collections import defaultdict
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import partial
 from typing import Any
@@ -46,6 +48,67 @@ def make_optimizer(
         raise ValueError("fit evaluates the loss once per step, but LBFGS needs several; use Adam or another optimizer")
     assert isinstance(made, Optimizer)
     return made
+
+
+def load_optimizer_state(optimizer: Optimizer, state: Mapping[str, Any]) -> None:
+    """Load a state of the optimizer, and check that its next step can use it.
+
+    Args:
+        optimizer: Optimizer that has taken no step.
+        state: Its `state_dict` in another run.
+
+    Raises:
+        ValueError: If an option has another type, or, for an optimizer of torch, an entry for a parameter is missing
+            or has another shape than a step gives it.
+    """
+    for here, saved in zip(optimizer.param_groups, state["param_groups"], strict=True):
+        for name, value in here.items():
+            if name != "params" and _type_of_option(value) != _type_of_option(saved[name]):
+                raise ValueError(f"option {name} is of type {type(saved[name]).__name__}, not {type(value).__name__}")
+    expected = _shapes_after_step(optimizer) if f"{type(optimizer).__module__}.".startswith("torch.optim.") else {}
+    optimizer.load_state_dict(dict(state))
+    for parameter, shapes in expected.items():
+        if parameter not in optimizer.state:
+            continue
+        found = {name: getattr(value, "shape", None) for name, value in optimizer.state[parameter].items()}
+        if found != shapes:
+            raise ValueError(f"a parameter needs the entries {shapes}, but has {found}")
+
+
+def _shapes_after_step(optimizer: Optimizer) -> dict[Tensor, dict[str, torch.Size | None]]:
+    """Find the shapes of the entries that a step gives each parameter, by a step on small parameters; None if plain."""
+    probe = copy.copy(optimizer)
+    small = {
+        parameter: torch.zeros((2,) * parameter.ndim, dtype=parameter.dtype, device=parameter.device).requires_grad_()
+        for group in optimizer.param_groups
+        for parameter in group["params"]
+    }
+    for each in small.values():
+        each.grad = torch.zeros_like(each)
+    probe.state = defaultdict(dict)
+    probe.param_groups = [
+        {**group, "params": [small[parameter] for parameter in group["params"]]} for group in optimizer.param_groups
+    ]
+    probe.step()
+
+    def full(parameter: Tensor, value: Any) -> torch.Size | None:
+        if not isinstance(value, Tensor):
+            return None
+        sizes = zip(value.shape, parameter.shape, strict=False)  # an entry may be a scalar
+        return torch.Size(size if of_small == 2 else of_small for of_small, size in sizes)
+
+    return {
+        parameter: {name: full(parameter, value) for name, value in probe.state[each].items()}
+        for parameter, each in small.items()
+    }
+
+
+def _type_of_option(value: Any) -> Any:
+    if value is None or isinstance(value, bool):
+        return bool
+    if isinstance(value, int | float | Tensor):
+        return float
+    return (type(value), [_type_of_option(item) for item in value]) if isinstance(value, tuple | list) else type(value)
 
 
 def _made(function: OptimizerFactory, parameters: Sequence[Tensor]) -> Optimizer:

@@ -13,6 +13,7 @@ from torch.optim import Optimizer
 
 from pyrovae.densities import generator_states, module_of, modules_of, set_generator_states
 from pyrovae.objectives import KLControl
+from pyrovae.training.optimizers import load_optimizer_state
 from pyrovae.training.steps import Stepper
 from pyrovae.training.validation import Validation
 
@@ -172,39 +173,55 @@ class TrainingState:
         """Resume from a snapshot.
 
         Raises:
-            ValueError: If the snapshot belongs to another model, or to other data or batch_size.
+            ValueError: If the snapshot belongs to another model, optimizer or KL weight, to other data or batch_size.
         """
-        if len(snapshot["losses"]) != len(self.losses):
+        if snapshot["losses"].shape != self.losses.shape:
             raise ValueError(
-                f"the state to resume has {len(snapshot['losses'])} steps an epoch, but the data and batch_size give "
-                f"{len(self.losses)}; resume with the same data and batch_size"
+                f"the state to resume has {snapshot['losses'].numel()} steps an epoch, but the data and batch_size "
+                f"give {len(self.losses)}; resume with the same data and batch_size"
             )
         counters = ("epoch", "step", "seconds", "weighted")
         self.epoch, self.step, self.seconds, self.weighted = (snapshot[key] for key in counters)
         self.losses.copy_(snapshot["losses"])
         self.history = History([dict(row) for row in snapshot["rows"]], snapshot["best_epoch"], snapshot["stop_reason"])
+        if snapshot["best"]:
+            self._check_values(snapshot["best"])
         self.best = {name: value.to(self.losses.device) for name, value in snapshot["best"].items()}
         self._set_values(snapshot["values"])
-        self.optimizer.load_state_dict(snapshot["optimizer"])
-        self.stepper.restore(snapshot["stepper"])
-        self.control.restore(snapshot["control"])
-        set_generator_states(snapshot["generators"], self.losses.device)
+        try:
+            load_optimizer_state(self.optimizer, snapshot["optimizer"])
+            self.stepper.restore(snapshot["stepper"])
+            self.control.restore(snapshot["control"])
+            set_generator_states(snapshot["generators"], self.losses.device)
+        except torch.OutOfMemoryError:
+            raise
+        except (AttributeError, IndexError, KeyError, RuntimeError, TypeError, ValueError) as error:
+            raise ValueError(
+                f"the state to resume belongs to another optimizer, KL weight or device ({type(error).__name__}: "
+                f"{str(error).splitlines()[0] if str(error) else 'no message'}); resume with the settings of its run"
+            ) from error
 
     def _set_values(self, values: Mapping[str, Tensor]) -> None:
+        self._check_values(values)
+        with torch.no_grad():
+            for name, value in self.values().items():
+                value.copy_(values[name])
+
+    def _check_values(self, values: Mapping[str, Tensor]) -> None:
+        """Check that saved values have the names, shapes and dtypes of the programs' own."""
         here = self.values()
         if set(here) != set(values):
             raise ValueError(
                 "the state to resume belongs to another model: parameters differ in "
                 f"{sorted(set(here) ^ set(values))[0]!r}; build the same programs"
             )
-        with torch.no_grad():
-            for name, value in here.items():
-                if value.shape != values[name].shape:
-                    raise ValueError(
-                        f"the state to resume belongs to another model: {name!r} must have shape "
-                        f"{tuple(value.shape)}, got {tuple(values[name].shape)}; build the same programs"
-                    )
-                value.copy_(values[name])
+        for name, value in here.items():
+            saved = values[name]
+            if value.shape != saved.shape or value.dtype != saved.dtype:
+                raise ValueError(
+                    f"the state to resume belongs to another model: {name!r} must have shape {tuple(value.shape)} and "
+                    f"{value.dtype}, got {tuple(saved.shape)} and {saved.dtype}; build the same programs"
+                )
 
 
 def _clones(values: Mapping[str, Tensor]) -> dict[str, Tensor]:

@@ -8,16 +8,14 @@ resumes an interrupted one. ELBO and log p(x) are of the test data, with weight 
 Reconstruction and divergence are of the validation data at the best epoch.
 """
 
-import json
 import sys
 from pathlib import Path
-from typing import Any
 
 from jsonargparse.typing import NonNegativeFloat, PositiveInt
 from matplotlib.figure import Figure
 
 from pyrovae.plots import to_png
-from pyrovae.runs import METRICS, Seed, make_parser, parse_flags, read_json, run_script, write_json, write_whole
+from pyrovae.runs import Run, Seed, make_parser, parse_flags, run_script, write_json, write_whole
 from pyrovae.runs.sweep import split_flags, train_all
 from pyrovae.runs.tables import aligned
 
@@ -55,9 +53,9 @@ def main() -> int:
 
 def point(path: Path) -> dict[str, float]:
     """Load the results of a run: reconstruction, divergence, ELBO, and log p(x) with its errors."""
-    epochs: list[dict[str, Any]] = [json.loads(line) for line in (path / METRICS).read_text().splitlines()]
-    best = max(epochs, key=lambda row: row["validation_objective"])  # the epoch whose weights were kept
-    held = read_json(path / "evaluation.json")
+    run = Run(path)
+    best = max(run.metrics(), key=lambda row: row["validation_objective"])  # the epoch whose weights were kept
+    held, _ = run.evaluation()
     marginal = held["log_marginal"]
     return {
         "reconstruction": best["validation_reconstruction"],

@@ -35,6 +35,7 @@ from pyrovae.runs import (
     write_json,
     write_state,
 )
+from pyrovae.runs.run import WEIGHTS
 from pyrovae.runs.tables import aligned
 from pyrovae.stats import mean_and_std_error, monte_carlo_std_error
 
@@ -73,7 +74,7 @@ def main() -> int:
     if not estimators:
         raise ValueError("the table needs at least one estimator, got none; give one of the flags a number")
 
-    out, about = Path(args.out), {"weights": run.manifest["files"], "num_data": len(x), "seed": args.seed}
+    out, about = Path(args.out), {"weights": run.manifest["files"][WEIGHTS], "num_data": len(x), "seed": args.seed}
     table = read_json(out) if out.exists() else {"about": about, "rows": {}}
     if table.get("about") != about:
         raise ValueError(f"--out {out} holds the table of another run, seed or number of data; choose another file")

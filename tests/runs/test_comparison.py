@@ -2,6 +2,7 @@
 
 import json
 import math
+import re
 import runpy
 import shutil
 import warnings
@@ -12,6 +13,7 @@ import scipy.stats
 import torch
 from script_helpers import path_of, run
 
+from pyrovae.runs import Run
 from pyrovae.runs.comparison import Evaluated, compare, marginal_to_arviz, meaning_of_intervals, plot_comparison
 from pyrovae.stats import crossed_mean_and_std_error
 
@@ -177,8 +179,88 @@ def test_compare_refuses_a_run_with_another_binarisation_or_base_measure(runs, t
     summary = json.loads((tmp_path / "b/evaluation.json").read_text())
     assert summary[key] not in (None, value)
     (tmp_path / "b/evaluation.json").write_text(json.dumps({**summary, key: value}))
+    with pytest.raises(ValueError, match=r"evaluation\.json was changed or damaged"):
+        Evaluated.of(tmp_path / "b")
+    Run(tmp_path / "b").record_evaluation()
     with pytest.raises(ValueError, match=f"not comparable: their {named}"):
         compare([Evaluated.of(runs / "a"), Evaluated.of(tmp_path / "b")])
+
+
+def changed(text, column, value):
+    """Write a value into the second line of a table."""
+    lines = [line.split(",") for line in text.splitlines()]
+    lines[2][lines[0].index(column)] = value
+    return "".join(f"{','.join(line)}\n" for line in lines)
+
+
+ALTERED = {
+    "NaN": (lambda text: changed(text, "log_marginal", "nan"), "log_marginal in line 3 is 'nan'"),
+    "infinity": (lambda text: changed(text, "log_marginal", "-inf"), "log_marginal in line 3 is '-inf'"),
+    "a number that overflows": (lambda text: changed(text, "log_marginal", "1e999"), "log_marginal in line 3"),
+    "digits with a line": (lambda text: changed(text, "log_marginal", "-1_0.5"), "log_marginal in line 3"),
+    "foreign digits": (lambda text: changed(text, "log_marginal", "\u0661"), "log_marginal in line 3"),
+    "an unknown error": (lambda text: changed(text, "std_error", "inf"), "std_error in line 3 is 'inf'"),
+    "a negative error": (lambda text: changed(text, "std_error", "-0.1"), "std_error in line 3"),
+    "half a row": (lambda text: changed(text, "row", "1.5"), "row in line 3 is '1.5'"),
+    "a row of many digits": (lambda text: changed(text, "row", "9" * 40), "row in line 3"),
+    "a missing line": (lambda text: text[: text.rstrip().rindex("\n") + 1], "5 data, but evaluation.json 6"),
+    "a line twice": (lambda text: text + text.splitlines()[-1] + "\n", "7 data, but evaluation.json 6"),
+    "a cut": (lambda text: text[:-9], "its last line does not end"),
+    "a long line": (lambda text: text + "1" * 10_000, "a line of more than"),
+    "an open quote": (lambda text: text + '"1\n', "unexpected end of data"),
+    "a column twice": (lambda text: text.replace("ess,", "log_marginal,", 1), "its columns are"),
+    "no column": (lambda text: text.replace("std_error,", "error,", 1), "its columns are"),
+    "more entries": (lambda text: text.replace("\n", ",\n", 2).replace(",\n", "\n", 1), "entries, not"),
+    "nothing": (lambda text: "", "its columns are"),
+    "bytes": (lambda text: text.encode() + b"\xff\xfe\n", "can't decode byte 0xff"),
+    "zeros": (lambda text: text.encode() + bytes(10_000), "a line of more than"),
+}
+
+
+@pytest.mark.parametrize(("alter", "words"), ALTERED.values(), ids=ALTERED)
+def test_compare_refuses_a_table_that_is_not_of_finite_numbers(runs, tmp_path, alter, words):
+    shutil.copytree(runs / "b", tmp_path / "b")
+    path = tmp_path / "b/evaluation.csv"
+    content = alter(path.read_text())
+    path.write_bytes(content if isinstance(content, bytes) else content.encode())
+    Run(tmp_path / "b").record_evaluation()  # as one who changed both
+    with pytest.raises(ValueError, match=re.escape(words)) as refusal:
+        Evaluated.of(tmp_path / "b")
+    assert str(path) in str(refusal.value)
+    assert "evaluate.py" in str(refusal.value)
+
+
+def test_compare_refuses_a_number_that_was_changed(runs, tmp_path):
+    shutil.copytree(runs / "b", tmp_path / "b")
+    path = tmp_path / "b/evaluation.csv"
+    before = Evaluated.of(tmp_path / "b").value
+    path.write_text(changed(path.read_text(), "log_marginal", "-1.25"))
+    result = script(runs, "compare", "a", tmp_path / "b", check=False)
+    assert result.returncode == 1
+    assert "evaluation.csv was changed or damaged: its SHA-256 differs from the manifest's" in result.stderr
+    script(runs, "evaluate", tmp_path / "b", "--num_particles", "30")
+    assert torch.equal(Evaluated.of(tmp_path / "b").value, before)
+
+
+def test_compare_refuses_an_evaluation_without_a_checksum_or_of_another_run(runs, tmp_path):
+    shutil.copytree(runs / "b", tmp_path / "b")
+    for name in ("evaluation.json", "evaluation.csv"):
+        shutil.copy(runs / "a" / name, tmp_path / "b")
+    with pytest.raises(ValueError, match="was changed or damaged"):
+        Evaluated.of(tmp_path / "b")
+    manifest = json.loads((tmp_path / "b/manifest.json").read_text())
+    del manifest["files"]["evaluation.csv"]
+    (tmp_path / "b/manifest.json").write_text(json.dumps(manifest))
+    with pytest.raises(ValueError, match="has no evaluation with a checksum"):
+        Evaluated.of(tmp_path / "b")
+
+
+def test_compare_takes_the_unknown_error_of_a_single_draw(runs, tmp_path):
+    for name in "ab":
+        shutil.copytree(runs / name, tmp_path / name)
+        script(runs, "evaluate", tmp_path / name, "--num_particles", "1", "--proposal", "guide")
+    assert Evaluated.of(tmp_path / "a").std_error.isinf().all()
+    assert "inf" in script(runs, "compare", tmp_path / "a", tmp_path / "b").stdout
 
 
 @pytest.mark.slow  # CI trains a table by the script itself

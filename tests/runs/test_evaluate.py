@@ -1,16 +1,22 @@
 """evaluate.py and sample.py on a finished run: their files, damaged runs, other data, and a stopped evaluation."""
 
 import csv
+import importlib
 import json
+import os
 import shutil
+import time
 
 import numpy as np
 import pytest
+import torch
 from script_helpers import TINY, call, damage, lines, run
 
 import pyrovae
 import pyrovae.evidence.evaluation
-import pyrovae.runs.report
+import pyrovae.runs.partial
+from pyrovae.runs import read_state, write_state
+from pyrovae.runs.partial import StoppedEvaluation, own_sources
 
 
 def test_evaluation_json_has_every_key(place, straight):
@@ -108,33 +114,187 @@ def test_evaluate_refuses_data_that_changed_since_training(place, straight, caps
     assert "the data differ from those of" in err
 
 
-def test_an_interrupted_evaluation_resumes_to_the_same_evaluation_json(place, straight, monkeypatch, capsys):
+def stop_after(monkeypatch, number):
+    """Let the next evaluation be interrupted after some commits; return the paths of the states that it writes."""
+    write_state, written = pyrovae.runs.partial.write_state, []
+
+    def stop(path, state):
+        write_state(path, state)
+        written.append(path)
+        if len(written) == number:
+            raise KeyboardInterrupt
+
+    monkeypatch.setattr(pyrovae.runs.partial, "write_state", stop)
+    return written
+
+
+@pytest.fixture
+def blocks(monkeypatch, tmp_path):
+    """Blocks of 20 data, and a cache of the test's own."""
+    monkeypatch.setattr(pyrovae.evidence.evaluation, "BLOCK", 20)
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    return tmp_path / "cache/pyrovae/evaluations"
+
+
+def test_an_interrupted_evaluation_resumes_to_the_same_evaluation_json(place, straight, monkeypatch, capsys, blocks):
     again = place / "interrupted"
     shutil.copytree(straight, again)
     flags = [again, "--num_particles", 40, "--split", "train", "--target_std_error", 0.5]
     run("evaluate", *flags, cwd=place)
     whole = (again / "evaluation.csv").read_bytes()
-    monkeypatch.setattr(pyrovae.evidence.evaluation, "BLOCK", 20)
     assert call(capsys, monkeypatch, "evaluate", *flags)[0] == 0
-    blocks = (again / "evaluation.csv").read_bytes()
-    assert blocks != whole  # other blocks, other seeds
-    write_state, written = pyrovae.runs.report.write_state, []
-
-    def stop_after_two(path, state):
-        write_state(path, state)
-        written.append(path)
-        if len(written) == 2:
-            raise KeyboardInterrupt
-
-    monkeypatch.setattr(pyrovae.runs.report, "write_state", stop_after_two)
+    uninterrupted = (again / "evaluation.csv").read_bytes()
+    assert uninterrupted != whole  # other blocks, other seeds
+    files = {path.name for path in again.iterdir()}
+    written = stop_after(monkeypatch, 2)
     code, message = call(capsys, monkeypatch, "evaluate", *flags)
-    assert (code, "Traceback" in message) == (130, False)
-    assert (again / "evaluation.csv").read_bytes() == blocks  # the last whole one stands
-    assert call(capsys, monkeypatch, "evaluate", *flags)[0] == 0
+    assert (code, "Traceback" in message, "going on" in message) == (130, False, False)
+    assert (again / "evaluation.csv").read_bytes() == uninterrupted  # the last whole one stands
+    assert {path.name for path in again.iterdir()} == files  # a copy of the folder carries no state
+    assert [path.parent for path in written] == [blocks] * 2
+    code, message = call(capsys, monkeypatch, "evaluate", *flags)
+    assert code == 0
+    assert "going on from datum 40 of 96, where an earlier call with the same flags stopped" in message
     assert len(written) == 4  # of five blocks, the last one commits nothing
-    assert (again / "evaluation.csv").read_bytes() == blocks
-    assert not written[0].exists()
-    # Other flags start from the beginning, and so does a damaged state.
-    written[0].write_bytes(b"no state")
-    assert call(capsys, monkeypatch, "evaluate", again, "--num_particles", 40)[0] == 0
-    assert not written[0].exists()
+    assert (again / "evaluation.csv").read_bytes() == uninterrupted
+    assert not list(blocks.iterdir())
+
+
+def test_a_stopped_evaluation_is_resumed_by_the_same_flags_alone_and_not_with_fresh(
+    straight, monkeypatch, capsys, blocks, tmp_path
+):
+    again = shutil.copytree(straight, tmp_path / "again")
+    monkeypatch.chdir(straight.parent)
+    flags = [again, "--num_particles", 10, "--split", "train"]
+    stop_after(monkeypatch, 2)
+    assert call(capsys, monkeypatch, "evaluate", *flags)[0] == 130
+    (state,) = blocks.iterdir()
+    for others in (["--seed", 1], ["--split", "test"]):
+        code, message = call(capsys, monkeypatch, "evaluate", *flags, *others)
+        assert (code, "going on" in message) == (0, False)
+    assert list(blocks.iterdir()) == [state]
+    code, message = call(capsys, monkeypatch, "evaluate", *flags, "--fresh", "true")
+    assert (code, "going on" in message) == (0, False)
+    assert not list(blocks.iterdir())
+
+
+def test_a_forged_state_in_the_run_folder_is_ignored(straight, monkeypatch, capsys, blocks, tmp_path):
+    again = shutil.copytree(straight, tmp_path / "again")
+    monkeypatch.chdir(straight.parent)
+    flags = [again, "--num_particles", 10, "--split", "train"]
+    assert call(capsys, monkeypatch, "evaluate", *flags)[0] == 0
+    true = (again / "evaluation.csv").read_bytes()
+    (state,) = stopped_states(monkeypatch, capsys, flags, blocks)
+    found = read_state(state)
+    found["state"]["blocks"] = [forged(block) for block in found["state"]["blocks"]]
+    for path in (again / "evaluation.partial.safetensors", again / state.name):  # where they were, and any other name
+        write_state(path, found)
+    state.unlink()
+    code, message = call(capsys, monkeypatch, "evaluate", *flags)
+    assert (code, "going on" in message) == (0, False)
+    assert (again / "evaluation.csv").read_bytes() == true
+    assert not (again / "evaluation.partial.safetensors").exists()
+
+
+def stopped_states(monkeypatch, capsys, flags, blocks):
+    """Stop an evaluation after two blocks, and return the files of states."""
+    with monkeypatch.context() as patch:
+        stop_after(patch, 2)
+        assert call(capsys, patch, "evaluate", *flags)[0] == 130
+    return list(blocks.iterdir())
+
+
+def forged(block):
+    """A block with a log p(x) that is too high."""
+    value, *others = block["marginal"]["log_marginal"]
+    return {**block, "marginal": {**block["marginal"], "log_marginal": (value + 1.5, *others)}}
+
+
+def test_a_state_that_is_damaged_or_of_other_keys_counts_as_none(straight, monkeypatch, capsys, blocks, tmp_path):
+    again = shutil.copytree(straight, tmp_path / "again")
+    monkeypatch.chdir(straight.parent)
+    (path,) = stopped_states(monkeypatch, capsys, [again, "--num_particles", 10, "--split", "train"], blocks)
+    state = read_state(path)
+    stopped = StoppedEvaluation(state["about"])
+    assert stopped.path == path
+    assert len(stopped.read()["blocks"]) == 2
+    for make in (
+        lambda: path.write_bytes(b"no state"),
+        lambda: write_state(path, {"about": state["about"]}),
+        lambda: write_state(path, {**state, "state": {"about": {}, "blocks": [{"elbo": 3}]}}),
+        lambda: write_state(path, {**state, "about": {**state["about"], "weights": "0" * 64}}),
+        lambda: path.mkdir(),
+    ):
+        path.unlink(missing_ok=True)
+        make()
+        assert stopped.read() is None
+        assert "the stopped evaluation is left out" in capsys.readouterr().err
+    path.rmdir()
+    assert stopped.read() is None
+    assert not capsys.readouterr().err
+
+
+def test_an_evaluation_runs_without_a_cache_of_the_users_own(blocks, capsys):
+    def without():
+        stopped = StoppedEvaluation({"weights": "0"})
+        stopped.write({"blocks": []})
+        stopped.remove()
+        assert stopped.read() is None
+        return capsys.readouterr().err
+
+    blocks.mkdir(parents=True)
+    blocks.chmod(0o777)
+    assert "others can write there; set XDG_CACHE_HOME" in without()
+    assert not list(blocks.iterdir())
+    blocks.rmdir()
+    blocks.write_text("a file")
+    assert "a stopped evaluation cannot be resumed" in without()
+    blocks.unlink()
+    stopped = StoppedEvaluation({"weights": "0"})
+    blocks.rmdir()  # as on a full disk
+    stopped.write({"blocks": []})
+    assert "could not be resumed from here" in capsys.readouterr().err
+
+
+def test_states_that_nothing_wrote_to_for_a_month_are_swept(straight, monkeypatch, capsys, blocks, tmp_path):
+    again = shutil.copytree(straight, tmp_path / "again")
+    monkeypatch.chdir(straight.parent)
+    blocks.mkdir(parents=True)
+    old, recent = blocks / "old.safetensors", blocks / ".unfinished-1.safetensors"
+    for path, days in ((old, 31), (recent, 29)):
+        path.touch()
+        os.utime(path, (time.time() - days * 86400,) * 2)
+    assert call(capsys, monkeypatch, "evaluate", again, "--num_particles", 10)[0] == 0
+    assert list(blocks.iterdir()) == [recent]
+
+
+def test_a_change_of_the_users_own_module_is_no_reason_to_go_on(place, monkeypatch):
+    monkeypatch.syspath_prepend(place)
+    module = importlib.import_module("mymodule")
+    prior = module.StudentTPrior(2)
+    before = own_sources(prior)
+    assert set(before) == {"mymodule"}
+    source = place / "mymodule.py"
+    text = source.read_text()
+    source.write_text(text.replace("df: float = 5.0", "df: float = 6.0"))
+    changed = own_sources(prior)
+    source.write_text(text)
+    assert changed != before
+    assert own_sources(torch.nn.Linear(1, 1)) == {}
+
+
+def test_the_closing_evaluation_of_a_training_is_resumed(straight, monkeypatch, capsys, blocks, tmp_path):
+    monkeypatch.chdir(straight.parent)
+    monkeypatch.setattr(pyrovae.evidence.evaluation, "BLOCK", 5)
+    flags = ["--config", straight / "config.yaml", "--epochs", 1, "--out"]
+    assert call(capsys, monkeypatch, "train", *flags, tmp_path / "whole")[0] == 0
+    with monkeypatch.context() as patch:
+        stop_after(patch, 1)
+        code, message = call(capsys, patch, "train", *flags, tmp_path / "stopped")
+    assert code == 130
+    assert len(list(blocks.iterdir())) == 1
+    code, message = call(capsys, monkeypatch, "train", "--resume", tmp_path / "stopped")
+    assert code == 0
+    assert "going on from datum 5 of 12" in message
+    assert (tmp_path / "stopped/evaluation.csv").read_bytes() == (tmp_path / "whole/evaluation.csv").read_bytes()
+    assert not list(blocks.iterdir())

@@ -38,7 +38,9 @@ def test_the_run_folder_has_the_files_of_its_manifest_and_a_line_of_metrics_per_
     }  # fmt: skip
     manifest = json.loads((straight / "manifest.json").read_text())
     assert manifest["status"] == "finished"
-    assert set(manifest["files"]) == {"config.yaml", "weights.safetensors", "metrics.jsonl", "posterior.nc"}
+    assert set(manifest["files"]) == {
+        "config.yaml", "weights.safetensors", "metrics.jsonl", "posterior.nc", "evaluation.json", "evaluation.csv",
+    }  # fmt: skip
     assert {"python", "torch", "pyro-ppl", "pyrovae"} <= set(manifest["versions"])
     assert len(manifest["data"]["sha256"]) == 64
     rows = [json.loads(line) for line in lines(straight / "metrics.jsonl")]

@@ -26,7 +26,6 @@ import pyrovae.nn
 import pyrovae.objectives
 import pyrovae.priors
 import pyrovae.programs
-from pyrovae.runs.reading import read_yaml as read_yaml
 from pyrovae.runs.words import closest, either, near
 
 BASES: dict[str, type] = {

@@ -23,7 +23,8 @@ from script_helpers import TINY, Script, run
 
 from pyrovae import load
 from pyrovae.runs import build_objective, build_vae, parse_training
-from pyrovae.runs.files import read_json, sha256_of, write_json
+from pyrovae.runs.files import sha256_of, write_json
+from pyrovae.runs.reading import read_json
 
 COMPILED = [Path(tempfile.gettempdir()) / f"torchinductor_{getpass.getuser()}"]  # a folder that torch makes
 

@@ -14,8 +14,9 @@ sys.path.insert(0, str(Path(__file__).parent))  # for the module beside this one
 from mutations import TEXTS, mutate
 from script_helpers import TINY, Script, run
 
-from pyrovae.runs.files import read_json, sha256_of, write_json
+from pyrovae.runs.files import sha256_of, write_json
 from pyrovae.runs.flags import FLAGS
+from pyrovae.runs.reading import read_json
 
 SECONDS, GIGABYTES = 10, 2  # of one call: processor time, and peak of memory
 TRAIN = ["--data", "bits.npy", *TINY, "--epochs", "1"]

@@ -6,6 +6,8 @@ proposals             proposals and their shares
 laplace               modes and widths of posteriors, hence location and scale of the default proposal
 proposal_components   draws and densities of adapted proposals; points has their shared densities
 modes                 search for further modes
+nested                one coordinate of a funnel on a grid, normals for the others; nested_component draws from them
+splines               interpolation on this grid, densities with a piecewise linear logarithm
 weight_blocks         log weights of a block of data, and their summaries
 ais                   `ais`, its progress and resume
 annealing             paths of densities, Hamiltonian transitions, adaptation of their step sizes
@@ -32,6 +34,7 @@ from pyrovae.evidence.proposals import (
     GuideProposal,
     LaplaceProposal,
     MixtureProposal,
+    NestedLaplaceProposal,
     PriorProposal,
     Proposal,
     ProposalName,
@@ -53,6 +56,7 @@ __all__ = [
     "LaplaceProposal",
     "LatentSpace",
     "MixtureProposal",
+    "NestedLaplaceProposal",
     "PriorProposal",
     "Proposal",
     "ProposalName",

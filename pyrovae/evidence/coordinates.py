@@ -34,6 +34,7 @@ class Coordinates(Protocol):
     """Bijection between u, with shape (K, N, U), and the latents of N data."""
 
     size: int
+    event_shapes: Mapping[str, torch.Size]
 
     def unpack(self, u: Tensor) -> tuple[Latents, Tensor]:
         """Convert u to latents, and return log |det dz/du|, with shape (K, N)."""

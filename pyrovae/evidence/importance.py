@@ -82,8 +82,9 @@ def log_marginal(
 
     whose expectation bounds log p(x_n) from below and rises with K (Burda, Grosse, Salakhutdinov 2016,
     https://arxiv.org/abs/1509.00519, with the guide for q). The default q is `default_proposal`: for continuous latents
-    a mixture of a Student-t and a normal at the mode of p(z|x_n), the guide, and the prior; for discrete latents a
-    mixture of guide and prior. Modules are in evaluation mode meanwhile, and no gradient is kept.
+    a mixture of a Student-t and a normal at the mode of p(z|x_n), the guide, and the prior, with a grid over the scale
+    if the posterior is a funnel; for discrete latents a mixture of guide and prior. Modules are in evaluation mode
+    meanwhile, and no gradient is kept.
 
     Args:
         model: Pyro program p(z) p(x|z).
@@ -365,7 +366,8 @@ class _WeightSampler:
     Attributes:
         names: Names of the proposal's components.
         proposal: Name of the proposal.
-        unsettled: Whether the search for modes still found one when it ended, with shape (n,); None without a search.
+        unsettled: Whether the proposal knows that it misses a part of the posterior, with shape (n,); None without a
+            check.
     """
 
     def __init__(

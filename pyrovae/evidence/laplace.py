@@ -119,7 +119,7 @@ def climb(space: LatentSpace, *, steps: int = 8, starts: int = 1, chunk_size: in
 
 
 def climb_from(
-    space: LatentSpace, u: Tensor, *, steps: int = 8, chunk_size: int = DEFAULT_CHUNK_SIZE
+    space: LatentSpace, u: Tensor, *, steps: int = 8, chunk_size: int = DEFAULT_CHUNK_SIZE, held: int | None = None
 ) -> tuple[LaplaceFit, Tensor]:
     """Climb to modes of f(u) = log p(x, z(u)) |dz/du| as `climb` does, from given points, so that no guide is needed.
 
@@ -128,6 +128,8 @@ def climb_from(
         u: Starting points, with shape (S, N, U).
         steps: Maximum number of Hessians.
         chunk_size: Number of latents, K times N, decoded at once, which bounds memory.
+        held: Index of a coordinate that keeps its value, so that the other ones climb to the mode of their conditional
+            density; None if all move. The fits have no correlation of the held coordinate with the other ones.
 
     Returns:
         LaplaceFit of mode (S, N, U), scale_tril (S, N, U, U) and log_joint (S, N); and whether the climbs of a datum
@@ -139,14 +141,16 @@ def climb_from(
     _check_coordinates(space)
     check_counts(steps=steps)
     with _fixed_programs(space):
-        return _climb(space, u, log_joint_at(space, u, chunk_size), steps, chunk_size)
+        return _climb(space, u, log_joint_at(space, u, chunk_size), steps, chunk_size, held)
 
 
-def _climb(space: LatentSpace, u: Tensor, value: Tensor, steps: int, chunk_size: int) -> tuple[LaplaceFit, Tensor]:
+def _climb(
+    space: LatentSpace, u: Tensor, value: Tensor, steps: int, chunk_size: int, held: int | None = None
+) -> tuple[LaplaceFit, Tensor]:
     """Climb from u, with shape (S, N, U), where f is value; return the fits, and whether a datum's climbs failed."""
     _, unit = prior_scale(space, chunk_size)
     for step in range(steps + 1):
-        gradient, curvature, axes = _curvature(space, u, unit, chunk_size)
+        gradient, curvature, axes = _curvature(space, u, unit, chunk_size, held)
         if step == 0:
             failed = (gradient.isnan().any(-1) & value.isfinite()).all(0)
         gradient = gradient.nan_to_num(0.0, 0.0, 0.0)
@@ -156,6 +160,8 @@ def _climb(space: LatentSpace, u: Tensor, value: Tensor, steps: int, chunk_size:
         for again in range(_STEPS_PER_HESSIAN):
             if again:
                 gradient = (_gradient(space, u, chunk_size) * unit).double().nan_to_num(0.0, 0.0, 0.0)
+                if held is not None:
+                    gradient[..., held] = 0.0
                 slope = _to_eigenbasis(axes, gradient)
             u, value = _best_step(space, u, value, slope, curvature, axes, unit, chunk_size)
     return _with_widths(space, u, value, curvature, axes, unit, chunk_size), failed
@@ -206,6 +212,19 @@ def normal_at(space: LatentSpace, u: Tensor, *, chunk_size: int = DEFAULT_CHUNK_
         (_, unit), value = prior_scale(space, chunk_size), log_joint_at(space, u, chunk_size)
         _, curvature, axes = _curvature(space, u, unit, chunk_size)
         return _with_widths(space, u, value, curvature, axes, unit, chunk_size)
+
+
+def curvature_at(space: LatentSpace, u: Tensor, *, chunk_size: int = DEFAULT_CHUNK_SIZE) -> Tensor:
+    """Compute the curvature of f along each coordinate at points u, (S, N, U), in units of the prior's width.
+
+    It is the absolute value of the second derivative, at least the minimum curvature of climbs, with the shape of u,
+    float64.
+    """
+    with _fixed_programs(space):
+        _, unit = prior_scale(space, chunk_size)
+        _, hessian = derivatives(space, u, chunk_size)
+        second = (hessian.diagonal(dim1=-2, dim2=-1) * unit.square()).double()
+        return second.nan_to_num(0.0, 0.0, 0.0).abs().clamp(min=_FLOOR)
 
 
 def derivatives(space: LatentSpace, u: Tensor, chunk_size: int = DEFAULT_CHUNK_SIZE) -> tuple[Tensor, Tensor]:
@@ -326,11 +345,17 @@ def _best_step(
     return trials.gather(0, best.unsqueeze(-1).expand(-1, *u.shape))[0], values.gather(0, best)[0]
 
 
-def _curvature(space: LatentSpace, u: Tensor, unit: Tensor, chunk_size: int) -> tuple[Tensor, Tensor, Tensor]:
+def _curvature(
+    space: LatentSpace, u: Tensor, unit: Tensor, chunk_size: int, held: int | None = None
+) -> tuple[Tensor, Tensor, Tensor]:
     """Compute the gradient of f, and the eigenvalues and eigenvectors of P, in units of the prior's width."""
     gradient, hessian = derivatives(space, u, chunk_size)
     gradient = (gradient * unit).double()
     hessian = (unit[..., None] * hessian * unit[..., None, :]).double().nan_to_num(0.0, 0.0, 0.0)
+    if held is not None:
+        gradient[..., held], hessian[..., held, :], hessian[..., held] = 0.0, 0.0, 0.0
+        # Eigenvectors of equal eigenvalues may mix: give the held axis the largest, alone.
+        hessian[..., held, held] = -1 - 2 * hessian.abs().amax((-2, -1))
     curvature, axes = torch.linalg.eigh(-hessian)
     # A flat spot of a kinked density has no curvature: use the prior's.
     return gradient, curvature.abs().clamp(min=_FLOOR), axes

@@ -25,7 +25,8 @@ class Component(ABC):
             a component that keeps NaN.
         lost: Whether the guide lost its share of a mixture for a datum, with shape (N,); None without a guide.
         defined: Whether log p(x, z) is a number at any draw, with shape (N,).
-        unsettled: Whether a search for modes still found one when it ended, with shape (N,); None without a search.
+        unsettled: Whether the adaptation knows that it misses a part of the posterior, with shape (N,): its search for
+            modes still found one when it ended, or a second scale makes a funnel; None without such a check.
     """
 
     undefined: Tensor | None = None

@@ -22,6 +22,8 @@ from pyrovae.evidence.blocks import DEFAULT_CHUNK_SIZE, split_count
 from pyrovae.evidence.laplace import LaplaceFit, climb, laplace_fit, normal_at
 from pyrovae.evidence.latent_space import LatentSpace
 from pyrovae.evidence.modes import find_modes
+from pyrovae.evidence.nested import funnel_coordinate, nested_fit, other_funnels
+from pyrovae.evidence.nested_component import NestedComponent
 from pyrovae.evidence.proposal_components import (
     Component,
     EllipticalComponent,
@@ -201,6 +203,52 @@ class LaplaceProposal(Proposal):
 
 
 @dataclass(frozen=True)
+class NestedLaplaceProposal(Proposal):
+    """Nested Laplace approximation of a funnel, such as the posterior of a scale and the entries that it scales.
+
+    One coordinate is drawn from its approximate marginal posterior on a grid (`nested_fit`), the others from a
+    Student-t or normal at the mode of their posterior given that coordinate, with full covariance. Modes and
+    covariances are interpolated between the points of the grid (`NestedComponent`). The coordinate is that of a site
+    with one coordinate on which the curvature of the others depends most (`funnel_coordinate`). Data at which a second
+    coordinate makes a funnel too get an infinite khat (`other_funnels`).
+
+    Args:
+        df: Degrees of freedom of the Student-t; None for a normal.
+
+    Raises:
+        ValueError: If df is not positive.
+    """
+
+    df: float | None = 5.0
+
+    def __post_init__(self) -> None:
+        _check_positive(df=self.df)
+
+    @property
+    def name(self) -> str:
+        """Name for tables."""
+        return "nested Laplace normal" if self.df is None else f"nested Laplace t({self.df:g})"
+
+    def adapt(self, space: LatentSpace, *, chunk_size: int = DEFAULT_CHUNK_SIZE) -> Component:
+        """Fit the slices of the funnel; proposals that differ only in df share them."""
+        _check_continuous(space, self.name)
+        centre_angles(space, chunk_size)
+        held = funnel_coordinate(space, chunk_size)
+        if held is None:
+            raise ValueError(
+                f"the proposal {self.name!r} needs a latent site with one coordinate on which the curvature of the "
+                "others depends, such as a scale, but there is none; use LaplaceProposal()"
+            )
+        if "nested" not in space.memo:
+            fit = nested_fit(space, held, chunk_size)
+            space.memo["nested"] = fit, other_funnels(space, fit, held, chunk_size)
+        fit, unsettled = space.memo["nested"]
+        component = NestedComponent(space, self.name, held, fit, self.df)
+        component.unsettled = unsettled
+        return component
+
+
+@dataclass(frozen=True)
 class MixtureProposal(Proposal):
     r"""Mixture of proposals in fixed shares, log w = log p(x, z) - log sum_s share_s q_s(z) for every draw.
 
@@ -250,8 +298,9 @@ def DefensiveProposal(share: float = 0.2) -> MixtureProposal:  # noqa: N802  # u
 def default_proposal(space: LatentSpace) -> Proposal:
     """Choose the proposal for these latents: a mixture around `LaplaceProposal` if all are continuous.
 
-    If a latent is discrete, or a mask leaves latents out, the choice is `DefensiveProposal`. A distribution without a
-    support causes a warning.
+    If the posterior is a funnel (`funnel_coordinate`), most of the mixture is `NestedLaplaceProposal`. If a latent is
+    discrete, or a mask leaves latents out, the choice is `DefensiveProposal`. A distribution without a support causes a
+    warning.
     """
     if "has no support" in space.obstacle:
         warnings.warn(f"{space.obstacle}; draws come from guide and prior alone", stacklevel=2)
@@ -261,6 +310,10 @@ def default_proposal(space: LatentSpace) -> Proposal:
     rounds = 0 if space.size > 6 else 8 if space.size > 2 else 3
     laplace = LaplaceProposal(starts=4, modes="all", rounds=rounds, searches=6)  # posteriors may have several modes
     others = (GuideProposal(), PriorProposal())
+    if funnel_coordinate(space) is not None:
+        nested = NestedLaplaceProposal()
+        parts = (nested, replace(nested, df=None), laplace, replace(laplace, df=None), *others)
+        return MixtureProposal(parts, (0.35, 0.1, 0.2, 0.05, 0.1, 0.2))
     return MixtureProposal((laplace, replace(laplace, df=None), *others), (0.6, 0.1, 0.1, 0.2))
 
 

@@ -27,7 +27,8 @@ class WeightBlock(NamedTuple):
         names: Names of the components.
         proposal: Name of the proposal.
         fault: Why some data have no weights: their columns of log_w are NaN. Empty if all have.
-        unsettled: Whether a search for modes still found one when it ended, with shape (n,); None without a search.
+        unsettled: Whether the proposal knows that it misses a part of the posterior, with shape (n,); None without a
+            check.
         rounding: Rounding of the log weights; None for the epsilon of their dtype.
     """
 
@@ -45,7 +46,7 @@ class WeightBlock(NamedTuple):
         return summarize_known(self.log_w, function) if self.fault else function(self.log_w)
 
     def summary(self, pareto_smoothed: bool = False) -> LogMarginal:
-        """Summarise the weights; khat is infinite for data whose modes the search may have missed.
+        """Summarise the weights; khat is infinite for data with a part of the posterior that the proposal misses.
 
         Args:
             pareto_smoothed: Whether to smooth the largest weights first.

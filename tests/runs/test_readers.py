@@ -14,7 +14,7 @@ import pyrovae
 from pyrovae.runs import Run, read_json, read_state, write_state, write_whole
 from pyrovae.runs.comparison import Evaluated
 from pyrovae.runs.files import sha256_of, tensors_to_bytes
-from pyrovae.runs.registry import read_yaml
+from pyrovae.runs.reading import read_yaml
 
 GB = 2**30
 
@@ -52,10 +52,10 @@ def folder(straight, tmp_path, monkeypatch):
 
 def refusal(read, *arguments):
     """Return the one line that a reader refuses a file with, within two seconds and 500 MB."""
-    before, started = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss, time.monotonic()
+    before, started = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss, time.process_time()
     with pytest.raises(ValueError, match="; ") as caught:
         read(*arguments)
-    assert time.monotonic() - started < 2
+    assert time.process_time() - started < 2
     assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 500_000
     assert "\n" not in str(caught.value)
     assert len(str(caught.value)) < 1000

@@ -1,7 +1,13 @@
+import sys
+from pathlib import Path
+
 import markdown_pages
 import pyro
 import pytest
 import torch
+
+SCRIPTS = Path(__file__).parent.parent / "scripts"
+sys.path += [str(SCRIPTS), str(SCRIPTS / "studies")]  # of the modules that scripts import from their folder
 
 torch.set_num_threads(1)  # the tests run side by side, one process per core
 

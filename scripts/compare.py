@@ -11,6 +11,8 @@ marginal log p(x), whereas ArviZ's `compare` and `loo` on a posterior.nc use the
 with the freedom of z.
 """
 
+import startup  # noqa: F401  # first, since it ends failing imports without a traceback
+
 import sys
 from pathlib import Path
 

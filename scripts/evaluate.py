@@ -10,7 +10,10 @@ A second call with the same flags resumes a stopped evaluation, which lies in th
 The protocol of most papers, draws from the guide alone, is always estimated as well.
 """
 
+import startup  # noqa: F401  # first, since it ends failing imports without a traceback
+
 import sys
+from contextlib import ExitStack
 from typing import Literal
 
 from jsonargparse.typing import PositiveFloat, PositiveInt
@@ -41,8 +44,9 @@ def main() -> int:
     parser.add_argument("--fresh", type=bool, default=False, help="start anew instead of resuming a stopped evaluation")
     args = parse_flags(parser, sys.argv[1:])
 
-    with joined() as workers:  # before anything is on a GPU
+    with joined() as workers, ExitStack() as stack:  # before anything is on a GPU
         run, vae, data = open_run(args, bits=True)
+        stack.enter_context(run.locked())
         evaluation, summary = evaluate_run(
             run,
             vae,

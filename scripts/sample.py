@@ -2,7 +2,11 @@
 
 python scripts/sample.py runs/digits-001
 python scripts/sample.py runs/digits-001 --num_samples 100 --seed 7
+
+A figure shows at most 1,000 draws; more go to samples-2.png and so on.
 """
+
+import startup  # noqa: F401  # first, since it ends failing imports without a traceback
 
 import sys
 
@@ -10,6 +14,8 @@ from jsonargparse.typing import PositiveInt
 
 from pyrovae.runs import make_run_parser, open_run, parse_flags, run_script
 from pyrovae.runs.report import write_sample_figures
+
+MOST_SAMPLES = 1_000_000
 
 
 def main() -> int:
@@ -20,9 +26,15 @@ def main() -> int:
     )
     args = parse_flags(parser, sys.argv[1:])
 
+    if args.num_samples > MOST_SAMPLES:
+        raise ValueError(
+            f"--num_samples {args.num_samples}: at most {MOST_SAMPLES:,} can be drawn as figures; lower it"
+        )
     run, vae, data = open_run(args)
-    write_sample_figures(run, vae, data, size=args.num_samples, seed=args.seed)
+    names = write_sample_figures(run, vae, data, size=args.num_samples, seed=args.seed)
     print(f"wrote {run.path / 'samples.png'} and {run.path / 'reconstructions.png'}")
+    if names[2:]:
+        print(f"more figures for the rest, {len(names) - 2}: {run.path / 'samples-2.png'} and so on")
     return 0
 
 

@@ -10,6 +10,8 @@ python scripts/train.py --resume runs/digits-001                     # resume a 
 torchrun --nproc-per-node=2 scripts/train.py --data mnist            # several processes share each batch
 """
 
+import startup  # noqa: F401  # first, since it ends failing imports without a traceback
+
 import sys
 
 import pyro
@@ -65,48 +67,68 @@ def train_and_evaluate(flags: Namespace, workers: Workers) -> int:
         if run.finished:
             print(f"{run.path} is finished; see its evaluation.json, or run scripts/evaluate.py {run.path}")
             return 0
-        config = run.config(flags.trust_imports)
-        config.device = str(find_device(config.device))
-        data = run.data(config, data_dir=flags.data_dir)
-    else:
-        data = load_data(
-            flags.data,
-            data_dir=flags.data_dir,
-            binarize=flags.binarize,
-            split_seed=flags.split_seed,
-            stream=flags.stream,
-            covariates=flags.covariates,
-            download=flags.config is None,  # a file from elsewhere starts none
-        )
-        config = resolve(flags, data)
-
+        with run.locked():
+            config = run.config(flags.trust_imports)
+            config.device = str(find_device(config.device))
+            data = run.data(config, data_dir=flags.data_dir)
+            return finish(run, config, data, make(config, data), build_objective(config), workers)
+    Run.check_out(flags.out)
+    data = load_data(
+        flags.data,
+        data_dir=flags.data_dir,
+        binarize=flags.binarize,
+        split_seed=flags.split_seed,
+        stream=flags.stream,
+        covariates=flags.covariates,
+        download=flags.config is None,  # a file from elsewhere starts none
+    )
+    config = resolve(flags, data)
     vae = make(config, data)
     objective = build_objective(config)
-    if not flags.resume:
-        check_programs(config, data, vae)
-        check_values(data, vae, config.device)
-        run = workers.from_first(lambda: Run.create(flags.out, config, data))
-    print(f"{run.path}: {len(data.train):,} training data, {config.device}", flush=True)
-    with finishing_steps() as stopper:
-        try:
-            history = train(run, config, data, vae, objective, stopper, workers)
-        except StoppedError as stop:
-            if workers.rank == 0:
-                print(f"{stop}; saved. Resume with: train.py --resume {run.path}", file=sys.stderr)
-            return stopper.exit_code or 1
-        except Exception:
-            if not flags.resume and workers.rank == 0:
-                run.discard_unless_committed()
-            raise
+    check_programs(config, data, vae)
+    check_values(data, vae, config.device)
+    run = workers.from_first(lambda: Run.create(flags.out, config, data))
+    with run.locked():
+        return finish(run, config, data, vae, objective, workers, new=True)
+
+
+def finish(
+    run: Run,
+    config: Namespace,
+    data: Data,
+    vae: ProgramPair,
+    objective: Objective,
+    workers: Workers,
+    *,
+    new: bool = False,
+) -> int:
+    """Train from the last commit on, and close the run."""
+    history = None
     try:
+        with finishing_steps() as stopper:
+            print(f"{run.path}: {len(data.train):,} training data, {config.device}", flush=True)
+            history = train(run, config, data, vae, objective, stopper, workers)
         if workers.any(stopper()):
             sys.exit(stopper.exit_code or 1)
         close(run, config, data, vae, history, workers)
+    except StoppedError as stop:
+        say(workers, f"{stop}; saved. Resume with: train.py --resume {run.path}")
+        return stopper.exit_code or 1
     except (KeyboardInterrupt, SystemExit):
-        if workers.rank == 0:
-            print(f"stopped during the evaluation. Resume with: train.py --resume {run.path}", file=sys.stderr)
+        say(workers, f"stopped{' during the evaluation' if history else ''}. Resume with: train.py --resume {run.path}")
+        raise
+    except Exception as error:
+        removed = new and workers.rank == 0 and run.discard_unless_committed()
+        if not removed and not isinstance(error, BrokenPipeError):
+            say(workers, f"{run.path} stays. Resume with: train.py --resume {run.path}, or remove the folder")
         raise
     return 0
+
+
+def say(workers: Workers, text: str) -> None:
+    """Print a line on stderr, on rank 0."""
+    if workers.rank == 0:
+        print(text, file=sys.stderr)
 
 
 def make(config: Namespace, data: Data) -> ProgramPair:

@@ -1,12 +1,17 @@
 import atexit
 import os
 import shutil
+import sys
 import tempfile
+from pathlib import Path
 
 import markdown_pages
 import pyro
 import pytest
 import torch
+
+SCRIPTS = Path(__file__).parent.parent / "scripts"
+sys.path += [str(SCRIPTS), str(SCRIPTS / "studies")]  # of the modules that scripts import from their folder
 
 torch.set_num_threads(1)  # the tests run side by side, one process per core
 

@@ -31,11 +31,12 @@ class Script:
     _server = None
     _numbers = count()
 
-    def __init__(self, script, arguments, *, cwd, strict=True, env=None):
-        self.files = {name: Path(self._folder(), f"{next(self._numbers)}.{name}") for name in ("out", "err")}
+    def __init__(self, script, arguments, *, cwd, strict=True, env=None, memory=None, closed=(), **files):
+        self.files = {name: Path(self._folder(), f"{next(self._numbers)}.{name}") for name in ("out", "err")} | files
         argv = [str(path_of(script)), *map(str, arguments)]
         files = {name: str(path) for name, path in self.files.items()}
-        self.pid = self._ask({"argv": argv, "cwd": str(cwd), "strict": strict, "env": env or {}, **files})
+        limits = {"env": env or {}, "memory": memory, "closed": list(closed)}
+        self.pid = self._ask({"argv": argv, "cwd": str(cwd), "strict": strict, **limits, **files})
         self.returncode = None
 
     @staticmethod

@@ -1,15 +1,17 @@
 """Run scripts in forks of a process that has done their imports, which take most of the time of a short run.
 
 Each line on stdin is one request in JSON. {"argv": [...], "cwd": ..., "out": ..., "err": ..., "strict": ..., "env":
-{...}} starts a script; the response is its pid. {"wait": pid, "seconds": ...} waits; the response is the exit code, or
-null if the script is still running. {"used": pid} asks for its processor time in seconds and its peak of memory in
-bytes.
+{...}, "memory": ..., "closed": [...]} starts a script; the response is its pid. "memory" limits its memory, in MB more
+than the server has; "closed" names the outputs, "out" or "err", that are pipes without a reader. {"wait": pid,
+"seconds": ...} waits; the response is the exit code, or null if the script is still running. {"used": pid} asks for its
+processor time in seconds and its peak of memory in bytes.
 """
 
 import contextlib
 import importlib
 import json
 import os
+import resource
 import runpy
 import signal
 import sys
@@ -39,10 +41,18 @@ def run_script(request):
     os.chdir(request["cwd"])
     os.environ.update(request["env"])
     files = [os.open(os.devnull, os.O_RDONLY)]
-    files += [os.open(request[name], os.O_WRONLY | os.O_CREAT | os.O_TRUNC) for name in ("out", "err")]
+    for name in ("out", "err"):
+        if name in request["closed"]:
+            files.append(closed_pipe())
+        else:
+            files.append(os.open(request[name], os.O_WRONLY | os.O_CREAT | os.O_TRUNC))
     for number, file in enumerate(files):
         os.dup2(file, number)
     signal.signal(signal.SIGINT, signal.default_int_handler)
+    if request["memory"] is not None:
+        pages = int(Path("/proc/self/statm").read_text().split()[0])
+        limit = pages * resource.getpagesize() + request["memory"] * 2**20
+        resource.setrlimit(resource.RLIMIT_AS, (limit, limit))
     if request["strict"]:
         warnings.simplefilter("error")
     sys.argv = request["argv"]
@@ -56,9 +66,10 @@ def run_script(request):
         code = stop.code if isinstance(stop.code, int) else int(stop.code is not None)
     except BaseException:
         traceback.print_exc()
-    finally:
+    try:
         sys.stdout.flush()
         sys.stderr.flush()
+    finally:
         os._exit(code)
 
 
@@ -77,6 +88,13 @@ def audited(env):
         finally:
             found = list(seen)
     Path(env["AUDIT"]).write_text("\n".join(found))
+
+
+def closed_pipe():
+    """Open a pipe whose reader is gone."""
+    reader, writer = os.pipe()
+    os.close(reader)
+    return writer
 
 
 def wait(pid, seconds):

@@ -158,7 +158,7 @@ def load_data(
     if name == "digits":
         source, labels = read_digits()
     elif name == "mnist":
-        source, labels, num_test_file = read_mnist(Path(data_dir or "data").expanduser(), download=download)
+        source, labels, num_test_file = read_mnist(Path(os.path.expanduser(data_dir or "data")), download=download)
     else:
         source = read_array(name, stream=stream)
 

@@ -23,6 +23,7 @@ MNIST_FILES = (
     "t10k-labels-idx1-ubyte",
 )
 _CHUNK = 4096  # data that are checked at once
+_LARGE = 2**20  # bytes of a file
 _TIMEOUT = 20.0  # seconds without a response before a download fails
 
 
@@ -133,7 +134,8 @@ def read_array(name: str, flag: str = "--data", *, stream: bool = False) -> np.n
         ValueError: If the name, the file, the key, the dtype, the shape or a value is invalid.
     """
     stem, has_key, key = name.partition(".npz:")
-    path = Path(stem + ".npz" if has_key else name).expanduser()
+    # Path.expanduser raises an error for a name without a home, such as ~name.npy
+    path = Path(os.path.expanduser(stem + ".npz" if has_key else name))
     if path.suffix not in (".npy", ".npz"):
         names = ("digits", "mnist") if flag == "--data" else ("labels",)
         raise ValueError(unknown(flag, name, names) + ", or a file: PATH.npy or PATH.npz:KEY")
@@ -194,7 +196,9 @@ def _load(path: Path, key: str, stream: bool) -> np.ndarray:
                 key = keys[0]
             if key in keys:
                 return np.asarray(content[key])
-    except Exception as error:  # zip, zlib, header and memory errors alike
+    except Exception as error:  # zip, zlib and header errors alike
+        if isinstance(error, MemoryError) and not is_npz and path.stat().st_size > _LARGE:
+            raise  # no damaged header that claims a large array
         raise ValueError(
             f"{path} cannot be read as a NumPy {path.suffix} file ({_one_line(error)}) and may be truncated or hold "
             "Python objects; save numbers again with numpy.save or numpy.savez"

@@ -7,7 +7,6 @@ from typing import Any, Self
 
 import torch
 from torch import Tensor
-from tqdm import tqdm
 
 from pyrovae.densities import (
     Program,
@@ -30,7 +29,7 @@ from pyrovae.evidence.blocks import (
 )
 from pyrovae.evidence.temperatures import check_betas
 from pyrovae.evidence.weight_blocks import summarize_known, tell_faults
-from pyrovae.execution import Execution
+from pyrovae.execution import Execution, Progress
 from pyrovae.stats import LogMarginal, Rounding, sampling_std_error, student_t_critical, summarize_log_weights
 
 _COMMIT_EVERY = 100  # temperatures
@@ -95,7 +94,7 @@ def ais(
             for 6,500,000 / D if there are more than 793 columns D.
         execution: How to run the path's gradients: "eager", "recorded", "compiled", or "auto", which chooses by the
             number of gradients.
-        progress: Whether to show a progress bar.
+        progress: Whether to show a progress bar, or lines where stderr is no terminal.
         commit: Called with the state, a dict of tensors and plain values, after every 100 temperatures and every block
             of data.
         resume: A state that `commit` received, to resume from. The results are bit-identical on the CPU.
@@ -131,7 +130,7 @@ def ais(
             commit(state.to_dict())
 
     done = state.block * num_steps + state.temperature
-    bar = tqdm(total=num_blocks * num_steps, initial=done, unit="step", disable=not progress, dynamic_ncols=True)
+    bar = Progress(num_blocks * num_steps, "step", initial=done, shown=progress)
     with bar, evaluation_mode(model, guide):
         for block in data_blocks(model, guide, args, kwargs, at_once, num_done=state.block):
             path = Path(block.space, rows_of(start, block.rows), how)

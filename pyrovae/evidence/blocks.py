@@ -1,6 +1,7 @@
 """Blocks of data and draws, which bound the memory of estimators."""
 
 import math
+import os
 import warnings
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -197,6 +198,22 @@ def evaluation_mode(*programs: Program | None) -> Iterator[None]:
     """Put the programs' modules into evaluation mode, without gradients and without Pyro's validation."""
     with evaluating(*(program for program in programs if program is not None)), pyro.validation_enabled(False):
         yield
+
+
+def check_memory(num_particles: int) -> None:
+    """Check before any draw that the log weights of one datum, in float64, fit into the memory of the machine.
+
+    Raises:
+        ValueError: If they do not.
+    """
+    if not hasattr(os, "sysconf"):  # Windows
+        return
+    memory = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    if 8 * num_particles > memory:
+        raise ValueError(
+            f"the log weights of one datum need {8 * num_particles // 10**9:,} GB for num_particles={num_particles:,} "
+            f"draws, but the machine has {memory // 10**9:,} GB; lower num_particles"
+        )
 
 
 def check_counts(**counts: int) -> None:

@@ -22,6 +22,7 @@ from pyrovae.densities import (
 from pyrovae.evidence.blocks import (
     DataBlock,
     check_counts,
+    check_memory,
     chunk_size_or_default,
     concatenate,
     data_blocks,
@@ -289,6 +290,8 @@ def log_weight_blocks(
         raise ValueError(
             f"target_std_error needs num_particles of at least 2, got {num_particles}; one draw has no standard error"
         )
+    if target_std_error is None:
+        check_memory(num_particles)
     at_once, particles_at_once = _chunk_shape(size, num_particles, chunk_size)
     for block in data_blocks(*pair, args, kwargs, at_once, first=first, skip_support_check=skip_support_check):
         with evaluation_mode(*pair):
@@ -296,6 +299,7 @@ def log_weight_blocks(
         count = num_particles
         if target_std_error is not None:
             count = _draws_for_std_error(sampler.draw, target_std_error, num_particles)
+            check_memory(count)
         log_w, component = sampler.draw(count)
         fault = block.describe(log_w) if nan_for_faults else ""
         if fault:
@@ -320,7 +324,8 @@ def _draws_for_std_error(draw: Callable[[int], tuple[Tensor, Tensor]], target_st
         known = log_w[:, ~bad_data(log_w)]
         worst, done = sampling_std_error(known, component).max().item() if known.numel() else 0.0, len(log_w)
         if worst <= 2 * target_std_error or done >= most // 4:
-            return max(2, min(most, math.ceil(min(_MARGIN * done * (worst / target_std_error) ** 2, most))))
+            factor = min(worst / target_std_error, math.sqrt(most))  # whose square is no more than a float holds
+            return max(2, min(most, math.ceil(_MARGIN * done * factor**2)))
         more = draw(min(3 * done, most // 4 - done))
         log_w, component = torch.cat([log_w, more[0]]), torch.cat([component, more[1]])
 

@@ -11,6 +11,7 @@ state         generators and buffers that a replay changes
 tensors       tensors among arguments
 messages      warnings and reasons
 precision     products in bfloat16
+progress      a bar on a terminal, lines in a log
 workers       processes that share the data
 """
 
@@ -19,6 +20,7 @@ from pyrovae.execution.chunks import Chunks
 from pyrovae.execution.cuda_graphs import CapturedStep, CapturedSteps, on_gpu, reason_of, set_gradients, settings
 from pyrovae.execution.messages import NotRecordedError, NotRecordedWarning, refuse, warn
 from pyrovae.execution.precision import Precision, products_in
+from pyrovae.execution.progress import Progress
 from pyrovae.execution.replay import Recorded
 from pyrovae.execution.state import State
 from pyrovae.execution.tensors import signature, tensors_of, with_tensors
@@ -32,6 +34,7 @@ __all__ = [
     "NotRecordedError",
     "NotRecordedWarning",
     "Precision",
+    "Progress",
     "Recorded",
     "Share",
     "State",

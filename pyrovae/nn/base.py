@@ -34,10 +34,15 @@ def activation_module(name: str) -> nn.Module:
     return _ACTIVATIONS[name]()
 
 
+_LARGEST = 10**8  # numbers in one hidden state or datum, beyond which a layer fills the memory of the machine
+
+
 def check_sizes(name: str, *sizes: int) -> None:
-    """Raise ValueError if a size is below 1; the message starts with the name."""
+    """Raise ValueError if a size is below 1, or too large for any memory; the message starts with the name."""
     if any(size < 1 for size in sizes):
         raise ValueError(f"{name} must be at least 1, got {list(sizes)}")
+    if any(size > _LARGEST for size in sizes):
+        raise ValueError(f"{name} must be at most {_LARGEST:,}, got {list(sizes)}")
 
 
 class Network(nn.Module):

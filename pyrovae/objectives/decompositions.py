@@ -4,6 +4,7 @@ They need one latent site, and use one draw per datum. They estimate q(z) from t
 the bias.
 """
 
+import weakref
 from abc import abstractmethod
 from collections.abc import Sequence
 from itertools import count, pairwise
@@ -203,6 +204,7 @@ class FactorVAEELBO(AggregateELBO, nn.Module):
         layers = [layer for pair in pairwise(sizes) for layer in (nn.Linear(*pair), nn.LeakyReLU(0.2))]
         self.discriminator = nn.Sequential(*layers, nn.Linear(sizes[-1], 1))
         self._name = f"discriminator.{next(self._numbers)}"  # Pyro's store holds one module per name
+        weakref.finalize(self, _remove_parameters, self._name).atexit = False
 
     def divergence(self, one: OneLatent) -> Tensor:
         """Compute KL divergence plus weighted total correlation, with the loss of D in the gradient alone."""
@@ -279,6 +281,16 @@ class DIPVAEELBO(AggregateELBO):
         diagonal = squares.diagonal().sum()
         penalty = self.off_diagonal * (squares.sum() - diagonal) + self.diagonal * diagonal
         return (one.log_q - one.log_p).sum() + size * penalty
+
+
+def _remove_parameters(name: str) -> None:
+    """Remove the parameters of a module from Pyro's store; a loop over the store must not see its dicts change."""
+    store = pyro.get_param_store()
+    gone = {key: value for key, value in store._params.items() if key.startswith(f"{name}$$$")}
+    store._params = {key: value for key, value in store._params.items() if key not in gone}
+    store._constraints = {key: value for key, value in store._constraints.items() if key not in gone}
+    for value in gone.values():
+        store._param_to_name.pop(value, None)
 
 
 def _covariances(distribution: Any, program: str) -> tuple[Tensor, Tensor]:

@@ -15,6 +15,10 @@ from torch import Tensor
 from pyrovae.densities import Program, evaluating, isolated_rng, sample_sites
 from pyrovae.training import History
 
+_PANEL = 4.2  # width of a panel, in inches
+# Limits of one figure.
+_MOST_INCHES, _MOST_DATA, _MOST_NUMBERS = 200, 1000, 5_000_000
+
 
 def prior_samples(model: Program, x: Tensor, *, seed: int, **kwargs: Any) -> tuple[Tensor, Tensor]:
     """Draw N data from the model, z from p(z) and x from p(x|z).
@@ -73,6 +77,13 @@ def plot_history(history: History) -> Figure:
     return figure
 
 
+def num_per_figure(shape: Sequence[int], *, columns: int = 8) -> int:
+    """Compute how many data `plot_grids` shows in one figure of moderate memory and at most 30,000 pixels of height."""
+    numbers = max(1, math.prod(shape))
+    rows = int(_MOST_INCHES * columns / _PANEL * shape[-1] / shape[-2]) if len(shape) > 1 else _MOST_DATA
+    return max(8 * columns, min(_MOST_DATA, _MOST_NUMBERS // numbers, rows * columns) // columns * columns)
+
+
 def plot_grids(panels: Sequence[tuple[str, Tensor]], shape: Sequence[int], *, columns: int = 8) -> Figure:
     """Plot panels of data side by side, each as a grid, all on one grey scale.
 
@@ -85,10 +96,9 @@ def plot_grids(panels: Sequence[tuple[str, Tensor]], shape: Sequence[int], *, co
     low = min(float(x.min()) for _, x in panels)
     high = max(float(x.max()) for _, x in panels)
     rows = math.ceil(max(len(x) for _, x in panels) / columns)
-    size = 4.2  # inches
     image = len(shape) == 2 or (len(shape) == 3 and shape[0] in (1, 3))
-    height = size * rows / columns * shape[-2] / shape[-1] + 0.4 if image else 3.0
-    figure = Figure(figsize=(size * len(panels), height), layout="constrained")
+    height = _PANEL * rows / columns * shape[-2] / shape[-1] + 0.4 if image else 3.0
+    figure = Figure(figsize=(_PANEL * len(panels), height), layout="constrained")
     for axes, (title, x) in zip(np.atleast_1d(figure.subplots(1, len(panels))), panels, strict=True):
         values = x.detach().cpu().float()
         axes.set_title(title, fontsize=10)

@@ -2,7 +2,7 @@
 
 train.py: flags -> parse -> resolve -> build, with the registry of parts and their options.
 All scripts: parser (flags, help, errors), words (types in words), cli (exit codes, signals).
-Run folder: run, files, report, tables, export, comparison, sweep, versions.
+Run folder: run, files, locks, report, tables, export, comparison, sweep, versions.
 Files of strangers: reading (sizes, kinds of values), readers (one per file), partial (stopped evaluations).
 """
 
@@ -19,7 +19,7 @@ from pyrovae.runs.build import (
 )
 from pyrovae.runs.cli import Stopper, finishing_steps, run_script
 from pyrovae.runs.export import to_arviz
-from pyrovae.runs.files import check_writable, read_state, write_json, write_state, write_whole
+from pyrovae.runs.files import check_folder, check_writable, read_state, write_json, write_state, write_whole
 from pyrovae.runs.parse import parse_training
 from pyrovae.runs.parser import make_parser, make_run_parser, parse_flags
 from pyrovae.runs.reading import read_json
@@ -40,6 +40,7 @@ __all__ = [
     "caution",
     "check_contract",
     "check_enumeration",
+    "check_folder",
     "check_reparameterised",
     "check_site_order",
     "check_writable",

@@ -134,6 +134,8 @@ def check_contract(model: Callable[..., Any], guide: Callable[..., Any], *args: 
         with evaluating(model, guide), isolated_rng(), pyro.validation_enabled(False):
             log_weights(model, guide, *first, num_particles=2, **conditions)
     except Exception as error:
+        if out_of_memory(error):
+            raise
         if _is_outside_support(model, guide, first, conditions):
             return
         reason = f"{describe(error)}; see the contract in the base classes' docstrings"

@@ -2,14 +2,15 @@
 
 import os
 import re
+import select
 import signal
 import sys
 import warnings
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from types import FrameType
-from typing import Any, NoReturn
+from typing import Any, TextIO
 
 import torch
 from jsonargparse import set_parsing_settings
@@ -19,6 +20,13 @@ from pyrovae.training import NonFiniteLossError, StoppedError
 
 _FORMAT_WARNING = warnings.formatwarning
 _EXIT_CODES = {signal.SIGINT: 130, signal.SIGTERM: 143}
+# What allocators of torch, threads and extension modules say.
+_MEMORY_ERROR = re.compile(r"alloc_cpu|calculation overflowed|bad_alloc|start new thread|return without exception set")
+_OUT_OF_MEMORY = (
+    "{} is out of memory; lower the numbers of data, draws, or latents computed at once, such as --batch_size, "
+    "--num_samples or --chunk_size, or the sizes of the model"
+)
+_CLOSED_PIPE = 141  # as a shell reports the end by SIGPIPE
 
 
 class Stopper:
@@ -66,46 +74,108 @@ def _format_warning(message: Any, category: type[Warning], *where: Any) -> str:
     return _FORMAT_WARNING(message, category, *where)
 
 
-def _exit_with_error(message: str) -> NoReturn:
-    """Print a one-line error and exit with code 1. Until the processes have joined, only rank 0 prints."""
-    rank, joined = int(os.environ.get("RANK", "0")), Workers.current().size > 1
-    if joined or rank == 0:
-        who = f" in process {rank}" if joined and rank else ""
-        print(f"{Path(sys.argv[0]).name}: error{who}: {' '.join(message.split())}", file=sys.stderr)
-    sys.exit(1)
-
-
 def run_script(main: Callable[[], int | None]) -> None:
     """Run a script and exit.
 
     An error that the user can fix is printed as one line on stderr, and the exit code is 1; after a signal it is 130 or
-    143.
+    143. If the reader of the output has closed the pipe, as head does, the script ends without a word, with code 141.
     """
-    signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(_EXIT_CODES[signal.SIGTERM]))
-    # No parser of ours declares a class or Any; were there one, jsonargparse would make and import nothing for it.
-    set_parsing_settings(instantiate_subclass_spec_in_any=False, import_path_denylist=["*"])
-    warnings.formatwarning = _format_warning  # type: ignore[assignment]  # Python's hook, of fewer options
     try:
-        sys.exit(main() or 0)
-    except KeyboardInterrupt:
-        sys.exit(_EXIT_CODES[signal.SIGINT])
-    except OSError as error:
-        reason = error.strerror or str(error)
-        _exit_with_error(f"{error.filename}: {reason}" if error.filename else reason)
-    except (ValueError, NonFiniteLossError, StoppedError) as error:
-        _exit_with_error(str(error))
-    except (MemoryError, RuntimeError) as error:
+        sys.exit(_exit_code_of(main))
+    except SystemError as error:  # in place of one that an extension module had no memory for
         if not out_of_memory(error):
             raise
-        where = "the device" if isinstance(error, torch.OutOfMemoryError) else "this machine"
-        _exit_with_error(
-            f"{where} is out of memory; lower the numbers of data, draws, or latents computed at once, such as "
-            "--batch_size, --num_samples or --chunk_size"
+        sys.exit(_report(_OUT_OF_MEMORY.format("this machine")))
+    finally:
+        _discard_unwritable_output()
+
+
+def _exit_code_of(main: Callable[[], int | None]) -> int:
+    """Run the main function; print its error, if any, and return the exit code."""
+    try:
+        if signal.getsignal(signal.SIGINT) is not signal.SIG_IGN:  # takes over from scripts/startup.py
+            signal.signal(signal.SIGINT, signal.default_int_handler)
+        sys.excepthook = sys.__excepthook__
+        signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(_EXIT_CODES[signal.SIGTERM]))
+        warnings.formatwarning = _format_warning  # type: ignore[assignment]  # Python's hook, of fewer options
+        # No parser of ours declares a class or Any; were there one, jsonargparse would make and import nothing for it.
+        set_parsing_settings(instantiate_subclass_spec_in_any=False, import_path_denylist=["*"])
+        _check_encoding(sys.argv[1:])
+        code = main() or 0
+        if sys.stdout is not None:
+            sys.stdout.flush()
+        return code
+    except KeyboardInterrupt:
+        return _EXIT_CODES[signal.SIGINT]
+    except OSError as error:
+        if isinstance(error, BrokenPipeError) and (_is_closed(sys.stdout) or _is_closed(sys.stderr)):
+            return _CLOSED_PIPE
+        reason = error.strerror or str(error)
+        return _report(f"{error.filename}: {reason}" if error.filename else reason)
+    except (ValueError, NonFiniteLossError, StoppedError) as error:
+        return _report(str(error))
+    except (MemoryError, RuntimeError, SystemError) as error:
+        if not out_of_memory(error):
+            raise
+        return _report(
+            _OUT_OF_MEMORY.format("the device" if isinstance(error, torch.OutOfMemoryError) else "this machine")
         )
+
+
+def _report(message: str) -> int:
+    """Print an error in one line and return exit code 1. Until the processes have joined, only rank 0 prints."""
+    rank, joined = int(os.environ.get("RANK", "0")), Workers.current().size > 1
+    if joined or rank == 0:
+        who = f" in process {rank}" if joined and rank else ""
+        with suppress(BrokenPipeError):
+            print(f"{Path(sys.argv[0]).name}: error{who}: {' '.join(message.split())}", file=sys.stderr)
+    return 1
+
+
+def _check_encoding(argv: Sequence[str]) -> None:
+    """Check that every argument is valid UTF-8, as files of a run need it.
+
+    Raises:
+        ValueError: With the first argument that is not.
+    """
+    for argument in argv:
+        try:
+            argument.encode()
+        except UnicodeEncodeError as error:
+            raise ValueError(f"{argument!r} is no valid UTF-8; give a name in UTF-8") from error
+
+
+def _is_closed(stream: TextIO | None) -> bool:
+    """Return whether an output stream is a pipe whose reader has closed it."""
+    if stream is None or not hasattr(select, "poll"):  # Windows
+        return False
+    with suppress(OSError, ValueError):  # a stream without a file
+        poll = select.poll()
+        poll.register(stream.fileno(), 0)
+        return any(event & (select.POLLERR | select.POLLHUP) for _, event in poll.poll(0))
+    return False
+
+
+def _discard_unwritable_output() -> None:
+    """Send output that cannot be written to the null device, since Python would complain of it at its exit."""
+    for stream in (sys.stdout, sys.stderr):
+        if stream is None:
+            continue
+        writable = not _is_closed(stream)
+        if writable:
+            try:
+                stream.flush()
+            except OSError:
+                writable = False
+        if not writable:
+            with suppress(OSError, ValueError):
+                null = os.open(os.devnull, os.O_WRONLY)
+                os.dup2(null, stream.fileno())
+                os.close(null)
 
 
 def out_of_memory(error: BaseException) -> bool:
     """Whether an error says that memory was not available, or that a tensor is too large for its size to be counted."""
     if isinstance(error, MemoryError | torch.OutOfMemoryError):
         return True
-    return isinstance(error, RuntimeError) and bool(re.search(r"alloc_cpu|calculation overflowed", str(error)))
+    return isinstance(error, RuntimeError | SystemError) and bool(_MEMORY_ERROR.search(str(error)))

@@ -5,7 +5,6 @@ import json
 import os
 import uuid
 from collections.abc import Mapping
-from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +14,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 from torch import Tensor
 
+from pyrovae.runs.locks import sweep, unfinished
 from pyrovae.runs.reading import LIMIT, open_regular, parse_json
 
 _UNFINISHED = ".unfinished-"
@@ -41,7 +41,8 @@ _DTYPES = {
 def write_whole(path: Path, content: bytes) -> None:
     """Write a file atomically: after a kill or on a full disk, the old file or the new one exists, never a part.
 
-    The bytes are written to a temporary file in the same folder, synced, and renamed into place.
+    The bytes are written to a temporary file in the same folder, synced, and renamed into place. Temporary files that
+    killed calls left in the folder are removed.
 
     Args:
         path: Path of the file.
@@ -50,13 +51,14 @@ def write_whole(path: Path, content: bytes) -> None:
     Raises:
         OSError: If the disk is full, or the folder does not exist or is not writable; an old file stays intact.
     """
-    beside = path.parent / f"{_UNFINISHED}{uuid.uuid4().hex}{path.suffix}"
+    sweep(path.parent, _UNFINISHED)
     try:
-        with beside.open("xb") as file:
-            file.write(content)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(beside, path)
+        with unfinished(lambda: _new_file(path)) as beside:
+            with beside.open("wb") as file:
+                file.write(content)
+                file.flush()
+                os.fsync(file.fileno())
+            os.replace(beside, path)
         _sync(path.parent)
     except OSError as error:
         if not path.parent.is_dir():
@@ -65,8 +67,12 @@ def write_whole(path: Path, content: bytes) -> None:
             ) from error
         message = f"cannot write {path}: {error.strerror}; free space on the disk, or choose another folder"
         raise OSError(error.errno, message) from error
-    finally:
-        beside.unlink(missing_ok=True)
+
+
+def _new_file(path: Path) -> Path:
+    beside = path.parent / f"{_UNFINISHED}{uuid.uuid4().hex}{path.suffix}"
+    beside.touch(exist_ok=False)
+    return beside
 
 
 def check_writable(flag: str, path: str | Path | None) -> None:
@@ -90,11 +96,29 @@ def check_writable(flag: str, path: str | Path | None) -> None:
         raise ValueError(f"{flag} {path}: the folder {path.parent} is not writable; choose another")
 
 
+def check_folder(flag: str, path: str | Path) -> None:
+    """Check before a long computation that a folder exists and is writable, or can be made.
+
+    Args:
+        flag: Flag that names the folder, for the message.
+        path: Path of the folder.
+
+    Raises:
+        ValueError: If it is a file, or it or the folder to make it in is not writable.
+    """
+    for folder in (Path(path), *Path(path).parents):
+        if os.path.lexists(folder):
+            if not folder.is_dir():
+                reason = "a file has the name of a folder"
+                raise ValueError(f"{flag} {path} cannot be written ({reason}); choose another folder")
+            if not os.access(folder, os.W_OK | os.X_OK):
+                raise ValueError(f"{flag} {path} cannot be written ({folder} is not writable); choose another folder")
+            return
+
+
 def remove_unfinished(folder: Path) -> None:
     """Remove the temporary files that killed calls of `write_whole` left in a folder."""
-    for path in folder.glob(f"{_UNFINISHED}*"):
-        with suppress(IsADirectoryError, PermissionError):  # a folder of this name is none of them
-            path.unlink(missing_ok=True)
+    sweep(folder, _UNFINISHED)
 
 
 def write_json(path: Path, content: Any) -> None:

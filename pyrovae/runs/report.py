@@ -4,15 +4,15 @@ import sys
 from contextlib import suppress
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
-from tqdm import tqdm
 
 from pyrovae.data import Data, IndependentPixels
 from pyrovae.densities import evaluating, isolated_rng, take, weighted_draws
 from pyrovae.evidence import PROPOSALS, Evaluation, ProposalName, evaluate, exact_summary
-from pyrovae.execution import Execution, Workers
-from pyrovae.plots import plot_grids, plot_history, prior_samples, reconstructions, to_png
+from pyrovae.execution import Execution, Progress, Workers
+from pyrovae.plots import num_per_figure, plot_grids, plot_history, prior_samples, reconstructions, to_png
 from pyrovae.programs import ProgramPair
 from pyrovae.runs.export import to_arviz, write_netcdf
 from pyrovae.runs.files import sha256_of, write_json, write_whole
@@ -45,7 +45,7 @@ def evaluate_run(
     execution: Execution = "auto",
     fresh: bool = False,
 ) -> tuple[Evaluation, dict[str, Any]]:
-    """Evaluate a run with a progress bar, and write evaluation.json and the values per datum in evaluation.csv.
+    """Evaluate a run and show progress, and write evaluation.json and the values per datum in evaluation.csv.
 
     A second call with the same arguments resumes a stopped evaluation, which the user's cache keeps (see `partial`).
     If torch.distributed is initialised, the processes share the data, all return the whole evaluation, and rank 0
@@ -86,7 +86,7 @@ def evaluate_run(
         }
         stopped = StoppedEvaluation(_about(run, vae, data, flags))
     resume = workers.from_first(lambda: _resumed(stopped, fresh=fresh, num_data=len(x)))
-    with tqdm(total=len(x), unit="datum", desc="log p(x)", disable=workers.rank > 0) as bar:
+    with Progress(len(x), "datum", "log p(x)", shown=workers.rank == 0) as progress:
         evaluation = evaluate(
             vae.model,
             vae.guide,
@@ -98,7 +98,7 @@ def evaluate_run(
             chunk_size=chunk_size,
             execution=execution,
             proposal=PROPOSALS[proposal],
-            on_progress=bar.update,
+            on_progress=progress.update,
             commit=None if stopped is None else stopped.write,
             resume=resume,
             plate=None,
@@ -153,21 +153,47 @@ def write_training_figure(run: Run, history: History) -> None:
     write_whole(run.path / "training.png", to_png(plot_history(history)))
 
 
-def write_sample_figures(run: Run, vae: ProgramPair, data: Data, *, size: int, seed: int) -> None:
+def write_sample_figures(run: Run, vae: ProgramPair, data: Data, *, size: int, seed: int) -> list[str]:
     """Write samples.png, draws from the model, and reconstructions.png, of the first test data.
 
-    Both are given the covariates of the test data, if any.
+    Both are given the covariates of the test data, if any. Data that one figure cannot show go to further figures,
+    samples-2.png and so on, which are drawn one after the other in bounded memory.
+
+    Returns:
+        The names of the files.
     """
-    device = _device(vae)
-    test, shape = (data.test.to(device),), data.shape
-    (like,), conditions = take(test, data.conditions("test", device), torch.arange(size) % len(data.test))
-    draws, means = prior_samples(vae.model, like, seed=seed, **conditions)
-    figure = plot_grids([("draws x ~ p(x|z), z ~ p(z)", draws), ("means E[x|z] at the same z", means)], shape)
-    write_whole(run.path / "samples.png", to_png(figure))
-    (x,), conditions = take(test, data.conditions("test", device), slice(0, size))
+    device, at_once = _device(vae), num_per_figure(data.shape)
+    test, given = (data.test.to(device),), data.conditions("test", device)
+    starts = {"samples": range(0, size, at_once), "reconstructions": range(0, min(size, len(data.test)), at_once)}
+    names = []
+    with Progress(sum(map(len, starts.values())), "figure", shown=size > at_once) as progress:
+        for kind, firsts in starts.items():
+            for page, start in enumerate(firsts):
+                rows = torch.arange(start, min(start + at_once, firsts.stop)) % len(data.test)
+                (x,), conditions = take(test, given, rows)
+                panels = _panels(kind, vae, x, conditions, seed=_seed_of_page(seed, page))
+                names.append(f"{kind}-{page + 1}.png" if page else f"{kind}.png")
+                write_whole(run.path / names[-1], to_png(plot_grids(panels, data.shape)))
+                progress.update()
+    for path in (*run.path.glob("samples-*.png"), *run.path.glob("reconstructions-*.png")):
+        if path.name not in names:  # of an earlier call with more data
+            path.unlink(missing_ok=True)
+    return names
+
+
+def _panels(
+    kind: str, vae: ProgramPair, x: Tensor, conditions: dict[str, Tensor], *, seed: int
+) -> list[tuple[str, Tensor]]:
+    """Compute the panels of a figure, for data x with shape (N, D)."""
+    if kind == "samples":
+        draws, means = prior_samples(vae.model, x, seed=seed, **conditions)
+        return [("draws x ~ p(x|z), z ~ p(z)", draws), ("means E[x|z] at the same z", means)]
     decoded = reconstructions(vae.model, vae.guide, x, seed=seed, **conditions)
-    figure = plot_grids([("data x", x), ("reconstructions E[x|z], z ~ q(z|x)", decoded)], shape)
-    write_whole(run.path / "reconstructions.png", to_png(figure))
+    return [("data x", x), ("reconstructions E[x|z], z ~ q(z|x)", decoded)]
+
+
+def _seed_of_page(seed: int, page: int) -> int:
+    return int(np.random.SeedSequence([seed, page]).generate_state(1)[0]) if page else seed
 
 
 def write_posterior(run: Run, vae: ProgramPair, data: Data, *, seed: int) -> None:

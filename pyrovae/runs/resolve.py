@@ -1,5 +1,6 @@
 """Resolution of a configuration: the values that depend on the data and the machine."""
 
+import os
 import re
 from collections.abc import Mapping
 from pathlib import Path
@@ -16,17 +17,20 @@ from pyrovae.runs.specs import read_part
 
 # Numbers in a batch of data below which a second thread does not pay.
 SMALL_BATCH = 20_000
+MOST_THREADS = 1024  # beyond the cores of any machine, starting them ends the process
 
 
 def resolve(config: Namespace, data: Data) -> Namespace:
     """Fill in what depends on the data and the machine: binarisation, device, threads, likelihood, image shape, paths.
 
     Raises:
-        ValueError: If the likelihood must be named, or the device is not available.
+        ValueError: If the likelihood must be named, the device is not available, or the threads are too many.
     """
     config = config.clone()
     config.binarize = data.binarize
     config.device = str(find_device(config.device))
+    if config.threads is not None and config.threads > MOST_THREADS:
+        raise ValueError(f"--threads {config.threads}: at most {MOST_THREADS} can be used; lower it")
     if config.threads is None:  # a small step waits for its threads longer than it computes
         small = config.batch_size * data.train.shape[1] < SMALL_BATCH
         config.threads = 1 if small else torch.get_num_threads()
@@ -115,5 +119,5 @@ def _default_likelihood(data: Data) -> Namespace | None:
 def _absolute(path: str) -> str:
     """Make a path, or the path in PATH.npz:key, absolute."""
     file, colon, key = path.partition(".npz:")
-    whole = Path(f"{file}.npz" if colon else path).expanduser().resolve()
+    whole = Path(os.path.expanduser(f"{file}.npz" if colon else path)).resolve()
     return f"{whole}:{key}" if colon else str(whole)

@@ -14,7 +14,7 @@ import json
 import platform
 import tempfile
 from collections.abc import Iterable
-from contextlib import suppress
+from contextlib import AbstractContextManager, nullcontext, suppress
 from pathlib import Path
 from typing import Any
 
@@ -23,9 +23,11 @@ from jsonargparse import Namespace
 from torch import Tensor
 
 from pyrovae.data import Data, load_data
+from pyrovae.execution import Workers
 from pyrovae.programs import ProgramPair
 from pyrovae.runs.build import build_vae
 from pyrovae.runs.files import (
+    check_folder,
     read_tensors,
     remove_unfinished,
     sha256_of,
@@ -34,6 +36,7 @@ from pyrovae.runs.files import (
     write_state,
     write_whole,
 )
+from pyrovae.runs.locks import is_locked, locked, sweep, unfinished
 from pyrovae.runs.parse import config_to_yaml, parse_config
 from pyrovae.runs.readers import (
     FORMAT,
@@ -48,6 +51,7 @@ from pyrovae.runs.resolve import find_device
 from pyrovae.runs.versions import all_versions
 
 CONFIG, MANIFEST, CHECKPOINT = "config.yaml", "manifest.json", "checkpoint.safetensors"
+_NEW = ".new-"  # prefix of folders that are not yet in their place
 WEIGHTS, METRICS, POSTERIOR = "weights.safetensors", "metrics.jsonl", "posterior.nc"
 EVALUATION, VALUES = "evaluation.json", "evaluation.csv"
 
@@ -73,6 +77,18 @@ class Run:
             ) from error
         self._check_sum(CONFIG, CONFIG_LIMIT)
 
+    @staticmethod
+    def check_out(out: str | None) -> None:
+        """Check before any work that a run folder can be made.
+
+        Raises:
+            ValueError: If the folder exists and is not empty, or cannot be made.
+        """
+        if out:
+            _check_free(Path(out))
+        path = Path(out or "runs")
+        check_folder("--out", path.parent if out and path.exists() else path)
+
     @classmethod
     def create(cls, out: str | None, config: Namespace, data: Data) -> "Run":
         """Create a run folder atomically.
@@ -88,8 +104,8 @@ class Run:
         """
         stem = Path(data.name.partition(":")[0]).stem
         target = Path(out) if out else None
-        if target and target.exists() and (not target.is_dir() or any(target.iterdir())):
-            raise ValueError(f"--out {out} already exists and is not an empty folder; choose another")
+        if target:
+            _check_free(target)
         parent = target.parent if target else Path("runs")
         made = [folder for folder in (parent, *parent.parents) if not folder.exists()]
         try:
@@ -108,8 +124,8 @@ class Run:
         if len(content) > CONFIG_LIMIT:
             raise ValueError(f"the configuration has {len(content):,} bytes, but at most {CONFIG_LIMIT:,}; shorten it")
         parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryDirectory(dir=parent, prefix=".new-", ignore_cleanup_errors=True) as beside:
-            new = Path(beside)
+        sweep(parent, _NEW)
+        with unfinished(lambda: Path(tempfile.mkdtemp(dir=parent, prefix=_NEW))) as new:
             write_whole(new / CONFIG, content)
             write_json(
                 new / MANIFEST,
@@ -117,7 +133,11 @@ class Run:
             )
             new.chmod(0o755)
             if target:
-                new.rename(target)
+                try:
+                    new.rename(target)
+                except OSError:
+                    _check_free(target)  # another process may have taken it meanwhile
+                    raise
                 return cls(target)
             for number in range(1, 10**6):
                 target = parent / f"{stem}-{number:03d}"
@@ -238,12 +258,26 @@ class Run:
         summary = read_evaluation(self.path / EVALUATION)
         return summary, read_values(self.path / VALUES, summary["num_data"], self.manifest["files"][VALUES])
 
-    def discard_unless_committed(self) -> None:
-        """Remove the folder of a run that failed before its first commit, and the folders that `create` made for it."""
-        if not (self.path / CHECKPOINT).exists():
-            for name in (METRICS, CONFIG, MANIFEST):
-                (self.path / name).unlink(missing_ok=True)
-            _remove_empty([self.path, *self._made])
+    def locked(self) -> AbstractContextManager[None]:
+        """Lock the folder inside the context, so that no other process trains or evaluates the run. Rank 0 locks it.
+
+        Raises:
+            ValueError: If another process has locked it.
+        """
+        return locked(self.path) if Workers.current().rank == 0 else nullcontext()
+
+    def discard_unless_committed(self) -> bool:
+        """Remove the folder of a run that failed before its first commit, and the folders that `create` made for it.
+
+        Returns:
+            Whether nothing was committed.
+        """
+        if (self.path / CHECKPOINT).exists():
+            return False
+        for name in (METRICS, CONFIG, MANIFEST):
+            (self.path / name).unlink(missing_ok=True)
+        _remove_empty([self.path, *self._made])
+        return True
 
     def write_metrics(self, rows: list[dict[str, Any]]) -> None:
         """Write one line of JSON per epoch."""
@@ -333,9 +367,23 @@ def open_run(flags: Namespace, *, bits: bool = False) -> tuple[Run, ProgramPair,
         ValueError: As `load` and `Run.data`, and if the device is not available.
     """
     run = Run(flags.run)
+    remove_unfinished(run.path)
     config = run.config(flags.trust_imports)
     vae = run.vae(config).to(find_device(flags.device))
     return run, vae, run.data(config, data_dir=flags.data_dir, bits=bits)
+
+
+def _check_free(target: Path) -> None:
+    """Check that --out is no file, and no folder with files.
+
+    Raises:
+        ValueError: If it is, also if another process trains there.
+    """
+    if not target.exists() or (target.is_dir() and not any(target.iterdir())):
+        return
+    if is_locked(target):
+        raise ValueError(f"--out {target} is in use: another process is training there; choose another folder")
+    raise ValueError(f"--out {target} already exists and is not an empty folder; choose another")
 
 
 def _remove_empty(folders: Iterable[Path]) -> None:

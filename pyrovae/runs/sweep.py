@@ -8,8 +8,8 @@ from pathlib import Path
 
 import torch
 from torch import Tensor
-from tqdm import tqdm
 
+from pyrovae.execution import Progress
 from pyrovae.programs import ProgramPair
 from pyrovae.runs.files import write_json
 from pyrovae.runs.reading import read_json
@@ -47,11 +47,11 @@ def train_all(script: Path, runs: Mapping[Path, Sequence[str]], *, jobs: int = 1
         last = result.stderr.strip().splitlines()[-1].removeprefix(f"{script.name}: error: ")
         return f"training of {path.name} failed: {last}"
 
-    with ThreadPoolExecutor(jobs) as pool, tqdm(total=len(runs), unit="run", desc="training") as bar:
+    with ThreadPoolExecutor(jobs) as pool, Progress(len(runs), "run", "training") as progress:
         for problem in pool.map(train, runs):
             if problem:
                 raise ValueError(problem)
-            bar.update()
+            progress.update()
 
 
 def on_test_data(path: Path, num_data: int) -> tuple[ProgramPair, Tensor, dict[str, Tensor]]:

@@ -36,6 +36,9 @@ from pyrovae.training.batches import Batches, ProgramArguments
 from pyrovae.training.loaders import LoaderBatches
 from pyrovae.training.training_state import TrainingState
 
+MOST_EPOCHS = 10**9
+MOST_PARTICLES = 10**6  # draws per datum and step
+
 # Objectives of Pyro without a differentiable loss, and what to write in their place.
 _INSTEAD: dict[type[Any], str] = {
     pyro.infer.elbo.ELBOModule: "give the objective alone, such as Trace_ELBO(), since fit takes the programs itself",
@@ -53,11 +56,16 @@ def check_options(elbo: ELBO, *, epochs: int, batch_size: int, patience: int | N
     """Check the options of `fit` that need no data.
 
     Raises:
-        ValueError: If a number is below 1, `patience` has no validation data, or `fit` cannot step on the objective.
+        ValueError: If a number is below 1 or beyond all use, `patience` has no validation data, or `fit` cannot step on
+            the objective.
     """
     for name, value in (("epochs", epochs), ("batch_size", batch_size), ("patience", patience)):
         if value is not None and value < 1:
             raise ValueError(f"{name} must be at least 1, got {value}")
+    num_particles = getattr(elbo, "num_particles", 1)
+    for name, value, most in (("epochs", epochs, MOST_EPOCHS), ("num_particles", num_particles, MOST_PARTICLES)):
+        if value > most:
+            raise ValueError(f"{name} must be at most {most:,}, got {value:,}; no training ends otherwise")
     if patience is not None and not validated:
         raise ValueError("patience needs validation data, got none; give validation, or leave patience out")
     if isinstance(elbo, type):

@@ -14,7 +14,6 @@ from pyro.infer import ELBO, TraceEnum_ELBO
 from pyro.optim import PyroOptim
 from torch import Tensor
 from torch.utils.data import DataLoader
-from tqdm import tqdm
 
 from pyrovae.densities import (
     Program,
@@ -27,7 +26,7 @@ from pyrovae.densities import (
     prepare_arguments,
     vectorize_pair,
 )
-from pyrovae.execution import Execution, Precision, Workers
+from pyrovae.execution import Execution, Precision, Progress, Workers
 from pyrovae.objectives import KLControl, TensorELBO, uncompiled
 from pyrovae.training.batches import Arguments, Batches, ProgramArguments, as_arguments, prepare_data
 from pyrovae.training.checks import (
@@ -130,7 +129,8 @@ def fit(
             their operands. Parameters, latents and log densities stay in single precision, and validation is in full.
         skip_support_check: Whether to trust that the data lie in the support.
         seed: Random seed of the order of the data.
-        progress: Whether to show a progress bar, with the ELBO in nats per datum.
+        progress: Whether to show a progress bar with the ELBO in nats per datum; a line per epoch where stderr is no
+            terminal.
         resume: State that `commit` received, from which training resumes; bit-identical on CPU. None starts anew.
         commit: Function that receives the whole state, as tensors and plain values, after each epoch and before a stop.
         should_stop: Function that is called after each step and returns whether to commit and raise StoppedError.
@@ -178,12 +178,12 @@ def fit(
         should_stop=should_stop,
     )
     state = run.state
-    with _progress_bar(run, epochs, shown=progress) as bar, closing(run.stepper), _quiet():
+    with _progress(run, epochs, shown=progress) as shown, closing(run.stepper), _quiet():
         while state.history.stop_reason is None:
-            _train_epoch(run, bar)
+            _train_epoch(run, shown)
             _end_epoch(run, held_out)
             state.history.stop_reason = _stop_reason(state, epochs, patience)
-            bar.set_postfix_str(_describe(state.history))
+            shown.note(_describe(state.history), at=f"epoch {state.epoch} of {epochs}")
             run.save()
     state.take_best()
     return state.history
@@ -336,7 +336,7 @@ def _prepare(
     )
 
 
-def _train_epoch(run: _Run, bar: tqdm) -> None:
+def _train_epoch(run: _Run, shown: Progress) -> None:
     """Take the remaining steps of the current epoch.
 
     Raises:
@@ -355,7 +355,7 @@ def _train_epoch(run: _Run, bar: tqdm) -> None:
         weights = run.take_steps(state.step, weight_at, validate=(state.epoch, state.step) == run.first_step)
         run.control.learn()
         state.count_steps(weights)
-        bar.update(len(weights))
+        shown.update(len(weights))
         if run.stop_requested():
             check_finite(run.model, run.guide, batches, state)
             state.stop_clock()
@@ -410,16 +410,10 @@ def _stop_reason(state: TrainingState, epochs: int, patience: int | None) -> str
     return "epochs" if state.epoch >= epochs else None
 
 
-def _progress_bar(run: _Run, epochs: int, *, shown: bool) -> tqdm:
+def _progress(run: _Run, epochs: int, *, shown: bool) -> Progress:
     state, steps = run.state, run.batches.steps
-    return tqdm(
-        total=epochs * steps,
-        initial=min(state.epoch, epochs) * steps + state.step,
-        unit="step",
-        disable=not shown or run.workers.rank > 0,
-        dynamic_ncols=True,
-        smoothing=0.05,
-    )
+    done = min(state.epoch, epochs) * steps + state.step
+    return Progress(epochs * steps, "step", initial=done, shown=shown and run.workers.rank == 0, noted=True)
 
 
 @contextmanager

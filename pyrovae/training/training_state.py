@@ -21,7 +21,7 @@ from pyrovae.training.validation import Validation
 Validated = tuple[Validation, float | None]
 
 
-@dataclass
+@dataclass(repr=False)
 class History:
     """History of a run of `fit`, one row per epoch.
 
@@ -52,6 +52,19 @@ class History:
 
     def __len__(self) -> int:
         return len(self.rows)
+
+    def __repr__(self) -> str:
+        best = self.rows[self.best_epoch - 1] if self.best_epoch else {}
+        values = [
+            f"{key}={best[key]:.2f}" for key in ("validation_elbo", "train_objective") if best.get(key) is not None
+        ]
+        parts = [
+            f"{len(self)} epochs",
+            f"best_epoch={self.best_epoch}",
+            *values[:1],
+            f"stop_reason={self.stop_reason!r}",
+        ]
+        return f"History({', '.join(parts)})"
 
 
 class TrainingState:

@@ -10,6 +10,8 @@ and compile, are timed apart. NumPyro is measured if it is installed (pip instal
 float32 too: on a GPU, JAX uses TF32 by default.
 """
 
+import startup  # noqa: F401  # first, since it ends failing imports without a traceback
+
 import importlib.util
 import os
 import platform

@@ -8,6 +8,8 @@ resumes an interrupted one. ELBO and log p(x) are of the test data, with weight 
 Reconstruction and divergence are of the validation data at the best epoch.
 """
 
+import startup  # noqa: F401  # first, since it ends failing imports without a traceback
+
 import sys
 from pathlib import Path
 
@@ -15,7 +17,16 @@ from jsonargparse.typing import NonNegativeFloat, PositiveInt
 from matplotlib.figure import Figure
 
 from pyrovae.plots import to_png
-from pyrovae.runs import Run, Seed, make_parser, parse_flags, run_script, write_json, write_whole
+from pyrovae.runs import (
+    Run,
+    Seed,
+    check_folder,
+    make_parser,
+    parse_flags,
+    run_script,
+    write_json,
+    write_whole,
+)
 from pyrovae.runs.sweep import split_flags, train_all
 from pyrovae.runs.tables import aligned
 
@@ -31,6 +42,7 @@ def main() -> int:
     add("--jobs", type=PositiveInt, default=1, help="number of trainings at the same time")
     own, training = split_flags(sys.argv[1:])
     flags = parse_flags(parser, own)
+    check_folder("--out", flags.out)
     out = Path(flags.out)
     of_all = [*training, "--seed", str(flags.seed), "--num_particles", str(flags.num_particles)]
     runs = {

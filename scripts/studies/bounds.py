@@ -9,6 +9,8 @@ default proposal with fewer draws. Standard errors are over data and seeds; thos
 ELBO averaged over k draws. With one draw it equals the importance-weighted bound, which is then not trained again.
 """
 
+import startup  # noqa: F401  # first, since it ends failing imports without a traceback
+
 import sys
 from itertools import pairwise
 from pathlib import Path
@@ -16,11 +18,11 @@ from pathlib import Path
 import torch
 from jsonargparse.typing import PositiveInt
 from torch import Tensor
-from tqdm import tqdm
 
 from pyrovae.diagnostics import ACTIVE_FROM, unit_activity
 from pyrovae.evidence import evaluate
-from pyrovae.runs import Seed, make_parser, parse_flags, run_script, write_json
+from pyrovae.execution import Progress
+from pyrovae.runs import Seed, check_folder, make_parser, parse_flags, run_script, write_json
 from pyrovae.runs.sweep import load_or_compute, on_test_data, split_flags, train_all
 from pyrovae.runs.tables import aligned
 from pyrovae.stats import crossed_mean_and_std_error
@@ -46,6 +48,7 @@ def main() -> int:
     add("--num_particles", type=PositiveInt, default=500, help="draws of the default proposal per test datum")
     own, training = split_flags(sys.argv[1:])
     flags = parse_flags(parser, own)
+    check_folder("--out", flags.out)
     out = Path(flags.out)
     cells: list[Cell] = [(name, k) for name in OBJECTIVES for k in sorted(flags.draws) if (name, k) != ("IWAE", 1)]
     folders = {(cell, seed): out / f"{cell[0]}-{cell[1]}-{seed}" for seed in flags.seeds for cell in cells}
@@ -58,12 +61,12 @@ def main() -> int:
 
     settings = {key: flags[key] for key in ("num_data", "guide_particles", "num_particles")}
     found: dict[Cell, dict[str, Tensor]] = {}
-    with tqdm(total=len(folders), unit="run", desc="log p(x)") as bar:
+    with Progress(len(folders), "run", "log p(x)") as progress:
         for cell in cells:
             by_seed = []
             for seed in flags.seeds:
                 by_seed.append(measured(folders[cell, seed], settings))
-                bar.update()
+                progress.update()
             found[cell] = {key: torch.stack([one[key] for one in by_seed]) for key in by_seed[0]}
     if ("VAE", 1) in found:
         found["IWAE", 1] = found["VAE", 1]

@@ -4,6 +4,8 @@ python scripts/studies/brackets.py                      # half a minute on one c
 python scripts/studies/brackets.py --proposal default
 """
 
+import startup  # noqa: F401  # first, since it ends failing imports without a traceback
+
 import runpy
 import sys
 import warnings

@@ -5,6 +5,8 @@ python scripts/studies/chains.py --num_data 4000 --num_temperatures 400
 python scripts/studies/chains.py --gap 0.1              # T by agreement of forward and reverse chains
 """
 
+import startup  # noqa: F401  # first, since it ends failing imports without a traceback
+
 import math
 import runpy
 import sys

@@ -7,6 +7,8 @@ A false alarm is a table of equal runs with an interval without 0. "2 s.e." is t
 best is the reference, and a run is worse if its difference exceeds two standard errors.
 """
 
+import startup  # noqa: F401  # first, since it ends failing imports without a traceback
+
 import sys
 
 import torch

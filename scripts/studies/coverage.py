@@ -6,6 +6,8 @@ python scripts/studies/coverage.py --only "Z = 1" --pairs 1000  # the problems w
 python scripts/studies/coverage.py --edges --pairs 1000         # problems at the edges, each with its own N and K
 """
 
+import startup  # noqa: F401  # first, since it ends failing imports without a traceback
+
 import math
 import runpy
 import sys

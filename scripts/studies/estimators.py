@@ -9,6 +9,8 @@ approximation. All are lower bounds of log p(x) in expectation, so the highest i
 the same command resumes from the file --out.
 """
 
+import startup  # noqa: F401  # first, since it ends failing imports without a traceback
+
 import sys
 import time
 from functools import partial

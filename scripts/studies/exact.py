@@ -4,6 +4,8 @@ python scripts/studies/exact.py                            # 2,006 cases, a quar
 python scripts/studies/exact.py --only ring --cases 20     # the families whose name contains this, 20 cases of each
 """
 
+import startup  # noqa: F401  # first, since it ends failing imports without a traceback
+
 import math
 import sys
 import time

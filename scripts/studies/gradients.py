@@ -9,6 +9,8 @@ ICML 2018, https://arxiv.org/abs/1802.04537). The gradient of the bound with res
 shows means over the dimensions. Unbiased estimators have equal means at each K.
 """
 
+import startup  # noqa: F401  # first, since it ends failing imports without a traceback
+
 import math
 import sys
 from pathlib import Path
@@ -19,9 +21,9 @@ import torch
 from jsonargparse.typing import PositiveInt
 from matplotlib.figure import Figure
 from torch import Tensor
-from tqdm import tqdm
 
 from pyrovae import ImportanceWeightedELBO
+from pyrovae.execution import Progress
 from pyrovae.objectives import Gradient
 from pyrovae.plots import to_png
 from pyrovae.runs import Seed, check_writable, make_parser, parse_flags, run_script, write_json, write_whole
@@ -87,12 +89,12 @@ def main() -> int:
     check_writable("--out", out)
     pyro.set_rng_seed(flags.seed)
     found: dict[str, dict[int, Row]] = {name: {} for name in ESTIMATORS}
-    with tqdm(total=len(ESTIMATORS) * len(flags.particles), unit="cell") as bar:
+    with Progress(len(ESTIMATORS) * len(flags.particles), "cell") as progress:
         for num_particles in sorted(flags.particles):
             for name, gradient in ESTIMATORS.items():
                 if gradient != "vimco" or num_particles > 1:  # VIMCO needs two draws
                     found[name][num_particles] = measure(flags, num_particles, gradient)
-                bar.update()
+                progress.update()
     write_json(out.with_suffix(".json"), {"flags": vars(flags), "estimators": found})
     write_whole(out, to_png(plot(found)))
     lines = [["", "K", "mean", "s.e.", "sd", "SNR"]]

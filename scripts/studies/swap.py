@@ -10,6 +10,8 @@ error includes data and seeds. The ladder shows how much log p(x) still rises wi
 A difference below two standard errors, or below that rise, is not significant.
 """
 
+import startup  # noqa: F401  # first, since it ends failing imports without a traceback
+
 import shlex
 import sys
 from pathlib import Path
@@ -17,10 +19,10 @@ from pathlib import Path
 import torch
 from jsonargparse import Namespace
 from jsonargparse.typing import PositiveInt
-from tqdm import tqdm
 
 from pyrovae.evidence import evaluate
-from pyrovae.runs import Seed, make_parser, near, parse_flags, run_script, write_json
+from pyrovae.execution import Progress
+from pyrovae.runs import Seed, check_folder, make_parser, near, parse_flags, run_script, write_json
 from pyrovae.runs.sweep import load_or_compute, on_test_data, split_flags, train_all
 from pyrovae.runs.tables import aligned
 from pyrovae.stats import crossed_mean_and_std_error
@@ -47,6 +49,7 @@ def main() -> int:
     """Train the missing runs, evaluate all, and print the table."""
     flags, training = parse(sys.argv[1:])
     names = [name for name in COMBINATIONS if name in (BASELINE, *flags.only.split(","))]
+    check_folder("--out", flags.out)
     out = Path(flags.out)
     jobs = [(out / f"{name}-{seed}", name, seed) for seed in flags.seeds for name in names]
     runs = {
@@ -62,11 +65,13 @@ def main() -> int:
 
     measured: dict[str, dict[int, dict[str, torch.Tensor]]] = {name: {} for name in names}
     ladder: dict[str, list[float]] = {}
-    for path, name, seed in tqdm(jobs, unit="run", desc="log p(x)"):
-        measured[name][seed] = values(path, flags.num_data, flags.num_particles)
-        if seed == flags.seeds[0]:
-            steps = [values(path, flags.ladder_data, count)["log_marginal"] for count in flags.ladder]
-            ladder[name] = [step.mean().item() for step in steps]
+    with Progress(len(jobs), "run", "log p(x)") as progress:
+        for path, name, seed in jobs:
+            measured[name][seed] = values(path, flags.num_data, flags.num_particles)
+            if seed == flags.seeds[0]:
+                steps = [values(path, flags.ladder_data, count)["log_marginal"] for count in flags.ladder]
+                ladder[name] = [step.mean().item() for step in steps]
+            progress.update()
     rows = table(measured, ladder)
     write_json(out / "table.json", {"training": training, "ladder": flags.ladder, "rows": rows})
 

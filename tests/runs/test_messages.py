@@ -249,7 +249,7 @@ OF_OTHER_SCRIPTS = {
     "compare straight other --figure taken": "--figure taken is a folder; give the name of a file",
     "evaluate straight --split.x 3": "--split.x: --split has no options",
     "evaluate straight --data_dir=": "--data_dir is an empty text",
-    "sample straight --num_samples 1000000000000000": "this machine is out of memory; lower the numbers of data, draws",
+    "sample straight --num_samples 1000000000000000": "--num_samples 1000000000000000: at most 1,000,000",
     "swap --out new --ladder [0]": "expected a list of whole numbers, at least 1",
     "swap --out new --only flow": "did you mean flow-prior",
 }

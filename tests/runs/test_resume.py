@@ -74,6 +74,7 @@ def test_a_full_disk_stops_in_one_line_and_the_run_resumes(place, straight):
 import resource, runpy, signal, sys
 signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
 resource.setrlimit(resource.RLIMIT_FSIZE, ({size - 500}, {size - 500}))
+sys.path.insert(0, "{SCRIPTS}")
 sys.argv = ["train.py", "--config", "{straight}/config.yaml", "--out", "full"]
 runpy.run_path("{SCRIPTS}/train.py", run_name="__main__")
 """
@@ -81,6 +82,7 @@ runpy.run_path("{SCRIPTS}/train.py", run_name="__main__")
     assert result.returncode == 1
     message = result.stderr.strip().splitlines()[-1]
     assert message.startswith("train.py: error: cannot write")
+    assert "full stays. Resume with: train.py --resume full, or remove the folder" in result.stderr
     assert "Traceback" not in result.stderr
     state = pyrovae.runs.read_state(place / "full/checkpoint.safetensors")
     assert 0 < state["epoch"] < 12

@@ -107,7 +107,9 @@ def by_default(pair):
 
 
 # Splines in the prior and a second density of many layers take a minute with the default proposal.
-EXPENSIVE = [(prior, encoder) for prior, encoder in CELLS if prior == "flow, nsf" and encoder.startswith(("flow", "two"))]
+EXPENSIVE = [
+    (prior, encoder) for prior, encoder in CELLS if prior == "flow, nsf" and encoder.startswith(("flow", "two"))
+]
 
 
 @pytest.mark.parametrize(("prior", "encoder"), CELLS)

@@ -348,7 +348,12 @@ QUADRATURE = {
 }
 
 
-@pytest.mark.parametrize("name", QUADRATURE)
+SLOW = ("splines and student-t",)  # 20 s
+
+
+@pytest.mark.parametrize(
+    "name", [pytest.param(name, marks=pytest.mark.slow) if name in SLOW else name for name in QUADRATURE]
+)
 def test_log_marginal_agrees_with_quadrature(name):
     make, encoder = QUADRATURE[name]
     prior = make()

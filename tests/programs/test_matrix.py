@@ -106,17 +106,23 @@ def by_default(pair):
     return found[CELLS.index(pair) // SHARES % len(found)]
 
 
+# Splines in the prior and a second density of many layers take a minute with the default proposal.
+EXPENSIVE = [
+    (prior, encoder) for prior, encoder in CELLS if prior == "flow, nsf" and encoder.startswith(("flow", "two"))
+]
+
+
 @pytest.mark.parametrize(("prior", "encoder"), CELLS)
 def test_combinations_train_give_weights_sample_save_and_export(prior, encoder):
     pair = prior, encoder
-    check_cells(prior, encoder, share(pair), default=[by_default(pair)])
+    check_cells(prior, encoder, share(pair), default=[] if pair in EXPENSIVE else [by_default(pair)])
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize(("prior", "encoder"), CELLS)
 def test_remaining_combinations_train_give_weights_sample_save_and_export(prior, encoder):
     pair = prior, encoder
-    others = [name for name in LIKELIHOOD_NAMES if name != by_default(pair)]
+    others = [name for name in LIKELIHOOD_NAMES if name != by_default(pair) or pair in EXPENSIVE]
     check_cells(prior, encoder, others, default=others)
 
 
@@ -125,7 +131,8 @@ def test_every_likelihood_occurs_in_the_fast_tests():
         for part in {pair[kind] for pair in CELLS if pair not in DISCRETE}:
             met = {name for pair in CELLS if pair[kind] == part for name in share(pair)}
             assert met == set(LIKELIHOOD_NAMES), part
-    assert {by_default(pair) for pair in CELLS} == set(LIKELIHOOD_NAMES)
+    assert {by_default(pair) for pair in CELLS if pair not in EXPENSIVE} == set(LIKELIHOOD_NAMES)
+    assert len(EXPENSIVE) == 4
 
 
 VARIANTS = [

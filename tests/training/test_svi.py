@@ -139,7 +139,9 @@ def test_two_vaes_cannot_share_a_name(x):
     with pytest.raises(ValueError, match="have the name 'mine'"):
         VAE(*parts, name="mine")
     vae.model(x)
-    del vae  # its parameters stay in Pyro's parameter store
+    del vae  # its parameters leave Pyro's store
+    assert VAE(*parts, name="mine").name == "mine"
+    pyro.param("mine.own", torch.zeros(2))
     with pytest.raises(ValueError, match="have the name 'mine'"):
         VAE(*parts, name="mine")
     pyro.clear_param_store()

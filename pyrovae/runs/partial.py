@@ -24,7 +24,14 @@ STALE = 30 * 24 * 3600  # seconds after which a stopped evaluation is removed
 
 _INSTALLED = ("pyrovae", "torch", "pyro", "builtins")  # their versions are known
 _SUFFIX = ".safetensors"
-_ESTIMATE = {"log_marginal": (TENSOR,) * 4, "draws": TENSOR, "served": TENSOR, "proposal": TEXT}
+_ESTIMATE = {
+    "log_marginal": (TENSOR,) * 4,
+    "draws": TENSOR,
+    "served": TENSOR,
+    "ladder": ANY,
+    "components": ANY,
+    "proposal": TEXT,
+}
 _BLOCK = {"elbo": TENSOR, "marginal": _ESTIMATE, "guide": _ESTIMATE}
 _KIND = {"about": Each(ANY), "state": {"about": Each(ANY), "blocks": [_BLOCK]}}
 

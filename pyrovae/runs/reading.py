@@ -48,9 +48,12 @@ def open_regular(path: Path) -> io.BufferedReader:
     """
     _check_regular(path, path.stat())
     handle = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
-    file = os.fdopen(handle, "rb")
-    _check_regular(path, os.fstat(handle))  # it may have been replaced
-    return file
+    try:
+        _check_regular(path, os.fstat(handle))  # it may have been replaced
+        return os.fdopen(handle, "rb")
+    except BaseException:
+        os.close(handle)
+        raise
 
 
 def _check_regular(path: Path, found: os.stat_result) -> None:

@@ -98,8 +98,8 @@ def _exit_code_of(main: Callable[[], int | None]) -> int:
         sys.excepthook = sys.__excepthook__
         signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(_EXIT_CODES[signal.SIGTERM]))
         warnings.formatwarning = _format_warning  # type: ignore[assignment]  # Python's hook, of fewer options
-        # No parser of ours declares a class or Any; were there one, jsonargparse would make and import nothing for it.
-        set_parsing_settings(instantiate_subclass_spec_in_any=False, import_path_denylist=["*"])
+        # No parser of ours declares a class or Any; were there one, jsonargparse would make nothing for it.
+        set_parsing_settings(instantiate_subclass_spec_in_any=False)
         _check_encoding(sys.argv[1:])
         code = main() or 0
         if sys.stdout is not None:

@@ -2,6 +2,8 @@
 
 import math
 import runpy
+from collections import deque
+from functools import partial
 from types import SimpleNamespace
 
 import pyro
@@ -101,6 +103,21 @@ def test_a_log_linear_density_integrates_to_one_and_is_that_of_its_draws():
     for n in range(3):
         below = torch.searchsorted(drawn[:, n].sort().values, a) / 20_000
         assert (below - density[:, n].cumsum(0)).abs().max() < 2.0 / 20_000**0.5  # Kolmogorov-Smirnov, p = 7e-4
+
+
+def test_no_more_latents_are_decoded_at_once_than_a_chunk():
+    problem, decoded = edges.scales(3, 20), deque()  # no list, which would be part of the program's state
+
+    def model(x):
+        with pyro.poutine.trace() as tracer:
+            problem.model(x)
+        decoded.append(tracer.trace.nodes["tau"]["value"].numel())
+
+    call = partial(log_marginal, model, problem.guide, problem.x, num_particles=50, chunk_size=40)
+    call()  # the check of the programs has a size of its own
+    decoded.clear()
+    call()
+    assert max(size for size in decoded if size != 200 * 4) == 40  # 200 draws for 4 data show mass at the edge
 
 
 def test_slices_of_a_funnel_are_the_exact_conditional_posteriors():

@@ -194,6 +194,30 @@ def test_data_with_a_second_funnel_are_flagged():
     assert not bool(other_funnels(space, nested_fit(space, 1), 1).any())
 
 
+def test_a_second_coordinate_that_is_skewed_by_itself_makes_no_funnel():
+    x = torch.cat([5 * torch.randn(6, 8, dtype=torch.float64), torch.zeros(6, 1, dtype=torch.float64)], -1)
+
+    def program(x, obs):
+        tau = pyro.sample("tau", dist.HalfCauchy(torch.ones((), dtype=torch.float64)))
+        rate = pyro.sample("rate", dist.Normal(torch.zeros((), dtype=torch.float64), 10.0))
+        theta = pyro.sample("theta", dist.Normal(0.0, tau.unsqueeze(-1).expand(*tau.shape, 8)).to_event(1))
+        if obs:
+            pyro.sample("x", dist.Normal(theta, 1.0).to_event(1), obs=x[:, :8])
+            pyro.sample("count", dist.Poisson(rate.exp()), obs=x[:, 8])
+
+    space = LatentSpace(*(edges.program(lambda x, obs=obs: program(x, obs)) for obs in (True, False)), x)
+    assert funnel_coordinate(space) == 0
+    assert not bool(other_funnels(space, nested_fit(space, 0), 0).any())
+
+
+def test_the_points_of_a_grid_are_dense_where_the_density_is_high_also_if_it_is_the_prior():
+    problem = neals_funnel(2, 5)
+    far = edges.EdgeProblem(problem.model, problem.guide, torch.zeros_like(problem.x), problem.log_p)
+    fit = nested_fit(space_of(far), 0)
+    step = fit.grid.diff(dim=0)
+    assert (step.amin(0) < 0.8 * step.amax(0)).all()
+
+
 @pytest.mark.parametrize("df", [None, 5.0])
 @pytest.mark.parametrize("held", [0, 1])
 def test_the_nested_density_integrates_to_one_and_is_that_of_its_draws(df, held):

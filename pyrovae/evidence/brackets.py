@@ -171,7 +171,7 @@ def _by_importance(
     block: DataBlock, true: Latents, num_particles: int, proposal: Proposal | None, chunk_size: int
 ) -> tuple[Bracket, tuple[Tensor, Tensor]]:
     """Compute the bounds, and w* / p(x) and the mean square of the components' means for `_with_pooled_errors`."""
-    chosen = default_proposal(block.space) if proposal is None else proposal
+    chosen = default_proposal(block.space, chunk_size) if proposal is None else proposal
     component = chosen.adapt(block.space, chunk_size=chunk_size)
     drawn, which = concatenate(map(component.log_weights, split_count(num_particles, chunk_size)))
     drawn, point = drawn.double(), Points(block.space, true)

@@ -397,7 +397,7 @@ class _WeightSampler:
         if self.program is not None:
             self.pair = vectorize_pair(block.model, self.program, block.args, block.kwargs)
         else:
-            chosen = default_proposal(block.space) if proposal is None else proposal
+            chosen = default_proposal(block.space, chunk_size) if proposal is None else proposal
             assert isinstance(chosen, Proposal)
             self.component = chosen.adapt(block.space, chunk_size=chunk_size)
             block.space.chunks = chunks  # from here on all chunks have one shape

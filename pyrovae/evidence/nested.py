@@ -173,7 +173,7 @@ def _joined(others: Tensor, a: Tensor, held: int) -> Tensor:
 
 def _slices(space: LatentSpace, held: int, grid: Tensor, others: Tensor, chunk_size: int) -> NestedFit:
     """Climb to the modes of the other coordinates from points with shape (S, N, U - 1)."""
-    u = _joined(others, grid, held).to(prior_scale(space)[0].dtype)
+    u = _joined(others, grid, held).to(prior_scale(space, chunk_size)[0].dtype)
     found, _ = climb_from(space, u, steps=_STEPS, chunk_size=chunk_size, held=held)
     free = _others(space, held)
     tril = found.scale_tril[..., free, :][..., free]

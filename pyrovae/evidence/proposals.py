@@ -295,12 +295,16 @@ def DefensiveProposal(share: float = 0.2) -> MixtureProposal:  # noqa: N802  # u
     return MixtureProposal((GuideProposal(), PriorProposal()), (1 - share, share))
 
 
-def default_proposal(space: LatentSpace) -> Proposal:
+def default_proposal(space: LatentSpace, chunk_size: int = DEFAULT_CHUNK_SIZE) -> Proposal:
     """Choose the proposal for these latents: a mixture around `LaplaceProposal` if all are continuous.
 
     If the posterior is a funnel (`funnel_coordinate`), most of the mixture is `NestedLaplaceProposal`. If a latent is
     discrete, or a mask leaves latents out, the choice is `DefensiveProposal`. A distribution without a support causes a
     warning.
+
+    Args:
+        space: Latents of a model and a guide at N data.
+        chunk_size: Number of latents, K times N, decoded at once, which bounds memory.
     """
     if "has no support" in space.obstacle:
         warnings.warn(f"{space.obstacle}; draws come from guide and prior alone", stacklevel=2)
@@ -310,7 +314,7 @@ def default_proposal(space: LatentSpace) -> Proposal:
     rounds = 0 if space.size > 6 else 8 if space.size > 2 else 3
     laplace = LaplaceProposal(starts=4, modes="all", rounds=rounds, searches=6)  # posteriors may have several modes
     others = (GuideProposal(), PriorProposal())
-    if funnel_coordinate(space) is not None:
+    if funnel_coordinate(space, chunk_size) is not None:
         nested = NestedLaplaceProposal()
         parts = (nested, replace(nested, df=None), laplace, replace(laplace, df=None), *others)
         return MixtureProposal(parts, (0.35, 0.1, 0.2, 0.05, 0.1, 0.2))

@@ -2,6 +2,8 @@
 
 import math
 import runpy
+from collections import deque
+from functools import partial
 from types import SimpleNamespace
 
 import pyro
@@ -103,6 +105,21 @@ def test_a_log_linear_density_integrates_to_one_and_is_that_of_its_draws():
         assert (below - density[:, n].cumsum(0)).abs().max() < 2.0 / 20_000**0.5  # Kolmogorov-Smirnov, p = 7e-4
 
 
+def test_no_more_latents_are_decoded_at_once_than_a_chunk():
+    problem, decoded = edges.scales(3, 20), deque()  # no list, which would be part of the program's state
+
+    def model(x):
+        with pyro.poutine.trace() as tracer:
+            problem.model(x)
+        decoded.append(tracer.trace.nodes["tau"]["value"].numel())
+
+    call = partial(log_marginal, model, problem.guide, problem.x, num_particles=50, chunk_size=40)
+    call()  # the check of the programs has a size of its own
+    decoded.clear()
+    call()
+    assert max(size for size in decoded if size != 200 * 4) == 40  # 200 draws for 4 data show mass at the edge
+
+
 def test_slices_of_a_funnel_are_the_exact_conditional_posteriors():
     problem = edges.scales(5, 20)
     fit = nested_fit(space_of(problem), 0)
@@ -175,6 +192,30 @@ def test_data_with_a_second_funnel_are_flagged():
     assert NestedLaplaceProposal().adapt(space).unsettled[5:].all()
     space = space_of(schools([1.0] * 8, 10))
     assert not bool(other_funnels(space, nested_fit(space, 1), 1).any())
+
+
+def test_a_second_coordinate_that_is_skewed_by_itself_makes_no_funnel():
+    x = torch.cat([5 * torch.randn(6, 8, dtype=torch.float64), torch.zeros(6, 1, dtype=torch.float64)], -1)
+
+    def program(x, obs):
+        tau = pyro.sample("tau", dist.HalfCauchy(torch.ones((), dtype=torch.float64)))
+        rate = pyro.sample("rate", dist.Normal(torch.zeros((), dtype=torch.float64), 10.0))
+        theta = pyro.sample("theta", dist.Normal(0.0, tau.unsqueeze(-1).expand(*tau.shape, 8)).to_event(1))
+        if obs:
+            pyro.sample("x", dist.Normal(theta, 1.0).to_event(1), obs=x[:, :8])
+            pyro.sample("count", dist.Poisson(rate.exp()), obs=x[:, 8])
+
+    space = LatentSpace(*(edges.program(lambda x, obs=obs: program(x, obs)) for obs in (True, False)), x)
+    assert funnel_coordinate(space) == 0
+    assert not bool(other_funnels(space, nested_fit(space, 0), 0).any())
+
+
+def test_the_points_of_a_grid_are_dense_where_the_density_is_high_also_if_it_is_the_prior():
+    problem = neals_funnel(2, 5)
+    far = edges.EdgeProblem(problem.model, problem.guide, torch.zeros_like(problem.x), problem.log_p)
+    fit = nested_fit(space_of(far), 0)
+    step = fit.grid.diff(dim=0)
+    assert (step.amin(0) < 0.8 * step.amax(0)).all()
 
 
 @pytest.mark.parametrize("df", [None, 5.0])

@@ -15,6 +15,7 @@ TOPICS = (
     "objectives",
     "scripts",
     "run-folder",
+    "safety",
     "speed",
     "results",
     "house",

@@ -182,7 +182,7 @@ def _judged(found: Cubature, survey: _Survey) -> Quadrature:
     w = (survey.log_lik - found.log_p).exp()
     spread = w.std(0) / len(w) ** 0.5
     many = w.sum(0).square() / w.square().sum(0) > 20
-    above = torch.where(many, (w.mean(0) - 1) / spread > 6, w.mean(0) > 1000)
+    above = torch.where(many, w.mean(0) - 1 > 6 * spread + error, w.mean(0) > 1000)
     checks = {
         "every point has density 0": empty,
         "draws of the prior without finite coordinates hold too much of p(x)": lost > _LARGEST_ERROR,

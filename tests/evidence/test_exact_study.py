@@ -7,6 +7,7 @@ import pyro
 import pyro.distributions as dist
 import pytest
 import torch
+from pyro import poutine
 from script_helpers import path_of
 
 from pyrovae import exact_log_marginal
@@ -113,3 +114,16 @@ def test_the_exact_script_prints_a_line_for_every_family(monkeypatch, capsys):
     monkeypatch.setattr(sys, "argv", ["exact.py", "--only", "gumbel"])
     with pytest.raises(ValueError, match="--only must be part of a family's name, got 'gumbel'"):
         study.main()
+
+
+def test_a_datum_with_nothing_observed_has_log_p_0():
+    def model(x, observed):
+        with pyro.plate("data", len(x)):
+            z = pyro.sample("z", dist.Beta(1.5, 1.35))
+            with poutine.mask(mask=observed):
+                pyro.sample("x", dist.Normal(z, 1.0), obs=x)
+
+    x = torch.randn(4, dtype=torch.float64)
+    found = exact_log_marginal(model, x, torch.tensor([True, False, True, False]))
+    assert found.reason == ("",) * 4
+    assert (found.value[[1, 3]].abs() <= found.error[[1, 3]]).all()

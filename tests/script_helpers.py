@@ -54,9 +54,14 @@ class Script:
             cls._server = subprocess.Popen(
                 command, env=environment, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
             )
-            atexit.register(cls._server.kill)
+            atexit.register(cls._stop)
         print(json.dumps(request), file=cls._server.stdin, flush=True)
         return json.loads(cls._server.stdout.readline())
+
+    @classmethod
+    def _stop(cls):
+        with cls._server:  # closes its pipes, and waits
+            cls._server.kill()
 
     def poll(self, seconds=0):
         if self.returncode is None:

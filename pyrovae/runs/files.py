@@ -1,8 +1,10 @@
 """Atomic writes, checksums, and states of tensors and plain values in one file."""
 
+import errno
 import hashlib
 import json
 import os
+import stat
 import uuid
 from collections.abc import Mapping
 from pathlib import Path
@@ -15,7 +17,7 @@ from safetensors.torch import save
 from torch import Tensor
 
 from pyrovae.runs.locks import sweep, unfinished
-from pyrovae.runs.reading import LIMIT, open_regular, parse_json
+from pyrovae.runs.reading import LIMIT, open_regular, parse_json, what_is
 
 _UNFINISHED = ".unfinished-"
 _DIGEST_LENGTH = hashlib.sha256().digest_size * 2
@@ -49,8 +51,11 @@ def write_whole(path: Path, content: bytes) -> None:
         content: Content of the file.
 
     Raises:
-        OSError: If the disk is full, or the folder does not exist or is not writable; an old file stays intact.
+        OSError: If the disk is full, the folder does not exist or is not writable, or the path is a folder, a named
+            pipe, a socket or a device; what is there stays intact.
     """
+    if path.exists() and not path.is_file():  # a rename would put a file in place of a device
+        raise FileExistsError(errno.EEXIST, f"cannot write {path}: it is {what_is(path)}; choose another name")
     sweep(path.parent, _UNFINISHED)
     try:
         with unfinished(lambda: _new_file(path)) as beside:
@@ -83,13 +88,15 @@ def check_writable(flag: str, path: str | Path | None) -> None:
         path: Path of the file; None for none.
 
     Raises:
-        ValueError: If the file is a folder, or its folder does not exist or is not writable.
+        ValueError: If the file is a folder, a device or a link, or its folder does not exist or is not writable.
     """
     if path is None:
         return
-    path = Path(path)
-    if path.is_dir():
-        raise ValueError(f"{flag} {path} is a folder; give the name of a file")
+    given, path = os.fspath(path), Path(path)
+    if path.is_dir() or given.endswith(os.sep):
+        raise ValueError(f"{flag} {given} is a folder; give the name of a file")
+    if os.path.lexists(path) and not stat.S_ISREG(path.lstat().st_mode):  # such as /dev/null and /dev/stdout
+        raise ValueError(f"{flag} {path} is {what_is(path)}, not a regular file; give the name of a file")
     if not path.parent.is_dir():
         raise ValueError(f"{flag} {path}: no such folder {path.parent}; make it, or choose another")
     if not os.access(path.parent, os.W_OK):

@@ -34,6 +34,7 @@ _TYPES = {
     stat.S_ISSOCK: "a socket",
     stat.S_ISCHR: "a device",
     stat.S_ISBLK: "a device",
+    stat.S_ISLNK: "a link",
 }
 
 _STRUCTURES: dict[type, str] = {dict: "keys and values", list: "a list", tuple: "a tuple"}
@@ -56,10 +57,18 @@ def open_regular(path: Path) -> io.BufferedReader:
         raise
 
 
+def what_is(path: Path) -> str:
+    """Say what a path is that is no regular file; a link is not followed."""
+    return _what(path.lstat().st_mode)
+
+
+def _what(mode: int) -> str:
+    return next((words for test, words in _TYPES.items() if test(mode)), "no regular file")
+
+
 def _check_regular(path: Path, found: os.stat_result) -> None:
     if not stat.S_ISREG(found.st_mode):
-        what = next((words for test, words in _TYPES.items() if test(found.st_mode)), "no regular file")
-        raise ValueError(f"{path} is {what}, but must be a regular file; restore it from a copy, or give another")
+        raise ValueError(f"{path} is {_what(found.st_mode)}, but must be a regular file; restore it from a copy, or give another")
 
 
 def check_size(path: Path, limit: int) -> None:

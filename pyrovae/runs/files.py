@@ -20,6 +20,7 @@ from pyrovae.runs.locks import sweep, unfinished
 from pyrovae.runs.reading import LIMIT, open_regular, parse_json, what_is
 
 _UNFINISHED = ".unfinished-"
+UNFINISHED_NAME = r"[0-9a-f]{32}(\.\w+)?"  # the rest of the name of such a file
 _DIGEST_LENGTH = hashlib.sha256().digest_size * 2
 # Names of dtypes in the safetensors format.
 _DTYPES = {
@@ -56,7 +57,7 @@ def write_whole(path: Path, content: bytes) -> None:
     """
     if path.exists() and not path.is_file():  # a rename would put a file in place of a device
         raise FileExistsError(errno.EEXIST, f"cannot write {path}: it is {what_is(path)}; choose another name")
-    sweep(path.parent, _UNFINISHED)
+    sweep(path.parent, _UNFINISHED, UNFINISHED_NAME)
     try:
         with unfinished(lambda: _new_file(path)) as beside:
             with beside.open("wb") as file:
@@ -125,7 +126,7 @@ def check_folder(flag: str, path: str | Path) -> None:
 
 def remove_unfinished(folder: Path) -> None:
     """Remove the temporary files that killed calls of `write_whole` left in a folder."""
-    sweep(folder, _UNFINISHED)
+    sweep(folder, _UNFINISHED, UNFINISHED_NAME)
 
 
 def write_json(path: Path, content: Any) -> None:

@@ -68,7 +68,9 @@ def _what(mode: int) -> str:
 
 def _check_regular(path: Path, found: os.stat_result) -> None:
     if not stat.S_ISREG(found.st_mode):
-        raise ValueError(f"{path} is {_what(found.st_mode)}, but must be a regular file; restore it from a copy, or give another")
+        raise ValueError(
+            f"{path} is {_what(found.st_mode)}, but must be a regular file; restore it from a copy, or give another"
+        )
 
 
 def check_size(path: Path, limit: int) -> None:

@@ -3,6 +3,7 @@
 import errno
 import hashlib
 import json
+import math
 import os
 import stat
 import uuid
@@ -22,6 +23,7 @@ from pyrovae.runs.reading import LIMIT, open_regular, parse_json, what_is
 _UNFINISHED = ".unfinished-"
 UNFINISHED_NAME = r"[0-9a-f]{32}(\.\w+)?"  # the rest of the name of such a file
 _DIGEST_LENGTH = hashlib.sha256().digest_size * 2
+_MOST_STRIDE = 2**53
 # Names of dtypes in the safetensors format.
 _DTYPES = {
     "F64": torch.float64,
@@ -190,9 +192,11 @@ def _check_header_size(path: Path, largest: int | None) -> None:
 def _check_header(
     path: Path, found: Mapping[str, tuple[str, tuple[int, ...]]], like: Mapping[str, Tensor] | None
 ) -> None:
-    for name, (dtype, _) in found.items():
+    for name, (dtype, shape) in found.items():
         if dtype not in _DTYPES:
             raise ValueError(f"{path}: {name[:80]!r} has the unknown dtype {dtype[:20]}; restore it from a copy")
+        if math.prod(max(1, size) for size in shape) > _MOST_STRIDE:  # an empty tensor may claim any sizes
+            raise ValueError(f"{path}: {name[:80]!r} has a shape beyond all use; restore it from a copy")
     if like is None:
         return
     for name in sorted(set(found) ^ set(like)):

@@ -189,9 +189,12 @@ def _load(path: Path, key: str, stream: bool) -> np.ndarray:
             raise ValueError(f"it does not {'end' if is_npz else 'begin'} as such a file")
         content: Any = np.load(path, allow_pickle=False, mmap_mode="r" if stream else None)
         if not is_npz:
+            _check_whole(path, content)
             return content
         with content:
             keys = content.files
+            if len(set(keys)) < len(keys):
+                raise ValueError(f"it has the key {max(keys, key=keys.count)!r} twice")
             if not key and len(keys) == 1:
                 key = keys[0]
             if key in keys:
@@ -208,6 +211,20 @@ def _load(path: Path, key: str, stream: bool) -> np.ndarray:
     more = ", ..." if len(listed) > 20 else ""
     problem = f"has no array {key!r}" if key else f"holds {len(keys)} arrays, and no key was given"
     raise ValueError(f"{path} {problem}; give {path}:KEY, where KEY is one of {', '.join(listed[:20])}{more}")
+
+
+def _check_whole(path: Path, array: np.ndarray) -> None:
+    """Check that a file has no more values than its header says, as after a damage of the header.
+
+    Raises:
+        ValueError: If bytes follow the array.
+    """
+    with path.open("rb") as file:
+        version = np.lib.format.read_magic(file)
+        size = int.from_bytes(file.read(2 if version == (1, 0) else 4), "little")
+        more = path.stat().st_size - file.tell() - size - array.nbytes
+    if more > 0:
+        raise ValueError(f"{more:,} bytes follow the {array.shape} values of its header")
 
 
 def unknown(flag: str, got: str, known: Iterable[str]) -> str:

@@ -26,6 +26,7 @@ _OUT_OF_MEMORY = (
     "{} is out of memory; lower the numbers of data, draws, or latents computed at once, such as --batch_size, "
     "--num_samples or --chunk_size, or the sizes of the model"
 )
+_LONGEST_MESSAGE = 2000  # letters
 _CLOSED_PIPE = 141  # as a shell reports the end by SIGPIPE
 
 
@@ -124,12 +125,21 @@ def _exit_code_of(main: Callable[[], int | None]) -> int:
 
 def _report(message: str) -> int:
     """Print an error in one line and return exit code 1. Until the processes have joined, only rank 0 prints."""
-    rank, joined = int(os.environ.get("RANK", "0")), Workers.current().size > 1
-    if joined or rank == 0:
-        who = f" in process {rank}" if joined and rank else ""
+    rank, joined = os.environ.get("RANK", "0"), Workers.current().size > 1
+    if joined or rank == "0" or not rank.isdecimal():
+        who = f" in process {rank}" if joined and rank != "0" else ""
         with suppress(BrokenPipeError):
-            print(f"{Path(sys.argv[0]).name}: error{who}: {' '.join(message.split())}", file=sys.stderr)
+            print(f"{Path(sys.argv[0]).name}: error{who}: {_one_line(message)}", file=sys.stderr)
     return 1
+
+
+def _one_line(message: str) -> str:
+    """Write a message in one line, without control characters of a file or a name, and without the middle if long."""
+    said = " ".join(message.split())
+    said = "".join(letter if letter.isprintable() else repr(letter)[1:-1] for letter in said)
+    if len(said) <= _LONGEST_MESSAGE:
+        return said
+    return f"{said[: _LONGEST_MESSAGE // 2]} ... {said[-_LONGEST_MESSAGE // 2 :]}"
 
 
 def _check_encoding(argv: Sequence[str]) -> None:

@@ -1,8 +1,11 @@
 """Atomic writes, checksums, and states of tensors and plain values in one file."""
 
+import errno
 import hashlib
 import json
+import math
 import os
+import stat
 import uuid
 from collections.abc import Mapping
 from pathlib import Path
@@ -15,10 +18,12 @@ from safetensors.torch import save
 from torch import Tensor
 
 from pyrovae.runs.locks import sweep, unfinished
-from pyrovae.runs.reading import LIMIT, open_regular, parse_json
+from pyrovae.runs.reading import LIMIT, open_regular, parse_json, what_is
 
 _UNFINISHED = ".unfinished-"
+UNFINISHED_NAME = r"[0-9a-f]{32}(\.\w+)?"  # the rest of the name of such a file
 _DIGEST_LENGTH = hashlib.sha256().digest_size * 2
+_MOST_STRIDE = 2**53
 # Names of dtypes in the safetensors format.
 _DTYPES = {
     "F64": torch.float64,
@@ -49,9 +54,12 @@ def write_whole(path: Path, content: bytes) -> None:
         content: Content of the file.
 
     Raises:
-        OSError: If the disk is full, or the folder does not exist or is not writable; an old file stays intact.
+        OSError: If the disk is full, the folder does not exist or is not writable, or the path is a folder, a named
+            pipe, a socket or a device; what is there stays intact.
     """
-    sweep(path.parent, _UNFINISHED)
+    if path.exists() and not path.is_file():  # a rename would put a file in place of a device
+        raise FileExistsError(errno.EEXIST, f"cannot write {path}: it is {what_is(path)}; choose another name")
+    sweep(path.parent, _UNFINISHED, UNFINISHED_NAME)
     try:
         with unfinished(lambda: _new_file(path)) as beside:
             with beside.open("wb") as file:
@@ -83,13 +91,15 @@ def check_writable(flag: str, path: str | Path | None) -> None:
         path: Path of the file; None for none.
 
     Raises:
-        ValueError: If the file is a folder, or its folder does not exist or is not writable.
+        ValueError: If the file is a folder, a device or a link, or its folder does not exist or is not writable.
     """
     if path is None:
         return
-    path = Path(path)
-    if path.is_dir():
-        raise ValueError(f"{flag} {path} is a folder; give the name of a file")
+    given, path = os.fspath(path), Path(path)
+    if path.is_dir() or given.endswith(os.sep):
+        raise ValueError(f"{flag} {given} is a folder; give the name of a file")
+    if os.path.lexists(path) and not stat.S_ISREG(path.lstat().st_mode):  # such as /dev/null and /dev/stdout
+        raise ValueError(f"{flag} {path} is {what_is(path)}, not a regular file; give the name of a file")
     if not path.parent.is_dir():
         raise ValueError(f"{flag} {path}: no such folder {path.parent}; make it, or choose another")
     if not os.access(path.parent, os.W_OK):
@@ -118,7 +128,7 @@ def check_folder(flag: str, path: str | Path) -> None:
 
 def remove_unfinished(folder: Path) -> None:
     """Remove the temporary files that killed calls of `write_whole` left in a folder."""
-    sweep(folder, _UNFINISHED)
+    sweep(folder, _UNFINISHED, UNFINISHED_NAME)
 
 
 def write_json(path: Path, content: Any) -> None:
@@ -182,9 +192,11 @@ def _check_header_size(path: Path, largest: int | None) -> None:
 def _check_header(
     path: Path, found: Mapping[str, tuple[str, tuple[int, ...]]], like: Mapping[str, Tensor] | None
 ) -> None:
-    for name, (dtype, _) in found.items():
+    for name, (dtype, shape) in found.items():
         if dtype not in _DTYPES:
             raise ValueError(f"{path}: {name[:80]!r} has the unknown dtype {dtype[:20]}; restore it from a copy")
+        if math.prod(max(1, size) for size in shape) > _MOST_STRIDE:  # an empty tensor may claim any sizes
+            raise ValueError(f"{path}: {name[:80]!r} has a shape beyond all use; restore it from a copy")
     if like is None:
         return
     for name in sorted(set(found) ^ set(like)):

@@ -5,6 +5,7 @@ without such locks nothing is locked, and nothing is removed.
 """
 
 import os
+import re
 import shutil
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
@@ -57,10 +58,22 @@ def unfinished(make: Callable[[], Path]) -> Iterator[Path]:
         remove(path)  # unless renamed into its place
 
 
-def sweep(folder: Path, prefix: str) -> None:
-    """Remove the temporary files and folders that killed processes left in a folder, not those of live processes."""
+def sweep(folder: Path, prefix: str, ours: str = ".*", content: str = ".*") -> None:
+    """Remove the temporary files and folders that killed processes left in a folder, not those of live processes.
+
+    Args:
+        folder: Folder to look in.
+        prefix: Beginning of their names.
+        ours: Regular expression of the rest of their names. What has other names is the user's and stays.
+        content: Regular expression of the names inside such a folder. A folder that holds anything else stays.
+    """
     for path in folder.glob(f"{prefix}*"):
         with suppress(OSError):  # such as BlockingIOError, if its process lives
+            if re.fullmatch(ours, path.name.removeprefix(prefix)) is None:
+                continue
+            inside = path.iterdir() if path.is_dir() and not path.is_symlink() else ()
+            if not all(re.fullmatch(content, each.name) for each in inside):
+                continue
             handle = _lock(path)
             if handle is not None:
                 remove(path)

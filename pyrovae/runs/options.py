@@ -8,12 +8,12 @@ from collections.abc import Mapping, Sequence
 from types import UnionType
 from typing import Any, NamedTuple, Union, get_args, get_origin, get_type_hints
 
-import yaml
 from jsonargparse.typing import PositiveInt
 from torch import Tensor
 
 from pyrovae.runs.flags import TYPES
 from pyrovae.runs.parser import flags_and_values
+from pyrovae.runs.reading import parse_yaml
 from pyrovae.runs.registry import BASES, OPTIONAL, known_parts, part_class
 from pyrovae.runs.words import (
     choices_of,
@@ -228,9 +228,11 @@ def _class_of(kind: str, value: str | None) -> type | None:
     path = str(value)
     if path.startswith("{"):
         try:
-            path = yaml.safe_load(path)["class_path"]
-        except (yaml.YAMLError, KeyError, TypeError) as error:
+            path = parse_yaml(path)["class_path"]
+        except (ValueError, KeyError, TypeError) as error:
             raise ValueError(f"--{kind} {value}: expected a name, or class_path with init_args") from error
+        if not isinstance(path, str):
+            raise ValueError(f"--{kind} {value}: expected a name, or class_path with init_args")
     return part_class(kind, path)
 
 

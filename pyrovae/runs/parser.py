@@ -7,6 +7,7 @@ from typing import Any, NamedTuple
 from jsonargparse import ArgumentError, ArgumentParser, Namespace
 
 from pyrovae.runs.words import (
+    VALUES,
     Seed,
     closest,
     either,
@@ -98,7 +99,7 @@ class Parser(ArgumentParser):
 
 def make_parser(**given: Any) -> Parser:
     """Make a parser that raises on errors; keyword arguments go to ArgumentParser."""
-    return Parser(exit_on_error=False, allow_abbrev=False, **given)
+    return Parser(exit_on_error=False, allow_abbrev=False, parser_mode=VALUES, **given)
 
 
 def make_run_parser(**given: Any) -> Parser:
@@ -168,6 +169,9 @@ def checked_argv(parser: Parser, argv: Sequence[str]) -> list[str]:
             raise ValueError(f"--{name} needs a value: {needs(flag)}; {_SEE}")
         if value == "" and name == head and not flag.may_be_empty and is_plain(flag.type) and fits(flag.type, ""):
             raise ValueError(f"--{name} is an empty text; expected {needs(flag)}; {_SEE}")
+        tagged = value is not None and name == head and is_plain(flag.type) and value.lstrip().startswith("!")
+        if tagged and not fits(flag.type, value):
+            raise ValueError(f"--{name} {value}: {expected(flag.type, value)}; {_SEE}")
         if value is not None and value.startswith("[") and not value.endswith("]"):
             raise ValueError(f"--{name} {value}: a list has no spaces and ends in a bracket, as in [20,10]")
     return argv

@@ -258,7 +258,7 @@ def read_checkpoint(path: Path, largest: int | None = None) -> dict[str, Any]:
     state = read_state(path, largest=None if largest is None else _SLACK + _TIMES * largest)
     check_kind(state, _CHECKPOINT, path, _RESTORE)
     epochs = [row["epoch"] for row in state["rows"]]
-    if epochs != list(range(1, state["epoch"] + 1)) or state["best_epoch"] > state["epoch"]:
+    if len(epochs) != state["epoch"] or epochs != list(range(1, len(epochs) + 1)) or state["best_epoch"] > len(epochs):
         raise ValueError(
             f"{path} has rows of {len(epochs)} epochs and a best epoch {state['best_epoch']}, but {state['epoch']} "
             f"finished epochs; {_RESTORE}"

@@ -34,6 +34,7 @@ _TYPES = {
     stat.S_ISSOCK: "a socket",
     stat.S_ISCHR: "a device",
     stat.S_ISBLK: "a device",
+    stat.S_ISLNK: "a link",
 }
 
 _STRUCTURES: dict[type, str] = {dict: "keys and values", list: "a list", tuple: "a tuple"}
@@ -56,10 +57,20 @@ def open_regular(path: Path) -> io.BufferedReader:
         raise
 
 
+def what_is(path: Path) -> str:
+    """Say what a path is that is no regular file; a link is not followed."""
+    return _what(path.lstat().st_mode)
+
+
+def _what(mode: int) -> str:
+    return next((words for test, words in _TYPES.items() if test(mode)), "no regular file")
+
+
 def _check_regular(path: Path, found: os.stat_result) -> None:
     if not stat.S_ISREG(found.st_mode):
-        what = next((words for test, words in _TYPES.items() if test(found.st_mode)), "no regular file")
-        raise ValueError(f"{path} is {what}, but must be a regular file; restore it from a copy, or give another")
+        raise ValueError(
+            f"{path} is {_what(found.st_mode)}, but must be a regular file; restore it from a copy, or give another"
+        )
 
 
 def check_size(path: Path, limit: int) -> None:
@@ -166,7 +177,7 @@ def _finite(text: str) -> float:
 def read_yaml(path: Path) -> Any:
     """Read a YAML file of plain values: mappings, lists, texts, numbers, true, false and null.
 
-    Aliases, keys that are there twice, and texts beyond 4,096 letters are refused.
+    Aliases, tags, keys that are there twice, numbers such as 010 and 1:30, and texts beyond 4,096 letters are refused.
 
     Raises:
         ValueError: If the file does not exist, is no such YAML, or is larger than 32 KiB.
@@ -178,10 +189,22 @@ def read_yaml(path: Path) -> Any:
     except FileNotFoundError as error:
         raise ValueError(f"{path}: no such file; give the path of a config.yaml") from error
     try:
-        return yaml.load(content.decode(), Loader=_PlainLoader)  # a safe loader
-    except (yaml.YAMLError, ValueError, OverflowError) as error:
+        return parse_yaml(content.decode())
+    except ValueError as error:
+        raise ValueError(f"{path} is no YAML file of plain values: {error}; correct it") from error
+
+
+def parse_yaml(text: str) -> Any:
+    """Parse YAML of plain values, as `read_yaml`.
+
+    Raises:
+        ValueError: If the text is no such YAML.
+    """
+    try:
+        return yaml.load(text, Loader=_PlainLoader)  # a safe loader
+    except (yaml.YAMLError, ValueError, OverflowError, RecursionError) as error:
         problem = " ".join(str(error).replace('"<unicode string>", ', "").split())
-        raise ValueError(f"{path} is no YAML file of plain values: {problem}; correct it") from error
+        raise ValueError(problem) from error
 
 
 class _PlainLoader(yaml.SafeLoader):
@@ -190,7 +213,10 @@ class _PlainLoader(yaml.SafeLoader):
     _depth = 0
 
     def compose_node(self, parent: yaml.Node | None, index: Any) -> yaml.Node | None:
-        where = self.peek_event().start_mark
+        event = self.peek_event()
+        where = event.start_mark
+        if getattr(event, "tag", None) is not None:  # it would make another value of the text
+            raise yaml.MarkedYAMLError(problem=f"the tag {event.tag[:80]!r} is refused", problem_mark=where)
         if self.check_event(yaml.AliasEvent):
             raise yaml.MarkedYAMLError(problem="aliases are refused; write the value again", problem_mark=where)
         self._depth += 1
@@ -215,11 +241,23 @@ class _PlainLoader(yaml.SafeLoader):
         if len(node.value) > _MOST_DIGITS:
             problem = f"a whole number has {len(node.value):,} digits"
             raise yaml.MarkedYAMLError(problem=problem, problem_mark=node.start_mark)
+        self._check_decimal(node)
         return super().construct_yaml_int(node)
+
+    def construct_yaml_float(self, node: yaml.ScalarNode) -> float:
+        self._check_decimal(node)
+        return super().construct_yaml_float(node)
+
+    def _check_decimal(self, node: yaml.ScalarNode) -> None:
+        """Refuse numbers that mean less or more than they seem to: 010 is 8 in YAML, 1:30 is 90."""
+        if re.match(r"[-+]?0[\dxb]", node.value) or re.search("[:_]", node.value):
+            problem = f"the number {node.value[:40]} is not decimal, or has zeros at its start; write it in digits"
+            raise yaml.MarkedYAMLError(problem=problem, problem_mark=node.start_mark)
 
 
 _PLAIN_TAGS = {f"tag:yaml.org,2002:{name}" for name in ("map", "seq", "str", "int", "float", "bool", "null")}
 _PlainLoader.add_constructor("tag:yaml.org,2002:int", _PlainLoader.construct_yaml_int)
+_PlainLoader.add_constructor("tag:yaml.org,2002:float", _PlainLoader.construct_yaml_float)
 
 
 @dataclass(frozen=True)
@@ -262,13 +300,13 @@ def whole(least: int, largest: int = 2**53) -> Kind:
 
 
 def _is_text(value: Any) -> bool:
-    return isinstance(value, str) and len(value) <= _LONGEST_TEXT and not re.search("[\ud800-\udfff]", value)
+    return isinstance(value, str) and len(value) <= _LONGEST_TEXT and value.isprintable()
 
 
 FLAG = Kind("true or false", lambda value: isinstance(value, bool))
 NUMBER = Kind("a finite number", lambda value: type(value) in (int, float) and math.isfinite(value))
 REAL = Kind("a number", lambda value: type(value) in (int, float))
-TEXT = Kind(f"a text of at most {_LONGEST_TEXT:,} letters", _is_text)
+TEXT = Kind(f"a text of at most {_LONGEST_TEXT:,} letters, without control characters", _is_text)
 SUM = Kind(
     "a SHA-256 of 64 letters", lambda value: isinstance(value, str) and bool(re.fullmatch("[0-9a-f]{64}", value))
 )

@@ -1,5 +1,6 @@
 """Evaluation, figures and draws for ArviZ, which the scripts write into a run folder."""
 
+import re
 import sys
 from contextlib import suppress
 from typing import Any
@@ -175,9 +176,9 @@ def write_sample_figures(run: Run, vae: ProgramPair, data: Data, *, size: int, s
                 names.append(f"{kind}-{page + 1}.png" if page else f"{kind}.png")
                 write_whole(run.path / names[-1], to_png(plot_grids(panels, data.shape)))
                 progress.update()
-    for path in (*run.path.glob("samples-*.png"), *run.path.glob("reconstructions-*.png")):
-        if path.name not in names:  # of an earlier call with more data
-            path.unlink(missing_ok=True)
+    for path in run.path.iterdir():
+        if re.fullmatch(r"(samples|reconstructions)-\d+\.png", path.name) and path.name not in names:
+            path.unlink(missing_ok=True)  # of an earlier call with more data
     return names
 
 

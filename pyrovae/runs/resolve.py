@@ -71,8 +71,10 @@ def find_device(name: str) -> torch.device:
         raise ValueError(
             f"--device {name} is not available (this PyTorch is built without it); use --device auto or cpu"
         ) from error
-    except (RuntimeError, AssertionError) as error:
+    except (RuntimeError, AssertionError, ImportError) as error:  # a backend of its own has a module
         reason = re.split(r"\.(?:\s|$)|\n", str(error))[0]
+        if "INTERNAL ASSERT" in reason:
+            reason = "PyTorch has no such backend"
         raise ValueError(f"--device {name} is not available ({reason}); use --device auto or cpu") from error
     return device
 

@@ -12,6 +12,7 @@ posterior.nc             draws from the guide, for ArviZ
 
 import json
 import platform
+import re
 import tempfile
 from collections.abc import Iterable
 from contextlib import AbstractContextManager, nullcontext, suppress
@@ -27,6 +28,7 @@ from pyrovae.execution import Workers
 from pyrovae.programs import ProgramPair
 from pyrovae.runs.build import build_vae
 from pyrovae.runs.files import (
+    UNFINISHED_NAME,
     check_folder,
     read_tensors,
     remove_unfinished,
@@ -51,7 +53,7 @@ from pyrovae.runs.resolve import find_device
 from pyrovae.runs.versions import all_versions
 
 CONFIG, MANIFEST, CHECKPOINT = "config.yaml", "manifest.json", "checkpoint.safetensors"
-_NEW = ".new-"  # prefix of folders that are not yet in their place
+_NEW = ".new-"  # prefix of folders that are not yet in their place; mkdtemp adds eight letters
 WEIGHTS, METRICS, POSTERIOR = "weights.safetensors", "metrics.jsonl", "posterior.nc"
 EVALUATION, VALUES = "evaluation.json", "evaluation.csv"
 
@@ -124,7 +126,8 @@ class Run:
         if len(content) > CONFIG_LIMIT:
             raise ValueError(f"the configuration has {len(content):,} bytes, but at most {CONFIG_LIMIT:,}; shorten it")
         parent.mkdir(parents=True, exist_ok=True)
-        sweep(parent, _NEW)
+        files = rf"{re.escape(CONFIG)}|{re.escape(MANIFEST)}|\.unfinished-{UNFINISHED_NAME}"
+        sweep(parent, _NEW, r"[a-z0-9_]{8}", files)
         with unfinished(lambda: Path(tempfile.mkdtemp(dir=parent, prefix=_NEW))) as new:
             write_whole(new / CONFIG, content)
             write_json(

@@ -9,7 +9,6 @@ from collections.abc import Collection, Mapping
 from types import UnionType
 from typing import Any, Union, get_args, get_origin
 
-import yaml
 from jsonargparse import Namespace
 from pyro.infer import ELBO
 from torch import nn
@@ -17,6 +16,7 @@ from torch.optim import Optimizer
 
 from pyrovae.objectives import KLWeight
 from pyrovae.runs.options import FROM_DATA, KNOWN_OPTIONS, Option, no_such_option, part_options
+from pyrovae.runs.reading import parse_yaml
 from pyrovae.runs.registry import OPTIONAL, describe, nested_class, part_class, part_path
 from pyrovae.runs.words import converted, expected, fits, in_words, is_plain, shown
 
@@ -67,8 +67,8 @@ class Text(str):
     def loaded(self, flag: str) -> Any:
         """Read the text as YAML."""
         try:
-            return yaml.safe_load(self)
-        except yaml.YAMLError as error:
+            return parse_yaml(self)
+        except ValueError as error:
             raise ValueError(
                 f"{flag} {self}: expected a number, a text, true, false, null, or a list of these"
             ) from error

@@ -8,11 +8,25 @@ from collections.abc import Iterable, Mapping, Sequence
 from types import NoneType, UnionType
 from typing import Any, Literal, Union, get_args, get_origin
 
-from jsonargparse import ArgumentError, ArgumentParser
+import yaml
+from jsonargparse import ArgumentError, ArgumentParser, get_loader, set_loader
 from jsonargparse.typing import NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt, restricted_number_type
 from torch import nn
 
+from pyrovae.runs.reading import parse_yaml
+
 Seed = restricted_number_type("Seed", int, [(">=", 0), ("<", 2**32)], docstring="Whole number from 0 to 2**32 - 1")
+
+VALUES = "pyrovae"  # mode of jsonargparse's parsers
+
+
+def _loaded(text: str) -> Any:
+    """Read a text as jsonargparse does, if it is YAML of plain values."""
+    parse_yaml(text)
+    return get_loader("yaml")(text)
+
+
+set_loader(VALUES, _loaded, (yaml.YAMLError, ValueError))
 
 _WORDS: dict[Any, str] = {
     str: "a text",
@@ -143,7 +157,9 @@ def converted(hint: Any, value: Any) -> Any:
     """
     if value is None and without_null(hint) == hint and hint is not NoneType:  # jsonargparse takes it for no value
         raise ValueError(f"expected {in_words(hint)}, got null")
-    parser = ArgumentParser(exit_on_error=False)
+    if isinstance(value, str) and value.lstrip().startswith("!") and str not in (hint, *get_args(hint)):
+        raise ValueError(f"expected {in_words(hint)}, got a tag")  # !!null 3 is null in YAML
+    parser = ArgumentParser(exit_on_error=False, parser_mode=VALUES)
     parser.add_argument("--value", type=hint)
     if isinstance(value, str):
         return parser.parse_args([f"--value={value}"]).value

@@ -16,6 +16,7 @@ from torch.optim import Optimizer
 
 OptimizerFactory = Callable[[Iterable[Tensor]], Optimizer]
 
+_HOW = ("fused", "foreach", "capturable")  # options of torch's optimizers
 _EXAMPLE = "optimizer=partial(torch.optim.Adam, lr=1e-3)"
 
 
@@ -58,25 +59,33 @@ def load_optimizer_state(optimizer: Optimizer, state: Mapping[str, Any]) -> None
         state: Its `state_dict` in another run.
 
     Raises:
-        ValueError: If an option has another type, or, for an optimizer of torch, an entry for a parameter is missing
-            or has another shape than a step gives it.
+        ValueError: If an option has another type, or asks for other entries, or, for an optimizer of torch, an entry
+            for a parameter is missing or has another shape or dtype than a step gives it.
     """
     for here, saved in zip(optimizer.param_groups, state["param_groups"], strict=True):
         for name, value in here.items():
             if name != "params" and _type_of_option(value) != _type_of_option(saved[name]):
                 raise ValueError(f"option {name} is of type {type(saved[name]).__name__}, not {type(value).__name__}")
+            # The others say how to compute, these what: a step needs more entries with amsgrad.
+            if isinstance(value, bool) and name not in _HOW and value != bool(saved[name]):
+                raise ValueError(f"option {name} is {saved[name]}, not {value}")
+            if isinstance(saved[name], Tensor) and saved[name].numel() != 1:
+                raise ValueError(f"option {name} has shape {tuple(saved[name].shape)}, but is one number")
+    kept = [state["state"].get(index, {}) for group in state["param_groups"] for index in group["params"]]
     expected = _shapes_after_step(optimizer) if f"{type(optimizer).__module__}.".startswith("torch.optim.") else {}
     optimizer.load_state_dict(dict(state))
-    for parameter, shapes in expected.items():
+    for (parameter, needed), saved in zip(expected.items(), kept, strict=False):
         if parameter not in optimizer.state:
             continue
-        found = {name: getattr(value, "shape", None) for name, value in optimizer.state[parameter].items()}
-        if found != shapes:
-            raise ValueError(f"a parameter needs the entries {shapes}, but has {found}")
+        found = {
+            name: (value.shape, value.dtype) if isinstance(value, Tensor) else None for name, value in saved.items()
+        }
+        if found != needed:
+            raise ValueError(f"a parameter needs the entries {needed}, but has {found}")
 
 
-def _shapes_after_step(optimizer: Optimizer) -> dict[Tensor, dict[str, torch.Size | None]]:
-    """Find the shapes of the entries that a step gives each parameter, by a step on small parameters; None if plain."""
+def _shapes_after_step(optimizer: Optimizer) -> dict[Tensor, dict[str, tuple[torch.Size, torch.dtype] | None]]:
+    """Find shape and dtype of the entries that a step gives each parameter, by a step on small ones; None if plain."""
     probe = copy.copy(optimizer)
     small = {
         parameter: torch.zeros((2,) * parameter.ndim, dtype=parameter.dtype, device=parameter.device).requires_grad_()
@@ -91,11 +100,11 @@ def _shapes_after_step(optimizer: Optimizer) -> dict[Tensor, dict[str, torch.Siz
     ]
     probe.step()
 
-    def full(parameter: Tensor, value: Any) -> torch.Size | None:
+    def full(parameter: Tensor, value: Any) -> tuple[torch.Size, torch.dtype] | None:
         if not isinstance(value, Tensor):
             return None
         sizes = zip(value.shape, parameter.shape, strict=False)  # an entry may be a scalar
-        return torch.Size(size if of_small == 2 else of_small for of_small, size in sizes)
+        return torch.Size(size if of_small == 2 else of_small for of_small, size in sizes), value.dtype
 
     return {
         parameter: {name: full(parameter, value) for name, value in probe.state[each].items()}

@@ -154,7 +154,7 @@ class TrainingState:
         }
         best = history.rows[history.best_epoch - 1]["validation_objective"] if history.best_epoch else -math.inf
         history.rows.append(row)
-        if objective is None or objective > best:
+        if objective is None or best is None or objective > best:  # the best epoch so far had no validation data
             history.best_epoch = self.epoch
             self.best = {} if objective is None else _clones(self.values())
 
@@ -192,6 +192,11 @@ class TrainingState:
             raise ValueError(
                 f"the state to resume has {snapshot['losses'].numel()} steps an epoch, but the data and batch_size "
                 f"give {len(self.losses)}; resume with the same data and batch_size"
+            )
+        if snapshot["step"] > len(self.losses):
+            raise ValueError(
+                f"the state to resume has taken {snapshot['step']:,} of {len(self.losses):,} steps of an epoch; resume "
+                "from another state"
             )
         counters = ("epoch", "step", "seconds", "weighted")
         self.epoch, self.step, self.seconds, self.weighted = (snapshot[key] for key in counters)

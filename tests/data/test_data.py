@@ -358,3 +358,25 @@ def test_data_built_by_hand_know_their_maximum():
     rows = torch.arange(2)
     data = Data("mine", x, x, x + 2, (3,), "none", rows, rows, rows, sha256="")
     assert data.maximum == 2
+
+
+@pytest.mark.parametrize("stream", [False, True])
+@pytest.mark.parametrize("version", [(1, 0), (2, 0)])
+def test_load_data_rejects_a_file_with_more_values_than_its_header_says(version, stream, tmp_path):
+    x = np.arange(60.0).reshape(20, 3)
+    with (tmp_path / "x.npy").open("wb") as file:
+        np.lib.format.write_array(file, x, version)
+    assert len(load_data(tmp_path / "x.npy", stream=stream).train) == 16
+    content = (tmp_path / "x.npy").read_bytes()
+    (tmp_path / "x.npy").write_bytes(content.replace(b"(20, 3)", b"(10, 3)"))
+    with pytest.raises(ValueError, match=r"240 bytes follow the \(10, 3\) values of its header"):
+        load_data(tmp_path / "x.npy", stream=stream)
+
+
+def test_load_data_rejects_a_key_that_a_file_has_twice(tmp_path):
+    np.save(tmp_path / "x.npy", np.zeros((20, 3)))
+    with zipfile.ZipFile(tmp_path / "x.npz", "w") as file:
+        file.write(tmp_path / "x.npy", "a.npy")
+        file.write(tmp_path / "x.npy", "a")
+    with pytest.raises(ValueError, match="it has the key 'a' twice"):
+        load_data(f"{tmp_path / 'x.npz'}:a")

@@ -49,7 +49,7 @@ def test_an_evaluation_beside_another_is_refused_in_one_line(place, straight):
 
 def test_the_next_training_sweeps_what_killed_ones_left_but_not_what_live_ones_make(place):
     folder = place / "beside"
-    stale = folder / ".new-dead"
+    stale = folder / ".new-0123abc_"
     stale.mkdir(parents=True)
     (stale / "config.yaml").touch()
     new, live = (lambda: folder / ".new-live"), folder / ".new-live"
@@ -63,7 +63,7 @@ def test_the_next_training_sweeps_what_killed_ones_left_but_not_what_live_ones_m
 
 
 def test_the_next_evaluation_sweeps_unfinished_files(place, straight):
-    stray = straight / ".unfinished-0.json"
+    stray = straight / f".unfinished-{0:032}.json"
     stray.touch()
     assert Script("evaluate", [straight, "--num_particles", 5], cwd=place).wait(60) == 0
     assert strays_in(straight) == []
@@ -84,7 +84,7 @@ with locks.unfinished(lambda: path.touch() or path):
     time.sleep(60)
 """
     root = Path(__file__).parents[2]
-    paths = [tmp_path / f".unfinished-{name}" for name in ("killed", "live")]
+    paths = [tmp_path / f".unfinished-{number:032}" for number in range(2)]
     processes = []
     for path in paths:
         command = [sys.executable, "-c", script, str(path), str(root)]

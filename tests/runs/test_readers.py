@@ -252,6 +252,7 @@ def test_weights_of_another_dtype_are_refused(folder, dtype):
     ("key", "value", "words"),
     [
         ("epoch", 5, "rows of 12 epochs"),
+        ("epoch", 10**9, "1000000000 finished epochs"),
         ("epoch", "12", "'epoch' must be a whole number"),
         ("best_epoch", 13, "a best epoch 13, but 12 finished epochs"),
         ("rows", [{"epoch": 1}] * 12, "'rows.0' has no key 'train_objective'"),
@@ -270,6 +271,12 @@ def test_a_checkpoint_with_another_structure_is_refused_with_the_key(folder, key
     message = refusal(Run(folder).committed)
     assert str(path) in message
     assert words in message
+
+
+def test_an_empty_tensor_that_claims_a_size_beyond_all_use_is_refused(tmp_path):
+    header = b'{"a": {"dtype": "F32", "shape": [0, 18446744073709551615], "data_offsets": [0, 0]}}'
+    (tmp_path / "s.safetensors").write_bytes(len(header).to_bytes(8, "little") + header)
+    assert "'a' has a shape beyond all use" in refusal(read_state, tmp_path / "s.safetensors")
 
 
 def test_states_of_generators_that_point_beyond_their_memory_are_refused(folder):

@@ -27,7 +27,7 @@ def test_a_run_killed_repeatedly_ends_as_an_uninterrupted_run(place, straight):
     # A line past the commit, and a file beside, as a kill in the middle of a commit may leave them.
     with (killed / "metrics.jsonl").open("a") as file:
         file.write('{"epoch": 99')
-    (killed / ".unfinished-0.safetensors").touch()
+    (killed / f".unfinished-{0:032}.safetensors").touch()
     committed = pyrovae.runs.Run(killed).committed()
     assert len(lines(killed / "metrics.jsonl")) == committed["epoch"]
     run("train", "--resume", killed, cwd=place)

@@ -71,6 +71,12 @@ def changed(state, *keys, value):
         (["optimizer", "state", 0, "exp_avg_sq"], lambda value: None, "needs the entries"),
         (["optimizer", "state", 0, "step"], lambda value: torch.zeros(5), "needs the entries"),
         (["optimizer", "state", 0, "exp_avg"], lambda value: "text", "needs the entries"),
+        (["optimizer", "state", 0, "exp_avg"], torch.Tensor.long, "needs the entries"),
+        (["optimizer", "state", 0, "step"], lambda value: value * 1j, "needs the entries"),
+        (["step"], lambda value: 10**9, "has taken 1,000,000,000 of"),
+        (["optimizer", "param_groups", 0, "amsgrad"], lambda value: True, "option amsgrad is True, not False"),
+        (["optimizer", "param_groups", 0, "differentiable"], lambda value: True, "option differentiable is True"),
+        (["optimizer", "param_groups", 0, "lr"], lambda value: torch.ones(2), r"option lr has shape \(2,\)"),
         (["optimizer", "param_groups", 0, "lr"], lambda value: "text", "option lr is of type str, not float"),
         (["optimizer", "param_groups", 0, "betas"], lambda value: (0.9,), "option betas"),
         (["optimizer", "param_groups", 0, "eps"], lambda value: None, "KeyError: 'eps'"),
@@ -89,6 +95,15 @@ def test_a_state_that_does_not_fit_is_refused_before_the_first_step(x, state, ke
         train(make_vae(), x, resume=changed(state, *keys, value=value))
     refusal.match(words)
     assert "\n" not in str(refusal.value)
+
+
+def test_the_first_epoch_with_validation_data_is_the_best_after_epochs_without(x):
+    states, vae = [], make_vae()
+    options = {"elbo": TraceMeanField_ELBO()}
+    fit(vae.model, vae.guide, x, epochs=1, commit=lambda state: states.append(copy.deepcopy(state)), **options)
+    resume = {**states[0], "stop_reason": None}
+    history = fit(vae.model, vae.guide, x, epochs=2, validation=x, resume=resume, **options)
+    assert history.best_epoch == 2
 
 
 def test_the_values_of_the_best_epoch_are_checked_as_well(x):

@@ -1,6 +1,7 @@
 """Build model, objective and optimizer from a resolved configuration, and check that they match."""
 
 import inspect
+import math
 import traceback
 from collections.abc import Callable, Iterable
 from functools import partial
@@ -112,6 +113,8 @@ def build_objective(config: Namespace) -> Objective:
     objective = Objective(
         made["elbo"], made["kl_weight"], lambda parameters: make_optimizer(list(parameters), config.lr)
     )
+    if not math.isfinite(config.lr):
+        raise ValueError(f"--lr {config.lr}: expected a finite number above 0")
     _check_optimizer(objective.optimizer, part_class("optimizer", config.optimizer.class_path).__name__, config.device)
     return objective
 

@@ -48,6 +48,7 @@ _SLACK = 2**30  # bytes of a checkpoint beside those that grow with model and da
 _TIMES = 32  # bytes of a checkpoint per byte of model and data, at most
 
 _COUNT, _WHOLE, _MAYBE = whole(1), whole(0), OrNull(NUMBER)
+_DRAWS = Kind("a number, at least 1", lambda value: NUMBER.fits(value) and value >= 1)  # their mean
 _BINARIZE = one_of("dynamic", "static", "none")
 _MANIFEST = {
     "format": whole(FORMAT, FORMAT),
@@ -73,7 +74,7 @@ _ESTIMATE = {
     "std_error": _MAYBE,
     "mc_std_error": _MAYBE,
     "bias_corrected_mean": _MAYBE,
-    "num_particles": NUMBER,
+    "num_particles": _DRAWS,
     "proposal": TEXT,
     "khat": {"max": _MAYBE, "share_above_0.7": NUMBER},
     "ess": {"min": _MAYBE, "median": _MAYBE},

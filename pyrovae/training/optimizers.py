@@ -77,14 +77,12 @@ def load_optimizer_state(optimizer: Optimizer, state: Mapping[str, Any]) -> None
     for (parameter, needed), saved in zip(expected.items(), kept, strict=False):
         if parameter not in optimizer.state:
             continue
-        found = {
-            name: (value.shape, value.dtype) if isinstance(value, Tensor) else None for name, value in saved.items()
-        }
+        found = {name: _layout(name, value, getattr(value, "shape", None)) for name, value in saved.items()}
         if found != needed:
             raise ValueError(f"a parameter needs the entries {needed}, but has {found}")
 
 
-def _shapes_after_step(optimizer: Optimizer) -> dict[Tensor, dict[str, tuple[torch.Size, torch.dtype] | None]]:
+def _shapes_after_step(optimizer: Optimizer) -> dict[Tensor, dict[str, tuple[torch.Size, torch.dtype | None] | None]]:
     """Find shape and dtype of the entries that a step gives each parameter, by a step on small ones; None if plain."""
     probe = copy.copy(optimizer)
     small = {
@@ -100,16 +98,19 @@ def _shapes_after_step(optimizer: Optimizer) -> dict[Tensor, dict[str, tuple[tor
     ]
     probe.step()
 
-    def full(parameter: Tensor, value: Any) -> tuple[torch.Size, torch.dtype] | None:
-        if not isinstance(value, Tensor):
-            return None
-        sizes = zip(value.shape, parameter.shape, strict=False)  # an entry may be a scalar
-        return torch.Size(size if of_small == 2 else of_small for of_small, size in sizes), value.dtype
+    def full(parameter: Tensor, value: Any) -> torch.Size:
+        sizes = zip(getattr(value, "shape", ()), parameter.shape, strict=False)  # an entry may be a scalar
+        return torch.Size(size if of_small == 2 else of_small for of_small, size in sizes)
 
     return {
-        parameter: {name: full(parameter, value) for name, value in probe.state[each].items()}
+        parameter: {name: _layout(name, value, full(parameter, value)) for name, value in probe.state[each].items()}
         for parameter, each in small.items()
     }
+
+
+def _layout(name: str, value: Any, shape: Any) -> tuple[torch.Size, torch.dtype | None] | None:
+    """Return shape and dtype of an entry; None if it is plain. A counter has the dtype of its kind of step."""
+    return (shape, None if name == "step" else value.dtype) if isinstance(value, Tensor) else None
 
 
 def _type_of_option(value: Any) -> Any:

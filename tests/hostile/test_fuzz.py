@@ -1,5 +1,6 @@
 """Damaged files and strange flags: one line, nothing half-written, and nothing wrong believed."""
 
+import os
 import random
 import shutil
 import sys
@@ -69,6 +70,7 @@ def origin(tmp_path_factory):
 def fresh(origin: Path, place: Path) -> None:
     """Copy the folder; its runs then have their data beside them."""
     shutil.copytree(origin, place)
+    os.mkfifo(place / "pipe")
     for name in ("run", "other"):
         config = place / name / "config.yaml"
         config.write_text(config.read_text().replace(str(origin), str(place)))

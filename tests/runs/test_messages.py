@@ -102,6 +102,7 @@ BAD_FLAGS = {
     "--epochs --lr 1": "--epochs needs a value: a whole number, at least 1",
     "--epochs 1e3": "--epochs 1e3: expected a whole number, at least 1",
     "--epochs=": "--epochs '': expected a whole number, at least 1",
+    "--lr inf": "--lr inf: expected a finite number above 0",
     "--lr -1e-3": "--lr -1e-3: expected a number above 0",
     "--stream maybe": "--stream maybe: expected true or false",
     "--proposal gide": "did you mean guide?",

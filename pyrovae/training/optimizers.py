@@ -82,7 +82,7 @@ def load_optimizer_state(optimizer: Optimizer, state: Mapping[str, Any]) -> None
             raise ValueError(f"a parameter needs the entries {needed}, but has {found}")
 
 
-def _shapes_after_step(optimizer: Optimizer) -> dict[Tensor, dict[str, tuple[torch.Size, torch.dtype | None] | None]]:
+def _shapes_after_step(optimizer: Optimizer) -> dict[Tensor, dict[str, tuple[torch.Size, torch.dtype | bool] | None]]:
     """Find shape and dtype of the entries that a step gives each parameter, by a step on small ones; None if plain."""
     probe = copy.copy(optimizer)
     small = {
@@ -108,9 +108,11 @@ def _shapes_after_step(optimizer: Optimizer) -> dict[Tensor, dict[str, tuple[tor
     }
 
 
-def _layout(name: str, value: Any, shape: Any) -> tuple[torch.Size, torch.dtype | None] | None:
-    """Return shape and dtype of an entry; None if it is plain. A counter has the dtype of its kind of step."""
-    return (shape, None if name == "step" else value.dtype) if isinstance(value, Tensor) else None
+def _layout(name: str, value: Any, shape: Any) -> tuple[torch.Size, torch.dtype | bool] | None:
+    """Return shape and dtype of an entry; None if it is plain. A counter of steps may have any real dtype."""
+    if not isinstance(value, Tensor):
+        return None
+    return shape, value.dtype.is_floating_point if name == "step" else value.dtype
 
 
 def _type_of_option(value: Any) -> Any:

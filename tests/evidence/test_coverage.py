@@ -57,7 +57,9 @@ def test_the_intervals_of_a_guide_that_is_too_narrow_do_not_cover_log_p():
     assert cell.coverage < 0.9
 
 
-@pytest.mark.parametrize(("size", "num_data", "bound"), [(1, 60, 1e-9), (2, 30, 1e-4), (3, 3, 1e-3)])
+@pytest.mark.parametrize(
+    ("size", "num_data", "bound"), [(1, 60, 1e-9), (2, 30, 1e-4), pytest.param(3, 3, 1e-3, marks=pytest.mark.slow)]
+)
 def test_more_quadrature_points_do_not_change_the_exact_log_p(size, num_data, bound):
     # The hardest problem: rates reach hundreds, and posteriors are a hundred times narrower than p(z).
     made = []

@@ -31,6 +31,8 @@ WRITTEN: dict[str, Callable[[dict[str, Any]], Any]] = {
     "as YAML": lambda payload: yaml.safe_dump(payload, default_flow_style=True, width=10**6).strip(),
 }
 
+FORMS = ("as it is", "as JSON", "as YAML")  # in which a library reads one as the whole value
+
 # Keys of config.yaml, from the top.
 PLACES: dict[str, tuple[str, ...]] = {
     "untyped option of an objective": ("elbo", "init_args", "jit_options"),

@@ -146,6 +146,7 @@ def test_a_run_with_the_labels_of_digits_is_trained_evaluated_and_sampled(place,
     assert "covariates: labels" in (place / "labels/config.yaml").read_text()
 
 
+@pytest.mark.slow
 def test_covariates_that_tell_the_data_raise_their_probability(place, script):
     # The classes hold all that there is to know of x but noise; the gain is some nats, the errors are tenths.
     for name, flags in (("told", CLASSES), ("untold", [])):

@@ -117,7 +117,7 @@ from pyrovae.priors import (
 from pyrovae.programs import VAE, Blueprint, Guide, MixtureVAE, Model, TwoLayerVAE
 from pyrovae.runs import load, to_arviz
 from pyrovae.stats import LogMarginal
-from pyrovae.training import History, fit
+from pyrovae.training import BurdaLR, History, fit
 
 __all__ = [
     "DIPVAEELBO",
@@ -133,6 +133,7 @@ __all__ = [
     "BinomialLikelihood",
     "Blueprint",
     "Bracket",
+    "BurdaLR",
     "Capacity",
     "CategoricalEncoder",
     "CategoricalLikelihood",

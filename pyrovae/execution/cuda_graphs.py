@@ -80,6 +80,7 @@ class CapturedStep:
         parameters: Trained tensors.
         optimizer: Optimizer that has taken a step, so that its state exists; None to keep it out of the graph. An
             optimizer with hooks, which are Python, stays out as well.
+        descend: Function that takes the optimizer's step, with what precedes it.
 
     Attributes:
         fully_captured: Whether the graph contains the optimizer's step.
@@ -94,6 +95,7 @@ class CapturedStep:
         inputs: Sequence[Tensor],
         parameters: Sequence[Tensor],
         optimizer: Optimizer | None,
+        descend: Callable[[], None],
     ) -> None:
         device = parameters[0].device
         self.replay, self.inputs, self.parameters = replay, _static_inputs(replay.lifted, inputs, device), parameters
@@ -105,7 +107,7 @@ class CapturedStep:
             loss, *gradients = replay(*self.inputs)
             if optimizer and self.fully_captured:
                 set_gradients(parameters, gradients)
-                optimizer.step()
+                descend()
             return loss, *gradients
 
         self.graph, (self.loss, *self.gradients) = _capture(lambda: replay(*self.inputs), run, device)
@@ -127,7 +129,7 @@ class CapturedSteps:
         batch: Function of row indices, with shape (B,), that returns the inputs of a step.
         replay: Function of the inputs, preceded by the KL weight if any, that returns loss and gradients.
         parameters: Trained tensors.
-        optimizer: Optimizer that can be captured and has taken a step.
+        descend: Function that takes a step of an optimizer that can be captured and has taken one.
         order: Order of the data, with shape (N,). The graph reads its row indices from it.
         batch_size: Number of data B per step.
         weights: KL weight of each step of an epoch, read by the graph; None without a KL weight.
@@ -143,7 +145,7 @@ class CapturedSteps:
         batch: Replayed,
         replay: Replayed,
         parameters: Sequence[Tensor],
-        optimizer: Optimizer,
+        descend: Callable[[], None],
         *,
         order: Tensor,
         batch_size: int,
@@ -155,9 +157,9 @@ class CapturedSteps:
         self.places = torch.arange(batch_size, device=order.device)
         _static_inputs([*batch.lifted, *replay.lifted], [], order.device)
         # A graph stores addresses only, so the tensors that it reads and writes must live as long as it.
-        self._kept = batch, replay, parameters, optimizer, order, weights, losses
+        self._kept = batch, replay, parameters, descend, order, weights, losses
 
-        def descend() -> Outputs:
+        def gradients_of_step() -> Outputs:
             taken = batch(order.index_select(0, self.step * batch_size + self.places))
             inputs = [value for value in taken if value is not None]
             weight = [] if weights is None else [weights.index_select(0, self.step).reshape(())]
@@ -165,15 +167,15 @@ class CapturedSteps:
 
         def run() -> Outputs:
             for _ in range(count):
-                loss, *gradients = descend()
+                loss, *gradients = gradients_of_step()
                 assert loss is not None
                 set_gradients(parameters, gradients)
-                optimizer.step()
+                descend()
                 losses.index_copy_(0, self.step, loss.reshape(1).to(losses.dtype))
                 self.step += 1
             return gradients
 
-        self.graph, self.gradients = _capture(descend, run, order.device)
+        self.graph, self.gradients = _capture(gradients_of_step, run, order.device)
 
     def __call__(self, step: int) -> None:
         """Run the steps of an epoch that begin with this one."""

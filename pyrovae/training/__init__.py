@@ -4,6 +4,9 @@ svi              `fit`: the loop, early stopping
 batches          order of the data, batches of data in memory or on disk
 loaders          batches of a DataLoader
 optimizers       torch optimizers, also from those of pyro.optim
+learning_rate    schedules and warm-up of the learning rate
+averaging        exponential average of the weights
+parameters       the tensors to train
 steps            one training step: eager, recorded, captured (then execution/cuda_graphs runs the optimizer)
 epochs           many steps, one by one or as one CUDA graph
 validation       ELBO of held-out data
@@ -14,15 +17,19 @@ checks           options, data, finiteness
 from pyrovae.training.batches import Argument, Batches
 from pyrovae.training.checks import NonFiniteLossError, check_data
 from pyrovae.training.epochs import GraphedEpoch, SingleSteps
+from pyrovae.training.learning_rate import BurdaLR, LearningRate
+from pyrovae.training.parameters import trainable_parameters
 from pyrovae.training.steps import Stepper
-from pyrovae.training.svi import StoppedError, fit, trainable_parameters
+from pyrovae.training.svi import StoppedError, fit
 from pyrovae.training.training_state import History
 
 __all__ = [
     "Argument",
     "Batches",
+    "BurdaLR",
     "GraphedEpoch",
     "History",
+    "LearningRate",
     "NonFiniteLossError",
     "SingleSteps",
     "Stepper",

@@ -52,7 +52,9 @@ class NonFiniteLossError(ArithmeticError):
     """The loss or a parameter became NaN or infinite. The last committed state is the last good one."""
 
 
-def check_options(elbo: ELBO, *, epochs: int, batch_size: int, patience: int | None, validated: bool) -> None:
+def check_options(
+    elbo: ELBO, *, epochs: int, batch_size: int, patience: int | None, validated: bool, clip: float | None = None
+) -> None:
     """Check the options of `fit` that need no data.
 
     Raises:
@@ -66,6 +68,8 @@ def check_options(elbo: ELBO, *, epochs: int, batch_size: int, patience: int | N
     for name, value, most in (("epochs", epochs, MOST_EPOCHS), ("num_particles", num_particles, MOST_PARTICLES)):
         if value > most:
             raise ValueError(f"{name} must be at most {most:,}, got {value:,}; no training ends otherwise")
+    if clip is not None and not clip > 0:
+        raise ValueError(f"clip must be above 0, got {clip}; leave it out for no limit")
     if patience is not None and not validated:
         raise ValueError("patience needs validation data, got none; give validation, or leave patience out")
     if isinstance(elbo, type):

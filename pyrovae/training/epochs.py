@@ -113,7 +113,7 @@ class GraphedEpoch:
                 batch,
                 replay,
                 self.stepper.parameters,
-                self.stepper.optimizer,
+                lambda: self.stepper.descend(batches.batch_size),
                 order=batches.order,
                 batch_size=batches.batch_size,
                 weights=self._weights,

@@ -14,6 +14,8 @@ from pyro.params.param_store import module_from_param_with_module_name, normaliz
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
+from pyrovae.execution import on_gpu
+
 OptimizerFactory = Callable[[Iterable[Tensor]], Optimizer]
 
 _HOW = ("fused", "foreach", "capturable")  # options of torch's optimizers
@@ -49,6 +51,20 @@ def make_optimizer(
         raise ValueError("fit evaluates the loss once per step, but LBFGS needs several; use Adam or another optimizer")
     assert isinstance(made, Optimizer)
     return made
+
+
+def prepare_optimizer(optimizer: Optimizer, *, recorded: bool) -> None:
+    """Set up the optimizer for recorded steps: Adam fused unless the user chose otherwise, all capturable on a GPU."""
+    for group in optimizer.param_groups:
+        if recorded and type(optimizer) in (torch.optim.Adam, torch.optim.AdamW):
+            unset = group["fused"] is None and group["foreach"] is None and not group["differentiable"]
+            group["fused"] = True if unset else group["fused"]
+        if "capturable" in group:
+            group["capturable"] = (recorded or group["capturable"]) and on_gpu(group["params"])
+            for parameter in group["params"] if group["capturable"] else ():
+                state = optimizer.state.get(parameter, {})
+                if "step" in state:
+                    state["step"] = torch.as_tensor(state["step"], dtype=torch.float32, device=parameter.device)
 
 
 def load_optimizer_state(optimizer: Optimizer, state: Mapping[str, Any]) -> None:
@@ -96,7 +112,7 @@ def _shapes_after_step(optimizer: Optimizer) -> dict[Tensor, dict[str, tuple[tor
     probe.param_groups = [
         {**group, "params": [small[parameter] for parameter in group["params"]]} for group in optimizer.param_groups
     ]
-    probe.step()
+    type(probe).step(probe)  # a scheduler replaces the method of an object by one that steps the original
 
     def full(parameter: Tensor, value: Any) -> torch.Size:
         sizes = zip(getattr(value, "shape", ()), parameter.shape, strict=False)  # an entry may be a scalar

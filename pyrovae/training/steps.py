@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 import pyro
 import torch
 from pyro.infer import ELBO
-from torch import Tensor
+from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from pyrovae.densities import Program, Whole, modules_of, take, temper
@@ -33,6 +33,7 @@ from pyrovae.execution import (
 )
 from pyrovae.objectives import recordable
 from pyrovae.training.batches import for_programs
+from pyrovae.training.optimizers import prepare_optimizer
 from pyrovae.training.plates import OutsideSites, weighed
 from pyrovae.training.shares import Sharing
 
@@ -72,6 +73,7 @@ class EagerStep:
         precision: Precision of the layers' products.
         outside: Sites outside the data plate, weighed by the share of the data in each batch; None if there are none.
         sharing: Way of the programs to run on a share of a batch; None for a single process.
+        clip: Largest norm of the gradient divided by the batch size; None for no limit.
     """
 
     def __init__(
@@ -85,8 +87,9 @@ class EagerStep:
         precision: Precision,
         outside: OutsideSites | None = None,
         sharing: Sharing | None = None,
+        clip: float | None = None,
     ) -> None:
-        self.model, self.guide, self.workers, self.precision = model, guide, workers, precision
+        self.model, self.guide, self.workers, self.precision, self.clip = model, guide, workers, precision, clip
         self.outside, self.sharing = outside, sharing
         self.elbo: Any = elbo  # Pyro's base class ELBO declares no differentiable_loss
         self.parameters, self.optimizer = list(parameters), optimizer
@@ -144,6 +147,12 @@ class EagerStep:
                     if value is not None:
                         value.zero_()
             self.workers.add(summed)
+        self.descend(share.size)
+
+    def descend(self, size: int) -> None:
+        """Clip the norm of the gradient of a batch of this size, if asked, and take the optimizer's step."""
+        if self.clip is not None:
+            nn.utils.clip_grad_norm_(self.parameters, self.clip * size)
         self.optimizer.step()
 
 
@@ -281,20 +290,20 @@ class GraphedStep:
             self._graphs.clear()
             self.fully_captured = None
         if replay not in self._graphs:
-            self._graphs[replay] = self._capture(record, inputs)
+            self._graphs[replay] = self._capture(record, inputs, batch.share.size)
         graph = self._graphs[replay]
         loss = graph(*inputs)
         if not graph.fully_captured:
             self.recorded.eager.apply_gradients(batch.share, loss)
         return loss
 
-    def _capture(self, record: Recorded, inputs: Sequence[Tensor]) -> CapturedStep:
+    def _capture(self, record: Recorded, inputs: Sequence[Tensor], size: int) -> CapturedStep:
         eager, replay = self.recorded.eager, record.verified_replay(*inputs)
         assert replay is not None
         optimizer = None if self.optimizer.changed() or eager.workers.size > 1 else eager.optimizer
         before = State(record.buffers)
         try:
-            graph = CapturedStep(replay, inputs, eager.parameters, optimizer)
+            graph = CapturedStep(replay, inputs, eager.parameters, optimizer, lambda: eager.descend(size))
         except (RuntimeError, AssertionError) as error:
             raise NotCapturedError(reason_of(error)) from error
         finally:
@@ -325,6 +334,7 @@ class Stepper:
         precision: Precision of the layers' products.
         outside: Sites outside the data plate, weighed by the share of the data in each batch; None if there are none.
         sharing: Way of the programs to run on a share of a batch; None for a single process.
+        clip: Largest norm of the gradient divided by the batch size; None for no limit.
 
     Attributes:
         executions: Resolved execution by batch size.
@@ -349,6 +359,7 @@ class Stepper:
         precision: Precision = "full",
         outside: OutsideSites | None = None,
         sharing: Sharing | None = None,
+        clip: float | None = None,
     ) -> None:
         self.workers, self.optimizer, self.parameters = workers or Workers(), optimizer, list(parameters)
         self.executions = {
@@ -360,7 +371,7 @@ class Stepper:
         self.weight = torch.ones((), dtype=torch.float64, device=device) if weighted else None
         self.captured_optimizer = CapturedOptimizer(optimizer)
         self._eager = EagerStep(
-            model, guide, elbo, self.parameters, optimizer, self.workers, precision, outside, sharing
+            model, guide, elbo, self.parameters, optimizer, self.workers, precision, outside, sharing, clip
         )
         self._steps: dict[int, EagerStep | RecordedStep | GraphedStep] = {}
         self._capture_failed = False
@@ -370,13 +381,17 @@ class Stepper:
             except NotRecordedError as error:
                 self._refuse(error)
             else:
-                _prepare_optimizer(optimizer, recorded=True)
+                prepare_optimizer(optimizer, recorded=True)
 
     @property
     def fully_captured(self) -> dict[int, Recorded]:
         """Records, by batch size, whose CUDA graph contains the optimizer's step."""
         found = {size: step.fully_captured for size, step in self._steps.items() if isinstance(step, GraphedStep)}
         return {size: record for size, record in found.items() if record is not None}
+
+    def descend(self, size: int) -> None:
+        """Take the optimizer's step with the gradients of a batch of this size."""
+        self._eager.descend(size)
 
     def state(self) -> dict[str, Any]:
         """Return how steps are taken, in plain values, so that a resumed run takes them in the same way."""
@@ -388,7 +403,7 @@ class Stepper:
         self.refused = state["refused"]
         self._steps.clear()
         # The restored settings of the optimizer may be those of another device.
-        _prepare_optimizer(self.optimizer, recorded=not self.refused and set(self.executions.values()) != {"eager"})
+        prepare_optimizer(self.optimizer, recorded=not self.refused and set(self.executions.values()) != {"eager"})
 
     def close(self) -> None:
         """Release records and graphs, and their memory."""
@@ -454,20 +469,6 @@ class Stepper:
         self.refused = str(error)
         self._steps.clear()
         refuse("training", error)
-
-
-def _prepare_optimizer(optimizer: Optimizer, *, recorded: bool) -> None:
-    """Set up the optimizer for recorded steps: Adam fused unless the user chose otherwise, all capturable on a GPU."""
-    for group in optimizer.param_groups:
-        if recorded and type(optimizer) in (torch.optim.Adam, torch.optim.AdamW):
-            unset = group["fused"] is None and group["foreach"] is None and not group["differentiable"]
-            group["fused"] = True if unset else group["fused"]
-        if "capturable" in group:
-            group["capturable"] = (recorded or group["capturable"]) and on_gpu(group["params"])
-            for parameter in group["params"] if group["capturable"] else ():
-                state = optimizer.state.get(parameter, {})
-                if "step" in state:
-                    state["step"] = torch.as_tensor(state["step"], dtype=torch.float32, device=parameter.device)
 
 
 def _same(one: Any, other: Any) -> bool:

@@ -1,6 +1,5 @@
 """Stochastic variational inference: `fit`, its loop and its early stopping."""
 
-import math
 import warnings
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import closing, contextmanager
@@ -9,8 +8,7 @@ from typing import Any
 
 import pyro
 import torch
-from pyro import poutine
-from pyro.infer import ELBO, TraceEnum_ELBO
+from pyro.infer import ELBO
 from pyro.optim import PyroOptim
 from torch import Tensor
 from torch.utils.data import DataLoader
@@ -18,11 +16,7 @@ from torch.utils.data import DataLoader
 from pyrovae.densities import (
     Program,
     entry,
-    evaluating,
-    isolated_rng,
-    module_of,
     modules_of,
-    plain,
     prepare_arguments,
     vectorize_pair,
 )
@@ -41,8 +35,10 @@ from pyrovae.training.checks import (
 )
 from pyrovae.training.cuts import cut_along
 from pyrovae.training.epochs import GraphedEpoch, SingleSteps
+from pyrovae.training.learning_rate import LearningRate, ScheduleFactory
 from pyrovae.training.loaders import LoaderBatches, check_no_dataset, read_all
 from pyrovae.training.optimizers import OptimizerFactory, make_optimizer, parameter_names
+from pyrovae.training.parameters import find_parameters
 from pyrovae.training.plates import Subsampling, find_outside_sites, find_subsampling, hide_unused, sites_of
 from pyrovae.training.shares import Sharing, check_alike, check_enumerated, find_sharing
 from pyrovae.training.steps import Stepper
@@ -70,6 +66,10 @@ def fit(
     patience: int | None = None,
     transform: Callable[[Tensor], Tensor] | None = None,
     kl_weight: Callable[[float], float] | None = None,
+    lr_schedule: ScheduleFactory | None = None,
+    lr_warmup: float = 0.0,
+    average: float | None = None,
+    clip: float | None = None,
     plate: str | None = None,
     execution: Execution = "auto",
     precision: Precision = "full",
@@ -119,6 +119,15 @@ def fit(
         kl_weight: Weight of the KL divergence in the objective (see `temper`), as a function of the number of passes
             over the data so far, such as `LinearWarmup(10)`, or an object that depends on the divergence itself, such
             as `Capacity()` or `KLConstraint()`; None for 1. The reported ELBO always has weight 1.
+        lr_schedule: Function from the optimizer to a scheduler of torch, such as `partial(CosineAnnealingLR,
+            T_max=100)` or `BurdaLR`; None for a constant learning rate. The scheduler steps after every epoch;
+            `OneCycleLR`, `CyclicLR`, and classes with a true attribute `every_step`, after every step.
+            `ReduceLROnPlateau` watches the loss on the validation data, or on the training data without them.
+        lr_warmup: Number of epochs, also a fraction, in which the learning rate rises linearly from 0, step by step.
+        average: Decay of an exponential average of the weights, such as 0.999 for about 1,000 steps; None for none. The
+            average is validated, and the programs end with that of the best epoch.
+        clip: Largest norm of the gradient of a batch, divided by the batch size; a longer one is shortened to it. None
+            for no limit.
         plate: Name of the plate over the data; None for the plate of the batch's size. Batches are cut along the dim of
             the data that has the plate's size, such as the second one of words by documents.
         execution: How to run the programs: "eager", "recorded", "compiled", or "auto", which chooses by the number of
@@ -145,7 +154,9 @@ def fit(
         NonFiniteLossError: If the loss or a parameter becomes NaN or infinite.
         StoppedError: If `should_stop` returns True.
     """
-    check_options(elbo, epochs=epochs, batch_size=batch_size, patience=patience, validated=validation is not None)
+    check_options(
+        elbo, epochs=epochs, batch_size=batch_size, patience=patience, validated=validation is not None, clip=clip
+    )
     elbo = uncompiled(elbo)
     if plate is not None:
         model, guide, data, validation, transform = cut_along(
@@ -170,6 +181,10 @@ def fit(
         epochs=epochs,
         optimizer=optimizer,
         kl_weight=kl_weight,
+        lr_schedule=lr_schedule,
+        lr_warmup=lr_warmup,
+        average=average,
+        clip=clip,
         plate=plate,
         execution=execution,
         precision=precision,
@@ -181,7 +196,8 @@ def fit(
     with _progress(run, epochs, shown=progress) as shown, closing(run.stepper), _quiet():
         while state.history.stop_reason is None:
             _train_epoch(run, shown)
-            _end_epoch(run, held_out)
+            with state.averaged():
+                _end_epoch(run, held_out)
             state.history.stop_reason = _stop_reason(state, epochs, patience)
             shown.note(_describe(state.history), at=f"epoch {state.epoch} of {epochs}")
             run.save()
@@ -255,6 +271,10 @@ def _prepare(
     epochs: int,
     optimizer: OptimizerFactory | PyroOptim | None,
     kl_weight: Callable[[float], float] | None,
+    lr_schedule: ScheduleFactory | None,
+    lr_warmup: float,
+    average: float | None,
+    clip: float | None,
     plate: str | None,
     execution: Execution,
     precision: Precision,
@@ -263,7 +283,7 @@ def _prepare(
     should_stop: Callable[[], bool] | None,
 ) -> _Run:
     """Find the parameters, and make the optimizer, the stepper and the state, resumed if asked."""
-    parameters = _find_parameters(model, guide, elbo, batches)
+    parameters = find_parameters(model, guide, elbo, batches)
     workers = Workers.current()
     if keeps_rows(model, guide, batches):
         batches.keep_order()
@@ -301,13 +321,16 @@ def _prepare(
         precision=precision,
         outside=outside,
         sharing=sharing,
+        clip=clip,
     )
+    rate = LearningRate(descent, lr_schedule, warmup=lr_warmup, epochs=epochs, steps=batches.steps)
     programs = {"model": model, "guide": guide, "elbo": elbo}
-    state = TrainingState(programs, descent, stepper, control, batches.steps, device)
+    state = TrainingState(programs, descent, stepper, control, batches.steps, device, rate=rate, average=average)
     if resume is not None:
         state.restore(resume)
     single = SingleSteps(stepper, batches, state.losses)
-    graphed = stepper.on_gpu and control.follows_epoch and workers.size == 1
+    each_step = rate.varies_within_epoch or average is not None  # Python between the steps
+    graphed = stepper.on_gpu and control.follows_epoch and workers.size == 1 and not each_step
     in_memory = isinstance(batches, Batches) and batches.device == device and not batches.streamed
     take_steps = GraphedEpoch(single) if graphed and in_memory else single
     first_step = state.epoch, state.step
@@ -351,10 +374,14 @@ def _train_epoch(run: _Run, shown: Progress) -> None:
     state.start_clock()
     batches.start_epoch(state.epoch, state.step)
     while state.step < batches.steps:
+        state.rate.before_step(state.epoch * batches.steps + state.step)
         # Pyro's checks of shapes and supports cost time, so that only the first step makes them.
         weights = run.take_steps(state.step, weight_at, validate=(state.epoch, state.step) == run.first_step)
         run.control.learn()
         state.count_steps(weights)
+        state.rate.after_step()
+        if state.average is not None:
+            state.average.update()
         shown.update(len(weights))
         if run.stop_requested():
             check_finite(run.model, run.guide, batches, state)
@@ -426,59 +453,7 @@ def _quiet() -> Iterator[None]:
         yield
 
 
-def _find_parameters(model: Program, guide: Program, elbo: ELBO, batches: Batches | LoaderBatches) -> list[Tensor]:
-    """List the tensors to train, those of the objective included. Runs the programs on the first batch."""
-    with isolated_rng():
-        args, kwargs = batches.first()
-        parameters = trainable_parameters(model, guide, *args, **kwargs)
-        if isinstance(elbo, torch.nn.Module):
-            parameters += elbo.to(batches.device).parameters()
-        # Some objectives count the plates by a run of the programs. Here it draws from the isolated generators.
-        counts_plates = elbo.vectorize_particles or isinstance(elbo, TraceEnum_ELBO)
-        if counts_plates and elbo.max_plate_nesting == math.inf:
-            with evaluating(model, guide):
-                plain_args, plain_kwargs = plain(args, kwargs)
-                elbo.loss(model, guide, *plain_args, **plain_kwargs)  # type: ignore[attr-defined]
-    return parameters
-
-
-def trainable_parameters(model: Program, guide: Program, *args: Any, **kwargs: Any) -> list[Tensor]:
-    """List the leaf tensors to train: parameters of the programs' modules and of Pyro's parameter store.
-
-    Runs both programs once.
-
-    Args:
-        model: Pyro program p(z) p(x|z).
-        guide: Pyro program q(z|x), with the model's arguments.
-        *args: Positional arguments of both programs, the data first, with shape (N, ...).
-        **kwargs: Keyword arguments of both programs.
-
-    Raises:
-        ValueError: If the programs have no parameters.
-    """
-    found = {
-        id(p): p for program in (model, guide) for m in module_of(program) for p in m.parameters() if p.requires_grad
-    }
-    for site in _param_sites(model, guide, *args, **kwargs).values():
-        value = site["value"].unconstrained()
-        found.setdefault(id(value), value)
-    if not found:
-        raise ValueError(
-            "the model and the guide have no parameters to train; pass modules, or declare them with pyro.module or "
-            "pyro.param"
-        )
-    return list(found.values())
-
-
 def _describe(history: History) -> str:
     row = history.rows[-1]
     parts = [f"{kind} {row[f'{kind}_elbo']:.2f}" for kind in ("train", "validation") if row[f"{kind}_elbo"] is not None]
     return f"ELBO {', '.join(parts)} nats" if parts else f"objective {row['train_objective']:.2f} nats"
-
-
-def _param_sites(model: Program, guide: Program, *args: Any, **kwargs: Any) -> dict[str, Any]:
-    args, kwargs = plain(args, kwargs)
-    with poutine.trace(param_only=True) as capture, evaluating(model, guide), pyro.validation_enabled(False):
-        guide_trace = poutine.trace(guide).get_trace(*args, **kwargs)
-        poutine.replay(model, trace=guide_trace)(*args, **kwargs)
-    return dict(capture.trace.nodes)

@@ -3,6 +3,7 @@
 import math
 import time
 from collections.abc import Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -13,6 +14,8 @@ from torch.optim import Optimizer
 
 from pyrovae.densities import generator_states, module_of, modules_of, set_generator_states
 from pyrovae.objectives import KLControl
+from pyrovae.training.averaging import WeightAverage
+from pyrovae.training.learning_rate import LearningRate
 from pyrovae.training.optimizers import load_optimizer_state
 from pyrovae.training.steps import Stepper
 from pyrovae.training.validation import Validation
@@ -37,8 +40,10 @@ class History:
             - validation_reconstruction, validation_kl: Its parts, E_q[log p(x|z)] and KL(q(z|x), p(z)).
             - validation_objective: Objective of the held-out data, which chooses the best epoch.
             - kl_weight, kl_target: Values at the end of the epoch.
+            - learning_rate: Learning rate of the last step of the epoch, for the first group of parameters.
             - seconds: Duration of the epoch.
-        best_epoch: Epoch whose parameters the programs have after `fit`: the best on held-out data, or the last.
+        best_epoch: Epoch whose parameters the programs have after `fit`: the best on held-out data, or the last. With
+            an average of the weights, held-out data are measured at it, and the programs have the epoch's average.
         stop_reason: "epochs" or "plateau"; None during training.
     """
 
@@ -77,8 +82,11 @@ class TrainingState:
         control: KL weight of the run.
         steps: Number of steps per epoch.
         device: Device of the parameters.
+        rate: Learning rate of the run.
+        average: Share of a weight's average that a step keeps; None for no average.
 
     Attributes:
+        average: Average of the weights; None without one.
         epoch: Number of finished epochs.
         step: Number of finished steps of the current epoch.
         seconds: Duration of the current epoch up to the last `stop_clock`.
@@ -96,13 +104,17 @@ class TrainingState:
         control: KLControl,
         steps: int,
         device: torch.device,
+        *,
+        rate: LearningRate,
+        average: float | None = None,
     ) -> None:
         self.programs = programs
-        self.optimizer, self.stepper, self.control = optimizer, stepper, control
+        self.optimizer, self.stepper, self.control, self.rate = optimizer, stepper, control, rate
         self.epoch, self.step, self.seconds, self.weighted = 0, 0, 0.0, False
         self.losses = torch.full((steps,), torch.nan, device=device, dtype=torch.float64)
         self.history = History()
         self.best: dict[str, Tensor] = {}
+        self.average = None if average is None else WeightAverage(average, self.values())
 
     def values(self) -> dict[str, Tensor]:
         """Return the programs' parameters and buffers by name."""
@@ -150,6 +162,7 @@ class TrainingState:
             **{f"validation_{name}": value for name, value in held_out.items()},
             "validation_objective": objective,
             **in_force,
+            "learning_rate": self.rate.rate,
             "seconds": round(seconds, 3),
         }
         best = history.rows[history.best_epoch - 1]["validation_objective"] if history.best_epoch else -math.inf
@@ -157,11 +170,18 @@ class TrainingState:
         if objective is None or best is None or objective > best:  # the best epoch so far had no validation data
             history.best_epoch = self.epoch
             self.best = {} if objective is None else _clones(self.values())
+        self.rate.end_epoch(-(train_objective if objective is None else objective))
+
+    def averaged(self) -> AbstractContextManager[None]:
+        """Give the programs the average of their weights inside the context, if there is one."""
+        return nullcontext() if self.average is None else self.average.applied()
 
     def take_best(self) -> None:
-        """Set the programs to the best epoch's values, if any."""
+        """Set the programs to the best epoch's values, if any, else to the average, if any."""
         if self.best:
             self._set_values(self.best)
+        elif self.average is not None:
+            self._set_values(self.average.averaged)
 
     def snapshot(self) -> dict[str, Any]:
         """Return the state as tensors and plain values."""
@@ -176,6 +196,8 @@ class TrainingState:
             "stop_reason": self.history.stop_reason,
             "values": self.values(),
             "best": self.best,
+            "average": {} if self.average is None else self.average.averaged,
+            "learning_rate": self.rate.state(),
             "optimizer": self.optimizer.state_dict(),
             "stepper": self.stepper.state(),
             "control": self.control.state(),
@@ -186,7 +208,8 @@ class TrainingState:
         """Resume from a snapshot.
 
         Raises:
-            ValueError: If the snapshot belongs to another model, optimizer or KL weight, to other data or batch_size.
+            ValueError: If the snapshot belongs to another model, optimizer, schedule or KL weight, to other data or
+                batch_size, or has an average of the weights where the run has none.
         """
         if snapshot["losses"].shape != self.losses.shape:
             raise ValueError(
@@ -202,21 +225,32 @@ class TrainingState:
         self.epoch, self.step, self.seconds, self.weighted = (snapshot[key] for key in counters)
         self.losses.copy_(snapshot["losses"])
         self.history = History([dict(row) for row in snapshot["rows"]], snapshot["best_epoch"], snapshot["stop_reason"])
-        if snapshot["best"]:
-            self._check_values(snapshot["best"])
+        for saved in (snapshot["best"], snapshot["average"]):
+            if saved:
+                self._check_values(saved)
         self.best = {name: value.to(self.losses.device) for name, value in snapshot["best"].items()}
         self._set_values(snapshot["values"])
+        started = (self.epoch, self.step) != (0, 0)
+        if started and bool(snapshot["average"]) != (self.average is not None):
+            raise ValueError(
+                f"the state to resume has {'an' if snapshot['average'] else 'no'} average of the weights; resume with "
+                "the average of its run"
+            )
+        if self.average is not None:
+            self.average.restore(snapshot["average"])
         try:
             load_optimizer_state(self.optimizer, snapshot["optimizer"])
             self.stepper.restore(snapshot["stepper"])
+            self.rate.restore(snapshot["learning_rate"])
             self.control.restore(snapshot["control"])
             set_generator_states(snapshot["generators"], self.losses.device)
         except torch.OutOfMemoryError:
             raise
         except (AttributeError, IndexError, KeyError, RuntimeError, TypeError, ValueError) as error:
+            reason = str(error).splitlines()[0] if str(error) else "no message"
             raise ValueError(
-                f"the state to resume belongs to another optimizer, KL weight or device ({type(error).__name__}: "
-                f"{str(error).splitlines()[0] if str(error) else 'no message'}); resume with the settings of its run"
+                "the state to resume belongs to another optimizer, schedule, KL weight or device "
+                f"({type(error).__name__}: {reason}); resume with the settings of its run"
             ) from error
 
     def _set_values(self, values: Mapping[str, Tensor]) -> None:

@@ -193,6 +193,10 @@ def train(
         patience=config.patience,
         transform=Binarize() if data.binarize == "dynamic" else None,
         kl_weight=objective.kl_weight,
+        lr_schedule=objective.lr_schedule,
+        lr_warmup=config.lr_warmup,
+        average=config.average,
+        clip=config.clip,
         execution=config.execution,
         precision=config.precision,
         skip_support_check=True,  # by check_values

@@ -3,6 +3,7 @@
 import inspect
 import math
 import traceback
+import warnings
 from collections.abc import Callable, Iterable
 from functools import partial
 from pathlib import Path
@@ -15,6 +16,7 @@ from pyro import poutine
 from pyro.infer import ELBO, TraceEnum_ELBO, TraceMeanField_ELBO
 from torch import Tensor
 from torch.optim import Optimizer
+from torch.optim.lr_scheduler import LRScheduler
 
 from pyrovae.densities import SupportError, check_support, evaluating, isolated_rng, log_weights, sample_sites, take
 from pyrovae.encoders import Encoder
@@ -25,6 +27,9 @@ from pyrovae.runs.cli import out_of_memory
 from pyrovae.runs.registry import describe, part_class
 from pyrovae.runs.resolve import find_device
 from pyrovae.runs.specs import make_arguments
+from pyrovae.training import LearningRate
+
+_RATES = 1_000  # of a schedule that are checked before the training
 
 # Classes by default; a likelihood's default follows from the data.
 _DEFAULTS = {
@@ -84,21 +89,23 @@ def build_vae(config: Namespace, num_dims: int, num_covariates: int = 0, x: Tens
 
 
 class Objective(NamedTuple):
-    """Objective of training, its KL weight and its optimizer.
+    """Objective of training, its KL weight, its optimizer, and the schedule of its learning rate.
 
     Attributes:
         elbo: Objective of SVI.
         kl_weight: Weight of its KL divergence; None for 1.
         optimizer: Function from the parameters to the optimizer.
+        lr_schedule: Function from the optimizer to the scheduler of its learning rate; None for a constant rate.
     """
 
     elbo: ELBO
     kl_weight: KLWeight | None
     optimizer: Callable[[Iterable[Tensor]], Optimizer]
+    lr_schedule: Callable[[Optimizer], LRScheduler] | None
 
 
 def build_objective(config: Namespace) -> Objective:
-    """Build the objective, its KL weight, and the function that makes the optimizer from the parameters.
+    """Build the objective, its KL weight, and the functions that make the optimizer and its schedule.
 
     Raises:
         ValueError: If a part refuses its arguments.
@@ -111,11 +118,15 @@ def build_objective(config: Namespace) -> Objective:
             raise ValueError(f"--{kind} {config[kind].class_path.rpartition('.')[2]}: {error}") from error
     make_optimizer = _maker(config, "optimizer")
     objective = Objective(
-        made["elbo"], made["kl_weight"], lambda parameters: make_optimizer(list(parameters), config.lr)
+        made["elbo"],
+        made["kl_weight"],
+        lambda parameters: make_optimizer(list(parameters), config.lr),
+        None if config.lr_schedule is None else _maker(config, "lr_schedule"),
     )
     if not math.isfinite(config.lr):
         raise ValueError(f"--lr {config.lr}: expected a finite number above 0")
     _check_optimizer(objective.optimizer, part_class("optimizer", config.optimizer.class_path).__name__, config.device)
+    _check_learning_rate(objective, config)
     return objective
 
 
@@ -240,6 +251,33 @@ def _check_optimizer(make_optimizer: Callable[[Iterable[Tensor]], Optimizer], na
         raise ValueError(
             f"--optimizer {name} cannot take a step with these options: {reason}; see --optimizer.help {name}"
         ) from error
+
+
+def _check_learning_rate(objective: Objective, config: Namespace) -> None:
+    """Check the schedule and the warm-up by the rates of the run, 1,000 changes at most, of a small parameter.
+
+    Raises:
+        ValueError: If the schedule refuses its options, or a rate is negative or not finite.
+    """
+    name = f"--lr_schedule {config.lr_schedule.class_path.rpartition('.')[2]}" if config.lr_schedule else "--lr_warmup"
+    optimizer = torch.optim.Adam([torch.zeros(1, requires_grad=True)], lr=config.lr)
+    try:
+        with isolated_rng(), warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # the optimizer takes no step
+            rate = LearningRate(optimizer, objective.lr_schedule, warmup=config.lr_warmup, epochs=1, steps=1)
+            rates = []
+            for epoch in range(min(config.epochs, _RATES)):
+                rate.before_step(epoch)
+                rates.append(rate.rate)
+                rate.after_step()
+                rate.end_epoch(0.0)
+    except Exception as error:  # a schedule may raise anything
+        if out_of_memory(error):
+            raise
+        raise ValueError(f"{name} cannot be used: {describe(error)}; see --help_parts lr_schedule") from error
+    wrong = next((each for each in rates if not 0 <= each < math.inf), None)
+    if wrong is not None:
+        raise ValueError(f"{name} leads to the learning rate {wrong:g}; see --help_parts lr_schedule")
 
 
 def _is_outside_support(model: Any, guide: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> bool:

@@ -3,10 +3,11 @@
 from collections.abc import Callable, Iterable
 from typing import Any, Literal
 
-from jsonargparse.typing import PositiveFloat, PositiveInt
+from jsonargparse.typing import NonNegativeFloat, PositiveFloat, PositiveInt
 from pyro.infer import ELBO
 from torch import nn
 from torch.optim import Optimizer
+from torch.optim.lr_scheduler import LRScheduler
 
 from pyrovae.encoders import Encoder
 from pyrovae.evidence import ProposalName
@@ -18,7 +19,7 @@ from pyrovae.priors import Prior
 from pyrovae.programs import Blueprint, OutputBias
 from pyrovae.runs.parser import Flag, Parser, make_parser
 from pyrovae.runs.registry import BASES
-from pyrovae.runs.words import Seed
+from pyrovae.runs.words import Decay, Seed
 
 # Flags of one call, which config.yaml does not record.
 CALL_ONLY = ("help_parts", "config", "out", "resume", "trust_imports")
@@ -65,6 +66,14 @@ FLAGS = (
          "data per step"),
     Flag("optimisation", "lr", PositiveFloat, 1e-3,
          "learning rate"),
+    Flag("optimisation", "lr_schedule", Callable[[Optimizer], LRScheduler] | None, None,
+         "schedule of the learning rate (default: constant)"),
+    Flag("optimisation", "lr_warmup", NonNegativeFloat, 0.0,
+         "epochs in which the learning rate rises from 0"),
+    Flag("optimisation", "average", Decay | None, None,
+         "decay of an average of the weights, such as 0.999 (default: no average)"),
+    Flag("optimisation", "clip", PositiveFloat | None, None,
+         "largest norm of a batch's gradient, divided by the batch size (default: no limit)"),
     Flag("optimisation", "patience", PositiveInt | None, 30,
          "epochs without improvement, then stop; null: never"),
     Flag("evaluation", "num_particles", PositiveInt, 1000,

@@ -51,9 +51,11 @@ _USELESS_OPTIONS = (
     "retain_graph",
     "tail_adaptive_beta",
     "differentiable",
+    "last_epoch",
 )
 # Required options that the script takes from the data and the other flags (`resolve`). Until then they hold FROM_DATA.
-KNOWN_OPTIONS = ("num_data", "latent_dim", "total_count", "num_classes", "num_bins")
+KNOWN_OPTIONS = ("num_data", "latent_dim", "total_count", "num_classes", "num_bins", "T_max", "max_lr")
+KINDS_OF_KNOWN_OPTIONS = ("likelihood", "elbo", "lr_schedule")
 FROM_DATA = -1
 _PYTHON_VALUES = {"None": None, "True": True, "False": False}
 
@@ -157,19 +159,24 @@ def options_text(kind: str, name: str) -> str:
     hidden = _USELESS_OPTIONS if part.__module__.startswith(("pyro.", "torch.")) else ()
     for option, (hint, default, text) in (options or {}).items():
         if option not in hidden:
-            lines.append(row(f"--{kind}.{option}", _described(hint, default, text), len(kind) + 32))
+            follows = option in KNOWN_OPTIONS and kind in KINDS_OF_KNOWN_OPTIONS
+            lines.append(row(f"--{kind}.{option}", _described(hint, default, text, follows), len(kind) + 32))
     return "\n".join(lines if options else [*lines, "  It has no options." if options == {} else "  See its code."])
 
 
-def _described(hint: Any, default: Any, text: str) -> str:
-    """Describe an option: its text, then its type in words, unless the text explains every choice, and its default."""
+def _described(hint: Any, default: Any, text: str, follows: bool) -> str:
+    """Describe an option: its text, its type in words unless the text explains every choice, and its default.
+
+    A required option may follow from the data and the other flags.
+    """
     choices = choices_of(hint)
     if choices and all(f'"{choice}"' in text for choice in choices):
         text, words = text.replace('"', ""), "or null" if without_null(hint) != hint else ""
     else:
         words = in_words(hint).replace("a value", "")
     details = [words] if words else []
-    details.append("required" if default is inspect.Parameter.empty else f"default: {shown(default)}")
+    required = "default: from the data and the flags" if follows else "required"
+    details.append(required if default is inspect.Parameter.empty else f"default: {shown(default)}")
     return f"{f'{text} ' if text else ''}({'; '.join(details)})"
 
 
@@ -244,7 +251,8 @@ def _summary(part: type) -> str:
 
 def _type_hints(part: type) -> dict[str, Any]:
     try:
-        return get_type_hints(part.__init__)  # type: ignore[misc]  # of the class itself, not of an instance
+        # Some modules of torch import the names of collections.abc for a type checker alone.
+        return get_type_hints(part.__init__, localns=vars(collections.abc))  # type: ignore[misc]  # of the class itself
     except (NameError, TypeError):  # annotations that only a type checker resolves
         return {}
 
@@ -257,10 +265,12 @@ def _type_of_default(default: Any) -> Any:
 
 
 def _without_tensors(hint: Any) -> Any:
-    """Remove tensors from the alternatives of a type, as neither a command line nor a file can give them."""
+    """Remove tensors from the alternatives of a type, and read an iterable as a list, as a file or a flag gives it."""
     arguments = tuple(map(_without_tensors, get_args(hint)))
     if get_origin(hint) in (Union, UnionType):
         return Union[tuple(argument for argument in arguments if argument is not Tensor)]  # noqa: UP007  # of types in a tuple
+    if get_origin(hint) is collections.abc.Iterable:
+        return list.__class_getitem__(arguments)
     return tuple.__class_getitem__(arguments) if get_origin(hint) is tuple else hint
 
 

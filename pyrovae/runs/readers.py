@@ -98,7 +98,8 @@ _EVALUATION = {
 def _epoch(number: Kind) -> dict[str, Any]:
     """Return the kind of a row of metrics whose numbers are of a kind."""
     columns = "train_objective train_elbo validation_elbo validation_reconstruction validation_kl validation_objective"
-    return {"epoch": _COUNT, **dict.fromkeys([*columns.split(), "kl_weight", "kl_target", "seconds"], OrNull(number))}
+    columns += " kl_weight kl_target learning_rate? seconds"
+    return {"epoch": _COUNT, **dict.fromkeys(columns.split(), OrNull(number))}
 
 
 # States of the generators of Python and of NumPy. NumPy reads beyond its array if the position is not in it.
@@ -121,6 +122,8 @@ _CHECKPOINT = {
     "stop_reason": OrNull(one_of("epochs", "plateau")),
     "values": Each(TENSOR),
     "best": Each(TENSOR),
+    "average": Each(TENSOR),
+    "learning_rate": {"rates": [REAL], "scheduler": OrNull(Each(ANY))},
     "optimizer": {"state": Each(Each(ANY)), "param_groups": [Each(ANY)]},
     "stepper": {"executions": Each(one_of("eager", "recorded", "compiled")), "refused": OrNull(_LONG)},
     "control": Each(TENSOR),

@@ -1,4 +1,4 @@
-"""Registry of parts: priors, likelihoods, encoders, networks, programs, objectives, KL weights, optimizers by name.
+"""Registry of parts by name: priors, likelihoods, encoders, networks, programs, objectives, optimizers and the like.
 
 A part is looked up by its exact name. A name on the command line may also be the import path of a user's class. Import
 paths in a file are followed only if the user trusts their modules, because importing a module runs it.
@@ -19,6 +19,7 @@ import pyro.optim
 import torch
 from pyro.infer import ELBO
 from torch import nn
+from torch.optim.lr_scheduler import LRScheduler
 
 import pyrovae.encoders
 import pyrovae.likelihoods
@@ -27,6 +28,7 @@ import pyrovae.objectives
 import pyrovae.priors
 import pyrovae.programs
 from pyrovae.runs.words import closest, either, near
+from pyrovae.training import BurdaLR
 
 BASES: dict[str, type] = {
     "prior": pyrovae.priors.Prior,
@@ -37,10 +39,11 @@ BASES: dict[str, type] = {
     "elbo": ELBO,
     "kl_weight": pyrovae.objectives.KLWeight,
     "optimizer": torch.optim.Optimizer,
+    "lr_schedule": LRScheduler,
 }
 
 # Kinds that a configuration may leave out.
-OPTIONAL = ("likelihood", "program", "kl_weight")
+OPTIONAL = ("likelihood", "program", "kl_weight", "lr_schedule")
 
 # Packages of the known parts; others of their classes and modules have no name in a configuration.
 LIBRARIES = ("pyrovae", "torch", "pyro")
@@ -55,13 +58,14 @@ _HOMES = {
     "elbo": pyro.infer,
     "kl_weight": pyrovae.objectives,
     "optimizer": torch.optim,
+    "lr_schedule": torch.optim.lr_scheduler,
 }
 # Objectives of Pyro that have a differentiable loss and need no arguments.
 _OBJECTIVES = ("Trace_ELBO", "TraceMeanField_ELBO", "TraceEnum_ELBO")
 # The module's other classes are the programs of these.
 _PROGRAMS = ("TwoLayerVAE", "MixtureVAE")
-# Optimizers that need a closure, sparse gradients, or matrices alone.
-_SPECIAL_OPTIMIZERS = ("LBFGS", "SparseAdam", "Muon")
+# Optimizers that need a closure, sparse gradients, or matrices alone, and schedules that need functions or schedules.
+_SPECIAL = ("LBFGS", "SparseAdam", "Muon", "LambdaLR", "MultiplicativeLR", "ChainedScheduler", "SequentialLR")
 _NUMBER = re.compile(r"[-+]?[\d.]+(e[-+]?\d+)?")
 # What a number in place of a name most likely means.
 _NUMBERS = {"kl_weight": "use --kl_weight Beta --kl_weight.beta {} for a constant weight"}
@@ -76,6 +80,8 @@ def known_parts(kind: str) -> dict[str, type]:
     if kind == "elbo":
         return {name: getattr(home, name) for name in _OBJECTIVES} | _parts_in(pyrovae.objectives, base)
     parts = _parts_in(home, base)
+    if kind == "lr_schedule":
+        return {BurdaLR.__name__: BurdaLR, **parts}
     if kind == "network":
         decoders = _decoders(parts.values())
         return {name: part for name, part in parts.items() if part not in decoders}
@@ -95,7 +101,7 @@ def _parts_in(home: ModuleType, base: type) -> dict[str, type]:
         if part is not base
         and not inspect.isabstract(part)
         and not name.startswith("_")
-        and name not in _SPECIAL_OPTIMIZERS
+        and name not in _SPECIAL
         and f"{part.__module__}.".startswith(f"{home.__name__}.")  # a home is a module or a package
     }
 

@@ -1,5 +1,6 @@
 """Resolution of a configuration: the values that depend on the data and the machine."""
 
+import math
 import os
 import re
 from collections.abc import Mapping
@@ -11,7 +12,7 @@ from jsonargparse import Namespace
 from torch import Tensor, nn
 
 from pyrovae.data import Data
-from pyrovae.runs.options import FROM_DATA, KNOWN_OPTIONS
+from pyrovae.runs.options import FROM_DATA, KINDS_OF_KNOWN_OPTIONS, KNOWN_OPTIONS
 from pyrovae.runs.registry import known_parts, part_class
 from pyrovae.runs.specs import read_part
 
@@ -95,8 +96,16 @@ def fitting_likelihoods(x: Tensor) -> list[str]:
 def _fill_known_options(config: Namespace, data: Data) -> None:
     """Replace FROM_DATA by what the data and the other flags say (`check_part_options`)."""
     values: dict[str, Any] = {"num_data": len(data.train), "latent_dim": config.latent_dim}
-    for kind in ("likelihood", "elbo"):
-        arguments = config[kind].get("init_args") or Namespace()
+    values |= {"T_max": config.epochs, "max_lr": config.lr}
+    for kind in KINDS_OF_KNOWN_OPTIONS:
+        arguments = (config[kind] or Namespace()).get("init_args") or Namespace()
+        if "total_steps" in arguments and arguments.get("epochs") is None:
+            steps = config.epochs * math.ceil(len(data.train) / config.batch_size)
+            if arguments.total_steps is not None and arguments.total_steps < steps:
+                raise ValueError(
+                    f"--{kind}.total_steps {arguments.total_steps}: the training has up to {steps:,}; give as many"
+                )
+            arguments.total_steps = arguments.total_steps or steps
         unknown = [name for name, value in dict(arguments).items() if name in KNOWN_OPTIONS and value == FROM_DATA]
         if kind == "likelihood" and unknown:
             part: Any = part_class(kind, config[kind].class_path)

@@ -15,7 +15,7 @@ from torch import nn
 from torch.optim import Optimizer
 
 from pyrovae.objectives import KLWeight
-from pyrovae.runs.options import FROM_DATA, KNOWN_OPTIONS, Option, no_such_option, part_options
+from pyrovae.runs.options import FROM_DATA, KINDS_OF_KNOWN_OPTIONS, KNOWN_OPTIONS, Option, no_such_option, part_options
 from pyrovae.runs.reading import parse_yaml
 from pyrovae.runs.registry import OPTIONAL, describe, nested_class, part_class, part_path
 from pyrovae.runs.words import converted, expected, fits, in_words, is_plain, shown
@@ -128,7 +128,7 @@ def _checked(part: type, arguments: Mapping[str, Any], where: _Where, *, kind: s
             continue
         if not option.required:
             found[name] = _default(option)
-        elif kind in ("elbo", "likelihood") and name in KNOWN_OPTIONS:
+        elif kind in KINDS_OF_KNOWN_OPTIONS and name in KNOWN_OPTIONS:
             found[name] = FROM_DATA
         else:
             missing.append(name)

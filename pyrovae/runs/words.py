@@ -16,6 +16,7 @@ from torch import nn
 from pyrovae.runs.reading import parse_yaml
 
 Seed = restricted_number_type("Seed", int, [(">=", 0), ("<", 2**32)], docstring="Whole number from 0 to 2**32 - 1")
+Decay = restricted_number_type("Decay", float, [(">=", 0), ("<", 1)], docstring="Number from 0 to below 1")
 
 VALUES = "pyrovae"  # mode of jsonargparse's parsers
 
@@ -39,6 +40,7 @@ _WORDS: dict[Any, str] = {
     PositiveFloat: "a number above 0",
     NonNegativeFloat: "a number, at least 0",
     Seed: "a whole number from 0 to 4294967295",
+    Decay: "a number from 0 to below 1",
 }
 _EXAMPLES = {str: "[a,b]", float: "[0.5,2]", Seed: "[0,1]"}
 

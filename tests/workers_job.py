@@ -2,12 +2,14 @@
 
 import sys
 import warnings
+from functools import partial
 from pathlib import Path
 
 import pyro
 import pyro.distributions as dist
 import torch
 from pyro.infer import Trace_ELBO, TraceMeanField_ELBO
+from torch.optim.lr_scheduler import ExponentialLR
 
 from pyrovae import (
     MLP,
@@ -78,7 +80,7 @@ def programs(name):
     elif name == "dirichlet":
         return own_programs()
     else:
-        vae = VAE(StandardNormalPrior(Z), likelihood(), ENCODERS["normal" if name == "bound" else name]())
+        vae = VAE(StandardNormalPrior(Z), likelihood(), ENCODERS.get(name, ENCODERS["normal"])())
     vae.double()
     return vae.model, vae.guide, list(vae.parameters())
 
@@ -112,6 +114,7 @@ CASES = [
     ("simplex", "recorded"),
     ("categorical", "eager"),
     ("dropout", "recorded"),
+    ("schedule", "recorded"),  # of the learning rate, with an average and clipped gradients
 ]
 MORE_CASES = [  # by three processes
     ("normal", "recorded"),
@@ -136,6 +139,8 @@ def train(name, execution, *, epochs=2, **options):
     elbo = Trace_ELBO() if scored else TraceMeanField_ELBO()
     if name == "bound":
         elbo = ImportanceWeightedELBO(num_particles=3, gradient="dreg")
+    if name == "schedule":
+        options |= {"lr_schedule": partial(ExponentialLR, gamma=0.5), "lr_warmup": 1.5, "average": 0.6, "clip": 0.5}
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # of sites to enumerate, and of what is not recorded
         history = fit(

@@ -1,10 +1,12 @@
 """The scripts with covariates, whole models, users' programs, and schedules of the KL weight."""
 
 import json
+import math
 
 import numpy as np
 import pytest
 import torch
+import yaml
 from script_helpers import TINY, assert_refused, call, lines, run, start
 
 import pyrovae
@@ -346,3 +348,43 @@ def test_the_benchmark_script_times_every_way_and_writes_its_numbers(place):
         assert way in table
     tables = json.loads((place / "speed.json").read_text())["tables"]
     assert [table["title"] for table in tables] == ["the machine", "training step, batch 20: ms"]
+
+
+# Schedules of the learning rate, averages, clipping
+
+
+def test_a_run_with_a_schedule_an_average_and_clipping_resumes_to_the_same_bytes(place, script):
+    flags = ["--lr_schedule", "OneCycleLR", "--lr_warmup", 0.5, "--average", 0.9, "--clip", 2]
+    arguments = ["--data", "bits.npy", *TINY, "--epochs", 40, "--patience", "null", *flags]
+    script("train", *arguments, "--out", "scheduled")
+    config = yaml.safe_load((place / "scheduled/config.yaml").read_text())
+    data = json.loads((place / "scheduled/manifest.json").read_text())["data"]
+    assert config["lr_schedule"]["init_args"]["total_steps"] == 40 * math.ceil(data["num_train"] / 16)
+    assert config["lr_schedule"]["init_args"]["max_lr"] == config["lr"]
+    assert (config["lr_warmup"], config["average"], config["clip"]) == (0.5, 0.9, 2.0)
+    rows = [json.loads(line) for line in lines(place / "scheduled/metrics.jsonl")]
+    assert max(row["learning_rate"] for row in rows) == pytest.approx(config["lr"], rel=0.05)
+    assert rows[-1]["learning_rate"] < 1e-3 * config["lr"]
+    _interrupted(place, "scheduled-again", arguments)
+    for name in ("weights.safetensors", "evaluation.csv"):
+        assert (place / "scheduled-again" / name).read_bytes() == (place / "scheduled" / name).read_bytes()
+
+
+def test_a_schedule_of_the_users_own_is_trained_by_its_import_path(place, script):
+    (place / "ownschedule.py").write_text(
+        "from torch.optim.lr_scheduler import LRScheduler\n"
+        "class Halving(LRScheduler):\n"
+        "    every_step = True\n"
+        "    def __init__(self, optimizer, period: int):\n"
+        "        self.period = period\n"
+        "        super().__init__(optimizer)\n"
+        "    def get_lr(self):\n"
+        "        return [rate * 0.5 ** (self.last_epoch // self.period) for rate in self.base_lrs]\n"
+    )
+    own = ["--lr_schedule", "ownschedule.Halving", "--lr_schedule.period", 3]
+    script("train", "--data", "bits.npy", *TINY, "--epochs", 2, *own, "--out", "own-schedule")
+    rows = [json.loads(line) for line in lines(place / "own-schedule/metrics.jsonl")]
+    data = json.loads((place / "own-schedule/manifest.json").read_text())["data"]
+    last = 2 * math.ceil(data["num_train"] / 16) - 1
+    assert rows[-1]["learning_rate"] == 1e-3 * 0.5 ** (last // 3)
+    script("evaluate", "own-schedule", "--num_particles", 5, "--trust_imports", "ownschedule")

@@ -13,6 +13,7 @@ TOPICS = (
     "programs",
     "log-p-x",
     "objectives",
+    "training",
     "scripts",
     "run-folder",
     "safety",

@@ -3,6 +3,7 @@
 import io
 import math
 import os
+import re
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext, redirect_stdout
 from dataclasses import dataclass
@@ -142,19 +143,32 @@ def joined() -> Iterator[Workers]:
 
     Yields:
         The processes.
+
+    Raises:
+        ValueError: If a variable of torchrun is no whole number.
     """
-    if int(os.environ.get("WORLD_SIZE", "1")) == 1:
+    if _variable("WORLD_SIZE", 1) == 1:
         yield Workers.current()
         return
-    on_cuda = torch.cuda.device_count() >= int(os.environ.get("LOCAL_WORLD_SIZE", "1")) > 0
+    on_cuda = torch.cuda.device_count() >= _variable("LOCAL_WORLD_SIZE", 1) > 0
     if on_cuda:
-        torch.cuda.set_device(int(os.environ.get("LOCAL_RANK", "0")))
+        torch.cuda.set_device(_variable("LOCAL_RANK", 0))
     torch.distributed.init_process_group("cpu:gloo,cuda:nccl" if on_cuda else "gloo")
     workers = Workers.current()
     silent = redirect_stdout(io.StringIO()) if workers.rank else nullcontext()
     with silent:
         yield workers
     torch.distributed.destroy_process_group()  # not after an error, when the process ends without waiting
+
+
+def _variable(name: str, default: int) -> int:
+    """Read a whole number from the environment."""
+    text = os.environ.get(name, str(default))
+    if not re.fullmatch(r"\d{1,9}", text, re.ASCII):
+        raise ValueError(
+            f"the environment variable {name} is {text[:40]!r}; it must be a whole number, as torchrun sets it"
+        )
+    return int(text)
 
 
 def _digest(tensors: Sequence[Tensor]) -> str:

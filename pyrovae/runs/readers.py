@@ -184,6 +184,8 @@ def read_values(path: Path, num_data: int, sha256: str) -> dict[str, Tensor]:
     try:
         with open_regular(path) as file:
             for number, entry in enumerate(_lines(file, digest, {*found, "num_particles"}), start=2):
+                if len(found["row"]) == num_data:
+                    raise ValueError(f"it has more rows than the {num_data:,} data of evaluation.json")
                 found["row"].append(_number(entry, "row", number, r"\d{1,15}"))
                 found["log_marginal"].append(_number(entry, "log_marginal", number))
                 unknown = entry["std_error"] == "inf" and entry["num_particles"] == "1"
@@ -194,7 +196,7 @@ def read_values(path: Path, num_data: int, sha256: str) -> dict[str, Tensor]:
         raise ValueError(
             f"{path} was changed or damaged: its SHA-256 differs from the manifest's; {_EVALUATE}, or restore it"
         )
-    if len(found["row"]) != num_data:
+    if len(found["row"]) < num_data:
         raise ValueError(f"{path} has {len(found['row']):,} data, but evaluation.json {num_data:,}; {_EVALUATE}")
     columns = {key: torch.from_numpy(np.array(column)) for key, column in found.items()}
     return {**columns, "row": columns["row"].long()}

@@ -13,7 +13,7 @@ from pyro.infer import Trace_ELBO, TraceMeanField_ELBO
 from script_helpers import SCRIPTS, Script, call, run
 
 from pyrovae import VAE, BernoulliLikelihood, BetaTCELBO, Capacity, NormalEncoder, StandardNormalPrior, fit
-from pyrovae.execution import Share, Workers
+from pyrovae.execution import Share, Workers, joined
 from pyrovae.runs import write_state
 
 TORCHRUN = [sys.executable, "-m", "torch.distributed.run", "--standalone"]
@@ -171,3 +171,10 @@ def test_only_rank_0_prints_an_error(capsys, monkeypatch, rank):
     code, err = call(capsys, monkeypatch, "train", "--epochs", "none")
     assert code == 1
     assert err.count("error: --epochs") == (1 if rank == 0 else 0)
+
+
+@pytest.mark.parametrize("text", ["x", "", "-1", "1.5"])
+def test_a_variable_of_torchrun_that_is_no_whole_number_is_named(monkeypatch, text):
+    monkeypatch.setenv("WORLD_SIZE", text)
+    with pytest.raises(ValueError, match="the environment variable WORLD_SIZE is"), joined():
+        pass

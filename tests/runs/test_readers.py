@@ -14,6 +14,7 @@ import pyrovae
 from pyrovae.runs import Run, read_json, read_state, write_state, write_whole
 from pyrovae.runs.comparison import Evaluated
 from pyrovae.runs.files import sha256_of, tensors_to_bytes
+from pyrovae.runs.readers import read_values
 from pyrovae.runs.reading import read_yaml
 
 GB = 2**30
@@ -359,3 +360,10 @@ def test_a_text_of_60_000_letters_in_a_header_is_not_repeated(folder):
     path.write_bytes(len(header).to_bytes(8, "little") + header + content[8 + size :])
     sign(folder, path.name)
     assert "no complete safetensors file" in refusal(pyrovae.load, folder)
+
+
+def test_no_more_rows_of_an_evaluation_are_read_than_it_has_data(tmp_path):
+    path = tmp_path / "evaluation.csv"
+    path.write_text("row,log_marginal,std_error,num_particles\n" + "1,-2.0,0.1,5\n" * 10 + "no row at all\n")
+    with pytest.raises(ValueError, match=r"evaluation.csv .* more rows than the 3 data of evaluation.json"):
+        read_values(path, 3, "0" * 64)

@@ -14,7 +14,7 @@ from pathlib import Path
 try:
     import fcntl
 except ImportError:  # Windows
-    fcntl = None  # type: ignore[assignment]
+    fcntl = None  # type: ignore[assignment]  # a module, to the type checker
 
 
 @contextmanager
@@ -58,7 +58,7 @@ def unfinished(make: Callable[[], Path]) -> Iterator[Path]:
         remove(path)  # unless renamed into its place
 
 
-def sweep(folder: Path, prefix: str, ours: str = ".*", content: str = ".*") -> None:
+def sweep(folder: Path, prefix: str, ours: str, content: str = ".*") -> None:
     """Remove the temporary files and folders that killed processes left in a folder, not those of live processes.
 
     Args:

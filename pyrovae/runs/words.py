@@ -23,7 +23,7 @@ VALUES = "pyrovae"  # mode of jsonargparse's parsers
 
 def _loaded(text: str) -> Any:
     """Read a text as jsonargparse does, if it is YAML of plain values."""
-    parse_yaml(text)
+    parse_yaml(text)  # which refuses; only jsonargparse reads 1e3 as a number
     return get_loader("yaml")(text)
 
 

@@ -140,10 +140,11 @@ def try_flag(origin, place, at):
     fresh(origin, place)
     about = f"{script} --{flag} {text[:80]!r}"
     start = {"train": TRAIN, "evaluate": ["run", *EVALUATE], "sample": ["run"], "compare": ["run", "other"]}[script]
-    out = ["--out", "new"] if script == "train" and flag not in ("out", "resume") else []
+    alone = flag == "resume" and text != "null"  # which trains as without the flag
+    out = ["--out", "new"] if script == "train" and flag != "out" and not alone else []
     before = sums(place / "other")
     given = [f"--{flag}={text}"] if at.random() < 0.5 else [f"--{flag}", text]
-    code = check_call(script, ["--resume", text] if flag == "resume" else [*start, *out, *given], place, about)
+    code = check_call(script, ["--resume", text] if alone else [*start, *out, *given], place, about)
     assert sums(place / "other") == before, about
     if code or not (place / "new/config.yaml").exists():
         return

@@ -102,7 +102,7 @@ with locks.unfinished(lambda: path.touch() or path):
             process.kill()
             process.wait()
             process.stdout.close()
-    sweep(tmp_path, ".unfinished-")
+    sweep(tmp_path, ".unfinished-", ".*")
     assert [path.name for path in tmp_path.iterdir()] == ["file"]
 
 
@@ -113,12 +113,12 @@ def test_a_temporary_folder_that_is_swept_before_its_lock_is_made_again(tmp_path
         made.append(tmp_path / f".new-{len(made)}")
         made[-1].mkdir()
         if len(made) == 1:
-            sweep(tmp_path, ".new-")  # as another process may
+            sweep(tmp_path, ".new-", ".*")  # as another process may
         return made[-1]
 
     with unfinished(make) as folder:
         assert folder == made[1]
-        sweep(tmp_path, ".new-")
+        sweep(tmp_path, ".new-", ".*")
         assert folder.is_dir()
     assert not folder.exists()
 
@@ -135,6 +135,6 @@ def test_sweeping_neither_waits_for_a_pipe_nor_follows_a_link(tmp_path):
     (kept / "file").touch()
     (tmp_path / ".new-link").symlink_to(kept)
     subprocess.run(["mkfifo", tmp_path / ".new-pipe"], check=True)
-    sweep(tmp_path, ".new-")
+    sweep(tmp_path, ".new-", ".*")
     assert sorted(path.name for path in tmp_path.iterdir()) == ["kept"]
     assert (kept / "file").exists()

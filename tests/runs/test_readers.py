@@ -183,6 +183,14 @@ def test_a_manifest_with_other_data_than_the_run_has_is_refused(folder, key, val
     assert f"the {key} of the data is {value}, but they have" in refusal(run.data, run.config())
 
 
+@pytest.mark.parametrize("draws", [-3.5, 0, "5"])
+def test_an_evaluation_by_an_impossible_number_of_draws_is_refused(folder, draws):
+    of_default = "log_marginal"
+    edit(folder / "evaluation.json", lambda it: {**it, of_default: {**it[of_default], "num_particles": draws}})
+    sign(folder, "evaluation.json")
+    assert "'log_marginal.num_particles' must be a number, at least 1" in refusal(Evaluated.of, folder)
+
+
 def test_the_same_manifest_without_a_key_that_may_be_missing_is_read(folder):
     def without(manifest):
         del manifest["data"]["num_covariates"]

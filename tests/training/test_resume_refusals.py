@@ -146,3 +146,16 @@ def test_every_optimizer_resumes_to_the_bit_and_refuses_entries_of_another_shape
             if isinstance(entry, torch.Tensor):
                 with pytest.raises((ValueError, KeyError)):
                     load_optimizer_state(start()[1], changed(state, "state", 0, key, value=lambda old, new=wrong: new))
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_the_counter_of_steps_may_have_any_real_dtype(dtype):
+    parameters = [torch.zeros(3, requires_grad=True)]
+    optimizer = torch.optim.Adam(parameters)
+    parameters[0].grad = torch.ones(3)
+    optimizer.step()
+    saved = copy.deepcopy(optimizer.state_dict())
+    saved["state"][0]["step"] = saved["state"][0]["step"].to(dtype)
+    again = torch.optim.Adam(parameters)
+    load_optimizer_state(again, saved)
+    assert again.state[parameters[0]]["step"] == 1

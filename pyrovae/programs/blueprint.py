@@ -38,7 +38,7 @@ class Blueprint:
         likelihood: Maker of p(x|z) from its network.
         encoder: Maker of q(z|x) from its network.
         network: Maker of a network from the sizes of its input and output. The decoder uses its mirror class.
-        x: Training data, with shape (N, D), which standardise the encoder's input and are passed to `Prior.attach`;
+        x: Training data, with shape (N, D), which scale the encoder's input and are passed to `Prior.attach`;
             None if saved weights will replace the values taken from them.
         output_bias: "data" sets the decoder's last bias so that p(x|z) has the means of x; "random" keeps the bias of
             the layer; None for "data" if the likelihood is of counts without a known total (`starts_at_means`) and x
@@ -111,8 +111,9 @@ class Blueprint:
         count = self.num_covariates if num_covariates is None else num_covariates
         outputs = _num_outputs(self.encoder, self.latent_dim if latent_dim is None else latent_dim)
         likelihood, _ = _class_and_arguments(self.likelihood)
-        layer = StandardizeCounts if getattr(likelihood, "starts_at_means", False) else Standardize
-        standardize = layer.from_data(self.data, count)
+        counts = getattr(likelihood, "starts_at_means", False)
+        make = StandardizeCounts.from_data if counts else Standardize.for_encoder
+        standardize = make(self.data, count)
         if count and getattr(network, "structured", False):
             head = MLP(_FEATURES + count, outputs, hidden=[_FEATURES])
             body: nn.Module = WithCovariates(self.network(self.num_dims, _FEATURES), head, self.num_dims)

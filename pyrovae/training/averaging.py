@@ -7,19 +7,23 @@ import torch
 from torch import Tensor
 from torch.optim.swa_utils import get_ema_multi_avg_fn
 
+_FIRST_STEPS = 9  # the average covers at most 1 + t / 9 of the first t steps
+
 
 class WeightAverage:
-    """Exponential average of tensors over the steps, e <- decay e + (1 - decay) v (Polyak and Juditsky 1992).
+    """Exponential average of tensors over the steps, e <- d e + (1 - d) v (Polyak and Juditsky 1992).
 
-    The first step sets the average to the values, as `torch.optim.swa_utils.AveragedModel` does. Integers, such as
-    counters, are copied.
+    The decay d rises with the steps: step t = 1, 2, ... has d = min(decay, t / (t + 9)), so that the average covers
+    about a tenth of the steps done, until this share exceeds 1 / (1 - decay) steps. Short trainings thereby forget
+    their first weights too. The first step sets the average to the values. Integers, such as counters, are copied.
 
     Args:
-        decay: Share of the average that a step keeps, from 0 to below 1; 0.999 averages over about 1,000 steps.
+        decay: Largest share of the average that a step keeps, from 0 to below 1; 0.999 averages over about 1,000 steps.
         values: Tensors to average by name. Steps change them in place.
 
     Attributes:
         averaged: The average by name; empty before the first step.
+        decay: As the argument.
 
     Raises:
         ValueError: If the decay is out of range.
@@ -30,16 +34,20 @@ class WeightAverage:
             raise ValueError(f"average must be at least 0 and below 1, got {decay}; 0.999 averages over 1,000 steps")
         self.values = dict(values)
         self.averaged: dict[str, Tensor] = {}
-        self._average = get_ema_multi_avg_fn(decay)
+        self.decay = decay
         self._pairs: tuple[list[Tensor], list[Tensor]] = ([], [])  # the average and the values that are no integers
         self._integers: list[tuple[Tensor, Tensor]] = []
 
-    def update(self) -> None:
-        """Add the values after a step to the average."""
+    def update(self, step: int) -> None:
+        """Add the values after a step to the average.
+
+        Args:
+            step: Number of the step, from 1.
+        """
         if not self.averaged:
             self._set({name: value.detach().clone() for name, value in self.values.items()})
             return
-        self._average(*self._pairs, 1)
+        get_ema_multi_avg_fn(min(self.decay, step / (step + _FIRST_STEPS)))(*self._pairs, 1)
         for kept, value in self._integers:
             kept.copy_(value)
 

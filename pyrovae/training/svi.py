@@ -124,8 +124,8 @@ def fit(
             `OneCycleLR`, `CyclicLR`, and classes with a true attribute `every_step`, after every step.
             `ReduceLROnPlateau` watches the loss on the validation data, or on the training data without them.
         lr_warmup: Number of epochs, also a fraction, in which the learning rate rises linearly from 0, step by step.
-        average: Decay of an exponential average of the weights, such as 0.999 for about 1,000 steps; None for none. The
-            average is validated, and the programs end with that of the best epoch.
+        average: Largest decay of an exponential average of the weights (`WeightAverage`), such as 0.999 for about 1,000
+            steps; None for none. The average is validated, and the programs end with that of the best epoch.
         clip: Largest norm of the gradient of a batch, divided by the batch size; a longer one is shortened to it. None
             for no limit.
         plate: Name of the plate over the data; None for the plate of the batch's size. Batches are cut along the dim of
@@ -381,7 +381,7 @@ def _train_epoch(run: _Run, shown: Progress) -> None:
         state.count_steps(weights)
         state.rate.after_step()
         if state.average is not None:
-            state.average.update()
+            state.average.update(state.epoch * batches.steps + state.step)
         shown.update(len(weights))
         if run.stop_requested():
             check_finite(run.model, run.guide, batches, state)

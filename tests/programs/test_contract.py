@@ -10,10 +10,12 @@ from catalogue import ENCODERS, LIKELIHOODS, PRIORS, D, Z, call, matching_encode
 from pyrovae import (
     MLP,
     VAE,
+    Blueprint,
     ConditionalNormalPrior,
     ConvNet,
     GatedMLP,
     MixturePrior,
+    NormalLikelihood,
     Prior,
     RecurrentDecoder,
     RecurrentNet,
@@ -234,6 +236,29 @@ def test_standardize_centres_and_scales():
     assert float(y.var(0, correction=0).mean()) == pytest.approx(1, abs=1e-4)
     constant = Standardize.from_data(torch.ones(5, 2))(torch.ones(5, 2))
     torch.testing.assert_close(constant, torch.zeros(5, 2))
+
+
+@pytest.mark.parametrize("num_covariates", [0, 2])
+@pytest.mark.parametrize(
+    ("x", "unchanged"),
+    [
+        (torch.eye(4), True),
+        (torch.linspace(0, 0.6, 12).view(3, 4), True),
+        (torch.linspace(0, 0.1, 12).view(3, 4), False),
+        (torch.linspace(0, 16, 12).view(3, 4), False),
+        (torch.linspace(-1, 1, 12).view(3, 4), False),
+        (torch.zeros(3, 4), False),
+    ],
+    ids=["bits", "grey", "small shares", "counts", "reals", "zeros"],
+)
+def test_encoders_take_bits_and_grey_values_as_they_are(x, unchanged, num_covariates):
+    layer = Standardize.for_encoder(x, num_covariates)
+    given = torch.cat([x, 7 * torch.ones(len(x), num_covariates)], -1)
+    expected = given if unchanged else Standardize.from_data(x, num_covariates)(given)
+    assert torch.equal(layer(given), expected)
+    assert layer.loc.shape == Standardize.from_data(x, num_covariates).loc.shape
+    encoder = Blueprint(4, 2, num_covariates=num_covariates, likelihood=NormalLikelihood, x=x).make_encoder()
+    assert torch.equal(encoder.network[0](given), expected)
 
 
 def test_vae_moves_and_changes_dtype_completely():

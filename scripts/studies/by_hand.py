@@ -39,7 +39,6 @@ SETTINGS: dict[str, Callable[[int], dict[str, Any]]] = {
     "default": lambda epochs: {},
     "cosine": lambda epochs: {"lr_schedule": partial(CosineAnnealingLR, T_max=epochs)},
     "average": lambda epochs: {"average": 0.999},
-    "cosine, average": lambda epochs: {"lr_schedule": partial(CosineAnnealingLR, T_max=epochs), "average": 0.999},
 }
 
 

@@ -5,6 +5,7 @@ A reader refuses a file that does not fit in one line with its path, before it u
 
 import csv
 import hashlib
+import json
 import math
 import re
 from array import array
@@ -38,7 +39,7 @@ from pyrovae.runs.reading import (
     whole,
 )
 
-FORMAT = 1  # of the manifest
+FORMAT = 2  # of the manifest; format 1 has no sum of its own
 
 _RESTORE = "restore it from a copy"
 _EVALUATE = "write it again with evaluate.py"
@@ -51,7 +52,7 @@ _COUNT, _WHOLE, _MAYBE = whole(1), whole(0), OrNull(NUMBER)
 _DRAWS = Kind("a number, at least 1", lambda value: NUMBER.fits(value) and value >= 1)  # their mean
 _BINARIZE = one_of("dynamic", "static", "none")
 _MANIFEST = {
-    "format": whole(FORMAT, FORMAT),
+    "format": whole(1, FORMAT),
     "status": one_of("training", "finished"),
     "files": Each(SUM),
     "data": {
@@ -68,6 +69,7 @@ _MANIFEST = {
     "device": TEXT,
     "threads": _COUNT,
     "versions": Each(TEXT),
+    "sum?": SUM,
 }
 _ESTIMATE = {
     "mean": _MAYBE,
@@ -136,11 +138,11 @@ def read_manifest(path: Path) -> dict[str, Any]:
 
     Raises:
         FileNotFoundError: If there is no such file.
-        ValueError: If it is no manifest of format 1.
+        ValueError: If it is no manifest of format 1 or 2, or was changed since `sealed` made its sum.
     """
     manifest = read_json(path, _SMALL)
-    if not isinstance(manifest, dict) or manifest.get("format") != FORMAT:
-        raise ValueError(f"{path} does not have format {FORMAT}; load the run with the version that wrote it")
+    if not isinstance(manifest, dict) or manifest.get("format") not in range(1, FORMAT + 1):
+        raise ValueError(f"{path} does not have format 1 or {FORMAT}; load the run with the version that wrote it")
     check_kind(manifest, _MANIFEST, path, _RESTORE)
     about = manifest["data"]
     if math.prod(about["shape"]) != about["num_dims"]:
@@ -148,7 +150,16 @@ def read_manifest(path: Path) -> dict[str, Any]:
             f"{path}: a datum of shape {about['shape']} has {math.prod(about['shape'])} values, not "
             f"{about['num_dims']}; {_RESTORE}"
         )
+    if (manifest["format"] > 1 or "sum" in manifest) and manifest != sealed(manifest):
+        raise ValueError(f"{path} was changed or damaged: its content does not match its own sum; {_RESTORE}")
     return manifest
+
+
+def sealed(manifest: dict[str, Any]) -> dict[str, Any]:
+    """Return a manifest with a new `sum`: the SHA-256 of its other keys and values, as JSON with sorted keys."""
+    content = {key: value for key, value in manifest.items() if key != "sum"}
+    text = json.dumps(content, sort_keys=True, separators=(",", ":"))
+    return {**content, "sum": hashlib.sha256(text.encode()).hexdigest()}
 
 
 def read_evaluation(path: Path) -> dict[str, Any]:

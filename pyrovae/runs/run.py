@@ -1,7 +1,7 @@
 """The run folder: its files, and how a run is created, resumed and loaded.
 
 config.yaml              the resolved configuration
-manifest.json            SHA-256 sums of files and data, versions, and the status: training or finished
+manifest.json            SHA-256 sums of files, data and itself, versions, and the status: training or finished
 checkpoint.safetensors   state of `fit` for --resume; its rename into place is the commit
 metrics.jsonl            one line per epoch
 weights.safetensors      the best epoch's parameters and buffers
@@ -47,6 +47,7 @@ from pyrovae.runs.readers import (
     read_manifest,
     read_metrics,
     read_values,
+    sealed,
 )
 from pyrovae.runs.reading import CONFIG_LIMIT, LIMIT, check_size, read_yaml
 from pyrovae.runs.resolve import find_device
@@ -132,7 +133,7 @@ class Run:
             write_whole(new / CONFIG, content)
             write_json(
                 new / MANIFEST,
-                _manifest("training", {CONFIG: sha256_of(new / CONFIG)}, config, data),
+                sealed(_manifest("training", {CONFIG: sha256_of(new / CONFIG)}, config, data)),
             )
             new.chmod(0o755)
             if target:
@@ -304,8 +305,8 @@ class Run:
             self._write_manifest({**self.manifest, "files": {**self.manifest["files"], **sums}})
 
     def _write_manifest(self, manifest: dict[str, Any]) -> None:
-        write_json(self.path / MANIFEST, manifest)
-        self.manifest = manifest
+        self.manifest = sealed({**manifest, "format": FORMAT})
+        write_json(self.path / MANIFEST, self.manifest)
 
     def vae(self, config: Namespace) -> ProgramPair:
         """Build the model and load the trained weights.

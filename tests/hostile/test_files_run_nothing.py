@@ -24,6 +24,7 @@ from script_helpers import TINY, Script, run
 from pyrovae import load
 from pyrovae.runs import build_objective, build_vae, parse_training
 from pyrovae.runs.files import sha256_of, write_json
+from pyrovae.runs.readers import sealed
 from pyrovae.runs.reading import read_json
 
 COMPILED = [Path(tempfile.gettempdir()) / f"torchinductor_{getpass.getuser()}"]  # a folder that torch makes
@@ -63,7 +64,7 @@ def written(folder: Path, config: Any) -> Path:
     (copy / "config.yaml").write_text(yaml.safe_dump(config, sort_keys=False))
     manifest = read_json(copy / "manifest.json")
     manifest["files"]["config.yaml"] = sha256_of(copy / "config.yaml")
-    write_json(copy / "manifest.json", manifest)
+    write_json(copy / "manifest.json", sealed(manifest))
     return copy
 
 
@@ -171,7 +172,7 @@ def open_all(folder, honest, opener, every):
         copy = written(folder, config | {"epochs": 1} if isinstance(config.get("epochs"), int) else config)
         if opener == "train --resume":
             manifest = read_json(copy / "manifest.json")
-            write_json(copy / "manifest.json", manifest | {"status": "training"})
+            write_json(copy / "manifest.json", sealed(manifest | {"status": "training"}))
         script, arguments = OPENERS[opener](copy)
         seen = folder / "seen.txt"
         env = {"AUDIT": str(seen), "AUDIT_ALLOWED": str(copy)}

@@ -15,6 +15,7 @@ from script_helpers import path_of, run
 
 from pyrovae.runs import Run
 from pyrovae.runs.comparison import Evaluated, compare, marginal_to_arviz, meaning_of_intervals, plot_comparison
+from pyrovae.runs.readers import sealed
 from pyrovae.stats import crossed_mean_and_std_error
 
 ABOUT = {"data (SHA-256)": "abc", "binarisation": "none", "split": "test", "base measure": "counting"}
@@ -250,7 +251,7 @@ def test_compare_refuses_an_evaluation_without_a_checksum_or_of_another_run(runs
         Evaluated.of(tmp_path / "b")
     manifest = json.loads((tmp_path / "b/manifest.json").read_text())
     del manifest["files"]["evaluation.csv"]
-    (tmp_path / "b/manifest.json").write_text(json.dumps(manifest))
+    (tmp_path / "b/manifest.json").write_text(json.dumps(sealed(manifest)))
     with pytest.raises(ValueError, match="has no evaluation with a checksum"):
         Evaluated.of(tmp_path / "b")
 

@@ -14,7 +14,7 @@ import pyrovae
 from pyrovae.runs import Run, read_json, read_state, write_state, write_whole
 from pyrovae.runs.comparison import Evaluated
 from pyrovae.runs.files import sha256_of, tensors_to_bytes
-from pyrovae.runs.readers import read_values
+from pyrovae.runs.readers import read_values, sealed
 from pyrovae.runs.reading import read_yaml
 
 GB = 2**30
@@ -72,7 +72,7 @@ def edit(path, change):
 def sign(folder, name):
     """Write the sum of a file to the manifest, as one who changed both would."""
     sums = {name: sha256_of(folder / name)}
-    edit(folder / "manifest.json", lambda manifest: {**manifest, "files": {**manifest["files"], **sums}})
+    edit(folder / "manifest.json", lambda manifest: sealed({**manifest, "files": {**manifest["files"], **sums}}))
 
 
 @pytest.mark.parametrize("special", SPECIAL)
@@ -152,7 +152,8 @@ def test_json_that_is_none_of_ours_is_refused(folder, name, content):
         ("versions", {"torch": "x" * 60_000}, "'versions.torch' must be a text of at most"),
         ("device", "\ud800", "'device' must be a text"),
         ("format", True, "'format' must be a whole number"),
-        ("format", [1], "does not have format 1"),
+        ("format", [1], "does not have format 1 or 2"),
+        ("sum", "none", "'sum' must be a SHA-256"),
     ],
 )
 def test_a_manifest_with_another_structure_is_refused_with_the_key(folder, key, value, words):
@@ -178,7 +179,7 @@ def test_a_manifest_with_impossible_data_is_refused(folder, key, value, words):
 
 @pytest.mark.parametrize(("key", "value"), [("binarize", "static"), ("num_test", 11), ("num_covariates", 1)])
 def test_a_manifest_with_other_data_than_the_run_has_is_refused(folder, key, value):
-    edit(folder / "manifest.json", lambda manifest: {**manifest, "data": {**manifest["data"], key: value}})
+    edit(folder / "manifest.json", lambda manifest: sealed({**manifest, "data": {**manifest["data"], key: value}}))
     run = Run(folder)
     assert f"the {key} of the data is {value}, but they have" in refusal(run.data, run.config())
 
@@ -194,10 +195,36 @@ def test_an_evaluation_by_an_impossible_number_of_draws_is_refused(folder, draws
 def test_the_same_manifest_without_a_key_that_may_be_missing_is_read(folder):
     def without(manifest):
         del manifest["data"]["num_covariates"]
-        return {**manifest, "more": 1}
+        return sealed({**manifest, "more": 1})
 
     edit(folder / "manifest.json", without)
     assert pyrovae.load(folder)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda manifest: {**manifest, "files": {**manifest["files"], "posterior.nc": "0" * 64}},
+        lambda manifest: {**manifest, "threads": manifest["threads"] + 1},
+        lambda manifest: {**manifest, "status": "training"},
+        lambda manifest: {**manifest, "format": 1},
+        lambda manifest: {**manifest, "more": 1},
+        lambda manifest: {**manifest, "sum": "0" * 64},
+        lambda manifest: {key: value for key, value in manifest.items() if key != "sum"},
+    ],
+    ids=["sum of a file nobody reads", "threads", "status", "format", "another key", "its sum", "without its sum"],
+)
+def test_a_manifest_that_was_changed_anywhere_is_refused(folder, change):
+    edit(folder / "manifest.json", change)
+    assert "manifest.json was changed or damaged: its content does not match its own sum" in refusal(Run, folder)
+
+
+def test_a_manifest_of_format_1_has_no_sum_of_its_own_and_is_read(folder):
+    edit(folder / "manifest.json", lambda it: {key: it[key] for key in it if key != "sum"} | {"format": 1})
+    assert pyrovae.load(folder)
+    Run(folder).record_evaluation()
+    assert json.loads((folder / "manifest.json").read_text()).keys() > {"sum"}
+    assert Run(folder).manifest["format"] == 2
 
 
 LAUGHS = "a: &a [1,1]\n" + "".join(f"{b}: &{b} [{','.join([f'*{a}'] * 9)}]\n" for a, b in zip("abcdefgh", "bcdefghi"))  # noqa: B905

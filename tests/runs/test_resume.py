@@ -13,6 +13,7 @@ from script_helpers import SCRIPTS, TINY, call, damage, lines, run, start
 import pyrovae
 import pyrovae.evidence.evaluation
 import pyrovae.runs.report
+from pyrovae.runs.readers import sealed
 
 
 def test_a_run_killed_repeatedly_ends_as_an_uninterrupted_run(place, straight):
@@ -97,7 +98,7 @@ def test_a_checkpoint_of_another_model_or_damaged_is_refused(place, straight, tm
     copy = tmp_path / "copy"
     shutil.copytree(place / "wider", copy)
     manifest = json.loads((copy / "manifest.json").read_text())
-    (copy / "manifest.json").write_text(json.dumps({**manifest, "status": "training"}))
+    (copy / "manifest.json").write_text(json.dumps(sealed({**manifest, "status": "training"})))
     shutil.copy(straight / "checkpoint.safetensors", copy)
     code, err = call(capsys, monkeypatch, "train", "--resume", copy)
     assert code == 1

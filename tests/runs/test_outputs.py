@@ -2,9 +2,12 @@
 
 import fcntl
 import gc
+import hashlib
 import json
 import os
 import pty
+import re
+import shutil
 import struct
 import subprocess
 import sys
@@ -17,7 +20,9 @@ from matplotlib.backends.backend_agg import RendererAgg
 from matplotlib.image import AxesImage
 from script_helpers import SCRIPTS, TINY, Script, assert_refused, call, lines, run
 
+from pyrovae.data import sources
 from pyrovae.runs import Run, report
+from pyrovae.runs.readers import sealed
 
 BITS = ["--data", "bits.npy", *TINY]
 ALL = [path for path in sorted(SCRIPTS.rglob("*.py")) if "run_script(main)" in path.read_text()]
@@ -272,3 +277,23 @@ def test_a_tiny_target_standard_error_takes_all_draws(place, straight, capsys, m
     code, err = call(capsys, monkeypatch, "evaluate", straight, "--target_std_error", "1e-300", "--num_particles", 500)
     assert code == 0, err
     assert json.loads((straight / "evaluation.json").read_text())["log_marginal"]["num_particles"] == 500
+
+
+@pytest.mark.parametrize(
+    "command", ["train --config given.yaml --out none", "train --resume given", "evaluate given", "sample given"]
+)
+def test_a_configuration_from_elsewhere_starts_no_download(place, straight, capsys, monkeypatch, command):
+    monkeypatch.chdir(place)
+    text = re.sub(r"(?m)^data: .*", "data: mnist", (straight / "config.yaml").read_text())
+    (place / "given.yaml").write_text(text)
+    shutil.copytree(straight, place / "given", dirs_exist_ok=True)
+    (place / "given/config.yaml").write_text(text)
+    manifest = json.loads((straight / "manifest.json").read_text())
+    manifest["files"]["config.yaml"] = hashlib.sha256(text.encode()).hexdigest()
+    manifest["status"] = "training" if "--resume" in command else "finished"
+    (place / "given/manifest.json").write_text(json.dumps(sealed(manifest)))
+    monkeypatch.setattr(sources, "_download_mnist", lambda *_: pytest.fail("a download was started"))
+    script, *arguments = command.split()
+    code, err = call(capsys, monkeypatch, script, *arguments)
+    assert_refused(script, code, err, "MNIST is not in data/MNIST/raw, and a configuration starts no download; give")
+    assert not (place / "none").exists()

@@ -4,8 +4,12 @@ import ast
 import builtins
 import fnmatch
 import importlib
+import os
 import pkgutil
 import re
+import runpy
+import signal
+import sys
 import tomllib
 from pathlib import Path
 
@@ -140,6 +144,23 @@ def test_an_unknown_topic_is_answered_in_one_line_with_near_names(capsys):
     assert out == ""
     assert err.count("\n") == 1
     assert "did you mean log-p-x" in err
+
+
+@pytest.mark.parametrize("arguments", [[], ["glossary"]])
+def test_a_closed_pipe_ends_the_guides_without_a_traceback(arguments, monkeypatch, capsys):
+    reader, writer = os.pipe()
+    os.close(reader)
+    before = signal.getsignal(signal.SIGTERM)
+    monkeypatch.setattr(sys, "argv", ["guide", *arguments])
+    monkeypatch.delitem(sys.modules, "pyrovae.guide.__main__")  # runpy warns of a module that is there already
+    try:
+        with open(writer, "w") as closed:
+            monkeypatch.setattr(sys, "stdout", closed)
+            with pytest.raises(SystemExit) as stop:
+                runpy.run_module("pyrovae.guide", run_name="__main__")
+    finally:
+        signal.signal(signal.SIGTERM, before)
+    assert (stop.value.code, capsys.readouterr().err) == (141, "")
 
 
 def test_the_wheel_holds_the_guides_and_their_figures():

@@ -10,7 +10,7 @@ import sys
 from collections.abc import Sequence
 
 from pyrovae.guide import TOPICS, read, summary
-from pyrovae.runs import near
+from pyrovae.runs import near, run_script
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -30,4 +30,4 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    run_script(main)

@@ -114,9 +114,12 @@ def plot_grids(panels: Sequence[tuple[str, Tensor]], shape: Sequence[int], *, co
 
 def to_png(figure: Figure) -> bytes:
     """Render a figure as PNG, with equal bytes for equal figures."""
+    before, buffer = figure.canvas, io.BytesIO()
     FigureCanvasAgg(figure)
-    buffer = io.BytesIO()
-    figure.savefig(buffer, format="png", dpi=150, metadata={"Software": None})
+    try:
+        figure.savefig(buffer, format="png", dpi=150, metadata={"Software": None})
+    finally:
+        figure.set_canvas(before)  # the other one holds the pixels, up to 40 MB
     return buffer.getvalue()
 
 

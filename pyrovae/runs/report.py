@@ -174,7 +174,9 @@ def write_sample_figures(run: Run, vae: ProgramPair, data: Data, *, size: int, s
                 (x,), conditions = take(test, given, rows)
                 panels = _panels(kind, vae, x, conditions, seed=_seed_of_page(seed, page))
                 names.append(f"{kind}-{page + 1}.png" if page else f"{kind}.png")
-                write_whole(run.path / names[-1], to_png(plot_grids(panels, data.shape)))
+                figure = plot_grids(panels, data.shape)
+                write_whole(run.path / names[-1], to_png(figure))
+                figure.clear()  # its reference cycles would keep the data of many figures in memory
                 progress.update()
     for path in run.path.iterdir():
         if re.fullmatch(r"(samples|reconstructions)-\d+\.png", path.name) and path.name not in names:

@@ -21,7 +21,7 @@ latent_space, blocks  unconstrained coordinates, blocks of data
 """
 
 from pyrovae.evidence.ais import ais
-from pyrovae.evidence.blocks import DEFAULT_CHUNK_SIZE
+from pyrovae.evidence.blocks import DEFAULT_CHUNK_SIZE, check_memory
 from pyrovae.evidence.brackets import Bracket, agreeing_schedule, bracket
 from pyrovae.evidence.evaluation import KHAT_LIMIT, Evaluation, evaluate, exact_summary
 from pyrovae.evidence.exact import ExactMarginal, exact_log_marginal, linear_gaussian_log_marginal
@@ -66,6 +66,7 @@ __all__ = [
     "agreeing_schedule",
     "ais",
     "bracket",
+    "check_memory",
     "evaluate",
     "evidence_lower_bound",
     "exact_log_marginal",

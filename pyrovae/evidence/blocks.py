@@ -31,6 +31,7 @@ from pyrovae.densities import (
 from pyrovae.evidence.latent_space import LatentSpace
 
 DEFAULT_CHUNK_SIZE = 8192
+_MOST_LATENTS = 2**40  # decoded at once; no memory holds more
 _MOST_NUMBERS = 6_500_000  # latents decoded at once times columns of the data, by default: 26 MB in single precision
 
 _UNDEFINED_SHARE = 0.01  # of the gradients that are NaN, above which a warning names the datum
@@ -175,7 +176,7 @@ def chunk_size_or_default(chunk_size: int | None, args: tuple[Any, ...], kwargs:
         kwargs: Keyword arguments of the programs.
     """
     if chunk_size is not None:
-        return chunk_size
+        return min(chunk_size, _MOST_LATENTS)
     size = num_data(args, kwargs) if has_data(args, kwargs) else 0
     shapes: list[tuple[int, ...]] = [tuple(getattr(value, "shape", ())) for value in (*args, *kwargs.values())]
     columns = max([1, *(math.prod(shape[1:]) for shape in shapes if len(shape) > 1 and shape[0] == size)])

@@ -20,6 +20,7 @@ from torch.optim.lr_scheduler import LRScheduler
 
 from pyrovae.densities import SupportError, check_support, evaluating, isolated_rng, log_weights, sample_sites, take
 from pyrovae.encoders import Encoder
+from pyrovae.evidence import check_memory
 from pyrovae.objectives import KLWeight
 from pyrovae.priors import Prior
 from pyrovae.programs import Blueprint, ProgramPair, RecordedMaker
@@ -125,6 +126,7 @@ def build_objective(config: Namespace) -> Objective:
     )
     if not math.isfinite(config.lr):
         raise ValueError(f"--lr {config.lr}: expected a finite number above 0")
+    check_memory(config.num_particles)
     _check_optimizer(objective.optimizer, part_class("optimizer", config.optimizer.class_path).__name__, config.device)
     _check_learning_rate(objective, config)
     return objective

@@ -59,6 +59,7 @@ BAD_FLAGS = {
     "--config none.yaml": "prior must be a name",
     "--config own.yaml --trust_imports broken": "importing broken fails: NameError",
     "--num_particles 0": "--num_particles 0: expected a whole number, at least 1",
+    "--num_particles 100000000000000000000": "lower num_particles",
     "--patience 0": "--patience 0: expected a whole number, at least 1, or null",
     "--seed 99999999999999999999": "expected a whole number from 0 to 4294967295",
     "--network.hidden 200": "--network.hidden 200: expected a list of whole numbers, as in [20,10]",

@@ -5,6 +5,7 @@
     interval      continuous Bernoulli, beta, truncated normal
     categorical   classes and ordered bins
     positive      scales and dispersions, with smooth bounds
+    units         centre and spread of each column
     base          `Likelihood`
 
 A new likelihood is a class in this room; see `Likelihood` for the steps.
@@ -24,6 +25,7 @@ from pyrovae.likelihoods.counts import (
 )
 from pyrovae.likelihoods.interval import BetaLikelihood, ContinuousBernoulliLikelihood, TruncatedNormalLikelihood
 from pyrovae.likelihoods.real import LaplaceLikelihood, LogNormalLikelihood, NormalLikelihood, StudentTLikelihood
+from pyrovae.likelihoods.units import Units
 
 __all__ = [
     "BernoulliLikelihood",
@@ -42,6 +44,7 @@ __all__ = [
     "PoissonLikelihood",
     "StudentTLikelihood",
     "TruncatedNormalLikelihood",
+    "Units",
     "ZeroInflatedNegativeBinomialLikelihood",
     "ZeroInflatedPoissonLikelihood",
 ]

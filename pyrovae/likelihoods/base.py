@@ -8,6 +8,7 @@ from pyro.distributions.torch_distribution import TorchDistributionMixin
 from torch import Tensor, nn
 
 from pyrovae.likelihoods.positive import Choice, Positive
+from pyrovae.likelihoods.units import Units
 from pyrovae.nn import join, out_features, split
 
 # A positive number (fixed), "global" (learned, one for all dimensions), "dimension" (learned, one per dimension), or
@@ -27,7 +28,9 @@ class Likelihood(nn.Module):
        `num_outputs`.
     4. If an argument has no default, override `arguments_for`, which suggests its value from data.
     5. For `output_bias="data"`, override `intercept`.
-    6. If the data are counts without a known total, set `starts_at_means = True`. By default `Blueprint` then starts
+    6. If the network's outputs are in the data's units, override `set_units`, and set `has_units = True`. `Blueprint`
+       then takes the units from the data, and the encoder's input is standardised by column.
+    7. If the data are counts without a known total, set `starts_at_means = True`. By default `Blueprint` then starts
        the decoder at the data's means and gives the encoder log(1 + x).
 
     Args:
@@ -45,6 +48,7 @@ class Likelihood(nn.Module):
 
     num_blocks: ClassVar[int] = 1
     starts_at_means: ClassVar[bool] = False
+    has_units: ClassVar[bool] = False
 
     def __init__(self, network: nn.Module) -> None:
         super().__init__()
@@ -85,6 +89,13 @@ class Likelihood(nn.Module):
             f"the initial output bias needs a method intercept(x), but {type(self).__name__} has none; write one, or "
             'use output_bias="random"'
         )
+
+    def set_units(self, x: Tensor) -> None:
+        """Take centre and spread of each column from data, if the parameters of p(x|z) have the data's units.
+
+        Args:
+            x: Training data, with shape (N, D).
+        """
 
     def output_bias(self, x: Tensor) -> Tensor:
         """Return an initial bias of the network's last layer: `intercept`, then zeros for the other blocks.
@@ -130,31 +141,49 @@ class Likelihood(nn.Module):
 class LocationScaleLikelihood(Likelihood):
     """Base class of the likelihoods with a location from the network and a scale.
 
+        location = centre + spread network(z),  learned scale = spread v
+
+    Centre and spread of each column are those of `set_units`, or 0 and 1.
+
     Args:
         network: Module from the latent (and covariates) to the parameters of p(x|z): D locations, then D scales
             if scale is "network".
-        scale: Scale: a positive number (fixed), "global" (learned, one for all dimensions), "dimension" (learned, one
-            per dimension), or "network" (D more outputs). Learned scales start at 1.
-        scale_bounds: Smooth bounds (low, high) of a scale that is not a fixed number (see `Positive`).
+        scale: Scale: a positive number (fixed, in the data's units), "global" (learned, one for all dimensions),
+            "dimension" (learned, one per dimension), or "network" (D more outputs). Learned scales v are relative to
+            the spread of each column and start at 1.
+        scale_bounds: Smooth bounds (low, high) of a scale v that is not a fixed number (see `Positive`).
 
     Raises:
         ValueError: If scale is neither a positive number nor one of the words, or the bounds are not 0 < low < high.
     """
+
+    has_units: ClassVar[bool] = True
 
     def __init__(
         self, network: nn.Module, scale: Choice = "global", scale_bounds: tuple[float, float] = (1e-6, 1e6)
     ) -> None:
         super().__init__(network)
         self.scale = Positive("scale", scale, network, self.num_outputs(1, scale=scale), bounds=scale_bounds)
+        self.units = Units.none()
+
+    def set_units(self, x: Tensor) -> None:
+        """Take centre and spread of each column from data, with shape (N, D)."""
+        self.units = Units.of(x)
 
     def loc_and_scale(self, z: Tensor, covariates: Tensor | None = None) -> tuple[Tensor, Tensor | float]:
         """Run the network. Return locations, with shape (..., D), and scales, which broadcast against them."""
         blocks = self.blocks(z, covariates)
-        return next(blocks), self.scale(blocks)
+        return self.units.location(next(blocks)), scale_in(self.units, self.scale, blocks)
 
     def intercept(self, x: Tensor) -> Tensor:
-        """Return the data's means, the locations."""
-        return x.mean(0)
+        """Return the outputs whose locations are the data's means."""
+        return self.units.inverse(x.mean(0))
+
+
+def scale_in(units: Units, scale: Positive, blocks: Iterator[Tensor]) -> Tensor | float:
+    """Return a scale in the data's units: a fixed number as it is, a learned one times the spread of the column."""
+    value = scale(blocks)
+    return units.scale(value) if isinstance(scale.choice, str) else value
 
 
 def logit_of(share: Tensor) -> Tensor:

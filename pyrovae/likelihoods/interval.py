@@ -78,17 +78,17 @@ class BetaLikelihood(Likelihood):
 class TruncatedNormalLikelihood(LocationScaleLikelihood):
     """Independent normal truncated to [low, high].
 
-        p(x|z) = prod_d N(x_d; network(z)_d, scale_d^2) / P(low <= x_d <= high)
+        p(x|z) = prod_d N(x_d; loc_d, scale_d^2) / P(low <= x_d <= high),  loc = centre + spread network(z)
 
     Args:
         network: Module from the latent (and covariates) to the parameters of p(x|z): D locations before
             truncation, then D scales if scale is "network".
         low: Lower end, in the data's units.
         high: Upper end, in the data's units.
-        scale: Standard deviation before truncation, in the data's units: a positive number (fixed), "global" (learned,
+        scale: Standard deviation before truncation: a positive number (fixed, in the data's units), "global" (learned,
             one for all dimensions), "dimension" (learned, one per dimension), or "network" (D more outputs). Learned
-            scales start at 1.
-        scale_bounds: Smooth bounds (low, high) of a scale that is not a fixed number (see `Positive`).
+            scales are relative to the spread of each column and start at 1.
+        scale_bounds: Smooth bounds (low, high) of a relative scale, learned or from the network (see `Positive`).
 
     Raises:
         ValueError: If scale is neither a positive number nor one of the words, the bounds are not 0 < low < high, or

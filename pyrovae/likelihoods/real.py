@@ -1,18 +1,22 @@
 """Likelihoods of real and of positive data."""
 
+from typing import ClassVar
+
 import pyro.distributions as dist
+import torch
 from pyro.distributions.torch_distribution import TorchDistributionMixin
 from torch import Tensor, nn
 
 from pyrovae.distributions import LogNormal, StudentT
-from pyrovae.likelihoods.base import Likelihood, LocationScaleLikelihood
+from pyrovae.likelihoods.base import Likelihood, LocationScaleLikelihood, scale_in
 from pyrovae.likelihoods.positive import Choice, Positive
+from pyrovae.likelihoods.units import Units
 
 
 class NormalLikelihood(LocationScaleLikelihood):
     """Independent normal, for real data.
 
-        p(x|z) = prod_d N(x_d; network(z)_d, scale_d^2)
+        p(x|z) = prod_d N(x_d; loc_d, scale_d^2),  loc = centre + spread network(z)
 
     Without bounds on a variance from the network, the likelihood is unbounded (Mattei and Frellsen, "Leveraging the
     exact likelihood of deep latent variable models", NeurIPS 2018, https://arxiv.org/abs/1802.04826).
@@ -20,10 +24,10 @@ class NormalLikelihood(LocationScaleLikelihood):
     Args:
         network: Module from the latent (and covariates) to the parameters of p(x|z): D locations, then D scales
             if scale is "network".
-        scale: Standard deviation, in the data's units: a positive number (fixed), "global" (learned, one for all
-            dimensions), "dimension" (learned, one per dimension), or "network" (D more outputs). Learned scales start
-            at 1.
-        scale_bounds: Smooth bounds (low, high) of a scale that is not a fixed number (see `Positive`).
+        scale: Standard deviation: a positive number (fixed, in the data's units), "global" (learned, one for all
+            dimensions), "dimension" (learned, one per dimension), or "network" (D more outputs). Learned scales are
+            relative to the spread of each column and start at 1.
+        scale_bounds: Smooth bounds (low, high) of a relative scale, learned or from the network (see `Positive`).
 
     Raises:
         ValueError: If scale is neither a positive number nor one of the words, or the bounds are not 0 < low < high.
@@ -37,15 +41,15 @@ class NormalLikelihood(LocationScaleLikelihood):
 class LaplaceLikelihood(LocationScaleLikelihood):
     """Independent Laplace, for real data with absolute errors.
 
-        p(x|z) = prod_d exp(-|x_d - network(z)_d| / scale_d) / (2 scale_d)
+        p(x|z) = prod_d exp(-|x_d - loc_d| / scale_d) / (2 scale_d),  loc = centre + spread network(z)
 
     Args:
         network: Module from the latent (and covariates) to the parameters of p(x|z): D medians, then D scales if
             scale is "network".
-        scale: Mean absolute error, in the data's units: a positive number (fixed), "global" (learned, one for all
-            dimensions), "dimension" (learned, one per dimension), or "network" (D more outputs). Learned scales start
-            at 1.
-        scale_bounds: Smooth bounds (low, high) of a scale that is not a fixed number (see `Positive`).
+        scale: Mean absolute error: a positive number (fixed, in the data's units), "global" (learned, one for all
+            dimensions), "dimension" (learned, one per dimension), or "network" (D more outputs). Learned scales are
+            relative to the spread of each column and start at 1.
+        scale_bounds: Smooth bounds (low, high) of a relative scale, learned or from the network (see `Positive`).
 
     Raises:
         ValueError: If scale is neither a positive number nor one of the words, or the bounds are not 0 < low < high.
@@ -59,7 +63,7 @@ class LaplaceLikelihood(LocationScaleLikelihood):
 class StudentTLikelihood(Likelihood):
     """Independent Student-t, for real data with outliers.
 
-        p(x|z) = prod_d t(x_d; df_d, network(z)_d, scale_d)
+        p(x|z) = prod_d t(x_d; df_d, loc_d, scale_d),  loc = centre + spread network(z)
 
     The density is t((x - loc)/scale; df)/scale, so the variance is scale^2 df/(df - 2) if df > 2 (Lange, Little and
     Taylor, "Robust statistical modeling using the t distribution", JASA 1989, https://doi.org/10.2307/2290063).
@@ -67,16 +71,19 @@ class StudentTLikelihood(Likelihood):
     Args:
         network: Module from the latent (and covariates) to the parameters of p(x|z): D locations, then D scales
             if scale is "network", then D degrees of freedom if df is "network".
-        scale: Scale, in the data's units: a positive number (fixed), "global" (learned, one for all dimensions),
-            "dimension" (learned, one per dimension), or "network" (D more outputs). Learned scales start at 1.
+        scale: Scale: a positive number (fixed, in the data's units), "global" (learned, one for all dimensions),
+            "dimension" (learned, one per dimension), or "network" (D more outputs). Learned scales are relative to the
+            spread of each column and start at 1.
         df: Degrees of freedom, with the same choices as scale. Learned ones start at 10 and stay between 1.1, where the
             mean exists, and 1000, where float32 still resolves the density.
-        scale_bounds: Smooth bounds (low, high) of a scale that is not a fixed number (see `Positive`).
+        scale_bounds: Smooth bounds (low, high) of a relative scale, learned or from the network (see `Positive`).
 
     Raises:
         ValueError: If scale or df is neither a positive number nor one of the words, or the bounds are not
             0 < low < high.
     """
+
+    has_units: ClassVar[bool] = True
 
     def __init__(
         self,
@@ -89,38 +96,47 @@ class StudentTLikelihood(Likelihood):
         num_blocks = self.num_outputs(1, scale=scale, df=df)
         self.scale = Positive("scale", scale, network, num_blocks, bounds=scale_bounds)
         self.df = Positive("df", df, network, num_blocks, start=10.0, bounds=(1.1, 1000.0))
+        self.units = Units.none()
+
+    def set_units(self, x: Tensor) -> None:
+        """Take centre and spread of each column from data, with shape (N, D)."""
+        self.units = Units.of(x)
 
     def intercept(self, x: Tensor) -> Tensor:
-        """Return the data's means, the locations."""
-        return x.mean(0)
+        """Return the outputs whose locations are the data's means."""
+        return self.units.inverse(x.mean(0))
 
     def forward(self, z: Tensor, covariates: Tensor | None = None) -> TorchDistributionMixin:
         """Return p(x|z), with the batch_shape of z's leading dimensions."""
         blocks = self.blocks(z, covariates)
-        loc, scale, df = next(blocks), self.scale(blocks), self.df(blocks)
+        loc, scale, df = self.units.location(next(blocks)), scale_in(self.units, self.scale, blocks), self.df(blocks)
         return StudentT(df, loc, scale).to_event(1)
 
 
 class LogNormalLikelihood(LocationScaleLikelihood):
     """Independent log-normal, for positive data.
 
-        p(x|z) = prod_d N(log x_d; network(z)_d, scale_d^2) / x_d
+        p(x|z) = prod_d N(log x_d; loc_d, scale_d^2) / x_d,  loc = centre + spread network(z)
 
     Args:
         network: Module from the latent (and covariates) to the parameters of p(x|z): D means of log x, then D
             scales if scale is "network".
-        scale: Standard deviation of log x, without unit: a positive number (fixed), "global" (learned, one for all
-            dimensions), "dimension" (learned, one per dimension), or "network" (D more outputs). Learned scales start
-            at 1.
-        scale_bounds: Smooth bounds (low, high) of a scale that is not a fixed number (see `Positive`).
+        scale: Standard deviation of log x: a positive number (fixed, without unit), "global" (learned, one for all
+            dimensions), "dimension" (learned, one per dimension), or "network" (D more outputs). Learned scales are
+            relative to the spread of log x of each column and start at 1.
+        scale_bounds: Smooth bounds (low, high) of a relative scale, learned or from the network (see `Positive`).
 
     Raises:
         ValueError: If scale is neither a positive number nor one of the words, or the bounds are not 0 < low < high.
     """
 
+    def set_units(self, x: Tensor) -> None:
+        """Take mean and standard deviation of log x from data, with shape (N, D); numbers below 0 count as 1."""
+        self.units = Units.of(torch.where(x <= 0, 1, x).log())
+
     def intercept(self, x: Tensor) -> Tensor:
-        """Return the means of log x."""
-        return x.log().mean(0)
+        """Return the outputs whose locations are the means of log x."""
+        return self.units.inverse(x.log().mean(0))
 
     def forward(self, z: Tensor, covariates: Tensor | None = None) -> TorchDistributionMixin:
         """Return p(x|z), with the batch_shape of z's leading dimensions."""

@@ -104,11 +104,21 @@ class Standardize(nn.Module):
             num_covariates: Number C of covariates that follow x in the layer's input; they stay unchanged.
         """
         scale = x.var(0, correction=0).mean().sqrt()
-        scale = torch.where(scale > 0, scale, torch.ones_like(scale))
+        return cls.around(x.mean(0), torch.where(scale > 0, scale, torch.ones_like(scale)), num_covariates)
+
+    @classmethod
+    def around(cls, loc: Tensor, scale: Tensor, num_covariates: int = 0) -> "Standardize":
+        """Make the layer for data that covariates follow.
+
+        Args:
+            loc: Centre of the data, with shape (D,).
+            scale: Positive scale of the data, with shape (D,) or ().
+            num_covariates: Number C of covariates that follow the data in the layer's input; they stay unchanged.
+        """
         if not num_covariates:
-            return cls(x.mean(0), scale)
-        zeros, ones = x.new_zeros(num_covariates), x.new_ones(num_covariates)
-        return cls(torch.cat([x.mean(0), zeros]), torch.cat([scale.expand(x.shape[1]), ones]))
+            return cls(loc, scale)
+        zeros, ones = loc.new_zeros(num_covariates), loc.new_ones(num_covariates)
+        return cls(torch.cat([loc, zeros]), torch.cat([scale.expand(len(loc)), ones]))
 
     @classmethod
     def for_encoder(cls, x: Tensor, num_covariates: int = 0) -> "Standardize":

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from pyrovae.encoders import Encoder, NormalEncoder
-from pyrovae.likelihoods import BernoulliLikelihood, Likelihood
+from pyrovae.likelihoods import BernoulliLikelihood, Likelihood, Units
 from pyrovae.nn import MLP, Offset, Standardize, StandardizeCounts, WithCovariates, out_features
 from pyrovae.priors import Prior, StandardNormalPrior
 from pyrovae.programs.vae import VAE
@@ -100,6 +100,7 @@ class Blueprint:
         size += self.num_covariates if num_covariates is None else num_covariates
         network = _mirrored(self.network)(size, _num_outputs(self.likelihood, self.num_dims))
         likelihood = self.likelihood(network)
+        likelihood.set_units(self.data)
         if self.output_bias == "data" or (self.output_bias is None and likelihood.starts_at_means):
             # Saved weights fit the same layers, whether x is given or not.
             _start_at_means(likelihood, self.data if self.output_bias else self.x)
@@ -111,15 +112,19 @@ class Blueprint:
         count = self.num_covariates if num_covariates is None else num_covariates
         outputs = _num_outputs(self.encoder, self.latent_dim if latent_dim is None else latent_dim)
         likelihood, _ = _class_and_arguments(self.likelihood)
-        counts = getattr(likelihood, "starts_at_means", False)
-        make = StandardizeCounts.from_data if counts else Standardize.for_encoder
-        standardize = make(self.data, count)
+        if getattr(likelihood, "starts_at_means", False):
+            scaled: nn.Module = StandardizeCounts.from_data(self.data, count)
+        elif getattr(likelihood, "has_units", False):
+            units = Units.of(self.data)
+            scaled = Standardize.around(units.centre, units.spread, count)
+        else:
+            scaled = Standardize.for_encoder(self.data, count)
         if count and getattr(network, "structured", False):
             head = MLP(_FEATURES + count, outputs, hidden=[_FEATURES])
             body: nn.Module = WithCovariates(self.network(self.num_dims, _FEATURES), head, self.num_dims)
         else:
             body = self.network(self.num_dims + count, outputs)
-        return self.encoder(nn.Sequential(standardize, body))
+        return self.encoder(nn.Sequential(scaled, body))
 
     def make_upper_encoder(self, num_inputs: int, latent_dim: int, hidden: Sequence[int]) -> Encoder:
         """Make an encoder from an unordered vector, such as a lower layer's latents, with an `MLP`."""

@@ -257,8 +257,15 @@ def test_encoders_take_bits_and_grey_values_as_they_are(x, unchanged, num_covari
     expected = given if unchanged else Standardize.from_data(x, num_covariates)(given)
     assert torch.equal(layer(given), expected)
     assert layer.loc.shape == Standardize.from_data(x, num_covariates).loc.shape
-    encoder = Blueprint(4, 2, num_covariates=num_covariates, likelihood=NormalLikelihood, x=x).make_encoder()
+    encoder = Blueprint(4, 2, num_covariates=num_covariates, x=x).make_encoder()
     assert torch.equal(encoder.network[0](given), expected)
+
+
+def test_encoders_of_likelihoods_with_units_standardise_each_column():
+    x = torch.tensor([170.0, 0.5]) + torch.tensor([8.0, 1e-3]) * torch.randn(200, 2)
+    layer = Blueprint(2, 1, likelihood=NormalLikelihood, x=x).make_encoder().network[0]
+    torch.testing.assert_close(layer(x).mean(0), torch.zeros(2), atol=1e-4, rtol=0)
+    torch.testing.assert_close(layer(x).std(0, correction=0), torch.ones(2), atol=1e-3, rtol=0)
 
 
 def test_vae_moves_and_changes_dtype_completely():

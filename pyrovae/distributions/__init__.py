@@ -4,6 +4,7 @@
     counts         Poisson, negative binomial, binomial, beta-binomial, multinomial, zero inflation
     interval       beta, continuous Bernoulli, truncated normal
     real           Student-t, log-normal
+    positive       gamma
     flows          normalising flows
     hierarchical   vectors in two blocks, p(a) p(b|a)
 
@@ -22,6 +23,7 @@ from pyrovae.distributions.counts import (
 from pyrovae.distributions.flows import FlowDistribution, FlowKind, autoregressive_transform, inverse_transform
 from pyrovae.distributions.hierarchical import HierarchicalDistribution, resolve_top_dim
 from pyrovae.distributions.interval import ContinuousBernoulli, LogitBeta, TruncatedNormal
+from pyrovae.distributions.positive import MeanGamma
 from pyrovae.distributions.real import LogNormal, StudentT
 
 __all__ = [
@@ -36,6 +38,7 @@ __all__ = [
     "LogitBeta",
     "LogitBetaBinomial",
     "LogitBinomial",
+    "MeanGamma",
     "MeanNegativeBinomial",
     "StudentT",
     "TruncatedNormal",

@@ -90,11 +90,11 @@ class LogitBeta(TorchDistribution):
         """
         shape, s, logits = self._extended_shape(sample_shape), self.concentration.double(), self.logits.double()
         shapes = s * logits.sigmoid(), s * (-logits).sigmoid()
-        log_gamma, log_gamma_rest = (_draw_log_gamma(a.expand(shape)) for a in shapes)
+        log_gamma, log_gamma_rest = (draw_log_gamma(a.expand(shape)) for a in shapes)
         return log_gamma - log_gamma_rest
 
 
-def _draw_log_gamma(shape: Tensor) -> Tensor:
+def draw_log_gamma(shape: Tensor) -> Tensor:
     """Draw the logarithms of gamma variables with these shapes and rate 1."""
     uniform = torch.rand_like(shape).clamp(min=torch.finfo(shape.dtype).tiny)
     return torch._standard_gamma(shape + 1).log() + uniform.log() / shape.clamp(min=torch.finfo(shape.dtype).tiny)

@@ -1,7 +1,7 @@
 """Likelihoods p(x|z) and p(x|z,c): modules whose forward returns the distribution of one datum.
 
     counts        Bernoulli, binomial, Poisson, negative binomial, multinomial, ...
-    real          normal, Laplace, Student-t, log-normal
+    real          normal, Laplace, Student-t; log-normal and gamma, for positive data
     interval      continuous Bernoulli, beta, truncated normal
     categorical   classes and ordered bins
     positive      scales and dispersions, with smooth bounds
@@ -23,7 +23,13 @@ from pyrovae.likelihoods.counts import (
     ZeroInflatedPoissonLikelihood,
 )
 from pyrovae.likelihoods.interval import BetaLikelihood, ContinuousBernoulliLikelihood, TruncatedNormalLikelihood
-from pyrovae.likelihoods.real import LaplaceLikelihood, LogNormalLikelihood, NormalLikelihood, StudentTLikelihood
+from pyrovae.likelihoods.real import (
+    GammaLikelihood,
+    LaplaceLikelihood,
+    LogNormalLikelihood,
+    NormalLikelihood,
+    StudentTLikelihood,
+)
 
 __all__ = [
     "BernoulliLikelihood",
@@ -33,6 +39,7 @@ __all__ = [
     "CategoricalLikelihood",
     "ContinuousBernoulliLikelihood",
     "DiscretizedLogisticMixtureLikelihood",
+    "GammaLikelihood",
     "LaplaceLikelihood",
     "Likelihood",
     "LogNormalLikelihood",

@@ -51,6 +51,8 @@ SPACES = {
     ),
     "log-normal": ((0, math.inf), [0, -1]),
     "log-normal, network": ((0, math.inf), [0, -1]),
+    "gamma": ((0, math.inf), [0, -1]),
+    "gamma, network": ((0, math.inf), [0, -1]),
     "binomial": (5, [5, -1, 0.5]),
     "beta-binomial": (5, [5, -1, 0.5]),
     "beta-binomial, network": (5, [5, -1, 0.5]),
@@ -226,7 +228,7 @@ def test_likelihoods_are_finite_at_extreme_outputs_in_float32(name):
     space = SPACES[name][0] if name in SPACES else 0
     if isinstance(space, tuple):
         ends = [min(max(end, -100), 100) for end in space]
-        tiny = 1e-6 if name.startswith(("beta", "log-normal")) else 0  # the end itself lies outside
+        tiny = 1e-6 if name.startswith(("beta", "log-normal", "gamma")) else 0  # the end itself lies outside
         x[0], x[1] = ends[0] + tiny, ends[1] - tiny
     elif space:
         x[0], x[1] = 0, space - 1
@@ -395,8 +397,8 @@ def test_likelihoods_are_suggested_for_the_data_in_their_support():
     counts = {"Poisson", "NegativeBinomial", "ZeroInflatedPoisson", "ZeroInflatedNegativeBinomial"}
     bins = {"Binomial", "BetaBinomial", "Categorical", "DiscretizedLogisticMixture"}
     assert suggested([-1.0, 2.5]) == real
-    assert suggested([1e30, 2.5]) == real | {"LogNormal"}
-    assert suggested([0.2, 0.5]) == real | {"LogNormal", "ContinuousBernoulli", "Beta", "TruncatedNormal"}
+    assert suggested([1e30, 2.5]) == real | {"LogNormal", "Gamma"}
+    assert suggested([0.2, 0.5]) == real | {"LogNormal", "Gamma", "ContinuousBernoulli", "Beta", "TruncatedNormal"}
     assert suggested([0.0, 0.5]) == real | {"ContinuousBernoulli", "TruncatedNormal"}
     assert suggested([0.0, 3.0], [1.0, 1.0]) == real | counts | bins
     assert suggested([0.0, 3.0], [2.0, 1.0]) == real | counts | bins | {"Multinomial"}

@@ -51,7 +51,7 @@ def some_data(name):
             return share + 0.2 * u - 0.1
         case "Normal" | "Laplace" | "StudentT":
             return 10 * share + u
-        case "LogNormal":
+        case "LogNormal" | "Gamma":
             return (share + u).exp()
         case "Multinomial":
             return torch.distributions.Multinomial(9, share).sample((N,))

@@ -33,6 +33,7 @@ from pyrovae import (
     NormalEncoder,
     NormalLikelihood,
     NormalPrior,
+    OrderedLogisticLikelihood,
     PoissonLikelihood,
     Prior,
     StandardNormalPrior,
@@ -116,6 +117,8 @@ LIKELIHOODS = {
     "zero-inflated poisson": _likelihood(ZeroInflatedPoissonLikelihood),
     "zero-inflated negative binomial": _likelihood(ZeroInflatedNegativeBinomialLikelihood, total_count="dimension"),
     "categorical": _likelihood(CategoricalLikelihood, num_classes=5),
+    "ordered logistic": _likelihood(OrderedLogisticLikelihood, num_levels=5),
+    "ordered logistic, two levels": _likelihood(OrderedLogisticLikelihood, num_levels=2),
     "logistic mixture": _likelihood(DiscretizedLogisticMixtureLikelihood, num_bins=5, num_components=3),
     "multinomial": _likelihood(MultinomialLikelihood, total_count=4),
 }

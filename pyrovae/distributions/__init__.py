@@ -1,6 +1,6 @@
 """Pyro distributions that Pyro and torch lack, or whose versions there are inaccurate or slow.
 
-    categorical    classes and ordered bins
+    categorical    classes, ordered bins and levels
     counts         Poisson, negative binomial, binomial, beta-binomial, multinomial, zero inflation
     interval       beta, continuous Bernoulli, truncated normal
     real           Student-t, log-normal
@@ -11,7 +11,7 @@
 Priors, likelihoods and encoders return them. A new distribution comes here if one of those needs it.
 """
 
-from pyrovae.distributions.categorical import DiscretizedLogistic, FloatCategorical
+from pyrovae.distributions.categorical import DiscretizedLogistic, FloatCategorical, OrderedLogistic
 from pyrovae.distributions.counts import (
     LogitBetaBinomial,
     LogitBinomial,
@@ -40,6 +40,7 @@ __all__ = [
     "LogitBinomial",
     "MeanGamma",
     "MeanNegativeBinomial",
+    "OrderedLogistic",
     "StudentT",
     "TruncatedNormal",
     "WholeMultinomial",

@@ -3,7 +3,7 @@
     counts        Bernoulli, binomial, Poisson, negative binomial, multinomial, ...
     real          normal, Laplace, Student-t; log-normal and gamma, for positive data
     interval      continuous Bernoulli, beta, truncated normal
-    categorical   classes and ordered bins
+    categorical   classes, ordered bins and ordered levels
     positive      scales and dispersions, with smooth bounds
     base          `Likelihood`
 
@@ -11,7 +11,11 @@ A new likelihood is a class in this room; see `Likelihood` for the steps.
 """
 
 from pyrovae.likelihoods.base import Likelihood
-from pyrovae.likelihoods.categorical import CategoricalLikelihood, DiscretizedLogisticMixtureLikelihood
+from pyrovae.likelihoods.categorical import (
+    CategoricalLikelihood,
+    DiscretizedLogisticMixtureLikelihood,
+    OrderedLogisticLikelihood,
+)
 from pyrovae.likelihoods.counts import (
     BernoulliLikelihood,
     BetaBinomialLikelihood,
@@ -46,6 +50,7 @@ __all__ = [
     "MultinomialLikelihood",
     "NegativeBinomialLikelihood",
     "NormalLikelihood",
+    "OrderedLogisticLikelihood",
     "PoissonLikelihood",
     "StudentTLikelihood",
     "TruncatedNormalLikelihood",

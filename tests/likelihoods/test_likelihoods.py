@@ -24,6 +24,7 @@ from pyrovae import (
     MultinomialLikelihood,
     NegativeBinomialLikelihood,
     NormalLikelihood,
+    OrderedLogisticLikelihood,
     StandardNormalPrior,
     StudentTLikelihood,
     TruncatedNormalLikelihood,
@@ -62,6 +63,8 @@ SPACES = {
     "zero-inflated poisson": (400, [-1, 0.5]),
     "zero-inflated negative binomial": (400, [-1, 0.5]),
     "categorical": (5, [5, -1, 0.5]),
+    "ordered logistic": (5, [5, -1, 0.5]),
+    "ordered logistic, two levels": (2, [2, -1, 0.5]),
     "logistic mixture": (5, [5, -1, 0.5]),
 }
 INDEPENDENT = sorted(SPACES)
@@ -321,6 +324,7 @@ def test_scale_per_dimension_needs_a_network_of_known_size():
         (lambda: BetaBinomialLikelihood(MLP(Z, D), 0), "total_count must be at least 1"),
         (lambda: MultinomialLikelihood(MLP(Z, D), 0), "total_count must be at least 1"),
         (lambda: CategoricalLikelihood(MLP(Z, D), 1), "num_classes must be at least 2"),
+        (lambda: OrderedLogisticLikelihood(MLP(Z, D), 1), "num_levels must be at least 2"),
         (lambda: DiscretizedLogisticMixtureLikelihood(MLP(Z, D), 1), "num_bins must be at least 2"),
         (lambda: DiscretizedLogisticMixtureLikelihood(MLP(Z, D), 2, 0), "num_components at least 1"),
         (lambda: TruncatedNormalLikelihood(MLP(Z, D), 1, 1), "low and high must be finite numbers"),
@@ -384,9 +388,10 @@ def test_arguments_for_suggests_values_from_the_data():
     assert MultinomialLikelihood.arguments_for(x) == {"total_count": 4}
     assert BinomialLikelihood.arguments_for(x) == BetaBinomialLikelihood.arguments_for(x) == {"total_count": 3}
     assert CategoricalLikelihood.arguments_for(x) == {"num_classes": 4}
+    assert OrderedLogisticLikelihood.arguments_for(x) == {"num_levels": 4}
     assert DiscretizedLogisticMixtureLikelihood.arguments_for(x) == {"num_bins": 4}
     for part in known_parts("likelihood").values():
-        part(nn.Identity(), **part.arguments_for(torch.full((1, 2), -1e30)))
+        part(MLP(Z, D), **part.arguments_for(torch.full((1, 2), -1e30)))
 
 
 def test_likelihoods_are_suggested_for_the_data_in_their_support():
@@ -395,14 +400,14 @@ def test_likelihoods_are_suggested_for_the_data_in_their_support():
 
     real = {"Normal", "Laplace", "StudentT"}
     counts = {"Poisson", "NegativeBinomial", "ZeroInflatedPoisson", "ZeroInflatedNegativeBinomial"}
-    bins = {"Binomial", "BetaBinomial", "Categorical", "DiscretizedLogisticMixture"}
+    bins = {"Binomial", "BetaBinomial", "Categorical", "OrderedLogistic", "DiscretizedLogisticMixture"}
     assert suggested([-1.0, 2.5]) == real
     assert suggested([1e30, 2.5]) == real | {"LogNormal", "Gamma"}
     assert suggested([0.2, 0.5]) == real | {"LogNormal", "Gamma", "ContinuousBernoulli", "Beta", "TruncatedNormal"}
     assert suggested([0.0, 0.5]) == real | {"ContinuousBernoulli", "TruncatedNormal"}
     assert suggested([0.0, 3.0], [1.0, 1.0]) == real | counts | bins
     assert suggested([0.0, 3.0], [2.0, 1.0]) == real | counts | bins | {"Multinomial"}
-    assert suggested([0.0, 3e6], [2.0, 1.0]) == real | counts | bins - {"Categorical"}
+    assert suggested([0.0, 3e6], [2.0, 1.0]) == real | counts | bins - {"Categorical", "OrderedLogistic"}
 
 
 def test_a_fixed_number_keeps_its_digits_in_float64():

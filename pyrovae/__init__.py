@@ -50,6 +50,8 @@ from pyrovae.likelihoods import (
     ContinuousBernoulliLikelihood,
     DiscretizedLogisticMixtureLikelihood,
     GammaLikelihood,
+    HurdleGammaLikelihood,
+    HurdleLogNormalLikelihood,
     LaplaceLikelihood,
     Likelihood,
     LogNormalLikelihood,
@@ -62,6 +64,7 @@ from pyrovae.likelihoods import (
     TruncatedNormalLikelihood,
     ZeroInflatedNegativeBinomialLikelihood,
     ZeroInflatedPoissonLikelihood,
+    ZeroOneInflatedBetaLikelihood,
 )
 from pyrovae.nn import (
     MLP,
@@ -162,6 +165,8 @@ __all__ = [
     "Guide",
     "GuideProposal",
     "History",
+    "HurdleGammaLikelihood",
+    "HurdleLogNormalLikelihood",
     "ImportanceWeightedELBO",
     "InfoVAEELBO",
     "KLConstraint",
@@ -220,6 +225,7 @@ __all__ = [
     "WidenedProposal",
     "ZeroInflatedNegativeBinomialLikelihood",
     "ZeroInflatedPoissonLikelihood",
+    "ZeroOneInflatedBetaLikelihood",
     "adaptive_schedule",
     "ais",
     "bracket",

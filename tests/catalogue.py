@@ -21,6 +21,8 @@ from pyrovae import (
     FlowPrior,
     FullCovarianceNormalEncoder,
     GammaLikelihood,
+    HurdleGammaLikelihood,
+    HurdleLogNormalLikelihood,
     LaplaceLikelihood,
     LaplacePrior,
     LogisticNormalPrior,
@@ -46,6 +48,7 @@ from pyrovae import (
     VampPrior,
     ZeroInflatedNegativeBinomialLikelihood,
     ZeroInflatedPoissonLikelihood,
+    ZeroOneInflatedBetaLikelihood,
 )
 
 Z, D, C = 2, 6, 3
@@ -120,6 +123,12 @@ LIKELIHOODS = {
     "ordered logistic": _likelihood(OrderedLogisticLikelihood, num_levels=5),
     "ordered logistic, two levels": _likelihood(OrderedLogisticLikelihood, num_levels=2),
     "logistic mixture": _likelihood(DiscretizedLogisticMixtureLikelihood, num_bins=5, num_components=3),
+    "hurdle log-normal": _likelihood(HurdleLogNormalLikelihood, scale=0.5),
+    "hurdle log-normal, network": _likelihood(HurdleLogNormalLikelihood, scale="network"),
+    "hurdle gamma": _likelihood(HurdleGammaLikelihood),
+    "hurdle gamma, network": _likelihood(HurdleGammaLikelihood, concentration="network"),
+    "zero-one beta": _likelihood(ZeroOneInflatedBetaLikelihood, concentration="dimension"),
+    "zero-one beta, network": _likelihood(ZeroOneInflatedBetaLikelihood, concentration="network"),
     "multinomial": _likelihood(MultinomialLikelihood, total_count=4),
 }
 

@@ -7,7 +7,13 @@ import itertools
 
 import mpmath as mp
 
-from pyrovae import GammaLikelihood, OrderedLogisticLikelihood
+from pyrovae import (
+    GammaLikelihood,
+    HurdleGammaLikelihood,
+    HurdleLogNormalLikelihood,
+    OrderedLogisticLikelihood,
+    ZeroOneInflatedBetaLikelihood,
+)
 
 FAR = (-1e4, -300.0, -104.0, -20.0, 0.0, 20.0, 80.0)
 
@@ -38,7 +44,40 @@ def ordered_logistic(k, a, levels):
     return sum(terms) + (mp.log1p(-mp.exp(low - high)) if len(terms) == 2 else 0)
 
 
+def hurdle(log_p, x, a, gate):
+    return log_sigmoid(gate) if x == 0 else log_sigmoid(-gate) + log_p(x, a)
+
+
+def log_normal(x, a):
+    x = mp.mpf(x)
+    return -((mp.log(x) - a) ** 2) * 8 - mp.log(mp.mpf(1) / 16 * 2 * mp.pi) / 2 - mp.log(x)
+
+
+def zero_one_beta(x, a, zero, one, s):
+    log_norm = mp.log1p(mp.exp(zero) + mp.exp(one))
+    if x in (0, 1):
+        return (zero if x == 0 else one) - log_norm
+    p, q = s * mp.exp(log_sigmoid(a)), s * mp.exp(log_sigmoid(-a))
+    return (p - 1) * mp.log(x) + (q - 1) * mp.log1p(-x) - log_beta(p, q) - log_norm
+
+
+GATES = (-1e4, -30.0, 0.0, 80.0)
 TABLE_CASES = {
+    "hurdle log-normal": (
+        lambda n: HurdleLogNormalLikelihood(n, 0.25),
+        lambda x, a, gate: hurdle(log_normal, x, a, gate),
+        list(itertools.product((0.0, 1e-30, 1.0, 3e20), FAR, GATES)),
+    ),
+    "hurdle gamma": (
+        lambda n: HurdleGammaLikelihood(n, 2.5),
+        lambda x, a, gate: hurdle(lambda x, a: gamma(x, a, 2.5), x, a, gate),
+        list(itertools.product((0.0, 1e-30, 1.0, 3e20), FAR, GATES)),
+    ),
+    "zero-one beta": (
+        lambda n: ZeroOneInflatedBetaLikelihood(n, 8.0),
+        lambda x, a, zero, one: zero_one_beta(x, a, zero, one, mp.mpf(8)),
+        list(itertools.product((0.0, 1e-30, 0.4, 1.0), (-1e4, -20.0, 0.3, 80.0), GATES, (-1e4, 2.0, 80.0))),
+    ),
     **{
         f"ordered logistic, L = {levels}": (
             lambda n, levels=levels: OrderedLogisticLikelihood(n, levels),

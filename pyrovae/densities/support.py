@@ -25,6 +25,8 @@ _WORDS = {
     "GreaterThanEq": "numbers, at least {}",
     "Interval": "numbers from {} to {}",
     "Real": "finite numbers",
+    "ZeroOrPositive": "0 or positive numbers",
+    "UnitIntervalWithEnds": "numbers from 0 to 1",
     "WholeNumbers": "whole numbers, at least {}",
     "WholeNumbersTo": "whole numbers from {} to {}",
 }

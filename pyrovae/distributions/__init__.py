@@ -5,6 +5,7 @@
     interval       beta, continuous Bernoulli, truncated normal
     real           Student-t, log-normal
     positive       gamma
+    mixed          point masses beside a density: hurdles at 0, beta with 0 and 1
     flows          normalising flows
     hierarchical   vectors in two blocks, p(a) p(b|a)
 
@@ -23,6 +24,7 @@ from pyrovae.distributions.counts import (
 from pyrovae.distributions.flows import FlowDistribution, FlowKind, autoregressive_transform, inverse_transform
 from pyrovae.distributions.hierarchical import HierarchicalDistribution, resolve_top_dim
 from pyrovae.distributions.interval import ContinuousBernoulli, LogitBeta, TruncatedNormal
+from pyrovae.distributions.mixed import Hurdle, ZeroOneInflatedBeta
 from pyrovae.distributions.positive import MeanGamma
 from pyrovae.distributions.real import LogNormal, StudentT
 
@@ -33,6 +35,7 @@ __all__ = [
     "FlowDistribution",
     "FlowKind",
     "HierarchicalDistribution",
+    "Hurdle",
     "LogNormal",
     "LogPoisson",
     "LogitBeta",
@@ -45,6 +48,7 @@ __all__ = [
     "TruncatedNormal",
     "WholeMultinomial",
     "ZeroInflated",
+    "ZeroOneInflatedBeta",
     "autoregressive_transform",
     "inverse_transform",
     "resolve_top_dim",

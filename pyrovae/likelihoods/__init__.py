@@ -4,6 +4,7 @@
     real          normal, Laplace, Student-t; log-normal and gamma, for positive data
     interval      continuous Bernoulli, beta, truncated normal
     categorical   classes, ordered bins and ordered levels
+    mixed         exact zeros beside positive numbers, exact 0 and 1 beside proportions
     positive      scales and dispersions, with smooth bounds
     base          `Likelihood`
 
@@ -27,6 +28,11 @@ from pyrovae.likelihoods.counts import (
     ZeroInflatedPoissonLikelihood,
 )
 from pyrovae.likelihoods.interval import BetaLikelihood, ContinuousBernoulliLikelihood, TruncatedNormalLikelihood
+from pyrovae.likelihoods.mixed import (
+    HurdleGammaLikelihood,
+    HurdleLogNormalLikelihood,
+    ZeroOneInflatedBetaLikelihood,
+)
 from pyrovae.likelihoods.real import (
     GammaLikelihood,
     LaplaceLikelihood,
@@ -44,6 +50,8 @@ __all__ = [
     "ContinuousBernoulliLikelihood",
     "DiscretizedLogisticMixtureLikelihood",
     "GammaLikelihood",
+    "HurdleGammaLikelihood",
+    "HurdleLogNormalLikelihood",
     "LaplaceLikelihood",
     "Likelihood",
     "LogNormalLikelihood",
@@ -56,4 +64,5 @@ __all__ = [
     "TruncatedNormalLikelihood",
     "ZeroInflatedNegativeBinomialLikelihood",
     "ZeroInflatedPoissonLikelihood",
+    "ZeroOneInflatedBetaLikelihood",
 ]

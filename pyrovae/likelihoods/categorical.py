@@ -144,6 +144,9 @@ class OrderedLogisticLikelihood(Likelihood):
         ValueError: If num_levels is below 2, or the number of outputs of the network is unknown.
     """
 
+    first: Tensor
+    gaps: Tensor
+
     def __init__(self, network: nn.Module, num_levels: int) -> None:
         super().__init__(network)
         if num_levels < 2:

@@ -38,6 +38,8 @@ from pyrovae import (
     OrderedLogisticLikelihood,
     PoissonLikelihood,
     Prior,
+    RoundedNormalLikelihood,
+    RoundedStudentTLikelihood,
     StandardNormalPrior,
     StudentTEncoder,
     StudentTLikelihood,
@@ -129,6 +131,10 @@ LIKELIHOODS = {
     "hurdle gamma, network": _likelihood(HurdleGammaLikelihood, concentration="network"),
     "zero-one beta": _likelihood(ZeroOneInflatedBetaLikelihood, concentration="dimension"),
     "zero-one beta, network": _likelihood(ZeroOneInflatedBetaLikelihood, concentration="network"),
+    "rounded normal": _likelihood(RoundedNormalLikelihood, resolution=0.5),
+    "rounded normal, network": _likelihood(RoundedNormalLikelihood, resolution=2.0, scale="network"),
+    "rounded student": _likelihood(RoundedStudentTLikelihood, resolution=0.5, df="dimension"),
+    "rounded student, network": _likelihood(RoundedStudentTLikelihood, resolution=2.0, scale="network", df="network"),
     "multinomial": _likelihood(MultinomialLikelihood, total_count=4),
 }
 

@@ -3,6 +3,7 @@
     categorical    classes, ordered bins and levels
     counts         Poisson, negative binomial, binomial, beta-binomial, multinomial, zero inflation
     interval       beta, continuous Bernoulli, truncated normal
+    rounded        normal and Student-t rounded to a grid
     real           Student-t, log-normal
     positive       gamma
     mixed          point masses beside a density: hurdles at 0, beta with 0 and 1
@@ -27,6 +28,7 @@ from pyrovae.distributions.interval import ContinuousBernoulli, LogitBeta, Trunc
 from pyrovae.distributions.mixed import Hurdle, ZeroOneInflatedBeta
 from pyrovae.distributions.positive import MeanGamma
 from pyrovae.distributions.real import LogNormal, StudentT
+from pyrovae.distributions.rounded import MultiplesOf, RoundedNormal, RoundedStudentT
 
 __all__ = [
     "ContinuousBernoulli",
@@ -43,7 +45,10 @@ __all__ = [
     "LogitBinomial",
     "MeanGamma",
     "MeanNegativeBinomial",
+    "MultiplesOf",
     "OrderedLogistic",
+    "RoundedNormal",
+    "RoundedStudentT",
     "StudentT",
     "TruncatedNormal",
     "WholeMultinomial",

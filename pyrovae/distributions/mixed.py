@@ -20,6 +20,7 @@ class _ZeroOrPositive(constraints.Constraint):
     """Constraint: 0, a point with mass, or numbers above 0."""
 
     atoms = (0.0,)
+    point = 0.0
 
     def check(self, value: Tensor) -> Tensor:
         return value >= 0
@@ -29,6 +30,7 @@ class _UnitIntervalWithEnds(constraints.Constraint):
     """Constraint: numbers between 0 and 1, or 0 or 1, points with mass."""
 
     atoms = (0.0, 1.0)
+    point = 0.0
 
     def check(self, value: Tensor) -> Tensor:
         return (value >= 0) & (value <= 1)

@@ -5,6 +5,7 @@
     interval      continuous Bernoulli, beta, truncated normal
     categorical   classes, ordered bins and ordered levels
     mixed         exact zeros beside positive numbers, exact 0 and 1 beside proportions
+    rounded       normal and Student-t rounded to a grid
     positive      scales and dispersions, with smooth bounds
     base          `Likelihood`
 
@@ -40,6 +41,7 @@ from pyrovae.likelihoods.real import (
     NormalLikelihood,
     StudentTLikelihood,
 )
+from pyrovae.likelihoods.rounded import RoundedNormalLikelihood, RoundedStudentTLikelihood
 
 __all__ = [
     "BernoulliLikelihood",
@@ -60,6 +62,8 @@ __all__ = [
     "NormalLikelihood",
     "OrderedLogisticLikelihood",
     "PoissonLikelihood",
+    "RoundedNormalLikelihood",
+    "RoundedStudentTLikelihood",
     "StudentTLikelihood",
     "TruncatedNormalLikelihood",
     "ZeroInflatedNegativeBinomialLikelihood",

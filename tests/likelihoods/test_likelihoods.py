@@ -25,12 +25,15 @@ from pyrovae import (
     NegativeBinomialLikelihood,
     NormalLikelihood,
     OrderedLogisticLikelihood,
+    RoundedNormalLikelihood,
+    RoundedStudentTLikelihood,
     StandardNormalPrior,
     StudentTLikelihood,
     TruncatedNormalLikelihood,
     ZeroInflatedNegativeBinomialLikelihood,
 )
 from pyrovae.densities import check_support
+from pyrovae.densities.masks import fill_masked
 from pyrovae.distributions import FloatCategorical, TruncatedNormal
 from pyrovae.evidence.evaluation import base_measure
 from pyrovae.likelihoods.positive import bounded_exp
@@ -219,6 +222,18 @@ def test_likelihoods_leave_out_missing_entries(name, particles):
     torch.testing.assert_close(log_p, exact.expand_as(log_p))
 
 
+@pytest.mark.parametrize("name", sorted(set(LIKELIHOODS) - {"multinomial"}))
+def test_gradients_survive_missing_entries_of_a_program_by_hand(name):
+    part = LIKELIHOODS[name]()
+    x = part(torch.zeros(3, Z)).sample()
+    mask = torch.ones(3, D, dtype=torch.bool)
+    mask[0, 0] = False
+    p = part(torch.zeros(3, Z)).base_dist.mask(mask).to_event(1)
+    p.log_prob(fill_masked(p, torch.where(mask, x, math.nan), mask)).sum().backward()
+    for parameter in part.parameters():
+        assert bool(parameter.grad.isfinite().all())
+
+
 class Given(nn.Module):
     """A network whose numbers are parameters."""
 
@@ -333,6 +348,8 @@ def test_scale_per_dimension_needs_a_network_of_known_size():
         (lambda: BetaBinomialLikelihood(MLP(Z, D), 0), "total_count must be at least 1"),
         (lambda: MultinomialLikelihood(MLP(Z, D), 0), "total_count must be at least 1"),
         (lambda: CategoricalLikelihood(MLP(Z, D), 1), "num_classes must be at least 2"),
+        (lambda: RoundedNormalLikelihood(MLP(Z, D), 0.0), "resolution must be a positive number, got 0"),
+        (lambda: RoundedStudentTLikelihood(MLP(Z, D), math.nan), "resolution must be a positive number, got nan"),
         (lambda: OrderedLogisticLikelihood(MLP(Z, D), 1), "num_levels must be at least 2"),
         (lambda: DiscretizedLogisticMixtureLikelihood(MLP(Z, D), 1), "num_bins must be at least 2"),
         (lambda: DiscretizedLogisticMixtureLikelihood(MLP(Z, D), 2, 0), "num_components at least 1"),
@@ -407,12 +424,13 @@ def test_likelihoods_are_suggested_for_the_data_in_their_support():
     def suggested(*rows):
         return {flags.split()[0].removesuffix("Likelihood") for flags in fitting_likelihoods(torch.tensor(rows))}
 
-    real = {"Normal", "Laplace", "StudentT"}
+    real = {"Normal", "Laplace", "StudentT", "RoundedNormal", "RoundedStudentT"}
     hurdles = {"HurdleLogNormal", "HurdleGamma"}
     counts = hurdles | {"Poisson", "NegativeBinomial", "ZeroInflatedPoisson", "ZeroInflatedNegativeBinomial"}
     bins = {"Binomial", "BetaBinomial", "Categorical", "OrderedLogistic", "DiscretizedLogisticMixture"}
     assert suggested([-1.0, 2.5]) == real
-    assert suggested([1e30, 2.5]) == real | hurdles | {"LogNormal", "Gamma"}
+    rounded = {"RoundedNormal", "RoundedStudentT"}
+    assert suggested([1e30, 2.5]) == real - rounded | hurdles | {"LogNormal", "Gamma"}
     closed = {"ContinuousBernoulli", "TruncatedNormal", "ZeroOneInflatedBeta"}
     assert suggested([0.2, 0.5]) == real | hurdles | closed | {"LogNormal", "Gamma", "Beta"}
     assert suggested([0.0, 0.5]) == real | hurdles | closed

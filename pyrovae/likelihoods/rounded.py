@@ -64,7 +64,8 @@ class RoundedStudentTLikelihood(LocationScaleLikelihood):
         P(x_d|z) = F((x_d + r/2 - network(z)_d)/scale_d) - F((x_d - r/2 - network(z)_d)/scale_d)
 
     F is the distribution function of t with df degrees of freedom. log p(x) is the log of a probability, at most 0, and
-    comparable with that of counts. F is a quadrature, which takes about twenty times as long as `RoundedNormalLikelihood`.
+    comparable with that of counts. F is a quadrature: a step takes about twenty times as long as with
+    `RoundedNormalLikelihood`.
 
     Args:
         network: Module from the latent (and covariates) to the parameters of p(x|z): D locations, then D scales

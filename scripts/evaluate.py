@@ -21,7 +21,7 @@ from jsonargparse.typing import PositiveFloat, PositiveInt
 from pyrovae.evidence import ProposalName
 from pyrovae.execution import Execution, joined
 from pyrovae.runs import make_run_parser, open_run, parse_flags, run_script
-from pyrovae.runs.report import baseline_summary, evaluate_run
+from pyrovae.runs.report import baseline_rows, evaluate_run
 from pyrovae.runs.tables import caution, ladder_lines, table
 
 
@@ -62,7 +62,7 @@ def main() -> int:
         )
         if workers.rank > 0:
             return 0
-    baseline = baseline_summary(data, split=args.split, base_measure=evaluation.base_measure)
+    baseline = baseline_rows(data, split=args.split, base_measure=evaluation.base_measure)
     marginal = evaluation.marginal
     drawn = f"K = {args.num_particles:,} draws each"
     if args.target_std_error is not None:
@@ -72,7 +72,7 @@ def main() -> int:
         drawn += f" (largest {largest:.3g}; see evaluation.csv, column reached)" if missed else ""
     print(f"\n{len(evaluation.elbo):,} {args.split} data, {drawn}; nats per datum")
     print(f"proposal: {marginal.proposal}\n")
-    print(table({"VAE": summary, "independent pixels": baseline}))
+    print(table({"VAE": summary, **baseline}))
     print(caution(summary))
     print("\nlog p(x) from the first K draws (K = 1: one draw of one component of the proposal)\n")
     print(f"{ladder_lines(summary)}\n")

@@ -41,7 +41,7 @@ from pyrovae.runs import (
     run_script,
 )
 from pyrovae.runs.report import (
-    baseline_summary,
+    baseline_rows,
     evaluate_run,
     write_posterior,
     write_sample_figures,
@@ -221,12 +221,12 @@ def close(run: Run, config: Namespace, data: Data, vae: ProgramPair, history: Hi
     write_posterior(run, vae, data, seed=0)
     run.finish(config, data)
 
-    baseline = baseline_summary(data, split="test", base_measure=evaluation.base_measure)
+    baseline = baseline_rows(data, split="test", base_measure=evaluation.base_measure)
     reason = "no improvement" if history.stop_reason == "plateau" else "all epochs done"
     print(f"\nstopped after epoch {len(history)} ({reason}); the best on validation data is epoch {history.best_epoch}")
     print(f"{len(data.test):,} test data, K = {config.num_particles:,} draws each; nats per datum")
     print(f"proposal: {evaluation.marginal.proposal}\n")
-    print(table({"VAE": summary, "independent pixels": baseline}))
+    print(table({"VAE": summary, **baseline}))
     print(caution(summary))
     print(f"wrote {run.path}")
 

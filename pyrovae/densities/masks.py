@@ -97,11 +97,13 @@ def fill_masked(fn: Any, value: Tensor, mask: Mask) -> Tensor:
 
 
 def _point_of(support: constraints.Constraint | None, value: Tensor) -> Tensor | None:
-    """Find a point of a support for each entry; None if there is no simple one."""
+    """Find a point of a support for each entry: its attribute `point`, if any; None if there is no simple one."""
     while isinstance(support, constraints.independent | constraints.MixtureSameFamilyConstraint):
         support = support.base_constraint
     if support is None:
         return None
+    if hasattr(support, "point"):
+        return torch.full_like(value, support.point)
     if support.is_discrete:
         lower = 0 if support is constraints.boolean else getattr(support, "lower_bound", None)
         return None if lower is None else torch.zeros_like(value) + torch.as_tensor(lower).to(value)

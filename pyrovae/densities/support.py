@@ -25,6 +25,9 @@ _WORDS = {
     "GreaterThanEq": "numbers, at least {}",
     "Interval": "numbers from {} to {}",
     "Real": "finite numbers",
+    "MultiplesOf": "multiples of {}",
+    "ZeroOrPositive": "0 or positive numbers",
+    "UnitIntervalWithEnds": "numbers from 0 to 1",
     "WholeNumbers": "whole numbers, at least {}",
     "WholeNumbersTo": "whole numbers from {} to {}",
 }

@@ -10,6 +10,7 @@ from torch.distributions.utils import broadcast_all
 from torch.nn.functional import logsigmoid
 
 from pyrovae.distributions.expand import Shape, expand_parameters
+from pyrovae.distributions.log_gamma import result_type
 
 
 class FloatCategorical(dist.Categorical):
@@ -108,3 +109,106 @@ class DiscretizedLogistic(TorchDistribution):
             u = torch.rand(self._extended_shape(sample_shape), dtype=self.loc.dtype, device=self.loc.device)
             x = self.loc + self.scale * torch.logit(u, eps=torch.finfo(u.dtype).eps)
             return x.round().clamp(0, self.num_bins - 1)
+
+
+class OrderedLogistic(TorchDistribution):
+    """Levels 0..L-1 of a logistic variable with location eta, cut at increasing points c_1 < ... < c_{L-1}.
+
+        P(k) = sigmoid(b) - sigmoid(a) = sigmoid(b) sigmoid(-a) (1 - exp(-(b - a))),  a = c_k - eta,  b = c_{k+1} - eta
+
+    c_0 is -infinity and c_L infinity. The second form subtracts no nearly equal numbers. It is computed in double
+    precision and returned in the dtype of the value and eta. McCullagh, "Regression models for ordinal data", JRSS B
+    1980, https://doi.org/10.1111/j.2517-6161.1980.tb01109.x.
+
+    Args:
+        predictor: Location eta.
+        cutpoints: Cut points, increasing along the last dimension, with shape (..., L - 1), whose leading dimensions
+            broadcast against predictor.
+        validate_args: Whether to check arguments and values; None for the global setting.
+    """
+
+    arg_constraints: ClassVar[dict[str, Any]] = {
+        "predictor": constraints.real,
+        "cutpoints": constraints.ordered_vector,
+    }
+
+    def __init__(self, predictor: Tensor, cutpoints: Tensor, validate_args: bool | None = None) -> None:
+        self.num_levels = cutpoints.shape[-1] + 1
+        # Never broadcast, since the gradient of a look-up is as large as the table.
+        self.cutpoints = cutpoints
+        batch_shape = torch.broadcast_shapes(predictor.shape, cutpoints.shape[:-1])
+        self.predictor = predictor.expand(batch_shape)
+        super().__init__(batch_shape, validate_args=validate_args)
+
+    def expand(self, batch_shape: Shape, _instance: Any = None) -> "OrderedLogistic":
+        """Return the distribution expanded to batch_shape."""
+        new = self._get_checked_instance(OrderedLogistic, _instance)
+        new.num_levels, new.cutpoints = self.num_levels, self.cutpoints
+        return expand_parameters(self, new, batch_shape, "predictor")
+
+    @constraints.dependent_property(is_discrete=True, event_dim=0)
+    def support(self) -> constraints.Constraint:
+        """Integers 0..L-1."""
+        return constraints.integer_interval(0, self.num_levels - 1)
+
+    def log_prob(self, value: Tensor) -> Tensor:
+        """Return the log probability in nats, with the shape of value."""
+        if self._validate_args:
+            self._validate_sample(value)
+        shape = torch.broadcast_shapes(value.shape, self.batch_shape)
+        value, eta = value.expand(shape), self.predictor.double().expand(shape)
+        level = torch.where(value.isnan(), 0, value).long().clamp(0, self.num_levels - 1)
+        first, last = level == 0, level == self.num_levels - 1
+        lower, upper = self._cut(level - 1), self._cut(level)
+        at_most, at_least = logsigmoid(upper - eta), logsigmoid(eta - lower)
+        width = torch.where(first | last, 1.0, upper - lower)
+        inside = at_most + at_least + torch.log(-torch.expm1(-width))
+        log_p = torch.where(first, at_most, torch.where(last, at_least, inside))
+        return torch.where(value.isnan(), value.double(), log_p).to(result_type(value, self.predictor))
+
+    def cdf(self, value: Tensor) -> Tensor:
+        """Return P(k <= value)."""
+        if self._validate_args:
+            self._validate_sample(value)
+        shape = torch.broadcast_shapes(value.shape, self.batch_shape)
+        value = value.expand(shape)
+        level = torch.where(value.isnan(), 0, value).floor().clamp(-1, self.num_levels - 1).long()
+        below = torch.sigmoid(self._cut(level) - self.predictor.double().expand(shape))
+        below = torch.where(level < 0, 0.0, torch.where(level == self.num_levels - 1, 1.0, below))
+        return torch.where(value.isnan(), value.double(), below).to(result_type(value, self.predictor))
+
+    def _cut(self, index: Tensor) -> Tensor:
+        """Look cut points up, with the shape of index; the nearest one if the index lies outside."""
+        count = self.num_levels - 1
+        rows = torch.arange(self.cutpoints.shape[:-1].numel(), device=index.device).view(self.cutpoints.shape[:-1])
+        where = rows * count + index.clamp(0, count - 1)
+        return self.cutpoints.double().flatten().index_select(0, where.flatten()).view(where.shape)
+
+    @property
+    def mean(self) -> Tensor:
+        """Mean, sum_j P(k >= j)."""
+        return self._moments()[0].to(self.predictor.dtype)
+
+    @property
+    def variance(self) -> Tensor:
+        """Variance, sum_j (2 j - 1) P(k >= j) - mean^2."""
+        mean, square = self._moments()
+        return (square - mean**2).to(self.predictor.dtype)
+
+    def _moments(self) -> tuple[Tensor, Tensor]:
+        eta = self.predictor.double()
+        mean, square = torch.zeros_like(eta), torch.zeros_like(eta)
+        for j in range(1, self.num_levels):  # one level at a time: all at once would need L times the memory
+            at_least = torch.sigmoid(eta - self.cutpoints[..., j - 1].double())
+            mean, square = mean + at_least, square + (2 * j - 1) * at_least
+        return mean, square
+
+    def sample(self, sample_shape: Shape = ()) -> Tensor:
+        """Draw a logistic and count the cut points below it."""
+        with torch.no_grad():
+            eta = self.predictor.double().expand(self._extended_shape(sample_shape))
+            x = eta + torch.logit(torch.rand_like(eta), eps=torch.finfo(eta.dtype).tiny)
+            level = torch.zeros_like(x)
+            for j in range(1, self.num_levels):
+                level += x > self.cutpoints[..., j - 1].double()
+            return level.to(self.predictor.dtype)

@@ -18,6 +18,8 @@ _ROOT_2 = math.sqrt(2)
 class _OpenUnitInterval(constraints.Constraint):
     """Constraint: numbers x with 0 < x < 1."""
 
+    point = 0.5  # in place of entries that are masked out, where 0 has no density
+
     def check(self, value: Tensor) -> Tensor:
         return (value > 0) & (value < 1)
 
@@ -90,11 +92,11 @@ class LogitBeta(TorchDistribution):
         """
         shape, s, logits = self._extended_shape(sample_shape), self.concentration.double(), self.logits.double()
         shapes = s * logits.sigmoid(), s * (-logits).sigmoid()
-        log_gamma, log_gamma_rest = (_draw_log_gamma(a.expand(shape)) for a in shapes)
+        log_gamma, log_gamma_rest = (draw_log_gamma(a.expand(shape)) for a in shapes)
         return log_gamma - log_gamma_rest
 
 
-def _draw_log_gamma(shape: Tensor) -> Tensor:
+def draw_log_gamma(shape: Tensor) -> Tensor:
     """Draw the logarithms of gamma variables with these shapes and rate 1."""
     uniform = torch.rand_like(shape).clamp(min=torch.finfo(shape.dtype).tiny)
     return torch._standard_gamma(shape + 1).log() + uniform.log() / shape.clamp(min=torch.finfo(shape.dtype).tiny)
@@ -220,7 +222,7 @@ class TruncatedNormal(TorchDistribution):
         end, _, alpha, width = self._from_the_end()
         base = torch.where(alpha > 1, end, self.loc)
         exponent = (value - base) / self.scale * ((value - self.loc + (base - self.loc)) / self.scale) / 2
-        return -exponent - self.scale.log() - _mass(alpha, width).log()
+        return -exponent - self.scale.log() - gaussian_mass(alpha, width).log()
 
     @property
     def mean(self) -> Tensor:
@@ -228,7 +230,7 @@ class TruncatedNormal(TorchDistribution):
         _, sign, alpha, width = self._from_the_end()
         outer = torch.where(alpha > 1, torch.zeros_like(alpha), alpha)
         fall = -torch.expm1(-width * (2 * alpha + width) / 2)
-        t = torch.exp(-(outer**2) / 2) * fall / _mass(alpha, width)
+        t = torch.exp(-(outer**2) / 2) * fall / gaussian_mass(alpha, width)
         return (self.loc + sign * self.scale * t).clamp(self.low, self.high)
 
     def sample(self, sample_shape: Shape = ()) -> Tensor:
@@ -250,7 +252,7 @@ class TruncatedNormal(TorchDistribution):
         return end, sign, sign * (end - self.loc) / self.scale, (self.high - self.low) / self.scale
 
 
-def _mass(alpha: Tensor, width: Tensor) -> Tensor:
+def gaussian_mass(alpha: Tensor, width: Tensor) -> Tensor:
     """Integrate exp(-t^2/2) over [alpha, alpha + width], or exp(-(t^2 - alpha^2)/2) if alpha > 1."""
     near, far = _split(alpha, 1.0)
     inside = torch.erf((near + width) / _ROOT_2) - torch.erf(near / _ROOT_2)

@@ -122,7 +122,8 @@ class Evaluation:
         marginal: Log p(x) by the chosen proposal.
         guide: Log p(x) by the guide alone, the published protocol; equal to marginal if the guide is the proposal.
         num_dims: Number of dimensions D of a datum.
-        base_measure: "counting" (probabilities) or "lebesgue" (densities).
+        base_measure: "counting" (probabilities), "lebesgue" (densities), or densities with points of probability, such
+            as "lebesgue with mass at 0" (see `base_measure`).
         seed: Random seed.
         seconds: Duration in seconds.
         target_std_error: Standard error in nats that every datum of marginal should reach; None if there is no target.
@@ -316,15 +317,22 @@ def _estimate_of(plain: Mapping[str, Any]) -> Estimate:
 
 
 def base_measure(model: Program, *args: Any, **kwargs: Any) -> str:
-    """Find whether the model gives its data probabilities ("counting") or densities ("lebesgue").
+    """Name the base measure of the data: "counting" (probabilities), "lebesgue" (densities), or a mixture.
 
+    A support with an attribute `atoms`, a tuple of points that have a probability beside a density, gives
+    "lebesgue with mass at 0" or "lebesgue with mass at 0, 1": Lebesgue measure plus point masses of size one.
     Distributions without a support are taken for densities.
     """
     args, kwargs = plain(args, kwargs)
     with evaluating(model), isolated_rng():
         trace = poutine.trace(model).get_trace(*args, **kwargs)
     observed = [domain_of(site["fn"]) for site in sample_sites(trace).values() if site["is_observed"]]
-    return "counting" if all(domain is not None and domain.is_discrete for domain in observed) else "lebesgue"
+    if all(domain is not None and domain.is_discrete for domain in observed):
+        return "counting"
+    atoms = [f"{atom:g}" for atom in sorted({atom for domain in observed for atom in getattr(domain, "atoms", ())})]
+    if not atoms:
+        return "lebesgue"
+    return f"lebesgue with mass at {', '.join(atoms)}"
 
 
 def exact_summary(log_p: Tensor, *, num_dims: int, base_measure: str) -> dict[str, Any]:

@@ -1,9 +1,11 @@
 """Likelihoods p(x|z) and p(x|z,c): modules whose forward returns the distribution of one datum.
 
     counts        Bernoulli, binomial, Poisson, negative binomial, multinomial, ...
-    real          normal, Laplace, Student-t, log-normal
+    real          normal, Laplace, Student-t; log-normal and gamma, for positive data
     interval      continuous Bernoulli, beta, truncated normal
-    categorical   classes and ordered bins
+    categorical   classes, ordered bins and ordered levels
+    mixed         exact zeros beside positive numbers, exact 0 and 1 beside proportions
+    rounded       normal and Student-t rounded to a grid
     positive      scales and dispersions, with smooth bounds
     units         centre and spread of each column
     base          `Likelihood`
@@ -12,7 +14,11 @@ A new likelihood is a class in this room; see `Likelihood` for the steps.
 """
 
 from pyrovae.likelihoods.base import Likelihood
-from pyrovae.likelihoods.categorical import CategoricalLikelihood, DiscretizedLogisticMixtureLikelihood
+from pyrovae.likelihoods.categorical import (
+    CategoricalLikelihood,
+    DiscretizedLogisticMixtureLikelihood,
+    OrderedLogisticLikelihood,
+)
 from pyrovae.likelihoods.counts import (
     BernoulliLikelihood,
     BetaBinomialLikelihood,
@@ -24,7 +30,19 @@ from pyrovae.likelihoods.counts import (
     ZeroInflatedPoissonLikelihood,
 )
 from pyrovae.likelihoods.interval import BetaLikelihood, ContinuousBernoulliLikelihood, TruncatedNormalLikelihood
-from pyrovae.likelihoods.real import LaplaceLikelihood, LogNormalLikelihood, NormalLikelihood, StudentTLikelihood
+from pyrovae.likelihoods.mixed import (
+    HurdleGammaLikelihood,
+    HurdleLogNormalLikelihood,
+    ZeroOneInflatedBetaLikelihood,
+)
+from pyrovae.likelihoods.real import (
+    GammaLikelihood,
+    LaplaceLikelihood,
+    LogNormalLikelihood,
+    NormalLikelihood,
+    StudentTLikelihood,
+)
+from pyrovae.likelihoods.rounded import RoundedNormalLikelihood, RoundedStudentTLikelihood
 from pyrovae.likelihoods.units import Units
 
 __all__ = [
@@ -35,16 +53,23 @@ __all__ = [
     "CategoricalLikelihood",
     "ContinuousBernoulliLikelihood",
     "DiscretizedLogisticMixtureLikelihood",
+    "GammaLikelihood",
+    "HurdleGammaLikelihood",
+    "HurdleLogNormalLikelihood",
     "LaplaceLikelihood",
     "Likelihood",
     "LogNormalLikelihood",
     "MultinomialLikelihood",
     "NegativeBinomialLikelihood",
     "NormalLikelihood",
+    "OrderedLogisticLikelihood",
     "PoissonLikelihood",
+    "RoundedNormalLikelihood",
+    "RoundedStudentTLikelihood",
     "StudentTLikelihood",
     "TruncatedNormalLikelihood",
     "Units",
     "ZeroInflatedNegativeBinomialLikelihood",
     "ZeroInflatedPoissonLikelihood",
+    "ZeroOneInflatedBetaLikelihood",
 ]

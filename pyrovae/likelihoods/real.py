@@ -7,7 +7,7 @@ import torch
 from pyro.distributions.torch_distribution import TorchDistributionMixin
 from torch import Tensor, nn
 
-from pyrovae.distributions import LogNormal, StudentT
+from pyrovae.distributions import LogNormal, MeanGamma, StudentT
 from pyrovae.likelihoods.base import Likelihood, LocationScaleLikelihood, scale_in
 from pyrovae.likelihoods.positive import Choice, Positive
 from pyrovae.likelihoods.units import Units
@@ -141,3 +141,39 @@ class LogNormalLikelihood(LocationScaleLikelihood):
     def forward(self, z: Tensor, covariates: Tensor | None = None) -> TorchDistributionMixin:
         """Return p(x|z), with the batch_shape of z's leading dimensions."""
         return LogNormal(*self.loc_and_scale(z, covariates)).to_event(1)
+
+
+class GammaLikelihood(Likelihood):
+    """Independent gamma, for positive data.
+
+        p(x|z) = prod_d Gamma(x_d; s_d, s_d/m_d),  m = exp(network(z))
+
+    The mean is m, the variance m^2/s (McCullagh and Nelder, "Generalized linear models", 1989, chapter 8,
+    https://doi.org/10.1007/978-1-4899-3242-6). Every conditional standard deviation is in proportion to the mean, as
+    with the log-normal, but the upper tail is lighter.
+
+    Args:
+        network: Module from the latent (and covariates) to the parameters of p(x|z): D logarithms of the mean, then
+            D outputs for s if concentration is "network".
+        concentration: Concentration s: a positive number (fixed), "global" (learned, one for all dimensions),
+            "dimension" (learned, one per dimension), or "network" (D more outputs). Learned ones start at 1, the
+            exponential, and stay between 0.001 and 10,000 (see `Positive`).
+
+    Raises:
+        ValueError: If concentration is neither a positive number nor one of the words.
+    """
+
+    def __init__(self, network: nn.Module, concentration: Choice = "global") -> None:
+        super().__init__(network)
+        num_blocks = self.num_outputs(1, concentration=concentration)
+        self.concentration = Positive("concentration", concentration, network, num_blocks, bounds=(1e-3, 1e4))
+
+    def intercept(self, x: Tensor) -> Tensor:
+        """Return the logarithms of the data's means."""
+        return x.mean(0).log()
+
+    def forward(self, z: Tensor, covariates: Tensor | None = None) -> TorchDistributionMixin:
+        """Return p(x|z), with the batch_shape of z's leading dimensions."""
+        blocks = self.blocks(z, covariates)
+        log_mean, concentration = next(blocks), self.concentration(blocks)
+        return MeanGamma(log_mean, concentration).to_event(1)

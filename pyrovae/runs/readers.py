@@ -83,6 +83,15 @@ _ESTIMATE = {
     "served": Each(NUMBER),
     "ladder": [{"num_particles": _COUNT, "lower_bound": _MAYBE, "bias_corrected": _MAYBE, "mc_std_error": _MAYBE}],
 }
+_MEASURE = Kind(
+    "'counting', 'lebesgue', or 'lebesgue with mass at' points",
+    lambda value: (
+        isinstance(value, str)
+        and bool(
+            re.fullmatch(r"counting|lebesgue( with mass at [-+.\de]{1,20}(, [-+.\de]{1,20}){0,9})?", value, re.ASCII)
+        )
+    ),
+)
 _EVALUATION = {
     "split": one_of("train", "validation", "test"),
     "num_data": _COUNT,
@@ -90,7 +99,7 @@ _EVALUATION = {
     "log_marginal": _ESTIMATE,
     "log_marginal_guide": _ESTIMATE,
     "bits_per_dim": _MAYBE,
-    "base_measure": one_of("counting", "lebesgue"),
+    "base_measure": _MEASURE,
     "binarize": _BINARIZE,
     "seed": _WHOLE,
     "seconds": NUMBER,

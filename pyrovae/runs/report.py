@@ -142,11 +142,17 @@ def _resumed(stopped: StoppedEvaluation | None, *, fresh: bool, num_data: int) -
     return state
 
 
-def baseline_summary(data: Data, *, split: str, base_measure: str) -> dict[str, Any]:
-    """Summarise the baseline of independent pixels, fitted to the training data, on a split."""
+def baseline_rows(data: Data, *, split: str, base_measure: str) -> dict[str, dict[str, Any]]:
+    """Summarise the baseline of independent pixels, fitted to the training data, on a split, as a row of the table.
+
+    There is no row, and the result is empty, if the baseline has none of this base measure: probabilities of values
+    that are no whole numbers, or densities with point masses.
+    """
+    if base_measure not in ("counting", "lebesgue") or (base_measure == "counting" and data.maximum is None):
+        return {}
     x, _ = split_of(data, split)
     log_p = IndependentPixels.of(data, base_measure=base_measure).log_prob(x)
-    return exact_summary(log_p, num_dims=x.shape[1], base_measure=base_measure)
+    return {"independent pixels": exact_summary(log_p, num_dims=x.shape[1], base_measure=base_measure)}
 
 
 def write_training_figure(run: Run, history: History) -> None:

@@ -7,6 +7,7 @@ import mpmath as mp
 import pyro
 import pytest
 import torch
+from exact_tables import TABLE_CASES, log_beta, log_sigmoid
 from torch import nn
 
 from pyrovae import (
@@ -46,10 +47,6 @@ class Outputs(nn.Module):
         return z
 
 
-def log_sigmoid(a):
-    return -mp.log1p(mp.exp(-a))
-
-
 def log_choose(n, k):
     return mp.loggamma(n + 1) - mp.loggamma(k + 1) - mp.loggamma(n - k + 1)
 
@@ -72,10 +69,6 @@ def zero_inflated(log_p, k, gate):
 
 def binomial(k, a, n):
     return log_choose(n, k) + k * log_sigmoid(a) + (n - k) * log_sigmoid(-a)
-
-
-def log_beta(a, b):
-    return mp.loggamma(a) + mp.loggamma(b) - mp.loggamma(a + b)
 
 
 def shapes(a, s):
@@ -241,6 +234,7 @@ CASES = {
         lambda x, a: -((mp.log(x) - a) ** 2) * 8 - mp.log(mp.mpf(1) / 16 * 2 * mp.pi) / 2 - mp.log(x),
         [(x, a) for x in (1e-30, 1.0, 3e20) for a in FAR],
     ),
+    **TABLE_CASES,
 }
 
 

@@ -24,12 +24,16 @@ from pyrovae import (
     MultinomialLikelihood,
     NegativeBinomialLikelihood,
     NormalLikelihood,
+    OrderedLogisticLikelihood,
+    RoundedNormalLikelihood,
+    RoundedStudentTLikelihood,
     StandardNormalPrior,
     StudentTLikelihood,
     TruncatedNormalLikelihood,
     ZeroInflatedNegativeBinomialLikelihood,
 )
 from pyrovae.densities import check_support
+from pyrovae.densities.masks import fill_masked
 from pyrovae.distributions import FloatCategorical, TruncatedNormal
 from pyrovae.evidence.evaluation import base_measure
 from pyrovae.likelihoods.positive import bounded_exp
@@ -51,6 +55,8 @@ SPACES = {
     ),
     "log-normal": ((0, math.inf), [0, -1]),
     "log-normal, network": ((0, math.inf), [0, -1]),
+    "gamma": ((0, math.inf), [0, -1]),
+    "gamma, network": ((0, math.inf), [0, -1]),
     "binomial": (5, [5, -1, 0.5]),
     "beta-binomial": (5, [5, -1, 0.5]),
     "beta-binomial, network": (5, [5, -1, 0.5]),
@@ -60,8 +66,19 @@ SPACES = {
     "zero-inflated poisson": (400, [-1, 0.5]),
     "zero-inflated negative binomial": (400, [-1, 0.5]),
     "categorical": (5, [5, -1, 0.5]),
+    "ordered logistic": (5, [5, -1, 0.5]),
+    "ordered logistic, two levels": (2, [2, -1, 0.5]),
     "logistic mixture": (5, [5, -1, 0.5]),
 }
+# Values outside the support of those whose sums and draws are tested elsewhere: multinomial below, the others in
+# test_mixed and test_rounded.
+OUTSIDE = {
+    "multinomial": [0.5, -1, 5],
+    **{name: [-1, math.nan] for name in LIKELIHOODS if name.startswith("hurdle")},
+    **{name: [-0.01, 1.01, math.nan] for name in LIKELIHOODS if name.startswith("zero-one")},
+    **{name: [0.3, math.nan] for name in LIKELIHOODS if name.startswith("rounded")},
+}
+MEASURES = {"hurdle": "lebesgue with mass at 0", "zero-one": "lebesgue with mass at 0, 1"}
 INDEPENDENT = sorted(SPACES)
 CONTINUOUS = [name for name in INDEPENDENT if isinstance(SPACES[name][0], tuple)]
 COUNTED = [name for name in INDEPENDENT if name not in CONTINUOUS]
@@ -117,7 +134,7 @@ def goodness_of_fit(name, p, draws):
 
 
 def test_every_likelihood_of_the_library_is_in_these_tests():
-    assert set(SPACES) == set(LIKELIHOODS) - {"multinomial"}
+    assert set(SPACES) == set(LIKELIHOODS) - set(OUTSIDE)
 
 
 @pytest.mark.parametrize("name", INDEPENDENT)
@@ -169,7 +186,7 @@ def test_values_outside_the_support_are_rejected(name):
     model = Model(StandardNormalPrior(Z), LIKELIHOODS[name]())
     x = model(size=3).detach()
     check_support(model, x)
-    outside = SPACES[name][1] if name in SPACES else [0.5, -1, 5]
+    outside = SPACES[name][1] if name in SPACES else OUTSIDE[name]
     for value in outside:
         bad = x.clone()
         bad[1, 2] = value
@@ -189,7 +206,7 @@ def test_a_multinomial_accepts_only_its_total_count_and_no_mask():
         Model(StandardNormalPrior(Z), likelihood)(rows, mask=mask)
 
 
-@pytest.mark.parametrize("name", INDEPENDENT)
+@pytest.mark.parametrize("name", sorted(set(LIKELIHOODS) - {"multinomial"}))
 @pytest.mark.parametrize("particles", [(), (3,)])
 def test_likelihoods_leave_out_missing_entries(name, particles):
     model = Model(StandardNormalPrior(Z), LIKELIHOODS[name]())
@@ -203,6 +220,18 @@ def test_likelihoods_leave_out_missing_entries(name, particles):
     log_p = trace.nodes["x"]["fn"].log_prob(trace.nodes["x"]["value"])
     exact = (model.likelihood(z).base_dist.log_prob(x) * mask).sum(-1)
     torch.testing.assert_close(log_p, exact.expand_as(log_p))
+
+
+@pytest.mark.parametrize("name", sorted(set(LIKELIHOODS) - {"multinomial"}))
+def test_gradients_survive_missing_entries_of_a_program_by_hand(name):
+    part = LIKELIHOODS[name]()
+    x = part(torch.zeros(3, Z)).sample()
+    mask = torch.ones(3, D, dtype=torch.bool)
+    mask[0, 0] = False
+    p = part(torch.zeros(3, Z)).base_dist.mask(mask).to_event(1)
+    p.log_prob(fill_masked(p, torch.where(mask, x, math.nan), mask)).sum().backward()
+    for parameter in part.parameters():
+        assert bool(parameter.grad.isfinite().all())
 
 
 class Given(nn.Module):
@@ -226,7 +255,7 @@ def test_likelihoods_are_finite_at_extreme_outputs_in_float32(name):
     space = SPACES[name][0] if name in SPACES else 0
     if isinstance(space, tuple):
         ends = [min(max(end, -100), 100) for end in space]
-        tiny = 1e-6 if name.startswith(("beta", "log-normal")) else 0  # the end itself lies outside
+        tiny = 1e-6 if name.startswith(("beta", "log-normal", "gamma")) else 0  # the end itself lies outside
         x[0], x[1] = ends[0] + tiny, ends[1] - tiny
     elif space:
         x[0], x[1] = 0, space - 1
@@ -239,7 +268,7 @@ def test_likelihoods_are_finite_at_extreme_outputs_in_float32(name):
         assert bool(log_p.isfinite().all())
         for parameter in part.parameters():
             assert bool(parameter.grad.isfinite().all())
-        assert bool(part(torch.zeros(6, Z)).mean.isfinite().all()) or name.startswith("log-normal")
+        assert bool(part(torch.zeros(6, Z)).mean.isfinite().all()) or "log-normal" in name
 
 
 # Positive numbers beside the network
@@ -319,6 +348,9 @@ def test_scale_per_dimension_needs_a_network_of_known_size():
         (lambda: BetaBinomialLikelihood(MLP(Z, D), 0), "total_count must be at least 1"),
         (lambda: MultinomialLikelihood(MLP(Z, D), 0), "total_count must be at least 1"),
         (lambda: CategoricalLikelihood(MLP(Z, D), 1), "num_classes must be at least 2"),
+        (lambda: RoundedNormalLikelihood(MLP(Z, D), 0.0), "resolution must be a positive number, got 0"),
+        (lambda: RoundedStudentTLikelihood(MLP(Z, D), math.nan), "resolution must be a positive number, got nan"),
+        (lambda: OrderedLogisticLikelihood(MLP(Z, D), 1), "num_levels must be at least 2"),
         (lambda: DiscretizedLogisticMixtureLikelihood(MLP(Z, D), 1), "num_bins must be at least 2"),
         (lambda: DiscretizedLogisticMixtureLikelihood(MLP(Z, D), 2, 0), "num_components at least 1"),
         (lambda: TruncatedNormalLikelihood(MLP(Z, D), 1, 1), "low and high must be finite numbers"),
@@ -360,7 +392,7 @@ def test_likelihoods_read_blocks_in_the_documented_order():
 def test_likelihoods_state_whether_they_are_probabilities_or_densities():
     for name, make in LIKELIHOODS.items():
         model = Model(StandardNormalPrior(Z), make())
-        measure = "lebesgue" if name in CONTINUOUS else "counting"
+        measure = MEASURES.get(name.split()[0], "lebesgue" if name in CONTINUOUS else "counting")
         assert base_measure(model, model(size=2).detach()) == measure
 
 
@@ -382,25 +414,29 @@ def test_arguments_for_suggests_values_from_the_data():
     assert MultinomialLikelihood.arguments_for(x) == {"total_count": 4}
     assert BinomialLikelihood.arguments_for(x) == BetaBinomialLikelihood.arguments_for(x) == {"total_count": 3}
     assert CategoricalLikelihood.arguments_for(x) == {"num_classes": 4}
+    assert OrderedLogisticLikelihood.arguments_for(x) == {"num_levels": 4}
     assert DiscretizedLogisticMixtureLikelihood.arguments_for(x) == {"num_bins": 4}
     for part in known_parts("likelihood").values():
-        part(nn.Identity(), **part.arguments_for(torch.full((1, 2), -1e30)))
+        part(MLP(Z, D), **part.arguments_for(torch.full((1, 2), -1e30)))
 
 
 def test_likelihoods_are_suggested_for_the_data_in_their_support():
     def suggested(*rows):
         return {flags.split()[0].removesuffix("Likelihood") for flags in fitting_likelihoods(torch.tensor(rows))}
 
-    real = {"Normal", "Laplace", "StudentT"}
-    counts = {"Poisson", "NegativeBinomial", "ZeroInflatedPoisson", "ZeroInflatedNegativeBinomial"}
-    bins = {"Binomial", "BetaBinomial", "Categorical", "DiscretizedLogisticMixture"}
+    real = {"Normal", "Laplace", "StudentT", "RoundedNormal", "RoundedStudentT"}
+    hurdles = {"HurdleLogNormal", "HurdleGamma"}
+    counts = hurdles | {"Poisson", "NegativeBinomial", "ZeroInflatedPoisson", "ZeroInflatedNegativeBinomial"}
+    bins = {"Binomial", "BetaBinomial", "Categorical", "OrderedLogistic", "DiscretizedLogisticMixture"}
     assert suggested([-1.0, 2.5]) == real
-    assert suggested([1e30, 2.5]) == real | {"LogNormal"}
-    assert suggested([0.2, 0.5]) == real | {"LogNormal", "ContinuousBernoulli", "Beta", "TruncatedNormal"}
-    assert suggested([0.0, 0.5]) == real | {"ContinuousBernoulli", "TruncatedNormal"}
+    rounded = {"RoundedNormal", "RoundedStudentT"}
+    assert suggested([1e30, 2.5]) == real - rounded | hurdles | {"LogNormal", "Gamma"}
+    closed = {"ContinuousBernoulli", "TruncatedNormal", "ZeroOneInflatedBeta"}
+    assert suggested([0.2, 0.5]) == real | hurdles | closed | {"LogNormal", "Gamma", "Beta"}
+    assert suggested([0.0, 0.5]) == real | hurdles | closed
     assert suggested([0.0, 3.0], [1.0, 1.0]) == real | counts | bins
     assert suggested([0.0, 3.0], [2.0, 1.0]) == real | counts | bins | {"Multinomial"}
-    assert suggested([0.0, 3e6], [2.0, 1.0]) == real | counts | bins - {"Categorical"}
+    assert suggested([0.0, 3e6], [2.0, 1.0]) == real | counts | bins - {"Categorical", "OrderedLogistic"}
 
 
 def test_a_fixed_number_keeps_its_digits_in_float64():

@@ -4,6 +4,7 @@
     load        `load_data`: checks, covariates, splits
     binarize    dynamic and static binarisation
     baseline    log p(x) with independent dimensions
+    untrusted   files of a stranger: regular files, YAML of plain values
 
 A datum is a float32 vector; its original shape is stored separately. Loading uses its own random generators and leaves
 the global random state unchanged. Only `Binarize`, a part of training, draws from the global generator.
@@ -12,5 +13,18 @@ the global random state unchanged. Only `Binarize`, a part of training, draws fr
 from pyrovae.data.baseline import IndependentPixels
 from pyrovae.data.binarize import EVALUATION_SEED, Binarize
 from pyrovae.data.load import Data, load_data
+from pyrovae.data.untrusted import FILE_LIMIT, check_size, open_regular, parse_yaml, read_bytes, what_is
 
-__all__ = ["EVALUATION_SEED", "Binarize", "Data", "IndependentPixels", "load_data"]
+__all__ = [
+    "EVALUATION_SEED",
+    "FILE_LIMIT",
+    "Binarize",
+    "Data",
+    "IndependentPixels",
+    "check_size",
+    "load_data",
+    "open_regular",
+    "parse_yaml",
+    "read_bytes",
+    "what_is",
+]

@@ -7,6 +7,6 @@ The table decides the likelihood. Nothing else in the library learns what a colu
 """
 
 from pyrovae.columns.column import DEFAULT_LIKELIHOODS, KINDS, LEVELLED, NUMERIC, ROLES, Column
-from pyrovae.columns.columns import Columns, date_text
+from pyrovae.columns.columns import Columns, date_text, shown
 
-__all__ = ["DEFAULT_LIKELIHOODS", "KINDS", "LEVELLED", "NUMERIC", "ROLES", "Column", "Columns", "date_text"]
+__all__ = ["DEFAULT_LIKELIHOODS", "KINDS", "LEVELLED", "NUMERIC", "ROLES", "Column", "Columns", "date_text", "shown"]

@@ -52,7 +52,8 @@ class Column:
         spread: Standard deviation of x, with divisor n; None while unknown.
         log_centre: Mean of log x over the cells above 0 of a positive column; None otherwise.
         log_spread: Standard deviation of log x over the cells above 0 of a positive column; None otherwise.
-        missing: Share of missing cells, in [0, 1].
+        missing: Share of missing cells, in [0, 1]; None while unknown.
+        na_values: Texts that stand for missing cells of this column, beside those of every column.
         reason: Why the column is dropped.
         likelihood: Name of a likelihood; None for that of the kind.
         arguments: Arguments of the likelihood by name.
@@ -74,7 +75,8 @@ class Column:
     spread: float | None = None
     log_centre: float | None = None
     log_spread: float | None = None
-    missing: float = 0.0
+    missing: float | None = None
+    na_values: tuple[str, ...] = ()
     reason: str = ""
     likelihood: str | None = None
     arguments: Mapping[str, Any] = field(default_factory=dict, hash=False)
@@ -97,6 +99,9 @@ class Column:
         if not isinstance(self.levels, list | tuple) or not all(type(level) is str for level in self.levels):
             self._fail(f"levels must be texts, got {self.levels!r:.80}; write them in quotes, such as ['no', 'yes']")
         object.__setattr__(self, "levels", tuple(self.levels))
+        if not isinstance(self.na_values, list | tuple) or not all(type(code) is str for code in self.na_values):
+            self._fail(f"na_values must be texts, got {self.na_values!r:.80}; write them in quotes, such as ['-9']")
+        object.__setattr__(self, "na_values", tuple(self.na_values))
         if self.levels and self.kind not in LEVELLED:
             self._fail(f"kind {self.kind} has no levels; remove them, or use one of {', '.join(LEVELLED)}")
         if len(set(self.levels)) < len(self.levels):
@@ -111,7 +116,7 @@ class Column:
     def _check_numbers(self) -> None:
         for key in ("origin", "missing", *_NUMBERS):
             value = getattr(self, key)
-            if value is None and key in _NUMBERS:
+            if value is None and key != "origin":
                 continue
             if type(value) not in (int, float) or not math.isfinite(value):
                 self._fail(f"{key} must be a finite number, got {value!r:.80}; write it such as 0.5 or 1.0e-3")
@@ -120,7 +125,7 @@ class Column:
             if key in _NUMBERS and self.kind not in NUMERIC:
                 self._fail(f"kind {self.kind} has no {key}; remove it")
             object.__setattr__(self, key, float(value))
-        if not 0 <= self.missing <= 1:
+        if self.missing is not None and not 0 <= self.missing <= 1:
             self._fail(f"missing must be a share in [0, 1], got {self.missing:g}")
         if self.low is not None and self.high is not None and self.low > self.high:
             self._fail(f"low must not be above high, got {self.low:g} and {self.high:g}")
@@ -146,7 +151,7 @@ class Column:
     @property
     def is_complete(self) -> bool:
         """Whether the column has all numbers or levels that its kind needs."""
-        if self.role in ("drop", "group", "split"):
+        if self.role in ("drop", "group", "split", "weight"):
             return True
         if self.kind in LEVELLED:
             return bool(self.levels)

@@ -27,8 +27,8 @@ class Columns:
     Example:
         >>> columns = Columns((
         ...     Column("age", "positive", low=20, high=80, resolution=1, missing=0.031),
-        ...     Column("sex", "binary", levels=("F", "M")),
-        ...     Column("id", "drop", reason="as many levels as rows"),
+        ...     Column("sex", "binary", levels=("F", "M"), missing=0),
+        ...     Column("id", "drop", reason="as many levels as rows", missing=0),
         ... ))
         >>> print(columns)
         column  kind      values    missing  likelihood              resolution
@@ -110,7 +110,7 @@ class Columns:
         """Make columns from plain values, as `to_dict` gives them.
 
         So that a user may change the word of a kind and nothing else, values that the new kind does not use are
-        ignored: levels of numbers, and a resolution, range and moments of levels.
+        ignored: levels of numbers, a resolution, range and moments of levels, and the reason for a drop.
 
         Args:
             plain: Mapping of names to mappings of attributes to values.
@@ -167,11 +167,14 @@ def _column(name: Any, entry: Any) -> Column:
         unused += ("resolution", "low", "high", "centre", "spread")
     if entry["kind"] != "positive":
         unused += ("log_centre", "log_spread")
+    if entry["kind"] != "drop":
+        unused += ("reason",)
     return Column(name, **{key: value for key, value in entry.items() if key not in unused})
 
 
 def _row(column: Column, has_roles: bool) -> tuple[str, ...]:
-    missing = "0" if not column.missing else f"{100 * column.missing:.1f} %" if column.missing >= 0.0005 else "< 0.1 %"
+    share = column.missing
+    missing = "" if share is None else "0" if share == 0 else f"{100 * share:.1f} %" if share >= 5e-4 else "< 0.1 %"
     last = column.reason if column.kind == "drop" else column.likelihood_name if column.role == "data" else ""
     resolution = "" if column.resolution is None else f"{column.resolution:g}"
     if column.format and column.resolution is not None:

@@ -97,9 +97,9 @@ def test_replace_changes_one_column():
 def test_the_table_shows_ranges_dates_levels_and_roles_on_one_line_each():
     columns = Columns(
         (
-            Column("day", "real", format="date", low=0.0, high=365.0, resolution=1.0),
+            Column("day", "real", format="date", low=0.0, high=365.0, resolution=1.0, missing=0),
             Column("income", "positive", low=812.0, high=190400.0, resolution=0.01, missing=0.12),
-            Column("region", "category", role="covariate", levels=tuple(f"region {i}" for i in range(9))),
+            Column("region", "category", role="covariate", levels=tuple(f"region {i}" for i in range(9)), missing=0),
             Column("odd", "binary", levels=("a\nb", "\x1b[2J"), missing=1e-5),
         )
     )

@@ -105,8 +105,6 @@ def parse(table: RawTable, name: str) -> Cells:
     """Parse the cells of a column as numbers or dates, if all of them are."""
     texts = table.columns[name]
     cells = Cells(name, texts, Counter(text for text in texts if text is not None), is_text=name in table.texts)
-    if cells.is_text and not any(date(text) for text in list(cells.counts)[:20]):
-        return cells
     readings: list[dict[str, tuple[float, str] | None]] = [
         {text: None if (value := number(text)) is None else (value, "") for text in cells.counts},
         {text: date(text) for text in cells.counts},
@@ -115,6 +113,8 @@ def parse(table: RawTable, name: str) -> Cells:
         fits = {text: reading for text, reading in found.items() if reading is not None}
         forms = {form for _, form in fits.values()}
         if len(fits) == len(found) and fits:
+            if cells.is_text and forms == {""}:  # numbers that the source calls texts are levels
+                return cells
             if forms == {"date", "datetime"}:
                 forms = {"datetime"}
             if len(forms) == 1:

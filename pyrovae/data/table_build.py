@@ -79,6 +79,8 @@ def build(
             column = _read(raw, name, role, given, built, unseen)
         else:
             column = Column(name, "category", role=role) if schema is None else schema[name]
+            if role == "drop" and name in raw.columns and column.missing is None and not new_data:
+                column = dataclasses.replace(column, missing=_missing(raw, name, splits == 0))
         if codes.get(name):
             column = dataclasses.replace(column, na_values=codes[name])
         found.append(column)

@@ -38,8 +38,9 @@ class Column:
 
     Attributes:
         name: Name of the column.
-        kind: Kind: "real", "positive" (above 0, or at least 0 if a likelihood is named), "interval" ([0, 1]), "count"
-            (0, 1, 2, ...), "binary" (two levels), "category", "ordered" (levels in increasing order), or "drop".
+        kind: Kind: "real", "positive" (above 0, or at least 0 if a likelihood is named), "interval" (in (0, 1), or in
+            [0, 1] if a likelihood is named), "count" (0, 1, 2, ...), "binary" (two levels), "category", "ordered"
+            (levels in increasing order), or "drop".
         role: Use: "data", "covariate", "label", "weight", "group", "split" or "drop".
         levels: Levels of a binary, category or ordered column, as texts; empty while unknown.
         format: Text format of a real column in days since 1970-01-01: "date", "datetime" or "datetime utc"; "" for

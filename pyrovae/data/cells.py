@@ -22,6 +22,7 @@ _TIME = re.compile(r"\d{4}-\d\d-\d\d[T ]\d\d:\d\d(:\d\d([.,]\d+)?)?(Z|[+-]\d\d:\
 _EPOCH = datetime(1970, 1, 1)
 _FORMULA = ("=", "+", "-", "@", "\t", "\r")
 _LARGEST = 3.4e38  # of float32
+_ENDS = ", where the likelihood of the kind has no density"
 EXACT = 2**24  # whole numbers below it are exact in float32
 
 
@@ -117,6 +118,8 @@ def parse(table: RawTable, name: str) -> Cells:
                 return cells
             if forms == {"date", "datetime"}:
                 forms = {"datetime"}
+            if forms == {"datetime"} and all(value == math.floor(value) for value, _ in fits.values()):
+                forms = {"date"}  # data frames write the time of midnight
             if len(forms) == 1:
                 cells.numbers, cells.format = {text: value for text, (value, _) in fits.items()}, forms.pop()
                 _check_finite(table, cells)
@@ -169,8 +172,9 @@ def convert(
         if value is not None:
             problem = _misfit(value, column)
         if value is None or problem:
+            advice = "name another likelihood, " * problem.endswith(_ENDS)
             raise ValueError(
-                f"{table.place(cells.name, cells.first(text))}: {text!r:.40} {problem}; correct it, add it to "
+                f"{table.place(cells.name, cells.first(text))}: {text!r:.40} {problem}; {advice}correct it, add it to "
                 f"na_values, or change kind {column.kind}"
             )
         values[text] = value
@@ -181,8 +185,9 @@ def _value(text: str, form: str) -> float | None:
     if not form:
         return number(text)
     reading = date(text)
-    fits = reading is not None and (reading[1] == form or (form, reading[1]) == ("datetime", "date"))
-    return reading[0] if reading is not None and fits else None
+    if reading is None or (form == "datetime utc") != (reading[1] == "datetime utc"):
+        return None
+    return reading[0] if form != "date" or reading[0] == math.floor(reading[0]) else None
 
 
 def _misfit(value: float, column: Column) -> str:
@@ -195,9 +200,12 @@ def _misfit(value: float, column: Column) -> str:
         if value < 0 or value != math.floor(value):
             return "is no count 0, 1, 2, ..."
         return f"is a count beyond {EXACT:,}, where float32 is not exact" if value >= EXACT else ""
-    if column.kind == "positive" and (value < 0 or (value == 0 and column.likelihood is None)):
-        return "is not above 0"
-    return "is not in [0, 1]" if column.kind == "interval" and not 0 <= value <= 1 else ""
+    has_ends = column.likelihood is not None or column.role != "data"
+    if column.kind == "positive" and (value < 0 or (value == 0 and not has_ends)):
+        return "is not above 0" + _ENDS * (value == 0)
+    if column.kind == "interval" and not 0 <= value <= 1:
+        return "is not in [0, 1]"
+    return "is at the end of (0, 1)" + _ENDS if column.kind == "interval" and value in (0, 1) and not has_ends else ""
 
 
 def level_codes(levels: Iterable[str], texts: Iterable[str]) -> dict[str, int]:

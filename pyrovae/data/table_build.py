@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from pyrovae.columns import LEVELLED, Column, Columns
+from pyrovae.columns import LEVELLED, Column, Columns, shown
 from pyrovae.data.cells import Cells, convert, parse, without_missing
 from pyrovae.data.guess import Question, guess, levels_of
 from pyrovae.data.moments import complete
@@ -194,7 +194,27 @@ def _read(raw: RawTable, name: str, role: str, given: Column | None, built: Buil
             raise ValueError(f"{raw.name}, {error}") from error
     _check_role(raw, column, values, train)
     built.values[name] = values
+    if train.any() and role == "data":
+        built.notes.setdefault(name, []).extend(_doubts(column, values, train))
     return column
+
+
+def _doubts(column: Column, values: np.ndarray, train: np.ndarray) -> list[Question]:
+    """Ask about levels without a training row, and about digits that float32 does not hold."""
+    if column.levels:
+        seen = set(values[train & ~np.isnan(values)])
+        absent = [level for code, level in enumerate(column.levels) if code not in seen]
+        if absent:
+            many = f"{len(absent):,} of {len(column.levels):,} levels"
+            fact = f"{many} stand in no training row, such as {shown(absent[0])!r}"
+            return [Question(fact, "join rare levels, or choose another split_seed, since nothing is learned of them")]
+        return []
+    distinct = np.unique(values[~np.isnan(values)])
+    lost = len(distinct) - len(np.unique((distinct - column.origin).astype(np.float32)))
+    if lost <= 0.01 * len(distinct):
+        return []
+    fact = f"{lost:,} of {len(distinct):,} values are not told apart in float32"
+    return [Question(fact, "round them, or split them into two columns, if their last digits matter")]
 
 
 def _missing(raw: RawTable, name: str, train: np.ndarray) -> float:

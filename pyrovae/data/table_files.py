@@ -196,6 +196,8 @@ def _header(path: Path, row: Sequence[str], delimiter: str) -> list[str]:
     if len(header) == 1 and delimiter == "," and any(letter in header[0] for letter in ";\t|"):
         other = next(letter for letter in ";\t|" if letter in header[0])
         raise ValueError(f"{path} separates its cells by {other!r}, not a comma; give delimiter={other!r}")
+    # write_csv guards names that a spreadsheet would run.
+    header = [name[1:] if name[:1] == "'" and name[1:2] in ("=", "+", "-", "@") else name for name in header]
     if header[0] == "" and _UNNAMED not in header:
         header[0] = _UNNAMED
     return _unique(header, str(path))

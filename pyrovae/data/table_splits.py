@@ -65,12 +65,13 @@ def check_groups(table: RawTable, name: str, group: np.ndarray, splits: np.ndarr
     Raises:
         ValueError: With the first group that does not.
     """
-    for code in range(int(group.max()) + 1):
-        found = np.unique(splits[group == code])
-        if len(found) > 1:
-            row = int(np.flatnonzero(group == code)[0])
-            words = " and ".join(SPLITS[one] for one in found)
-            raise ValueError(
-                f"{table.place(name)}: the rows of group {table.columns[name][row]!r:.40} lie in {words}; give them "
-                "one split, or leave out split= to draw it"
-            )
+    split_of_group = np.empty(int(group.max()) + 1, dtype=np.int64)
+    split_of_group[group] = splits  # of one row of each group
+    crossed = np.flatnonzero(split_of_group[group] != splits)
+    if len(crossed):
+        row = int(crossed[0])
+        words = " and ".join(SPLITS[one] for one in np.unique(splits[group == group[row]]))
+        raise ValueError(
+            f"{table.place(name, row)}: the rows of group {table.columns[name][row]!r:.40} lie in {words}; give them "
+            "one split, or leave out split= to draw it"
+        )

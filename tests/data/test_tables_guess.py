@@ -177,3 +177,16 @@ def test_the_columns_return_from_their_description(table, tmp_path):
     assert again.columns.to_dict() == table.columns.to_dict()
     assert again.x.equal(table.x) or again.x.nan_to_num(-1).equal(table.x.nan_to_num(-1))
     assert Columns.from_dict(table.columns.to_dict()) == table.columns
+
+
+def test_levels_without_a_training_row_are_asked_about():
+    cells = ["a", "b"] * 100
+    split = read_table({"a": cells, "b": NORMAL.tolist()}).splits
+    row = int((split == 2).nonzero()[0])
+    asked = questions([*cells[:row], "c", *cells[row + 1 :]])
+    assert any("1 of 3 levels stand in no training row, such as 'c'" in question for question in asked)
+
+
+def test_values_that_float32_does_not_tell_apart_are_asked_about():
+    cells = [float(2**30 * (i % 2) + i) for i in range(N)]
+    assert any("of 200 values are not told apart in float32" in question for question in questions(cells))

@@ -89,7 +89,7 @@ def test_a_column_of_splits_is_followed():
     with pytest.raises(ValueError, match="has no training row"):
         read_table(rows(part=["test"] * N), split="part")
     crossed = [words[i * 7 % N] for i in range(N)]
-    with pytest.raises(ValueError, match="column 'school': the rows of group 'school 1' lie in train and"):
+    with pytest.raises(ValueError, match="column 'school', row 16: the rows of group 'school 1' lie in train and"):
         read_table(rows(part=crossed), split="part", group="school")
 
 
@@ -252,3 +252,37 @@ def test_parquet_gives_the_table_of_its_frame(tmp_path):
     with pytest.raises(ValueError, match="cannot be read as a Parquet file"):
         read_table(path)
     assert "pyarrow" in sys.modules
+
+
+def test_midnights_of_a_frame_are_dates():
+    pandas = pytest.importorskip("pandas")
+    frame = pandas.DataFrame({"day": FRAME["day"], "count": FRAME["count"]})
+    table = read_table(frame)
+    assert table.columns["day"].format == "date"
+    again = read_table(frame.assign(day=pandas.to_datetime(frame["day"])), columns=table.columns)
+    assert again.x.equal(table.x)
+    hours = pandas.to_datetime(frame["day"]) + pandas.Timedelta(hours=7)
+    with pytest.raises(ValueError, match="column 'day', row 1: '2020-01-01T07:00:00' is no date in ISO 8601"):
+        read_table(frame.assign(day=hours), columns=table.columns)
+
+
+def test_covariates_may_lie_at_the_end_of_their_range():
+    """A covariate has no density."""
+    cells = {"gain": [0.0, 12.5, 700.25, 31.0] * 30, "share": [0.0, 1.0, 0.25] * 40}
+    wide = {
+        name: [cell + i / 1000 if cell else cell for i, cell in enumerate(column)] for name, column in cells.items()
+    }
+    wide["share"] = [min(cell, 1.0) for cell in wide["share"]]
+    table = read_table(rows(**wide), covariates=["gain", "share"])
+    assert table.covariates.shape == (N, 2)
+    assert table.columns["gain"].likelihood is None
+
+
+@pytest.mark.parametrize(
+    ("kind", "cell", "message"), [("positive", 0.0, "is not above 0"), ("interval", 1.0, "is at the end")]
+)
+def test_a_cell_without_a_density_needs_a_likelihood_of_its_own(kind, cell, message):
+    cells = [cell, *(0.001 + i / 200 for i in range(N - 1))]
+    with pytest.raises(ValueError, match=f"column 'a', row 1: '{cell}' {message}.* name another likelihood"):
+        read_table(rows(a=cells), columns=Columns((Column("a", kind),)))
+    assert read_table(rows(a=cells), columns=Columns((Column("a", kind, likelihood="Mine"),))).mask.all()

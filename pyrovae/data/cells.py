@@ -40,6 +40,11 @@ def number_as_text(value: float) -> str:
     return str(int(value)) if value == round(value) and abs(value) < 2**53 else repr(float(value))
 
 
+def _read_number(text: str) -> tuple[float, str] | None:
+    value = number(text)
+    return None if value is None else (value, "")
+
+
 def date(text: str) -> tuple[float, str] | None:
     """Read a date or a time in ISO 8601: days since 1970-01-01, and the format; None for other texts."""
     is_date = bool(_DATE.fullmatch(text))
@@ -106,11 +111,8 @@ def parse(table: RawTable, name: str) -> Cells:
     """Parse the cells of a column as numbers or dates, if all of them are."""
     texts = table.columns[name]
     cells = Cells(name, texts, Counter(text for text in texts if text is not None), is_text=name in table.texts)
-    readings: list[dict[str, tuple[float, str] | None]] = [
-        {text: None if (value := number(text)) is None else (value, "") for text in cells.counts},
-        {text: date(text) for text in cells.counts},
-    ]
-    for found in readings:
+    for read in (_read_number, date):
+        found = {text: read(text) for text in cells.counts}
         fits = {text: reading for text, reading in found.items() if reading is not None}
         forms = {form for _, form in fits.values()}
         if len(fits) == len(found) and fits:
@@ -166,8 +168,9 @@ def convert(
     if column.kind in LEVELLED:
         return _codes(table, cells, column, unseen, counted)
     values: dict[str | None, float] = {None: math.nan}
+    known = cells.numbers if cells.format == column.format else None
     for text in cells.counts:
-        value = _value(text, column.format)
+        value = known[text] if known is not None else _value(text, column.format)
         problem = "is no " + (f"{column.format} in ISO 8601" if column.format else "number")
         if value is not None:
             problem = _misfit(value, column)

@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from pyrovae.columns import Column, date_text, shown
-from pyrovae.data.cells import EXACT, Cells, number_as_text, parse, values_of
+from pyrovae.data.cells import EXACT, Cells, number_as_text, values_of
 from pyrovae.data.table_files import RawTable
 
 _FEW = 10  # distinct numbers that may be levels
@@ -36,29 +36,29 @@ class Question(NamedTuple):
         return f"{self.fact}: {self.advice}"
 
 
-def guess(table: RawTable, name: str, train: np.ndarray) -> tuple[Column, list[Question]]:
+def guess(table: RawTable, cells: Cells, train: np.ndarray) -> tuple[Column, list[Question]]:
     """Guess what a column is.
 
     * No value, or one value: dropped. Two: binary.
     * Texts: categories; dropped if there are as many levels as rows, or nearly.
     * Dates and times in ISO 8601: real, in days.
-    * Numbers with 3 to 10 values: ordered, and a question.
+    * Numbers with 3 to 10 values, each in five rows on average: ordered, and a question.
     * Whole numbers from 0 or 1: count. Exact zeros, a gap, and larger numbers: positive, with a likelihood that has
-      zeros. In [0, 1] with fractions: interval. Above 0 and skewed (skewness above 1, and reduced by the logarithm):
-      positive. Else real.
+      zeros. In [0, 1] with fractions, of which some exceed 0.5: interval. Above 0 and skewed (skewness above 1, and
+      reduced by the logarithm): positive. Else real.
     * Whole numbers that number the rows: dropped.
 
     Levels and the support are those of all rows. The skewness is that of the training rows.
 
     Args:
         table: Table.
-        name: Name of the column.
+        cells: Cells of the column.
         train: Whether each row is a training row, with shape (N,).
 
     Returns:
         The column without its numbers, and questions to the user.
     """
-    cells = parse(table, name)
+    name = cells.name
     if name in table.levels and cells.counts:
         return _declared(table, name, cells)
     if len(cells.counts) < 2:
@@ -162,13 +162,16 @@ def _guess_numbers(name: str, cells: Cells, values: np.ndarray, train: np.ndarra
     are_whole = bool((distinct == np.floor(distinct)).all())
     if len(distinct) < 2:
         return Column(name, "drop", reason=f"constant: {number_as_text(low)}"), []
-    levels = tuple(number_as_text(value) for value in distinct)
+    levels = tuple(number_as_text(value) for value in distinct[: _SOME + 1])
     if len(distinct) == 2:
         return Column(name, "binary", levels=levels), _spikes(values, number_as_text)
     if are_whole and len(distinct) == len(observed) and (high - low == len(distinct) - 1 or _ID.fullmatch(name)):
-        return Column(name, "drop", reason=f"{len(distinct):,} whole numbers in as many rows: an identifier"), []
+        many = f"{len(distinct):,} whole numbers in as many rows"
+        advice = "dropped as an identifier; if it is a time or a measurement, write kind: real"
+        return Column(name, "drop", reason=f"{many}: an identifier"), [Question(many, advice)]
     spikes = _spikes(values, number_as_text)
-    if len(distinct) <= min(_FEW, len(observed) / 2):
+    are_counts = are_whole and low in (0, 1)
+    if len(distinct) <= min(_FEW, len(observed) / 5) and not (are_counts and high >= 2 * len(distinct)):
         return Column(name, "ordered", levels=levels), [*spikes, _few(levels, are_whole and low >= 0)]
     if not _varies(values, train):
         return _constant(name), []
@@ -186,7 +189,7 @@ def _guess_numbers(name: str, cells: Cells, values: np.ndarray, train: np.ndarra
             ),
             *(question for question in spikes if not question.fact.startswith(_spike_of("0"))),
         ]
-    elif are_whole and low in (0, 1) and high < EXACT:
+    elif are_counts and high < EXACT:
         column = {"kind": "count"}
         if len(distinct) <= _SOME:
             asked.append(
@@ -196,21 +199,23 @@ def _guess_numbers(name: str, cells: Cells, values: np.ndarray, train: np.ndarra
                     "category",
                 )
             )
-    elif low >= 0 and high <= 1:
+    elif low >= 0 and 0.5 < high <= 1:
         column = {"kind": "interval"}
+        asked.append(Question("it lies in [0, 1]", "read as a share; if it is no share, write kind: positive or real"))
         ends = int(counts[(distinct == 0) | (distinct == 1)].sum())
         if ends:
             asked = [
+                *asked[len(spikes) :],
                 Question(
                     f"{ends:,} of {len(observed):,} cells are exactly 0 or 1",
                     "a beta density is not defined there, so read with such cells beside it; if that is wrong, write "
                     "kind: real and remove the likelihood",
-                )
+                ),
             ]
             column["likelihood"] = "ZeroOneInflatedBetaLikelihood"
     elif low > 0 and _skewness(trained) > _SKEWED and abs(_skewness(np.log(trained))) < _skewness(trained):
         column = {"kind": "positive"}
-    if column["kind"] == "real" or (column["kind"] == "interval" and not asked):
+    if column["kind"] == "real" or (column["kind"] == "interval" and "likelihood" not in column):
         asked += _many_ties(distinct, counts, len(observed))
     return Column(name, **column), asked
 

@@ -174,7 +174,7 @@ def _read(raw: RawTable, name: str, role: str, given: Column | None, built: Buil
     train = built.splits == 0
     cells = parse(raw, name)
     if given is None:
-        column, questions = _guess(raw, name, role, cells, train)
+        column, questions = _guess(raw, role, cells, train)
         if questions:
             built.notes[name] = questions
     else:
@@ -221,10 +221,11 @@ def _missing(raw: RawTable, name: str, train: np.ndarray) -> float:
     return float(np.mean([text is None for text, used in zip(raw.columns[name], train, strict=True) if used]))
 
 
-def _guess(raw: RawTable, name: str, role: str, cells: Cells, train: np.ndarray) -> tuple[Column, list[Question]]:
+def _guess(raw: RawTable, role: str, cells: Cells, train: np.ndarray) -> tuple[Column, list[Question]]:
+    name = cells.name
     if role == "weight":
         return Column(name, "real", role=role), []
-    column, questions = guess(raw, name, train)
+    column, questions = guess(raw, cells, train)
     if role == "label" and column.kind not in LEVELLED:
         if column.kind == "drop" or len(cells.counts) > _FEW_LABELS:
             raise ValueError(
@@ -240,7 +241,8 @@ def _guess(raw: RawTable, name: str, role: str, cells: Cells, train: np.ndarray)
             f"{raw.place(name)} is no covariate: {column.reason}; leave it out, or give its kind by columns="
         )
     if role == "covariate":
-        column = dataclasses.replace(column, likelihood=None)
+        kind = "real" if column.likelihood else column.kind  # a covariate needs no density
+        column = dataclasses.replace(column, kind=kind, likelihood=None)
     return dataclasses.replace(column, role=role if column.kind != "drop" else "drop"), questions
 
 

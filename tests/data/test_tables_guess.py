@@ -15,7 +15,8 @@ CASES = {
     "two numbers": ([1.0, 2.0] * 100, "binary", ("1", "2")),
     "few texts": (["b", "a", "c", "a"] * 50, "category", ("a", "b", "c")),
     "codes with zeros": (["01", "02", "03", "10"] * 50, "category", ("01", "02", "03", "10")),
-    "few numbers": ([1, 2, 3, 10] * 50, "ordered", ("1", "2", "3", "10")),
+    "few numbers": ([1, 2, 3, 6] * 50, "ordered", ("1", "2", "3", "6")),
+    "few counts": ([1, 2, 3, 37] * 50, "count", ()),
     "few fractions": ([0.5, 1.5, 2.5, -1.5] * 50, "ordered", ("-1.5", "0.5", "1.5", "2.5")),
     "counts": (RNG.negative_binomial(2, 0.1, N).tolist(), "count", ()),
     "skewed": (np.exp(RNG.normal(2, 1, N)).round(3).tolist(), "positive", ()),
@@ -109,7 +110,7 @@ def test_zeros_and_ones_in_an_interval_are_asked_about():
     cells = [0.0, 1.0, *RNG.uniform(0.01, 0.99, N - 2).tolist()]
     table = read_table({"a": cells, "b": NORMAL.tolist()})
     assert (table.columns["a"].kind, table.columns["a"].likelihood) == ("interval", "ZeroOneInflatedBetaLikelihood")
-    assert "2 of 200 cells are exactly 0 or 1" in table.questions[0]
+    assert any("2 of 200 cells are exactly 0 or 1" in question for question in table.questions)
 
 
 def test_a_word_among_numbers_or_dates_is_asked_about_not_made_a_level():
@@ -190,3 +191,31 @@ def test_levels_without_a_training_row_are_asked_about():
 def test_values_that_float32_does_not_tell_apart_are_asked_about():
     cells = [float(2**30 * (i % 2) + i) for i in range(N)]
     assert any("of 200 values are not told apart in float32" in question for question in questions(cells))
+
+
+def test_codes_of_missing_cells_may_be_written_into_the_file_of_columns(tmp_path):
+    given = {"a": [*NORMAL.tolist()[:-2], 99.0, 99.0], "b": ["x", "y"] * 100}
+    table = read_table(given)
+    assert "the value 99 stands in 2 rows" in table.questions[0]
+    path = tmp_path / "columns.yaml"
+    path.write_text(table.describe().replace("  kind: real\n", '  kind: real\n  na_values: ["99"]\n'))
+    again = read_table(given, columns=path)
+    assert (~again.mask).nonzero().tolist() == [[198, 0], [199, 0]]
+    assert again.columns["a"].high == max(NORMAL[row] for row in (again.splits == 0).nonzero() if row < 198)
+
+
+def test_a_measurement_below_one_is_no_share():
+    """A change of units, such as from g to kg, does not make a share of a weight."""
+    grams = np.exp(RNG.normal(3, 0.7, N)).round(1)
+    for unit in (1.0, 1000.0):
+        assert read_table({"a": (grams / unit).tolist(), "b": NORMAL.tolist()}).columns["a"].kind == "positive"
+
+
+def test_the_sex_of_the_diabetes_data_is_binary():
+    from sklearn.datasets import load_diabetes
+
+    table = read_table(load_diabetes(as_frame=True, scaled=False).frame)
+    kinds = {column.name: column.kind for column in table.columns}
+    assert kinds.pop("sex") == "binary"
+    assert set(kinds.values()) == {"real"}
+    assert table.columns["bmi"].resolution == 0.1

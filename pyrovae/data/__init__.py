@@ -4,6 +4,8 @@
     load        `load_data`: checks, covariates, splits
     binarize    dynamic and static binarisation
     baseline    log p(x) with independent dimensions
+    tables      `read_table`: mixed columns and missing cells, kinds, units, splits
+    untrusted   files of a stranger: regular files, YAML of plain values
 
 A datum is a float32 vector; its original shape is stored separately. Loading uses its own random generators and leaves
 the global random state unchanged. Only `Binarize`, a part of training, draws from the global generator.
@@ -12,5 +14,25 @@ the global random state unchanged. Only `Binarize`, a part of training, draws fr
 from pyrovae.data.baseline import IndependentPixels
 from pyrovae.data.binarize import EVALUATION_SEED, Binarize
 from pyrovae.data.load import Data, load_data
+from pyrovae.data.table_text import read_columns, write_csv
+from pyrovae.data.tables import NA_VALUES, Table, read_table
+from pyrovae.data.untrusted import FILE_LIMIT, check_size, open_regular, parse_yaml, read_bytes, what_is
 
-__all__ = ["EVALUATION_SEED", "Binarize", "Data", "IndependentPixels", "load_data"]
+__all__ = [
+    "EVALUATION_SEED",
+    "FILE_LIMIT",
+    "NA_VALUES",
+    "Binarize",
+    "Data",
+    "IndependentPixels",
+    "Table",
+    "check_size",
+    "load_data",
+    "open_regular",
+    "parse_yaml",
+    "read_bytes",
+    "read_columns",
+    "read_table",
+    "what_is",
+    "write_csv",
+]

@@ -5,7 +5,8 @@ import signal
 
 import pytest
 
-from pyrovae.runs import locks, reading
+from pyrovae.data import untrusted
+from pyrovae.runs import locks
 from pyrovae.runs.files import write_state
 from pyrovae.runs.partial import StoppedEvaluation
 from pyrovae.runs.specs import read_part
@@ -32,7 +33,7 @@ def test_trust_in_a_library_admits_no_more_than_its_known_parts(path):
 
 
 def test_a_file_that_becomes_a_pipe_is_refused_without_waiting(tmp_path, monkeypatch):
-    path, check = tmp_path / "file", reading._check_regular
+    path, check = tmp_path / "file", untrusted._check_regular
     path.touch()
 
     def swapped(*given):
@@ -44,12 +45,12 @@ def test_a_file_that_becomes_a_pipe_is_refused_without_waiting(tmp_path, monkeyp
     def waits(*_):
         raise TimeoutError
 
-    monkeypatch.setattr(reading, "_check_regular", swapped)
+    monkeypatch.setattr(untrusted, "_check_regular", swapped)
     before = signal.signal(signal.SIGALRM, waits)
     signal.alarm(5)
     try:
         with pytest.raises(ValueError, match="is a named pipe"):
-            reading.open_regular(path)
+            untrusted.open_regular(path)
     finally:
         signal.alarm(0)
         signal.signal(signal.SIGALRM, before)

@@ -1,0 +1,12 @@
+"""The schema of a table: what each column is, in which units, and what it is used for.
+
+    column      `Column`: kind, levels, resolution, origin, centre and spread of one column
+    columns     `Columns`: all columns of a table by name, as plain values and as a printed table
+
+The table decides the likelihood. Nothing else in the library learns what a column is.
+"""
+
+from pyrovae.columns.column import DEFAULT_LIKELIHOODS, KINDS, LEVELLED, NUMERIC, ROLES, Column
+from pyrovae.columns.columns import Columns, date_text, shown
+
+__all__ = ["DEFAULT_LIKELIHOODS", "KINDS", "LEVELLED", "NUMERIC", "ROLES", "Column", "Columns", "date_text", "shown"]

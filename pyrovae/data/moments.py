@@ -1,0 +1,73 @@
+"""Numbers of a column from the observed cells of its training rows."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any
+
+import numpy as np
+
+from pyrovae.columns import NUMERIC, Column
+
+_OFFSET = 100  # standard deviations between 0 and the mean, beyond which an origin is subtracted
+_NOISE = 1e-12  # relative gaps below it are rounding errors
+
+
+def complete(column: Column, values: np.ndarray, train: np.ndarray) -> Column:
+    """Fill in the numbers that a column does not have yet. Rows outside the training rows change none of them.
+
+    Args:
+        column: Column, with levels if its kind has some.
+        values: Values in original units, with shape (N,), float64; NaN for missing cells.
+        train: Whether each row is a training row, with shape (N,).
+
+    Raises:
+        ValueError: If the training rows have no two values, with the column's name.
+    """
+    if column.kind not in NUMERIC:
+        return column
+    observed = values[train & ~np.isnan(values)]
+    distinct = np.unique(observed)
+    if len(distinct) < 2:
+        raise ValueError(
+            f"column {column.name!r} has no two values in the training rows, so kind {column.kind} has no scale; write "
+            "kind: drop"
+        )
+    origin = column.origin
+    if column.kind == "real" and origin == 0:
+        origin = _origin(column, observed, distinct)
+    x = observed - origin
+    found: dict[str, Any] = {
+        "low": float(distinct[0]),
+        "high": float(distinct[-1]),
+        "resolution": _resolution(distinct - origin),
+        "centre": float(x.mean()),
+        "spread": float(x.std()),
+    }
+    if column.kind == "positive":
+        logs = np.log(observed[observed > 0])
+        spread = float(logs.std()) if len(logs) else 0.0
+        found |= {"log_centre": float(logs.mean()) if len(logs) else 0.0, "log_spread": spread or 1.0}
+    return dataclasses.replace(column, origin=origin, **found | _known(column, found))
+
+
+def _known(column: Column, found: dict[str, Any]) -> dict[str, Any]:
+    return {key: getattr(column, key) for key in found if getattr(column, key) is not None}
+
+
+def _origin(column: Column, observed: np.ndarray, distinct: np.ndarray) -> float:
+    """Return the median for dates, and for numbers that are far from 0 or that float32 does not tell apart; else 0."""
+    is_far = abs(observed.mean()) > _OFFSET * observed.std()
+    middle = float(np.sort(observed)[(len(observed) - 1) // 2])
+    lost = len(distinct) - len(np.unique(distinct.astype(np.float32)))
+    kept = len(np.unique((distinct - middle).astype(np.float32)))
+    if column.format == "date":
+        return float(np.floor(middle))
+    return middle if column.format or is_far or (lost and kept > len(distinct) - lost) else 0.0
+
+
+def _resolution(distinct: np.ndarray) -> float:
+    """Return the smallest gap between values to six digits, without gaps that are rounding errors."""
+    gaps = np.diff(distinct)
+    real = gaps[gaps > _NOISE * np.abs(distinct).max()]
+    return float(f"{(real if len(real) else gaps).min():.6g}")

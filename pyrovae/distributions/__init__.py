@@ -7,12 +7,14 @@
     real           Student-t, log-normal
     positive       gamma
     mixed          point masses beside a density: hurdles at 0, beta with 0 and 1
+    by_column      rows of tables, whose columns have distributions of their own
     flows          normalising flows
     hierarchical   vectors in two blocks, p(a) p(b|a)
 
 Priors, likelihoods and encoders return them. A new distribution comes here if one of those needs it.
 """
 
+from pyrovae.distributions.by_column import ByColumn
 from pyrovae.distributions.categorical import DiscretizedLogistic, FloatCategorical, OrderedLogistic
 from pyrovae.distributions.counts import (
     LogitBetaBinomial,
@@ -31,6 +33,7 @@ from pyrovae.distributions.real import LogNormal, StudentT
 from pyrovae.distributions.rounded import MultiplesOf, RoundedNormal, RoundedStudentT
 
 __all__ = [
+    "ByColumn",
     "ContinuousBernoulli",
     "DiscretizedLogistic",
     "FloatCategorical",

@@ -7,7 +7,8 @@
     mixed         exact zeros beside positive numbers, exact 0 and 1 beside proportions
     rounded       normal and Student-t rounded to a grid
     positive      scales and dispersions, with smooth bounds
-    units         centre and spread of each column
+    units         moments, centre and spread of each column
+    tables        rows with mixed columns
     base          `Likelihood`
 
 A new likelihood is a class in this room; see `Likelihood` for the steps.
@@ -43,7 +44,8 @@ from pyrovae.likelihoods.real import (
     StudentTLikelihood,
 )
 from pyrovae.likelihoods.rounded import RoundedNormalLikelihood, RoundedStudentTLikelihood
-from pyrovae.likelihoods.units import Units
+from pyrovae.likelihoods.tables import MixedLikelihood
+from pyrovae.likelihoods.units import Moments, Units
 
 __all__ = [
     "BernoulliLikelihood",
@@ -59,6 +61,8 @@ __all__ = [
     "LaplaceLikelihood",
     "Likelihood",
     "LogNormalLikelihood",
+    "MixedLikelihood",
+    "Moments",
     "MultinomialLikelihood",
     "NegativeBinomialLikelihood",
     "NormalLikelihood",

@@ -8,7 +8,7 @@ from pyro.distributions.torch_distribution import TorchDistributionMixin
 from torch import Tensor, nn
 
 from pyrovae.likelihoods.positive import Choice, Positive
-from pyrovae.likelihoods.units import Units
+from pyrovae.likelihoods.units import Moments, Units
 from pyrovae.nn import join, out_features, split
 
 # A positive number (fixed), "global" (learned, one for all dimensions), "dimension" (learned, one per dimension), or
@@ -90,11 +90,11 @@ class Likelihood(nn.Module):
             'use output_bias="random"'
         )
 
-    def set_units(self, x: Tensor) -> None:
-        """Take centre and spread of each column from data, if the parameters of p(x|z) have the data's units.
+    def set_units(self, moments: Moments) -> None:
+        """Take centre and spread of each column from training data, if the parameters of p(x|z) have their units.
 
         Args:
-            x: Training data, with shape (N, D).
+            moments: Moments of the D columns.
         """
 
     def output_bias(self, x: Tensor) -> Tensor:
@@ -166,9 +166,9 @@ class LocationScaleLikelihood(Likelihood):
         self.scale = Positive("scale", scale, network, self.num_outputs(1, scale=scale), bounds=scale_bounds)
         self.units = Units.none()
 
-    def set_units(self, x: Tensor) -> None:
-        """Take centre and spread of each column from data, with shape (N, D)."""
-        self.units = Units.of(x)
+    def set_units(self, moments: Moments) -> None:
+        """Take centre and spread of each column from training data."""
+        self.units = Units(moments.mean, moments.spread, moments.resolution)
 
     def loc_and_scale(self, z: Tensor, covariates: Tensor | None = None) -> tuple[Tensor, Tensor | float]:
         """Run the network. Return locations, with shape (..., D), and scales, which broadcast against them."""
@@ -183,7 +183,7 @@ class LocationScaleLikelihood(Likelihood):
 def scale_in(units: Units, scale: Positive, blocks: Iterator[Tensor]) -> Tensor | float:
     """Return a scale in the data's units: a fixed number as it is, a learned one times the spread of the column."""
     value = scale(blocks)
-    return units.scale(value) if isinstance(scale.choice, str) else value
+    return units.scale(value) if isinstance(value, Tensor) else value
 
 
 def logit_of(share: Tensor) -> Tensor:

@@ -5,8 +5,9 @@ from pyro.distributions.torch_distribution import TorchDistributionMixin
 from torch import Tensor, nn
 
 from pyrovae.distributions import Hurdle, LogNormal, MeanGamma, ZeroOneInflatedBeta
-from pyrovae.likelihoods.base import Likelihood, LocationScaleLikelihood, log_of, logit_of
+from pyrovae.likelihoods.base import Likelihood, LocationScaleLikelihood, log_of, logit_of, scale_in
 from pyrovae.likelihoods.positive import Choice, Positive
+from pyrovae.likelihoods.units import Moments, Units, log_units
 
 
 class HurdleLogNormalLikelihood(LocationScaleLikelihood):
@@ -33,9 +34,13 @@ class HurdleLogNormalLikelihood(LocationScaleLikelihood):
 
     num_blocks = 2
 
+    def set_units(self, moments: Moments) -> None:
+        """Take centre and spread of log x of each column, over its positive entries, from training data."""
+        self.units = log_units(moments)
+
     def intercept(self, x: Tensor) -> Tensor:
-        """Return the means of log x over the positive data; 0 where there are none."""
-        return _mean_where(x > 0, x.log())
+        """Return the outputs whose locations are the means of log x over the positive data, or 0 without one."""
+        return self.units.inverse(_mean_where(x > 0, x.log()))
 
     def output_bias(self, x: Tensor) -> Tensor:
         """Return an initial bias of the network's last layer: `intercept`, the logits of the share of 0, then zeros.
@@ -48,7 +53,8 @@ class HurdleLogNormalLikelihood(LocationScaleLikelihood):
     def forward(self, z: Tensor, covariates: Tensor | None = None) -> TorchDistributionMixin:
         """Return p(x|z), with the batch_shape of z's leading dimensions."""
         blocks = self.blocks(z, covariates)
-        loc, gate_logits, scale = next(blocks), next(blocks), self.scale(blocks)
+        loc, gate_logits = self.units.location(next(blocks)), next(blocks)
+        scale = scale_in(self.units, self.scale, blocks)
         return Hurdle(LogNormal(loc, scale), gate_logits).to_event(1)
 
 
@@ -75,16 +81,22 @@ class HurdleGammaLikelihood(Likelihood):
     """
 
     num_blocks = 2
+    has_units = True
 
     def __init__(self, network: nn.Module, concentration: Choice = "global") -> None:
         super().__init__(network)
         num_blocks = self.num_outputs(1, concentration=concentration)
         self.concentration = Positive("concentration", concentration, network, num_blocks, bounds=(1e-3, 1e4))
+        self.units = Units.none()
+
+    def set_units(self, moments: Moments) -> None:
+        """Take the mean of log x of each column, over its positive entries, as the centre of log m."""
+        self.units = Units(moments.log_mean, torch.ones_like(moments.log_mean))
 
     def intercept(self, x: Tensor) -> Tensor:
-        """Return the logarithms of the means of the positive data; 0 where there are none."""
+        """Return the outputs whose means are those of the positive data, or 1 without one."""
         mean = _mean_where(x > 0, x)
-        return torch.where(mean > 0, mean, 1.0).log()
+        return self.units.inverse(torch.where(mean > 0, mean, 1.0).log())
 
     def output_bias(self, x: Tensor) -> Tensor:
         """Return an initial bias of the network's last layer: `intercept`, the logits of the share of 0, then zeros.
@@ -97,7 +109,8 @@ class HurdleGammaLikelihood(Likelihood):
     def forward(self, z: Tensor, covariates: Tensor | None = None) -> TorchDistributionMixin:
         """Return p(x|z), with the batch_shape of z's leading dimensions."""
         blocks = self.blocks(z, covariates)
-        log_mean, gate_logits, concentration = next(blocks), next(blocks), self.concentration(blocks)
+        log_mean, gate_logits = self.units.location(next(blocks)), next(blocks)
+        concentration = self.concentration(blocks)
         return Hurdle(MeanGamma(log_mean, concentration), gate_logits).to_event(1)
 
 

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from pyrovae.distributions import LogNormal, MeanGamma, StudentT
 from pyrovae.likelihoods.base import Likelihood, LocationScaleLikelihood, scale_in
 from pyrovae.likelihoods.positive import Choice, Positive
-from pyrovae.likelihoods.units import Units
+from pyrovae.likelihoods.units import Moments, Units, log_of_mean, log_units
 
 
 class NormalLikelihood(LocationScaleLikelihood):
@@ -98,9 +98,9 @@ class StudentTLikelihood(Likelihood):
         self.df = Positive("df", df, network, num_blocks, start=10.0, bounds=(1.1, 1000.0))
         self.units = Units.none()
 
-    def set_units(self, x: Tensor) -> None:
-        """Take centre and spread of each column from data, with shape (N, D)."""
-        self.units = Units.of(x)
+    def set_units(self, moments: Moments) -> None:
+        """Take centre and spread of each column from training data."""
+        self.units = Units(moments.mean, moments.spread, moments.resolution)
 
     def intercept(self, x: Tensor) -> Tensor:
         """Return the outputs whose locations are the data's means."""
@@ -130,9 +130,9 @@ class LogNormalLikelihood(LocationScaleLikelihood):
         ValueError: If scale is neither a positive number nor one of the words, or the bounds are not 0 < low < high.
     """
 
-    def set_units(self, x: Tensor) -> None:
-        """Take mean and standard deviation of log x from data, with shape (N, D); numbers below 0 count as 1."""
-        self.units = Units.of(torch.where(x <= 0, 1, x).log())
+    def set_units(self, moments: Moments) -> None:
+        """Take centre and spread of log x of each column from training data."""
+        self.units = log_units(moments)
 
     def intercept(self, x: Tensor) -> Tensor:
         """Return the outputs whose locations are the means of log x."""
@@ -163,17 +163,24 @@ class GammaLikelihood(Likelihood):
         ValueError: If concentration is neither a positive number nor one of the words.
     """
 
+    has_units: ClassVar[bool] = True
+
     def __init__(self, network: nn.Module, concentration: Choice = "global") -> None:
         super().__init__(network)
         num_blocks = self.num_outputs(1, concentration=concentration)
         self.concentration = Positive("concentration", concentration, network, num_blocks, bounds=(1e-3, 1e4))
+        self.units = Units.none()
+
+    def set_units(self, moments: Moments) -> None:
+        """Take the logarithm of the mean of each column from training data as the centre of log m."""
+        self.units = Units(log_of_mean(moments), torch.ones_like(moments.mean))
 
     def intercept(self, x: Tensor) -> Tensor:
-        """Return the logarithms of the data's means."""
-        return x.mean(0).log()
+        """Return the outputs whose means are those of the data."""
+        return self.units.inverse(x.mean(0).log())
 
     def forward(self, z: Tensor, covariates: Tensor | None = None) -> TorchDistributionMixin:
         """Return p(x|z), with the batch_shape of z's leading dimensions."""
         blocks = self.blocks(z, covariates)
-        log_mean, concentration = next(blocks), self.concentration(blocks)
+        log_mean, concentration = self.units.location(next(blocks)), self.concentration(blocks)
         return MeanGamma(log_mean, concentration).to_event(1)

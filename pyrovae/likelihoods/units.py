@@ -1,7 +1,41 @@
 """Units of the data: centre and spread of each column, in which likelihoods read the outputs of their network."""
 
+from typing import NamedTuple
+
 import torch
 from torch import Tensor, nn
+
+
+class Moments(NamedTuple):
+    """Moments of the columns of training data, each with shape (D,).
+
+    Attributes:
+        mean: Means of the observed entries.
+        spread: Standard deviations.
+        log_mean: Means of log x over the positive entries; 0 for a column without one.
+        log_spread: Standard deviations of log x over the positive entries.
+        resolution: Smallest learned scale, the gap between two values of the column; 0 for none.
+    """
+
+    mean: Tensor
+    spread: Tensor
+    log_mean: Tensor
+    log_spread: Tensor
+    resolution: Tensor
+
+    @classmethod
+    def of(cls, x: Tensor) -> "Moments":
+        """Compute the moments of data.
+
+        A spread is at least the smallest gap between two values of the column, so that a column that is nearly always
+        the same has no spread near 0. A constant column has the root mean square of the other spreads, or 1.
+
+        Args:
+            x: Data, with shape (N, D); NaN where missing.
+        """
+        mean, spread = _mean_and_spread(x)
+        log_mean, log_spread = _mean_and_spread(torch.where(x > 0, x, torch.nan).log())
+        return cls(mean, spread, log_mean, log_spread, torch.zeros_like(mean))
 
 
 class Units(nn.Module):
@@ -13,51 +47,57 @@ class Units(nn.Module):
     Args:
         centre: Centre, with shape (D,) or ().
         spread: Positive spread, with shape (D,) or ().
+        floor: Smallest learned scale f, with shape (D,) or (): a scale is sqrt((spread v)^2 + f^2). None for 0.
     """
 
     centre: Tensor
     spread: Tensor
+    floor: Tensor
 
-    def __init__(self, centre: Tensor, spread: Tensor) -> None:
+    def __init__(self, centre: Tensor, spread: Tensor, floor: Tensor | None = None) -> None:
         super().__init__()
         self.register_buffer("centre", centre)
         self.register_buffer("spread", spread)
+        self.register_buffer("floor", torch.zeros_like(spread) if floor is None else floor)
 
     @classmethod
     def none(cls) -> "Units":
         """Make units that change nothing: centre 0 and spread 1."""
         return cls(torch.zeros(()), torch.ones(()))
 
-    @classmethod
-    def of(cls, x: Tensor) -> "Units":
-        """Make the units of data: mean and standard deviation of the observed entries of each column.
-
-        A spread is at least the smallest gap between two values of the column, so that a column that is nearly always
-        the same has no spread near 0. A constant column has the root mean square of the other spreads, or 1.
-
-        Args:
-            x: Data, with shape (N, D); NaN where missing.
-        """
-        seen = x.isfinite()
-        count = seen.sum(0).clamp(min=1)
-        centre = torch.where(seen, x.double(), 0).sum(0) / count
-        spread = (torch.where(seen, x.double() - centre, 0).square().sum(0) / count).sqrt()
-        spread = torch.maximum(spread, _smallest_gap(x).double())
-        varies = spread > 0
-        typical = spread[varies].square().mean().sqrt() if bool(varies.any()) else torch.ones(())
-        return cls(centre.to(x), torch.where(varies, spread, typical.to(spread)).to(x))
-
     def location(self, a: Tensor) -> Tensor:
         """Map outputs of a network, with shape (..., D), to locations."""
         return self.centre + self.spread * a
 
-    def scale(self, v: Tensor | float) -> Tensor:
+    def scale(self, v: Tensor) -> Tensor:
         """Map scales relative to the spread, which broadcast against (..., D), to scales in the data's units."""
-        return self.spread * v
+        return torch.hypot(self.spread * v, self.floor)
 
     def inverse(self, location: Tensor) -> Tensor:
         """Map locations, with shape (..., D), to the outputs of a network."""
         return (location - self.centre) / self.spread
+
+
+def log_units(moments: Moments) -> Units:
+    """Make the units of log x. The floor of a scale is the resolution relative to exp(mean of log x)."""
+    return Units(moments.log_mean, moments.log_spread, moments.resolution * (-moments.log_mean).exp())
+
+
+def log_of_mean(moments: Moments) -> Tensor:
+    """Return the logarithms of the means, with shape (D,); 0 for a mean that is not positive."""
+    return torch.where(moments.mean > 0, moments.mean, 1).log()
+
+
+def _mean_and_spread(x: Tensor) -> tuple[Tensor, Tensor]:
+    """Compute mean and spread of the finite entries of each column (see `Moments.of`)."""
+    seen = x.isfinite()
+    count = seen.sum(0).clamp(min=1)
+    mean = torch.where(seen, x.double(), 0).sum(0) / count
+    spread = (torch.where(seen, x.double() - mean, 0).square().sum(0) / count).sqrt()
+    spread = torch.maximum(spread, _smallest_gap(torch.where(seen, x, torch.nan)).double())
+    varies = spread > 0
+    typical = spread[varies].square().mean().sqrt() if bool(varies.any()) else spread.new_ones(())
+    return mean.to(x), torch.where(varies, spread, typical).to(x)
 
 
 def _smallest_gap(x: Tensor) -> Tensor:

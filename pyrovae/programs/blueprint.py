@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from pyrovae.encoders import Encoder, NormalEncoder
-from pyrovae.likelihoods import BernoulliLikelihood, Likelihood, Units
+from pyrovae.likelihoods import BernoulliLikelihood, Likelihood, Moments
 from pyrovae.nn import MLP, Offset, Standardize, StandardizeCounts, WithCovariates, out_features
 from pyrovae.priors import Prior, StandardNormalPrior
 from pyrovae.programs.vae import VAE
@@ -100,7 +100,7 @@ class Blueprint:
         size += self.num_covariates if num_covariates is None else num_covariates
         network = _mirrored(self.network)(size, _num_outputs(self.likelihood, self.num_dims))
         likelihood = self.likelihood(network)
-        likelihood.set_units(self.data)
+        likelihood.set_units(Moments.of(self.data))
         if self.output_bias == "data" or (self.output_bias is None and likelihood.starts_at_means):
             # Saved weights fit the same layers, whether x is given or not.
             _start_at_means(likelihood, self.data if self.output_bias else self.x)
@@ -115,8 +115,8 @@ class Blueprint:
         if getattr(likelihood, "starts_at_means", False):
             scaled: nn.Module = StandardizeCounts.from_data(self.data, count)
         elif getattr(likelihood, "has_units", False):
-            units = Units.of(self.data)
-            scaled = Standardize.around(units.centre, units.spread, count)
+            moments = Moments.of(self.data)
+            scaled = Standardize.around(moments.mean, moments.spread, count)
         else:
             scaled = Standardize.for_encoder(self.data, count)
         if count and getattr(network, "structured", False):

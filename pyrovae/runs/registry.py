@@ -65,7 +65,11 @@ _OBJECTIVES = ("Trace_ELBO", "TraceMeanField_ELBO", "TraceEnum_ELBO")
 # The module's other classes are the programs of these.
 _PROGRAMS = ("TwoLayerVAE", "MixtureVAE")
 # Optimizers that need a closure, sparse gradients, or matrices alone, and schedules that need functions or schedules.
-_SPECIAL = ("LBFGS", "SparseAdam", "Muon", "LambdaLR", "MultiplicativeLR", "ChainedScheduler", "SequentialLR")
+_SPECIAL = (
+    *("LBFGS", "SparseAdam", "Muon"),
+    *("LambdaLR", "MultiplicativeLR", "ChainedScheduler", "SequentialLR"),
+    "MixedLikelihood",  # made from the columns of a table
+)
 _NUMBER = re.compile(r"[-+]?[\d.]+(e[-+]?\d+)?")
 # What a number in place of a name most likely means.
 _NUMBERS = {"kl_weight": "use --kl_weight Beta --kl_weight.beta {} for a constant weight"}

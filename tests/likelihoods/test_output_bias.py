@@ -19,7 +19,7 @@ from pyrovae import (
     RecurrentNet,
     ResidualMLP,
 )
-from pyrovae.likelihoods import Units
+from pyrovae.likelihoods import Moments
 from pyrovae.nn import Offset
 from pyrovae.runs.registry import known_parts
 
@@ -113,7 +113,7 @@ def test_output_bias_applies_to_every_network(network, scale):
     p = started("NormalLikelihood", NETWORKS[network], x, scale=scale)
     torch.testing.assert_close(p.mean, x.mean(0).expand(5, D))
     if scale == "network":
-        torch.testing.assert_close(p.stddev, Units.of(x).spread.expand(5, D))
+        torch.testing.assert_close(p.stddev, Moments.of(x).spread.expand(5, D))
 
 
 def test_output_bias_is_learned_and_loaded():
@@ -124,7 +124,7 @@ def test_output_bias_is_learned_and_loaded():
     z = torch.randn(5, Z)
     torch.testing.assert_close(loaded.model.likelihood(z).mean, vae.model.likelihood(z).mean)
     vae.model.likelihood(z).mean.sum().backward()
-    torch.testing.assert_close(vae.model.likelihood.network[-1].bias.grad, 5 * Units.of(x).spread)
+    torch.testing.assert_close(vae.model.likelihood.network[-1].bias.grad, 5 * Moments.of(x).spread)
 
 
 class Biasless(Network):

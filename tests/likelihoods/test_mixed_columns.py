@@ -1,0 +1,110 @@
+"""The likelihood of rows with mixed columns: each column as its own likelihood would have it."""
+
+import math
+from functools import partial
+
+import pyro
+import pyro.distributions as dist
+import pytest
+import torch
+from pyro.infer import TraceMeanField_ELBO
+from torch import nn
+
+from pyrovae import MLP, Blueprint, GammaLikelihood, NormalLikelihood, fit, log_marginal
+from pyrovae.columns import Column, Columns
+from pyrovae.distributions import ByColumn
+from pyrovae.likelihoods import MixedLikelihood
+
+NUMBERS = {"centre": 4.0, "spread": 2.0, "low": 0.5, "high": 9.0, "resolution": 0.1, "missing": 0.0}
+COLUMNS = Columns(
+    (
+        Column("height", "real", **NUMBERS),
+        Column("sex", "binary", levels=("F", "M"), missing=0.0),
+        Column("income", "positive", log_centre=1.0, log_spread=0.5, **NUMBERS),
+        Column("region", "category", levels=("N", "S", "W"), missing=0.0),
+        Column("visits", "count", **{**NUMBERS, "resolution": 1.0}),
+        Column("weight", "real", **{**NUMBERS, "centre": 70.0}),
+        Column("id", "drop", reason="as many levels as rows"),
+        Column("grade", "ordered", levels=("low", "mid", "high", "top"), missing=0.0),
+    )
+)
+X = torch.tensor([[4.5, 1.0, 2.0, 2.0, 3.0, 71.0, 3.0], [3.0, 0.0, 3.0, 0.0, 0.0, 66.0, 0.0]])
+
+
+@pytest.fixture
+def likelihood():
+    pyro.set_rng_seed(0)
+    return MixedLikelihood(MLP(2, MixedLikelihood.num_outputs(7, columns=COLUMNS)), COLUMNS)
+
+
+def test_each_column_has_the_density_of_its_kind(likelihood):
+    z = torch.randn(2, 2)
+    p = likelihood(z).base_dist
+    log_p = p.log_prob(X)
+    assert log_p.shape == X.shape
+    outputs = likelihood.outputs(z).split([group.num_outputs for group in likelihood.groups], -1)
+    real = next(index for index, group in enumerate(likelihood.groups) if group.columns[0].name == "height")
+    scale = math.hypot(2.0, 0.1)  # spread times 1, and the resolution
+    loc = torch.tensor([4.0, 70.0]) + 2 * outputs[real][:, :2]
+    torch.testing.assert_close(log_p[:, [0, 5]], dist.Normal(loc, scale).log_prob(X[:, [0, 5]]))
+    binary = next(index for index, group in enumerate(likelihood.groups) if group.columns[0].name == "sex")
+    expected = dist.Bernoulli(logits=outputs[binary]).log_prob(X[:, 1:2])
+    torch.testing.assert_close(log_p[:, 1:2], expected)
+    torch.testing.assert_close(likelihood(z).log_prob(X), log_p.sum(-1))
+
+
+def test_draws_lie_in_the_support_and_have_the_stated_means(likelihood):
+    p = likelihood(torch.randn(3, 2))
+    draws = p.sample((4000,))
+    assert draws.shape == (4000, 3, 7)
+    assert bool(p.support.check(draws).all())
+    countable = [0, 1, 4, 5]
+    error = (draws.mean(0) - p.base_dist.mean) / (draws.std(0) / 4000**0.5)
+    assert bool((error[:, countable].abs() < 4).all())
+
+
+def test_a_mask_leaves_cells_out(likelihood):
+    z = torch.randn(2, 2)
+    mask = torch.tensor([[1, 1, 0, 1, 0, 1, 1], [0] * 7]).bool()
+    p = likelihood(z)
+    masked = p.base_dist.mask(mask).to_event(1)
+    torch.testing.assert_close(masked.log_prob(X), (p.base_dist.log_prob(X) * mask).sum(-1))
+    assert masked.log_prob(X)[1] == 0
+
+
+def test_a_part_is_swapped_by_kind_and_by_name():
+    parts = {"positive": GammaLikelihood, "weight": GammaLikelihood}
+    size = MixedLikelihood.num_outputs(7, columns=COLUMNS, parts=parts)
+    likelihood = MixedLikelihood(nn.Linear(2, size), COLUMNS, parts)
+    by_name = {
+        column.name: type(part)
+        for part, group in zip(likelihood.parts, likelihood.groups, strict=True)
+        for column in group.columns
+    }
+    assert by_name["income"] is by_name["weight"] is GammaLikelihood
+    assert by_name["height"] is NormalLikelihood
+
+
+def test_an_unknown_likelihood_is_refused_with_the_column():
+    columns = COLUMNS.replace("income", likelihood="ParetoLikelihood")
+    with pytest.raises(ValueError, match=r"column 'income': there is no likelihood 'ParetoLikelihood'"):
+        MixedLikelihood.num_outputs(7, columns=columns)
+
+
+def test_groups_must_have_each_column_once():
+    part = dist.Normal(torch.zeros(2), 1.0)
+    with pytest.raises(ValueError, match="each column once"):
+        ByColumn([part, part], [torch.tensor([0, 1]), torch.tensor([1, 2])])
+
+
+def test_a_table_is_trained_and_its_log_p_has_an_error():
+    pyro.set_rng_seed(0)
+    x = torch.cat([X + 0 for _ in range(40)])
+    vae = Blueprint(7, 2, likelihood=partial(MixedLikelihood, columns=COLUMNS), x=x).vae()
+    history = fit(vae.model, vae.guide, x, elbo=TraceMeanField_ELBO(), epochs=30)
+    assert history["train_elbo"][-1] > history["train_elbo"][0] + 1
+    mask = torch.ones_like(X).bool()
+    mask[1] = False
+    found = log_marginal(vae.model, vae.guide, X, mask=mask, num_particles=200)
+    assert bool(found.value.isfinite().all())
+    assert found.value[1].abs() < 0.1  # nothing is observed

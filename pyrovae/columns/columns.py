@@ -110,7 +110,7 @@ class Columns:
         """Make columns from plain values, as `to_dict` gives them.
 
         So that a user may change the word of a kind and nothing else, values that the new kind does not use are
-        ignored: levels of numbers, a resolution, range and moments of levels, and the reason for a drop.
+        ignored: levels of numbers; a format, origin, resolution, range and moments of levels; the reason for a drop.
 
         Args:
             plain: Mapping of names to mappings of attributes to values.
@@ -164,7 +164,7 @@ def _column(name: Any, entry: Any) -> Column:
     if entry["kind"] not in LEVELLED:
         unused += ("levels",)
     if entry["kind"] not in NUMERIC:
-        unused += ("resolution", "low", "high", "centre", "spread")
+        unused += ("format", "origin", "resolution", "low", "high", "centre", "spread")
     if entry["kind"] != "positive":
         unused += ("log_centre", "log_spread")
     if entry["kind"] != "drop":

@@ -34,7 +34,7 @@ def complete(column: Column, values: np.ndarray, train: np.ndarray) -> Column:
             "kind: drop"
         )
     origin = column.origin
-    if column.kind == "real" and origin == 0:
+    if column.kind == "real" and origin == 0 and column.centre is None:  # a centre is relative to its origin
         origin = _origin(column, observed, distinct)
     x = observed - origin
     found: dict[str, Any] = {

@@ -208,3 +208,18 @@ def test_strange_names_and_levels_return_from_yaml(tmp_path):
     path.write_text(table.describe(), encoding="utf-8")
     assert read_columns(path).names == table.columns.names
     assert read_columns(path)["no"].levels == table.columns["no"].levels
+
+
+def test_a_centre_that_is_given_is_that_of_its_origin():
+    cells = [1e9 + 0.25 * i for i in RNG.permutation(N)]
+    given = Columns((Column("a", "real", centre=1e9), Column("b", "real", origin=1e9, centre=3.0)))
+    columns = read_table({"a": cells, "b": cells}, columns=given).columns
+    assert (columns["a"].origin, columns["a"].centre) == (0, 1e9)
+    assert (columns["b"].origin, columns["b"].centre) == (1e9, 3.0)
+
+
+def test_dates_become_levels_by_one_word(tmp_path):
+    days = [f"2020-01-{1 + i % 9:02d}" for i in range(N)]
+    path = tmp_path / "columns.yaml"
+    path.write_text(read_table({"day": days}).describe().replace("kind: real", "kind: category"))
+    assert read_table({"day": days}, columns=path).columns["day"].levels == tuple(sorted(set(days)))

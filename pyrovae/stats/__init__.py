@@ -4,6 +4,7 @@ log_weights   log-mean-exp over draws, its standard error, effective sample size
 pareto        k-hat, smoothed weights
 critical      critical values of t, for one difference or many at once
 means         means over data, standard errors, bits per dimension
+pooling       Rubin's rules for estimates from several imputations
 summaries     results of the estimators: `LogMarginal`, `LowerBound`, `Rung`
 
 Functions of log weights reduce over dim 0, the K particles, and keep every other dimension, the data. They compute and
@@ -15,6 +16,7 @@ from pyrovae.stats.critical import joint_critical, student_t_critical
 from pyrovae.stats.log_weights import Rounding, component_shares, log_mean_exp, log_mean_std_error, sampling_std_error
 from pyrovae.stats.means import bits_per_dim, crossed_mean_and_std_error, mean_and_std_error, monte_carlo_std_error
 from pyrovae.stats.pareto import pareto_smoothed_log_weights
+from pyrovae.stats.pooling import Pooled, pool
 from pyrovae.stats.summaries import (
     LogMarginal,
     LowerBound,
@@ -27,6 +29,7 @@ from pyrovae.stats.summaries import (
 __all__ = [
     "LogMarginal",
     "LowerBound",
+    "Pooled",
     "Rounding",
     "Rung",
     "bits_per_dim",
@@ -38,6 +41,7 @@ __all__ = [
     "mean_and_std_error",
     "monte_carlo_std_error",
     "pareto_smoothed_log_weights",
+    "pool",
     "sampling_std_error",
     "student_t_critical",
     "summarize_log_weights",

@@ -76,11 +76,8 @@ def test_a_part_is_swapped_by_kind_and_by_name():
     parts = {"positive": GammaLikelihood, "weight": GammaLikelihood}
     size = MixedLikelihood.num_outputs(7, columns=COLUMNS, parts=parts)
     likelihood = MixedLikelihood(nn.Linear(2, size), COLUMNS, parts)
-    by_name = {
-        column.name: type(part)
-        for part, group in zip(likelihood.parts, likelihood.groups, strict=True)
-        for column in group.columns
-    }
+    pairs = zip(likelihood.parts, likelihood.groups, strict=True)
+    by_name = {column.name: type(part) for part, group in pairs for column in group.columns}
     assert by_name["income"] is by_name["weight"] is GammaLikelihood
     assert by_name["height"] is NormalLikelihood
 

@@ -12,6 +12,7 @@ from pyrovae.encoders.elliptical import (
     NormalEncoder,
     StudentTEncoder,
 )
+from pyrovae.encoders.features import Features
 from pyrovae.encoders.flow import FlowEncoder
 from pyrovae.encoders.mixture import MixtureEncoder
 from pyrovae.encoders.two_layer import TwoLayerEncoder
@@ -20,6 +21,7 @@ __all__ = [
     "CategoricalEncoder",
     "ConstrainedEncoder",
     "Encoder",
+    "Features",
     "FlowEncoder",
     "FullCovarianceNormalEncoder",
     "LowRankNormalEncoder",

@@ -16,6 +16,7 @@ brackets              lower and upper bounds on simulated data, temperatures at 
 exact                 `exact_log_marginal`: quadrature, enumeration, closed forms
 quadrature, cubature  survey of each posterior, trapezoid sum, adaptive cells, checks of the result
 refinement            approximation and amortisation gaps
+imputation            `impute`, missing entries given the observed ones
 evaluation            `evaluate`, all estimates of a run: the fields of evaluation.json and evaluation.csv
 latent_space, blocks  unconstrained coordinates, blocks of data
 """
@@ -26,6 +27,7 @@ from pyrovae.evidence.brackets import Bracket, agreeing_schedule, bracket
 from pyrovae.evidence.evaluation import KHAT_LIMIT, Evaluation, evaluate, exact_summary
 from pyrovae.evidence.exact import ExactMarginal, exact_log_marginal, linear_gaussian_log_marginal
 from pyrovae.evidence.importance import evidence_lower_bound, ladder, log_marginal, log_weight_blocks
+from pyrovae.evidence.imputation import Imputation, impute
 from pyrovae.evidence.laplace import laplace_fit
 from pyrovae.evidence.latent_space import LatentSpace
 from pyrovae.evidence.proposals import (
@@ -53,6 +55,7 @@ __all__ = [
     "Evaluation",
     "ExactMarginal",
     "GuideProposal",
+    "Imputation",
     "LaplaceProposal",
     "LatentSpace",
     "MixtureProposal",
@@ -71,6 +74,7 @@ __all__ = [
     "evidence_lower_bound",
     "exact_log_marginal",
     "exact_summary",
+    "impute",
     "ladder",
     "laplace_fit",
     "linear_gaussian_log_marginal",

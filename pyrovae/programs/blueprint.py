@@ -2,15 +2,16 @@
 
 import functools
 import inspect
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
 
-from pyrovae.encoders import Encoder, NormalEncoder
-from pyrovae.likelihoods import BernoulliLikelihood, Likelihood, Moments
+from pyrovae.columns import Columns
+from pyrovae.encoders import Encoder, Features, NormalEncoder
+from pyrovae.likelihoods import BernoulliLikelihood, Likelihood, MixedLikelihood, Moments
 from pyrovae.nn import MLP, Offset, Standardize, StandardizeCounts, WithCovariates, out_features
 from pyrovae.priors import Prior, StandardNormalPrior
 from pyrovae.programs.vae import VAE
@@ -43,6 +44,8 @@ class Blueprint:
         output_bias: "data" sets the decoder's last bias so that p(x|z) has the means of x; "random" keeps the bias of
             the layer; None for "data" if the likelihood is of counts without a known total (`starts_at_means`) and x
             is given, else "random".
+        columns: Columns of a table, from which the encoder makes its `Features`; None for an array.
+        mask_extra: Probability with which the encoder's features hide an observed cell in training; needs columns.
 
     Raises:
         ValueError: If the maker of the likelihood or the encoder is no class, or needs further arguments.
@@ -65,10 +68,48 @@ class Blueprint:
     network: Callable[..., nn.Module] = MLP
     x: Tensor | None = None
     output_bias: OutputBias | None = None
+    columns: Columns | None = None
+    mask_extra: float = 0.0
 
     def __post_init__(self) -> None:
         for name in ("likelihood", "encoder"):
             _check_maker(name, getattr(self, name))
+
+    @classmethod
+    def of(
+        cls,
+        table: Any,
+        latent_dim: int = 10,
+        *,
+        parts: Mapping[str, Callable[..., Likelihood]] | None = None,
+        **options: Any,
+    ) -> "Blueprint":
+        """Make the blueprint for a table, with a `MixedLikelihood` of its columns.
+
+        Args:
+            table: Table from `read_table`.
+            latent_dim: Dimension Z of the latent.
+            parts: Makers of likelihoods by kind or by name of a column (see `MixedLikelihood`).
+            **options: Further arguments of the blueprint, such as prior, encoder, network and mask_extra.
+
+        Example:
+            >>> from pyrovae.data import read_table
+            >>> table = read_table({"age": [31, 44, None, 58, 27, 62] * 9, "sex": ["F", "M", "M", None, "F", "M"] * 9})
+            >>> vae = Blueprint.of(table, latent_dim=1).vae()
+            >>> vae.model(size=3).shape
+            torch.Size([3, 2])
+        """
+        given = table.arguments("train")
+        covariates = given.get("covariates")
+        return cls(
+            given["x"].shape[1],
+            latent_dim,
+            num_covariates=0 if covariates is None else covariates.shape[1],
+            likelihood=functools.partial(MixedLikelihood, columns=table.columns, parts=parts),
+            x=given["x"],
+            columns=table.columns,
+            **options,
+        )
 
     def vae(self) -> VAE:
         """Build the model z -> x, given covariates if any.
@@ -112,6 +153,9 @@ class Blueprint:
         count = self.num_covariates if num_covariates is None else num_covariates
         outputs = _num_outputs(self.encoder, self.latent_dim if latent_dim is None else latent_dim)
         likelihood, _ = _class_and_arguments(self.likelihood)
+        if self.columns is not None:
+            features = Features(self.columns, self.mask_extra)
+            return self.encoder(nn.Sequential(features, self.network(features.out_features + count, outputs)))
         if getattr(likelihood, "starts_at_means", False):
             scaled: nn.Module = StandardizeCounts.from_data(self.data, count)
         elif getattr(likelihood, "has_units", False):

@@ -95,7 +95,7 @@ class MixtureGuide(DataProgram):
 
     def forward(self, x: Tensor, *, covariates: Tensor | None = None, mask: Tensor | None = None) -> None:
         """Draw latents given data. Arguments are those of `Guide.forward`."""
-        x = fill_missing(x, mask)
+        x = fill_missing(x, mask, self)
         conditions = () if covariates is None else (covariates,)
         with data_plate(x):
             y = sample_latent("y", self.classes(x, *conditions))

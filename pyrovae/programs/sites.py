@@ -7,7 +7,9 @@ import pyro.distributions as dist
 import torch
 from pyro.distributions.torch_distribution import TorchDistributionMixin
 from pyro.poutine.runtime import InferDict
-from torch import Tensor
+from torch import Tensor, nn
+
+from pyrovae.encoders import Features
 
 
 def data_plate(x: Tensor | None, covariates: Tensor | None = None, size: int = 1) -> Any:
@@ -16,18 +18,21 @@ def data_plate(x: Tensor | None, covariates: Tensor | None = None, size: int = 1
     return pyro.plate("data", size if given is None else given.shape[0], dim=-1)
 
 
-def fill_missing(x: Tensor, mask: Tensor | None) -> Tensor:
-    """Replace missing entries of x by 0 for the encoder.
+def fill_missing(x: Tensor, mask: Tensor | None, encoder: nn.Module | None = None) -> Tensor:
+    """Replace missing entries of x by 0 for the encoder, or by NaN if it has `Features`.
 
     Args:
         x: Data, with shape (N, D).
         mask: Whether each entry of x is observed, with shape (N, D) or (N,); None if all are.
+        encoder: The encoder; None for one without features.
 
     Raises:
         ValueError: If x is not floating point.
     """
     if mask is not None:
-        x = torch.where(mask.reshape(mask.shape + (1,) * (x.dim() - mask.dim())), x, torch.zeros_like(x))
+        features = encoder is not None and any(isinstance(module, Features) for module in encoder.modules())
+        missing = torch.full_like(x, torch.nan) if features else torch.zeros_like(x)
+        x = torch.where(mask.reshape(mask.shape + (1,) * (x.dim() - mask.dim())), x, missing)
     _check_floating_point(x)
     return x
 

@@ -80,12 +80,12 @@ class Guide(DataProgram):
             x: Data, with shape (N, D).
             covariates: Covariates c, with shape (N, C); None if the model has none.
             mask: Whether each entry of x is observed, with shape (N, D) or (N,); None if all are. The encoder receives
-                0 for missing entries.
+                0 for missing entries, or NaN if it has `Features`.
 
         Returns:
             The latents, with shape (N, Z), or (K, N, Z) inside a plate of K particles.
         """
-        x = fill_missing(x, mask)
+        x = fill_missing(x, mask, self.encoder)
         conditions = () if covariates is None else (covariates,)
         with data_plate(x):
             return sample_latent("z", self.encoder(x, *conditions))

@@ -59,11 +59,12 @@ def build_vae(config: Namespace, num_dims: int, num_covariates: int = 0, x: Tens
         name = makers["prior"].func.__name__
         raise ValueError(f"--prior {name} needs covariates; give --covariates labels, PATH.npy or PATH.npz:key")
     used: set[str] = set()
+    recorded: dict[str, Any] = {kind: RecordedMaker(maker, partial(used.add, kind)) for kind, maker in makers.items()}
     blueprint = Blueprint(
         num_dims,
         config.latent_dim,
         num_covariates,
-        **{kind: RecordedMaker(maker, partial(used.add, kind)) for kind, maker in makers.items()},
+        **recorded,
         x=x,
         output_bias=config.output_bias,
     )

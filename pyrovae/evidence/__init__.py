@@ -17,6 +17,8 @@ exact                 `exact_log_marginal`: quadrature, enumeration, closed form
 quadrature, cubature  survey of each posterior, trapezoid sum, adaptive cells, checks of the result
 refinement            approximation and amortisation gaps
 imputation            `impute`, missing entries given the observed ones
+scoring               `score`, log p(x_d | the other entries)
+posterior             weighted draws of the latents for both
 evaluation            `evaluate`, all estimates of a run: the fields of evaluation.json and evaluation.csv
 latent_space, blocks  unconstrained coordinates, blocks of data
 """
@@ -43,6 +45,7 @@ from pyrovae.evidence.proposals import (
     WidenedProposal,
 )
 from pyrovae.evidence.refinement import Refinement, refine
+from pyrovae.evidence.scoring import Score, score
 from pyrovae.evidence.temperatures import adaptive_schedule, linear_schedule, sigmoidal_schedule
 from pyrovae.evidence.whole import log_evidence
 
@@ -64,6 +67,7 @@ __all__ = [
     "Proposal",
     "ProposalName",
     "Refinement",
+    "Score",
     "WidenedProposal",
     "adaptive_schedule",
     "agreeing_schedule",
@@ -83,5 +87,6 @@ __all__ = [
     "log_marginal",
     "log_weight_blocks",
     "refine",
+    "score",
     "sigmoidal_schedule",
 ]

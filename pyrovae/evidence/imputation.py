@@ -5,7 +5,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from pyrovae.densities import Program, Site, bad_data, entry, vectorize_pair
+from pyrovae.densities import Program, entry, vectorize_pair
 from pyrovae.evidence.blocks import (
     DataBlock,
     check_counts,
@@ -14,9 +14,9 @@ from pyrovae.evidence.blocks import (
     data_blocks,
     evaluation_mode,
 )
-from pyrovae.evidence.latent_space import Latents
-from pyrovae.evidence.proposals import Proposal, default_proposal
-from pyrovae.stats import LogMarginal, component_shares, summarize_log_weights
+from pyrovae.evidence.posterior import site_at, weighted_points
+from pyrovae.evidence.proposals import Proposal
+from pyrovae.stats import LogMarginal, component_shares
 
 
 class Imputation(NamedTuple):
@@ -107,40 +107,22 @@ def _of_block(
     site: str,
 ) -> Imputation:
     with evaluation_mode(block.model, block.guide):
-        chosen = default_proposal(block.space, chunk_size) if proposal is None else proposal
-        component = chosen.adapt(block.space, chunk_size=chunk_size)
-        points = component.draw(num_particles)
-        log_prior, log_lik = points.log_prior_and_likelihood
-        log_p = log_prior + log_lik
-        log_w = torch.where(log_p == -torch.inf, -torch.inf, log_p - component.log_density(points)).double()
-        bad = bad_data(log_w)
-        weight = torch.where(bad, torch.nan, log_w).softmax(0)
+        drawn = weighted_points(block, num_particles, proposal, chunk_size)
         x, given = block.args[0], torch.where(mask, block.args[0], 0)
-        p = _site(block, points.latents, site)
+        p = site_at(block, drawn.points.latents, site)
         means = p.layout.per_datum(p.fn.mean, p.plate_sizes, len(p.fn.event_shape))
+        weight = drawn.weight
         mean = torch.einsum("kn,kn...->n...", weight.to(means), means)
         draws = x.new_empty(0, *x.shape)
         if num_draws:
-            chosen_rows = torch.multinomial(weight.nan_to_num(1.0).T, num_draws, replacement=True).T
-            some = {name: _chosen(value, chosen_rows) for name, value in points.latents.items()}
-            drawn = _site(block, some, site)
-            draws = drawn.layout.per_datum(drawn.fn.sample(), drawn.plate_sizes, len(drawn.fn.event_shape))
-            draws = torch.where(bad.unsqueeze(-1), torch.nan, draws)
-        summary = summarize_log_weights(torch.where(bad, 0.0, log_w), points.component)
-        summary = LogMarginal(*(torch.where(bad, torch.nan, value) for value in summary))
-        shares = component_shares(log_w, points.component, len(component.names))
-        return Imputation(
-            torch.where(mask, given, mean), torch.where(mask, given, draws), summary, shares.argmax(0), component.names
-        )
-
-
-def _site(block: DataBlock, latents: Latents, name: str) -> Site:
-    """Run the model at given latents, with shape (K, N, ...), and return one of its sites."""
-    num_particles = len(next(iter(latents.values())))
-    sites = block.model.trace(num_particles, block.args, block.kwargs, latents).sites
-    if name not in sites:
-        raise ValueError(f"the model has no site {name!r}, but {', '.join(map(repr, sites))}; give site=...")
-    return sites[name]
+            rows = torch.multinomial(weight.nan_to_num(1.0).T, num_draws, replacement=True).T
+            chosen = {name: _chosen(value, rows) for name, value in drawn.points.latents.items()}
+            p = site_at(block, chosen, site)
+            draws = p.layout.per_datum(p.fn.sample(), p.plate_sizes, len(p.fn.event_shape))
+            draws = torch.where(drawn.bad.unsqueeze(-1), torch.nan, draws)
+        shares = component_shares(drawn.log_w, drawn.points.component, len(drawn.names))
+        mean, draws = torch.where(mask, given, mean), torch.where(mask, given, draws)
+        return Imputation(mean, draws, drawn.summary(), shares.argmax(0), drawn.names)
 
 
 def _chosen(value: Tensor, rows: Tensor) -> Tensor:

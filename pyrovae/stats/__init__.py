@@ -15,7 +15,7 @@ alone.
 from pyrovae.stats.critical import joint_critical, student_t_critical
 from pyrovae.stats.log_weights import Rounding, component_shares, log_mean_exp, log_mean_std_error, sampling_std_error
 from pyrovae.stats.means import bits_per_dim, crossed_mean_and_std_error, mean_and_std_error, monte_carlo_std_error
-from pyrovae.stats.pareto import pareto_smoothed_log_weights
+from pyrovae.stats.pareto import pareto_khat, pareto_smoothed_log_weights
 from pyrovae.stats.pooling import Pooled, pool
 from pyrovae.stats.summaries import (
     LogMarginal,
@@ -40,6 +40,7 @@ __all__ = [
     "log_mean_std_error",
     "mean_and_std_error",
     "monte_carlo_std_error",
+    "pareto_khat",
     "pareto_smoothed_log_weights",
     "pool",
     "sampling_std_error",

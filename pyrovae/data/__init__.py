@@ -5,12 +5,14 @@
     binarize    dynamic and static binarisation
     baseline    log p(x) with independent dimensions
     tables      `read_table`: mixed columns and missing cells, kinds, units, splits
+    ampute      deletion of cells for studies of missing data
     untrusted   files of a stranger: regular files, YAML of plain values
 
 A datum is a float32 vector; its original shape is stored separately. Loading uses its own random generators and leaves
 the global random state unchanged. Only `Binarize`, a part of training, draws from the global generator.
 """
 
+from pyrovae.data.ampute import Mechanism, ampute
 from pyrovae.data.baseline import IndependentPixels
 from pyrovae.data.binarize import EVALUATION_SEED, Binarize
 from pyrovae.data.load import Data, load_data
@@ -25,7 +27,9 @@ __all__ = [
     "Binarize",
     "Data",
     "IndependentPixels",
+    "Mechanism",
     "Table",
+    "ampute",
     "check_size",
     "load_data",
     "open_regular",

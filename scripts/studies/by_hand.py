@@ -148,12 +148,12 @@ def main() -> int:
     parser = make_parser(prog="by_hand.py", description=__doc__)
     add = parser.add_argument
     add("--data", type=list[Literal["digits", "mnist"]], default=["digits"], help="data of the tables")
-    add("--data_dir", type=str | None, default=None, help="folder of MNIST")
-    add("--epochs", type=PositiveInt | None, default=None, help="epochs; by default 300 for digits, 20 for MNIST")
+    add("--data_dir", type=str | None, default=None, help="folder of MNIST (default: data)")
+    add("--epochs", type=PositiveInt | None, default=None, help="epochs (default: 300 for digits, 20 for MNIST)")
     add("--seeds", type=list[Seed], default=[0, 1, 2], help="training seeds")
     add("--num_data", type=PositiveInt, default=300, help="largest number of test data for log p(x)")
     add("--num_particles", type=PositiveInt, default=200, help="draws of the default proposal per test datum")
-    add("--json", type=str | None, default=None, help="file for the numbers")
+    add("--json", type=str | None, default=None, help="file for the numbers (default: none)")
     flags = parse_flags(parser, sys.argv[1:])
     if flags.json:
         check_writable("--json", flags.json)

@@ -65,12 +65,12 @@ def main() -> int:
     parser = make_parser(prog="scaling.py", description=__doc__)
     add = parser.add_argument
     add("--data", type=list[Name], default=["digits", "cancer", "wine", "counts"], help="data of the tables")
-    add("--data_dir", type=str | None, default=None, help="folder of MNIST")
-    add("--scalings", type=list[str] | None, default=None, help="scalings; all by default")
-    add("--epochs", type=PositiveInt | None, default=None, help="epochs; by default 20 for MNIST, at most 300 else")
+    add("--data_dir", type=str | None, default=None, help="folder of MNIST (default: data)")
+    add("--scalings", type=list[str] | None, default=None, help="scalings (default: all)")
+    add("--epochs", type=PositiveInt | None, default=None, help="most epochs (default: 20 for MNIST, else 300)")
     add("--seeds", type=list[Seed], default=[0, 1, 2], help="training seeds")
     add("--num_data", type=PositiveInt, default=200, help="largest number of test data for log p(x)")
-    add("--json", type=str | None, default=None, help="file for the numbers")
+    add("--json", type=str | None, default=None, help="file for the numbers (default: none)")
     flags = parse_flags(parser, sys.argv[1:])
     if flags.json:
         check_writable("--json", flags.json)

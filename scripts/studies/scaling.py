@@ -3,7 +3,8 @@
 python scripts/studies/scaling.py                                                     # digits, real columns, counts
 python scripts/studies/scaling.py --data [mnist] --data_dir data --seeds [0,1]
 
-cancer and wine are scikit-learn's breast_cancer and wine with columns of mean 0 and variance 1 over the training data.
+cancer and wine are scikit-learn's breast_cancer and wine; their columns have mean 0 and variance 1 over training and
+validation data, and their splits depend on the seed.
 counts has 20 columns of Poisson counts up to 5,000, log-linear in two latents. "unit" centres each column and divides
 all by the root of their mean variance; "third" and "tenth" divide by 3 and 10 times as much; "log" does so with
 log(1 + x); "range" only divides by the largest value.
@@ -74,9 +75,14 @@ def main() -> int:
     flags = parse_flags(parser, sys.argv[1:])
     if flags.json:
         check_writable("--json", flags.json)
+    known = {name: list(scalings(torch.rand(3, 2), name)) for name in flags.data}
+    for scaling in flags.scalings or []:
+        if not any(scaling in names for names in known.values()):
+            all_names = ", ".join(dict.fromkeys(each for names in known.values() for each in names))
+            raise ValueError(f"--scalings: no scaling {scaling!r} of {', '.join(flags.data)}; use {all_names}")
     rows = []
     for name in flags.data:
-        names = [key for key in scalings(torch.rand(3, 2), name) if flags.scalings is None or key in flags.scalings]
+        names = [key for key in known[name] if flags.scalings is None or key in flags.scalings]
         with Progress(len(flags.seeds) * len(names), "training", name) as progress:
             for seed in flags.seeds:
                 problem = load(name, seed, flags.data_dir)
@@ -91,7 +97,7 @@ def main() -> int:
 
 
 def load(name: Name, seed: int, data_dir: str | None) -> Problem:
-    """Load the data; the splits of the tables depend on the seed."""
+    """Load the data. The splits of cancer and wine depend on the seed."""
     if name in ("digits", "mnist"):
         data = load_data(name, data_dir=data_dir)
         parts = data.train, data.validation, data.test, data.examples

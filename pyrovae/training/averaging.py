@@ -7,15 +7,15 @@ import torch
 from torch import Tensor
 from torch.optim.swa_utils import get_ema_multi_avg_fn
 
-_FIRST_STEPS = 9  # the average covers at most 1 + t / 9 of the first t steps
+_FIRST_STEPS = 9  # the decay of step t is at most t / (t + 9)
 
 
 class WeightAverage:
     """Exponential average of tensors over the steps, e <- d e + (1 - d) v (Polyak and Juditsky 1992).
 
-    The decay d rises with the steps: step t = 1, 2, ... has d = min(decay, t / (t + 9)), so that the average covers
-    about a tenth of the steps done, until this share exceeds 1 / (1 - decay) steps. Short trainings thereby forget
-    their first weights too. The first step sets the average to the values. Integers, such as counters, are copied.
+    The decay d rises with the steps: step t = 1, 2, ... has d = min(decay, t / (t + 9)). The average then covers about
+    the last t / 9 steps, and at most 1 / (1 - decay), so that short trainings forget their first weights too. The first
+    step sets the average to the values. Integers, such as counters, are copied.
 
     Args:
         decay: Largest share of the average that a step keeps, from 0 to below 1; 0.999 averages over about 1,000 steps.
@@ -23,7 +23,7 @@ class WeightAverage:
 
     Attributes:
         averaged: The average by name; empty before the first step.
-        decay: As the argument.
+        decay: Largest share of the average that a step keeps.
 
     Raises:
         ValueError: If the decay is out of range.

@@ -68,7 +68,7 @@ class HandWritten(nn.Module):
     def __init__(self, num_dims: int, problem: Problem) -> None:
         super().__init__()
         size, hidden = problem.latent_dim, problem.hidden
-        self.total_count = problem.total_count
+        self.total_count, self.latent_dim = problem.total_count, size
         self.encoder = nn.Sequential(nn.Linear(num_dims, hidden), nn.Softplus(), nn.Linear(hidden, 2 * size))
         self.decoder = nn.Sequential(nn.Linear(size, hidden), nn.Softplus(), nn.Linear(hidden, num_dims))
 
@@ -89,8 +89,7 @@ class HandWritten(nn.Module):
     def model(self, x: Tensor) -> None:
         """Run p(z) p(x|z)."""
         with pyro.plate("data", len(x), dim=-1):
-            zeros = x.new_zeros(len(x), self.decoder[0].in_features)  # type: ignore[union-attr]
-            z = pyro.sample("z", dist.Normal(zeros, 1.0).to_event(1))
+            z = pyro.sample("z", dist.Normal(x.new_zeros(len(x), self.latent_dim), 1.0).to_event(1))
             pyro.sample("x", dist.Binomial(self.total_count, logits=self.decoder(z)).to_event(1), obs=x)
 
     def guide(self, x: Tensor) -> None:
@@ -115,7 +114,8 @@ def train_by_hand(data: Data, problem: Problem, epochs: int) -> HandWritten:
 
 def train_by_fit(data: Data, problem: Problem, epochs: int, seed: int, settings: dict[str, Any]) -> Any:
     """Train with `fit`."""
-    likelihood = BernoulliLikelihood if problem.total_count == 1 else partial(BinomialLikelihood, total_count=16)
+    count = problem.total_count
+    likelihood = BernoulliLikelihood if count == 1 else partial(BinomialLikelihood, total_count=count)
     network = partial(MLP, hidden=[problem.hidden], activation="softplus")
     vae = Blueprint(
         data.train.shape[1], problem.latent_dim, likelihood=likelihood, network=network, x=data.examples
@@ -128,7 +128,7 @@ def train_by_fit(data: Data, problem: Problem, epochs: int, seed: int, settings:
         epochs=epochs,
         batch_size=BATCH_SIZE,
         optimizer=partial(torch.optim.Adam, lr=LR),
-        transform=Binarize() if problem.total_count == 1 else None,
+        transform=Binarize() if count == 1 else None,
         seed=seed,
         **settings,
     )
@@ -148,12 +148,12 @@ def main() -> int:
     parser = make_parser(prog="by_hand.py", description=__doc__)
     add = parser.add_argument
     add("--data", type=list[Literal["digits", "mnist"]], default=["digits"], help="data of the tables")
-    add("--data_dir", type=str | None, default=None, help="folder of MNIST")
-    add("--epochs", type=PositiveInt | None, default=None, help="epochs; by default 300 for digits, 20 for MNIST")
+    add("--data_dir", type=str | None, default=None, help="folder of MNIST (default: data)")
+    add("--epochs", type=PositiveInt | None, default=None, help="epochs (default: 300 for digits, 20 for MNIST)")
     add("--seeds", type=list[Seed], default=[0, 1, 2], help="training seeds")
     add("--num_data", type=PositiveInt, default=300, help="largest number of test data for log p(x)")
     add("--num_particles", type=PositiveInt, default=200, help="draws of the default proposal per test datum")
-    add("--json", type=str | None, default=None, help="file for the numbers")
+    add("--json", type=str | None, default=None, help="file for the numbers (default: none)")
     flags = parse_flags(parser, sys.argv[1:])
     if flags.json:
         check_writable("--json", flags.json)

@@ -3,7 +3,8 @@
 python scripts/studies/scaling.py                                                     # digits, real columns, counts
 python scripts/studies/scaling.py --data [mnist] --data_dir data --seeds [0,1]
 
-cancer and wine are scikit-learn's breast_cancer and wine with columns of mean 0 and variance 1 over the training data.
+cancer and wine are scikit-learn's breast_cancer and wine; their columns have mean 0 and variance 1 over training and
+validation data, and their splits depend on the seed.
 counts has 20 columns of Poisson counts up to 5,000, log-linear in two latents. "unit" centres each column and divides
 all by the root of their mean variance; "third" and "tenth" divide by 3 and 10 times as much; "log" does so with
 log(1 + x); "range" only divides by the largest value.
@@ -65,18 +66,23 @@ def main() -> int:
     parser = make_parser(prog="scaling.py", description=__doc__)
     add = parser.add_argument
     add("--data", type=list[Name], default=["digits", "cancer", "wine", "counts"], help="data of the tables")
-    add("--data_dir", type=str | None, default=None, help="folder of MNIST")
-    add("--scalings", type=list[str] | None, default=None, help="scalings; all by default")
-    add("--epochs", type=PositiveInt | None, default=None, help="epochs; by default 20 for MNIST, at most 300 else")
+    add("--data_dir", type=str | None, default=None, help="folder of MNIST (default: data)")
+    add("--scalings", type=list[str] | None, default=None, help="scalings (default: all)")
+    add("--epochs", type=PositiveInt | None, default=None, help="most epochs (default: 20 for MNIST, else 300)")
     add("--seeds", type=list[Seed], default=[0, 1, 2], help="training seeds")
     add("--num_data", type=PositiveInt, default=200, help="largest number of test data for log p(x)")
-    add("--json", type=str | None, default=None, help="file for the numbers")
+    add("--json", type=str | None, default=None, help="file for the numbers (default: none)")
     flags = parse_flags(parser, sys.argv[1:])
     if flags.json:
         check_writable("--json", flags.json)
+    known = {name: list(scalings(torch.rand(3, 2), name)) for name in flags.data}
+    for scaling in flags.scalings or []:
+        if not any(scaling in names for names in known.values()):
+            all_names = ", ".join(dict.fromkeys(each for names in known.values() for each in names))
+            raise ValueError(f"--scalings: no scaling {scaling!r} of {', '.join(flags.data)}; use {all_names}")
     rows = []
     for name in flags.data:
-        names = [key for key in scalings(torch.rand(3, 2), name) if flags.scalings is None or key in flags.scalings]
+        names = [key for key in known[name] if flags.scalings is None or key in flags.scalings]
         with Progress(len(flags.seeds) * len(names), "training", name) as progress:
             for seed in flags.seeds:
                 problem = load(name, seed, flags.data_dir)
@@ -91,7 +97,7 @@ def main() -> int:
 
 
 def load(name: Name, seed: int, data_dir: str | None) -> Problem:
-    """Load the data; the splits of the tables depend on the seed."""
+    """Load the data. The splits of cancer and wine depend on the seed."""
     if name in ("digits", "mnist"):
         data = load_data(name, data_dir=data_dir)
         parts = data.train, data.validation, data.test, data.examples

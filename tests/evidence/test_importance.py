@@ -155,7 +155,7 @@ class _FixedDraws(nn.Module):
             return pyro.sample("z", _GivenNoise(loc, scale, noise).to_event(1))
 
 
-@pytest.mark.parametrize("chunk_size", [1, 7, 64, 1000, 10**25])
+@pytest.mark.parametrize("chunk_size", [1, 7, 64, 1000])
 @pytest.mark.parametrize("reverse", [False, True])
 def test_log_marginal_does_not_depend_on_chunks_or_the_order_of_data(chunk_size, reverse):
     oracle = LinearGaussian()

@@ -205,7 +205,7 @@ ALTERED = {
     "half a row": (lambda text: changed(text, "row", "1.5"), "row in line 3 is '1.5'"),
     "a row of many digits": (lambda text: changed(text, "row", "9" * 40), "row in line 3"),
     "a missing line": (lambda text: text[: text.rstrip().rindex("\n") + 1], "5 data, but evaluation.json 6"),
-    "a line twice": (lambda text: text + text.splitlines()[-1] + "\n", "7 data, but evaluation.json 6"),
+    "a line twice": (lambda text: text + text.splitlines()[-1] + "\n", "more rows than the 6 data of evaluation.json"),
     "a cut": (lambda text: text[:-9], "its last line does not end"),
     "a long line": (lambda text: text + "1" * 10_000, "a line of more than"),
     "an open quote": (lambda text: text + '"1\n', "unexpected end of data"),

@@ -27,7 +27,7 @@ BAD_FLAGS = {
     "--prior mymodule.dist": "dist is no subclass of",
     "--prior.num_components 3": "StandardNormalPrior has no such option",
     "--prior MixturePrior --prior.num_component 3": "did you mean num_components",
-    "--lrr 3": "did you mean --lr or --prior?",
+    "--lrr 3": "did you mean --lr, --prior or --lr_warmup?",
     "--lr fast": "--lr fast: expected a number above 0",
     "--epochs 0": "--epochs 0: expected a whole number, at least 1",
     "--latent_dim -2": "--latent_dim -2: expected a whole number, at least 1",
@@ -398,7 +398,7 @@ def test_help_of_a_part_lists_its_options_in_words(capsys, monkeypatch):
     assert len(text.splitlines()) == 4  # and no list of torch.nn
     assert "latent_dim" not in text  # which the script gives
     text = printed(capsys, monkeypatch, "--likelihood.help=BinomialLikelihood")
-    assert re.search(r"--likelihood.total_count .*\(a whole number; required\)", text)
+    assert re.search(r"--likelihood.total_count .*; default: from the data and the flags\)", " ".join(text.split()))
     assert "no options" in printed(capsys, monkeypatch, "--prior.help", "StandardNormalPrior")
     text = printed(capsys, monkeypatch, "--optimizer.help", "Adam")
     assert re.search(r"--optimizer.weight_decay .*\(a number; default: 0\)", text)

@@ -1,4 +1,4 @@
-"""The scripts that measure the errors of estimates run from the command line, and print a line for each problem."""
+"""The studies run from the command line, and print a line for each problem or way."""
 
 import pytest
 from script_helpers import run
@@ -19,3 +19,18 @@ def test_a_study_of_errors_prints_its_table(script, flags, line, tmp_path):
     assert line in result.stdout
     assert result.stderr == ""
     assert not list(tmp_path.iterdir())
+
+
+TRAININGS = [
+    ("by_hand", ["--num_particles", "5"], ["by hand", "default", "cosine", "average"]),
+    ("scaling", ["--data", "[wine]", "--scalings", "[unit]"], ["unit"]),
+]
+
+
+@pytest.mark.parametrize(("script", "flags", "ways"), TRAININGS, ids=[script for script, _, _ in TRAININGS])
+def test_a_study_of_trainings_prints_a_line_for_each_way(script, flags, ways, tmp_path):
+    result = run(script, *flags, "--epochs", "1", "--seeds", "[0]", "--num_data", "3", "--json", "x.json", cwd=tmp_path)
+    lines = result.stdout.splitlines()
+    assert [line.split("  ")[0] for line in lines[1:]] == ways
+    assert "ELBO" in lines[0]
+    assert [path.name for path in tmp_path.iterdir()] == ["x.json"]

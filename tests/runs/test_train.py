@@ -47,7 +47,7 @@ def test_the_run_folder_has_the_files_of_its_manifest_and_a_line_of_metrics_per_
     assert [row["epoch"] for row in rows] == list(range(1, 13))
     assert set(rows[0]) == {
         "epoch", "train_objective", "train_elbo", "validation_elbo", "validation_reconstruction", "validation_kl",
-        "validation_objective", "kl_weight", "kl_target", "seconds",
+        "validation_objective", "kl_weight", "kl_target", "learning_rate", "seconds",
     }  # fmt: skip
     with safe_open(straight / "weights.safetensors", framework="pt") as file:
         assert len(file.metadata() or {}) <= 1

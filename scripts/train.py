@@ -4,6 +4,8 @@ python scripts/train.py                                              # scikit-le
 python scripts/train.py --data mnist --data_dir data --latent_dim 50 --network.hidden [200,200] --epochs 20
 python scripts/train.py --prior MixturePrior --prior.num_components 20 --elbo Trace_ELBO --optimizer.eps 1e-4
 python scripts/train.py --data counts.npy --likelihood BinomialLikelihood --likelihood.total_count 20
+python scripts/train.py --data survey.csv --describe true > columns.yaml   # a table: look at its columns first
+python scripts/train.py --data survey.csv --columns columns.yaml     # then train
 python scripts/train.py --prior mymodule.StudentTPrior               # your own class, in ./mymodule.py
 python scripts/train.py --config runs/digits-001/config.yaml         # the same run again
 python scripts/train.py --resume runs/digits-001                     # resume a stopped run
@@ -18,7 +20,7 @@ import pyro
 import torch
 from jsonargparse import Namespace
 
-from pyrovae.data import Binarize, Data, load_data
+from pyrovae.data import Binarize, Data
 from pyrovae.densities import SupportError
 from pyrovae.execution import Workers, joined
 from pyrovae.programs import ProgramPair
@@ -39,9 +41,14 @@ from pyrovae.runs import (
     parse_training,
     resolve,
     run_script,
+    training_data,
+    training_table,
+    trusted_modules,
 )
 from pyrovae.runs.report import (
+    MISSING_AT_RANDOM,
     baseline_rows,
+    describe_table,
     evaluate_run,
     write_posterior,
     write_sample_figures,
@@ -56,8 +63,18 @@ SPLITS = ("train", "validation", "test")
 def main() -> int:
     """Train, evaluate, and print the table."""
     flags = parse_training(sys.argv[1:], prog="train.py", description=__doc__)
+    if flags.describe:
+        return describe(flags)
     with joined() as workers:  # before anything is on a GPU
         return train_and_evaluate(flags, workers)
+
+
+def describe(flags: Namespace) -> int:
+    """Print the columns of a table as YAML, and on stderr as a table with the questions about them."""
+    columns = training_table(flags)
+    print(columns.describe(), end="")
+    print(f"{columns.columns}\n", *columns.questions, sep="\n", file=sys.stderr)
+    return 0
 
 
 def train_and_evaluate(flags: Namespace, workers: Workers) -> int:
@@ -73,16 +90,9 @@ def train_and_evaluate(flags: Namespace, workers: Workers) -> int:
             data = run.data(config, data_dir=flags.data_dir)
             return finish(run, config, data, make(config, data), build_objective(config), workers)
     Run.check_out(flags.out)
-    data = load_data(
-        flags.data,
-        data_dir=flags.data_dir,
-        binarize=flags.binarize,
-        split_seed=flags.split_seed,
-        stream=flags.stream,
-        covariates=flags.covariates,
-        download=flags.config is None,  # a file from elsewhere starts none
-    )
+    data = training_data(flags)
     config = resolve(flags, data)
+    config.trust_imports = trusted_modules(flags)
     vae = make(config, data)
     objective = build_objective(config)
     check_programs(config, data, vae)
@@ -106,6 +116,10 @@ def finish(
     history = None
     try:
         with finishing_steps() as stopper:
+            if data.table is not None:
+                print(f"{describe_table(data.table)}\n")
+            elif data.has_holes:
+                print(MISSING_AT_RANDOM)
             print(f"{run.path}: {len(data.train):,} training data, {config.device}", flush=True)
             history = train(run, config, data, vae, objective, stopper, workers)
         if workers.any(stopper()):
@@ -135,7 +149,8 @@ def make(config: Namespace, data: Data) -> ProgramPair:
     """Set threads and seed, and build the VAE, or the whole model of --program."""
     torch.set_num_threads(config.threads)
     pyro.set_rng_seed(config.seed)
-    return build_vae(config, data.train.shape[1], data.num_covariates, data.examples).to(config.device)
+    columns = None if data.table is None else data.table.columns
+    return build_vae(config, data.train.shape[1], data.num_covariates, data.examples, columns).to(config.device)
 
 
 def arguments(data: Data, split: str, device: str) -> Argument | dict[str, Argument]:
@@ -168,7 +183,11 @@ def check_values(data: Data, vae: ProgramPair, device: str) -> None:
             check_data(vae.model, vae.guide, (x,), conditions, transform)
         except SupportError as error:
             row = int(getattr(data, f"{split}_index")[error.datum])
-            raise ValueError(f"{data.name}, row {row} ({split} datum {error.datum}): {error}") from error
+            place = f"row {row}"
+            if data.table is not None:  # rows are counted as in messages of the table's reader
+                named = "" if error.entry is None else f"column {data.table.columns.data[error.entry].name!r}, "
+                place = f"{named}row {row + 1:,}"
+            raise ValueError(f"{data.name}, {place} ({split} datum {error.datum}): {error}") from error
 
 
 def train(
@@ -217,7 +236,8 @@ def close(run: Run, config: Namespace, data: Data, vae: ProgramPair, history: Hi
     if workers.rank > 0:
         return
     write_training_figure(run, history)
-    write_sample_figures(run, vae, data, size=64, seed=0)
+    if data.table is None:  # a row of a table is no image
+        write_sample_figures(run, vae, data, size=64, seed=0)
     write_posterior(run, vae, data, seed=0)
     run.finish(config, data)
 

@@ -1,7 +1,8 @@
 """Files to tensors: sources, splits, binarisation, and a baseline.
 
+    dataset     `Data`: a data set in three splits
     sources     arrays of digits, MNIST and files
-    load        `load_data`: checks, covariates, splits
+    load        `load_data`: checks, covariates, splits of arrays and images
     binarize    dynamic and static binarisation
     baseline    log p(x) with independent dimensions
     tables      `read_table`: mixed columns and missing cells, kinds, units, splits
@@ -15,8 +16,9 @@ the global random state unchanged. Only `Binarize`, a part of training, draws fr
 from pyrovae.data.ampute import Mechanism, ampute
 from pyrovae.data.baseline import IndependentPixels
 from pyrovae.data.binarize import EVALUATION_SEED, Binarize
-from pyrovae.data.load import Data, load_data
-from pyrovae.data.table_text import read_columns, write_csv
+from pyrovae.data.dataset import Data
+from pyrovae.data.load import load_data
+from pyrovae.data.table_text import columns_yaml, read_columns, write_csv
 from pyrovae.data.tables import NA_VALUES, Table, read_table
 from pyrovae.data.untrusted import FILE_LIMIT, check_size, open_regular, parse_yaml, read_bytes, what_is
 
@@ -31,6 +33,7 @@ __all__ = [
     "Table",
     "ampute",
     "check_size",
+    "columns_yaml",
     "load_data",
     "open_regular",
     "parse_yaml",

@@ -8,7 +8,7 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor
 
-from pyrovae.data.load import Data
+from pyrovae.data.dataset import Data
 from pyrovae.densities import Streamed
 
 _CHUNK = 4096  # data whose histogram cells are in memory at once

@@ -1,12 +1,10 @@
-"""Data sets: loading, checking and splitting."""
+"""Arrays and images: loading, checking and splitting."""
 
 from __future__ import annotations
 
 import hashlib
 import os
 from collections.abc import Mapping
-from dataclasses import dataclass
-from functools import cached_property
 from pathlib import Path
 
 import numpy as np
@@ -14,87 +12,13 @@ import torch
 from torch import Tensor
 
 from pyrovae.data.binarize import evaluation_bits
+from pyrovae.data.dataset import Data
 from pyrovae.data.sources import read_array, read_digits, read_mnist, unknown
 from pyrovae.densities import Streamed
 
 BINARIZATIONS = ("dynamic", "static", "none")
 _MOST_CLASSES = 1000  # integer covariates with more values are probably quantities
-_MOST_EXAMPLES = 10_000
 _CHUNK = 4096  # data whose values are checked at once
-
-
-@dataclass(frozen=True, eq=False)
-class Data:
-    """Data set in three splits, as vectors.
-
-    Attributes:
-        name: Source of the data: "digits", "mnist", or a path.
-        train: Training data, with shape (N_train, D), float32, in memory or on disk. Under dynamic binarisation they
-            are grey values in [0, 1], and `Binarize` draws the bits of every minibatch.
-        validation: Validation data, binarised if training is, with shape (N_validation, D), float32.
-        test: Test data, binarised if training is, with shape (N_test, D), float32.
-        shape: Shape of one datum before it was flattened, with product D.
-        binarize: Binarisation: "dynamic", "static" or "none".
-        train_index: Rows of the training data in the source, with shape (N_train,), int64.
-        validation_index: Rows of the validation data in the source, with shape (N_validation,), int64.
-        test_index: Rows of the test data in the source, with shape (N_test,), int64. For MNIST they index the test
-            file, the other two the training file.
-        sha256: Hexadecimal digest of dtype, shape and values of the source in its order, and of the covariates, if any.
-            It does not depend on the split or the binarisation.
-        labels: Class labels by split ("train", "validation", "test"), with shape (N_split,), int64; None for arrays of
-            the user.
-        covariates: Covariates by split, with shape (N_split, C), float32; None if there are none.
-    """
-
-    name: str
-    train: Tensor | Streamed
-    validation: Tensor
-    test: Tensor
-    shape: tuple[int, ...]
-    binarize: str
-    train_index: Tensor
-    validation_index: Tensor
-    test_index: Tensor
-    sha256: str
-    labels: dict[str, Tensor] | None = None
-    covariates: dict[str, Tensor] | None = None
-
-    @property
-    def examples(self) -> Tensor:
-        """Training data from which a model is built: all, or 10,000 random ones if they are on disk."""
-        return self.train if isinstance(self.train, Tensor) else self.train[:_MOST_EXAMPLES]
-
-    @property
-    def num_covariates(self) -> int:
-        """Number of covariates C, 0 if there are none."""
-        return 0 if self.covariates is None else self.covariates["train"].shape[1]
-
-    def conditions(self, split: str, device: torch.device | str = "cpu") -> dict[str, Tensor]:
-        """Return the keyword arguments of the programs for one split: the covariates, if any.
-
-        Args:
-            split: "train", "validation" or "test".
-            device: Device of the covariates.
-        """
-        return {} if self.covariates is None else {"covariates": self.covariates[split].to(device)}
-
-    @cached_property
-    def maximum(self) -> int | None:
-        """Largest value over all splits if the model's data are non-negative integers, else None."""
-        if self.binarize != "none":
-            return 1
-        largest = 0
-        for part in (self.train, self.validation, self.test):
-            for x in part.split(_CHUNK):
-                if not bool(((x >= 0) & (x == x.floor())).all()):
-                    return None
-                largest = max(largest, int(x.max()))
-        return largest
-
-    @property
-    def binary(self) -> bool:
-        """Whether all of the model's data are 0 or 1."""
-        return self.maximum is not None and self.maximum <= 1
 
 
 def load_data(
@@ -115,7 +39,9 @@ def load_data(
     * "mnist": the 70,000 images of LeCun, Cortes and Burges (CC BY-SA 3.0) as grey values k / 255, read from
       `data_dir`/MNIST/raw, or downloaded to it by torchvision if missing and `download` allows;
     * "PATH.npy", "PATH.npz:KEY" or "PATH.npz" (of one array): an array of the user with booleans, integers or real
-      numbers and shape (N, ...), N >= 10.
+      numbers and shape (N, ...), N >= 10; NaN where a value is missing.
+
+    Tables of mixed columns have a reader of their own, `read_table`.
 
     Digits and arrays of the user are permuted by `split_seed`; floor(N / 10) data are the validation set, floor(N / 10)
     the test set, and the rest the training set. MNIST's training file is permuted and split 11 to 1 (55,000 and 5,000);
@@ -218,6 +144,10 @@ def _split_rows(num_data: int, num_test_file: int, seed: int) -> dict[str, Tenso
 def _binarized(values: Tensor | Streamed, splits: Mapping[str, Tensor], name: str, binarize: str) -> dict[str, Tensor]:
     """Return the evaluation bits of the splits. Under dynamic binarisation, the training data stay grey."""
     ends = [torch.aminmax(part) for part in values.split(_CHUNK)]
+    if any(bool(one.min.isnan()) for one in ends):
+        raise ValueError(
+            f"--binarize {binarize} needs complete data, but {name} has missing values (NaN); fill them first"
+        )
     low, high = min(float(one.min) for one in ends), max(float(one.max) for one in ends)
     if low < 0 or high > 1:
         raise ValueError(

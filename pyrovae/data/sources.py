@@ -126,8 +126,9 @@ def read_array(name: str, flag: str = "--data", *, stream: bool = False) -> np.n
 
     Args:
         name: PATH.npy, PATH.npz:KEY, or PATH.npz if the file holds one array.
-        flag: Flag that named the array: "--data", or "--covariates", for which shape (N,) is also valid.
-        stream: Whether to map PATH.npy into memory instead of reading it.
+        flag: Flag that named the array: "--data", which may have missing values (NaN), or "--covariates", for which
+            shape (N,) is also valid.
+        stream: Whether to map PATH.npy into memory instead of reading it; it must then be complete.
 
     Raises:
         FileNotFoundError: If the file does not exist.
@@ -151,12 +152,14 @@ def read_array(name: str, flag: str = "--data", *, stream: bool = False) -> np.n
             f"{name} must have shape (N, ...) with at least ten rows and one value in each, got {array.shape}; reshape "
             "it, or give more data"
         )
-    _check_values(array, name)
+    _check_values(array, name, missing=flag == "--data" and not stream)
     return array
 
 
-def _check_values(array: np.ndarray, name: str) -> None:
+def _check_values(array: np.ndarray, name: str, *, missing: bool) -> None:
+    """Check the values of an array. Missing ones, NaN, are allowed if asked for, but not in a whole column."""
     bad_values, first = 0, (0, 0)
+    seen = np.zeros(int(np.prod(array.shape[1:], dtype=int)), dtype=bool)
     for start in range(0, len(array), _CHUNK):
         part = array[start : start + _CHUNK]
         if array.dtype.kind in "iu":
@@ -167,15 +170,24 @@ def _check_values(array: np.ndarray, name: str) -> None:
                     f"{largest}; rescale the array, or save it as floating point"
                 )
         with np.errstate(over="ignore"):  # an overflow becomes infinity, which the check finds
-            bad = ~np.isfinite(part.astype(np.float32)).reshape(len(part), -1)
+            flat = part.astype(np.float32).reshape(len(part), -1)
+        holes = np.isnan(flat)
+        seen |= (~holes).any(0)
+        bad = np.isinf(flat) if missing else ~np.isfinite(flat)
         if bad.any() and not bad_values:
             row, column = divmod(int(bad.argmax()), bad.shape[1])
             first = start + row, column
         bad_values += int(bad.sum())
     if bad_values:
+        kinds = "infinite or too large for float32" if missing else "NaN, infinite or too large for float32"
         raise ValueError(
-            f"{name} has {bad_values} values that are NaN, infinite or too large for float32, the first in row "
-            f"{first[0]}, column {first[1]} (counted from 0, each datum flattened); remove or replace them"
+            f"{name} has {bad_values} values that are {kinds}, the first in row {first[0]}, column {first[1]} (counted "
+            "from 0, each datum flattened); remove or replace them"
+        )
+    if not seen.all():
+        raise ValueError(
+            f"{name} has no value in column {int((~seen).argmax())} (counted from 0, each datum flattened), only NaN; "
+            "leave the column out"
         )
 
 

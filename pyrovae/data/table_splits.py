@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from typing import Literal, get_args
+
 import numpy as np
 import torch
 
 from pyrovae.data.table_files import RawTable
 
-SPLITS = ("train", "validation", "test")
+Split = Literal["train", "validation", "test"]
+SPLITS: tuple[Split, ...] = get_args(Split)
 
 
 def read_split(table: RawTable, name: str) -> np.ndarray:
@@ -16,7 +19,7 @@ def read_split(table: RawTable, name: str) -> np.ndarray:
     Raises:
         ValueError: If a cell is another word or missing, or no row is a training row.
     """
-    codes = {word: code for code, word in enumerate(SPLITS)}
+    codes: dict[str, int] = {word: code for code, word in enumerate(SPLITS)}
     for row, text in enumerate(table.columns[name]):
         if text not in codes:
             got = "is missing" if text is None else f"is {text!r:.40}"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import hashlib
 import importlib.util
 import os
 from collections.abc import Collection, Mapping, Sequence
@@ -17,13 +18,11 @@ from pyrovae.columns import Column, Columns
 from pyrovae.data.guess import Question
 from pyrovae.data.table_build import Built, build
 from pyrovae.data.table_files import read_raw
-from pyrovae.data.table_splits import SPLITS
+from pyrovae.data.table_splits import SPLITS, Split
 from pyrovae.data.table_text import columns_yaml, original, read_columns
 
 NA_VALUES = ("", "NA", "N/A", "NaN", "nan", "NULL", "null", "?", ".")
 """Texts that stand for missing cells in every column."""
-
-Split = Literal["train", "validation", "test"]
 
 
 @dataclass(frozen=True, eq=False)
@@ -62,6 +61,20 @@ class Table:
 
     def __len__(self) -> int:
         return len(self.x)
+
+    @property
+    def sha256(self) -> str:
+        """Hexadecimal digest of all that a model sees: names and kinds, values, covariates, weights, labels, splits."""
+        digest = hashlib.sha256(repr([(column.name, column.kind, column.role) for column in self.columns]).encode())
+        rows = (self.covariates, self.weights, self.labels, self.group, self.splits)
+        for part in (self.values, *(None if one is None else one.numpy() for one in rows)):
+            if part is None:
+                digest.update(b"none")
+                continue
+            plain = np.where(np.isnan(part), np.nan, part)  # one kind of NaN
+            digest.update(f"{plain.shape}".encode())
+            digest.update(np.ascontiguousarray(plain, dtype=plain.dtype.newbyteorder("<")).tobytes())
+        return digest.hexdigest()
 
     @property
     def mask(self) -> Tensor:

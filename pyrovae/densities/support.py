@@ -38,11 +38,12 @@ class SupportError(ValueError):
 
     Attributes:
         datum: Index of the first such datum in the full data set.
+        entry: Index of its first such entry, if the entries of a datum are independent; else None.
     """
 
-    def __init__(self, message: str, datum: int) -> None:
+    def __init__(self, message: str, datum: int, entry: int | None = None) -> None:
         super().__init__(message)
-        self.datum = datum
+        self.datum, self.entry = datum, entry
 
 
 def check_support(model: Program, *args: Any, guide: Program | None = None, first: int = 0, **kwargs: Any) -> None:
@@ -90,8 +91,12 @@ def _check_site(name: str, site: Mapping[str, Any], size: int, number: int) -> N
     worst = value[tuple(first)]
     axis = _data_axis(site, size)
     datum = number + first.pop(axis)
-    where = f"datum {datum}" + (f", entry {first[0]}" if len(first) == 1 else "")
+    column = first[0] if len(first) == 1 else None
+    where = f"datum {datum}" + ("" if column is None else f", entry {column}")
     shown = f"{worst.item():g}" if worst.dim() == 0 else f"{worst.tolist()}"
+    family = type(entry).__name__
+    if column is not None and hasattr(support, "entries"):  # the columns have supports of their own
+        support, family = support.entries[column], f"{family} in that column"
     hint = "give data in the support, or use another likelihood"
     if bool(worst.isnan().any()):
         hint = "if values are missing, pass mask=, true where x is observed, or use poutine.mask in a program of yours"
@@ -104,8 +109,9 @@ def _check_site(name: str, site: Mapping[str, Any], size: int, number: int) -> N
     hint = getattr(support, "hint", lambda worst: None)(worst) or hint
     raise SupportError(
         f"site {name!r}: {len(outside):,} of {inside.numel():,} values lie outside the support of "
-        f"{type(entry).__name__}, {_in_words(support)}; the first is {shown} at {where}; {hint}",
+        f"{family}, {_in_words(support)}; the first is {shown} at {where}; {hint}",
         datum,
+        column,
     )
 
 

@@ -11,11 +11,17 @@ from pyrovae.distributions.expand import Shape
 
 
 class _ByColumnSupport(constraints.Constraint):
-    """Constraint on the last dimension of a value: each group of columns has a support of its own."""
+    """Constraint on the last dimension of a value: each group of columns has a support of its own.
+
+    Attributes:
+        entries: Support of each of the D columns.
+    """
 
     def __init__(self, groups: "_Groups", supports: Sequence[constraints.Constraint]) -> None:
         self._groups, self._supports = groups, supports
         self.is_discrete = all(support.is_discrete for support in supports)
+        owners = [support for support, places in zip(supports, groups.places, strict=True) for _ in places]
+        self.entries = [owners[place] for place in groups.order.tolist()]
 
     def check(self, value: Tensor) -> Tensor:
         return self._groups.join(

@@ -2,6 +2,7 @@
 
 import csv
 import io
+import itertools
 import math
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -320,19 +321,31 @@ def base_measure(model: Program, *args: Any, **kwargs: Any) -> str:
     """Name the base measure of the data: "counting" (probabilities), "lebesgue" (densities), or a mixture.
 
     A support with an attribute `atoms`, a tuple of points that have a probability beside a density, gives
-    "lebesgue with mass at 0" or "lebesgue with mass at 0, 1": Lebesgue measure plus point masses of size one.
-    Distributions without a support are taken for densities.
+    "lebesgue with mass at 0" or "lebesgue with mass at 0, 1": Lebesgue measure plus point masses of size one. A support
+    with an attribute `entries`, those of its columns, that are not all of one measure gives, in the order of the
+    columns, "by column: 2 lebesgue; 1 counting". Distributions without a support are taken for densities.
     """
     args, kwargs = plain(args, kwargs)
     with evaluating(model), isolated_rng():
         trace = poutine.trace(model).get_trace(*args, **kwargs)
-    observed = [domain_of(site["fn"]) for site in sample_sites(trace).values() if site["is_observed"]]
-    if all(domain is not None and domain.is_discrete for domain in observed):
+    sites = [domain_of(site["fn"]) for site in sample_sites(trace).values() if site["is_observed"]]
+    by_column = [[_measure([entry]) for entry in getattr(site, "entries", ())] for site in sites]
+    if any(len(set(measures)) > 1 for measures in by_column):
+        columns = [
+            measure
+            for measures, site in zip(by_column, sites, strict=True)
+            for measure in measures or [_measure([site])]
+        ]
+        return "by column: " + "; ".join(f"{len(list(run))} {measure}" for measure, run in itertools.groupby(columns))
+    return _measure([entry for site in sites for entry in getattr(site, "entries", (site,))])
+
+
+def _measure(domains: Sequence[Any]) -> str:
+    """Name the base measure of observed values, given their supports; None for an unknown one."""
+    if all(domain is not None and domain.is_discrete for domain in domains):
         return "counting"
-    atoms = [f"{atom:g}" for atom in sorted({atom for domain in observed for atom in getattr(domain, "atoms", ())})]
-    if not atoms:
-        return "lebesgue"
-    return f"lebesgue with mass at {', '.join(atoms)}"
+    atoms = [f"{atom:g}" for atom in sorted({atom for domain in domains for atom in getattr(domain, "atoms", ())})]
+    return f"lebesgue with mass at {', '.join(atoms)}" if atoms else "lebesgue"
 
 
 def exact_summary(log_p: Tensor, *, num_dims: int, base_measure: str) -> dict[str, Any]:

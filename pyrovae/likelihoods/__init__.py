@@ -45,7 +45,7 @@ from pyrovae.likelihoods.real import (
 )
 from pyrovae.likelihoods.rounded import RoundedNormalLikelihood, RoundedStudentTLikelihood
 from pyrovae.likelihoods.tables import MixedLikelihood
-from pyrovae.likelihoods.units import Moments, Units
+from pyrovae.likelihoods.units import Moments, Units, without_holes
 
 __all__ = [
     "BernoulliLikelihood",
@@ -76,4 +76,5 @@ __all__ = [
     "ZeroInflatedNegativeBinomialLikelihood",
     "ZeroInflatedPoissonLikelihood",
     "ZeroOneInflatedBetaLikelihood",
+    "without_holes",
 ]

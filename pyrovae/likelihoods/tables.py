@@ -13,7 +13,7 @@ import pyrovae.likelihoods as room
 from pyrovae.columns import Column, Columns
 from pyrovae.distributions import ByColumn
 from pyrovae.likelihoods.base import Likelihood
-from pyrovae.likelihoods.units import Moments
+from pyrovae.likelihoods.units import Moments, without_holes
 
 Maker = Callable[..., Likelihood]
 
@@ -66,7 +66,7 @@ class MixedLikelihood(Likelihood):
         Args:
             x: Training data, with shape (N, D); NaN where missing.
         """
-        x = _without_holes(x)
+        x = without_holes(x)
         return torch.cat(
             [_start(part, group, x[:, group.places]) for part, group in zip(self.parts, self.groups, strict=True)]
         )
@@ -167,14 +167,3 @@ def _start(part: Any, group: _Group, x: Tensor) -> Tensor:
         return x.new_zeros(group.num_outputs)
     bias: Tensor = part.output_bias(x)
     return bias
-
-
-def _without_holes(x: Tensor) -> Tensor:
-    """Fill the missing entries of each column with its observed entries in turn."""
-    filled = x.clone()
-    for column in filled.unbind(1):
-        missing = column.isnan()
-        if bool(missing.any()):
-            seen = column[~missing]
-            column[missing] = seen[torch.arange(int(missing.sum())) % len(seen)]
-    return filled

@@ -88,6 +88,23 @@ def log_of_mean(moments: Moments) -> Tensor:
     return torch.where(moments.mean > 0, moments.mean, 1).log()
 
 
+def without_holes(x: Tensor) -> Tensor:
+    """Fill the missing entries of each column with its observed entries in turn; with 0 if it has none.
+
+    Args:
+        x: Data, with shape (N, D); NaN where missing.
+    """
+    missing = x.isnan()
+    if not bool(missing.any()):
+        return x
+    filled = x.clone()
+    for column, holes in zip(filled.unbind(1), missing.unbind(1), strict=True):
+        seen = column[~holes]
+        number = int(holes.sum())
+        column[holes] = seen[torch.arange(number) % len(seen)] if len(seen) else x.new_zeros(number)
+    return filled
+
+
 def _mean_and_spread(x: Tensor) -> tuple[Tensor, Tensor]:
     """Compute mean and spread of the finite entries of each column (see `Moments.of`)."""
     seen = x.isfinite()

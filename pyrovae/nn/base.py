@@ -100,11 +100,15 @@ class Standardize(nn.Module):
         """Make the layer that centres each dimension of x and divides all by one scale, the root mean variance.
 
         Args:
-            x: Data, with shape (N, D).
+            x: Data, with shape (N, D); NaN where missing.
             num_covariates: Number C of covariates that follow x in the layer's input; they stay unchanged.
         """
-        scale = x.var(0, correction=0).mean().sqrt()
-        return cls.around(x.mean(0), torch.where(scale > 0, scale, torch.ones_like(scale)), num_covariates)
+        mean, variance = x.mean(0), x.var(0, correction=0)
+        if bool(x.isnan().any()):
+            mean = x.nanmean(0).nan_to_num(0.0)
+            variance = (x - mean).square().nanmean(0).nan_to_num(0.0)
+        scale = variance.mean().sqrt()
+        return cls.around(mean, torch.where(scale > 0, scale, torch.ones_like(scale)), num_covariates)
 
     @classmethod
     def around(cls, loc: Tensor, scale: Tensor, num_covariates: int = 0) -> "Standardize":
@@ -132,9 +136,15 @@ class Standardize(nn.Module):
             num_covariates: Number C of covariates that follow x in the layer's input; they stay unchanged.
         """
         layer = cls.from_data(x, num_covariates)
-        if bool(x.min() >= 0) and bool((x.max() >= 0.5) & (x.max() <= 1)):
+        low, high = x[~x.isnan()].aminmax()
+        if bool((low >= 0) & (high >= 0.5) & (high <= 1)):
             return cls(torch.zeros_like(layer.loc), torch.ones_like(layer.scale))
         return layer
+
+    @property
+    def fill(self) -> Tensor:
+        """Values of missing entries, which become 0, with the shape of `loc`."""
+        return self.loc
 
     def forward(self, x: Tensor) -> Tensor:
         """Map x, with shape (..., D), to the same shape."""
@@ -167,11 +177,16 @@ class StandardizeCounts(nn.Module):
         """Make the layer that centres log(1 + x) and divides it by one scale, as `Standardize.from_data`.
 
         Args:
-            x: Counts, with shape (N, D).
+            x: Counts, with shape (N, D); NaN where missing.
             num_covariates: Number C of covariates that follow x in the layer's input; they stay unchanged.
         """
         layer = Standardize.from_data(x.clamp(min=0).log1p())
         return cls(layer.loc, layer.scale, num_covariates)
+
+    @property
+    def fill(self) -> Tensor:
+        """Values of missing entries, which become 0, with shape (D,)."""
+        return self.log_loc.expm1()
 
     def forward(self, x: Tensor) -> Tensor:
         """Map x, with shape (..., D + C), to the same shape."""

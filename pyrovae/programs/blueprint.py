@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from pyrovae.columns import Columns
 from pyrovae.encoders import Encoder, Features, NormalEncoder
-from pyrovae.likelihoods import BernoulliLikelihood, Likelihood, MixedLikelihood, Moments
+from pyrovae.likelihoods import BernoulliLikelihood, Likelihood, MixedLikelihood, Moments, without_holes
 from pyrovae.nn import MLP, Offset, Standardize, StandardizeCounts, WithCovariates, out_features
 from pyrovae.priors import Prior, StandardNormalPrior
 from pyrovae.programs.vae import VAE
@@ -39,8 +39,8 @@ class Blueprint:
         likelihood: Maker of p(x|z) from its network.
         encoder: Maker of q(z|x) from its network.
         network: Maker of a network from the sizes of its input and output. The decoder uses its mirror class.
-        x: Training data, with shape (N, D), which scale the encoder's input and are passed to `Prior.attach`;
-            None if saved weights will replace the values taken from them.
+        x: Training data, with shape (N, D), NaN where missing, which scale the encoder's input and are passed to
+            `Prior.attach`; None if saved weights will replace the values taken from them.
         output_bias: "data" sets the decoder's last bias so that p(x|z) has the means of x; "random" keeps the bias of
             the layer; None for "data" if the likelihood is of counts without a known total (`starts_at_means`) and x
             is given, else "random".
@@ -124,8 +124,13 @@ class Blueprint:
 
     @property
     def data(self) -> Tensor:
-        """The training data, with shape (N, D), or one datum of zeros if x is None."""
-        return torch.zeros(1, self.num_dims) if self.x is None else self.x
+        """The training data, with shape (N, D), or one datum of zeros if x is None. Holes have other rows' values."""
+        return torch.zeros(1, self.num_dims) if self.x is None else without_holes(self.x)
+
+    @property
+    def moments(self) -> Moments:
+        """Moments of the observed entries of the training data."""
+        return Moments.of(torch.zeros(1, self.num_dims) if self.x is None else self.x)
 
     def make_prior(self, latent_dim: int | None = None, num_covariates: int | None = None) -> Prior:
         """Make p(z), or p(z|c), for latents of size `latent_dim`; None for Z, and for C covariates."""
@@ -141,10 +146,10 @@ class Blueprint:
         size += self.num_covariates if num_covariates is None else num_covariates
         network = _mirrored(self.network)(size, _num_outputs(self.likelihood, self.num_dims))
         likelihood = self.likelihood(network)
-        likelihood.set_units(Moments.of(self.data))
+        likelihood.set_units(self.moments)
         if self.output_bias == "data" or (self.output_bias is None and likelihood.starts_at_means):
             # Saved weights fit the same layers, whether x is given or not.
-            _start_at_means(likelihood, self.data if self.output_bias else self.x)
+            _start_at_means(likelihood, self.data if self.output_bias or self.x is not None else None)
         return likelihood
 
     def make_encoder(self, latent_dim: int | None = None, num_covariates: int | None = None) -> Encoder:
@@ -159,8 +164,7 @@ class Blueprint:
         if getattr(likelihood, "starts_at_means", False):
             scaled: nn.Module = StandardizeCounts.from_data(self.data, count)
         elif getattr(likelihood, "has_units", False):
-            moments = Moments.of(self.data)
-            scaled = Standardize.around(moments.mean, moments.spread, count)
+            scaled = Standardize.around(self.moments.mean, self.moments.spread, count)
         else:
             scaled = Standardize.for_encoder(self.data, count)
         if count and getattr(network, "structured", False):

@@ -10,6 +10,7 @@ from pyro.poutine.runtime import InferDict
 from torch import Tensor, nn
 
 from pyrovae.encoders import Features
+from pyrovae.nn import Standardize, StandardizeCounts
 
 
 def data_plate(x: Tensor | None, covariates: Tensor | None = None, size: int = 1) -> Any:
@@ -19,22 +20,33 @@ def data_plate(x: Tensor | None, covariates: Tensor | None = None, size: int = 1
 
 
 def fill_missing(x: Tensor, mask: Tensor | None, encoder: nn.Module | None = None) -> Tensor:
-    """Replace missing entries of x by 0 for the encoder, or by NaN if it has `Features`.
+    """Replace missing entries of x by what the encoder takes for them: NaN, the centre of its scaling, or 0.
 
     Args:
         x: Data, with shape (N, D).
         mask: Whether each entry of x is observed, with shape (N, D) or (N,); None if all are.
-        encoder: The encoder; None for one without features.
+        encoder: The encoder. One with `Features` receives NaN, one with `Standardize` or `StandardizeCounts` the
+            centre of each column, which it maps to 0, and any other one, or None, receives 0.
 
     Raises:
         ValueError: If x is not floating point.
     """
     if mask is not None:
-        features = encoder is not None and any(isinstance(module, Features) for module in encoder.modules())
-        missing = torch.full_like(x, torch.nan) if features else torch.zeros_like(x)
+        missing = _fill(encoder, x).expand_as(x)
         x = torch.where(mask.reshape(mask.shape + (1,) * (x.dim() - mask.dim())), x, missing)
     _check_floating_point(x)
     return x
+
+
+def _fill(encoder: nn.Module | None, x: Tensor) -> Tensor:
+    """Return what an encoder takes for missing entries, with shape () or (D,)."""
+    for module in () if encoder is None else encoder.modules():
+        if isinstance(module, Features):
+            return x.new_full((), torch.nan)
+        if isinstance(module, Standardize | StandardizeCounts):
+            fill = module.fill.to(x)
+            return fill[: x.shape[-1]] if fill.dim() else fill  # covariates follow the data
+    return x.new_zeros(())
 
 
 def sample_latent(name: str, distribution: TorchDistributionMixin) -> Tensor:

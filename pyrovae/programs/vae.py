@@ -80,7 +80,7 @@ class Guide(DataProgram):
             x: Data, with shape (N, D).
             covariates: Covariates c, with shape (N, C); None if the model has none.
             mask: Whether each entry of x is observed, with shape (N, D) or (N,); None if all are. The encoder receives
-                0 for missing entries, or NaN if it has `Features`.
+                the centre of a column for missing entries (see `fill_missing`).
 
         Returns:
             The latents, with shape (N, Z), or (K, N, Z) inside a plate of K particles.

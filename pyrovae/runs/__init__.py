@@ -1,6 +1,6 @@
 """The run folder and the command line.
 
-train.py: flags -> parse -> resolve -> build, with the registry of parts and their options.
+train.py: flags -> parse -> table_data -> resolve -> build, with the registry of parts and their options.
 All scripts: parser (flags, help, errors), words (types in words), cli (exit codes, signals).
 Run folder: run, files, locks, report, tables, export, comparison, sweep, versions.
 Files of strangers: reading (sizes, kinds of values), readers (one per file), partial (stopped evaluations).
@@ -25,6 +25,7 @@ from pyrovae.runs.parser import make_parser, make_run_parser, parse_flags
 from pyrovae.runs.reading import read_json
 from pyrovae.runs.resolve import find_device, resolve
 from pyrovae.runs.run import METRICS, Run, load, open_run
+from pyrovae.runs.table_data import training_data, training_table, trusted_modules
 from pyrovae.runs.tables import aligned, caution, ladder_lines, table
 from pyrovae.runs.words import Seed, near
 
@@ -62,6 +63,9 @@ __all__ = [
     "run_script",
     "table",
     "to_arviz",
+    "training_data",
+    "training_table",
+    "trusted_modules",
     "write_json",
     "write_state",
     "write_whole",

@@ -18,9 +18,11 @@ from torch import Tensor
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 
+from pyrovae.columns import Columns
 from pyrovae.densities import SupportError, check_support, evaluating, isolated_rng, log_weights, sample_sites, take
 from pyrovae.encoders import Encoder
 from pyrovae.evidence import check_memory
+from pyrovae.likelihoods import MixedLikelihood
 from pyrovae.objectives import KLWeight
 from pyrovae.priors import Prior
 from pyrovae.programs import Blueprint, ProgramPair, RecordedMaker
@@ -28,6 +30,7 @@ from pyrovae.runs.cli import out_of_memory
 from pyrovae.runs.registry import describe, part_class
 from pyrovae.runs.resolve import find_device
 from pyrovae.runs.specs import make_arguments
+from pyrovae.runs.table_data import table_parts, trusted_modules
 from pyrovae.training import LearningRate
 
 _RATES = 1_000  # of a schedule that are checked before the training
@@ -41,7 +44,13 @@ _DEFAULTS = {
 }
 
 
-def build_vae(config: Namespace, num_dims: int, num_covariates: int = 0, x: Tensor | None = None) -> ProgramPair:
+def build_vae(
+    config: Namespace,
+    num_dims: int,
+    num_covariates: int = 0,
+    x: Tensor | None = None,
+    columns: Columns | None = None,
+) -> ProgramPair:
     """Build the model of a resolved configuration: a VAE, or another object with programs `model` and `guide`.
 
     Args:
@@ -49,11 +58,16 @@ def build_vae(config: Namespace, num_dims: int, num_covariates: int = 0, x: Tens
         num_dims: Dimension D of one flat datum.
         num_covariates: Number of covariates C; 0 for none.
         x: Training data, with shape (N, D), as for `Blueprint`.
+        columns: Columns of a table; None for an array. Likelihoods of the user that they name must lie in modules that
+            the configuration trusts.
 
     Raises:
         ValueError: If a part refuses its arguments, the parts do not match, or a chosen part would not be used.
     """
-    makers = {kind: _maker(config, kind) for kind in _DEFAULTS}
+    makers = {kind: _maker(config, kind) for kind in _DEFAULTS if kind != "likelihood" or columns is None}
+    if columns is not None:
+        parts = table_parts(config, columns, trusted_modules(config))
+        makers["likelihood"] = partial(MixedLikelihood, columns=columns, parts=parts)
     takes_covariates = "num_covariates" in inspect.signature(makers["prior"].func).parameters
     if config.program is None and takes_covariates and not num_covariates:
         name = makers["prior"].func.__name__
@@ -67,6 +81,8 @@ def build_vae(config: Namespace, num_dims: int, num_covariates: int = 0, x: Tens
         **recorded,
         x=x,
         output_bias=config.output_bias,
+        columns=columns,
+        mask_extra=config.mask_extra if columns is not None else 0.0,
     )
     try:
         vae = blueprint.vae() if config.program is None else _maker(config, "program")(blueprint)
@@ -83,8 +99,9 @@ def build_vae(config: Namespace, num_dims: int, num_covariates: int = 0, x: Tens
             )
     for kind, maker in makers.items():
         if kind not in used and _is_chosen(kind, maker):
+            named = config[kind].class_path if config[kind] else "of the columns"
             raise ValueError(
-                f"--{kind} {config[kind].class_path} would change nothing: {config.program.class_path} never makes a "
+                f"--{kind} {named} would change nothing: {config.program.class_path} never makes a "
                 f"{kind} from its blueprint; omit the flag"
             )
     return vae

@@ -22,7 +22,7 @@ from pyrovae.runs.registry import BASES
 from pyrovae.runs.words import Decay, Seed
 
 # Flags of one call, which config.yaml does not record.
-CALL_ONLY = ("help_parts", "config", "out", "resume", "trust_imports")
+CALL_ONLY = ("help_parts", "config", "out", "resume", "trust_imports", "describe")
 
 # Flags that may accompany --resume.
 WITH_RESUME = ("resume", "trust_imports", "data_dir", "help")
@@ -33,17 +33,35 @@ _ADAM = {"class_path": "Adam", "init_args": {"fused": True}}
 # fmt: off
 FLAGS = (
     Flag("data", "data", str, "digits",
-         "digits, mnist, PATH.npy or PATH.npz:key"),
+         "digits, mnist, PATH.npy, PATH.npz:key, or a table: PATH.csv, .tsv or .parquet"),
     Flag("data", "data_dir", str | None, None,
          "folder that holds MNIST, or receives it (default: data)"),
     Flag("data", "binarize", Literal["dynamic", "static", "none"] | None, None,
          "binarisation (default: dynamic for mnist, else none)"),
     Flag("data", "covariates", str | None, None,
-         "covariates c: labels (one-hot), PATH.npy or PATH.npz:key, a row per datum (default: null)"),
+         "covariates c: labels (one-hot), PATH.npy, PATH.npz:key, or columns of a table (default: null)"),
+    Flag("table", "describe", bool, False,
+         "print the columns of the table for a columns.yaml, and stop"),
+    Flag("table", "columns", str | None, None,
+         "columns.yaml of the table; --columns.NAME.KEY VALUE changes one column (default: guessed)"),
+    Flag("table", "na_values", list[str], [],
+         "further texts that stand for missing cells", may_be_empty=True),
+    Flag("table", "label", str | None, None,
+         "column of class labels, with holes or without (default: null)"),
+    Flag("table", "weights", str | None, None,
+         "column of case weights (default: null)"),
+    Flag("table", "group", str | None, None,
+         "column of groups, such as patients, each of which stays in one split (default: null)"),
+    Flag("table", "split", str | None, None,
+         "column of the words train, validation and test (default: drawn by --split_seed)"),
+    Flag("table", "unseen", Literal["refuse", "missing"], "refuse",
+         "what to do with levels that columns.yaml does not name"),
+    Flag("table", "mask_extra", Decay, 0.0,
+         "share of the observed cells hidden from the encoder in training"),
     Flag("model", "prior", Callable[[int], Prior], "StandardNormalPrior",
          "prior p(z)"),
     Flag("model", "likelihood", Callable[[nn.Module], Likelihood] | None, None,
-         "likelihood p(x|z) (default: Bernoulli for bits, binomial for digits)"),
+         "likelihood p(x|z) (default: Bernoulli for bits, binomial for digits, by column for tables)"),
     Flag("model", "encoder", Callable[[nn.Module], Encoder], "NormalEncoder",
          "encoder q(z|x)"),
     Flag("model", "network", Callable[[int, int], Network], "MLP",

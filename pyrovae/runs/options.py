@@ -54,7 +54,10 @@ _USELESS_OPTIONS = (
     "last_epoch",
 )
 # Required options that the script takes from the data and the other flags (`resolve`). Until then they hold FROM_DATA.
-KNOWN_OPTIONS = ("num_data", "latent_dim", "total_count", "num_classes", "num_bins", "num_levels", "T_max", "max_lr")
+KNOWN_OPTIONS = (
+    *("num_data", "latent_dim", "total_count", "num_classes", "num_bins", "num_levels", "resolution"),
+    *("T_max", "max_lr"),
+)
 KINDS_OF_KNOWN_OPTIONS = ("likelihood", "elbo", "lr_schedule")
 FROM_DATA = -1
 _PYTHON_VALUES = {"None": None, "True": True, "False": False}

@@ -1,5 +1,6 @@
 """Parsing of the training flags: those of parts by `specs`, the others by jsonargparse."""
 
+import json
 import sys
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
@@ -14,6 +15,7 @@ from pyrovae.runs.parser import Parser, checked_argv, flags_and_values, parse_fl
 from pyrovae.runs.reading import read_yaml
 from pyrovae.runs.registry import BASES, OPTIONAL, part_class
 from pyrovae.runs.specs import Text, read_part
+from pyrovae.runs.table_data import take_column_flags
 from pyrovae.runs.words import converted, expected, fits, names, near, shown
 
 
@@ -26,6 +28,7 @@ def parse_training(argv: Sequence[str], **given: Any) -> Namespace:
     """
     print_help_on_parts(argv)
     parser = training_parser(**given)
+    argv, changes = take_column_flags(_with_name_lists(argv))
     argv = checked_argv(parser, argv)
     trust = [name for value in _values_of(argv, "trust_imports") for name in names(value)]
     if _values_of(argv, "resume"):
@@ -34,12 +37,14 @@ def parse_training(argv: Sequence[str], **given: Any) -> Namespace:
                 raise ValueError(f"--{name}: a resumed run keeps its configuration; omit the flag")
     parts = _default_parts()
     for file in _values_of(argv, "config"):
-        parts |= _set_defaults(parser, read_yaml(Path(file)), source=file, trust_imports=trust)
+        parts |= _set_defaults(parser, _beside(Path(file), read_yaml(Path(file))), source=file, trust_imports=trust)
     check_part_options(argv, parts)
     of_parts, others = _without_parts(argv)
     for kind, name, value in of_parts:
         parts[kind] = _changed(kind, parts[kind], name, value)
-    return _joined(parse_flags(parser, others), {kind: read_part(kind, part) for kind, part in parts.items()})
+    joined = _joined(parse_flags(parser, others), {kind: read_part(kind, part) for kind, part in parts.items()})
+    joined.column_changes = changes
+    return joined
 
 
 def parse_config(config: Any, *, source: str, trust_imports: Iterable[str]) -> Namespace:
@@ -55,9 +60,33 @@ def parse_config(config: Any, *, source: str, trust_imports: Iterable[str]) -> N
 
 def config_to_yaml(config: Namespace) -> bytes:
     """Write a resolved configuration as the text of config.yaml, without flags of a single call, such as --resume."""
-    saved = {key: value for key, value in config.as_dict().items() if key not in CALL_ONLY}
+    saved = {key: value for key, value in config.as_dict().items() if key in TYPES and key not in CALL_ONLY}
     text = yaml.safe_dump(_builtin_values(saved), sort_keys=False, allow_unicode=True)
     return text.encode()
+
+
+def _beside(file: Path, config: Any) -> Any:
+    """Return a configuration whose columns, if in a relative path, lie beside its file."""
+    if isinstance(config, Mapping) and isinstance(config.get("columns"), str):
+        return {**config, "columns": str(file.resolve().parent / config["columns"])}
+    return config
+
+
+def _with_name_lists(argv: Sequence[str]) -> list[str]:
+    """Write the texts of --na_values as a list of texts, since -9 would be read as a number."""
+    out: list[str] = []
+    for token in argv:
+        flag, equals, value = token.partition("=")
+        if flag == "--na_values" and equals:
+            token = f"{flag}={_list_of_texts(value)}"
+        elif out and out[-1] == "--na_values" and not token.startswith("--"):
+            token = f"{out.pop()}={_list_of_texts(token)}"
+        out.append(token)
+    return out
+
+
+def _list_of_texts(value: str) -> str:
+    return f"[{', '.join(json.dumps(name) for name in names(value))}]"
 
 
 def print_help_on_parts(argv: Sequence[str]) -> None:

@@ -83,14 +83,11 @@ _ESTIMATE = {
     "served": Each(NUMBER),
     "ladder": [{"num_particles": _COUNT, "lower_bound": _MAYBE, "bias_corrected": _MAYBE, "mc_std_error": _MAYBE}],
 }
+_ONE_MEASURE = r"(counting|lebesgue( with mass at [-+.\de]{1,20}(, [-+.\de]{1,20}){0,9})?)"
+_BY_COLUMN = re.compile(rf"{_ONE_MEASURE}|by column: \d{{1,9}} {_ONE_MEASURE}(; \d{{1,9}} {_ONE_MEASURE})*", re.ASCII)
 _MEASURE = Kind(
-    "'counting', 'lebesgue', or 'lebesgue with mass at' points",
-    lambda value: (
-        isinstance(value, str)
-        and bool(
-            re.fullmatch(r"counting|lebesgue( with mass at [-+.\de]{1,20}(, [-+.\de]{1,20}){0,9})?", value, re.ASCII)
-        )
-    ),
+    "'counting', 'lebesgue', 'lebesgue with mass at' points, or 'by column:' numbers of columns with one of these",
+    lambda value: isinstance(value, str) and bool(_BY_COLUMN.fullmatch(value)),
 )
 _EVALUATION = {
     "split": one_of("train", "validation", "test"),

@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from pyrovae.data import Data, IndependentPixels
+from pyrovae.data import Data, IndependentPixels, Table
 from pyrovae.densities import evaluating, isolated_rng, take, weighted_draws
 from pyrovae.evidence import PROPOSALS, Evaluation, ProposalName, evaluate, exact_summary
 from pyrovae.execution import Execution, Progress, Workers
@@ -25,11 +25,26 @@ from pyrovae.training import History
 
 POSTERIOR_DATA = 1000  # maximum number of test data in posterior.nc
 POSTERIOR_DRAWS = 100  # draws per datum
+MISSING_AT_RANDOM = (
+    "some cells are missing: log p(x) is that of the observed ones, and all numbers hold if cells are missing at random"
+)
 
 
 def split_of(data: Data, split: str) -> tuple[Tensor, Tensor]:
     """Return the values, with shape (N, D), and the source rows, with shape (N,), of a split."""
     return getattr(data, split), getattr(data, f"{split}_index")
+
+
+def describe_table(table: Table) -> str:
+    """Describe the columns of a table, the questions about their kinds, and what is assumed of missing cells."""
+    lines = [str(table.columns), ""]
+    lines += [f"?  {question}" for question in table.questions]
+    for name, levels in table.unseen.items():
+        counts = ", ".join(f"{level} ({count:,})" for level, count in levels.items())
+        lines.append(f"column {name}: levels that the columns do not name are treated as missing: {counts}")
+    if bool((~table.mask).any()):
+        lines.append(MISSING_AT_RANDOM)
+    return "\n".join(lines).rstrip()
 
 
 def evaluate_run(

@@ -12,9 +12,11 @@ from jsonargparse import Namespace
 from torch import Tensor, nn
 
 from pyrovae.data import Data
+from pyrovae.likelihoods import without_holes
 from pyrovae.runs.options import FROM_DATA, KINDS_OF_KNOWN_OPTIONS, KNOWN_OPTIONS
 from pyrovae.runs.registry import known_parts, part_class
 from pyrovae.runs.specs import read_part
+from pyrovae.runs.table_data import COLUMNS, OF_COLUMNS
 
 # Numbers in a batch of data below which a second thread does not pay.
 SMALL_BATCH = 20_000
@@ -40,12 +42,16 @@ def resolve(config: Namespace, data: Data) -> Namespace:
         config.data_dir = _absolute(config.data_dir or "data")
     elif data.name != "digits":
         config.data = _absolute(config.data)
-    if config.covariates not in (None, "labels"):
+    if data.table is None and config.covariates not in (None, "labels"):
         config.covariates = _absolute(config.covariates)
-    if config.likelihood is None:
+    if data.table is not None:
+        config.columns = COLUMNS  # beside config.yaml
+    elif config.likelihood is None:
         config.likelihood = _default_likelihood(data)
     _fill_known_options(config, data)
-    if config.output_bias is None:
+    if config.output_bias is None and data.table is not None:
+        config.output_bias = "data"
+    elif config.output_bias is None:
         starts = getattr(part_class("likelihood", config.likelihood.class_path), "starts_at_means", False)
         config.output_bias = "data" if starts else "random"
     arguments = config.network.get("init_args") or Namespace()
@@ -107,9 +113,11 @@ def _fill_known_options(config: Namespace, data: Data) -> None:
                 )
             arguments.total_steps = arguments.total_steps or steps
         unknown = [name for name, value in dict(arguments).items() if name in KNOWN_OPTIONS and value == FROM_DATA]
+        if kind == "likelihood" and data.table is not None:
+            unknown = [name for name in unknown if name not in OF_COLUMNS]
         if kind == "likelihood" and unknown:
             part: Any = part_class(kind, config[kind].class_path)
-            values |= part.arguments_for(torch.cat([data.examples, data.validation, data.test]))
+            values |= part.arguments_for(_all_values(data))
         for name in unknown:
             if name not in values:
                 raise ValueError(f"--{kind}.{name} does not follow from the data; give it")
@@ -121,10 +129,15 @@ def _default_likelihood(data: Data) -> Namespace | None:
     if data.name == "digits" and data.binarize == "none":
         name, arguments = "BinomialLikelihood", {"total_count": 16}
     elif data.name != "mnist" and data.binarize != "dynamic" and not data.binary:
-        x = torch.cat([data.examples, data.validation, data.test])
+        x = _all_values(data)
         fitting = ", or ".join(f"--likelihood {flags}" for flags in fitting_likelihoods(x))
         raise ValueError(f"{data.name}: the values are not all 0 or 1, so the likelihood must be named: {fitting}")
     return read_part("likelihood", {"class_path": name, "init_args": arguments})
+
+
+def _all_values(data: Data) -> Tensor:
+    """Return the data of all splits, with shape (N, D), whose holes have other rows' values."""
+    return without_holes(torch.cat([data.examples, data.validation, data.test]))
 
 
 def _absolute(path: str) -> str:

@@ -1,6 +1,7 @@
 """The run folder: its files, and how a run is created, resumed and loaded.
 
 config.yaml              the resolved configuration
+columns.yaml             the columns of a table, with the numbers of its training rows
 manifest.json            SHA-256 sums of files, data and itself, versions, and the status: training or finished
 checkpoint.safetensors   state of `fit` for --resume; its rename into place is the commit
 metrics.jsonl            one line per epoch
@@ -23,7 +24,8 @@ import torch
 from jsonargparse import Namespace
 from torch import Tensor
 
-from pyrovae.data import Data, load_data
+from pyrovae.columns import Columns
+from pyrovae.data import Data, columns_yaml, load_data, read_columns, read_table
 from pyrovae.execution import Workers
 from pyrovae.programs import ProgramPair
 from pyrovae.runs.build import build_vae
@@ -51,6 +53,7 @@ from pyrovae.runs.readers import (
 )
 from pyrovae.runs.reading import CONFIG_LIMIT, LIMIT, check_size, read_yaml
 from pyrovae.runs.resolve import find_device
+from pyrovae.runs.table_data import COLUMNS
 from pyrovae.runs.versions import all_versions
 
 CONFIG, MANIFEST, CHECKPOINT = "config.yaml", "manifest.json", "checkpoint.safetensors"
@@ -127,14 +130,14 @@ class Run:
         if len(content) > CONFIG_LIMIT:
             raise ValueError(f"the configuration has {len(content):,} bytes, but at most {CONFIG_LIMIT:,}; shorten it")
         parent.mkdir(parents=True, exist_ok=True)
-        files = rf"{re.escape(CONFIG)}|{re.escape(MANIFEST)}|\.unfinished-{UNFINISHED_NAME}"
+        files = rf"{re.escape(CONFIG)}|{re.escape(COLUMNS)}|{re.escape(MANIFEST)}|\.unfinished-{UNFINISHED_NAME}"
         sweep(parent, _NEW, r"[a-z0-9_]{8}", files)
         with unfinished(lambda: Path(tempfile.mkdtemp(dir=parent, prefix=_NEW))) as new:
             write_whole(new / CONFIG, content)
-            write_json(
-                new / MANIFEST,
-                sealed(_manifest("training", {CONFIG: sha256_of(new / CONFIG)}, config, data)),
-            )
+            if data.table is not None:
+                write_whole(new / COLUMNS, columns_yaml(data.table.columns).encode())
+            sums = {name: sha256_of(new / name) for name in (CONFIG, COLUMNS) if (new / name).exists()}
+            write_json(new / MANIFEST, sealed(_manifest("training", sums, config, data)))
             new.chmod(0o755)
             if target:
                 try:
@@ -168,7 +171,20 @@ class Run:
             ValueError: If it is damaged, or names a module that is not trusted.
         """
         source = str(self.path / CONFIG)
-        return parse_config(read_yaml(self.path / CONFIG), source=source, trust_imports=trust_imports)
+        config = parse_config(read_yaml(self.path / CONFIG), source=source, trust_imports=trust_imports)
+        config.trust_imports = list(trust_imports)
+        return config
+
+    def columns(self) -> Columns | None:
+        """Read the columns of the run's table; None if its data are an array or images.
+
+        Raises:
+            ValueError: If the file was changed or damaged.
+        """
+        if COLUMNS not in self.manifest["files"]:
+            return None
+        self._check_sum(COLUMNS, LIMIT)
+        return read_columns(self.path / COLUMNS)
 
     def data(self, config: Namespace, *, data_dir: str | None = None, bits: bool = False) -> Data:
         """Load the data of the run.
@@ -181,16 +197,20 @@ class Run:
         Raises:
             ValueError: If the data differ from those of the training.
         """
-        binarize = "static" if bits and config.binarize == "dynamic" else config.binarize
-        data = load_data(
-            config.data,
-            data_dir=data_dir or config.data_dir,
-            binarize=binarize,
-            split_seed=config.split_seed,
-            stream=config.stream and not bits,
-            covariates=config.covariates,
-            download=False,
-        )
+        columns = self.columns()
+        if columns is not None:
+            table = read_table(config.data, columns=columns, split_seed=config.split_seed, unseen=config.unseen)
+            data = Data.of(table)
+        else:
+            data = load_data(
+                config.data,
+                data_dir=data_dir or config.data_dir,
+                binarize="static" if bits and config.binarize == "dynamic" else config.binarize,
+                split_seed=config.split_seed,
+                stream=config.stream and not bits,
+                covariates=config.covariates,
+                download=False,
+            )
         if data.sha256 != self.manifest["data"]["sha256"]:
             raise ValueError(
                 f"{config.data}: the data differ from those of {self.path} (SHA-256 {data.sha256[:12]}..., in training "
@@ -278,7 +298,7 @@ class Run:
         """
         if (self.path / CHECKPOINT).exists():
             return False
-        for name in (METRICS, CONFIG, MANIFEST):
+        for name in (METRICS, CONFIG, COLUMNS, MANIFEST):
             (self.path / name).unlink(missing_ok=True)
         _remove_empty([self.path, *self._made])
         return True
@@ -294,7 +314,8 @@ class Run:
 
     def finish(self, config: Namespace, data: Data) -> None:
         """Write the manifest of a finished run, with the SHA-256 sums of its files."""
-        names = (CONFIG, WEIGHTS, METRICS, POSTERIOR, EVALUATION, VALUES)
+        names = [CONFIG, WEIGHTS, METRICS, POSTERIOR, EVALUATION, VALUES]
+        names += [COLUMNS] if data.table is not None else []
         sums = {name: sha256_of(self.path / name) for name in names}
         self._write_manifest(_manifest("finished", sums, config, data))
 
@@ -320,7 +341,7 @@ class Run:
         if not self.finished:
             raise ValueError(f"{self.path}: the run is not finished; resume it with train.py --resume {self.path}")
         about = self.manifest["data"]
-        vae = build_vae(config, about["num_dims"], about.get("num_covariates", 0))
+        vae = build_vae(config, about["num_dims"], about.get("num_covariates", 0), columns=self.columns())
         largest = LIMIT + _num_bytes(vae)
         self._check_sum(WEIGHTS, largest)
         weights, _ = read_tensors(self.path / WEIGHTS, largest=largest, like=vae.state_dict())

@@ -18,7 +18,8 @@ from pyrovae.data.baseline import IndependentPixels
 from pyrovae.data.binarize import EVALUATION_SEED, Binarize
 from pyrovae.data.dataset import Data
 from pyrovae.data.load import load_data
-from pyrovae.data.table_text import columns_yaml, read_columns, write_csv
+from pyrovae.data.table_files import RawTable, read_raw
+from pyrovae.data.table_text import columns_yaml, original, read_columns, write_csv, write_csv_rows
 from pyrovae.data.tables import NA_VALUES, Table, read_table
 from pyrovae.data.untrusted import FILE_LIMIT, check_size, open_regular, parse_yaml, read_bytes, what_is
 
@@ -30,16 +31,20 @@ __all__ = [
     "Data",
     "IndependentPixels",
     "Mechanism",
+    "RawTable",
     "Table",
     "ampute",
     "check_size",
     "columns_yaml",
     "load_data",
     "open_regular",
+    "original",
     "parse_yaml",
     "read_bytes",
     "read_columns",
+    "read_raw",
     "read_table",
     "what_is",
     "write_csv",
+    "write_csv_rows",
 ]

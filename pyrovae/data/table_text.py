@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import contextlib
 import csv
-import io
 import os
 import uuid
 from collections.abc import Iterable, Mapping, Sequence
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -146,16 +146,39 @@ def write_csv(path: str | os.PathLike[str], frame: Any, *, columns: Columns | No
         if absent:
             raise ValueError(f"the frame has no column {absent[0]!r:.80}; give one with all columns of the data")
         names = chosen
-    cells = [[_guarded(value) for value in _list(frame[name])] for name in names]
+    cells = [_list(frame[name]) for name in names]
     if len({len(column) for column in cells}) > 1:
         raise ValueError(f"columns must have equal lengths, got {sorted({len(column) for column in cells})}")
-    text = io.StringIO(newline="")
-    writer = csv.writer(text, lineterminator="\n")
-    header = [_guarded(str(name)) for name in names]
-    writer.writerow([cell for cell, _ in header])
-    writer.writerows([cell for cell, _ in row] for row in zip(*cells, strict=True))
-    _write_whole(Path(os.path.expanduser(path)), text.getvalue())
-    return sum(guarded for column in [header, *cells] for _, guarded in column)
+    return write_csv_rows(path, names, zip(*cells, strict=True))
+
+
+def write_csv_rows(path: str | os.PathLike[str], names: Iterable[Any], rows: Iterable[Iterable[Any]]) -> int:
+    """Write rows as a CSV file in UTF-8, one after the other, as `write_csv` writes a data frame.
+
+    Args:
+        path: Path of the file. It is replaced whole, once all rows are written.
+        names: Names of the columns.
+        rows: Cells of each row.
+
+    Returns:
+        The number of cells with a ' in front.
+    """
+    path = Path(os.path.expanduser(path))
+    temporary = path.with_name(f".unfinished-{uuid.uuid4().hex}")
+    num_guarded = 0
+    try:
+        with temporary.open("x", encoding="utf-8", newline="") as file:
+            writer = csv.writer(file, lineterminator="\n")
+            for row in chain([map(str, names)], rows):
+                cells = [_guarded(value) for value in row]
+                writer.writerow([cell for cell, _ in cells])
+                num_guarded += sum(guarded for _, guarded in cells)
+        os.replace(temporary, path)
+    except BaseException:
+        with contextlib.suppress(OSError):
+            temporary.unlink()
+        raise
+    return num_guarded
 
 
 def _list(values: Any) -> list[Any]:
@@ -170,15 +193,3 @@ def _guarded(value: Any) -> tuple[Any, bool]:
     if isinstance(value, str) and is_formula(value):
         return f"'{value}", True
     return value, False
-
-
-def _write_whole(path: Path, text: str) -> None:
-    temporary = path.with_name(f".unfinished-{uuid.uuid4().hex}")
-    try:
-        with temporary.open("x", encoding="utf-8", newline="") as file:
-            file.write(text)
-        os.replace(temporary, path)
-    except BaseException:
-        with contextlib.suppress(OSError):
-            temporary.unlink()
-        raise

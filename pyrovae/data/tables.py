@@ -109,11 +109,19 @@ class Table:
             raise ValueError(
                 f"{self.name} has no {split} rows among its {len(self)}; give more rows, or a column split="
             )
+        return self.rows(rows)
+
+    def rows(self, keep: Tensor) -> Table:
+        """Return the table of some rows.
+
+        Args:
+            keep: Whether to keep each row, with shape (N,), bool.
+        """
         tensors: dict[str, Any] = {
-            key: None if getattr(self, key) is None else getattr(self, key)[rows]
+            key: None if getattr(self, key) is None else getattr(self, key)[keep]
             for key in ("x", "splits", "covariates", "weights", "group", "labels")
         }
-        return dataclasses.replace(self, values=self.values[rows.numpy()], **tensors)
+        return dataclasses.replace(self, values=self.values[keep.numpy()], **tensors)
 
     def arguments(self, split: Split | None = None, device: torch.device | str = "cpu") -> dict[str, Tensor]:
         """Return the arguments of the programs: x, the mask if x has missing cells, and the covariates, if any.

@@ -21,7 +21,7 @@ from pyrovae.runs.cli import Stopper, finishing_steps, run_script
 from pyrovae.runs.export import to_arviz
 from pyrovae.runs.files import check_folder, check_writable, read_state, write_json, write_state, write_whole
 from pyrovae.runs.parse import parse_training
-from pyrovae.runs.parser import make_parser, make_run_parser, parse_flags
+from pyrovae.runs.parser import make_parser, make_run_parser, parse_flags, with_name_lists
 from pyrovae.runs.reading import read_json
 from pyrovae.runs.resolve import find_device, resolve
 from pyrovae.runs.run import METRICS, Run, load, open_run
@@ -66,6 +66,7 @@ __all__ = [
     "training_data",
     "training_table",
     "trusted_modules",
+    "with_name_lists",
     "write_json",
     "write_state",
     "write_whole",

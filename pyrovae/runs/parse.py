@@ -1,6 +1,5 @@
 """Parsing of the training flags: those of parts by `specs`, the others by jsonargparse."""
 
-import json
 import sys
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
@@ -11,7 +10,7 @@ from jsonargparse import Namespace
 
 from pyrovae.runs.flags import CALL_ONLY, FLAGS, TYPES, WITH_RESUME, training_parser
 from pyrovae.runs.options import check_part_options, options_text, part_options, parts_text
-from pyrovae.runs.parser import Parser, checked_argv, flags_and_values, parse_flags
+from pyrovae.runs.parser import Parser, checked_argv, flags_and_values, parse_flags, with_name_lists
 from pyrovae.runs.reading import read_yaml
 from pyrovae.runs.registry import BASES, OPTIONAL, part_class
 from pyrovae.runs.specs import Text, read_part
@@ -28,7 +27,7 @@ def parse_training(argv: Sequence[str], **given: Any) -> Namespace:
     """
     print_help_on_parts(argv)
     parser = training_parser(**given)
-    argv, changes = take_column_flags(_with_name_lists(argv))
+    argv, changes = take_column_flags(with_name_lists(argv))
     argv = checked_argv(parser, argv)
     trust = [name for value in _values_of(argv, "trust_imports") for name in names(value)]
     if _values_of(argv, "resume"):
@@ -70,23 +69,6 @@ def _beside(file: Path, config: Any) -> Any:
     if isinstance(config, Mapping) and isinstance(config.get("columns"), str):
         return {**config, "columns": str(file.resolve().parent / config["columns"])}
     return config
-
-
-def _with_name_lists(argv: Sequence[str]) -> list[str]:
-    """Write the texts of --na_values as a list of texts, since -9 would be read as a number."""
-    out: list[str] = []
-    for token in argv:
-        flag, equals, value = token.partition("=")
-        if flag == "--na_values" and equals:
-            token = f"{flag}={_list_of_texts(value)}"
-        elif out and out[-1] == "--na_values" and not token.startswith("--"):
-            token = f"{out.pop()}={_list_of_texts(token)}"
-        out.append(token)
-    return out
-
-
-def _list_of_texts(value: str) -> str:
-    return f"[{', '.join(json.dumps(name) for name in names(value))}]"
 
 
 def print_help_on_parts(argv: Sequence[str]) -> None:

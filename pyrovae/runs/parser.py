@@ -1,5 +1,6 @@
 """Parsers of the scripts' flags: help on one screen, and errors in one line."""
 
+import json
 import re
 from collections.abc import Iterator, Sequence
 from typing import Any, NamedTuple
@@ -230,6 +231,23 @@ def _with_lists(argv: Sequence[str], flag: str) -> list[str]:
             token = f"[{', '.join(names(token))}]"
         out.append(token)
     return out
+
+
+def with_name_lists(argv: Sequence[str]) -> list[str]:
+    """Write the texts of --na_values as a list of texts, since -9 would be read as a number."""
+    out: list[str] = []
+    for token in argv:
+        flag, equals, value = token.partition("=")
+        if flag == "--na_values" and equals:
+            token = f"{flag}={_list_of_texts(value)}"
+        elif out and out[-1] == "--na_values" and not token.startswith("--"):
+            token = f"{out.pop()}={_list_of_texts(token)}"
+        out.append(token)
+    return out
+
+
+def _list_of_texts(value: str) -> str:
+    return f"[{', '.join(json.dumps(name) for name in names(value))}]"
 
 
 def _reworded(message: str, parser: Parser, argv: Sequence[str]) -> str:

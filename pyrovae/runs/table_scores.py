@@ -1,0 +1,157 @@
+"""Scores of rows: log p(x), its rank among training rows, and the column that makes a row odd."""
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from pyrovae.data import Table
+from pyrovae.evidence import Score, score
+from pyrovae.programs import ProgramPair
+
+MOST_PATTERNS = 50  # of missing cells whose ranks are computed
+FEWEST_REFERENCES = 20  # training rows below which a rank says nothing
+_REFERENCE_DRAWS = 200  # per training row, at most
+
+SCORE_NAMES = (
+    *("row", "log_marginal", "std_error", "khat", "observed", "rank", "references", "share_below"),
+    *("worst_column", "worst_log_p", "worst_std_error", "worst_khat", "worst_share_below"),
+)
+CELL_NAMES = ("row", "column", "log_p", "std_error", "khat", "share_below")
+
+
+@dataclass(frozen=True)
+class RowScores:
+    """Scores of N rows and their cells.
+
+    Attributes:
+        columns: Names of the D columns.
+        score: Log p(x) of the rows, and of each cell given the others.
+        below: Number of training rows that are less probable in the same columns, with shape (N,), float64; NaN if they
+            were not compared.
+        references: Number of training rows compared, with shape (N,), int64.
+        cells_below: Share of the training rows whose cell is less probable given the others, with shape (N, D); NaN
+            for missing cells, and rows that were not compared.
+    """
+
+    columns: tuple[str, ...]
+    score: Score
+    below: Tensor
+    references: Tensor
+    cells_below: Tensor
+
+    @property
+    def worst(self) -> Tensor:
+        """Column of each row with the smallest share, with shape (N,), int64; -1 if there is none.
+
+        Of equal shares the column with the smaller log p comes first.
+        """
+        log_p = self.score.conditional
+        order = torch.where(self.cells_below.isnan(), torch.inf, self.cells_below)
+        ties = order == order.amin(1, keepdim=True)
+        place = torch.where(ties & order.isfinite(), log_p, torch.inf).argmin(1)
+        return torch.where(order.isfinite().any(1), place, -1)
+
+    def rows(self) -> Iterator[Sequence[Any]]:
+        """Iterate over the rows of scores.csv, whose columns are `SCORE_NAMES`; rows of the file count from 1."""
+        marginal, worst = self.score.log_marginal, self.worst.tolist()
+        observed = (~self.score.conditional.isnan()).sum(1).tolist()
+        for n, place in enumerate(worst):
+            count, below = int(self.references[n]), float(self.below[n])
+            known = count > 0
+            cell = (self.score.conditional, self.score.std_error, self.score.khat, self.cells_below)
+            yield (
+                n + 1,
+                *(float(value[n]) for value in (marginal.value, marginal.std_error, marginal.khat)),
+                observed[n],
+                *((int(below) + 1, count, below / count) if known else (None, count, None)),
+                *((self.columns[place], *(float(value[n, place]) for value in cell)) if place >= 0 else (None,) * 5),
+            )
+
+    def cells(self) -> Iterator[Sequence[Any]]:
+        """Iterate over the rows of cells.csv, whose columns are `CELL_NAMES`: every observed cell."""
+        found = (self.score.conditional, self.score.std_error, self.score.khat, self.cells_below)
+        for n in range(len(self.below)):
+            for d, name in enumerate(self.columns):
+                if not self.score.conditional[n, d].isnan():
+                    yield n + 1, name, *(float(value[n, d]) for value in found)
+
+
+def score_rows(
+    vae: ProgramPair,
+    table: Table,
+    reference: Table,
+    *,
+    num_particles: int,
+    chunk_size: int | None = None,
+    device: torch.device | str = "cpu",
+    on_progress: Callable[[int], None] | None = None,
+) -> RowScores:
+    """Score the rows of a table, and compare each with training rows in the columns that it has.
+
+    Log p(x) of rows with different missing cells are of different columns, and no order of them means anything. So the
+    training rows that have all cells of a row are scored without their other cells.
+
+    Args:
+        vae: Trained model.
+        table: N rows.
+        reference: Training rows.
+        num_particles: Number of draws K per row; training rows have at most 200.
+        chunk_size: Number of latents decoded at once.
+        device: Device of the model.
+        on_progress: Function that is called with the number of further rows that are done.
+
+    Raises:
+        ValueError: If the likelihood is no product over columns, or as `score`.
+    """
+    masks = table.mask
+    patterns, of_row = torch.unique(masks, dim=0, return_inverse=True)
+    size = (len(table), len(table.columns.data))
+    below, references = torch.full((size[0],), torch.nan, dtype=torch.float64), torch.zeros(size[0], dtype=torch.long)
+    cells_below = torch.full(size, torch.nan, dtype=torch.float64)
+    options: dict[str, Any] = {"chunk_size": chunk_size}
+    found = score(vae.model, vae.guide, **_arguments(table, masks, device), num_particles=num_particles, **options)
+    found = Score(
+        type(found.log_marginal)(*(one.cpu() for one in found.log_marginal)), *(one.cpu() for one in found[1:])
+    )
+    frequent = torch.bincount(of_row).argsort(descending=True)[:MOST_PATTERNS]
+    for pattern in frequent.tolist():
+        rows, mask = (of_row == pattern).nonzero().squeeze(1), patterns[pattern]
+        enough = reference.rows((reference.mask | ~mask).all(1))
+        if on_progress is not None:
+            on_progress(len(rows))
+        if not bool(mask.any()) or len(enough) < FEWEST_REFERENCES:
+            continue
+        others = _arguments(enough, mask.expand(len(enough), -1), device)
+        draws = min(num_particles, _REFERENCE_DRAWS)
+        known = score(vae.model, vae.guide, **others, num_particles=draws, **options)
+        log_p = known.log_marginal.value.cpu()
+        below[rows] = (log_p.unsqueeze(0) < found.log_marginal.value[rows].unsqueeze(1)).double().sum(1)
+        references[rows] = len(enough)
+        lower = known.conditional.cpu().unsqueeze(0) < found.conditional[rows].unsqueeze(1)  # (n, R, D)
+        cells_below[rows] = torch.where(mask, lower.double().mean(1), torch.nan)
+    names = tuple(column.name for column in table.columns.data)
+    return RowScores(names, found, below, references, cells_below)
+
+
+def choose_rows(table: Table, count: int, seed: int) -> Table:
+    """Choose rows at random, or all if there are no more.
+
+    Args:
+        table: Table.
+        count: Number of rows.
+        seed: Random seed.
+    """
+    if len(table) <= count:
+        return table
+    chosen = np.random.default_rng(seed).choice(len(table), count, replace=False)
+    keep = torch.zeros(len(table), dtype=torch.bool)
+    keep[torch.from_numpy(np.sort(chosen))] = True
+    return table.rows(keep)
+
+
+def _arguments(table: Table, mask: Tensor, device: torch.device | str) -> dict[str, Any]:
+    return {**table.arguments(device=device), "mask": mask.to(device)}

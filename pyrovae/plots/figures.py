@@ -85,16 +85,17 @@ def num_per_figure(shape: Sequence[int], *, columns: int = 8) -> int:
 
 
 def plot_grids(panels: Sequence[tuple[str, Tensor]], shape: Sequence[int], *, columns: int = 8) -> Figure:
-    """Plot panels of data side by side, each as a grid, all on one grey scale.
+    """Plot panels of data side by side, each as a grid, all on one grey scale. Missing entries stay empty.
 
     Args:
-        panels: Title and data, with shape (N, D), of each panel.
+        panels: Title and data, with shape (N, D), NaN where missing, of each panel.
         shape: Shape of one datum. (H, W), (1, H, W) and (3, H, W) are plotted as images, other shapes as lines over the
             dimensions.
         columns: Number of data per row of a grid.
     """
-    low = min(float(x.min()) for _, x in panels)
-    high = max(float(x.max()) for _, x in panels)
+    seen = [x[~x.isnan()] for _, x in panels]
+    low = min((float(x.min()) for x in seen if len(x)), default=0.0)
+    high = max((float(x.max()) for x in seen if len(x)), default=1.0)
     rows = math.ceil(max(len(x) for _, x in panels) / columns)
     image = len(shape) == 2 or (len(shape) == 3 and shape[0] in (1, 3))
     height = _PANEL * rows / columns * shape[-2] / shape[-1] + 0.4 if image else 3.0

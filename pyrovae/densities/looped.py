@@ -41,6 +41,10 @@ class LoopedSite(Site):
         """Return whether all entries of the value lie in the domain, or are masked out, with shape (K, 1)."""
         return torch.cat([part.in_support() for part in self.parts])
 
+    def is_seen(self) -> Tensor:
+        """Return whether any entry of the site counts, with shape (K, 1)."""
+        return torch.cat([part.is_seen() for part in self.parts])
+
     def mask_per_datum(self) -> Tensor:
         """Return the entries that count, with the shape of `value`."""
         return torch.cat([part.mask_per_datum() for part in self.parts])

@@ -156,8 +156,21 @@ class Site:
 
     def mask_per_datum(self) -> Tensor:
         """Return the entries that count, with the shape of `value`."""
-        mask = torch.as_tensor(self.mask, device=self.raw_value.device).expand(self.raw_value.shape)
+        mask = torch.as_tensor(self.mask, device=self.raw_value.device)
+        mask = mask.expand(torch.broadcast_shapes(mask.shape, self.raw_value.shape))  # data may lack a dim of draws
         return self.layout.per_datum(mask, self.plate_sizes, len(self.fn.event_shape))
+
+    def is_seen(self) -> Tensor:
+        """Return whether any entry of the site counts, with shape (K, N), for any values of summed sites."""
+        if self.raw_value.numel() == 0:  # pyro.factor: its density counts, though it has no entries
+            return torch.ones(self.layout.num_particles, self.layout.num_data, dtype=torch.bool)
+        mask, event = torch.as_tensor(self.mask, device=self.raw_value.device), len(self.fn.event_shape)
+        if mask.dim() < event:
+            mask = mask.expand(self.fn.event_shape)
+        if mask.dim() > self.plate_dims + event:
+            mask = mask.flatten(0, mask.dim() - self.plate_dims - event - 1).any(0)
+        seen = self.layout.per_datum(mask, self.plate_sizes, event)
+        return seen.flatten(2).any(-1) if seen.dim() > 2 else seen
 
     def in_support(self) -> Tensor:
         """Return whether all entries of the value lie in the domain, or are masked out, with shape (K, N).
@@ -278,6 +291,14 @@ class ParticleTrace:
         """Latent sites by name, each auxiliary site before its latent, in order."""
         pairs = ((site.auxiliary, site) for site in self.latents.values())
         return {site.name: site for pair in pairs for site in pair if site is not None}
+
+    def unobserved(self) -> Tensor:
+        """Return whether the datum has no observed entry at any draw, since masks leave all out, with shape (N,).
+
+        A model without observed sites has no such data.
+        """
+        seen = [site.is_seen().any(0).cpu() for site in self.sites.values() if site.is_observed]
+        return ~torch.stack(seen).any(0) if seen else torch.zeros(self.shape[1], dtype=torch.bool)
 
     def log_densities(self) -> tuple[Tensor, Tensor]:
         """Sum the log densities of the sites, per draw and datum.

@@ -131,6 +131,7 @@ class OrderedLogistic(TorchDistribution):
         "predictor": constraints.real,
         "cutpoints": constraints.ordered_vector,
     }
+    natural_centre: ClassVar[str] = "median"  # of imputed levels
 
     def __init__(self, predictor: Tensor, cutpoints: Tensor, validate_args: bool | None = None) -> None:
         self.num_levels = cutpoints.shape[-1] + 1

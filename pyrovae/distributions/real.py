@@ -9,6 +9,7 @@ from torch import Tensor
 
 from pyrovae.distributions.expand import Shape
 from pyrovae.distributions.log_gamma import result_type
+from pyrovae.distributions.student_mass import log_student_survival
 
 
 class StudentT(dist.StudentT):
@@ -38,6 +39,14 @@ class StudentT(dist.StudentT):
         log_norm = torch.lgamma(shape + 0.5) - torch.lgamma(shape) - 0.5 * (2 * math.pi * shape).log()
         log_norm = log_norm.to(df.dtype) - scale.log()
         return log_norm - half * torch.log1p(((value - self.loc) / scale).square() / df)
+
+    def cdf(self, value: Tensor) -> Tensor:
+        """Return P(X <= value), by quadrature (`log_student_survival`), which torch lacks."""
+        if self._validate_args:
+            self._validate_sample(value)
+        t = (value.double() - self.loc.double()) / self.scale.double()
+        above = log_student_survival(*torch.broadcast_tensors(self.df.double(), t.abs())).exp()
+        return torch.where(t > 0, 1 - above, above).to(result_type(value, self.loc))
 
 
 class LogNormal(dist.LogNormal):

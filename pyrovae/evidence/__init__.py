@@ -17,8 +17,9 @@ exact                 `exact_log_marginal`: quadrature, enumeration, closed form
 quadrature, cubature  survey of each posterior, trapezoid sum, adaptive cells, checks of the result
 refinement            approximation and amortisation gaps
 imputation            `impute`, missing entries given the observed ones
-scoring               `score`, log p(x_d | the other entries)
-posterior             weighted draws of the latents for both
+conditioning          `conditional`, log p(x_a | x_b), and draws given x_b
+scoring               `score`, log p(x_d | the other entries); `rank_among`, ranks among training rows
+posterior             weighted draws of the latents for these; entries has means, medians and modes of entries at them
 evaluation            `evaluate`, all estimates of a run: the fields of evaluation.json and evaluation.csv
 latent_space, blocks  unconstrained coordinates, blocks of data
 """
@@ -26,6 +27,7 @@ latent_space, blocks  unconstrained coordinates, blocks of data
 from pyrovae.evidence.ais import ais
 from pyrovae.evidence.blocks import DEFAULT_CHUNK_SIZE, check_memory
 from pyrovae.evidence.brackets import Bracket, agreeing_schedule, bracket
+from pyrovae.evidence.conditioning import Conditional, conditional
 from pyrovae.evidence.evaluation import KHAT_LIMIT, Evaluation, evaluate, exact_summary
 from pyrovae.evidence.exact import ExactMarginal, exact_log_marginal, linear_gaussian_log_marginal
 from pyrovae.evidence.importance import evidence_lower_bound, ladder, log_marginal, log_weight_blocks
@@ -45,7 +47,7 @@ from pyrovae.evidence.proposals import (
     WidenedProposal,
 )
 from pyrovae.evidence.refinement import Refinement, refine
-from pyrovae.evidence.scoring import Score, score
+from pyrovae.evidence.scoring import Rank, Score, rank_among, score
 from pyrovae.evidence.temperatures import adaptive_schedule, linear_schedule, sigmoidal_schedule
 from pyrovae.evidence.whole import log_evidence
 
@@ -54,6 +56,7 @@ __all__ = [
     "KHAT_LIMIT",
     "PROPOSALS",
     "Bracket",
+    "Conditional",
     "DefensiveProposal",
     "Evaluation",
     "ExactMarginal",
@@ -66,6 +69,7 @@ __all__ = [
     "PriorProposal",
     "Proposal",
     "ProposalName",
+    "Rank",
     "Refinement",
     "Score",
     "WidenedProposal",
@@ -74,6 +78,7 @@ __all__ = [
     "ais",
     "bracket",
     "check_memory",
+    "conditional",
     "evaluate",
     "evidence_lower_bound",
     "exact_log_marginal",
@@ -86,6 +91,7 @@ __all__ = [
     "log_evidence",
     "log_marginal",
     "log_weight_blocks",
+    "rank_among",
     "refine",
     "score",
     "sigmoidal_schedule",

@@ -25,7 +25,6 @@ from pyrovae.stats import (
     LogMarginal,
     Rung,
     bits_per_dim,
-    component_shares,
     mean_and_std_error,
     monte_carlo_std_error,
     summarize_lower_bound,
@@ -60,11 +59,10 @@ class Estimate:
     @classmethod
     def of(cls, block: WeightBlock) -> "Estimate":
         """Summarise the log weights of one block of data."""
-        shares = component_shares(block.log_w, block.component, len(block.names))
         draws = torch.full((block.log_w.shape[1],), len(block.log_w))
         summary = LogMarginal(*(value.cpu() for value in block.summary()))
         rungs = tuple(Rung(rung.num_particles, *(value.cpu() for value in rung[1:])) for rung in block.rungs())
-        return cls(summary, draws, shares.argmax(0).cpu(), rungs, block.names, block.proposal)
+        return cls(summary, draws, block.served.cpu(), rungs, block.names, block.proposal)
 
     @classmethod
     def joined(cls, parts: "Sequence[Estimate]") -> "Estimate":

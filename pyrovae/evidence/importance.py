@@ -310,7 +310,7 @@ def log_weight_blocks(
         with evaluation_mode(*pair):
             rounding = block.space.rounding
         found = log_w, component, sampler.names, sampler.proposal
-        yield WeightBlock(block.rows, *found, fault=fault, unsettled=sampler.unsettled, rounding=rounding)
+        yield WeightBlock(block.rows, *found, fault, sampler.unsettled, rounding, sampler.from_prior)
 
 
 def _draws_for_std_error(draw: Callable[[int], tuple[Tensor, Tensor]], target_std_error: float, most: int) -> int:
@@ -373,6 +373,8 @@ class _WeightSampler:
         proposal: Name of the proposal.
         unsettled: Whether the proposal knows that it misses a part of the posterior, with shape (n,); None without a
             check.
+        from_prior: Whether the datum has no observed entry and is drawn from the prior, with shape (n,); None if no
+            datum is.
     """
 
     def __init__(
@@ -388,9 +390,11 @@ class _WeightSampler:
         self.names: tuple[str, ...] = ("program",)
         self.proposal = "program"
         self.unsettled: Tensor | None = None
+        self.from_prior: Tensor | None = None
         drawn_by_guide = isinstance(proposal, GuideProposal) or self.program is not None
         if not drawn_by_guide and not block.space.names:  # all latents are summed out, so there is nothing to draw
             proposal = GuideProposal()
+            self.from_prior = block.space.unobserved
         if isinstance(proposal, GuideProposal):
             self.program, self.names, self.proposal = block.guide, (proposal.name,), proposal.name
             warn_of_missed_mass(block.guide)
@@ -402,7 +406,7 @@ class _WeightSampler:
             self.component = chosen.adapt(block.space, chunk_size=chunk_size)
             block.space.chunks = chunks  # from here on all chunks have one shape
             self.names, self.proposal = self.component.names, chosen.name
-            self.unsettled = self.component.unsettled
+            self.unsettled, self.from_prior = self.component.unsettled, self.component.from_prior
 
     def draw(self, num_particles: int) -> tuple[Tensor, Tensor]:
         """Draw log weights, with shape (K, N), and the index of the component of each draw, (K,), chunk by chunk."""

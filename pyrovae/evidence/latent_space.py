@@ -75,6 +75,7 @@ class LatentSpace:
         continuous: Whether the latents have coordinates u: no site is discrete, and each support has a bijection.
         size: Number of coordinates U; 0 if there are none.
         masked: Whether a mask leaves latents of some data out.
+        unobserved: Whether masks leave out all observed entries of a datum, with shape (N,): then log p(x) is 0.
         rounding: Rounding of the model's log densities, from one draw for each datum.
         memo: Cache of fits that proposals share.
     """
@@ -106,6 +107,7 @@ class LatentSpace:
                 self.rounding = Rounding.of(log_p.dtype, model_trace.positive_part()[0])
         self.num_data = model_trace.layout.num_data
         self.masked = any(is_partial(site.mask) for site in sites.values())
+        self.unobserved = self._find_unobserved(model_trace)
         self.memo: dict[Any, Any] = {}
         # The model's domains define the space; the guide's may be smaller.
         latents = {name: model_trace.sites[name] for name in sites}
@@ -113,6 +115,14 @@ class LatentSpace:
         self.coordinates, self.obstacle = self._find_coordinates(latents)
         self.continuous = self.coordinates is not None
         self.size = 0 if self.coordinates is None else self.coordinates.size
+
+    def _find_unobserved(self, model_trace: ParticleTrace) -> Tensor:
+        """Find the data without an observed entry, with shape (N,)."""
+        unobserved = model_trace.unobserved()
+        if bool(unobserved.any()):  # a mask may depend on the latents
+            with isolated_rng(), torch.no_grad(), pyro.validation_enabled(False), poutine.block():
+                unobserved = unobserved & self.model.trace(OTHER_DRAWS, self.args, self.kwargs).unobserved()
+        return unobserved
 
     def _find_coordinates(self, sites: dict[str, Site]) -> tuple[Coordinates | None, str]:
         """Find the coordinates of the latents, or the reason why they have none."""

@@ -27,12 +27,15 @@ class Component(ABC):
         defined: Whether log p(x, z) is a number at any draw, with shape (N,).
         unsettled: Whether the adaptation knows that it misses a part of the posterior, with shape (N,): its search for
             modes still found one when it ended, or a second scale makes a funnel; None without such a check.
+        from_prior: Whether all draws of a datum come from the prior, since none of its entries is observed, with shape
+            (N,); None if every datum has an observed entry.
     """
 
     undefined: Tensor | None = None
     lost: Tensor | None = None
     defined: Tensor = torch.ones((), dtype=torch.bool)
     unsettled: Tensor | None = None
+    from_prior: Tensor | None = None
     names: tuple[str, ...] = ()
     shares: tuple[float, ...] = (1.0,)
 
@@ -47,9 +50,13 @@ class Component(ABC):
     def log_weights(self, num_particles: int) -> tuple[Tensor, Tensor]:
         """Draw log p(x, z) - log q(z) in nats, with shape (K, N), and the index of each draw's component, (K,)."""
         points = self.draw(num_particles)
+        return self.weigh(points), points.component
+
+    def weigh(self, points: Points) -> Tensor:
+        """Evaluate log p(x, z) - log q(z) in nats, with shape (K, N), at draws of this component."""
         log_prior, log_lik = points.log_prior_and_likelihood
         log_p = log_prior + log_lik
-        return torch.where(log_p == -torch.inf, -torch.inf, log_p - self.log_density(points)), points.component
+        return torch.where(log_p == -torch.inf, -torch.inf, log_p - self.log_density(points))
 
 
 class ProgramComponent(Component):
@@ -247,9 +254,8 @@ class MixtureComponent(Component):
         u = torch.cat([points.u for points in drawn])[back] if self.space.continuous else None
         return Points(self.space, latents, u, which)
 
-    def log_weights(self, num_particles: int) -> tuple[Tensor, Tensor]:
-        """Draw log weights in nats, with shape (K, N), and the index of each draw's component, (K,)."""
-        points = self.draw(num_particles)
+    def weigh(self, points: Points) -> Tensor:
+        """Evaluate the log weights in nats, with shape (K, N), at draws of this mixture."""
         log_prior, log_lik = points.log_prior_and_likelihood
         log_p, log_q = log_prior + log_lik, self._log_densities(points)
         unknown = log_p.isnan()
@@ -268,7 +274,7 @@ class MixtureComponent(Component):
         if self.lost is not None:
             without = torch.where(self.defined, -torch.inf, torch.nan)
             log_w = torch.where(self.lost & of_guide, without, log_w)
-        return log_w, points.component
+        return log_w
 
     def log_density(self, points: Points) -> Tensor:
         """Evaluate log q(z) in nats, with shape (K, N), in the latents' own space; a part that is NaN counts as 0."""
@@ -297,6 +303,67 @@ class MixtureComponent(Component):
         """Return whether a part of this name made each draw, with shape (K, 1)."""
         of_this_name = torch.tensor([part.names == (name,) for part in self.parts])
         return of_this_name[points.component].unsqueeze(-1)
+
+
+class PriorIfUnobserved(Component):
+    """Component whose draws come from the prior for data without an observed entry, with weights of exactly 1.
+
+    Args:
+        inner: Component for the other data.
+        from_prior: Whether the datum has no observed entry, with shape (N,).
+    """
+
+    def __init__(self, space: LatentSpace, inner: Component, from_prior: Tensor) -> None:
+        self.space, self.inner, self.from_prior = space, inner, from_prior
+        self.names, self.shares = inner.names, inner.shares
+        self.parts = getattr(inner, "parts", [inner])
+        self.unsettled = None if inner.unsettled is None else inner.unsettled & ~from_prior.to(inner.unsettled.device)
+
+    @property
+    def undefined(self) -> Tensor | None:  # type: ignore[override]
+        """Number of draws from the prior where log p(x, z) is NaN, of data with an observed entry."""
+        counts = self.inner.undefined
+        return None if counts is None else torch.where(self._prior(counts), 0, counts)
+
+    @property
+    def lost(self) -> Tensor | None:  # type: ignore[override]
+        """Whether the guide lost its share of a mixture for a datum with an observed entry."""
+        return None if self.inner.lost is None else self.inner.lost & ~self._prior(self.inner.lost)
+
+    @property
+    def defined(self) -> Tensor:  # type: ignore[override]
+        """Whether log p(x, z) is a number at any draw, with shape (N,)."""
+        return self.inner.defined | self._prior(self.inner.defined)
+
+    def draw(self, num_particles: int) -> Points:
+        """Draw latents from the component, and those of data without an observed entry from the prior."""
+        points, prior = self.inner.draw(num_particles), self.space.from_prior(num_particles)
+        latents = {name: self._choose(prior[name], value) for name, value in points.latents.items()}
+        u = self._choose(self.space.pack(prior), points.u) if self.space.continuous else None
+        return Points(self.space, latents, u, points.component)
+
+    def log_density(self, points: Points) -> Tensor:
+        """Evaluate log q(z) in nats, with shape (K, N), in the latents' own space."""
+        return self._choose(points.log_prior_and_likelihood[0], self.inner.log_density(points))
+
+    def log_weights(self, num_particles: int) -> tuple[Tensor, Tensor]:
+        """Draw log weights in nats, with shape (K, N), and the index of each draw's component, (K,)."""
+        log_w, component = self.inner.log_weights(num_particles)  # the weights of prior draws need no draws
+        return self._choose(torch.zeros_like(log_w), log_w), component
+
+    def weigh(self, points: Points) -> Tensor:
+        """Evaluate the log weights in nats, with shape (K, N), at draws of this component."""
+        log_w = self.inner.weigh(points)
+        return self._choose(torch.zeros_like(log_w), log_w)
+
+    def _choose(self, prior: Tensor, other: Tensor) -> Tensor:
+        """Choose between two tensors with shape (K, N, ...)."""
+        where = self._prior(other)
+        return torch.where(where.view(-1, *[1] * (other.dim() - 2)), prior, other)
+
+    def _prior(self, like: Tensor) -> Tensor:
+        assert self.from_prior is not None
+        return self.from_prior.to(like.device)
 
 
 def cycle_of(shares: Sequence[float]) -> Tensor:

@@ -28,6 +28,7 @@ from pyrovae.evidence.proposal_components import (
     Component,
     EllipticalComponent,
     MixtureComponent,
+    PriorIfUnobserved,
     ProgramComponent,
 )
 
@@ -295,12 +296,28 @@ def DefensiveProposal(share: float = 0.2) -> MixtureProposal:  # noqa: N802  # u
     return MixtureProposal((GuideProposal(), PriorProposal()), (1 - share, share))
 
 
+@dataclass(frozen=True)
+class _UnlessUnobserved(Proposal):
+    """Another proposal, or the prior for data without an observed entry, whose posterior is the prior."""
+
+    other: Proposal
+
+    @property
+    def name(self) -> str:
+        """Name for tables."""
+        return self.other.name
+
+    def adapt(self, space: LatentSpace, *, chunk_size: int = DEFAULT_CHUNK_SIZE) -> Component:
+        """Adapt the other proposal."""
+        return PriorIfUnobserved(space, self.other.adapt(space, chunk_size=chunk_size), space.unobserved)
+
+
 def default_proposal(space: LatentSpace, chunk_size: int = DEFAULT_CHUNK_SIZE) -> Proposal:
     """Choose the proposal for these latents: a mixture around `LaplaceProposal` if all are continuous.
 
     If the posterior is a funnel (`funnel_coordinate`), most of the mixture is `NestedLaplaceProposal`. If a latent is
     discrete, or a mask leaves latents out, the choice is `DefensiveProposal`. A distribution without a support causes a
-    warning.
+    warning. Data without an observed entry are drawn from the prior, with weights of exactly 1.
 
     Args:
         space: Latents of a model and a guide at N data.
@@ -308,6 +325,14 @@ def default_proposal(space: LatentSpace, chunk_size: int = DEFAULT_CHUNK_SIZE) -
     """
     if "has no support" in space.obstacle:
         warnings.warn(f"{space.obstacle}; draws come from guide and prior alone", stacklevel=2)
+    if bool(space.unobserved.all()):
+        return _UnlessUnobserved(PriorProposal())
+    chosen = _for_observed(space, chunk_size)
+    return _UnlessUnobserved(chosen) if bool(space.unobserved.any()) else chosen
+
+
+def _for_observed(space: LatentSpace, chunk_size: int) -> Proposal:
+    """Choose the proposal for data with an observed entry."""
     if not space.continuous or space.masked:
         return DefensiveProposal()
     # More latents have more places to miss; with many latents, finding a place is not worth the draws.

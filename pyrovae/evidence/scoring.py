@@ -7,7 +7,6 @@ from torch import Tensor
 
 from pyrovae.densities import Program, Site, entry, entry_of, vectorize_pair
 from pyrovae.evidence.blocks import (
-    DataBlock,
     check_counts,
     chunk_size_or_default,
     concatenate,
@@ -15,8 +14,9 @@ from pyrovae.evidence.blocks import (
     data_blocks,
     evaluation_mode,
 )
-from pyrovae.evidence.posterior import site_at, weighted_points
+from pyrovae.evidence.posterior import per_datum, sites_at, weighted_points
 from pyrovae.evidence.proposals import Proposal
+from pyrovae.evidence.weight_blocks import WeightBlock, tell_faults
 from pyrovae.stats import LogMarginal, log_mean_exp, pareto_khat
 
 
@@ -56,6 +56,7 @@ def score(
     w are the weights of log p(x), v those of log p(x_-d), since p(x | z) is a product over entries. (The same identity
     as in importance-sampling leave-one-out: Gelfand, Dey and Chang 1992; Vehtari, Gelman and Gabry 2017,
     https://doi.org/10.1007/s11222-016-9696-4.) The standard error is that of the difference, by the delta method.
+    Numbers for K times n times D entries are held, for n data with K n of at most chunk_size, or one datum.
 
     Args:
         model: Pyro program p(z) p(x|z).
@@ -74,42 +75,83 @@ def score(
     check_counts(num_particles=num_particles)
     pair = vectorize_pair(model, guide, (x,), kwargs, plate=plate)
     chunk_size = chunk_size_or_default(chunk_size, (x,), kwargs)
-    blocks = data_blocks(*pair, (x,), kwargs, data_at_once(num_particles, chunk_size))
-    found = [_of_block(block, num_particles, proposal, chunk_size, site) for block in blocks]
-    return Score(
-        LogMarginal(*concatenate([one.log_marginal for one in found])),
-        *concatenate([one[1:] for one in found]),
-    )
+    weights, parts = [], []
+    for block in data_blocks(*pair, (x,), kwargs, data_at_once(num_particles, chunk_size)):
+        with evaluation_mode(*pair):
+            drawn = weighted_points(block, num_particles, proposal, chunk_size)
+            entries = [_entries(one) for one in sites_at(block, drawn.latents, site, chunk_size, "scores")]
+        parts.append(_of_block(drawn.weights, *(torch.cat(part) for part in zip(*entries, strict=True))))
+        weights.append(drawn.weights)
+    log_marginal = LogMarginal(*concatenate([one.summary() for one in weights]))
+    tell_faults([one.fault for one in weights], log_marginal.value)
+    return Score(log_marginal, *concatenate(parts))
 
 
-def _of_block(block: DataBlock, num_particles: int, proposal: Proposal | None, chunk_size: int, site: str) -> Score:
-    with evaluation_mode(block.model, block.guide):
-        drawn = weighted_points(block, num_particles, proposal, chunk_size)
-        log_p, seen = _entries(site_at(block, drawn.points.latents, site))
-    log_w = torch.where(drawn.bad, 0.0, drawn.log_w)
-    without = log_w.unsqueeze(-1) - torch.where(seen, log_p.double(), 0.0)  # (K, n, D)
+class Rank(NamedTuple):
+    """Place of N data among training rows by log p(x).
+
+    Attributes:
+        rank: 1 + number of training rows with a smaller log p(x), with shape (N,): 1 if none is as improbable.
+        share: Share of training rows with a smaller log p(x), in [0, 1], with shape (N,), float64.
+    """
+
+    rank: Tensor
+    share: Tensor
+
+
+def rank_among(log_p: Tensor, training: Tensor) -> Rank:
+    """Rank data among training rows by log p(x).
+
+    Compare rows with the same observed entries: log p(x_obs) depends on how many there are, and on their units. The
+    model knows its training rows, so other rows of the same population rank a little lower.
+
+    Args:
+        log_p: Log p(x) in nats, with shape (N,).
+        training: Log p(x) of the training rows in nats, with shape (T,).
+
+    Raises:
+        ValueError: If there is no training row, or a value is NaN.
+
+    Example:
+        >>> rank_among(torch.tensor([-9.0, -2.5]), torch.tensor([-2.0, -4.0, -3.0, -1.0]))
+        Rank(rank=tensor([1, 3]), share=tensor([0.0000, 0.5000], dtype=torch.float64))
+    """
+    if training.dim() != 1 or log_p.dim() != 1 or not len(training):
+        raise ValueError(
+            f"ranks need log p of shapes (N,) and (T,) with a training row, got {tuple(log_p.shape)} and "
+            f"{tuple(training.shape)}; give one number per row"
+        )
+    for name, value in (("log_p", log_p), ("training", training)):
+        if bool(value.isnan().any()):
+            raise ValueError(f"{name} must not be NaN, got {int(value.isnan().sum()):,} such rows; leave them out")
+    below = torch.searchsorted(training.double().sort().values, log_p.double().contiguous())
+    return Rank(below + 1, below.double() / len(training))
+
+
+def _of_block(weights: WeightBlock, log_p: Tensor, seen: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Score the entries of a block of data, with log densities and whether they are observed of shape (K, n, D)."""
+    bad = weights.log_w.isnan().any(0)
+    log_w = torch.where(bad, 0.0, weights.log_w)
+    without = log_w.unsqueeze(-1) - torch.where(seen & ~bad.unsqueeze(-1), log_p.double(), 0.0)
     value, rest = log_mean_exp(log_w), log_mean_exp(without)
     ratio = (log_w - value).exp().unsqueeze(-1) - (without - rest).exp()
-    error = ratio.std(0) / num_particles**0.5
+    error = ratio.std(0) / len(log_w) ** 0.5
     khat = pareto_khat(without.flatten(1)).view_as(rest)
-    keep = seen[0] & ~drawn.bad.unsqueeze(-1)
-    parts = (torch.where(keep, part, torch.nan) for part in (value.unsqueeze(-1) - rest, error, khat))
-    return Score(drawn.summary(), *parts)
+    conditional = value.unsqueeze(-1) - rest
+    alone = seen[0].sum(-1, keepdim=True) == 1  # given nothing, x_d has the density p(x_d)
+    summary = weights.summary()
+    conditional = torch.where(alone, summary.value.unsqueeze(-1), conditional)
+    error = torch.where(alone, summary.std_error.unsqueeze(-1), error)
+    khat = torch.where(alone, summary.khat.unsqueeze(-1), khat)
+    if weights.unsettled is not None:
+        khat = torch.where(weights.unsettled.to(khat.device).unsqueeze(-1), torch.inf, khat)
+    keep = seen[0] & ~bad.unsqueeze(-1)
+    conditional, error, khat = (torch.where(keep, part, torch.nan) for part in (conditional, error, khat))
+    return conditional, error, khat
 
 
 def _entries(site: Site) -> tuple[Tensor, Tensor]:
-    """Return the log densities of the entries of a site, and whether each is observed, both with shape (K, n, D).
-
-    Raises:
-        ValueError: If the distribution is no product over entries.
-    """
+    """Return the log densities of the entries of a site, and whether each is observed, both with shape (k, n, D)."""
     fn = entry_of(site.fn)
-    if fn.event_shape or len(site.fn.event_shape) != 1:
-        raise ValueError(
-            f"site {site.name!r} has the distribution {type(fn).__name__}, which is no product over the entries of one "
-            "vector, so the entries have no scores; use log_marginal"
-        )
-    seen = site.mask_per_datum()
-    value = torch.where(torch.as_tensor(site.mask), site.raw_value, fn.sample())
-    log_p = fn.log_prob(value)
-    return site.layout.per_datum(log_p, site.plate_sizes, 1), seen
+    value = torch.where(torch.as_tensor(site.mask), site.raw_value, site.fn.sample())
+    return per_datum(site, fn.log_prob(value)), site.mask_per_datum().flatten(2)

@@ -11,6 +11,7 @@ from pyrovae.stats import (
     LogMarginal,
     Rounding,
     Rung,
+    component_shares,
     pareto_smoothed_log_weights,
     summarize_log_weights,
     summarize_rungs,
@@ -30,6 +31,8 @@ class WeightBlock(NamedTuple):
         unsettled: Whether the proposal knows that it misses a part of the posterior, with shape (n,); None without a
             check.
         rounding: Rounding of the log weights; None for the epsilon of their dtype.
+        from_prior: Whether the datum has no observed entry, so that log p(x) = 0 and all draws are from the prior, with
+            shape (n,); None if every datum has one.
     """
 
     rows: slice
@@ -40,6 +43,7 @@ class WeightBlock(NamedTuple):
     fault: str = ""
     unsettled: Tensor | None = None
     rounding: Rounding | None = None
+    from_prior: Tensor | None = None
 
     def summarize(self, function: Callable[[Tensor], Any]) -> Any:
         """Apply a function from log weights to a tuple of tensors of shape (n,), NaN for data without weights."""
@@ -57,14 +61,27 @@ class WeightBlock(NamedTuple):
             return summarize_log_weights(log_w, self.component, self.rounding)
 
         summary: LogMarginal = self.summarize(of)
-        if self.unsettled is None:
-            return summary
-        return summary._replace(khat=torch.where(self.unsettled.to(summary.khat.device), torch.inf, summary.khat))
+        if self.unsettled is not None:
+            summary = summary._replace(
+                khat=torch.where(self.unsettled.to(summary.khat.device), torch.inf, summary.khat)
+            )
+        # Equal weights, whose sum and its logarithm may round.
+        return LogMarginal(*map(self._exact, summary, (0.0, 0.0, float(len(self.log_w)), -torch.inf)))
+
+    @property
+    def served(self) -> Tensor:
+        """Index of the component with the largest share of each datum's weight, with shape (n,)."""
+        served = component_shares(self.log_w, self.component, len(self.names)).argmax(0)
+        return self._exact(served, self.names.index("prior")) if "prior" in self.names else served
+
+    def _exact(self, value: Tensor, known: float) -> Tensor:
+        """Replace the value, with shape (n,), of data without an observed entry."""
+        return value if self.from_prior is None else torch.where(self.from_prior.to(value.device), known, value)
 
     def rungs(self) -> list[Rung]:
         """Compute the ladder, estimates from the first 1, 10, 100, ... and all log weights."""
         found: list[Rung] = self.summarize(lambda log_w: summarize_rungs(log_w, self.component, self.rounding))
-        return found
+        return [Rung(rung[0], *(self._exact(value, 0.0) for value in rung[1:])) for rung in found]
 
 
 def summarize_known(log_w: Tensor, function: Callable[[Tensor], Any]) -> Any:

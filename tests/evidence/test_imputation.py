@@ -45,7 +45,7 @@ def test_means_draws_and_log_p_are_exact_for_every_pattern_of_holes(problem):
     for n in range(len(x)):
         log_p, mean, spread = exact(x[n], mask[n], weight, bias)
         assert abs(found.log_marginal.value[n] - log_p) < 5 * found.log_marginal.std_error[n] + 1e-6
-        torch.testing.assert_close(found.mean[n], mean, rtol=0, atol=0.1)
+        torch.testing.assert_close(found.value[n], mean, rtol=0, atol=0.1)
         torch.testing.assert_close(found.draws[:, n].mean(0), mean, rtol=0, atol=0.12)
         torch.testing.assert_close(found.draws[:, n].T.cov(), spread, rtol=0, atol=0.2)
         assert bool((found.draws[:, n, mask[n]] == x[n, mask[n]]).all())
@@ -58,7 +58,7 @@ def test_the_guide_as_proposal_agrees_if_its_weights_are_even(problem):
     good = found.log_marginal.khat < 0.5
     assert int(good.sum()) >= 8
     exact_means = torch.stack([exact(x[n], mask[n], weight, bias)[1] for n in range(len(x))])
-    torch.testing.assert_close(found.mean[good], exact_means[good], rtol=0, atol=0.15)
+    torch.testing.assert_close(found.value[good], exact_means[good], rtol=0, atol=0.15)
     assert found.draws.shape == (0, *x.shape)
 
 
@@ -68,7 +68,7 @@ def test_blocks_of_data_do_not_change_the_result_beyond_noise(problem):
     found = impute(vae.model, vae.guide, x, mask=mask, num_particles=2000, num_draws=3, chunk_size=10_000)
     assert found.draws.shape == (3, *x.shape)
     exact_means = torch.stack([exact(x[n], mask[n], weight, bias)[1] for n in range(len(x))])
-    torch.testing.assert_close(found.mean, exact_means, rtol=0, atol=0.15)
+    torch.testing.assert_close(found.value, exact_means, rtol=0, atol=0.15)
 
 
 def test_what_cannot_be_imputed_is_refused(problem):

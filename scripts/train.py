@@ -16,8 +16,6 @@ import startup  # noqa: F401  # first, since it ends failing imports without a t
 
 import sys
 
-import pyro
-import torch
 from jsonargparse import Namespace
 
 from pyrovae.data import Binarize, Data
@@ -29,7 +27,6 @@ from pyrovae.runs import (
     Run,
     Stopper,
     build_objective,
-    build_vae,
     check_contract,
     check_enumeration,
     check_reparameterised,
@@ -45,6 +42,7 @@ from pyrovae.runs import (
     training_table,
     trusted_modules,
 )
+from pyrovae.runs.fitting import fit_vae, make_vae
 from pyrovae.runs.report import (
     MISSING_AT_RANDOM,
     baseline_rows,
@@ -55,7 +53,7 @@ from pyrovae.runs.report import (
     write_training_figure,
 )
 from pyrovae.runs.tables import caution, table
-from pyrovae.training import Argument, History, StoppedError, check_data, fit
+from pyrovae.training import History, StoppedError, check_data
 
 SPLITS = ("train", "validation", "test")
 
@@ -88,12 +86,12 @@ def train_and_evaluate(flags: Namespace, workers: Workers) -> int:
             config = run.config(flags.trust_imports)
             config.device = str(find_device(config.device))
             data = run.data(config, data_dir=flags.data_dir)
-            return finish(run, config, data, make(config, data), build_objective(config), workers)
+            return finish(run, config, data, make_vae(config, data), build_objective(config), workers)
     Run.check_out(flags.out)
     data = training_data(flags)
     config = resolve(flags, data)
     config.trust_imports = trusted_modules(flags)
-    vae = make(config, data)
+    vae = make_vae(config, data)
     objective = build_objective(config)
     check_programs(config, data, vae)
     check_values(data, vae, config.device)
@@ -145,20 +143,6 @@ def say(workers: Workers, text: str) -> None:
         print(text, file=sys.stderr)
 
 
-def make(config: Namespace, data: Data) -> ProgramPair:
-    """Set threads and seed, and build the VAE, or the whole model of --program."""
-    torch.set_num_threads(config.threads)
-    pyro.set_rng_seed(config.seed)
-    columns = None if data.table is None else data.table.columns
-    return build_vae(config, data.train.shape[1], data.num_covariates, data.examples, columns).to(config.device)
-
-
-def arguments(data: Data, split: str, device: str) -> Argument | dict[str, Argument]:
-    """Return the programs' arguments: x, with covariates if any."""
-    x, conditions = getattr(data, split).to(device), data.conditions(split, device)
-    return {"x": x, **conditions} if conditions else x
-
-
 def check_programs(config: Namespace, data: Data, vae: ProgramPair) -> None:
     """Check that the parts work together, and with the objective."""
     x, conditions = data.test.to(config.device), data.conditions("test", config.device)
@@ -200,26 +184,11 @@ def train(
     workers: Workers,
 ) -> History:
     """Run SVI, and commit every epoch to the run folder."""
-    return fit(
-        vae.model,
-        vae.guide,
-        arguments(data, "train", config.device),
-        elbo=objective.elbo,
-        epochs=config.epochs,
-        batch_size=config.batch_size,
-        optimizer=objective.optimizer,
-        validation=arguments(data, "validation", config.device),
-        patience=config.patience,
-        transform=Binarize() if data.binarize == "dynamic" else None,
-        kl_weight=objective.kl_weight,
-        lr_schedule=objective.lr_schedule,
-        lr_warmup=config.lr_warmup,
-        average=config.average,
-        clip=config.clip,
-        execution=config.execution,
-        precision=config.precision,
-        skip_support_check=True,  # by check_values
-        seed=config.seed,
+    return fit_vae(
+        config,
+        data,
+        vae,
+        objective,
         progress=True,
         resume=workers.from_first(lambda: run.committed(vae, data)),
         commit=run.commit,

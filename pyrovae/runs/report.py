@@ -17,6 +17,7 @@ from pyrovae.plots import num_per_figure, plot_grids, plot_history, prior_sample
 from pyrovae.programs import ProgramPair
 from pyrovae.runs.export import to_arviz, write_netcdf
 from pyrovae.runs.files import sha256_of, write_json, write_whole
+from pyrovae.runs.fitting import device_of
 from pyrovae.runs.partial import StoppedEvaluation, own_sources
 from pyrovae.runs.run import CONFIG, EVALUATION, POSTERIOR, VALUES, WEIGHTS, Run
 from pyrovae.runs.versions import all_versions
@@ -85,7 +86,7 @@ def evaluate_run(
     Returns:
         The evaluation, with values per datum, and the content of evaluation.json.
     """
-    device = _device(vae)
+    device = device_of(vae)
     x, rows = split_of(data, split)
     workers = Workers.current()
     stopped = None
@@ -184,7 +185,7 @@ def write_sample_figures(run: Run, vae: ProgramPair, data: Data, *, size: int, s
     Returns:
         The names of the files.
     """
-    device, at_once = _device(vae), num_per_figure(data.shape)
+    device, at_once = device_of(vae), num_per_figure(data.shape)
     test, given = (data.test.to(device),), data.conditions("test", device)
     starts = {"samples": range(0, size, at_once), "reconstructions": range(0, min(size, len(data.test)), at_once)}
     names = []
@@ -231,7 +232,7 @@ def write_posterior(run: Run, vae: ProgramPair, data: Data, *, seed: int) -> Non
         data: Data of the run.
         seed: Random seed.
     """
-    device = _device(vae)
+    device = device_of(vae)
     x, rows = data.test[:POSTERIOR_DATA].to(device), data.test_index[:POSTERIOR_DATA]
     covariates = {name: value[:POSTERIOR_DATA] for name, value in data.conditions("test", device).items()}
     parts = []
@@ -251,7 +252,3 @@ def write_posterior(run: Run, vae: ProgramPair, data: Data, *, seed: int) -> Non
         attrs={"data": run.manifest["data"]["name"], "binarize": run.manifest["data"]["binarize"]},
     )
     write_netcdf(tree, run.path / POSTERIOR)
-
-
-def _device(vae: ProgramPair) -> torch.device:
-    return next((parameter.device for parameter in vae.parameters()), torch.device("cpu"))

@@ -13,6 +13,7 @@ from pyrovae.columns import Columns
 from pyrovae.data import NA_VALUES, Data, Table, original, read_raw, read_table, write_csv_rows
 from pyrovae.plots import prior_samples
 from pyrovae.programs import ProgramPair
+from pyrovae.runs.fitting import device_of
 from pyrovae.runs.parser import Parser
 from pyrovae.runs.run import Run
 
@@ -107,7 +108,7 @@ def write_samples(run: Run, vae: ProgramPair, data: Data, *, size: int, seed: in
     """
     table = data.table
     assert table is not None
-    device = next((parameter.device for parameter in vae.parameters()), torch.device("cpu"))
+    device = device_of(vae)
     given = data.covariates is not None
     conditions = {key: value for key, value in data.conditions("test", device).items() if key != "mask"}
 

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from pyrovae.data import Table
-from pyrovae.evidence import Score, score
+from pyrovae.evidence import Score, rank_among, score
 from pyrovae.programs import ProgramPair
 
 MOST_PATTERNS = 50  # of missing cells whose ranks are computed
@@ -128,8 +128,8 @@ def score_rows(
         others = _arguments(enough, mask.expand(len(enough), -1), device)
         draws = min(num_particles, _REFERENCE_DRAWS)
         known = score(vae.model, vae.guide, **others, num_particles=draws, **options)
-        log_p = known.log_marginal.value.cpu()
-        below[rows] = (log_p.unsqueeze(0) < found.log_marginal.value[rows].unsqueeze(1)).double().sum(1)
+        ranks = rank_among(found.log_marginal.value[rows], known.log_marginal.value.cpu())
+        below[rows] = (ranks.rank - 1).double()
         references[rows] = len(enough)
         lower = known.conditional.cpu().unsqueeze(0) < found.conditional[rows].unsqueeze(1)  # (n, R, D)
         cells_below[rows] = torch.where(mask, lower.double().mean(1), torch.nan)

@@ -1,0 +1,81 @@
+"""Imputations of a table by a trained run, and the files that they go to."""
+
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from pyrovae.data import original, write_csv_rows
+from pyrovae.evidence import Imputation, impute
+from pyrovae.programs import ProgramPair
+from pyrovae.runs.table_files import NewRows
+
+ROW_NAMES = ("row", "missing", "log_marginal", "std_error", "ess", "khat", "proposal")
+CELL_NAMES = ("row", "column", "value", "centre", "mc_std_error", "probability")
+
+
+class Draws(NamedTuple):
+    """Draws of the missing cells by one fit.
+
+    Attributes:
+        x: Draws, with shape (M, N, D).
+        refit: Number of the refit, from 1; None for the run itself.
+    """
+
+    x: Tensor
+    refit: int | None
+
+
+def impute_rows(vae: ProgramPair, new: NewRows, device: torch.device, **options: Any) -> Imputation:
+    """Impute the missing cells of new rows; see `impute` for the options."""
+    arguments: dict[str, Any] = {**new.table.arguments(device=device), "mask": new.table.mask.to(device)}
+    return impute(vae.model, vae.guide, **arguments, **options)
+
+
+def write_imputations(folder: Path, new: NewRows, imputed: Imputation, draws: Sequence[Draws]) -> list[Path]:
+    """Write imputed.csv, draws.csv, imputation.csv and imputed_cells.csv.
+
+    imputed.csv is the file with its missing cells filled. draws.csv has each draw of the whole file below the other, as
+    mice's long format: ".imp" is the number of the draw, ".id" that of the row, and ".refit" that of the refit, if any.
+    imputation.csv has a line per row, imputed_cells.csv one per filled cell.
+
+    Returns:
+        The paths of the files.
+    """
+    paths = [folder / name for name in ("imputed.csv", "draws.csv", "imputation.csv", "imputed_cells.csv")]
+    write_csv_rows(paths[0], new.names, zip(*new.completed(imputed.value), strict=True))
+    has_refits = any(part.refit is not None for part in draws)
+    names = [".imp", ".id", *([".refit"] if has_refits else []), *new.names]
+    write_csv_rows(paths[1], names, _long(new, draws, has_refits))
+    write_csv_rows(paths[2], ROW_NAMES, _rows(new, imputed))
+    write_csv_rows(paths[3], CELL_NAMES, _cells(new, imputed))
+    return paths
+
+
+def _long(new: NewRows, draws: Sequence[Draws], has_refits: bool) -> Iterator[Sequence[Any]]:
+    number = 0
+    for part in draws:
+        for x in part.x:
+            number += 1
+            for row, cells in enumerate(zip(*new.completed(x), strict=True), start=1):
+                yield number, row, *([part.refit] if has_refits else []), *cells
+
+
+def _rows(new: NewRows, imputed: Imputation) -> Iterator[Sequence[Any]]:
+    missing, found = (~new.table.mask).sum(1).tolist(), imputed.log_marginal
+    for n, count in enumerate(missing):
+        numbers = (float(value[n]) for value in (found.value, found.std_error, found.ess, found.khat))
+        yield n + 1, count, *numbers, imputed.components[int(imputed.served[n])]
+
+
+def _cells(new: NewRows, imputed: Imputation) -> Iterator[Sequence[Any]]:
+    for place, column in enumerate(new.table.columns.data):
+        rows = (~new.table.mask[:, place]).nonzero().squeeze(1)
+        values = imputed.value[rows.to(imputed.value.device), place].cpu().float().numpy()
+        shown = original(column, values, np.full(len(rows), np.nan))
+        for row, value in zip(rows.tolist(), shown, strict=True):
+            errors = (float(part[row, place]) for part in (imputed.std_error, imputed.probability))
+            yield row + 1, column.name, value, imputed.centre[place], *(None if e != e else e for e in errors)

@@ -1,0 +1,90 @@
+"""Fill the missing cells of a table by a trained run: means, medians or modes, and draws for multiple imputation.
+
+python scripts/impute.py runs/survey-001 survey.csv --draws 20
+python scripts/impute.py runs/survey-001 survey.csv --draws 20 --refits 5     # with the uncertainty of the network
+python scripts/impute.py runs/survey-001 new.csv --centre median --out filled/
+
+Writes imputed.csv, the table filled; draws.csv, all draws below each other, with .imp and .id as in R's mice;
+imputation.csv, effective sample size and k-hat per row; and imputed_cells.csv, a line per filled cell. Means and draws
+are of p(x_missing | x_observed), by importance sampling. --refits trains again on bootstrap rows, as often as it says;
+pool the estimates by pyrovae.pool(..., nested=True).
+"""
+
+import startup  # noqa: F401  # first, since it ends failing imports without a traceback
+
+import sys
+from pathlib import Path
+from typing import Literal
+
+from jsonargparse.typing import NonNegativeInt, PositiveInt
+
+from pyrovae.densities import evaluating, isolated_rng
+from pyrovae.runs import check_folder, find_device, make_run_parser, open_run, parse_flags, run_script, with_name_lists
+from pyrovae.runs.fitting import refits
+from pyrovae.runs.table_files import add_table_flags, read_new_rows
+from pyrovae.runs.table_imputations import Draws, impute_rows, write_imputations
+from pyrovae.runs.tables import aligned
+
+
+def main() -> int:
+    """Impute, write the files, and print how the columns were filled."""
+    parser = make_run_parser(prog="impute.py", description=__doc__)
+    parser.add_argument("table", type=str, help="CSV, TSV or Parquet file with the columns of the run")
+    parser.add_argument("--draws", type=PositiveInt, default=20, help="draws of the missing cells")
+    parser.add_argument("--refits", type=NonNegativeInt, default=0, help="fits on bootstrap rows that share the draws")
+    centre = "what imputed.csv has; auto: modes of levels, medians of ordered ones, means of numbers"
+    parser.add_argument("--centre", type=Literal["auto", "mean", "median", "mode"], default="auto", help=centre)
+    parser.add_argument("--num_particles", type=PositiveInt, default=1000, help="draws K of the latents per row")
+    add_table_flags(parser)
+    parser.add_argument(
+        "--chunk_size", type=PositiveInt | None, default=None, help="latents decoded at once (default: 8192)"
+    )
+    args = parse_flags(parser, with_name_lists(sys.argv[1:]))
+
+    if args.refits == 1 or (args.refits and args.draws % args.refits):
+        raise ValueError(
+            f"--refits {args.refits}: give at least two, and --draws a multiple of it, got {args.draws}; such as "
+            f"--draws {max(2, args.refits) * 4} --refits {max(2, args.refits)}"
+        )
+    out = Path(args.out or args.run)
+    check_folder("--out", out)
+    run, vae, data = open_run(args)
+    new, device = read_new_rows(run, args.table, unseen=args.unseen, na_values=args.na_values), find_device(args.device)
+    options = {"num_particles": args.num_particles, "chunk_size": args.chunk_size, "centre": args.centre}
+    with isolated_rng(args.seed), evaluating(vae):
+        imputed = impute_rows(vae, new, device, num_draws=0 if args.refits else args.draws, **options)
+        draws = [] if args.refits else [Draws(imputed.draws, None)]
+        if args.refits:
+            config = run.config(args.trust_imports)
+            config.device = str(device)
+            for number, refit in enumerate(refits(config, data, args.refits, seed=args.seed), start=1):
+                found = impute_rows(refit, new, device, num_draws=args.draws // args.refits, **options)
+                draws.append(Draws(found.draws, number))
+                print(f"refit {number} of {args.refits}", file=sys.stderr)
+    out.mkdir(parents=True, exist_ok=True)
+    paths = write_imputations(out, new, imputed, draws)
+
+    missing = ~new.table.mask
+    print(
+        f"\n{int(missing.sum()):,} of {missing.numel():,} cells of {args.table} are missing, in {len(missing):,} rows\n"
+    )
+    lines = [["column", "missing", "filled by"]]
+    for place, column in enumerate(new.table.columns.data):
+        count = int(missing[:, place].sum())
+        lines.append([column.name, f"{count:,}", imputed.centre[place] if count else "-"])
+    print(aligned(lines))
+    unreliable = int((imputed.log_marginal.khat.cpu()[missing.any(1)] > 0.7).sum())
+    print(f"\nk-hat is above 0.7 in {unreliable:,} rows with missing cells, whose weights few draws carry")
+    if bool(missing.any()):
+        print("the values hold if cells are missing at random")
+    if not args.refits:
+        print(
+            "the draws hold the network fixed, so intervals from them alone are too narrow; --refits 5 adds its "
+            "uncertainty"
+        )
+    print(f"wrote {', '.join(map(str, paths))}")
+    return 0
+
+
+if __name__ == "__main__":
+    run_script(main)

@@ -18,7 +18,6 @@ from typing import Literal
 
 from jsonargparse.typing import NonNegativeInt, PositiveInt
 
-from pyrovae.densities import evaluating, isolated_rng
 from pyrovae.runs import check_folder, find_device, make_run_parser, open_run, parse_flags, run_script, with_name_lists
 from pyrovae.runs.fitting import refits
 from pyrovae.runs.table_files import add_table_flags, read_new_rows
@@ -51,16 +50,15 @@ def main() -> int:
     run, vae, data = open_run(args)
     new, device = read_new_rows(run, args.table, unseen=args.unseen, na_values=args.na_values), find_device(args.device)
     options = {"num_particles": args.num_particles, "chunk_size": args.chunk_size, "centre": args.centre}
-    with isolated_rng(args.seed), evaluating(vae):
-        imputed = impute_rows(vae, new, device, num_draws=0 if args.refits else args.draws, **options)
-        draws = [] if args.refits else [Draws(imputed.draws, None)]
-        if args.refits:
-            config = run.config(args.trust_imports)
-            config.device = str(device)
-            for number, refit in enumerate(refits(config, data, args.refits, seed=args.seed), start=1):
-                found = impute_rows(refit, new, device, num_draws=args.draws // args.refits, **options)
-                draws.append(Draws(found.draws, number))
-                print(f"refit {number} of {args.refits}", file=sys.stderr)
+    imputed = impute_rows(vae, new, device, seed=args.seed, num_draws=0 if args.refits else args.draws, **options)
+    draws = [] if args.refits else [Draws(imputed.draws, None)]
+    if args.refits:
+        config = run.config(args.trust_imports)
+        config.device = str(device)
+        for number, refit in enumerate(refits(config, data, args.refits, seed=args.seed), start=1):
+            found = impute_rows(refit, new, device, seed=args.seed, num_draws=args.draws // args.refits, **options)
+            draws.append(Draws(found.draws, number))
+            print(f"refit {number} of {args.refits}", file=sys.stderr)
     out.mkdir(parents=True, exist_ok=True)
     paths = write_imputations(out, new, imputed, draws)
 

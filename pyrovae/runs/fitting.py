@@ -38,7 +38,15 @@ def arguments_of(data: Data, split: str, device: str | torch.device) -> Argument
     return {"x": x, **conditions} if conditions else x
 
 
-def fit_vae(config: Namespace, data: Data, vae: ProgramPair, objective: Objective, **options: Any) -> History:
+def fit_vae(
+    config: Namespace,
+    data: Data,
+    vae: ProgramPair,
+    objective: Objective,
+    *,
+    train: Argument | dict[str, Argument] | None = None,
+    **options: Any,
+) -> History:
     """Run SVI with the settings of a configuration.
 
     Args:
@@ -46,6 +54,7 @@ def fit_vae(config: Namespace, data: Data, vae: ProgramPair, objective: Objectiv
         data: Data of the run, all in the support of the model.
         vae: Model.
         objective: Objective, optimizer and schedule.
+        train: Arguments of the programs for the training rows; None for those of the data.
         **options: Further arguments of `fit`, which replace those of the configuration.
     """
     settings: dict[str, Any] = {
@@ -66,7 +75,6 @@ def fit_vae(config: Namespace, data: Data, vae: ProgramPair, objective: Objectiv
         "skip_support_check": True,
         "seed": config.seed,
     }
-    train = options.pop("data", None)
     train = arguments_of(data, "train", config.device) if train is None else train
     return fit(vae.model, vae.guide, train, **{**settings, **options})
 
@@ -92,10 +100,9 @@ def refits(config: Namespace, data: Data, count: int, *, seed: int, progress: bo
         rows = bootstrap_rows(len(data.train), refit_seed, _groups(data))
         arguments = arguments_of(data, "train", config.device)
         named = arguments if isinstance(arguments, dict) else {"x": arguments}
-        sample = {name: value[rows.to(value.device)] for name, value in named.items()}
+        sample: dict[str, Any] = {name: value[rows.to(value.device)] for name, value in named.items()}
         vae = make_vae(config, data, seed=refit_seed)
-        options = {"data": sample, "seed": refit_seed, "progress": progress}
-        fit_vae(config, data, vae, build_objective(config), **options)
+        fit_vae(config, data, vae, build_objective(config), train=sample, seed=refit_seed, progress=progress)
         yield vae.eval()
 
 

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from pyrovae.data import original, write_csv_rows
+from pyrovae.densities import isolated_rng
 from pyrovae.evidence import Imputation, impute
 from pyrovae.programs import ProgramPair
 from pyrovae.runs.table_files import NewRows
@@ -29,10 +30,11 @@ class Draws(NamedTuple):
     refit: int | None
 
 
-def impute_rows(vae: ProgramPair, new: NewRows, device: torch.device, **options: Any) -> Imputation:
-    """Impute the missing cells of new rows; see `impute` for the options."""
+def impute_rows(vae: ProgramPair, new: NewRows, device: torch.device, *, seed: int, **options: Any) -> Imputation:
+    """Impute the missing cells of new rows, from a random seed; see `impute` for the options."""
     arguments: dict[str, Any] = {**new.table.arguments(device=device), "mask": new.table.mask.to(device)}
-    return impute(vae.model, vae.guide, **arguments, **options)
+    with isolated_rng(seed):
+        return impute(vae.model, vae.guide, **arguments, **options)
 
 
 def write_imputations(folder: Path, new: NewRows, imputed: Imputation, draws: Sequence[Draws]) -> list[Path]:

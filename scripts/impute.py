@@ -20,6 +20,7 @@ from jsonargparse.typing import NonNegativeInt, PositiveInt
 
 from pyrovae.runs import check_folder, find_device, make_run_parser, open_run, parse_flags, run_script, with_name_lists
 from pyrovae.runs.fitting import refits
+from pyrovae.runs.report import unseen_lines
 from pyrovae.runs.table_files import add_table_flags, read_new_rows
 from pyrovae.runs.table_imputations import Draws, impute_rows, write_imputations
 from pyrovae.runs.tables import aligned
@@ -71,6 +72,8 @@ def main() -> int:
         count = int(missing[:, place].sum())
         lines.append([column.name, f"{count:,}", imputed.centre[place] if count else "-"])
     print(aligned(lines))
+    for line in unseen_lines(new.table):
+        print(line)
     unreliable = int((imputed.log_marginal.khat.cpu()[missing.any(1)] > 0.7).sum())
     print(f"\nk-hat is above 0.7 in {unreliable:,} rows with missing cells, whose weights few draws carry")
     if bool(missing.any()):

@@ -21,6 +21,7 @@ from pyrovae.data import write_csv_rows
 from pyrovae.densities import evaluating, isolated_rng
 from pyrovae.execution import Progress
 from pyrovae.runs import check_folder, find_device, make_run_parser, open_run, parse_flags, run_script, with_name_lists
+from pyrovae.runs.report import unseen_lines
 from pyrovae.runs.table_files import add_table_flags, read_new_rows
 from pyrovae.runs.table_scores import CELL_NAMES, FEWEST_REFERENCES, SCORE_NAMES, RowScores, choose_rows, score_rows
 from pyrovae.runs.tables import aligned
@@ -64,6 +65,8 @@ def main() -> int:
     print(f"\n{len(new.table):,} rows of {args.table}, K = {args.num_particles:,} draws each; nats")
     print(f"mean log p(x) {marginal.value.mean():.2f}; k-hat is above 0.7 in {unreliable:,} rows\n")
     print(aligned([*_oddest(scores)]))
+    for line in unseen_lines(new.table):
+        print(line)
     unranked = int((scores.references == 0).sum())
     if unranked:
         print(f"{unranked:,} rows have no rank: fewer than {FEWEST_REFERENCES} training rows have all of their cells")

@@ -125,12 +125,16 @@ class Blueprint:
     @property
     def data(self) -> Tensor:
         """The training data, with shape (N, D), or one datum of zeros if x is None. Holes have other rows' values."""
-        return torch.zeros(1, self.num_dims) if self.x is None else without_holes(self.x)
+        return without_holes(self._given)
+
+    @property
+    def _given(self) -> Tensor:
+        return torch.zeros(1, self.num_dims) if self.x is None else self.x
 
     @property
     def moments(self) -> Moments:
         """Moments of the observed entries of the training data."""
-        return Moments.of(torch.zeros(1, self.num_dims) if self.x is None else self.x)
+        return Moments.of(self._given)
 
     def make_prior(self, latent_dim: int | None = None, num_covariates: int | None = None) -> Prior:
         """Make p(z), or p(z|c), for latents of size `latent_dim`; None for Z, and for C covariates."""
@@ -162,11 +166,11 @@ class Blueprint:
             features = Features(self.columns, self.mask_extra)
             return self.encoder(nn.Sequential(features, self.network(features.out_features + count, outputs)))
         if getattr(likelihood, "starts_at_means", False):
-            scaled: nn.Module = StandardizeCounts.from_data(self.data, count)
+            scaled: nn.Module = StandardizeCounts.from_data(self._given, count)
         elif getattr(likelihood, "has_units", False):
             scaled = Standardize.around(self.moments.mean, self.moments.spread, count)
         else:
-            scaled = Standardize.for_encoder(self.data, count)
+            scaled = Standardize.for_encoder(self._given, count)
         if count and getattr(network, "structured", False):
             head = MLP(_FEATURES + count, outputs, hidden=[_FEATURES])
             body: nn.Module = WithCovariates(self.network(self.num_dims, _FEATURES), head, self.num_dims)

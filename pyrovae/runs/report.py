@@ -9,6 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from pyrovae.columns import shown
 from pyrovae.data import Data, IndependentPixels, Table
 from pyrovae.densities import evaluating, isolated_rng, take, weighted_draws
 from pyrovae.evidence import PROPOSALS, Evaluation, ProposalName, evaluate, exact_summary
@@ -40,12 +41,19 @@ def describe_table(table: Table) -> str:
     """Describe the columns of a table, the questions about their kinds, and what is assumed of missing cells."""
     lines = [str(table.columns), ""]
     lines += [f"?  {question}" for question in table.questions]
-    for name, levels in table.unseen.items():
-        counts = ", ".join(f"{level} ({count:,})" for level, count in levels.items())
-        lines.append(f"column {name}: levels that the columns do not name are treated as missing: {counts}")
+    lines += unseen_lines(table)
     if bool((~table.mask).any()):
         lines.append(MISSING_AT_RANDOM)
     return "\n".join(lines).rstrip()
+
+
+def unseen_lines(table: Table) -> list[str]:
+    """Say which levels the columns do not name, and how often they occur, one line per column."""
+    lines = []
+    for name, levels in table.unseen.items():
+        counts = ", ".join(f"{shown(level)} ({count:,})" for level, count in levels.items())
+        lines.append(f"column {name}: levels that the columns do not name are treated as missing: {counts}")
+    return lines
 
 
 def evaluate_run(

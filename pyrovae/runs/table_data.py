@@ -98,9 +98,7 @@ def training_data(flags: Namespace) -> Data:
     """
     if is_table(flags.data):
         return Data.of(training_table(flags))
-    given = [name for name in _ONLY_TABLES if flags.get(name)]
-    if given or flags.column_changes:
-        raise ValueError(f"--{(given or ['columns'])[0]} needs a table, PATH.csv, .tsv or .parquet, got {flags.data}")
+    _check_no_flags_of_tables(flags)
     return load_data(
         flags.data,
         data_dir=flags.data_dir,
@@ -119,6 +117,8 @@ def training_table(flags: Namespace) -> Table:
         ValueError: As `read_table`, or if a flag does not fit tables.
         FileNotFoundError: If the file is missing.
     """
+    if not is_table(flags.data):
+        _check_no_flags_of_tables(flags)
     if flags.binarize not in (None, "none") or flags.stream:
         flag = "--stream" if flags.stream else f"--binarize {flags.binarize}"
         raise ValueError(f"{flag} is for arrays and images, got the table {flags.data}; omit it")
@@ -137,6 +137,12 @@ def training_table(flags: Namespace) -> Table:
         found = read_table(flags.data, **options).columns if columns is None else columns
         columns = changed(found, flags.column_changes)
     return read_table(flags.data, columns=columns, **options)
+
+
+def _check_no_flags_of_tables(flags: Namespace) -> None:
+    given = [name for name in _ONLY_TABLES if flags.get(name)]
+    if given or flags.column_changes:
+        raise ValueError(f"--{(given or ['columns'])[0]} needs a table, PATH.csv, .tsv or .parquet, got {flags.data}")
 
 
 def _names_in(covariates: str | None) -> list[str]:

@@ -290,12 +290,40 @@ def test_load_data_accepts_the_largest_integers_of_float32(tmp_path):
     assert data.train.unique().tolist() == [1 - 2.0**24]
 
 
-@pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf])
+@pytest.mark.parametrize("value", [np.inf, -np.inf])
 def test_values_that_are_not_finite_are_counted_and_located(value, tmp_path):
     array = np.zeros((20, 3, 2), np.float32)
     array[7, 1, 1] = array[7, 2, 0] = array[9, 0, 0] = value
     text = message(ValueError, save(tmp_path / "x.npy", array))
-    assert all(w in text for w in ("x.npy", "3 values", "NaN", "row 7, column 3", "remove"))
+    assert all(w in text for w in ("x.npy", "3 values", "infinite", "row 7, column 3", "remove"))
+
+
+def test_missing_values_of_an_array_become_a_mask(tmp_path):
+    array = np.arange(120, dtype=np.float32).reshape(20, 3, 2)
+    array[7, 1, 1] = array[9, 0, 0] = np.nan
+    data = load_data(save(tmp_path / "x.npy", array))
+    assert data.has_holes
+    for split in ("train", "validation", "test"):
+        mask = data.conditions(split)["mask"]
+        assert torch.equal(mask, ~getattr(data, split).isnan())
+    assert sum(int((~data.conditions(split)["mask"]).sum()) for split in ("train", "validation", "test")) == 2
+    assert data.maximum == 119
+    complete = load_data(save(tmp_path / "y.npy", np.nan_to_num(array)))
+    assert not complete.has_holes
+    assert complete.conditions("train") == {}
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [({}, "no value in column 4"), ({"stream": True}, "NaN"), ({"binarize": "dynamic"}, "needs complete data")],
+)
+def test_missing_values_are_refused_where_nothing_can_use_them(options, words, tmp_path):
+    array = np.full((20, 6), 0.5, np.float32)
+    array[3, 2] = np.nan
+    if not options:
+        array[:, 4] = np.nan
+    with pytest.raises(ValueError, match=words):
+        load_data(save(tmp_path / "x.npy", array), **options)
 
 
 def test_python_objects_are_never_unpickled(tmp_path):

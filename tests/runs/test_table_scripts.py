@@ -1,0 +1,289 @@
+"""Tables from train.py to imputations, scores and samples, as a user runs the scripts."""
+
+import csv
+import json
+import math
+import re
+
+import numpy as np
+import pytest
+import torch
+import yaml
+from script_helpers import TINY, assert_refused, call, run
+
+import pyrovae
+from pyrovae.columns import Columns
+from pyrovae.data import read_columns, read_table
+
+N = 90
+COUNT = ["--columns.visits.kind", "count"]  # without it, whole numbers from 6 on are read as real
+
+
+def write(path, rows):
+    with path.open("w", newline="") as file:
+        writer = csv.writer(file)
+        writer.writerow(rows)
+        writer.writerows(zip(*rows.values(), strict=True))
+    return path
+
+
+def survey(seed=0):
+    """Six columns with holes, an identifier and a weight, as texts."""
+    rng = np.random.default_rng(seed)
+    height = rng.normal(170, 8, N).round(1)
+    rows = {
+        "id": [f"p{i:03d}" for i in range(N)],
+        "height": [f"{value:.1f}" for value in height],
+        "income": [f"{value:.2f}" for value in np.exp(7 + 0.05 * (height - 170) + 0.3 * rng.normal(size=N))],
+        "visits": [str(value) for value in rng.poisson(15, N)],
+        "sex": ["FM"[int(value > 170)] for value in height],
+        "region": [f"r{value}" for value in rng.integers(3, size=N)],
+    }
+    for name in ("height", "income", "sex", "region"):
+        for row in rng.choice(N, 15, replace=False):
+            rows[name][row] = ""
+    return rows
+
+
+def read(path):
+    with path.open(newline="") as file:
+        return list(csv.DictReader(file))
+
+
+@pytest.fixture
+def refused(capsys, monkeypatch):
+    """A check that a script refuses its flags in one line with some words."""
+
+    def check(words, script, *arguments, cwd):
+        monkeypatch.chdir(cwd)
+        code, err = call(capsys, monkeypatch, script, *arguments)
+        assert_refused(script, code, err, words)
+
+    return check
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory):
+    """A folder with survey.csv and a run on it, and what train.py printed."""
+    folder = tmp_path_factory.mktemp("table")
+    write(folder / "survey.csv", survey())
+    result = run("train", *COUNT, "--data", "survey.csv", "--epochs", 3, *TINY, "--out", "run", cwd=folder)
+    return folder, result.stdout
+
+
+def test_training_on_a_table_prints_its_columns_and_keeps_them(trained):
+    folder, printed = trained
+    assert re.search(r"height +real +\S+ \.\. \S+ +1\d\.\d % +NormalLikelihood +0\.1", printed)
+    assert re.search(r"id +drop", printed)
+    assert "missing at random" in printed
+    kept = read_columns(folder / "run" / "columns.yaml")
+    guessed = read_table(folder / "survey.csv").columns
+    assert [column for column in kept if column.name != "visits"] == [c for c in guessed if c.name != "visits"]
+    assert "columns.yaml" in json.loads((folder / "run" / "manifest.json").read_text())["files"]
+    assert json.loads((folder / "run" / "evaluation.json").read_text())["base_measure"] == (
+        "by column: 2 lebesgue; 3 counting"
+    )
+    assert not list((folder / "run").glob("samples*.png"))
+
+
+def test_the_columns_that_describe_prints_train_the_same_model(trained):
+    folder, _ = trained
+    result = run("train", *COUNT, "--data", "survey.csv", "--describe", "true", cwd=folder)
+    assert "height" in yaml.safe_load(result.stdout)
+    assert "likelihood" in result.stderr  # the table of the columns
+    (folder / "columns.yaml").write_text(result.stdout)
+    run(
+        "train", "--data", "survey.csv", "--columns", "columns.yaml", "--epochs", 3, *TINY, "--out", "again", cwd=folder
+    )
+    assert (folder / "again/weights.safetensors").read_bytes() == (folder / "run/weights.safetensors").read_bytes()
+    run("train", "--config", "run/config.yaml", "--out", "config", cwd=folder)
+    assert (folder / "config/weights.safetensors").read_bytes() == (folder / "run/weights.safetensors").read_bytes()
+
+
+def test_flags_change_single_columns_and_the_run_keeps_the_change(trained):
+    folder, _ = trained
+    run(
+        *("train", "--data", "survey.csv", "--epochs", 1, *TINY, "--out", "changed"),
+        *("--columns.income.likelihood", "GammaLikelihood", "--columns.income.likelihood.concentration", "dimension"),
+        *("--columns.visits.kind", "real", "--columns.height.na_values", "170.0,-9"),
+        *("--likelihood", "StudentTLikelihood", "--likelihood.df", 5),
+        cwd=folder,
+    )
+    columns = read_columns(folder / "changed" / "columns.yaml")
+    assert columns["income"].likelihood == "GammaLikelihood"
+    assert columns["visits"].kind == "real"
+    assert columns["height"].na_values == ("170.0", "-9")
+    likelihood = pyrovae.runs.load(folder / "changed").model.likelihood
+    names = sorted(type(part).__name__ for part in likelihood.parts)
+    assert names == ["BernoulliLikelihood", "CategoricalLikelihood", "GammaLikelihood", "StudentTLikelihood"]
+
+
+def test_imputed_files_keep_the_cells_of_the_file_and_fill_the_holes(trained):
+    folder, _ = trained
+    result = run("impute", "run", "survey.csv", "--draws", 3, "--num_particles", 40, cwd=folder)
+    assert "too narrow" in result.stdout
+    given, filled = read(folder / "survey.csv"), read(folder / "run/imputed.csv")
+    draws, about = read(folder / "run/draws.csv"), read(folder / "run/imputation.csv")
+    assert list(filled[0]) == list(given[0])
+    assert len(filled) == len(about) == N
+    assert len(draws) == 3 * N
+    assert [(row[".imp"], row[".id"]) for row in draws[::N]] == [("1", "1"), ("2", "1"), ("3", "1")]
+    holes = 0
+    for n, row in enumerate(given):
+        for name, cell in row.items():
+            if cell:
+                assert {filled[n][name], *(draws[m * N + n][name] for m in range(3))} == {cell}
+                continue
+            holes += 1
+            values = {filled[n][name], *(draws[m * N + n][name] for m in range(3))}
+            if name == "sex":
+                assert values <= {"F", "M"}
+            elif name == "region":
+                assert values <= {"r0", "r1", "r2"}
+            else:
+                assert all(math.isfinite(float(value)) for value in values)
+        assert int(about[n]["missing"]) == sum(cell == "" for cell in row.values())
+    assert holes == 60
+    assert len(read(folder / "run/imputed_cells.csv")) == holes
+
+
+def test_draws_of_refits_are_numbered_and_differ_between_refits(trained):
+    folder, _ = trained
+    flags = ("--draws", 4, "--refits", 2, "--num_particles", 30, "--out", "refits")
+    result = run("impute", "run", "survey.csv", *flags, cwd=folder)
+    assert "too narrow" not in result.stdout
+    draws = read(folder / "refits/draws.csv")
+    assert [row[".refit"] for row in draws[::N]] == ["1", "1", "2", "2"]
+    first = next(n for n, row in enumerate(read(folder / "survey.csv")) if not row["height"])
+    assert len({draws[m * N + first]["height"] for m in range(4)}) == 4
+
+
+def test_scores_rank_a_strange_row_lowest_and_name_its_column(trained):
+    folder, _ = trained
+    rows = survey(1)
+    for name in rows:
+        rows[name] = rows[name][:12]
+    rows["height"][4] = "31.0"
+    rows["sex"][4] = "F"
+    rows = {name: rows[name] for name in reversed(rows)}  # columns are found by name
+    write(folder / "new.csv", rows)
+    run("score", "run", "new.csv", "--num_particles", 60, "--out", "scores", cwd=folder)
+    scores, cells = read(folder / "scores/scores.csv"), read(folder / "scores/cells.csv")
+    assert len(scores) == 12
+    assert scores[4]["worst_column"] == "height"
+    assert float(scores[4]["worst_share_below"]) == 0
+    assert scores[4]["rank"] == "1"
+    observed = [
+        sum(cell != "" for cell in line) for line in zip(*(rows[name] for name in rows if name != "id"), strict=True)
+    ]
+    assert [int(row["observed"]) for row in scores] == observed
+    assert len(cells) == sum(observed)
+    vae, columns = pyrovae.runs.load(folder / "run"), read_columns(folder / "run/columns.yaml")
+    table = read_table(folder / "new.csv", columns=columns, new_data=True)
+    with torch.no_grad():
+        exact = pyrovae.log_marginal(vae.model, vae.guide, **table.arguments(), num_particles=4000).value
+    assert [float(row["log_marginal"]) for row in scores] == pytest.approx(exact.tolist(), abs=0.5)
+
+
+def test_samples_are_rows_in_original_units(trained):
+    folder, _ = trained
+    run("sample", "run", "--num_samples", 1200, cwd=folder)
+    samples = read(folder / "run/samples.csv")
+    assert len(samples) == 1200
+    assert list(samples[0]) == ["height", "income", "visits", "sex", "region"]
+    heights = np.array([float(row["height"]) for row in samples])
+    assert 165 < heights.mean() < 175
+    assert 5 < heights.std() < 13
+    assert {row["region"] for row in samples} == {"r0", "r1", "r2"}
+    assert all(row["visits"].isdigit() for row in samples)
+
+
+def test_an_evaluation_reads_the_same_table_and_refuses_a_changed_one(trained, refused):
+    folder, _ = trained
+    run("evaluate", "run", "--num_particles", 20, cwd=folder)
+    rows = survey()
+    rows["height"][3] = "170.5"
+    original = (folder / "survey.csv").read_bytes()
+    write(folder / "survey.csv", rows)
+    try:
+        refused("the data differ from those of run", "evaluate", "run", "--num_particles", 20, cwd=folder)
+    finally:
+        (folder / "survey.csv").write_bytes(original)
+
+
+@pytest.mark.parametrize(
+    ("flags", "words"),
+    [
+        (["--columns.heigth.kind", "real"], "did you mean height"),
+        (["--columns.height.kin", "real"], "did you mean kind"),
+        (["--columns.height.kind"], "needs a value"),
+        (["--columns.height.kind", "category2"], "kind 'category2' is unknown"),
+        (["--columns.visits.likelihood", "BinomialLikelihood"], "needs total_count"),
+        (["--columns.visits.likelihood", "nomodule.Mine"], "neither installed"),
+        (["--columns.height.likelihood", "GammaLikelihood", "--columns.height.likelihood.foo", "1"], "no such option"),
+        (["--columns", "none.yaml"], "no such file"),
+        (["--covariates", "nothing"], "nothing"),
+        (["--label", "wine"], "wine"),
+        (["--weights", "sex"], "sex"),
+        (["--binarize", "dynamic"], "for arrays and images"),
+        (["--stream", "true"], "for arrays and images"),
+        (["--mask_extra", "1"], "below 1"),
+        (["--likelihood", "BetaLikelihood"], "column 'height'"),
+    ],
+)
+def test_a_wrong_flag_of_a_table_is_refused_in_one_line(flags, words, trained, refused, tmp_path):
+    folder, _ = trained
+    refused(words, "train", "--data", folder / "survey.csv", *flags, "--epochs", 1, cwd=tmp_path)
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("flag", [["--describe", "true"], ["--label", "y"], ["--columns.a.kind", "real"]])
+def test_flags_of_tables_are_refused_for_images(flag, refused, tmp_path):
+    refused("needs a table", "train", *flag, cwd=tmp_path)
+
+
+def test_a_columns_file_runs_no_code(trained, refused, tmp_path):
+    folder, _ = trained
+    (tmp_path / "evil.py").write_text("open('ran', 'w')")
+    columns = read_table(folder / "survey.csv").columns.to_dict()
+    columns["height"]["likelihood"] = "evil.Likelihood"
+    (tmp_path / "columns.yaml").write_text(yaml.safe_dump(columns))
+    flags = ("--data", folder / "survey.csv", "--columns", "columns.yaml", "--epochs", 1)
+    refused("--trust_imports evil", "train", *flags, cwd=tmp_path)
+    assert not (tmp_path / "ran").exists()
+    assert Columns.from_dict(columns)["height"].likelihood == "evil.Likelihood"
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        (lambda rows: rows.pop("income"), "income"),
+        (lambda rows: rows["region"].__setitem__(2, "r9"), "row 3"),
+        (lambda rows: rows["height"].__setitem__(2, "tall"), "row 3"),
+    ],
+)
+@pytest.mark.parametrize("script", ["impute", "score"])
+def test_new_rows_that_do_not_fit_are_refused_with_column_and_row(script, change, words, trained, refused, tmp_path):
+    folder, _ = trained
+    rows = survey(2)
+    change(rows)
+    write(tmp_path / "new.csv", rows)
+    refused(words, script, folder / "run", "new.csv", "--out", "out", cwd=tmp_path)
+    assert not (tmp_path / "out").exists()
+
+
+def test_unseen_levels_may_be_missing(trained, tmp_path):
+    folder, _ = trained
+    rows = survey(2)
+    rows["region"][2] = "r9"
+    write(tmp_path / "new.csv", rows)
+    flags = ("--unseen", "missing", "--draws", 1, "--num_particles", 10, "--out", "out")
+    result = run("impute", str(folder / "run"), "new.csv", *flags, cwd=tmp_path)
+    assert "r9 (1)" in result.stdout
+    assert read(tmp_path / "out/imputed.csv")[2]["region"] in {"r0", "r1", "r2"}
+
+
+def test_a_table_script_refuses_a_run_on_images(straight, refused, tmp_path):
+    write(tmp_path / "new.csv", survey())
+    for script in ("impute", "score"):
+        refused("no table", script, straight, "new.csv", cwd=tmp_path)

@@ -17,7 +17,7 @@ from pyrovae.evidence.blocks import (
 from pyrovae.evidence.imputation import check_mask, draws_given, served_by
 from pyrovae.evidence.posterior import weighted_points
 from pyrovae.evidence.proposals import Proposal
-from pyrovae.evidence.weight_blocks import tell_faults
+from pyrovae.evidence.weight_blocks import WeightBlock, tell_faults
 from pyrovae.stats import LogMarginal
 
 
@@ -99,30 +99,43 @@ def conditional(
             f"given must hold observed entries alone, but the mask says that entry {column} of datum {row} is missing; "
             "give given & mask"
         )
-    terms = []
-    for entries in (mask, given):
-        programs_kwargs = {**kwargs, "mask": entries}
-        pair = vectorize_pair(model, guide, (x,), programs_kwargs, plate=plate)
-        chunk = chunk_size_or_default(chunk_size, (x,), programs_kwargs)
-        weights, draws = [], []
-        for block in data_blocks(*pair, (x,), programs_kwargs, data_at_once(num_particles, chunk)):
-            with evaluation_mode(*pair):
-                drawn = weighted_points(block, num_particles, proposal, chunk)
-                wanted = num_draws if entries is given else 0
-                draws.append(draws_given(block, entries[block.rows], drawn, wanted, chunk, site))
-            weights.append(drawn.weights)
-        log_p = LogMarginal(*concatenate([one.summary() for one in weights]))
-        tell_faults([one.fault for one in weights], log_p.value)
-        terms.append((log_p, torch.cat(draws, 1), weights))
-    (joint, _, _), (known, draws_of_rest, weights) = terms
+    options = num_particles, proposal, chunk_size, site, plate
+    joint, _, _ = _log_p_and_draws(model, guide, x, {**kwargs, "mask": mask}, 0, *options)
+    known, draws, weights = _log_p_and_draws(model, guide, x, {**kwargs, "mask": given}, num_draws, *options)
     value, error = joint.value - known.value, torch.hypot(joint.std_error, known.std_error)
     nothing = (mask == given).flatten(1).all(1).to(value.device)
     return Conditional(
         torch.where(nothing, 0.0, value),
         torch.where(nothing, 0.0, error),
         torch.where(nothing, -torch.inf, joint.khat.maximum(known.khat)),
-        draws_of_rest,
+        draws,
         joint,
         known,
         *served_by(weights),
     )
+
+
+def _log_p_and_draws(
+    model: Program,
+    guide: Program,
+    x: Tensor,
+    kwargs: dict[str, Any],
+    num_draws: int,
+    num_particles: int,
+    proposal: Proposal | None,
+    chunk_size: int | None,
+    site: str,
+    plate: str | None,
+) -> tuple[LogMarginal, Tensor, list[WeightBlock]]:
+    """Estimate log p of the entries where the mask is true; return it with draws of the others and the weights."""
+    pair = vectorize_pair(model, guide, (x,), kwargs, plate=plate)
+    chunk_size = chunk_size_or_default(chunk_size, (x,), kwargs)
+    weights, draws = [], []
+    for block in data_blocks(*pair, (x,), kwargs, data_at_once(num_particles, chunk_size)):
+        with evaluation_mode(*pair):
+            drawn = weighted_points(block, num_particles, proposal, chunk_size)
+            draws.append(draws_given(block, kwargs["mask"][block.rows], drawn, num_draws, chunk_size, site))
+        weights.append(drawn.weights)
+    log_p = LogMarginal(*concatenate([one.summary() for one in weights]))
+    tell_faults([one.fault for one in weights], log_p.value)
+    return log_p, torch.cat(draws, 1), weights

@@ -147,8 +147,7 @@ class EntryGroup:
                 value = self._by_bisection(low, high)
             except (NotImplementedError, AttributeError):  # no distribution function
                 _, value, _ = self._quantiles_of_draws(-(-_DRAWS // sum(map(len, self.weights))))
-        hopeless = self.weights[0].isnan().any(0).unsqueeze(-1)
-        return torch.where(hopeless, torch.nan, value.double())
+        return value.double()
 
     def _pairs(self) -> Any:
         return zip(self.sites, self.parts, strict=True)

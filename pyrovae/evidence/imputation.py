@@ -18,7 +18,7 @@ from pyrovae.evidence.blocks import (
     evaluation_mode,
 )
 from pyrovae.evidence.entries import CENTRES, EntryMixtures
-from pyrovae.evidence.posterior import WeightedPoints, per_datum, sites_at, weighted_points
+from pyrovae.evidence.posterior import WeightedPoints, per_datum, sites_at, weighted_points, with_weights
 from pyrovae.evidence.proposals import Proposal
 from pyrovae.evidence.weight_blocks import tell_faults
 from pyrovae.stats import LogMarginal
@@ -104,8 +104,7 @@ def impute(
             `log_marginal`.
     """
     check_counts(num_particles=num_particles)
-    mask = kwargs.get("mask")
-    check_mask("mask", mask, x)
+    mask = check_mask("mask", kwargs.get("mask"), x)
     pair = vectorize_pair(model, guide, (x,), kwargs, plate=plate)
     chunk_size = chunk_size_or_default(chunk_size, (x,), kwargs)
     centres = _Centres(centre)
@@ -173,35 +172,38 @@ def _centre_of_block(
     block: DataBlock, mask: Tensor, drawn: WeightedPoints, centres: _Centres, chunk_size: int, site: str
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Impute a block of data: the completed data, the errors of means, and the probabilities of modes, each (n, D)."""
-    x, sites = block.args[0], list(sites_at(block, drawn.latents, site, chunk_size, _PURPOSE))
-    _check_masked(sites[0], mask)
+    x, missing = block.args[0], ~mask.flatten(1)
+    value = torch.where(missing, torch.nan, x.flatten(1).double())
+    error, probability = torch.where(missing, torch.nan, 0.0).to(value), torch.full_like(value, torch.nan)
+    some, drawn, rows = with_weights(block, drawn)
+    if not len(rows):
+        return value.to(x).view(x.shape), error.view(x.shape), probability.view(x.shape)
+    sites = list(sites_at(some, drawn.latents, site, chunk_size, _PURPOSE))
+    _check_masked(sites[0], mask[rows])
     mixtures = EntryMixtures(sites, drawn.weight)
     if not centres.words:
         centres.words = mixtures.centres(centres.wanted)
-    missing = ~mask.flatten(1)
-    value = torch.full(missing.shape, torch.nan, dtype=torch.float64, device=x.device)
-    error, probability = value.clone(), value.clone()
-    known = ~drawn.weight.isnan().any(0)
+    lacking = missing[rows]
+    centre, spread, share = (torch.full_like(value[rows], torch.nan) for _ in range(3))
     for group in mixtures.groups:
+        places = group.places.tolist()
         for word in CENTRES:  # means first, which medians may replace
-            places = group.places.tolist()
-            own = [i for i, d in enumerate(places) if centres.words[d] == word and bool(missing[:, d].any())]
+            own = [i for i, d in enumerate(places) if centres.words[d] == word and bool(lacking[:, d].any())]
             columns = [places[i] for i in own]
             if own and word == "mean":
-                value[:, columns], error[:, columns] = (part[:, own] for part in group.mean())
-                undefined = (~value[:, columns].isfinite() & missing[:, columns] & known.unsqueeze(-1)).any(0)
+                centre[:, columns], spread[:, columns] = (part[:, own] for part in group.mean())
+                undefined = (~centre[:, columns].isfinite() & lacking[:, columns]).any(0)
                 replaced = [column for column, bad in zip(columns, undefined.tolist(), strict=True) if bad]
-                error[:, replaced] = torch.nan
+                spread[:, replaced] = torch.nan
                 centres.replace(replaced, settled=block.rows.start == 0)
             elif own and word == "median":
-                value[:, columns] = group.median()[:, own]
+                centre[:, columns] = group.median()[:, own]
             elif own:
-                value[:, columns], probability[:, columns] = (part[:, own] for part in group.mode())
-    value = torch.where(missing & ~known.unsqueeze(-1), torch.nan, value)
-    value = torch.where(missing, value.to(x), x.flatten(1))
-    error = torch.where(missing, error, 0.0)
-    probability = torch.where(missing, probability, torch.nan)
-    return value.view(x.shape), error.view(x.shape), probability.view(x.shape)
+                centre[:, columns], share[:, columns] = (part[:, own] for part in group.mode())
+    value[rows] = torch.where(lacking, centre, value[rows])
+    error[rows] = torch.where(lacking, spread, 0.0)
+    probability[rows] = torch.where(lacking, share, torch.nan)
+    return value.to(x).view(x.shape), error.view(x.shape), probability.view(x.shape)
 
 
 def draws_given(
@@ -220,17 +222,19 @@ def draws_given(
     x = block.args[0]
     if not num_draws:
         return x.new_empty(0, *x.shape)
-    hopeless = drawn.weight.isnan().any(0)
-    weight = torch.where(hopeless, 1.0, drawn.weight)
-    rows = torch.multinomial(weight.T, num_draws, replacement=True).T
-    data = torch.arange(rows.shape[1], device=rows.device)
-    chosen = {name: value[rows, data] for name, value in drawn.latents.items()}
+    draws = torch.where(mask, x, torch.nan).repeat(num_draws, *[1] * x.dim())
+    some, drawn, rows = with_weights(block, drawn)
+    if not len(rows):
+        return draws
+    chosen = torch.multinomial(drawn.weight.T, num_draws, replacement=True).T
+    data = torch.arange(len(rows), device=rows.device)
+    latents = {name: value[chosen, data] for name, value in drawn.latents.items()}
     parts = []
-    for p in sites_at(block, chosen, site, chunk_size, _PURPOSE):
-        _check_masked(p, mask)
-        parts.append(per_datum(p, p.fn.sample()).view(-1, *x.shape))
-    draws = torch.where(hopeless.view(-1, *[1] * (x.dim() - 1)), torch.nan, torch.cat(parts).to(x))
-    return torch.where(mask, x, draws)
+    for p in sites_at(some, latents, site, chunk_size, _PURPOSE):
+        _check_masked(p, mask[rows])
+        parts.append(per_datum(p, p.fn.sample()).view(-1, len(rows), *x.shape[1:]))
+    draws[:, rows] = torch.where(mask[rows], draws[:, rows], torch.cat(parts).to(x))
+    return draws
 
 
 def served_by(weights: Sequence[Any]) -> tuple[Tensor, tuple[str, ...]]:
@@ -240,14 +244,15 @@ def served_by(weights: Sequence[Any]) -> tuple[Tensor, tuple[str, ...]]:
     return torch.cat(places), names
 
 
-def check_mask(name: str, mask: Any, x: Tensor) -> None:
-    """Raise a ValueError unless a mask is a boolean tensor and has the shape of x."""
+def check_mask(name: str, mask: Any, x: Tensor) -> Tensor:
+    """Return a mask; raise a ValueError unless it is a boolean tensor with the shape of x."""
     if not isinstance(mask, Tensor):
         raise ValueError(f"{name} must be a tensor of the shape {tuple(x.shape)} of x, got {mask!r}; give {name}=...")
     if mask.shape != x.shape:
         raise ValueError(f"{name} must have the shape {tuple(x.shape)} of x, got {tuple(mask.shape)}")
     if mask.dtype != torch.bool:
         raise ValueError(f"{name} must be boolean, got {mask.dtype}; give {name}.bool()")
+    return mask
 
 
 def _check_masked(site: Site, mask: Tensor) -> None:

@@ -6,7 +6,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from pyrovae.densities import Site, bad_data, entry_of
+from pyrovae.densities import Site, bad_data, entry_of, take
 from pyrovae.evidence.blocks import DataBlock, split_count
 from pyrovae.evidence.latent_space import Latents
 from pyrovae.evidence.proposals import Proposal, default_proposal
@@ -74,6 +74,25 @@ def weighted_points(block: DataBlock, num_particles: int, proposal: Proposal | N
     )
 
 
+def with_weights(block: DataBlock, drawn: WeightedPoints) -> tuple[DataBlock, WeightedPoints, Tensor]:
+    """Leave out the data without weights, whose parameters may be NaN, so that nothing can be drawn from them.
+
+    Args:
+        block: Block of n data.
+        drawn: Their weighted draws.
+
+    Returns:
+        The block of the other data, their draws, and their rows in the block; all data if a program cannot be divided.
+    """
+    rows = (~drawn.weight.isnan().any(0)).nonzero().flatten()
+    if len(rows) == drawn.weights.log_w.shape[1] or not block.model.divisible:
+        return block, drawn, torch.arange(drawn.weights.log_w.shape[1], device=rows.device)
+    args, kwargs = take(block.args, block.kwargs, rows)
+    some = DataBlock(block.model, block.guide, block.rows, args, kwargs, block.first)
+    latents = {name: value[:, rows] for name, value in drawn.latents.items()}
+    return some, WeightedPoints(latents, drawn.weights._replace(log_w=drawn.weights.log_w[:, rows])), rows
+
+
 def sites_at(block: DataBlock, latents: Latents, name: str, chunk_size: int, purpose: str) -> Iterator[Site]:
     """Run the model at given latents, with shape (K, n, ...), and yield one of its sites, some draws at a time.
 
@@ -87,7 +106,7 @@ def sites_at(block: DataBlock, latents: Latents, name: str, chunk_size: int, pur
     Raises:
         ValueError: If the model has no such site.
     """
-    at_once = max(1, chunk_size // block.space.num_data)
+    at_once = max(1, chunk_size // max(1, block.model.num_data(block.args, block.kwargs)))
     for start in range(0, len(next(iter(latents.values()))), at_once):
         some = {key: value[start : start + at_once] for key, value in latents.items()}
         sites = block.model.trace(len(next(iter(some.values()))), block.args, block.kwargs, some).sites

@@ -14,7 +14,7 @@ from pyrovae.evidence.blocks import (
     data_blocks,
     evaluation_mode,
 )
-from pyrovae.evidence.posterior import per_datum, sites_at, weighted_points
+from pyrovae.evidence.posterior import per_datum, sites_at, weighted_points, with_weights
 from pyrovae.evidence.proposals import Proposal
 from pyrovae.evidence.weight_blocks import WeightBlock, tell_faults
 from pyrovae.stats import LogMarginal, log_mean_exp, pareto_khat
@@ -79,9 +79,16 @@ def score(
     for block in data_blocks(*pair, (x,), kwargs, data_at_once(num_particles, chunk_size)):
         with evaluation_mode(*pair):
             drawn = weighted_points(block, num_particles, proposal, chunk_size)
-            entries = [_entries(one) for one in sites_at(block, drawn.latents, site, chunk_size, "scores")]
-        parts.append(_of_block(drawn.weights, *(torch.cat(part) for part in zip(*entries, strict=True))))
-        weights.append(drawn.weights)
+            weights.append(drawn.weights)
+            some, known, rows = with_weights(block, drawn)
+            whole = [torch.full_like(x[block.rows].flatten(1), torch.nan, dtype=torch.float64) for _ in range(3)]
+            if not len(rows):
+                parts.append(whole)
+                continue
+            entries = [_entries(one) for one in sites_at(some, known.latents, site, chunk_size, "scores")]
+        log_p, seen = (torch.cat(part) for part in zip(*entries, strict=True))
+        scores = _of_block(known.weights.log_w, log_p, seen, drawn.weights, rows)
+        parts.append([one.index_copy(0, rows, score) for one, score in zip(whole, scores, strict=True)])
     log_marginal = LogMarginal(*concatenate([one.summary() for one in weights]))
     tell_faults([one.fault for one in weights], log_marginal.value)
     return Score(log_marginal, *concatenate(parts))
@@ -128,25 +135,21 @@ def rank_among(log_p: Tensor, training: Tensor) -> Rank:
     return Rank(below + 1, below.double() / len(training))
 
 
-def _of_block(weights: WeightBlock, log_p: Tensor, seen: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """Score the entries of a block of data, with log densities and whether they are observed of shape (K, n, D)."""
-    bad = weights.log_w.isnan().any(0)
-    log_w = torch.where(bad, 0.0, weights.log_w)
-    without = log_w.unsqueeze(-1) - torch.where(seen & ~bad.unsqueeze(-1), log_p.double(), 0.0)
+def _of_block(
+    log_w: Tensor, log_p: Tensor, seen: Tensor, weights: WeightBlock, rows: Tensor
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Score the entries of some rows of a block, with log densities and whether they are observed, both (K, m, D)."""
+    without = log_w.unsqueeze(-1) - torch.where(seen, log_p.double(), 0.0)
     value, rest = log_mean_exp(log_w), log_mean_exp(without)
     ratio = (log_w - value).exp().unsqueeze(-1) - (without - rest).exp()
-    error = ratio.std(0) / len(log_w) ** 0.5
-    khat = pareto_khat(without.flatten(1)).view_as(rest)
-    conditional = value.unsqueeze(-1) - rest
-    alone = seen[0].sum(-1, keepdim=True) == 1  # given nothing, x_d has the density p(x_d)
-    summary = weights.summary()
-    conditional = torch.where(alone, summary.value.unsqueeze(-1), conditional)
-    error = torch.where(alone, summary.std_error.unsqueeze(-1), error)
-    khat = torch.where(alone, summary.khat.unsqueeze(-1), khat)
+    error, khat = ratio.std(0) / len(log_w) ** 0.5, pareto_khat(without.flatten(1)).view_as(rest)
     if weights.unsettled is not None:
-        khat = torch.where(weights.unsettled.to(khat.device).unsqueeze(-1), torch.inf, khat)
-    keep = seen[0] & ~bad.unsqueeze(-1)
-    conditional, error, khat = (torch.where(keep, part, torch.nan) for part in (conditional, error, khat))
+        khat = torch.where(weights.unsettled.to(khat.device)[rows].unsqueeze(-1), torch.inf, khat)
+    alone = seen[0].sum(-1, keepdim=True) == 1  # given nothing, x_d has the density p(x_d)
+    summary = LogMarginal(*(field[rows].unsqueeze(-1) for field in weights.summary()))
+    conditional = torch.where(alone, summary.value, value.unsqueeze(-1) - rest)
+    error, khat = torch.where(alone, summary.std_error, error), torch.where(alone, summary.khat, khat)
+    conditional, error, khat = (torch.where(seen[0], part, torch.nan) for part in (conditional, error, khat))
     return conditional, error, khat
 
 

@@ -71,7 +71,8 @@ class WeightBlock(NamedTuple):
     @property
     def served(self) -> Tensor:
         """Index of the component with the largest share of each datum's weight, with shape (n,)."""
-        served = component_shares(self.log_w, self.component, len(self.names)).argmax(0)
+        log_w = torch.where(self.log_w.isnan().any(0), 0.0, self.log_w)
+        served = component_shares(log_w, self.component, len(self.names)).argmax(0)
         return self._exact(served, self.names.index("prior")) if "prior" in self.names else served
 
     def _exact(self, value: Tensor, known: float) -> Tensor:

@@ -210,3 +210,13 @@ def test_gradients_of_beta_draws_are_those_of_the_mean():
     logits = torch.tensor([-1.0, 0.0, 2.0], dtype=torch.float64, requires_grad=True)
     LogitBeta(logits, torch.tensor([0.5, 2.0, 40.0])).rsample((200_000,)).mean(0).sum().backward()
     torch.testing.assert_close(logits.grad, logits.detach().sigmoid() * (-logits.detach()).sigmoid(), rtol=0.03, atol=0)
+
+
+def test_distribution_function_of_student_t_agrees_with_scipy():
+    df = torch.tensor([0.5, 1.0, 4.0, 300.0], dtype=torch.float64)
+    x = torch.tensor([-1e4, -3.0, 0.4, 0.7, 2.0, 50.0], dtype=torch.float64).unsqueeze(-1)
+    exact = torch.as_tensor(stats.t.cdf(x, df, 0.5, 1.3))
+    p = StudentT(df, torch.tensor(0.5, dtype=torch.float64), torch.tensor(1.3, dtype=torch.float64))
+    torch.testing.assert_close(p.cdf(x), exact, rtol=1e-6, atol=0)
+    single = StudentT(df.float(), torch.tensor(0.5), torch.tensor(1.3))
+    torch.testing.assert_close(single.cdf(x.float()), exact.float(), rtol=1e-5, atol=0)

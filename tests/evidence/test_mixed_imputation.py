@@ -192,11 +192,13 @@ def test_medians_are_those_of_the_mixture(data):
         if d in (BINARY, ORDERED, COUNT, ROUNDED):
             below = weight @ cdf(d, found.value[n, d].item() - (0.5 if d == ROUNDED else 1.0)) if below else 0.0
             below = 0.0 if d != ROUNDED and found.value[n, d] == 0 else below
-        assert below < 0.53 and at_most > 0.47, (n, d)
+        assert below < 0.53, (n, d)
+        assert at_most > 0.47, (n, d)
         if d in (REAL, POSITIVE, HEAVY):
             assert abs(found.value[n, d] - median(d, weight)) < 0.12 * max(1, abs(median(d, weight))), (n, d)
     zero = [found.value[n, HURDLE] for n, _, weight in missing(data, HURDLE) if weight @ cdf(HURDLE, 0) > 0.53]
-    assert zero and not any(zero)
+    assert zero
+    assert not any(zero)
 
 
 def test_modes_of_ordered_levels_and_probabilities_of_binary_columns_on_request(data):
@@ -235,9 +237,7 @@ def test_a_column_has_one_centre_in_all_blocks(data):
 
 
 def test_draws_have_the_distribution_of_the_mixture(data):
-    _, mask, _ = data
-    with pytest.warns(UserWarning, match="column 5"):
-        found = run(data, "auto", num_particles=4000, num_draws=3000)
+    found = run(data, "median", num_particles=4000, num_draws=3000)
     assert bool(entries(torch.zeros(1, 1)).support.check(found.draws).all())
     for n, d, weight in missing(data, *range(D)):
         drawn = found.draws[:, n, d].numpy()

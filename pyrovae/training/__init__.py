@@ -1,8 +1,10 @@
 """Training by stochastic variational inference.
 
 svi              `fit`: the loop, early stopping
+inputs           training and validation data, with their case weights
 batches          order of the data, batches of data in memory or on disk
 loaders          batches of a DataLoader
+case_weights     weights of the data in the objective
 optimizers       torch optimizers, also from those of pyro.optim
 learning_rate    schedules and warm-up of the learning rate
 averaging        exponential average of the weights

@@ -124,7 +124,7 @@ from pyrovae.priors import (
 from pyrovae.programs import VAE, Blueprint, Guide, MixtureVAE, Model, TwoLayerVAE
 from pyrovae.runs import load, to_arviz
 from pyrovae.stats import LogMarginal
-from pyrovae.training import BurdaLR, History, fit
+from pyrovae.training import BurdaLR, History, fit, refit
 
 __all__ = [
     "DIPVAEELBO",
@@ -246,6 +246,7 @@ __all__ = [
     "log_marginal",
     "log_weights",
     "refine",
+    "refit",
     "sigmoidal_schedule",
     "temper",
     "to_arviz",

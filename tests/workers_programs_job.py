@@ -12,7 +12,7 @@ from pyro.infer import Trace_ELBO, TraceEnum_ELBO
 from pyro.infer.autoguide import AutoMultivariateNormal, AutoNormal
 from torch.utils.data import DataLoader, TensorDataset
 
-from pyrovae import Whole, fit
+from pyrovae import ImportanceWeightedELBO, Whole, fit
 from pyrovae.execution import joined
 
 N, D = 12, 3
@@ -152,6 +152,12 @@ def auto(guide, model):
     return model, guide(model)
 
 
+def weighing():
+    """Case weights of the data, and held-out data with theirs."""
+    weights = torch.arange(float(N)) % 4
+    return {"weights": weights, "validation": rows()[:5] + 1, "validation_weights": weights[:5]}
+
+
 def summing():
     return TraceEnum_ELBO(max_plate_nesting=1)
 
@@ -169,12 +175,14 @@ CASES = {
     "outside, scaled": lambda: (*outside_program(scaled=True), rows(), {}),
     "pixels right": lambda: (*pixels_program(-2), rows(), {}),
     "pixels left": lambda: (*pixels_program(-1), rows(), {}),
+    "weighted": lambda: (*local_program(), rows(), weighing()),
+    "weighted bound": lambda: (*local_program(), rows(), weighing() | {"elbo": ImportanceWeightedELBO(3)}),
     "auto global": lambda: (*auto(AutoNormal, global_program()), rows(), {}),
     "auto joint": lambda: (*auto(AutoMultivariateNormal, global_program()), rows(), {}),
     "auto local": lambda: (*auto(AutoNormal, local_program()[0]), rows(), {"batch_size": N}),
     "auto joint local": lambda: (*auto(AutoMultivariateNormal, local_program()[0]), rows(), {"batch_size": N}),
 }
-RECORDED = [("outside", "recorded"), ("subsampled", "recorded"), ("enumerated", "recorded")]
+RECORDED = [("outside", "recorded"), ("subsampled", "recorded"), ("enumerated", "recorded"), ("weighted", "recorded")]
 
 
 def train(name, execution):
@@ -195,10 +203,11 @@ def train(name, execution):
         return {"refused": str(error)}
     finally:
         torch.set_default_dtype(torch.float32)
+    objectives = history["train_objective"] + [v for v in history["validation_objective"] if v is not None]
     found = {k: v.detach() for k, v in pyro.get_param_store().named_parameters()}
     if isinstance(guide, torch.nn.Module):
         found |= {k: v.detach() for k, v in guide.named_parameters()}
-    return {"parameters": found, "objective": history["train_objective"], "after": torch.rand(3)}
+    return {"parameters": found, "objective": objectives, "after": torch.rand(3)}
 
 
 def main(out):

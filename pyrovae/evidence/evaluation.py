@@ -1,12 +1,14 @@
 """ELBO and log p(x) of held-out data with their errors, for evaluation.json and the closing table."""
 
 import csv
+import inspect
 import io
 import itertools
 import math
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from contextlib import suppress
+from dataclasses import asdict, dataclass, replace
 from functools import partial
 from typing import Any
 
@@ -25,6 +27,8 @@ from pyrovae.stats import (
     LogMarginal,
     Rung,
     bits_per_dim,
+    check_case_weights,
+    effective_sample_size_of_weights,
     mean_and_std_error,
     monte_carlo_std_error,
     summarize_lower_bound,
@@ -83,29 +87,51 @@ class Estimate:
             "; ".join(dict.fromkeys(part.proposal for part in parts)),
         )
 
-    def summary(self) -> dict[str, Any]:
-        """Compute means over data, with separate errors over data and of Monte Carlo."""
+    def summary(self, weights: Tensor | None = None) -> dict[str, Any]:
+        """Compute means over data, with separate errors over data and of Monte Carlo.
+
+        Args:
+            weights: Case weights, with shape (N,), of means and shares; None for 1. Data of weight 0 do not count, also
+                in extremes and medians, which have no weights.
+        """
+        if weights is None:
+            return self._summary(None)
+        return self._at(weights > 0)._summary(weights[weights > 0])
+
+    def _at(self, keep: Tensor) -> "Estimate":
+        """Return the estimate of some of the data."""
+        return replace(
+            self,
+            log_marginal=LogMarginal(*(value[keep] for value in self.log_marginal)),
+            draws=self.draws[keep],
+            served=self.served[keep],
+            ladder=tuple(Rung(rung.num_particles, *(value[keep] for value in rung[1:])) for rung in self.ladder),
+        )
+
+    def _summary(self, weights: Tensor | None) -> dict[str, Any]:
         value, std_error, ess, khat = self.log_marginal
-        mean, over_data = mean_and_std_error(value)
+        mean, over_data = mean_and_std_error(value, weights)
         known = std_error.isfinite().all()
+
+        def mean_of(values: Tensor) -> float:
+            return values.double().mean().item() if weights is None else mean_and_std_error(values, weights)[0]
+
         return {
             "mean": mean,
             "std_error": over_data,
-            "mc_std_error": monte_carlo_std_error(std_error),
-            "bias_corrected_mean": (value + std_error.square() / 2).mean().item() if known else None,
+            "mc_std_error": monte_carlo_std_error(std_error, weights),
+            "bias_corrected_mean": mean_of(value + std_error.square() / 2) if known else None,
             "num_particles": self.draws.double().mean().item() if len(self.draws.unique()) > 1 else int(self.draws[0]),
             "proposal": self.proposal,
-            "khat": {"max": khat.max().item(), "share_above_0.7": (khat > KHAT_LIMIT).double().mean().item()},
+            "khat": {"max": khat.max().item(), "share_above_0.7": mean_of(khat > KHAT_LIMIT)},
             "ess": {"min": ess.min().item(), "median": ess.quantile(0.5).item()},
-            "served": {
-                name: (self.served == index).double().mean().item() for index, name in enumerate(self.components)
-            },
+            "served": {name: mean_of(self.served == index) for index, name in enumerate(self.components)},
             "ladder": [
                 {
                     "num_particles": rung.num_particles,
-                    "lower_bound": rung.lower_bound.mean().item(),
-                    "bias_corrected": rung.bias_corrected.mean().item() if rung.std_error.isfinite().all() else None,
-                    "mc_std_error": monte_carlo_std_error(rung.std_error),
+                    "lower_bound": mean_of(rung.lower_bound),
+                    "bias_corrected": mean_of(rung.bias_corrected) if rung.std_error.isfinite().all() else None,
+                    "mc_std_error": monte_carlo_std_error(rung.std_error, weights),
                 }
                 for rung in self.ladder
             ],
@@ -126,6 +152,7 @@ class Evaluation:
         seed: Random seed.
         seconds: Duration in seconds.
         target_std_error: Standard error in nats that every datum of marginal should reach; None if there is no target.
+        weights: Case weights of the means over data, with shape (N,); None for 1.
     """
 
     elbo: Tensor
@@ -136,6 +163,7 @@ class Evaluation:
     seed: int
     seconds: float
     target_std_error: float | None = None
+    weights: Tensor | None = None
 
     @property
     def reached(self) -> Tensor:
@@ -144,21 +172,28 @@ class Evaluation:
         return std_error <= (math.inf if self.target_std_error is None else self.target_std_error)
 
     def summary(self) -> dict[str, Any]:
-        """Compute means over data, with separate errors over data and of Monte Carlo, for evaluation.json."""
-        mean, error = mean_and_std_error(self.elbo)
-        marginal = self.marginal.summary()
+        """Compute means over data, with separate errors over data and of Monte Carlo, for evaluation.json.
+
+        With case weights, the means are weighted, data of weight 0 do not count, and "effective_num_data" is the number
+        of equally weighted data that are worth as much (`effective_sample_size_of_weights`).
+        """
+        weights = self.weights
+        keep = torch.ones(len(self.elbo), dtype=torch.bool) if weights is None else weights > 0
+        mean, error = mean_and_std_error(self.elbo, weights)
+        marginal = self.marginal.summary(weights)
         if self.target_std_error is not None:
             marginal["target_std_error"] = {
                 "target": self.target_std_error,
-                "missed_by": int((~self.reached).sum()),
-                "largest": self.marginal.log_marginal.std_error.max().item(),
+                "missed_by": int((~self.reached[keep]).sum()),
+                "largest": self.marginal.log_marginal.std_error[keep].max().item(),
             }
         bits = bits_per_dim(marginal["mean"], self.num_dims) if self.base_measure == "counting" else None
         return {
-            "num_data": len(self.elbo),
+            "num_data": int(keep.sum()),
+            **({} if weights is None else {"effective_num_data": effective_sample_size_of_weights(weights)}),
             "elbo": {"mean": mean, "std_error": error, "num_particles": int(self.guide.draws[0])},
             "log_marginal": marginal,
-            "log_marginal_guide": self.guide.summary(),
+            "log_marginal_guide": self.guide.summary(weights),
             "bits_per_dim": bits,
             "base_measure": self.base_measure,
             "seed": self.seed,
@@ -168,13 +203,14 @@ class Evaluation:
     def per_datum_csv(self, rows: Tensor) -> bytes:
         """Write one CSV line per datum: its row in the source, its values in nats, and whether it reaches the target.
 
-        The last column, `reached`, is empty without a target standard error.
+        The column `reached` is empty without a target standard error. Case weights, if any, are a last column `weight`.
         """
         text = io.StringIO()
         writer = csv.writer(text, lineterminator="\n")
         fields = ["log_marginal", *LogMarginal._fields[1:]]
         guide = ["log_marginal_guide", *(f"{field}_guide" for field in LogMarginal._fields[1:])]
-        writer.writerow(["row", "elbo", *fields, "num_particles", "served", *guide, "reached"])
+        header = ["row", "elbo", *fields, "num_particles", "served", *guide, "reached"]
+        writer.writerow(header if self.weights is None else [*header, "weight"])
         columns = [
             rows.tolist(),
             self.elbo.tolist(),
@@ -184,6 +220,8 @@ class Evaluation:
             *(column.tolist() for column in self.guide.log_marginal),
             [""] * len(self.elbo) if self.target_std_error is None else self.reached.int().tolist(),
         ]
+        if self.weights is not None:
+            columns.append(self.weights.tolist())
         writer.writerows(zip(*columns, strict=True))
         return text.getvalue().encode()
 
@@ -198,6 +236,7 @@ def evaluate(
     guide_particles: int | None = None,
     proposal: Proposal | Program | None = None,
     target_std_error: float | None = None,
+    weights: Tensor | None = None,
     seed: int = 0,
     chunk_size: int | None = None,
     execution: Execution = "auto",
@@ -220,6 +259,8 @@ def evaluate(
         guide_particles: Number of draws of the guide per datum, for the ELBO and the published protocol; None for K.
         proposal: `Proposal` or Pyro program to draw from, as in `log_marginal`; None for the default.
         target_std_error: Standard error in nats that every datum should reach; None for `num_particles` draws each.
+        weights: Case weights of the data, not negative, with shape (N,), such as sampling weights; None for 1. They
+            enter the means over data and their errors (`Evaluation.summary`), not the values of single data.
         seed: Random seed; the global random state is restored at the end.
         chunk_size: Number of latents, K times N, decoded at once, which bounds memory; None for 8,192, or
             for 6,500,000 / D if there are more than 793 columns D.
@@ -233,8 +274,10 @@ def evaluate(
         **kwargs: Keyword arguments of both programs, such as covariates.
 
     Raises:
-        ValueError: As `log_marginal`, or if the state to resume is of another evaluation.
+        ValueError: As `log_marginal`, if the state to resume is of another evaluation, or if the weights are no case
+            weights of these data, or a program has an argument of their name.
     """
+    weights = _case_weights(weights, len(x), model, guide)
     started = time.perf_counter()
     draws = guide_particles or num_particles
     size = max(1, min(BLOCK, BLOCK_DRAWS // max(1, num_particles, draws)))
@@ -269,8 +312,8 @@ def evaluate(
         start = size * (len(blocks) + workers.rank)
         part, conditions = take((x,), kwargs, slice(start, min(start + size, len(x))))
         with isolated_rng(int(np.random.SeedSequence([seed, start]).generate_state(1)[0])):
-            weights = [list(each(*part, first=start, **conditions)) for each in weighers] if start < len(x) else None
-            mine = None if weights is None else _summaries(weights)
+            weighed = [list(each(*part, first=start, **conditions)) for each in weighers] if start < len(x) else None
+            mine = None if weighed is None else _summaries(weighed)
         done = [block for block in workers.gathered(mine) if block is not None]
         blocks.extend(done)
         if commit is not None and len(blocks) * size < len(x) and workers.rank == 0:
@@ -286,7 +329,25 @@ def evaluate(
         seed=seed,
         seconds=time.perf_counter() - started,
         target_std_error=target_std_error,
+        weights=weights,
     )
+
+
+def _case_weights(weights: Any, size: int, *programs: Program) -> Tensor | None:
+    """Check case weights, and return them as a tensor, float64 on the CPU; None if there are none."""
+    if weights is None:
+        return None
+    for program in programs:
+        with suppress(TypeError):
+            names = inspect.signature(getattr(program, "forward", program)).parameters
+            if "weights" in names:
+                raise ValueError(
+                    "weights are the case weights of evaluate, but a program has an argument of this name, too; rename "
+                    "the argument of the program"
+                )
+    found = torch.as_tensor(weights).detach().cpu().double()
+    check_case_weights(found, size)
+    return found
 
 
 def _finished_blocks(resume: Mapping[str, Any], about: Mapping[str, Any]) -> list[dict[str, Any]]:
@@ -346,9 +407,16 @@ def _measure(domains: Sequence[Any]) -> str:
     return f"lebesgue with mass at {', '.join(atoms)}" if atoms else "lebesgue"
 
 
-def exact_summary(log_p: Tensor, *, num_dims: int, base_measure: str) -> dict[str, Any]:
-    """Summarise exact values of log p(x), with shape (N,), such as those of a baseline without latents."""
-    mean, std_error = mean_and_std_error(log_p)
+def exact_summary(log_p: Tensor, *, num_dims: int, base_measure: str, weights: Tensor | None = None) -> dict[str, Any]:
+    """Summarise exact values of log p(x), with shape (N,), such as those of a baseline without latents.
+
+    Args:
+        log_p: Values in nats, with shape (N,).
+        num_dims: Number of dimensions D of a datum.
+        base_measure: Base measure of the data (see `base_measure`).
+        weights: Case weights, with shape (N,); None for 1.
+    """
+    mean, std_error = mean_and_std_error(log_p, weights)
     return {
         "elbo": {"mean": None, "std_error": None},
         "log_marginal": {"mean": mean, "std_error": std_error, "mc_std_error": None, "khat": None},

@@ -1,6 +1,7 @@
 """Objectives for SVI.
 
 weighted              ELBO split into reconstruction and KL divergence, which it computes; the KL weight of a run
+case_weights          the weight of each datum in an objective
 bounds                importance-weighted bounds; power_means has their means
 gradient_estimators   pathwise, sticking the landing, DReG, VIMCO
 decompositions        beta-TC, FactorVAE, InfoVAE, DIP
@@ -17,6 +18,7 @@ from pyrovae.objectives.bounds import (
     PartiallyImportanceWeightedELBO,
     RenyiELBO,
 )
+from pyrovae.objectives.case_weights import CASE_WEIGHTS, CaseWeighted, check_weighable, sum_over_data
 from pyrovae.objectives.decompositions import DIPVAEELBO, BetaTCELBO, FactorVAEELBO, InfoVAEELBO
 from pyrovae.objectives.gradient_estimators import Gradient
 from pyrovae.objectives.kl_weights import (
@@ -35,11 +37,13 @@ from pyrovae.objectives.recordable_elbos import recordable, uncompiled
 from pyrovae.objectives.weighted import KLControl, WeightedELBO, elbo_parts
 
 __all__ = [
+    "CASE_WEIGHTS",
     "DIPVAEELBO",
     "GECO",
     "Beta",
     "BetaTCELBO",
     "Capacity",
+    "CaseWeighted",
     "CombinedImportanceWeightedELBO",
     "CyclicalWarmup",
     "FactorVAEELBO",
@@ -58,7 +62,9 @@ __all__ = [
     "ShapedKL",
     "TensorELBO",
     "WeightedELBO",
+    "check_weighable",
     "elbo_parts",
     "recordable",
+    "sum_over_data",
     "uncompiled",
 ]

@@ -6,6 +6,7 @@ sums it over the batch, as Pyro's objectives do. `gradient_estimators` holds the
 
 import math
 from abc import abstractmethod
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -71,8 +72,14 @@ class ParticleBound(TensorELBO):
 
     def differentiable_loss(self, model: Program, guide: Program, *args: Any, **kwargs: Any) -> Tensor:
         """Compute the loss of a batch, in nats, a scalar with the estimator's gradient."""
-        terms = self._terms(model, guide, args, kwargs)
-        value = terms.mean.value.detach().sum()
+        return self._loss_of(self._terms(model, guide, args, kwargs))
+
+    def weighted_loss(self, weights: Tensor, model: Program, guide: Program, *args: Any, **kwargs: Any) -> Tensor:
+        """Compute the loss of a batch with the bound of each datum times its case weight, with shape (N,)."""
+        return self._loss_of(replace(self._terms(model, guide, args, kwargs), case_weights=weights))
+
+    def _loss_of(self, terms: Terms) -> Tensor:
+        value = terms.total(terms.mean.value.detach())
         if not torch.is_grad_enabled():
             return -value
         surrogate = self.estimator.surrogate(terms)

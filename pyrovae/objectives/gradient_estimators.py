@@ -19,6 +19,7 @@ import torch
 from torch import Tensor
 
 from pyrovae.densities import Site
+from pyrovae.objectives.case_weights import sum_over_data
 from pyrovae.objectives.power_means import Mean
 
 if TYPE_CHECKING:
@@ -69,6 +70,7 @@ class Terms:
         bound: Objective that gives the bound of `log_w`.
         draws: Draws of the guide.
         kl_weight: Weight b of the KL divergence; None for 1.
+        case_weights: Case weights, with shape (N,); None for 1.
     """
 
     log_p: Tensor
@@ -77,6 +79,11 @@ class Terms:
     bound: "ParticleBound"
     draws: Draws
     kl_weight: float | Tensor | None
+    case_weights: Tensor | None = None
+
+    def total(self, values: Tensor) -> Tensor:
+        """Sum values with shape (..., N), each datum times its case weight."""
+        return sum_over_data(values, self.case_weights)
 
     @cached_property
     def mean(self) -> Mean:
@@ -98,13 +105,13 @@ class Terms:
         weights = self.mean.gradient.detach().clamp_min(_MIN_WEIGHT)
         self.draws.factor = guide_weights / weights
         # A draw of density zero has weight zero, and no gradient.
-        return (weights * self.log_p.masked_fill(self.log_w.detach() == -torch.inf, 0.0)).sum()
+        return self.total(weights * self.log_p.masked_fill(self.log_w.detach() == -torch.inf, 0.0))
 
     def surrogate_without_score(self, guide_weights: Tensor) -> Tensor:
         """Sum weighted log p - log q, where log q depends on the guide's parameters through the draws alone."""
         surrogate = self.model_surrogate(guide_weights)
         values = [site.raw_value for site in self.draws.sites.values() if site.raw_value.requires_grad]
-        partials = partial_derivatives((guide_weights * self.log_q).sum(), values)
+        partials = partial_derivatives(self.total(guide_weights * self.log_q), values)
         return surrogate - sum((z * g).sum() for z, g in zip(values, partials, strict=True))
 
 
@@ -140,9 +147,9 @@ class Pathwise(GradientEstimator):
     def surrogate(self, terms: Terms) -> Tensor:
         """Return the bound, or its two parts if the guide follows another bound than the model."""
         if not terms.draws.rescaled:
-            return terms.mean.value.sum()
+            return terms.total(terms.mean.value)
         weights = terms.guide_mean.gradient
-        return terms.model_surrogate(weights) - (weights * terms.log_q).sum()
+        return terms.model_surrogate(weights) - terms.total(weights * terms.log_q)
 
 
 class StickingTheLanding(GradientEstimator):
@@ -207,7 +214,7 @@ class VIMCO(Pathwise):
         if not score:
             return surrogate
         signal = terms.guide_mean.value - terms.bound.without_each(terms.log_w.detach())
-        return surrogate + (signal * torch.stack(score).sum(0)).sum()
+        return surrogate + terms.total(signal * torch.stack(score).sum(0))
 
 
 GRADIENT_ESTIMATORS: dict[str, type[GradientEstimator]] = {

@@ -21,6 +21,7 @@ from torch.distributions import kl_divergence
 
 from pyrovae.densities import Program
 from pyrovae.execution import NotRecordedError
+from pyrovae.objectives.case_weights import CaseWeighted
 
 _COMPILED: dict[type[Any], Any] = {
     JitTrace_ELBO: Trace_ELBO,
@@ -148,7 +149,7 @@ _RECORDABLE: dict[type, type[ELBO]] = {
 }
 
 
-def recordable(elbo: ELBO) -> Any:
+def recordable(elbo: ELBO | CaseWeighted) -> Any:
     """Return the recordable version of an objective.
 
     An objective with the attribute `recordable = True` is returned as it is. Its differentiable_loss must consist of
@@ -157,6 +158,8 @@ def recordable(elbo: ELBO) -> Any:
     Raises:
         NotRecordedError: If the objective has no recordable version.
     """
+    if isinstance(elbo, CaseWeighted):
+        return elbo.with_objective(recordable(elbo.elbo))
     if type(elbo) in _RECORDABLE:
         objective: Any = _RECORDABLE[type(elbo)]()
         vars(objective).update(vars(elbo))

@@ -13,6 +13,7 @@ from torch.distributions import Independent, kl_divergence
 
 from pyrovae.densities import Program, Site, draw_from_guide, entry, matched_latents, take_kl_weight, vectorize_pair
 from pyrovae.objectives.base import TensorELBO
+from pyrovae.objectives.case_weights import sum_over_data
 from pyrovae.objectives.kl_weights import LearnedKLWeight, Per, ShapedKL
 
 
@@ -115,18 +116,27 @@ class WeightedELBO(TensorELBO):
 
     def differentiable_loss(self, model: Program, guide: Program, *args: Any, **kwargs: Any) -> Tensor:
         """Compute the loss of a batch, in nats, a scalar."""
+        return self._loss(None, model, guide, args, kwargs)
+
+    def weighted_loss(self, weights: Tensor, model: Program, guide: Program, *args: Any, **kwargs: Any) -> Tensor:
+        """Compute the loss of a batch with both parts of each datum times its case weight, with shape (N,)."""
+        return self._loss(weights, model, guide, args, kwargs)
+
+    def _loss(
+        self, cases: Tensor | None, model: Program, guide: Program, args: tuple[Any, ...], kwargs: dict[str, Any]
+    ) -> Tensor:
         model, guide = vectorize_pair(model, guide, args, kwargs, in_training=True)
         parts = elbo_parts(
             model, guide, *args, num_particles=self.num_particles, analytic=self.analytic, per=self._per, **kwargs
         )
         reconstruction = parts.reconstruction.mean(0)
-        divergence = self._kl_of_batch(reconstruction, parts.divergences)
+        divergence = self._kl_of_batch(reconstruction, parts.divergences, cases)
         weight = self.kl if parts.weight is None else self.kl * parts.weight
-        return weight * divergence - self.reconstruction * reconstruction.sum()
+        return weight * divergence - self.reconstruction * sum_over_data(reconstruction, cases)
 
-    def _kl_of_batch(self, reconstruction: Tensor, divergences: Mapping[str, Tensor]) -> Tensor:
+    def _kl_of_batch(self, reconstruction: Tensor, divergences: Mapping[str, Tensor], cases: Tensor | None) -> Tensor:
         """Compute the divergence of the batch, or the penalty in its place, a scalar."""
-        return torch.stack([kl.mean(0).sum() for kl in divergences.values()]).sum()
+        return torch.stack([sum_over_data(kl.mean(0), cases) for kl in divergences.values()]).sum()
 
 
 class ControlledELBO(WeightedELBO):
@@ -153,11 +163,18 @@ class ControlledELBO(WeightedELBO):
         if isinstance(control, ShapedKL):
             self._per = control.per
 
-    def _kl_of_batch(self, reconstruction: Tensor, divergences: Mapping[str, Tensor]) -> Tensor:
-        size = reconstruction.shape[0]
-        means = [kl.mean((0, 1)) for kl in divergences.values()]  # over draws and data
+    def _kl_of_batch(self, reconstruction: Tensor, divergences: Mapping[str, Tensor], cases: Tensor | None) -> Tensor:
+        size: int | Tensor = reconstruction.shape[0]
+        if cases is None:
+            means = [kl.mean((0, 1)) for kl in divergences.values()]  # over draws and data
+            mean_reconstruction = reconstruction.mean()
+        else:  # the size of a batch is the sum of its weights; a batch may have weights of 0 alone
+            size = cases.sum()
+            share = cases / size.clamp_min(torch.finfo(cases.dtype).tiny)
+            means = [torch.einsum("n,n...->...", share.to(kl.dtype), kl.mean(0)) for kl in divergences.values()]
+            mean_reconstruction = sum_over_data(reconstruction, share)
         total = torch.stack([kl.sum() for kl in means]).sum()
-        self.parts.copy_(torch.stack([reconstruction.mean(), total]).detach())
+        self.parts.copy_(torch.stack([mean_reconstruction, total]).detach())
         if isinstance(self.control, LearnedKLWeight):
             return size * total
         return size * self.control.shape(torch.cat([kl.reshape(-1) for kl in means]))

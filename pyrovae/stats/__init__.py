@@ -14,7 +14,14 @@ alone.
 
 from pyrovae.stats.critical import joint_critical, student_t_critical
 from pyrovae.stats.log_weights import Rounding, component_shares, log_mean_exp, log_mean_std_error, sampling_std_error
-from pyrovae.stats.means import bits_per_dim, crossed_mean_and_std_error, mean_and_std_error, monte_carlo_std_error
+from pyrovae.stats.means import (
+    bits_per_dim,
+    check_case_weights,
+    crossed_mean_and_std_error,
+    effective_sample_size_of_weights,
+    mean_and_std_error,
+    monte_carlo_std_error,
+)
 from pyrovae.stats.pareto import pareto_khat, pareto_smoothed_log_weights
 from pyrovae.stats.pooling import Pooled, pool
 from pyrovae.stats.summaries import (
@@ -33,8 +40,10 @@ __all__ = [
     "Rounding",
     "Rung",
     "bits_per_dim",
+    "check_case_weights",
     "component_shares",
     "crossed_mean_and_std_error",
+    "effective_sample_size_of_weights",
     "joint_critical",
     "log_mean_exp",
     "log_mean_std_error",

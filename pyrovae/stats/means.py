@@ -3,26 +3,34 @@
 import math
 from typing import TypeVar
 
+import torch
 from torch import Tensor
 
 TensorOrFloat = TypeVar("TensorOrFloat", Tensor, float)
 
 
-def mean_and_std_error(values: Tensor) -> tuple[float, float]:
+def mean_and_std_error(values: Tensor, weights: Tensor | None = None) -> tuple[float, float]:
     """Compute the mean over data and its standard error over data, sd(v) / sqrt(N).
 
     The error describes the variation of the mean over samples of N data, not the Monte Carlo error of the values; for
-    that see `monte_carlo_std_error`.
+    that see `monte_carlo_std_error`. With case weights,
+
+        m = sum_n w_n v_n / sum_n w_n,  error^2 = N / (N - 1) sum_n w_n^2 (v_n - m)^2 / (sum_n w_n)^2,
+
+    the linearised error of a ratio for sampling weights of independent data (Särndal, Swensson and Wretman, "Model
+    assisted survey sampling", 1992, sections 5.5 to 5.7, https://doi.org/10.1007/978-1-4612-4378-6; `svymean` of R's
+    package survey). It does not take a datum of weight 2 for two data. Data of weight 0 do not count in N.
 
     Args:
         values: One value per datum, with shape (N,).
+        weights: Case weights, not negative, with shape (N,); None for 1.
 
     Returns:
         The mean and its standard error, in the unit of values. The error is NaN if it is undefined, that is for N = 1
         or if a value is infinite.
 
     Raises:
-        ValueError: If values is empty.
+        ValueError: If values is empty, or the weights are no case weights of these values.
 
     Example:
         >>> import torch
@@ -31,6 +39,11 @@ def mean_and_std_error(values: Tensor) -> tuple[float, float]:
     """
     _check_not_empty(values, "values")
     v = values.detach().double().flatten()
+    if weights is not None:
+        v, share = _weighed(v, weights)
+        mean, n = (share * v).sum(), len(v)
+        spread = (share * (v - mean)).square().sum().sqrt()
+        return mean.item(), math.nan if n == 1 else spread.item() * math.sqrt(n / (n - 1))
     if len(v) == 1:
         return v.item(), math.nan
     return v.mean().item(), (v.std() / math.sqrt(len(v))).item()
@@ -65,19 +78,21 @@ def crossed_mean_and_std_error(values: Tensor) -> tuple[float, float]:
     return mean, math.hypot(over_data, over_runs)
 
 
-def monte_carlo_std_error(std_error: Tensor) -> float:
+def monte_carlo_std_error(std_error: Tensor, weights: Tensor | None = None) -> float:
     """Compute the Monte Carlo error of the mean over data, sqrt(sum_n s_n^2) / N.
 
-    The errors of different data are independent, since each datum has its own particles.
+    The errors of different data are independent, since each datum has its own particles. With case weights the error is
+    sqrt(sum_n w_n^2 s_n^2) / sum_n w_n.
 
     Args:
         std_error: Monte Carlo standard error of each value, with shape (N,), such as `LogMarginal.std_error`.
+        weights: Case weights, not negative, with shape (N,); None for 1.
 
     Returns:
         The standard error of the mean, in the unit of std_error.
 
     Raises:
-        ValueError: If std_error is empty.
+        ValueError: If std_error is empty, or the weights are no case weights of these values.
 
     Example:
         >>> import torch
@@ -85,6 +100,9 @@ def monte_carlo_std_error(std_error: Tensor) -> float:
         2.5
     """
     _check_not_empty(std_error, "std_error")
+    if weights is not None:
+        s, share = _weighed(std_error.detach().double().flatten(), weights)
+        return (share * s).square().sum().sqrt().item()
     return std_error.detach().double().square().sum().sqrt().item() / std_error.numel()
 
 
@@ -114,6 +132,49 @@ def bits_per_dim(log_p: TensorOrFloat, num_dims: int) -> TensorOrFloat:
     if isinstance(log_p, Tensor):
         log_p = log_p.double()
     return -log_p / (num_dims * math.log(2))
+
+
+def effective_sample_size_of_weights(weights: Tensor) -> float:
+    """Compute the number of equally weighted data whose mean has the same variance, (sum_n w_n)^2 / sum_n w_n^2.
+
+    Kish, "Survey sampling" (1965), section 11.7. The variance is that of values that do not depend on the weights.
+
+    Args:
+        weights: Case weights, not negative, with shape (N,).
+
+    Raises:
+        ValueError: If they are no case weights.
+
+    Example:
+        >>> import torch
+        >>> effective_sample_size_of_weights(torch.tensor([3.0, 1.0, 0.0]))
+        1.6
+    """
+    _, share = _weighed(weights, weights)
+    return 1 / share.square().sum().item()
+
+
+def check_case_weights(weights: Tensor, size: int) -> None:
+    """Check that there is a weight for each datum, none is negative or not finite, and their sum is positive.
+
+    Args:
+        weights: Case weights.
+        size: Number of data N.
+
+    Raises:
+        ValueError: If there is not, or one is.
+    """
+    if tuple(weights.shape) != (size,):
+        raise ValueError(f"weights must have shape ({size},), one for each datum, got {tuple(weights.shape)}")
+    if not bool((weights.isfinite() & (weights >= 0)).all() & (weights.sum() > 0)):
+        raise ValueError("weights must be finite and not negative, with a positive sum; look for missing weights")
+
+
+def _weighed(values: Tensor, weights: Tensor) -> tuple[Tensor, Tensor]:
+    """Return the values of positive weight, and the share of each in the sum of weights, both float64."""
+    check_case_weights(weights, len(values))
+    w = weights.detach().to(values.device, torch.float64)
+    return values[w > 0], w[w > 0] / w.sum()
 
 
 def _check_not_empty(values: Tensor, name: str) -> None:

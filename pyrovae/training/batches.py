@@ -21,6 +21,7 @@ from pyrovae.densities import (
     prepared,
     take,
 )
+from pyrovae.objectives import CASE_WEIGHTS
 
 _CHUNK_SIZE = 4096
 
@@ -99,6 +100,12 @@ def prepare_data(
     return args, kwargs, lambda rows: transform(rows).to(like)
 
 
+def _of_programs(arguments: ProgramArguments) -> ProgramArguments:
+    """Return the arguments of a step without its case weights, which the programs do not take."""
+    args, kwargs = arguments
+    return args, {name: value for name, value in kwargs.items() if name != CASE_WEIGHTS}
+
+
 def _with_x(args: tuple[Any, ...], kwargs: dict[str, Any], x: Any) -> ProgramArguments:
     """Replace x, the first argument."""
     if args:
@@ -116,6 +123,7 @@ class Batches:
         transform: Transform of x, the first argument, applied to each batch anew; None for no transform.
         seed: Random seed of the order of the data.
         least_data: Smallest number of data of a batch. A smaller remainder joins the last full batch.
+        weights: Case weights, with shape (N,), which the steps get as a further argument, `CASE_WEIGHTS`; None for 1.
 
     Attributes:
         size: Number of data N.
@@ -136,8 +144,11 @@ class Batches:
         transform: Callable[[Tensor], Tensor] | None = None,
         seed: int = 0,
         least_data: int = 1,
+        weights: Tensor | None = None,
     ) -> None:
-        self.args, self.kwargs, self.transform = args, kwargs, transform
+        self.args, self.kwargs, self.transform, self.weights = args, kwargs, transform, weights
+        if weights is not None:
+            self.kwargs = {**kwargs, CASE_WEIGHTS: weights}
         self.batch_size, self.seed = batch_size, seed
         self.size, self.device = num_data(args, kwargs), device_of(args, kwargs)
         self.full_steps, rest = divmod(self.size, batch_size)
@@ -176,19 +187,19 @@ class Batches:
 
     def first(self, size: int | None = None) -> ProgramArguments:
         """Return the arguments at the first rows of the data, transformed: `size` rows, or those of a full batch."""
-        return self.at(slice(0, min(self.size, self.batch_size) if size is None else size))
+        return _of_programs(self.at(slice(0, min(self.size, self.batch_size) if size is None else size)))
 
     def taken(self, step: int) -> ProgramArguments:
         """Return the arguments of a step of the epoch again, transformed anew."""
-        return self.at(self.rows(step))
+        return _of_programs(self.at(self.rows(step)))
 
     def chunks(self) -> Iterator[ProgramArguments]:
         """Iterate over all data in their order, transformed."""
         for start in range(0, self.size, _CHUNK_SIZE):
-            yield self.at(slice(start, start + _CHUNK_SIZE))
+            yield _of_programs(self.at(slice(start, start + _CHUNK_SIZE)))
 
     def at(self, rows: Tensor | slice) -> ProgramArguments:
-        """Return the arguments at some rows of the data, transformed."""
+        """Return the arguments of a step at some rows of the data, transformed."""
         return transformed(*take(self.args, self.kwargs, rows), self.transform)
 
     def rows(self, step: int) -> Tensor:

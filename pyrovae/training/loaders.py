@@ -25,12 +25,14 @@ class LoaderBatches:
         steps: Number of batches per epoch.
         device: Device of the batches.
         streamed: True, since batches are not in memory.
+        weights: None, since the loader chooses the order of the data.
 
     Raises:
         ValueError: If the loader has no length, or splits the data among processes.
     """
 
     streamed = True
+    weights = None
 
     def __init__(
         self,

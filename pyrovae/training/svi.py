@@ -17,12 +17,12 @@ from pyrovae.densities import (
     Program,
     entry,
     modules_of,
-    prepare_arguments,
     vectorize_pair,
 )
 from pyrovae.execution import Execution, Precision, Progress, Workers
-from pyrovae.objectives import KLControl, TensorELBO, uncompiled
-from pyrovae.training.batches import Arguments, Batches, ProgramArguments, as_arguments, prepare_data
+from pyrovae.objectives import KLControl, TensorELBO, check_weighable, uncompiled
+from pyrovae.training.batches import Arguments, Batches
+from pyrovae.training.case_weights import weigh_cases
 from pyrovae.training.checks import (
     NonFiniteLossError,
     check_finite,
@@ -35,8 +35,9 @@ from pyrovae.training.checks import (
 )
 from pyrovae.training.cuts import cut_along
 from pyrovae.training.epochs import GraphedEpoch, SingleSteps
+from pyrovae.training.inputs import HeldOut, hold_out, make_batches
 from pyrovae.training.learning_rate import LearningRate, ScheduleFactory
-from pyrovae.training.loaders import LoaderBatches, check_no_dataset, read_all
+from pyrovae.training.loaders import LoaderBatches
 from pyrovae.training.optimizers import OptimizerFactory, make_optimizer, parameter_names
 from pyrovae.training.parameters import find_parameters
 from pyrovae.training.plates import Subsampling, find_outside_sites, find_subsampling, hide_unused, sites_of
@@ -63,6 +64,8 @@ def fit(
     batch_size: int = 128,
     optimizer: OptimizerFactory | PyroOptim | None = None,
     validation: Arguments | DataLoader[Any] | None = None,
+    weights: Tensor | None = None,
+    validation_weights: Tensor | None = None,
     patience: int | None = None,
     transform: Callable[[Tensor], Tensor] | None = None,
     kl_weight: Callable[[float], float] | None = None,
@@ -113,6 +116,11 @@ def fit(
             for fused Adam with learning rate 1e-3.
         validation: Held-out arguments, in the form of `data`, those of a DataLoader read into memory; None for no
             validation.
+        weights: Case weights of the data, not negative, with shape (N,), such as sampling weights; None for 1. The term
+            of each datum in the objective is multiplied by its weight. Weights are scaled to mean 1, so that the
+            learning rate and `clip` keep their meaning, and latents outside the plate count as for N data. A datum of
+            weight 2 trains like two equal rows, and the ELBOs of the history are weighted means.
+        validation_weights: Case weights of the held-out data, as `weights`; None for 1.
         patience: Number of epochs without improvement before training stops; None disables early stopping.
         transform: Transform of x, the first argument, applied to each training batch anew, such as dynamic
             binarisation; None for no transform.
@@ -149,8 +157,9 @@ def fit(
         History, with the ELBO per datum of each epoch.
 
     Raises:
-        ValueError: If data lie outside the support, the programs have no parameters, an argument is out of range, or
-            the programs break the contract of `log_weights` on the validation data.
+        ValueError: If data lie outside the support, the programs have no parameters, an argument is out of range, the
+            programs break the contract of `log_weights` on the validation data, or case weights are given for an
+            objective that is no sum of terms per datum.
         NonFiniteLossError: If the loss or a parameter becomes NaN or infinite.
         StoppedError: If `should_stop` returns True.
     """
@@ -158,12 +167,22 @@ def fit(
         elbo, epochs=epochs, batch_size=batch_size, patience=patience, validated=validation is not None, clip=clip
     )
     elbo = uncompiled(elbo)
+    if not (weights is validation_weights is None):
+        check_weighable(elbo)
     if plate is not None:
         model, guide, data, validation, transform = cut_along(
             plate, model, guide, data, validation, transform, batch_size=batch_size
         )
-    held_out = None if validation is None else _held_out(model, guide, validation)
-    batches = _batches(model, guide, data, batch_size, transform, seed, getattr(elbo, "least_data", 1))
+    held_out = hold_out((model, guide), validation, validation_weights)
+    batches = make_batches(
+        (model, guide),
+        data,
+        weights,
+        batch_size=batch_size,
+        transform=transform,
+        seed=seed,
+        least_data=getattr(elbo, "least_data", 1),
+    )
     model, guide = hide_unused(model, guide, batches)
     if isinstance(batches, LoaderBatches) and not (commit is resume is None):
         warnings.warn(
@@ -172,7 +191,14 @@ def fit(
             stacklevel=2,
         )
     skip_support_check = skip_support_check or resume is not None
-    check_programs(model, guide, batches, held_out, skip_support_check=skip_support_check, plate=plate)
+    check_programs(
+        model,
+        guide,
+        batches,
+        None if held_out is None else held_out[:2],
+        skip_support_check=skip_support_check,
+        plate=plate,
+    )
     run = _prepare(
         model,
         guide,
@@ -203,30 +229,6 @@ def fit(
             run.save()
     state.take_best()
     return state.history
-
-
-def _batches(
-    model: Program,
-    guide: Program,
-    data: Arguments | DataLoader[Any],
-    batch_size: int,
-    transform: Callable[[Tensor], Tensor] | None,
-    seed: int,
-    least_data: int,
-) -> Batches | LoaderBatches:
-    """Prepare the training data, and make their batches."""
-    if isinstance(data, DataLoader):
-        return LoaderBatches(data, (model, guide), transform)
-    check_no_dataset(data)
-    args, kwargs, transform = prepare_data((model, guide), data, transform)
-    return Batches(args, kwargs, batch_size=batch_size, transform=transform, seed=seed, least_data=least_data)
-
-
-def _held_out(model: Program, guide: Program, data: Arguments | DataLoader[Any]) -> ProgramArguments:
-    """Prepare the validation data."""
-    check_no_dataset(data)
-    args, kwargs = read_all(data) if isinstance(data, DataLoader) else as_arguments(data)
-    return prepare_arguments("fit", (model, guide), args, kwargs)
 
 
 @dataclass
@@ -306,11 +308,14 @@ def _prepare(
     sites = sites_of(model, guide, batches)
     sharing = find_sharing(sites, model, guide, batches, workers)
     check_enumerated(control.elbo, sites, batches, sharing)
-    check_alike(workers, parameters, [*first_batch[0], *first_batch[1].values()])
+    check_alike(workers, parameters, [*first_batch[0], *first_batch[1].values(), batches.weights])
     outside = find_outside_sites(sites, model, guide, batches, plate)
+    objective: Any = control.elbo
+    if batches.weights is not None:
+        objective = weigh_cases(objective, sites, model, guide, batches, plate, dtype=parameters[0].dtype)
     stepper = Stepper(
         *pair,
-        control.elbo,
+        objective,
         parameters,
         descent,
         execution=execution,
@@ -391,7 +396,7 @@ def _train_epoch(run: _Run, shown: Progress) -> None:
     check_finite(run.model, run.guide, batches, state)
 
 
-def _end_epoch(run: _Run, held_out: ProgramArguments | None) -> None:
+def _end_epoch(run: _Run, held_out: HeldOut | None) -> None:
     """Validate, and close the epoch."""
     state, control = run.state, run.control
     objective = -state.losses.sum().item() / run.batches.seen
@@ -414,10 +419,14 @@ def _train_elbo(run: _Run, objective: float) -> float | None:
     return -(losses * rows).sum().item() / run.subsampling.full_size / batches.size
 
 
-def _validate(run: _Run, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Validated:
+def _validate(run: _Run, args: tuple[Any, ...], kwargs: dict[str, Any], case_weights: Tensor | None) -> Validated:
     """Estimate the ELBO of held-out data, and the objective unless the last epoch is kept."""
     model, guide, control = run.model, run.guide, run.control
-    shares: dict[str, Any] = {"workers": run.workers, "plates": None if run.sharing is None else run.sharing.plates}
+    shares: dict[str, Any] = {
+        "workers": run.workers,
+        "plates": None if run.sharing is None else run.sharing.plates,
+        "case_weights": case_weights,
+    }
     try:
         if run.plate is not None:
             model, guide = vectorize_pair(model, guide, args, kwargs, plate=run.plate, in_training=True)

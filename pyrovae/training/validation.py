@@ -6,6 +6,7 @@ from typing import Any, NamedTuple
 import pyro
 import torch
 from pyro.infer import ELBO
+from torch import Tensor
 
 from pyrovae.densities import (
     Program,
@@ -22,7 +23,7 @@ from pyrovae.densities import (
     weighted_draws,
 )
 from pyrovae.execution import Workers
-from pyrovae.objectives import TensorELBO
+from pyrovae.objectives import CASE_WEIGHTS, CaseWeighted, TensorELBO, sum_over_data
 
 VALIDATION_PARTICLES = 4
 
@@ -52,6 +53,7 @@ def validate(
     workers: Workers | None = None,
     plate: str | None = None,
     plates: Collection[str] | None = None,
+    case_weights: Tensor | None = None,
     **kwargs: Any,
 ) -> Validation:
     """Estimate the ELBO and its parts. Every call uses the same draws, for any number of processes.
@@ -63,6 +65,7 @@ def validate(
         workers: Processes that share the data; None for this process alone.
         plate: Name of the plate over the data; None for the only plate around all sites that has their number.
         plates: Names of the plates over the data; None for all plates of their number, or without a size.
+        case_weights: Case weights with mean 1, with shape (N,), of the mean over data; None for 1.
         **kwargs: Keyword arguments of both programs.
 
     Raises:
@@ -89,7 +92,9 @@ def validate(
                 sums, reason = sums + torch.nan, str(error)
                 continue
             if not share.empty:
-                sums += torch.stack([value.double().mean(0).sum() for value in (log_w, log_lik)])
+                weights = None if case_weights is None else case_weights[rows][share.rows]
+                means = (value.double().mean(0) for value in (log_w, log_lik))
+                sums += torch.stack([sum_over_data(value, weights) for value in means])
     workers.add([sums])
     if bool(sums.isnan().any()):
         raise ValueError(reason)
@@ -105,6 +110,7 @@ def validate_objective(
     weight: float,
     workers: Workers | None = None,
     plates: Collection[str] | None = None,
+    case_weights: Tensor | None = None,
     **kwargs: Any,
 ) -> float:
     """Estimate the objective, the negative loss, in nats per datum. Every call uses the same draws.
@@ -117,8 +123,12 @@ def validate_objective(
         weight: Weight of the KL divergence.
         workers: Processes that share the data; None for this process alone.
         plates: Names of the plates over the data; None for all plates of their number, or without a size.
+        case_weights: Case weights with mean 1, with shape (N,), of the mean over data; None for 1.
         **kwargs: Keyword arguments of both programs.
     """
+    objective: Any = elbo
+    if case_weights is not None:
+        objective, kwargs = CaseWeighted(elbo, (), torch.float64), {**kwargs, CASE_WEIGHTS: case_weights}
     size, total, workers = num_data(args, kwargs), 0.0, workers or Workers()
     chunk_size = max(1, _CHUNK_SIZE * VALIDATION_PARTICLES // elbo.num_particles)
     with isolated_rng(_SEED), evaluating(model, guide), pyro.validation_enabled(False), temper(latent=weight):
@@ -132,6 +142,6 @@ def validate_objective(
             if not isinstance(elbo, TensorELBO):  # Pyro's objectives run the programs themselves
                 some_args, some_kwargs = plain(some_args, some_kwargs)
             with workers.drawing(share, plates):
-                loss = elbo.loss(model, guide, *some_args, **some_kwargs)  # type: ignore[attr-defined]
+                loss = objective.loss(model, guide, *some_args, **some_kwargs)
             total += 0.0 if share.empty else loss
     return -sum(workers.gathered(total)) / size

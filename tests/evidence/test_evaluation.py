@@ -2,6 +2,7 @@
 
 import csv
 import io
+from dataclasses import replace
 from itertools import pairwise
 
 import pyro
@@ -207,3 +208,53 @@ def test_long_evaluations_commit_by_the_draws_they_took(monkeypatch):
 
     evaluate(vae.model, vae.guide, x, num_particles=10, proposal=GuideProposal(), commit=commit)
     assert done == [1, 2]  # blocks of 4, 4 and 2 data, the last of which needs no commit
+
+
+def test_case_weights_enter_the_means_and_not_the_values():
+    _, x, vae = shifted(6)
+    weights = torch.tensor([2, 1, 0, 3, 0, 1])
+    options = {"num_particles": 20, "proposal": GuideProposal(), "target_std_error": 0.1}
+    plain, made = (evaluate(vae.model, vae.guide, x, **options, weights=w) for w in (None, weights))
+    assert torch.equal(made.elbo, plain.elbo)
+    summary, marginal = made.summary(), made.summary()["log_marginal"]
+    value, std_error, _, khat = plain.marginal.log_marginal
+    share = weights.double() / 7
+    assert summary["num_data"] == 4
+    assert summary["effective_num_data"] == pytest.approx(49 / 15)
+    assert summary["elbo"]["mean"] == pytest.approx((share * plain.elbo).sum().item())
+    assert marginal["mean"] == pytest.approx((share * value).sum().item())
+    by_hand = (4 / 3 * (share * (value - marginal["mean"])).square().sum()).sqrt()
+    assert marginal["std_error"] == pytest.approx(by_hand.item())
+    assert marginal["mc_std_error"] == pytest.approx((share * std_error).square().sum().sqrt().item())
+    corrected = (share * (value + std_error.square() / 2)).sum().item()
+    assert marginal["bias_corrected_mean"] == pytest.approx(corrected)
+    assert marginal["ladder"][-1]["lower_bound"] == pytest.approx((share * value).sum().item())
+    assert marginal["khat"]["max"] == khat[weights > 0].max()
+    assert marginal["khat"]["share_above_0.7"] == pytest.approx((share * (khat > 0.7)).sum().item())
+    assert marginal["served"] == {"guide": pytest.approx(1.0)}
+    assert marginal["target_std_error"]["missed_by"] == int((std_error[weights > 0] > 0.1).sum())
+    lines = made.per_datum_csv(torch.arange(6)).decode().splitlines()
+    assert [line.rsplit(",", 1)[1] for line in lines] == ["weight", "2.0", "1.0", "0.0", "3.0", "0.0", "1.0"]
+
+
+def test_equal_case_weights_give_the_summary_without_weights():
+    _, x, vae = shifted(6)
+    made = evaluate(vae.model, vae.guide, x, num_particles=20, proposal=GuideProposal(), weights=torch.full((6,), 0.3))
+    found, expected = made.summary(), replace(made, weights=None).summary()
+    assert found.pop("effective_num_data") == pytest.approx(6)
+    assert found["log_marginal"].keys() == expected["log_marginal"].keys()
+    for key in ("mean", "std_error", "mc_std_error", "bias_corrected_mean", "khat", "ess"):
+        assert found["log_marginal"][key] == pytest.approx(expected["log_marginal"][key], rel=1e-12)
+    assert found["elbo"] == pytest.approx(expected["elbo"], rel=1e-12)
+
+
+def test_other_case_weights_and_a_program_with_an_argument_of_this_name_are_refused():
+    _, x, vae = shifted(6)
+    with pytest.raises(ValueError, match=r"weights must have shape \(6,\), one for each datum, got \(5,\)"):
+        evaluate(vae.model, vae.guide, x, num_particles=2, weights=torch.ones(5))
+
+    def model(x, weights=None):
+        return vae.model(x)
+
+    with pytest.raises(ValueError, match="a program has an argument of this name, too"):
+        evaluate(model, vae.guide, x, num_particles=2, weights=torch.ones(6))

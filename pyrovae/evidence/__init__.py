@@ -18,6 +18,7 @@ quadrature, cubature  survey of each posterior, trapezoid sum, adaptive cells, c
 refinement            approximation and amortisation gaps
 imputation            `impute`, missing entries given the observed ones
 scoring               `score`, log p(x_d | the other entries)
+classification        `classify`, p(y|x) of a discrete latent, and `error_rate`
 posterior             weighted draws of the latents for both
 evaluation            `evaluate`, all estimates of a run: the fields of evaluation.json and evaluation.csv
 latent_space, blocks  unconstrained coordinates, blocks of data
@@ -26,6 +27,7 @@ latent_space, blocks  unconstrained coordinates, blocks of data
 from pyrovae.evidence.ais import ais
 from pyrovae.evidence.blocks import DEFAULT_CHUNK_SIZE, check_memory
 from pyrovae.evidence.brackets import Bracket, agreeing_schedule, bracket
+from pyrovae.evidence.classification import Classification, ErrorRate, classify, error_rate
 from pyrovae.evidence.evaluation import KHAT_LIMIT, Evaluation, evaluate, exact_summary
 from pyrovae.evidence.exact import ExactMarginal, exact_log_marginal, linear_gaussian_log_marginal
 from pyrovae.evidence.importance import evidence_lower_bound, ladder, log_marginal, log_weight_blocks
@@ -54,7 +56,9 @@ __all__ = [
     "KHAT_LIMIT",
     "PROPOSALS",
     "Bracket",
+    "Classification",
     "DefensiveProposal",
+    "ErrorRate",
     "Evaluation",
     "ExactMarginal",
     "GuideProposal",
@@ -74,6 +78,8 @@ __all__ = [
     "ais",
     "bracket",
     "check_memory",
+    "classify",
+    "error_rate",
     "evaluate",
     "evidence_lower_bound",
     "exact_log_marginal",

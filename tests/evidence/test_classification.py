@@ -211,10 +211,9 @@ def test_what_is_no_class_is_refused(problem):
         classify(model, guide, x, labels=torch.zeros(N))
 
     def several(x):
-        with pyro.plate("data", len(x), dim=-1):
-            with pyro.plate("parts", 2, dim=-2):
-                y = pyro.sample("y", dist.Bernoulli(0.5))
-            pyro.sample("x", dist.Normal(y.sum(-2, keepdim=True), 1.0), obs=x)
+        with pyro.plate("data", len(x), dim=-1), pyro.plate("parts", 2, dim=-2):
+            y = pyro.sample("y", dist.Bernoulli(0.5))
+            pyro.sample("x", dist.Normal(y, 1.0), obs=x.expand(2, -1))
 
     with pytest.raises(ValueError, match=r"latent 'y' has \(2,\) values per datum, but a class is one value"):
         classify(several, None, x[:, 0])

@@ -4,6 +4,7 @@ weighted              ELBO split into reconstruction and KL divergence, which it
 bounds                importance-weighted bounds; power_means has their means
 gradient_estimators   pathwise, sticking the landing, DReG, VIMCO
 decompositions        beta-TC, FactorVAE, InfoVAE, DIP
+classification        ELBO with a classification term for labelled data
 kl_weights            schedules, capacities, free bits, constraints
 recordable_elbos      Pyro's ELBOs as plain tensor operations
 base                  `TensorELBO`
@@ -17,6 +18,7 @@ from pyrovae.objectives.bounds import (
     PartiallyImportanceWeightedELBO,
     RenyiELBO,
 )
+from pyrovae.objectives.classification import ClassificationELBO
 from pyrovae.objectives.decompositions import DIPVAEELBO, BetaTCELBO, FactorVAEELBO, InfoVAEELBO
 from pyrovae.objectives.gradient_estimators import Gradient
 from pyrovae.objectives.kl_weights import (
@@ -40,6 +42,7 @@ __all__ = [
     "Beta",
     "BetaTCELBO",
     "Capacity",
+    "ClassificationELBO",
     "CombinedImportanceWeightedELBO",
     "CyclicalWarmup",
     "FactorVAEELBO",

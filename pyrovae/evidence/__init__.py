@@ -20,6 +20,9 @@ imputation            `impute`, missing entries given the observed ones
 conditioning          `conditional`, log p(x_a | x_b), and draws given x_b
 scoring               `score`, log p(x_d | the other entries); `rank_among`, ranks among training rows
 posterior             weighted draws of the latents for these; entries has means, medians and modes of entries at them
+scoring               `score`, log p(x_d | the other entries)
+classification        `classify`, p(y|x) of a discrete latent, and `error_rate`
+posterior             weighted draws of the latents for both
 evaluation            `evaluate`, all estimates of a run: the fields of evaluation.json and evaluation.csv
 latent_space, blocks  unconstrained coordinates, blocks of data
 """
@@ -27,6 +30,7 @@ latent_space, blocks  unconstrained coordinates, blocks of data
 from pyrovae.evidence.ais import ais
 from pyrovae.evidence.blocks import DEFAULT_CHUNK_SIZE, check_memory
 from pyrovae.evidence.brackets import Bracket, agreeing_schedule, bracket
+from pyrovae.evidence.classification import Classification, ErrorRate, classify, error_rate
 from pyrovae.evidence.conditioning import Conditional, conditional
 from pyrovae.evidence.evaluation import KHAT_LIMIT, Evaluation, evaluate, exact_summary
 from pyrovae.evidence.exact import ExactMarginal, exact_log_marginal, linear_gaussian_log_marginal
@@ -56,8 +60,10 @@ __all__ = [
     "KHAT_LIMIT",
     "PROPOSALS",
     "Bracket",
+    "Classification",
     "Conditional",
     "DefensiveProposal",
+    "ErrorRate",
     "Evaluation",
     "ExactMarginal",
     "GuideProposal",
@@ -78,7 +84,9 @@ __all__ = [
     "ais",
     "bracket",
     "check_memory",
+    "classify",
     "conditional",
+    "error_rate",
     "evaluate",
     "evidence_lower_bound",
     "exact_log_marginal",

@@ -5,6 +5,7 @@ case_weights          the weight of each datum in an objective
 bounds                importance-weighted bounds; power_means has their means
 gradient_estimators   pathwise, sticking the landing, DReG, VIMCO
 decompositions        beta-TC, FactorVAE, InfoVAE, DIP
+classification        ELBO with a classification term for labelled data
 kl_weights            schedules, capacities, free bits, constraints
 recordable_elbos      Pyro's ELBOs as plain tensor operations
 base                  `TensorELBO`
@@ -19,6 +20,7 @@ from pyrovae.objectives.bounds import (
     RenyiELBO,
 )
 from pyrovae.objectives.case_weights import CASE_WEIGHTS, CaseWeighted, check_weighable, sum_over_data
+from pyrovae.objectives.classification import ClassificationELBO
 from pyrovae.objectives.decompositions import DIPVAEELBO, BetaTCELBO, FactorVAEELBO, InfoVAEELBO
 from pyrovae.objectives.gradient_estimators import Gradient
 from pyrovae.objectives.kl_weights import (
@@ -44,6 +46,7 @@ __all__ = [
     "BetaTCELBO",
     "Capacity",
     "CaseWeighted",
+    "ClassificationELBO",
     "CombinedImportanceWeightedELBO",
     "CyclicalWarmup",
     "FactorVAEELBO",

@@ -21,7 +21,7 @@ from jsonargparse.typing import PositiveFloat, PositiveInt
 from pyrovae.evidence import ProposalName
 from pyrovae.execution import Execution, joined
 from pyrovae.runs import make_run_parser, open_run, parse_flags, run_script
-from pyrovae.runs.report import baseline_rows, evaluate_run
+from pyrovae.runs.report import baseline_rows, classification_line, evaluate_run
 from pyrovae.runs.tables import caution, ladder_lines, table
 
 
@@ -74,6 +74,8 @@ def main() -> int:
     print(f"proposal: {marginal.proposal}\n")
     print(table({"VAE": summary, **baseline}))
     print(caution(summary))
+    if line := classification_line(summary):
+        print(line)
     print("\nlog p(x) from the first K draws (K = 1: one draw of one component of the proposal)\n")
     print(f"{ladder_lines(summary)}\n")
     print(f"wrote {run.path / 'evaluation.json'} and, per datum, evaluation.csv")

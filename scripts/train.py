@@ -46,6 +46,7 @@ from pyrovae.runs.fitting import fit_vae, make_vae
 from pyrovae.runs.report import (
     MISSING_AT_RANDOM,
     baseline_rows,
+    classification_line,
     describe_table,
     evaluate_run,
     write_posterior,
@@ -217,6 +218,8 @@ def close(run: Run, config: Namespace, data: Data, vae: ProgramPair, history: Hi
     print(f"proposal: {evaluation.marginal.proposal}\n")
     print(table({"VAE": summary, **baseline}))
     print(caution(summary))
+    if line := classification_line(summary):
+        print(line)
     print(f"wrote {run.path}")
 
 

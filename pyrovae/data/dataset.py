@@ -38,6 +38,7 @@ class Data:
             None for arrays of the user.
         covariates: Covariates by split, with shape (N_split, C), float32; None if there are none.
         table: The table that the data are from; None for arrays and images.
+        labelled: Whether the labels are an argument of the programs.
     """
 
     name: str
@@ -53,14 +54,21 @@ class Data:
     labels: dict[str, Tensor] | None = None
     covariates: dict[str, Tensor] | None = None
     table: Table | None = None
+    labelled: bool = False
 
     @classmethod
-    def of(cls, table: Table) -> Data:
+    def of(cls, table: Table, *, labelled: bool = False) -> Data:
         """Return the data set of a table.
 
+        Args:
+            table: Table.
+            labelled: Whether the labels are an argument of the programs.
+
         Raises:
-            ValueError: If a split has no rows.
+            ValueError: If a split has no rows, or there are no labels for the programs.
         """
+        if labelled and table.labels is None:
+            raise ValueError(f"{table.name} has no labels; name their column by label")
         parts = {split: table.part(split) for split in SPLITS}
         index = {split: (table.splits == code).nonzero().squeeze(1) for code, split in enumerate(SPLITS)}
         covariates: dict[str, Tensor] = {
@@ -81,6 +89,7 @@ class Data:
             labels=labels or None,
             covariates=covariates or None,
             table=table,
+            labelled=labelled,
         )
 
     @property
@@ -100,7 +109,7 @@ class Data:
         return any(isinstance(x, Tensor) and bool(x.isnan().any()) for x in splits)
 
     def conditions(self, split: str, device: torch.device | str = "cpu") -> dict[str, Tensor]:
-        """Return the keyword arguments of the programs for one split: the covariates and the mask, if any.
+        """Return the keyword arguments of the programs for one split: covariates, labels and mask, if any.
 
         If any split has missing entries, every split has a mask, with shape (N_split, D), true where x is observed.
 
@@ -109,9 +118,22 @@ class Data:
             device: Device of the tensors.
         """
         found = {} if self.covariates is None else {"covariates": self.covariates[split]}
+        if self.labelled:
+            assert self.labels is not None
+            found["labels"] = self.labels[split]
         if self.has_holes:
             found["mask"] = ~getattr(self, split).isnan()
         return {name: value.to(device) for name, value in found.items()}
+
+    def weights(self, split: str) -> Tensor | None:
+        """Return the case weights of a split, with shape (N_split,), float32; None if there are none.
+
+        Args:
+            split: "train", "validation" or "test".
+        """
+        if self.table is None or self.table.weights is None:
+            return None
+        return self.table.weights[getattr(self, f"{split}_index")]
 
     @cached_property
     def maximum(self) -> int | None:

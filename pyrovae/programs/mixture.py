@@ -3,7 +3,7 @@
 from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import replace
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import pyro
@@ -46,6 +46,8 @@ class MixtureVAE(ProgramPair):
         ValueError: If num_classes is below 2, the encoder cannot be mapped to the support of the prior, or a part
             rejects its arguments.
     """
+
+    takes_labels: ClassVar[bool] = True
 
     def __init__(self, blueprint: Blueprint, num_classes: int = 10) -> None:
         super().__init__()

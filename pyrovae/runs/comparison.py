@@ -31,6 +31,7 @@ class Evaluated:
         rows: Rows of the data in their source, with shape (N,).
         about: Properties that comparable evaluations share: SHA-256 of the data, binarisation, split, base measure.
         protocol: Proposal and number of draws.
+        weights: Case weights of the data, with shape (N,); None if there are none.
     """
 
     name: str
@@ -39,6 +40,7 @@ class Evaluated:
     rows: Tensor
     about: dict[str, str]
     protocol: str
+    weights: Tensor | None = None
 
     @classmethod
     def of(cls, path: str | Path) -> "Evaluated":
@@ -57,7 +59,8 @@ class Evaluated:
         }
         marginal = summary["log_marginal"]
         protocol = f"{marginal['proposal']}, K = {marginal['num_particles']:,}"
-        return cls(str(path), columns["log_marginal"], columns["std_error"], columns["row"], about, protocol)
+        values = columns["log_marginal"], columns["std_error"], columns["row"]
+        return cls(str(path), *values, about, protocol, columns.get("weight"))
 
 
 @dataclass(frozen=True)
@@ -113,7 +116,8 @@ def compare(runs: list[Evaluated], *, reference: str | None = None) -> dict[str,
                 f"{first.name} and {other.name} are not comparable: their test rows differ; train both with the same "
                 "--split_seed"
             )
-    ordered = sorted(runs, key=lambda run: -run.value.mean().item())
+    weights = first.weights  # equal for equal data
+    ordered = sorted(runs, key=lambda run: -mean_and_std_error(run.value, weights)[0])
     names = [run.name for run in ordered]
     if reference is not None and reference not in names:
         given = ", ".join(run.name for run in runs)
@@ -124,11 +128,11 @@ def compare(runs: list[Evaluated], *, reference: str | None = None) -> dict[str,
     critical = joint_critical(LEVEL, len(first.value), max(1, pairs))
     found = {}
     for run in ordered:
-        mean, error = mean_and_std_error(run.value)
-        row = Difference(mean, error, monte_carlo_std_error(run.std_error))
+        mean, error = mean_and_std_error(run.value, weights)
+        row = Difference(mean, error, monte_carlo_std_error(run.std_error, weights))
         if run is not base:
-            gap, gap_error = mean_and_std_error(run.value - base.value)
-            mc_error = monte_carlo_std_error(torch.hypot(run.std_error, base.std_error))
+            gap, gap_error = mean_and_std_error(run.value - base.value, weights)
+            mc_error = monte_carlo_std_error(torch.hypot(run.std_error, base.std_error), weights)
             ends = (gap - critical * gap_error, gap + critical * gap_error)
             row = replace(
                 row,

@@ -1,9 +1,9 @@
 """Training from a resolved configuration: the model, the arguments of its programs, and SVI."""
 
 from collections.abc import Iterator
+from functools import partial
 from typing import Any
 
-import numpy as np
 import pyro
 import torch
 from jsonargparse import Namespace
@@ -12,22 +12,23 @@ from torch import Tensor
 from pyrovae.data import Binarize, Data
 from pyrovae.programs import ProgramPair
 from pyrovae.runs.build import Objective, build_objective, build_vae
-from pyrovae.training import Argument, History, fit
+from pyrovae.training import Argument, History, fit, refit
 
 
-def make_vae(config: Namespace, data: Data, *, seed: int | None = None) -> ProgramPair:
+def make_vae(config: Namespace, data: Data, *, seeded: bool = True) -> ProgramPair:
     """Set threads and seed, and build the VAE, or the whole model of --program, on its device.
 
     Args:
         config: Resolved configuration.
         data: Data of the run.
-        seed: Random seed of the weights; None for that of the configuration.
+        seeded: Whether to set the seed of the configuration.
 
     Raises:
         ValueError: As `build_vae`.
     """
     torch.set_num_threads(config.threads)
-    pyro.set_rng_seed(config.seed if seed is None else seed)
+    if seeded:
+        pyro.set_rng_seed(config.seed)
     columns = None if data.table is None else data.table.columns
     return build_vae(config, data.train.shape[1], data.num_covariates, data.examples, columns).to(config.device)
 
@@ -38,15 +39,7 @@ def arguments_of(data: Data, split: str, device: str | torch.device) -> Argument
     return {"x": x, **conditions} if conditions else x
 
 
-def fit_vae(
-    config: Namespace,
-    data: Data,
-    vae: ProgramPair,
-    objective: Objective,
-    *,
-    train: Argument | dict[str, Argument] | None = None,
-    **options: Any,
-) -> History:
+def fit_vae(config: Namespace, data: Data, vae: ProgramPair, objective: Objective, **options: Any) -> History:
     """Run SVI with the settings of a configuration.
 
     Args:
@@ -54,15 +47,22 @@ def fit_vae(
         data: Data of the run, all in the support of the model.
         vae: Model.
         objective: Objective, optimizer and schedule.
-        train: Arguments of the programs for the training rows; None for those of the data.
-        **options: Further arguments of `fit`, which replace those of the configuration.
+        **options: Further arguments of `fit`.
     """
-    settings: dict[str, Any] = {
+    train = arguments_of(data, "train", config.device)
+    return fit(vae.model, vae.guide, train, **{**settings(config, data, objective), **options})
+
+
+def settings(config: Namespace, data: Data, objective: Objective) -> dict[str, Any]:
+    """Return the arguments of `fit` that follow from a configuration, but for the programs and their data."""
+    return {
         "elbo": objective.elbo,
         "epochs": config.epochs,
         "batch_size": config.batch_size,
         "optimizer": objective.optimizer,
         "validation": arguments_of(data, "validation", config.device),
+        "weights": data.weights("train"),
+        "validation_weights": data.weights("validation"),
         "patience": config.patience,
         "transform": Binarize() if data.binarize == "dynamic" else None,
         "kl_weight": objective.kl_weight,
@@ -75,57 +75,30 @@ def fit_vae(
         "skip_support_check": True,
         "seed": config.seed,
     }
-    train = arguments_of(data, "train", config.device) if train is None else train
-    return fit(vae.model, vae.guide, train, **{**settings, **options})
 
 
 def refits(config: Namespace, data: Data, count: int, *, seed: int, progress: bool = False) -> Iterator[ProgramPair]:
-    """Fit the model again on bootstrap samples of the training rows, whole groups if the table has any.
+    """Fit the model again on bootstrap samples of the training rows, whole groups if the table has any (see `refit`).
 
     A refit starts from other weights and ends by the same validation rows. The numbers of the columns stay those of the
     run.
 
     Args:
         config: Resolved configuration.
-        data: Data of the run, in memory.
+        data: Data of the run.
         count: Number of refits.
         seed: Random seed.
         progress: Whether to show the progress of each.
 
-    Yields:
-        The fitted models, in evaluation mode.
-    """
-    for number in range(count):
-        refit_seed = int(np.random.SeedSequence([seed, number]).generate_state(1)[0])
-        rows = bootstrap_rows(len(data.train), refit_seed, _groups(data))
-        arguments = arguments_of(data, "train", config.device)
-        named = arguments if isinstance(arguments, dict) else {"x": arguments}
-        sample: dict[str, Any] = {name: value[rows.to(value.device)] for name, value in named.items()}
-        vae = make_vae(config, data, seed=refit_seed)
-        fit_vae(config, data, vae, build_objective(config), train=sample, seed=refit_seed, progress=progress)
-        yield vae.eval()
-
-
-def bootstrap_rows(num_rows: int, seed: int, group: Tensor | None = None) -> Tensor:
-    """Draw rows with replacement, or groups of rows if they are given.
-
-    Args:
-        num_rows: Number of rows N.
-        seed: Random seed.
-        group: Group of each row, with shape (N,), int64; None for independent rows.
-
     Returns:
-        The rows drawn, with shape (N,), int64; with groups, of as many groups as there are, (N',).
+        Iterator over the fitted models.
     """
-    rng = np.random.default_rng(seed)
-    if group is None:
-        return torch.from_numpy(rng.integers(num_rows, size=num_rows))
-    members = [(group == one).nonzero().squeeze(1) for one in group.unique()]
-    return torch.cat([members[one] for one in rng.integers(len(members), size=len(members))])
-
-
-def _groups(data: Data) -> Tensor | None:
-    return None if data.table is None else data.table.part("train").group
+    group = None if data.table is None else data.table.part("train").group
+    options = settings(config, data, build_objective(config))
+    # The objective may have a state; `refit` seeds the weights of each model.
+    make = partial(make_vae, config, data, seeded=False)
+    train = arguments_of(data, "train", config.device)
+    return refit(make, train, refits=count, group=group, **{**options, "seed": seed, "progress": progress})
 
 
 def device_of(vae: ProgramPair) -> torch.device:

@@ -100,6 +100,8 @@ _EVALUATION = {
     "binarize": _BINARIZE,
     "seed": _WHOLE,
     "seconds": NUMBER,
+    "effective_num_data?": NUMBER,
+    "classification?": {"error": _MAYBE, "std_error": _MAYBE, "num_data": _WHOLE},
 }
 
 
@@ -189,8 +191,8 @@ def read_values(path: Path, num_data: int, sha256: str) -> dict[str, Tensor]:
         sha256: SHA-256 that it should have, in hexadecimal.
 
     Returns:
-        "row", int64; "log_marginal" and "std_error", float64, in nats, the latter infinite for a single draw. Each has
-        shape (N,).
+        "row", int64; "log_marginal" and "std_error", float64, in nats, the latter infinite for a single draw; and
+        "weight", float64, if the data have case weights. Each has shape (N,).
 
     Raises:
         FileNotFoundError: If there is no such file.
@@ -207,6 +209,8 @@ def read_values(path: Path, num_data: int, sha256: str) -> dict[str, Tensor]:
                 found["log_marginal"].append(_number(entry, "log_marginal", number))
                 unknown = entry["std_error"] == "inf" and entry["num_particles"] == "1"
                 found["std_error"].append(math.inf if unknown else _number(entry, "std_error", number, _POSITIVE))
+                if "weight" in entry:
+                    found.setdefault("weight", array("d")).append(_number(entry, "weight", number, _POSITIVE))
     except (ValueError, csv.Error) as error:
         raise ValueError(f"{path} is damaged or from another version ({error}); {_EVALUATE}") from error
     if digest.hexdigest() != sha256:

@@ -2,6 +2,7 @@
 
 import re
 import sys
+from collections.abc import Mapping
 from contextlib import suppress
 from typing import Any
 
@@ -12,7 +13,7 @@ from torch import Tensor
 from pyrovae.columns import shown
 from pyrovae.data import Data, IndependentPixels, Table
 from pyrovae.densities import evaluating, isolated_rng, take, weighted_draws
-from pyrovae.evidence import PROPOSALS, Evaluation, ProposalName, evaluate, exact_summary
+from pyrovae.evidence import PROPOSALS, Evaluation, ProposalName, classify, evaluate, exact_summary
 from pyrovae.execution import Execution, Progress, Workers
 from pyrovae.plots import num_per_figure, plot_grids, plot_history, prior_samples, reconstructions, to_png
 from pyrovae.programs import ProgramPair
@@ -26,6 +27,7 @@ from pyrovae.stats import summarize_log_weights
 from pyrovae.training import History
 
 POSTERIOR_DATA = 1000  # maximum number of test data in posterior.nc
+_CLASS_DRAWS = 200  # per datum and class, at most, for the classification error
 POSTERIOR_DRAWS = 100  # draws per datum
 MISSING_AT_RANDOM = (
     "some cells are missing: log p(x) is that of the observed ones, and all numbers hold if cells are missing at random"
@@ -127,9 +129,12 @@ def evaluate_run(
             commit=None if stopped is None else stopped.write,
             resume=resume,
             plate=None,
+            weights=data.weights(split),
             **data.conditions(split, device),
         )
     summary = {"split": split, **evaluation.summary(), "binarize": run.manifest["data"]["binarize"]}
+    if data.labelled:
+        summary["classification"] = classification(vae, data, split=split, num_particles=num_particles, seed=seed)
     if stopped is not None:
         write_whole(run.path / VALUES, evaluation.per_datum_csv(rows))
         write_json(run.path / EVALUATION, summary)
@@ -138,6 +143,38 @@ def evaluate_run(
         with suppress(OSError):  # of an earlier version; it is not read
             (run.path / "evaluation.partial.safetensors").unlink(missing_ok=True)
     return evaluation, summary
+
+
+def classification(vae: ProgramPair, data: Data, *, split: str, num_particles: int, seed: int) -> dict[str, Any]:
+    """Compute the error rate of the most probable classes of a split, whose labels are hidden from the model."""
+    assert data.labels is not None
+    device = device_of(vae)
+    conditions: dict[str, Any] = {
+        key: value for key, value in data.conditions(split, device).items() if key != "labels"
+    }
+    options: dict[str, Any] = {"labels": data.labels[split], "num_particles": min(num_particles, _CLASS_DRAWS)}
+    with isolated_rng(seed), evaluating(vae):
+        found = classify(vae.model, vae.guide, getattr(data, split).to(device), **options, **conditions).error
+    assert found is not None
+    known = found.size > 0
+    return {
+        "error": found.value if known else None,
+        "std_error": found.std_error if known else None,
+        "num_data": found.size,
+    }
+
+
+def classification_line(summary: Mapping[str, Any]) -> str:
+    """Say the error rate of an evaluation in words; an empty text if there is none."""
+    found = summary.get("classification")
+    if not found:
+        return ""
+    if found["error"] is None:
+        return f"no {summary['split']} row has a label, so there is no classification error"
+    return (
+        f"classification error, labels hidden: {100 * found['error']:.1f} % (s.e. {100 * found['std_error']:.1f}) of "
+        f"{found['num_data']:,} {summary['split']} rows with a label"
+    )
 
 
 def _about(run: Run, vae: ProgramPair, data: Data, flags: dict[str, Any]) -> dict[str, Any]:

@@ -1,5 +1,6 @@
 """Resolution of a configuration: the values that depend on the data and the machine."""
 
+import inspect
 import math
 import os
 import re
@@ -49,6 +50,8 @@ def resolve(config: Namespace, data: Data) -> Namespace:
     elif config.likelihood is None:
         config.likelihood = _default_likelihood(data)
     _fill_known_options(config, data)
+    if data.labelled:
+        _fill_classes(config, data)
     if config.output_bias is None and data.table is not None:
         config.output_bias = "data"
     elif config.output_bias is None:
@@ -133,6 +136,24 @@ def _default_likelihood(data: Data) -> Namespace | None:
         fitting = ", or ".join(f"--likelihood {flags}" for flags in fitting_likelihoods(x))
         raise ValueError(f"{data.name}: the values are not all 0 or 1, so the likelihood must be named: {fitting}")
     return read_part("likelihood", {"class_path": name, "init_args": arguments})
+
+
+def _fill_classes(config: Namespace, data: Data) -> None:
+    """Give a program that reads labels as many classes as there are, unless it has more.
+
+    Raises:
+        ValueError: If it has fewer.
+    """
+    assert data.table is not None
+    arguments = config.program.get("init_args") or Namespace()
+    if "num_classes" not in arguments:
+        return
+    count = len(data.table.columns.of_role("label")[0].levels)
+    default = inspect.signature(part_class("program", config.program.class_path)).parameters["num_classes"].default
+    if arguments.num_classes == default:
+        arguments.num_classes = count
+    if arguments.num_classes < count:
+        raise ValueError(f"--program.num_classes {arguments.num_classes}: the label has {count} levels; give as many")
 
 
 def _all_values(data: Data) -> Tensor:

@@ -53,7 +53,7 @@ from pyrovae.runs.readers import (
 )
 from pyrovae.runs.reading import CONFIG_LIMIT, LIMIT, check_size, read_yaml
 from pyrovae.runs.resolve import find_device
-from pyrovae.runs.table_data import COLUMNS
+from pyrovae.runs.table_data import COLUMNS, takes_labels
 from pyrovae.runs.versions import all_versions
 
 CONFIG, MANIFEST, CHECKPOINT = "config.yaml", "manifest.json", "checkpoint.safetensors"
@@ -200,7 +200,7 @@ class Run:
         columns = self.columns()
         if columns is not None:
             table = read_table(config.data, columns=columns, split_seed=config.split_seed, unseen=config.unseen)
-            data = Data.of(table)
+            data = Data.of(table, labelled=takes_labels(config) and table.labels is not None)
         else:
             data = load_data(
                 config.data,

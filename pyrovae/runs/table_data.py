@@ -97,7 +97,8 @@ def training_data(flags: Namespace) -> Data:
         FileNotFoundError: If the file is missing.
     """
     if is_table(flags.data):
-        return Data.of(training_table(flags))
+        table = training_table(flags)
+        return Data.of(table, labelled=takes_labels(flags) and table.labels is not None)
     _check_no_flags_of_tables(flags)
     return load_data(
         flags.data,
@@ -137,6 +138,12 @@ def training_table(flags: Namespace) -> Table:
         found = read_table(flags.data, **options).columns if columns is None else columns
         columns = changed(found, flags.column_changes)
     return read_table(flags.data, columns=columns, **options)
+
+
+def takes_labels(config: Namespace) -> bool:
+    """Whether the programs have an argument `labels`: those of a class with `takes_labels = True`."""
+    program = config.program
+    return program is not None and bool(getattr(part_class("program", program.class_path), "takes_labels", False))
 
 
 def _check_no_flags_of_tables(flags: Namespace) -> None:

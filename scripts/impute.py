@@ -5,7 +5,8 @@ python scripts/impute.py runs/survey-001 survey.csv --draws 20 --refits 5     # 
 python scripts/impute.py runs/survey-001 new.csv --centre median --out filled/
 
 Writes imputed.csv, the table filled; draws.csv, all draws below each other, with .imp and .id as in R's mice;
-imputation.csv, effective sample size and k-hat per row; and imputed_cells.csv, a line per filled cell. Means and draws
+imputation.csv, effective sample size and k-hat per row; and imputed_cells.csv, a line per filled cell. A run with labels
+also gets classes.csv, the probabilities of its classes, and the most probable ones in imputed.csv. Means and draws
 are of p(x_missing | x_observed), by importance sampling. --refits trains again on bootstrap rows, as often as it says;
 pool the estimates by pyrovae.pool(..., nested=True).
 """
@@ -20,9 +21,9 @@ from jsonargparse.typing import NonNegativeInt, PositiveInt
 
 from pyrovae.runs import check_folder, find_device, make_run_parser, open_run, parse_flags, run_script, with_name_lists
 from pyrovae.runs.fitting import refits
-from pyrovae.runs.report import unseen_lines
+from pyrovae.runs.report import CLASS_DRAWS, unseen_lines
 from pyrovae.runs.table_files import add_table_flags, read_new_rows
-from pyrovae.runs.table_imputations import Draws, impute_rows, write_imputations
+from pyrovae.runs.table_imputations import Draws, classify_rows, impute_rows, write_imputations
 from pyrovae.runs.tables import aligned
 
 
@@ -51,17 +52,21 @@ def main() -> int:
     run, vae, data = open_run(args)
     new, device = read_new_rows(run, args.table, unseen=args.unseen, na_values=args.na_values), find_device(args.device)
     options = {"num_particles": args.num_particles, "chunk_size": args.chunk_size, "centre": args.centre}
+    config = run.config(args.trust_imports)
+    config.device = str(device)
+    options["labelled"] = data.labelled
     imputed = impute_rows(vae, new, device, seed=args.seed, num_draws=0 if args.refits else args.draws, **options)
+    classes = None
+    if data.labelled:
+        classes = classify_rows(vae, new, device, seed=args.seed, num_particles=min(args.num_particles, CLASS_DRAWS))
     draws = [] if args.refits else [Draws(imputed.draws, None)]
     if args.refits:
-        config = run.config(args.trust_imports)
-        config.device = str(device)
         for number, refit in enumerate(refits(config, data, args.refits, seed=args.seed), start=1):
             found = impute_rows(refit, new, device, seed=args.seed, num_draws=args.draws // args.refits, **options)
             draws.append(Draws(found.draws, number))
             print(f"refit {number} of {args.refits}", file=sys.stderr)
     out.mkdir(parents=True, exist_ok=True)
-    paths = write_imputations(out, new, imputed, draws)
+    paths = write_imputations(out, new, imputed, draws, classes)
 
     missing = ~new.table.mask
     print(

@@ -27,7 +27,7 @@ from pyrovae.stats import summarize_log_weights
 from pyrovae.training import History
 
 POSTERIOR_DATA = 1000  # maximum number of test data in posterior.nc
-_CLASS_DRAWS = 200  # per datum and class, at most, for the classification error
+CLASS_DRAWS = 200  # per datum and class, at most, for the classification error
 POSTERIOR_DRAWS = 100  # draws per datum
 MISSING_AT_RANDOM = (
     "some cells are missing: log p(x) is that of the observed ones, and all numbers hold if cells are missing at random"
@@ -152,7 +152,7 @@ def classification(vae: ProgramPair, data: Data, *, split: str, num_particles: i
     conditions: dict[str, Any] = {
         key: value for key, value in data.conditions(split, device).items() if key != "labels"
     }
-    options: dict[str, Any] = {"labels": data.labels[split], "num_particles": min(num_particles, _CLASS_DRAWS)}
+    options: dict[str, Any] = {"labels": data.labels[split], "num_particles": min(num_particles, CLASS_DRAWS)}
     with isolated_rng(seed), evaluating(vae):
         found = classify(vae.model, vae.guide, getattr(data, split).to(device), **options, **conditions).error
     assert found is not None

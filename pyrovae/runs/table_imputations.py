@@ -8,9 +8,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from pyrovae.data import original, write_csv_rows
-from pyrovae.densities import isolated_rng
-from pyrovae.evidence import Imputation, impute
+from pyrovae.data import Table, original, write_csv_rows
+from pyrovae.densities import evaluating, isolated_rng
+from pyrovae.evidence import Imputation, classify, impute
 from pyrovae.programs import ProgramPair
 from pyrovae.runs.table_files import NewRows
 
@@ -30,25 +30,62 @@ class Draws(NamedTuple):
     refit: int | None
 
 
-def impute_rows(vae: ProgramPair, new: NewRows, device: torch.device, *, seed: int, **options: Any) -> Imputation:
-    """Impute the missing cells of new rows, from a random seed; see `impute` for the options."""
-    arguments: dict[str, Any] = {**new.table.arguments(device=device), "mask": new.table.mask.to(device)}
+def impute_rows(
+    vae: ProgramPair, new: NewRows, device: torch.device, *, labelled: bool, seed: int, **options: Any
+) -> Imputation:
+    """Impute the missing cells of new rows.
+
+    Args:
+        vae: Trained model.
+        new: Rows.
+        device: Device of the model.
+        labelled: Whether its programs have an argument `labels`.
+        seed: Random seed.
+        **options: Further arguments of `impute`.
+    """
+    arguments = _arguments(new.table, device)
+    if labelled and new.table.labels is not None:
+        arguments["labels"] = new.table.labels.to(device)
     with isolated_rng(seed):
         return impute(vae.model, vae.guide, **arguments, **options)
 
 
-def write_imputations(folder: Path, new: NewRows, imputed: Imputation, draws: Sequence[Draws]) -> list[Path]:
-    """Write imputed.csv, draws.csv, imputation.csv and imputed_cells.csv.
+def classify_rows(vae: ProgramPair, new: NewRows, device: torch.device, *, seed: int, **options: Any) -> Tensor:
+    """Compute the probabilities of the classes of new rows, with shape (N, K), float64, from their other cells."""
+    with isolated_rng(seed), evaluating(vae):
+        return classify(vae.model, vae.guide, **_arguments(new.table, device), **options).probabilities.cpu()
+
+
+def _arguments(table: Table, device: torch.device) -> dict[str, Any]:
+    return {**table.arguments(device=device), "mask": table.mask.to(device)}
+
+
+def write_imputations(
+    folder: Path, new: NewRows, imputed: Imputation, draws: Sequence[Draws], classes: Tensor | None = None
+) -> list[Path]:
+    """Write imputed.csv, draws.csv, imputation.csv and imputed_cells.csv, and classes.csv if there are classes.
 
     imputed.csv is the file with its missing cells filled. draws.csv has each draw of the whole file below the other, as
     mice's long format: ".imp" is the number of the draw, ".id" that of the row, and ".refit" that of the refit, if any.
-    imputation.csv has a line per row, imputed_cells.csv one per filled cell.
+    imputation.csv has a line per row, imputed_cells.csv one per filled cell. classes.csv has the probabilities of the
+    classes of each row; imputed.csv then has the most probable class where a label is missing.
 
     Returns:
         The paths of the files.
     """
     paths = [folder / name for name in ("imputed.csv", "draws.csv", "imputation.csv", "imputed_cells.csv")]
-    write_csv_rows(paths[0], new.names, zip(*new.completed(imputed.value), strict=True))
+    completed = new.completed(imputed.value)
+    if classes is not None:
+        (label,) = new.table.columns.of_role("label")
+        paths.append(folder / "classes.csv")
+        rows = ((row, *map(float, p)) for row, p in enumerate(classes, start=1))
+        write_csv_rows(paths[-1], ("row", *label.levels), rows)
+        if new.table.labels is not None:
+            place, known = new.names.index(label.name), (new.table.labels >= 0).tolist()
+            likely = [label.levels[code] for code in classes.nan_to_num(0.0).argmax(1).tolist()]
+            cells = zip(completed[place], known, likely, strict=True)
+            completed[place] = [cell if is_known else name for cell, is_known, name in cells]
+    write_csv_rows(paths[0], new.names, zip(*completed, strict=True))
     has_refits = any(part.refit is not None for part in draws)
     names = [".imp", ".id", *([".refit"] if has_refits else []), *new.names]
     write_csv_rows(paths[1], names, _long(new, draws, has_refits))

@@ -26,7 +26,7 @@ _SUMS_OVER_SITES = (Trace_ELBO, TraceMeanField_ELBO, TraceEnum_ELBO)
 
 
 def sum_over_data(values: Tensor, weights: Tensor | None) -> Tensor:
-    """Sum values over all dims, each datum times its weight.
+    """Sum values over all dims, each datum times its weight. A datum of weight 0 may have any value.
 
     Args:
         values: Values with shape (..., N).
@@ -42,7 +42,7 @@ def sum_over_data(values: Tensor, weights: Tensor | None) -> Tensor:
             f"case weights need a term of the objective for each of {len(weights)} data, got {tuple(values.shape)}; "
             "write the programs with one plate over the data"
         )
-    return (values * weights.to(values.dtype)).sum()
+    return (torch.where(weights > 0, values, 0.0) * weights.to(values.dtype)).sum()
 
 
 def check_weighable(elbo: ELBO) -> None:

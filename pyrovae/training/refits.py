@@ -98,7 +98,9 @@ def refit(
         raise ValueError(f"refits must be at least 1, got {refits}")
     for name in _OF_ONE_RUN:
         if options.get(name) is not None:
-            raise ValueError(f"{name} belongs to one run, so refit cannot take it; call fit on rows of bootstrap_rows")
+            raise ValueError(
+                f"{name} belongs to one run, so refit cannot take it; call fit on pyrovae.training.bootstrap_rows"
+            )
     elbo = options.get("elbo")
     if isinstance(elbo, nn.Module) and any(True for _ in elbo.parameters()):
         raise ValueError(

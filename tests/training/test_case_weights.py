@@ -30,6 +30,7 @@ from pyrovae import (
     PartiallyImportanceWeightedELBO,
     RenyiELBO,
     StandardNormalPrior,
+    Streamed,
     WeightedELBO,
     fit,
 )
@@ -296,6 +297,22 @@ def test_the_weights_follow_the_data_through_shuffled_batches(noise, execution):
             descent.step()
             objectives[-1] -= loss.item() / 5
     assert_same((found, history), (dict(pair.named_parameters()), {"train_objective": objectives}))
+
+
+@pytest.mark.parametrize("elbo", [Trace_ELBO(), ImportanceWeightedELBO(3)], ids=["ELBO", "bound"])
+def test_the_weights_follow_data_on_disk_and_data_along_another_dim(noise, elbo):
+    expected = trained(vae, X, elbo, WEIGHTS, batch_size=2)
+    on_disk = trained(vae, Streamed(X.numpy()), elbo, WEIGHTS, batch_size=2, transform=torch.Tensor.double)
+    assert_same(on_disk, expected)
+
+    def transposed():
+        pair, found = vae(), nn.Module()
+        found.vae, found.model, found.guide = pair, lambda y: pair.model(y.T), lambda y: pair.guide(y.T)
+        found.named_parameters = pair.named_parameters
+        return found
+
+    along = trained(transposed, X.T.contiguous(), elbo, WEIGHTS, batch_size=2, plate="data")
+    assert_same(along, expected)
 
 
 def test_a_run_with_weights_resumes_bit_identically():

@@ -12,6 +12,7 @@ from pyrovae import (
     MLP,
     VAE,
     Blueprint,
+    ClassificationELBO,
     ConditionalNormalPrior,
     DefensiveProposal,
     GuideProposal,
@@ -24,7 +25,9 @@ from pyrovae import (
     log_marginal,
     log_weights,
 )
-from pyrovae.evidence import impute
+from pyrovae.data import read_table
+from pyrovae.evidence import classify, impute
+from pyrovae.runs import check_contract
 from pyrovae.training import fit
 
 DIMS, N, C, CLASSES = 3, 6, 2, 3
@@ -243,6 +246,36 @@ def test_labels_of_any_integer_type_are_converted():
         assert torch.equal(exact_log_marginal(vae.model, x, labels=labels).value, truth)
     truth = exact_log_marginal(vae.model, x, labels=WHICH["all"]).value
     assert torch.equal(exact_log_marginal(vae.model, x, labels=WHICH["all"].to(torch.uint8)).value, truth)
+
+
+@pytest.mark.parametrize("which", WHICH)
+def test_programs_with_labels_keep_the_contract(which):
+    vae, x, kwargs = made(C)
+    check_contract(vae.model, vae.guide, x, labels=WHICH[which], mask=MASKS["entries"], **kwargs)
+
+
+def test_a_table_with_holes_in_data_and_labels_is_classified():
+    """Two groups far apart in both columns: with few labels, all rows get the class of their group."""
+    pyro.set_rng_seed(0)
+    group = torch.arange(60) % 2
+    length = (10.0 * group + torch.randn(60)).tolist()
+    kind = [["a", "b"][g] for g in group]
+    length[4] = kind[7] = kind[8] = None
+    species = ["auk" if g else "gull" for g in group]
+    rows = {"length": length, "kind": kind, "species": [s if n < 12 else None for n, s in enumerate(species)]}
+    table = read_table(rows, label="species", split_seed=1)
+    assert int((table.labels >= 0).sum()) == 12
+    (levels,) = [column.levels for column in table.columns.of_role("label")]
+    truth = torch.tensor([levels.index(one) for one in species])
+    parts = {"prior": ConditionalNormalPrior, "network": partial(MLP, hidden=[16])}
+    vae = MixtureVAE(Blueprint.of(table, latent_dim=1, **parts), num_classes=2)
+    data = {**table.arguments(), "labels": table.labels}
+    elbo = ClassificationELBO(num_data=60, num_labelled=12)
+    fit(vae.model, vae.guide, data, elbo=elbo, epochs=150, optimizer=ADAM)
+    hidden = torch.where(table.labels < 0, truth, -1)
+    found = classify(vae.model, vae.guide, **table.arguments(), labels=hidden, num_particles=100)
+    assert found.error.size == 48
+    assert found.error.value < 0.05
 
 
 def test_other_programs_refuse_labels():

@@ -5,8 +5,8 @@ python scripts/impute.py runs/survey-001 survey.csv --draws 20 --refits 5     # 
 python scripts/impute.py runs/survey-001 new.csv --centre median --out filled/
 
 Writes imputed.csv, the table filled; draws.csv, all draws below each other, with .imp and .id as in R's mice;
-imputation.csv, effective sample size and k-hat per row; and imputed_cells.csv, a line per filled cell. A run with labels
-also gets classes.csv, the probabilities of its classes, and the most probable ones in imputed.csv. Means and draws
+imputation.csv, effective sample size and k-hat per row; and imputed_cells.csv, a line per filled cell. With labels,
+classes.csv has their probabilities, and imputed.csv the most probable ones. Means and draws
 are of p(x_missing | x_observed), by importance sampling. --refits trains again on bootstrap rows, as often as it says;
 pool the estimates by pyrovae.pool(..., nested=True).
 """

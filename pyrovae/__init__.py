@@ -4,6 +4,8 @@ A VAE consists of a prior, a likelihood and an encoder. Its `model` and `guide` 
 and estimates of log p(x) work for any such pair of programs, also for those of the user.
 """
 
+from pyrovae.columns import Column, Columns
+from pyrovae.data import ampute, read_table
 from pyrovae.densities import Streamed, WeightedDraws, Whole, log_joint, log_weights, temper, weighted_draws
 from pyrovae.encoders import (
     CategoricalEncoder,
@@ -31,14 +33,18 @@ from pyrovae.evidence import (
     adaptive_schedule,
     ais,
     bracket,
+    classify,
+    conditional,
     evidence_lower_bound,
     exact_log_marginal,
+    impute,
     ladder,
     linear_gaussian_log_marginal,
     linear_schedule,
     log_evidence,
     log_marginal,
     refine,
+    score,
     sigmoidal_schedule,
 )
 from pyrovae.likelihoods import (
@@ -124,7 +130,7 @@ from pyrovae.priors import (
 )
 from pyrovae.programs import VAE, Blueprint, Guide, MixtureVAE, Model, TwoLayerVAE
 from pyrovae.runs import load, to_arviz
-from pyrovae.stats import LogMarginal
+from pyrovae.stats import LogMarginal, pool
 from pyrovae.training import BurdaLR, History, fit, refit
 
 __all__ = [
@@ -147,6 +153,8 @@ __all__ = [
     "CategoricalLikelihood",
     "CategoricalPrior",
     "ClassificationELBO",
+    "Column",
+    "Columns",
     "CombinedImportanceWeightedELBO",
     "ConditionalNormalPrior",
     "ConstrainedEncoder",
@@ -234,11 +242,15 @@ __all__ = [
     "ZeroOneInflatedBetaLikelihood",
     "adaptive_schedule",
     "ais",
+    "ampute",
     "bracket",
+    "classify",
+    "conditional",
     "elbo_parts",
     "evidence_lower_bound",
     "exact_log_marginal",
     "fit",
+    "impute",
     "ladder",
     "linear_gaussian_log_marginal",
     "linear_schedule",
@@ -247,8 +259,11 @@ __all__ = [
     "log_joint",
     "log_marginal",
     "log_weights",
+    "pool",
+    "read_table",
     "refine",
     "refit",
+    "score",
     "sigmoidal_schedule",
     "temper",
     "to_arviz",

@@ -18,10 +18,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+import yaml
 from data_helpers import write_fake_mnist
 
 import pyrovae.runs
-from pyrovae.data import load_data
+from pyrovae.data import columns_yaml, load_data, read_table
 from pyrovae.guide import TOPICS
 from pyrovae.runs.options import part_options
 from pyrovae.runs.parse import config_to_yaml
@@ -40,10 +41,16 @@ NEEDED = {
     "evaluate": ["RUN"],
     "sample": ["RUN"],
     "compare": ["RUN", "RUN2"],
+    "impute": ["RUN", "survey.csv"],
+    "score": ["RUN", "survey.csv"],
     "studies/swap": ["--out", "table"],
 }
 # What the commands name and this machine may lack, and what stands for it here.
 STANDS_FOR = {"cuda": "cpu", "[topic]": "glossary"}
+# A table with the columns that the pages name.
+TABLE = "income,species,body_mass_g,school,w,year\n" + "".join(
+    f"{900 + 37 * i % 500},s{i % 3},{2700 + 25 * (7 * i % 90)},c{i % 9},{1 + i % 2},{2007 + i % 3}\n" for i in range(90)
+)
 
 
 class AcceptedError(BaseException):
@@ -74,7 +81,7 @@ def commands_in(page):
         for command in line.split(" && "):
             if "scripts/" not in command and "-m pyrovae" not in command:
                 continue
-            words = shlex.split(command, comments=True)
+            words = shlex.split(command.partition(" > ")[0], comments=True)
             for place, word in enumerate(words):
                 if re.search(r"(^|/)scripts/.*\.py$", word):
                     found.append((word[word.index("scripts/") :], words[place + 1 :]))
@@ -103,6 +110,10 @@ def folder(tmp_path_factory):
         np.save(path / f"{name}.npy", counts)
     np.save(path / "batch.npy", counts[:, :1])
     np.savez(path / "many.npz", expression=counts)
+    for name in ("survey", "penguins"):
+        (path / f"{name}.csv").write_text(TABLE)
+    columns = {**yaml.safe_load(columns_yaml(read_table(path / "survey.csv").columns))}
+    (path / "columns.yaml").write_text(yaml.safe_dump(columns))
     write_fake_mnist(path / "data", 60, 30)
     (path / "mymodule.py").write_text(own_module())
     defaults = pyrovae.runs.resolve(pyrovae.runs.parse_training([]), load_data("digits"))
@@ -210,7 +221,7 @@ def refusals_of(span, accept):
     """Give a flag, with its value if any, to every script or part that has it; return what each answers."""
     flag, *value = shlex.split(span)
     name, _, option = flag[2:].partition(".")
-    if option:
+    if option and name != "columns":
         parts = [part for part, found in known_parts(name).items() if option in (part_options(name, found) or ())]
         commands = [("train", [f"--{name}", part, *([flag, *value] if value else [])]) for part in parts]
     else:

@@ -6,6 +6,7 @@ __all__ = ["TOPICS", "read", "summary"]
 
 TOPICS = (
     "start",
+    "own-data",
     "own-array",
     "trained-run",
     "parts",

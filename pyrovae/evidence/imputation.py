@@ -89,7 +89,8 @@ def impute(
         num_draws: Number of draws M of the missing entries per datum; 0 for none.
         centre: Centre of the imputed entries. "auto" is the mode of binary and category columns, the median of ordered
             ones, and the mean of numbers. "mean", "median" or "mode" apply to the columns that have one; the others
-            keep that of "auto". A sequence has one of these words for each column.
+            keep that of "auto". A sequence has one of these words for each column. A distribution of your own may state
+            its choice for "auto" by an attribute `natural_centre`.
         proposal: `Proposal` to draw the latents from; None for the default, which needs no guide trained on such masks.
         chunk_size: Number of latents, K times N, decoded at once, which bounds memory; None as in `log_marginal`.
             Numbers for K times n times D entries are held, for n data with K n of at most chunk_size, or one datum.

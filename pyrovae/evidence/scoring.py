@@ -81,7 +81,7 @@ def score(
             drawn = weighted_points(block, num_particles, proposal, chunk_size)
             weights.append(drawn.weights)
             some, known, rows = with_weights(block, drawn)
-            whole = [torch.full_like(x[block.rows].flatten(1), torch.nan, dtype=torch.float64) for _ in range(3)]
+            whole = [torch.full_like(block.args[0].flatten(1), torch.nan, dtype=torch.float64) for _ in range(3)]
             if not len(rows):
                 parts.append(whole)
                 continue

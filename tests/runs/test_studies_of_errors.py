@@ -1,5 +1,7 @@
 """The studies run from the command line, and print a line for each problem or way."""
 
+import json
+
 import pytest
 from script_helpers import run
 
@@ -34,3 +36,14 @@ def test_a_study_of_trainings_prints_a_line_for_each_way(script, flags, ways, tm
     assert [line.split("  ")[0] for line in lines[1:]] == ways
     assert "ELBO" in lines[0]
     assert [path.name for path in tmp_path.iterdir()] == ["x.json"]
+
+
+def test_the_study_of_imputed_cells_prints_a_line_for_each_table(tmp_path):
+    flags = ("--data", "[wine]", "--masks", 1, "--epochs", 1, "--num_particles", 20, "--json", "x.json")
+    result = run("imputation", *flags, cwd=tmp_path)
+    header, line = result.stdout.splitlines()
+    assert header.split()[:3] == ["table", "column", "mean"]
+    assert line.startswith("wine")
+    (row,) = json.loads((tmp_path / "x.json").read_text())["rows"]
+    assert 0.7 < row["ridge"] < 0.85  # as published
+    assert 0.9 < row["column mean"] < 1.1

@@ -1,0 +1,90 @@
+"""Columns with a use of their own, as a user runs the scripts: labels with holes, case weights, groups, covariates."""
+
+import csv
+import json
+import re
+
+import numpy as np
+import pytest
+from script_helpers import TINY, run
+from test_table_scripts import read, write
+
+N = 120
+
+
+def clusters(seed=0):
+    """Two clusters of rows whose label is known for a third, with weights, groups, a covariate and a split."""
+    rng = np.random.default_rng(seed)
+    label = rng.integers(2, size=N)
+    return {
+        "a": [f"{value:.2f}" for value in 10 * label + rng.normal(size=N)],
+        "b": [f"{value:.2f}" for value in -8 * label + rng.normal(size=N)],
+        "kind": [["one", "two"][value] if rng.random() < 0.5 else "" for value in label],
+        "w": [str(1 + 3 * value) for value in label],
+        "school": [f"s{i % 30}" for i in range(N)],
+        "dose": [f"{value:.2f}" for value in rng.normal(size=N)],
+    }, label
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    path = tmp_path_factory.mktemp("roles")
+    write(path / "rows.csv", clusters()[0])
+    return path
+
+
+FLAGS = ("--data", "rows.csv", *TINY)
+
+
+def test_a_label_with_holes_is_learned_from_both_kinds_of_rows_and_filled(folder):
+    result = run(
+        *("train", *FLAGS, "--label", "kind", "--columns.w.kind", "drop", "--columns.school.kind", "drop"),
+        *("--program", "MixtureVAE", "--elbo", "TraceEnum_ELBO", "--lr", 0.02, "--epochs", 40, "--out", "labels"),
+        cwd=folder,
+    )
+    found = re.search(
+        r"classification error, labels hidden: (\d+\.\d) % \(s\.e\. \d+\.\d\) of (\d+) test rows", result.stdout
+    )
+    assert float(found[1]) < 10
+    assert json.loads((folder / "labels/evaluation.json").read_text())["classification"]["num_data"] == int(found[2])
+    assert "num_classes: 2" in (folder / "labels/config.yaml").read_text()
+    run("evaluate", "labels", "--num_particles", 20, cwd=folder)
+    run("impute", "labels", "rows.csv", "--draws", 1, "--num_particles", 30, cwd=folder)
+    truth = [["one", "two"][value] for value in clusters()[1]]
+    filled, classes = read(folder / "labels/imputed.csv"), read(folder / "labels/classes.csv")
+    given = read(folder / "rows.csv")
+    assert all(row["kind"] == before["kind"] for row, before in zip(filled, given, strict=True) if before["kind"])
+    wrong = [row["kind"] != right for row, right in zip(filled, truth, strict=True)]
+    assert np.mean(wrong) < 0.05
+    assert all(float(row["one"]) + float(row["two"]) == pytest.approx(1) for row in classes)
+
+
+def test_case_weights_multiply_the_means_of_the_evaluation(folder):
+    run("train", *FLAGS, "--weights", "w", "--columns.kind.kind", "drop", "--epochs", 2, "--out", "weights", cwd=folder)
+    summary = json.loads((folder / "weights/evaluation.json").read_text())
+    with (folder / "weights/evaluation.csv").open(newline="") as file:
+        rows = list(csv.DictReader(file))
+    w, values = (np.array([float(row[key]) for row in rows]) for key in ("weight", "log_marginal"))
+    assert set(w) == {1.0, 4.0}
+    mean = (w * values).sum() / w.sum()
+    error = np.sqrt((w**2 * (values - mean) ** 2).sum()) / w.sum() * np.sqrt(len(w) / (len(w) - 1))
+    assert summary["log_marginal"]["mean"] == pytest.approx(mean, rel=1e-6)
+    assert summary["log_marginal"]["std_error"] == pytest.approx(error, rel=1e-5)
+    run("train", "--config", "weights/config.yaml", "--seed", 1, "--out", "weights2", cwd=folder)
+    result = run("compare", "weights", "weights2", cwd=folder)
+    assert f"{mean:.2f}" in result.stdout
+
+
+def test_the_rows_of_a_group_lie_in_one_split_and_covariates_are_given(folder):
+    flags = ("--group", "school", "--covariates", "dose", "--columns.kind.kind", "drop", "--columns.w.kind", "drop")
+    run("train", *FLAGS, *flags, "--epochs", 2, "--out", "groups", cwd=folder)
+    rows = read(folder / "rows.csv")
+    test = {rows[int(row["row"])]["school"] for row in read(folder / "groups/evaluation.csv")}
+    count = sum(row["school"] in test for row in rows)
+    assert count == len(read(folder / "groups/evaluation.csv"))
+    run("sample", "groups", "--num_samples", 40, cwd=folder)
+    samples = read(folder / "groups/samples.csv")
+    assert list(samples[0]) == [".given", "a", "b"]
+    assert {rows[int(row[".given"]) - 1]["school"] for row in samples} <= test
+    run("score", "groups", "rows.csv", "--num_particles", 20, "--references", 30, cwd=folder)
+    assert len(read(folder / "groups/scores.csv")) == N

@@ -174,7 +174,9 @@ class ControlledELBO(WeightedELBO):
             means = [torch.einsum("n,n...->...", share.to(kl.dtype), kl.mean(0)) for kl in divergences.values()]
             mean_reconstruction = sum_over_data(reconstruction, share)
         total = torch.stack([kl.sum() for kl in means]).sum()
-        self.parts.copy_(torch.stack([mean_reconstruction, total]).detach())
+        parts = torch.stack([mean_reconstruction, total]).detach().to(self.parts.dtype)
+        # A batch without weight says nothing about the parts.
+        self.parts.copy_(parts if cases is None else torch.where(cases.sum() > 0, parts, self.parts))
         if isinstance(self.control, LearnedKLWeight):
             return size * total
         return size * self.control.shape(torch.cat([kl.reshape(-1) for kl in means]))

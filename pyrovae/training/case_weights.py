@@ -45,16 +45,18 @@ def _plates(
     """Find the names of the plates over the data, by runs on a full batch and on fewer rows."""
     batch = min(batches.batch_size, batches.size)
     fewer = max(batch // 2, 1)
+    fewer = fewer if fewer < batch else 2
     others: dict[tuple[str, str], BatchSite] | None = None
     names = {f.name for site in sites for f in site.frames if f.size in (-1, batch) and plate in (None, f.name)}
     with suppress(Exception):  # programs with rows for single data run on all of them alone
-        others = {(site.program, site.name): site for site in sites_of(model, guide, batches, fewer)}
-    if others is not None and fewer < batch:
+        if batches.size > 1:
+            others = {(site.program, site.name): site for site in sites_of(model, guide, batches, fewer)}
+    if others is not None:
         names &= {f.name for site in others.values() for f in site.frames if f.size in (-1, fewer)}
     inside = {(site.program, site.name) for site in sites if _is_inside(site, names)}
     for site in sites:
         _check_site(site, inside, sites)
-        other = None if others is None or fewer == batch else others.get((site.program, site.name))
+        other = None if others is None else others.get((site.program, site.name))
         loose = any(frame.name in names and frame.size == -1 for frame in site.frames)
         rows = None if other is None else site.shape != other.shape
         if (site.program, site.name) not in inside and rows:

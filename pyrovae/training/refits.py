@@ -112,7 +112,8 @@ def refit(
     args, kwargs = as_arguments(data)
     size = num_data(args, kwargs)
     bootstrap_rows(size, group=group)  # the errors come before the first fit
-    if weights is not None and len(weights) != size:
+    weights = None if weights is None else torch.as_tensor(weights)
+    if weights is not None and tuple(weights.shape) != (size,):
         raise ValueError(f"weights must have shape ({size},), one for each datum, got {tuple(weights.shape)}")
     return _refits(make, (args, kwargs), size, refits, group, weights, seed, options)
 
@@ -132,7 +133,7 @@ def _refits(
         order, noise = np.random.SeedSequence([seed, number]).generate_state(2).tolist()
         rows = bootstrap_rows(size, group=group, seed=order)
         args, kwargs = take(*data, rows.to(device_of(*data)))
-        sampled = None if weights is None else torch.as_tensor(weights)[rows.to(torch.as_tensor(weights).device)]
+        sampled = None if weights is None else weights[rows.to(weights.device)]
         with isolated_rng(noise):
             pair = make()
             _check_new(pair, seen, args, kwargs)

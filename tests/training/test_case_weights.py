@@ -8,8 +8,9 @@ import pyro.distributions as dist
 import pytest
 import torch
 import torch.distributions.normal
+from pyro import poutine
 from pyro.infer import Trace_ELBO, TraceEnum_ELBO, TraceMeanField_ELBO
-from pyro.infer.autoguide import AutoDiagonalNormal
+from pyro.infer.autoguide import AutoDiagonalNormal, AutoNormal
 from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
 
@@ -34,7 +35,7 @@ from pyrovae import (
     WeightedELBO,
     fit,
 )
-from pyrovae.objectives import TensorELBO, check_weighable
+from pyrovae.objectives import KLControl, TensorELBO, check_weighable
 from pyrovae.runs.registry import known_parts
 from pyrovae.training.batches import epoch_order
 
@@ -271,6 +272,27 @@ def test_weights_multiply_the_rows_of_a_grid_with_as_many_columns(noise, elbo):
 def test_weights_multiply_the_sites_of_a_loop_over_the_data(noise):
     expected = trained(lambda: Local(loop=True), X[ROWS], Trace_ELBO())
     assert_same(trained(lambda: Local(loop=True), X, Trace_ELBO(), WEIGHTS), expected)
+
+
+def test_a_datum_of_weight_zero_does_not_move_its_own_row_of_parameters():
+    """A guide with rows of parameters for single data runs on all of them alone."""
+    pyro.clear_param_store()
+    model = Local().model
+    guide = AutoNormal(poutine.block(model, hide=["x"]))
+    history = fit(model, guide, X, elbo=Trace_ELBO(), epochs=3, batch_size=6, weights=WEIGHTS)
+    moved = (guide.locs.z.detach() != 0).any(-1)
+    assert torch.equal(moved, WEIGHTS > 0)
+    assert len(history) == 3
+
+
+def test_a_batch_without_weight_says_nothing_to_a_learned_kl_weight():
+    pair, elbo = vae(), KLControl(GECO(1.0), TraceMeanField_ELBO(), torch.device("cpu")).elbo
+    elbo.weighted_loss(WEIGHTS, pair.model, pair.guide, X)
+    before = elbo.parts.clone()
+    loss = elbo.weighted_loss(torch.zeros(6), pair.model, pair.guide, X)
+    assert loss == 0
+    assert (before != 0).all()
+    assert torch.equal(elbo.parts, before)
 
 
 def test_the_scale_of_the_weights_is_immaterial(noise):

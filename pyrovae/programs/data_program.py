@@ -54,9 +54,11 @@ class DataProgram(PyroModule):
             bound = _signature_of(type(self)).bind(self, *args, **kwargs)
         except TypeError as error:
             names = ", ".join(kwargs) or "none"
+            others = [name for name in ("covariates", "mask", "labels") if name in _signature_of(type(self)).parameters]
             raise ValueError(
-                f"{type(self).__name__} takes x by position or name, and covariates and mask by name, got {len(args)} "
-                f"arguments by position and by name {names} ({error}); write x, covariates=c, mask=m"
+                f"{type(self).__name__} takes x by position or name, and {' and '.join(others)} by name, got "
+                f"{len(args)} arguments by position and by name {names} ({error}); write x, "
+                f"{', '.join(f'{name}={name[0]}' for name in others)}"
             ) from None
         given = bound.arguments
         tensors = [p for p in (*self.parameters(), *self.buffers()) if p.is_floating_point()]

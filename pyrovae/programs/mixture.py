@@ -35,9 +35,9 @@ class MixtureVAE(ProgramPair):
         log p(x_n, y_n) = log p(y_n) + log p(x_n|y_n)   if the label y_n is known,   log p(x_n)   if it is missing.
 
     The label is the observed site "label". In a labelled row the latent "y" is auxiliary: model and guide both draw it
-    uniformly, nothing depends on it, and its densities cancel. By the ELBO, labelled rows do not train q(y|x), and
-    unlabelled rows may then use y for other clusters than the labels; `ClassificationELBO` trains q(y|x) on the labels.
-    `classify` gives p(y|x) of the model.
+    uniformly, nothing depends on it, and its densities cancel; its draws mean nothing there. By the ELBO, labelled rows
+    do not train q(y|x), and unlabelled rows may then use y for other clusters than the labels; `ClassificationELBO`
+    trains q(y|x) on the labels. `classify` gives p(y|x) of the model.
 
     Args:
         blueprint: Sizes of the model and makers of its parts.

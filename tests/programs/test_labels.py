@@ -20,6 +20,7 @@ from pyrovae import (
     MixtureVAE,
     NormalLikelihood,
     PriorProposal,
+    Streamed,
     evidence_lower_bound,
     exact_log_marginal,
     log_marginal,
@@ -283,3 +284,13 @@ def test_other_programs_refuse_labels():
     assert isinstance(vae, VAE)
     with pytest.raises(ValueError, match="unexpected keyword argument 'labels'"):
         log_marginal(vae.model, vae.guide, torch.rand(N, DIMS).round(), labels=LABELS, num_particles=5)
+    mixture, x, _ = made()
+    with pytest.raises(ValueError, match=r"and covariates and mask and labels by name.*write x, covariates=c, mask=m"):
+        log_marginal(mixture.model, mixture.guide, x, label=LABELS, num_particles=5)
+
+
+def test_data_on_disk_train_with_labels_in_memory():
+    vae, x, _ = made(num_data=40)
+    data = {"x": Streamed(x.numpy()), "labels": torch.arange(40) % 4 - 1}
+    history = fit(vae.model, vae.guide, data, elbo=ClassificationELBO(40, 30), epochs=3, batch_size=16)
+    assert history["train_objective"][-1] > history["train_objective"][0]

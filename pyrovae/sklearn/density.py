@@ -223,6 +223,9 @@ class VAEDensity(ClassNamePrefixFeaturesOutMixin, TransformerMixin, DensityMixin
             found = log_marginal(self.vae_.model, self.vae_.guide, **arguments, num_particles=self.num_particles)
         self._warn_of_khat(found.khat)
         value, std_error = found.value.cpu().numpy(), found.std_error.cpu().numpy()
+        if "mask" in arguments:  # without an observed cell, log p is 0 exactly
+            empty = ~arguments["mask"].any(1).cpu().numpy()
+            value[empty], std_error[empty] = 0.0, 0.0
         return (value, std_error) if return_std else value
 
     def score(self, X: Any, y: Any = None) -> float:  # noqa: N803
@@ -267,7 +270,7 @@ class VAEDensity(ClassNamePrefixFeaturesOutMixin, TransformerMixin, DensityMixin
                 f"X must have shape (N, {self._n_features_out}), one column per latent, got {z.shape}; give the result "
                 "of transform"
             )
-        latents = torch.from_numpy(z).to(next(self.vae_.parameters())).view(len(z), *self._latent_shape)
+        latents = torch.tensor(z).to(next(self.vae_.parameters())).view(len(z), *self._latent_shape)
         with isolated_rng(self.seed_), evaluating(self.vae_.model):
             x = self._expectation(self.vae_.model.likelihood(latents))
         return self._in_form(self._rows.values(x.cpu()))

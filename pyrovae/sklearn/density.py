@@ -10,35 +10,27 @@ from typing import Any, Self
 
 import numpy as np
 import torch
-from pyro import poutine
 from sklearn.base import BaseEstimator, ClassNamePrefixFeaturesOutMixin, DensityMixin, TransformerMixin
 from sklearn.utils import check_array, check_random_state
 from sklearn.utils.validation import check_is_fitted, validate_data
 from torch import Tensor
 
-from pyrovae.columns import DEFAULT_LIKELIHOODS, Columns
 from pyrovae.data import Table
 from pyrovae.densities import evaluating, isolated_rng
 from pyrovae.encoders import NormalEncoder
 from pyrovae.evidence import KHAT_LIMIT, impute, log_marginal
-from pyrovae.likelihoods import LogNormalLikelihood, NormalLikelihood
 from pyrovae.nn import MLP
 from pyrovae.objectives import ImportanceWeightedELBO
 from pyrovae.priors import StandardNormalPrior
 from pyrovae.programs import Blueprint
 from pyrovae.sklearn.forms import Form, is_frame
-from pyrovae.sklearn.names import part
+from pyrovae.sklearn.means import expectation, posterior_mean
+from pyrovae.sklearn.registry import class_of, labelled, part, parts_of
 from pyrovae.sklearn.rows import NumberRows, TableRows, draw_splits
 from pyrovae.training import fit
 
-# Likelihoods of a table's columns by kind, beside those of `MixedLikelihood`: a scale that depends on z.
-PARTS: dict[str, Any] = {
-    "real": partial(NormalLikelihood, scale="network"),
-    "positive": partial(LogNormalLikelihood, scale="network"),
-}
 _RECORDED_FROM = 1000  # steps of a fit from which recording them pays
 _LEVEL_DRAWS = 200  # draws of a missing level, of which the most frequent one is taken
-_MEAN_DRAWS = 1000  # draws for the mean of a guide without a closed form
 _MANY = 0.1  # share of data with a high k-hat that is worth a warning
 _LEAST_DRAWS = 21  # for a k-hat
 
@@ -52,9 +44,10 @@ class VAEDensity(ClassNamePrefixFeaturesOutMixin, TransformerMixin, DensityMixin
     a frame of pandas or polars, and may have missing cells (NaN, None), which the density integrates out. Cells are
     missing at random, given the observed ones.
 
-    The columns of an array are real numbers. The columns of a frame may be mixed: `read_table` guesses their kinds,
-    unless `columns` gives them. Densities are in the units of X, so that no scaler is needed. Behind a scaler in a
-    `Pipeline`, they are densities of the scaled data, which differ by the logarithm of the scales.
+    The columns of an array are real numbers, with scales of at least their resolution, unless `columns` gives other
+    kinds. The columns of a frame may be mixed: `read_table` guesses the kinds that `columns` does not give. Densities
+    are in the units of X, so that no scaler is needed. Behind a scaler in a `Pipeline`, they are densities of the
+    scaled data, which differ by the logarithms of the scales.
 
     Columns that are constant, and columns of a frame that identify the rows, have no density. They are left out, with a
     warning. `sample` and `inverse_transform` give constants back, and missing cells for the others.
@@ -188,7 +181,7 @@ class VAEDensity(ClassNamePrefixFeaturesOutMixin, TransformerMixin, DensityMixin
             data = table.arguments()
         else:
             table, data = None, self._numbers(rows, form)
-        self.columns_ = self._labelled(self._rows.columns)
+        self.columns_ = labelled(self._rows.columns, self.likelihood)
         modelled = {column.name for column in self.columns_.data}
         self._constants = form.constants(X if is_frame(X) else rows, set(form.names) - modelled)
         if self.verbose:
@@ -197,7 +190,7 @@ class VAEDensity(ClassNamePrefixFeaturesOutMixin, TransformerMixin, DensityMixin
             self.vae_ = self._blueprint(table, data, splits).vae().to(self._device())
             self.history_ = self._train(data, splits)
         self.n_iter_ = len(self.history_)
-        first = {name: value[:1] for name, value in data.items()}
+        first = {name: value[:1].to(self._parameter_device) for name, value in data.items()}
         self._latent_shape = tuple(self._posterior_mean(first).shape[1:])
         self._n_features_out = int(np.prod(self._latent_shape))
         return self
@@ -272,7 +265,7 @@ class VAEDensity(ClassNamePrefixFeaturesOutMixin, TransformerMixin, DensityMixin
             )
         latents = torch.tensor(z).to(next(self.vae_.parameters())).view(len(z), *self._latent_shape)
         with isolated_rng(self.seed_), evaluating(self.vae_.model):
-            x = self._expectation(self.vae_.model.likelihood(latents))
+            x = expectation(self.vae_.model.likelihood(latents), self.columns_)
         return self._in_form(self._rows.values(x.cpu()))
 
     def sample(self, n_samples: int = 1, random_state: Any = None) -> Any:
@@ -379,8 +372,8 @@ class VAEDensity(ClassNamePrefixFeaturesOutMixin, TransformerMixin, DensityMixin
                 "columns needs likelihood=None or a mapping of kinds to likelihoods, got one for the whole row; leave "
                 "out one of them"
             )
-        made = _class_of(part("likelihood", self.likelihood, None))
-        network = _class_of(part("network", self.network, MLP))
+        made = class_of(part("likelihood", self.likelihood, None))
+        network = class_of(part("network", self.network, MLP))
         self._rows = NumberRows(
             rows,
             form,
@@ -399,7 +392,7 @@ class VAEDensity(ClassNamePrefixFeaturesOutMixin, TransformerMixin, DensityMixin
             "mask_extra": self.mask_extra,
         }
         if table is not None:
-            return Blueprint.of(table, self.latent_dim, parts={**PARTS, **self._given_parts()}, **options)
+            return Blueprint.of(table, self.latent_dim, parts=parts_of(self.likelihood), **options)
         train = torch.tensor([word == "train" for word in splits])
         return Blueprint(
             data["x"].shape[1],
@@ -409,26 +402,6 @@ class VAEDensity(ClassNamePrefixFeaturesOutMixin, TransformerMixin, DensityMixin
             columns=None if self._rows.structured_by else self.columns_,
             **options,
         )
-
-    def _given_parts(self) -> dict[str, Any]:
-        """Return the likelihoods by kind or name of a column that the user gives."""
-        given = self.likelihood if isinstance(self.likelihood, Mapping) else {}
-        return {key: part("likelihood", value, PARTS.get(key)) for key, value in given.items()}
-
-    def _labelled(self, columns: Columns) -> Columns:
-        """Write the likelihoods that the user gives into the columns."""
-        given = self._given_parts()
-        for key in given:
-            if key not in columns and key not in DEFAULT_LIKELIHOODS:
-                raise ValueError(
-                    f"likelihood names {key!r:.80}, which is no column of X and no kind; use the name of a column, or "
-                    f"one of {', '.join(DEFAULT_LIKELIHOODS)}"
-                )
-        for column in columns.data:
-            made = given.get(column.name) or (given.get(column.kind) if column.likelihood is None else None)
-            if made is not None:
-                columns = columns.replace(column.name, likelihood=_class_of(made).__name__)
-        return columns
 
     def _train(self, data: Mapping[str, Tensor], splits: list[str]) -> Any:
         device = self._parameter_device
@@ -457,30 +430,8 @@ class VAEDensity(ClassNamePrefixFeaturesOutMixin, TransformerMixin, DensityMixin
 
     def _posterior_mean(self, arguments: Mapping[str, Tensor]) -> Tensor:
         """Return the mean of q(z|x), with shape (N, Z)."""
-        arguments = {name: value.to(self._parameter_device) for name, value in arguments.items()}
-        with isolated_rng(self.seed_), evaluating(self.vae_.guide):
-            q: Any = poutine.trace(self.vae_.guide).get_trace(**arguments).nodes["z"]["fn"]
-            try:
-                mean: Tensor = q.mean
-            except NotImplementedError:
-                mean = q.sample((_MEAN_DRAWS,)).mean(0)
-        return mean
-
-    def _expectation(self, p: Any) -> Tensor:
-        """Return the means of p(x|z), with shape (N, D), and the most probable codes of levels."""
-        x: Tensor = p.mean.clone()
-        num_levels = torch.tensor([len(column.levels) for column in self.columns_.data])
-        if bool((num_levels == 0).all()):
-            return x
-        value, best = p.sample(), torch.full_like(x, -torch.inf)
-        for code in range(int(num_levels.max())):
-            places = torch.nonzero(num_levels > code).flatten()
-            value[:, places] = float(code)
-            log_p = p.base_dist.log_prob(value)[:, places]
-            better = log_p > best[:, places]
-            x[:, places] = torch.where(better, float(code), x[:, places])
-            best[:, places] = torch.where(better, log_p, best[:, places])
-        return x
+        with isolated_rng(self.seed_):
+            return posterior_mean(self.vae_.guide, arguments)
 
     def _in_form(self, values: Mapping[str, Any]) -> Any:
         return self._rows.form.rows(values, self._constants)
@@ -506,10 +457,6 @@ class VAEDensity(ClassNamePrefixFeaturesOutMixin, TransformerMixin, DensityMixin
                 "num_particles",
                 stacklevel=3,
             )
-
-
-def _class_of(maker: Any) -> Any:
-    return maker.func if isinstance(maker, partial) else maker
 
 
 def _seed(random_state: Any) -> int:

@@ -17,6 +17,7 @@ from pyrovae.data import Table, read_columns, read_table
 from pyrovae.sklearn.forms import SPLIT, Form, is_frame
 
 Unseen = Literal["refuse", "missing"]
+_FEW = 10  # values of a column, beyond which it may be a measurement
 
 
 def draw_splits(num_rows: int, validation_fraction: float, seed: int) -> list[str]:
@@ -82,6 +83,8 @@ class TableRows:
         found = cls(table, form, unseen)
         known = set(columns) if isinstance(columns, Mapping) else set() if columns is None else set(form.names)
         found._warn_of_dropped(known)
+        if not is_frame(rows):
+            _warn_of_few_values(rows, form, found.columns, known)
         return found, dataclasses.replace(table, columns=found.columns)
 
     def table(self, rows: Any) -> Table:
@@ -160,6 +163,22 @@ class NumberRows:
         """Return completed rows by column, where observed cells keep their digits."""
         filled = np.where(np.isnan(rows), x.double().cpu().numpy(), rows)
         return dict(zip(self.form.names, filled.T, strict=True))
+
+
+def _warn_of_few_values(x: np.ndarray, form: Form, columns: Columns, known: set[str]) -> None:
+    """Warn of columns of an array that hold codes or steps of a scale, unless their kinds are given."""
+    few = []
+    for name, values in zip(form.names, x.T, strict=True):
+        count = len(np.unique(values[~np.isnan(values)]))
+        if columns[name].kind == "real" and name not in known and count <= min(_FEW, len(x) / 5):
+            few.append(f"{name!r} ({count} values)")
+    if few:
+        more = f" and {len(few) - 5} more" if len(few) > 5 else ""
+        warnings.warn(
+            f"columns {', '.join(few[:5])}{more} hold few values, which a density of real numbers fits badly; give "
+            f"their kinds, such as columns={{{few[0].split()[0]}: 'ordered'}}, 'binary', 'category', 'count' or 'real'",
+            stacklevel=4,
+        )
 
 
 def _read(source: Any, **options: Any) -> Table:

@@ -213,6 +213,15 @@ def test_a_constant_column_is_left_out_and_given_back():
     assert np.isnan(drawn[:, 5]).all()
 
 
+def test_few_values_of_an_array_are_asked_about_unless_their_kind_is_given():
+    x = np.column_stack([X, RNG.integers(0, 2, 80)])
+    with pytest.warns(UserWarning, match=r"columns 'x4' \(2 values\) hold few values.*columns=\{'x4': 'ordered'\}"):
+        VAEDensity(2, **QUICK).fit(x)
+    VAEDensity(2, columns={"x4": "real"}, **QUICK).fit(x)
+    density = VAEDensity(2, columns={"x4": "binary"}, **QUICK).fit(x)
+    assert set(density.sample(50)[:, 4]) == set(density.inverse_transform(RNG.normal(size=(50, 2)))[:, 4]) | {0, 1}
+
+
 @pytest.mark.parametrize("likelihood", ["PoissonLikelihood", "BernoulliLikelihood"])
 def test_a_likelihood_of_the_whole_row_scores_it(likelihood):
     """The likelihood has no scale: without a dependence on z, log p(x) is that of independent entries."""

@@ -39,18 +39,33 @@ class ProgramPair(nn.Module):
         if name in _PROGRAMS and isinstance(value, PyroModule):
             _hold_name(self.name, value._pyro_context)  # shared by all parts, of which one may outlive the program
 
+    def __copy__(self) -> Self:
+        """Copy the pair alone: the copy has the same name and the same programs."""
+        twin = type(self).__new__(type(self))
+        twin.__dict__ = self.__dict__.copy()
+        return twin
+
     def __deepcopy__(self, memo: dict[int, Any]) -> Self:
         """Copy the pair under a new name, so that Pyro trains the copy as well."""
         twin = copy(self)
         memo[id(self)] = twin
         twin.__dict__ = deepcopy(self.__dict__, memo)
-        twin.name = _claim_name(None)
-        _hold_name(twin.name, twin)
-        for part in _PROGRAMS:
-            program = getattr(twin, part)
-            program._pyro_set_supermodule(f"{twin.name}.{part}", program._pyro_context)
-            _hold_name(twin.name, program._pyro_context)
+        twin._rename()
         return twin
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        """Unpickle the pair under a new name, since Pyro would take the values of another pair of its name."""
+        super().__setstate__(state)
+        self._rename()
+
+    def _rename(self) -> None:
+        """Give the pair and its programs, which no other pair may share, a name that is not taken."""
+        self.name = _claim_name(None)
+        _hold_name(self.name, self)
+        for part in _PROGRAMS:
+            program = getattr(self, part)
+            program._pyro_set_supermodule(f"{self.name}.{part}", program._pyro_context)
+            _hold_name(self.name, program._pyro_context)
 
 
 _PROGRAMS = ("model", "guide")

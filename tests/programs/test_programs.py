@@ -1,6 +1,7 @@
 """Tests of whole models from a blueprint: two layers, mixtures, covariates; against quadrature and sums by hand."""
 
 import copy
+import pickle
 from functools import partial
 
 import pyro
@@ -274,6 +275,34 @@ def test_all_parameters_train_under_unique_names(program):
     assert torch.equal(values[0], values[1])
     assert torch.equal(values[0], values[2])
     assert not torch.equal(vaes[0].state_dict()[name := next(iter(before))], vaes[2].state_dict()[name])
+
+
+@pytest.mark.parametrize("program", PROGRAMS)
+def test_an_unpickled_pair_has_its_own_name_and_values(program):
+    vae, x, kwargs = made(program, num_covariates=C)
+    SVI(vae.model, vae.guide, pyro.optim.Adam({"lr": 0.01}), objective(program)).step(x, **kwargs)
+    pickled = pickle.dumps(vae)
+
+    def weights(pair):
+        pyro.set_rng_seed(2)
+        return log_weights(pair.model, pair.guide, x, num_particles=3, **kwargs)
+
+    before = weights(vae)
+    twins = [pickle.loads(pickled), pickle.loads(pickled)]
+    assert len({vae.name, *(twin.name for twin in twins)}) == 3
+    with torch.no_grad():
+        for value in twins[0].parameters():
+            value.add_(1.0)
+    assert torch.equal(weights(vae), before)
+    assert torch.equal(weights(twins[1]), before)
+    assert not torch.equal(weights(twins[0]), before)
+
+
+def test_a_plain_copy_of_a_pair_leaves_the_names_of_its_programs():
+    vae, _, _ = made("one layer")
+    twin = copy.copy(vae)
+    assert (twin.name, twin.model) == (vae.name, vae.model)
+    assert vae.model._pyro_name == f"{vae.name}.model"
 
 
 def test_copied_pair_shares_its_encoder_with_its_prior():

@@ -314,7 +314,7 @@ class VAEDensity(ClassNamePrefixFeaturesOutMixin, TransformerMixin, DensityMixin
                     num_draws=_LEVEL_DRAWS if levelled else 0,
                 )
             self._warn_of_khat(found.log_marginal.khat)
-            x = found.mean.cpu()
+            x = found.value.cpu()
             if levelled:
                 x[:, levelled] = found.draws[..., levelled].mode(0).values.cpu()
         return self._in_form(self._rows.completed(rows, x))

@@ -8,7 +8,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from pyrovae.baselines.scaling import Scaling, floored
+from pyrovae.baselines.scaling import Scaling
 
 _SMALLEST_VARIANCE = 1e-3  # of a component, in units of the column's variance
 _MOST_ROWS = 10_000  # of a fit; the first rows of more data are as good
@@ -20,9 +20,9 @@ class GaussianMixture:
 
         log p(x) = log sum_k w_k N(x; mean_k, Sigma_k),  BIC = -2 sum_n log p(x_n) + P log N
 
-    Each Sigma_k is at least diag(f^2) as a matrix. The floor f of a column is its resolution, and at least the root of
-    a thousandth of its spread: with less, components shrink on values that occur often, and log p(x) measures the
-    floor. The rows must be complete. Schwarz, "Estimating the dimension of a model", Annals of Statistics 1978,
+    Each Sigma_k has diag(f^2) added in every step, as scikit-learn's `reg_covar`. f^2 is a thousandth of the column's
+    variance, and at least the square of its resolution: with less, components shrink on values that occur often, and
+    log p(x) measures the floor. The rows must be complete. Schwarz, "Estimating the dimension of a model", Annals of Statistics 1978,
     https://doi.org/10.1214/aos/1176344136.
 
     Attributes:
@@ -148,12 +148,9 @@ def _maximise(u: Tensor, counts: Tensor, covariance: str, floor: Tensor) -> _Mix
     covariances = []
     for k in range(len(sizes)):
         deviation = u - means[k]
-        if covariance == "full":
-            found = floored((counts[:, k : k + 1] * deviation).mT @ deviation / sizes[k], floor)
-        else:
-            variance = (counts[:, k : k + 1] * deviation.square()).sum(0) / sizes[k]
-            found = torch.maximum(variance, floor.square()).diag()
-        covariances.append(found)
+        found = (counts[:, k : k + 1] * deviation).mT @ deviation / sizes[k]
+        found = found if covariance == "full" else found.diagonal().diag()
+        covariances.append(found + floor.square().diag())
     return _Mixture(sizes / sizes.sum(), means, torch.linalg.cholesky(torch.stack(covariances)), -math.inf)
 
 

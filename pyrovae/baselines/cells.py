@@ -66,7 +66,7 @@ def level_counts(train: Tensor | Streamed, weights: Tensor | None, places: list[
     for x, w in rows(train, weights):
         cells = x[:, places]
         seen = ~cells.isnan()
-        valid = (cells >= 0) & (cells < num_levels - (0 if not grey else 1 - 1e-9)) & (grey | (cells == cells.floor()))
+        valid = (cells >= 0) & (cells <= num_levels - 1) & (grey | (cells == cells.floor()))
         if bool((seen & ~valid).any()):
             worst = cells[seen & ~valid][0].item()
             raise ValueError(f"training data must be levels 0..{num_levels - 1}, got {worst:g}; check the likelihood")

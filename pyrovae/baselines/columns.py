@@ -38,12 +38,14 @@ class IndependentColumns:
     masses beside a density have them too. Counts that are always 0 have half a count more. Grey training values of a
     Bernoulli count as g ones and 1 - g zeros. All other estimates are those of maximum likelihood.
 
-    A distribution of the whole vector, such as a multinomial, is fitted as a whole, with half a count more in each
-    class.
+    A distribution of the whole vector, such as a multinomial, is fitted as a whole to the first 10,000 rows, with half
+    a count more in each class.
 
     Attributes:
         num_parameters: Number of parameters.
         supports: Support of each column, with length D; None where it is unknown.
+        resolution: Resolution of each column, with shape (D,), as given or as the columns of a `MixedLikelihood` have
+            it; None if the smallest gaps are used.
 
     Args:
         train: Training data, with shape (N, D); NaN where missing. Of more than 20 million cells, the first rows.
@@ -78,8 +80,10 @@ class IndependentColumns:
         self.num_dims = train.shape[1]
         self._parts: list[tuple[list[int], Any]] = []
         with pyro.validation_enabled(False), isolated_rng():
-            for group in _groups(likelihood, self.num_dims, resolution):
+            groups = _groups(likelihood, self.num_dims, resolution)
+            for group in groups:
                 self._parts += _fit(group, train, weights)
+        self.resolution = _joined(groups, self.num_dims)
         self.num_parameters = sum(part.num_parameters for _, part in self._parts)
         self.supports: list[Any] = [None] * self.num_dims
         for places, part in self._parts:
@@ -104,6 +108,37 @@ class IndependentColumns:
 
     def _log_prob(self, x: Tensor) -> Tensor:
         return torch.stack([part.log_prob(x[:, places]) for places, part in self._parts]).sum(0)
+
+
+class Family(NamedTuple):
+    """Family of one cell of a likelihood that is no `MixedLikelihood`.
+
+    Attributes:
+        support: Support of a cell; None if it is unknown.
+        num_levels: Number L of values 0..L-1, if the support is such.
+        num_parameters: Number of parameters of a column.
+        is_vector: Whether the distribution is one of the whole vector.
+        is_saturated: Whether it has a parameter for each level, so that a histogram by column is its estimate.
+    """
+
+    support: Any
+    num_levels: int | None
+    num_parameters: int
+    is_vector: bool
+    is_saturated: bool
+
+
+def family_of(likelihood: Callable[..., Likelihood]) -> Family | None:
+    """Describe the family of a likelihood; None for a `MixedLikelihood`, which has several.
+
+    Args:
+        likelihood: Maker of the likelihood from its network: a class, or `functools.partial` of one.
+    """
+    maker, arguments = _class_and_arguments(likelihood)
+    if issubclass(maker, MixedLikelihood):
+        return None
+    with pyro.validation_enabled(False), isolated_rng():
+        return _family(_per_column(_Group(maker, arguments, [0], None)))
 
 
 class _Group(NamedTuple):
@@ -142,6 +177,16 @@ def _groups(likelihood: Callable[..., Likelihood], num_dims: int, resolution: Te
     return groups
 
 
+def _joined(groups: list[_Group], num_dims: int) -> Tensor | None:
+    """Return the resolutions of all columns, with shape (D,); None if they are not known."""
+    joined = torch.zeros(num_dims, dtype=torch.float64)
+    for group in groups:
+        if group.resolution is None:
+            return None
+        joined[group.places] = group.resolution
+    return joined
+
+
 def _class_and_arguments(maker: Callable[..., Any]) -> tuple[Any, dict[str, Any]]:
     part, arguments = (maker.func, dict(maker.keywords)) if isinstance(maker, functools.partial) else (maker, {})
     if not (isinstance(part, type) and issubclass(part, Likelihood)):
@@ -164,21 +209,20 @@ class _Constants(nn.Module):
 def _fit(group: _Group, train: Tensor | Streamed, weights: Tensor | None) -> list[tuple[list[int], Any]]:
     """Fit one group of columns. Return the fits with the places of their columns."""
     per_column = _per_column(group)
-    probe = per_column.make(_Constants(per_column.num_outputs(1)), _no_units(1))
-    fn = probe(torch.zeros(1, 1, dtype=torch.float64))
-    if entry_of(fn).event_shape:
+    family = _family(per_column)
+    if family.is_vector:
         return [(group.places, _Whole(group, train, weights))]
-    support = entry_support(domain_of(fn))
-    own = sum(parameter.numel() for parameter in probe.parameters())
-    levels = num_levels(support)
-    if levels is not None and per_column.num_outputs(1) + own >= levels - 1:
-        return [(group.places, _Levels(level_counts(train, weights, group.places, levels), support))]
+    support = family.support
+    if family.is_saturated:
+        assert family.num_levels is not None
+        counts = level_counts(train, weights, group.places, family.num_levels)
+        return [(group.places, _Levels(counts, support))]
     moments = _moments(group, train, support)
     cells = cells_of(train, weights, group.places, support)
     _check_support(train, group.places, support)
     cells = smoothed(cells, support)
     starts = _starts(per_column, train, moments, support)
-    make = _OneByOne if own else _Batched
+    make = _OneByOne if family.num_parameters > per_column.num_outputs(1) else _Batched
     fits = []
     for columns in (cells.weights > 0).sum(0).argsort().split(_COLUMNS):  # with similar numbers of distinct values
         part = make(
@@ -190,6 +234,15 @@ def _fit(group: _Group, train: Tensor | Streamed, weights: Tensor | None) -> lis
         )
         fits.append(([group.places[c] for c in columns.tolist()], part))
     return fits
+
+
+def _family(group: _Group) -> Family:
+    probe = group.make(_Constants(group.num_outputs(1)), _no_units(1))
+    fn = probe(torch.zeros(1, 1, dtype=torch.float64))
+    support, is_vector = entry_support(domain_of(fn)), bool(entry_of(fn).event_shape)
+    count = group.num_outputs(1) + sum(parameter.numel() for parameter in probe.parameters())
+    levels = None if is_vector else num_levels(support)
+    return Family(support, levels, count, is_vector, levels is not None and count >= levels - 1)
 
 
 def _per_column(group: _Group) -> _Group:
@@ -238,11 +291,14 @@ def smallest_scale(x: Tensor, spread: Tensor) -> Tensor:
 def _check_support(train: Tensor | Streamed, places: Sequence[int], support: Any) -> None:
     if support is None:
         return
-    x = train[:_MOST_EXAMPLES][:, places]  # in their own dtype, in which a grid is checked
-    outside = ~(support.check(x) | x.isnan())
-    if bool(outside.any()):
-        worst = x[outside][0].item()
-        raise ValueError(f"training data must lie in the support of the likelihood, got {worst:g}; check the likelihood")
+    for chunk in train.split(_CHUNK):
+        x = chunk[:, places].detach().cpu()  # in their own dtype, in which a grid is checked
+        outside = ~(support.check(x) | x.isnan())
+        if bool(outside.any()):
+            raise ValueError(
+                f"training data must lie in the support of the likelihood, got {x[outside][0].item():g}; check the "
+                "likelihood"
+            )
 
 
 def _starts(group: _Group, train: Tensor | Streamed, moments: Moments, support: Any) -> list[Tensor]:
@@ -260,7 +316,7 @@ def _starts(group: _Group, train: Tensor | Streamed, moments: Moments, support: 
 
 
 def _best(loss: Callable[[Tensor], Tensor], starts: list[Tensor]) -> Tensor:
-    """Minimise from the best start of each column, and once more from points near the minimum, to leave saddle points."""
+    """Minimise from the best start of each column, and again from near the minimum, which leaves saddle points."""
     values = torch.stack([loss(start).nan_to_num(math.inf) for start in starts])
     best = values.argmin(0)
     theta = torch.stack(starts)[best, torch.arange(starts[0].shape[0])]
@@ -339,8 +395,8 @@ class _OneByOne:
 
 def _log_p_of_column(part: Likelihood, own: dict[str, Tensor], values: Tensor, theta: Tensor) -> Tensor:
     """Return log p of values of one column, with shape (V, 1), for all parameters in a vector, with shape (1, Q)."""
-    part.network.theta = theta[:, : part.network.out_features]  # type: ignore[union-attr, index, assignment]
-    rest, given = theta[0, part.network.out_features :], {}  # type: ignore[misc]
+    part.network.theta = theta[:, : part.network.out_features]
+    rest, given = theta[0, part.network.out_features :], {}
     for name, parameter in own.items():
         given[name], rest = rest[: parameter.numel()].view_as(parameter), rest[parameter.numel() :]
     fn = torch.func.functional_call(part, given, (torch.zeros(1, 1, dtype=torch.float64),))
@@ -359,7 +415,9 @@ class _Whole:
     def __init__(self, group: _Group, train: Tensor | Streamed, weights: Tensor | None) -> None:
         x = train[:_MOST_EXAMPLES].detach().cpu().double()
         if bool(x.isnan().any()):
-            raise ValueError(f"{group.maker.__name__} needs complete rows, but cells are missing; use another likelihood")
+            raise ValueError(
+                f"{group.maker.__name__} needs complete rows, but cells are missing; use another likelihood"
+            )
         w = torch.ones(len(x), dtype=torch.float64) if weights is None else weights[: len(x)].detach().cpu().double()
         spread = _per_column(group)
         self._network = _Constants(spread.num_outputs(x.shape[1]))

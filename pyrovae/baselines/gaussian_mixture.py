@@ -22,8 +22,8 @@ class GaussianMixture:
 
     Each Sigma_k has diag(f^2) added in every step, as scikit-learn's `reg_covar`. f^2 is a thousandth of the column's
     variance, and at least the square of its resolution: with less, components shrink on values that occur often, and
-    log p(x) measures the floor. The rows must be complete. Schwarz, "Estimating the dimension of a model", Annals of Statistics 1978,
-    https://doi.org/10.1214/aos/1176344136.
+    log p(x) measures the floor. The rows must be complete. BIC: Schwarz, "Estimating the dimension of a model", Annals
+    of Statistics 1978, https://doi.org/10.1214/aos/1176344136.
 
     Attributes:
         num_components: Number K of components.

@@ -70,7 +70,12 @@ def _hessian(loss: Loss, theta: Tensor) -> Tensor:
 def _by_lbfgs(loss: Loss, start: Tensor) -> Tensor:
     theta = start.detach().clone().requires_grad_()
     optimizer = torch.optim.LBFGS(
-        [theta], max_iter=500, history_size=30, tolerance_grad=1e-8, tolerance_change=1e-12, line_search_fn="strong_wolfe"
+        [theta],
+        max_iter=500,
+        history_size=30,
+        tolerance_grad=1e-8,
+        tolerance_change=1e-12,
+        line_search_fn="strong_wolfe",
     )
 
     def closure() -> Tensor:
@@ -80,6 +85,6 @@ def _by_lbfgs(loss: Loss, start: Tensor) -> Tensor:
         return total
 
     with torch.enable_grad():
-        optimizer.step(closure)  # type: ignore[arg-type]  # its stub asks for a float
+        optimizer.step(closure)
     better = loss(theta.detach()) < loss(start)
     return torch.where(better.unsqueeze(-1), theta.detach(), start)

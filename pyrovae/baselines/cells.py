@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from typing import Any, NamedTuple
 
@@ -94,9 +95,11 @@ def cells_of(train: Tensor | Streamed, weights: Tensor | None, places: list[int]
         parts.append((x[:, places].double(), w.double()))
     x, w = (torch.cat(part) for part in zip(*parts, strict=True))
     ordered, row = x.sort(0)  # NaN is last
-    first = torch.where(ordered[0].isnan(), inside(support), ordered[0])
-    cell_weights = torch.where(ordered.isnan(), 0.0, w[row])
-    ordered = torch.where(ordered.isnan(), first, ordered)
+    seen = ~ordered.isnan()
+    first = torch.where(seen[0], ordered[0], inside(support))
+    last = torch.where(seen, ordered, -torch.inf).amax(0)
+    cell_weights = torch.where(seen, w[row], 0.0)
+    ordered = torch.where(seen, ordered, torch.where(seen[0], last, first))
     rank = torch.cat([torch.zeros_like(row[:1]), (ordered.diff(dim=0) > 0).cumsum(0)])
     shape = int(rank.max()) + 1, len(places)
     values = first.expand(shape).scatter(0, rank, ordered)
@@ -127,7 +130,7 @@ def bounds(support: Any) -> tuple[float, float]:
     """Return the bounds of a support; -inf and inf if it has none."""
     if support is constraints.boolean:
         return 0.0, 1.0
-    low, high = (getattr(support, name, default) for name, default in (("lower_bound", -1e300), ("upper_bound", 1e300)))
+    low, high = getattr(support, "lower_bound", -math.inf), getattr(support, "upper_bound", math.inf)
     return float(torch.as_tensor(low).min()), float(torch.as_tensor(high).max())
 
 
@@ -152,9 +155,9 @@ def smoothed(cells: Cells, support: Any) -> Cells:
         return _with_atoms(cells, support, atoms)
     mean = (cells.values * cells.weights).sum(0) / cells.total
     empty = cells.weights.sum(0) == 0
-    if support is None or low == -1e300:
+    if support is None or low == -math.inf:
         return cells
-    if high == 1e300:
+    if high == math.inf:
         return cells.joined(1.0, 0.5 * (mean == 0)) if support.is_discrete and low == 0 else cells
     at_end = ((mean <= low) | (mean >= high)) & ~empty
     if not bool(at_end.any()):

@@ -23,6 +23,8 @@ from pyrovae.likelihoods import (
 
 _MOST_COLUMNS = 200  # of a full covariance
 _MOST_ROWS = 50_000  # of the fit of a full covariance
+_MOST_PRODUCTS = 4_000_000  # of rows by columns by columns if cells are missing, but 1,000 rows are always used
+_TOLERANCE = 1e-6  # nats per datum of a step of EM
 _MOST_PARAMETERS = 8  # of a column's family with finitely many values, beyond which its histogram stands for it
 
 
@@ -56,7 +58,8 @@ def fit_baselines(
     - "negative binomial by column": for counts without a total, under another likelihood of counts.
     - "normal, full covariance", "multivariate Student-t" and "Gaussian mixture": if all columns are real or positive
       densities, of which there are at most 200. Positive columns enter by their logarithms. The mixture needs complete
-      rows, and is left out otherwise. The first 50,000 rows are used.
+      rows, and is left out otherwise. The first 50,000 rows are used, or
+      max(1,000, 4,000,000/D^2) if cells are missing and that is fewer.
 
     All ignore covariates.
 
@@ -107,16 +110,18 @@ def _multivariate(
     seed: int,
 ) -> dict[str, Baseline]:
     x = train[:_MOST_ROWS].detach().cpu().double()
+    if bool(x.isnan().any()):
+        x = x[: max(1000, _MOST_PRODUCTS // x.shape[1] ** 2)]
     if x.shape[1] > _MOST_COLUMNS or bool(x.isnan().all(0).any()):
         return {}
     options: dict[str, Any] = {
         "resolution": resolution if own.resolution is None else own.resolution,
         "log": torch.tensor([_is_positive(support) for support in own.supports]),
-        "weights": None if weights is None else weights[:_MOST_ROWS],
+        "weights": None if weights is None else weights[: len(x)],
     }
     found: dict[str, Baseline] = {
-        "normal, full covariance": MultivariateNormal(x, **options),
-        "multivariate Student-t": MultivariateStudentT(x, **options),
+        "normal, full covariance": MultivariateNormal(x, **options, tolerance=_TOLERANCE),
+        "multivariate Student-t": MultivariateStudentT(x, **options, tolerance=_TOLERANCE),
     }
     if not bool(x.isnan().any()):
         found["Gaussian mixture"] = GaussianMixture(x, seed=seed, **options)

@@ -60,9 +60,9 @@ class IndependentColumns:
 
     Example:
         >>> from pyrovae import NormalLikelihood
-        >>> x = torch.tensor([[1.0, 10.0], [3.0, 30.0], [2.0, torch.nan]])
+        >>> x = torch.tensor([[1.0, 10.0], [3.0, 30.0], [8.0, torch.nan], [9.0, 35.0]])
         >>> IndependentColumns(x, NormalLikelihood).log_prob(torch.tensor([[2.0, 20.0], [2.0, torch.nan]]))
-        tensor([-4.3380, -0.7163], dtype=torch.float64)
+        tensor([-6.0041, -2.5984], dtype=torch.float64)
     """
 
     def __init__(
@@ -322,7 +322,7 @@ def _best(loss: Callable[[Tensor], Tensor], starts: list[Tensor]) -> Tensor:
     theta = torch.stack(starts)[best, torch.arange(starts[0].shape[0])]
     theta = minimise(loss, theta)
     generator = torch.Generator().manual_seed(0)
-    for _ in range(_RESTARTS if theta.shape[1] > 1 else 0):
+    for _ in range(_RESTARTS if theta.shape[1] > 2 else 0):  # with two parameters there is one maximum
         noise = torch.randn(theta.shape, generator=generator, dtype=torch.float64)
         near = minimise(loss, torch.where(loss(theta + noise).isfinite().unsqueeze(-1), theta + noise, theta))
         theta = torch.where((loss(near) < loss(theta) - 1e-9).unsqueeze(-1), near, theta)

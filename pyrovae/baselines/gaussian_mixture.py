@@ -12,6 +12,7 @@ from pyrovae.baselines.scaling import Scaling
 
 _SMALLEST_VARIANCE = 1e-3  # of a component, in units of the column's variance
 _MOST_ROWS = 10_000  # of a fit; the first rows of more data are as good
+_MOST_PRODUCTS = 5_000_000  # of rows by columns by columns, but 2,000 rows are always used
 _PATIENCE = 2  # numbers of components without a better BIC, after which the search ends
 
 
@@ -32,7 +33,8 @@ class GaussianMixture:
         num_parameters: Number P of parameters.
 
     Args:
-        train: Training data, with shape (N, D), without missing cells. Of more than 10,000 rows, the first ones.
+        train: Training data, with shape (N, D), without missing cells. Of more than 10,000 rows,
+            or max(2,000, 5,000,000/D^2) if that is fewer, the first ones.
         resolution: Resolution of each column in the data's units, with shape (D,) or a number; None for the smallest
             gap of its values.
         log: Whether the logarithm of each column has this distribution, with shape (D,), bool; None for no column.
@@ -60,11 +62,12 @@ class GaussianMixture:
             raise ValueError("a Gaussian mixture needs complete rows, but cells are missing; use MultivariateNormal")
         if max_components < 1 or num_starts < 1:
             raise ValueError(f"max_components and num_starts must be at least 1, got {max_components} and {num_starts}")
-        x = train[:_MOST_ROWS].detach().cpu().double()
+        num_rows = min(_MOST_ROWS, max(2000, _MOST_PRODUCTS // train.shape[-1] ** 2))
+        x = train[:num_rows].detach().cpu().double()
         self._scaling = Scaling(x, resolution, log)
         floor = self._scaling.floor.clamp(min=math.sqrt(_SMALLEST_VARIANCE))
         u, _, _ = self._scaling.to_units(x)
-        w = torch.ones(len(u), dtype=torch.float64) if weights is None else weights[:_MOST_ROWS].cpu().double()
+        w = torch.ones(len(u), dtype=torch.float64) if weights is None else weights[:num_rows].cpu().double()
         w = w * (len(u) / w.sum())
         self.bic = math.inf
         for covariance in ("full", "diagonal"):
@@ -104,7 +107,10 @@ class GaussianMixture:
 
 
 class _Mixture(NamedTuple):
-    """Shares, with shape (K,), means, (K, D), Cholesky factors of the covariances, (K, D, D), and the sum of log p."""
+    """Shares, with shape (K,), means, (K, D), factors of the covariances, and the sum of log p.
+
+    The factors are Cholesky's, with shape (K, D, D), or standard deviations, with shape (K, D).
+    """
 
     shares: Tensor
     means: Tensor
@@ -135,7 +141,7 @@ def _fit(u: Tensor, w: Tensor, responsibilities: Tensor, covariance: str, floor:
         log_p = joint.logsumexp(1)
         total = float((w * log_p).sum())
         mixture = mixture._replace(log_p=total)
-        if total - before < 1e-6 * len(u):
+        if total - before < 1e-5 * len(u):
             break
         before, responsibilities = total, (joint - log_p[:, None]).exp()
     return mixture
@@ -145,21 +151,24 @@ def _maximise(u: Tensor, counts: Tensor, covariance: str, floor: Tensor) -> _Mix
     """Estimate all parameters from weighted responsibilities, with shape (N, K)."""
     sizes = counts.sum(0).clamp(min=1e-12)
     means = counts.mT @ u / sizes[:, None]
-    covariances = []
-    for k in range(len(sizes)):
-        deviation = u - means[k]
-        found = (counts[:, k : k + 1] * deviation).mT @ deviation / sizes[k]
-        found = found if covariance == "full" else found.diagonal().diag()
-        covariances.append(found + floor.square().diag())
-    return _Mixture(sizes / sizes.sum(), means, torch.linalg.cholesky(torch.stack(covariances)), -math.inf)
+    if covariance == "diagonal":
+        variances = torch.stack([counts[:, k] @ (u - means[k]).square() / sizes[k] for k in range(len(sizes))])
+        factors = (variances + floor.square()).sqrt()
+    else:
+        found = [(counts[:, k : k + 1] * (u - means[k])).mT @ (u - means[k]) / sizes[k] for k in range(len(sizes))]
+        factors = torch.linalg.cholesky(torch.stack(found) + floor.square().diag())
+    return _Mixture(sizes / sizes.sum(), means, factors, -math.inf)
 
 
 def _joint(u: Tensor, mixture: _Mixture) -> Tensor:
     """Return log w_k + log N(u; mean_k, Sigma_k), with shape (N, K)."""
     columns = []
     for share, mean, factor in zip(mixture.shares, mixture.means, mixture.factors, strict=True):
-        solved = torch.linalg.solve_triangular(factor, (u - mean).mT, upper=False)
-        log_det = factor.diagonal().log().sum()
+        if factor.dim() == 1:
+            distance, log_det = ((u - mean) / factor).square().sum(1), factor.log().sum()
+        else:
+            solved = torch.linalg.solve_triangular(factor, (u - mean).mT, upper=False)
+            distance, log_det = solved.square().sum(0), factor.diagonal().log().sum()
         norm = u.shape[1] * math.log(2 * math.pi) / 2
-        columns.append(share.log() - solved.square().sum(0) / 2 - log_det - norm)
+        columns.append(share.log() - distance / 2 - log_det - norm)
     return torch.stack(columns, 1)

@@ -34,6 +34,7 @@ class MultivariateNormal:
         log: Whether the logarithm of each column is normal, with shape (D,), bool; None for no column.
         weights: Case weights, with shape (N,); None for equal ones.
         max_steps: Largest number of steps of EM.
+        tolerance: Smallest gain of the mean of log p in nats, for which EM goes on.
 
     Raises:
         ValueError: As `Scaling`.
@@ -52,8 +53,9 @@ class MultivariateNormal:
         log: Tensor | None = None,
         weights: Tensor | None = None,
         max_steps: int = 1000,
+        tolerance: float = 1e-8,
     ) -> None:
-        self._fit(train, resolution, log, weights, max_steps, df=math.inf)
+        self._fit(train, resolution, log, weights, max_steps, tolerance, df=math.inf)
         self.num_parameters = self._scaling.num_dims * (self._scaling.num_dims + 3) // 2
 
     def _fit(
@@ -63,6 +65,7 @@ class MultivariateNormal:
         log: Tensor | None,
         weights: Tensor | None,
         max_steps: int,
+        tolerance: float,
         df: float,
     ) -> None:
         x = train.detach().cpu().double()
@@ -76,7 +79,7 @@ class MultivariateNormal:
         before = -math.inf
         for _ in range(max_steps):
             estimate, log_p = _em_step(estimate, u, rows, w, self._scaling.floor)
-            if log_p - before < 1e-9:
+            if log_p - before < tolerance:
                 break
             before = log_p
         self._estimate = estimate
@@ -115,6 +118,7 @@ class MultivariateStudentT(MultivariateNormal):
         log: Whether the logarithm of each column has this distribution, with shape (D,), bool; None for no column.
         weights: Case weights, with shape (N,); None for equal ones.
         max_steps: Largest number of steps of ECME.
+        tolerance: Smallest gain of the mean of log p in nats, for which ECME goes on.
 
     Raises:
         ValueError: As `Scaling`.
@@ -128,8 +132,9 @@ class MultivariateStudentT(MultivariateNormal):
         log: Tensor | None = None,
         weights: Tensor | None = None,
         max_steps: int = 1000,
+        tolerance: float = 1e-8,
     ) -> None:
-        self._fit(train, resolution, log, weights, max_steps, df=10.0)
+        self._fit(train, resolution, log, weights, max_steps, tolerance, df=10.0)
         self.num_parameters = self._scaling.num_dims * (self._scaling.num_dims + 3) // 2 + 1
 
     @property
@@ -217,11 +222,11 @@ def _em_step(estimate: _Estimate, u: Tensor, rows: _Rows, w: Tensor, floor: Tens
     deviation = completed - new_mean
     new_scatter = ((w * gain)[:, None] * deviation).mT @ deviation
     share = torch.zeros(len(rows.patterns), dtype=torch.float64).index_add_(0, rows.pattern, w)
-    missing = ~rows.patterns.unsqueeze(-1) & ~rows.patterns.unsqueeze(-2)
-    for m in range(len(rows.patterns)):
-        if not bool(rows.patterns[m].all()):
-            given = scatter - scatter @ solved.inverse[m] @ scatter
-            new_scatter += share[m] * torch.where(missing[m], given, 0.0)
+    size = max(1, _CHUNK // len(scatter) ** 2)
+    for part in (~rows.patterns.all(1)).nonzero().squeeze(1).split(size):  # conditional covariances of missing cells
+        missing = ~rows.patterns[part].unsqueeze(-1) & ~rows.patterns[part].unsqueeze(-2)
+        given = scatter - scatter @ solved.inverse[part] @ scatter
+        new_scatter = new_scatter + (share[part, None, None] * torch.where(missing, given, 0.0)).sum(0)
     return _Estimate(new_mean, floored((new_scatter + new_scatter.mT) / 2, floor), df), log_p
 
 

@@ -90,7 +90,7 @@ def test_a_table_of_real_columns_has_the_resolution_of_its_columns():
     found = fit_baselines(NUMBERS, partial(MixedLikelihood, columns=columns))
     assert list(found) == [OWN, *REAL]
     expected = MultivariateNormal(NUMBERS.double(), resolution=1.5).log_prob(NUMBERS)
-    torch.testing.assert_close(found["normal, full covariance"].log_prob(NUMBERS), expected)
+    torch.testing.assert_close(found["normal, full covariance"].log_prob(NUMBERS), expected, atol=1e-4, rtol=0)
     mean = NUMBERS.double().mean(0).numpy()
     floored = scipy.stats.norm.logpdf(NUMBERS, mean, 1.5).sum(1)
     np.testing.assert_allclose(found[OWN].log_prob(NUMBERS), floored, atol=1e-4)
@@ -141,9 +141,7 @@ def test_case_weights_enter_the_difference_and_its_error():
     values = torch.tensor([1.0, 2.0, 30.0])
     line = compare_with_baselines(log_p, {"b": values}, weights=torch.tensor([1.0, 1.0, 0.0]))
     error = math.sqrt(3 / 2 * 0.5) / 2
-    assert line == f'the model does not differ from its baseline "b": -1.50 +- {error:.2f} nats per datum' or (
-        line == f'the model is BELOW its baseline "b" by 1.50 +- {error:.2f} nats per datum'
-    )
+    assert line == f'the model is BELOW its baseline "b" by 1.50 +- {error:.2f} nats per datum'
 
 
 def test_probabilities_of_zero_are_told_without_an_error():

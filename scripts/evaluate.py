@@ -21,7 +21,7 @@ from jsonargparse.typing import PositiveFloat, PositiveInt
 from pyrovae.evidence import ProposalName
 from pyrovae.execution import Execution, joined
 from pyrovae.runs import make_run_parser, open_run, parse_flags, run_script
-from pyrovae.runs.report import baseline_rows, classification_line, evaluate_run
+from pyrovae.runs.report import classification_line, compare_to_baselines, evaluate_run
 from pyrovae.runs.tables import caution, ladder_lines, table
 
 
@@ -62,7 +62,7 @@ def main() -> int:
         )
         if workers.rank > 0:
             return 0
-    baseline = baseline_rows(data, split=args.split, base_measure=evaluation.base_measure)
+    baselines = compare_to_baselines(run.config(args.trust_imports), data, evaluation, split=args.split)
     marginal = evaluation.marginal
     drawn = f"K = {args.num_particles:,} draws each"
     if args.target_std_error is not None:
@@ -72,8 +72,10 @@ def main() -> int:
         drawn += f" (largest {largest:.3g}; see evaluation.csv, column reached)" if missed else ""
     print(f"\n{len(evaluation.elbo):,} {args.split} data, {drawn}; nats per datum")
     print(f"proposal: {marginal.proposal}\n")
-    print(table({"VAE": summary, **baseline}))
+    print(table({"VAE": summary, **baselines.rows}))
     print(caution(summary))
+    if baselines.words:
+        print(baselines.words)
     if line := classification_line(summary):
         print(line)
     print("\nlog p(x) from the first K draws (K = 1: one draw of one component of the proposal)\n")

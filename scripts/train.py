@@ -45,8 +45,8 @@ from pyrovae.runs import (
 from pyrovae.runs.fitting import fit_vae, make_vae
 from pyrovae.runs.report import (
     MISSING_AT_RANDOM,
-    baseline_rows,
     classification_line,
+    compare_to_baselines,
     describe_table,
     evaluate_run,
     write_posterior,
@@ -211,13 +211,15 @@ def close(run: Run, config: Namespace, data: Data, vae: ProgramPair, history: Hi
     write_posterior(run, vae, data, seed=0)
     run.finish(config, data)
 
-    baseline = baseline_rows(data, split="test", base_measure=evaluation.base_measure)
+    baselines = compare_to_baselines(config, data, evaluation, split="test")
     reason = "no improvement" if history.stop_reason == "plateau" else "all epochs done"
     print(f"\nstopped after epoch {len(history)} ({reason}); the best on validation data is epoch {history.best_epoch}")
     print(f"{len(data.test):,} test data, K = {config.num_particles:,} draws each; nats per datum")
     print(f"proposal: {evaluation.marginal.proposal}\n")
-    print(table({"VAE": summary, **baseline}))
+    print(table({"VAE": summary, **baselines.rows}))
     print(caution(summary))
+    if baselines.words:
+        print(baselines.words)
     if line := classification_line(summary):
         print(line)
     print(f"wrote {run.path}")

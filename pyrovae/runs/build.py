@@ -64,10 +64,8 @@ def build_vae(
     Raises:
         ValueError: If a part refuses its arguments, the parts do not match, or a chosen part would not be used.
     """
-    makers = {kind: _maker(config, kind) for kind in _DEFAULTS if kind != "likelihood" or columns is None}
-    if columns is not None:
-        parts = table_parts(config, columns, trusted_modules(config))
-        makers["likelihood"] = partial(MixedLikelihood, columns=columns, parts=parts)
+    makers = {kind: _maker(config, kind) for kind in _DEFAULTS if kind != "likelihood"}
+    makers["likelihood"] = likelihood_maker(config, columns)
     takes_covariates = "num_covariates" in inspect.signature(makers["prior"].func).parameters
     if config.program is None and takes_covariates and not num_covariates:
         name = makers["prior"].func.__name__
@@ -105,6 +103,22 @@ def build_vae(
                 f"{kind} from its blueprint; omit the flag"
             )
     return vae
+
+
+def likelihood_maker(config: Namespace, columns: Columns | None) -> partial[Any]:
+    """Return the maker of the likelihood from its network: that of the configuration, or by column for a table.
+
+    Args:
+        config: Resolved configuration.
+        columns: Columns of a table; None for an array.
+
+    Raises:
+        ValueError: As `build_vae`.
+    """
+    if columns is None:
+        return _maker(config, "likelihood")
+    parts = table_parts(config, columns, trusted_modules(config))
+    return partial(MixedLikelihood, columns=columns, parts=parts)
 
 
 class Objective(NamedTuple):

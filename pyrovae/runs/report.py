@@ -4,19 +4,22 @@ import re
 import sys
 from collections.abc import Mapping
 from contextlib import suppress
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
+from jsonargparse import Namespace
 from torch import Tensor
 
+from pyrovae.baselines import compare_with_baselines, fit_baselines
 from pyrovae.columns import shown
-from pyrovae.data import Data, IndependentPixels, Table
+from pyrovae.data import Data, Table
 from pyrovae.densities import evaluating, isolated_rng, take, weighted_draws
 from pyrovae.evidence import PROPOSALS, Evaluation, ProposalName, classify, evaluate, exact_summary
 from pyrovae.execution import Execution, Progress, Workers
 from pyrovae.plots import num_per_figure, plot_grids, plot_history, prior_samples, reconstructions, to_png
 from pyrovae.programs import ProgramPair
+from pyrovae.runs.build import likelihood_maker
 from pyrovae.runs.export import to_arviz, write_netcdf
 from pyrovae.runs.files import sha256_of, write_json, write_whole
 from pyrovae.runs.fitting import device_of
@@ -203,17 +206,31 @@ def _resumed(stopped: StoppedEvaluation | None, *, fresh: bool, num_data: int) -
     return state
 
 
-def baseline_rows(data: Data, *, split: str, base_measure: str) -> dict[str, dict[str, Any]]:
-    """Summarise the baseline of independent pixels, fitted to the training data, on a split, as a row of the table.
+class Comparison(NamedTuple):
+    """Baselines of a model.
 
-    There is no row, and the result is empty, if the baseline has none of this base measure: probabilities of values
-    that are no whole numbers, or densities with point masses.
+    Attributes:
+        rows: Summary of each baseline by name, rows of the table.
+        words: What the paired differences say, one sentence a line.
     """
-    if base_measure not in ("counting", "lebesgue") or (base_measure == "counting" and data.maximum is None):
-        return {}
+
+    rows: dict[str, dict[str, Any]]
+    words: str
+
+
+def compare_to_baselines(config: Namespace, data: Data, evaluation: Evaluation, *, split: str) -> Comparison:
+    """Fit the baselines of the likelihood to the training data, and compare the model with them on a split."""
+    columns = None if data.table is None else data.table.columns
     x, _ = split_of(data, split)
-    log_p = IndependentPixels.of(data, base_measure=base_measure).log_prob(x)
-    return {"independent pixels": exact_summary(log_p, num_dims=x.shape[1], base_measure=base_measure)}
+    weights = data.weights(split)
+    fitted = fit_baselines(data.train, likelihood_maker(config, columns), weights=data.weights("train"))
+    log_p = {name: baseline.log_prob(x) for name, baseline in fitted.items()}
+    rows = {
+        name: exact_summary(values, num_dims=x.shape[1], base_measure=evaluation.base_measure, weights=weights)
+        for name, values in log_p.items()
+    }
+    model = evaluation.marginal.log_marginal.value
+    return Comparison(rows, compare_with_baselines(model, log_p, weights=weights))
 
 
 def write_training_figure(run: Run, history: History) -> None:

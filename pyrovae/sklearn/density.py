@@ -30,7 +30,6 @@ from pyrovae.sklearn.rows import NumberRows, TableRows, draw_splits
 from pyrovae.training import fit
 
 _RECORDED_FROM = 1000  # steps of a fit from which recording them pays
-_LEVEL_DRAWS = 200  # draws of a missing level, of which the most frequent one is taken
 _MANY = 0.1  # share of data with a high k-hat that is worth a warning
 _LEAST_DRAWS = 21  # for a k-hat
 
@@ -303,20 +302,13 @@ class VAEDensity(ClassNamePrefixFeaturesOutMixin, TransformerMixin, DensityMixin
         arguments = self._rows.arguments(rows)
         x = arguments["x"]
         if "mask" in arguments:
-            levelled = [place for place, column in enumerate(self.columns_.data) if column.levels]
             on_device: dict[str, Any] = {name: value.to(self._parameter_device) for name, value in arguments.items()}
             with isolated_rng(self.seed_):
                 found = impute(
-                    self.vae_.model,
-                    self.vae_.guide,
-                    **on_device,
-                    num_particles=self.num_particles,
-                    num_draws=_LEVEL_DRAWS if levelled else 0,
+                    self.vae_.model, self.vae_.guide, **on_device, num_particles=self.num_particles, num_draws=0
                 )
             self._warn_of_khat(found.log_marginal.khat)
             x = found.value.cpu()
-            if levelled:
-                x[:, levelled] = found.draws[..., levelled].mode(0).values.cpu()
         return self._in_form(self._rows.completed(rows, x))
 
     def __getstate__(self) -> dict[str, Any]:

@@ -32,7 +32,7 @@ from pyrovae.evidence.blocks import DEFAULT_CHUNK_SIZE, check_memory
 from pyrovae.evidence.brackets import Bracket, agreeing_schedule, bracket
 from pyrovae.evidence.classification import Classification, ErrorRate, classify, error_rate
 from pyrovae.evidence.conditioning import Conditional, conditional
-from pyrovae.evidence.evaluation import KHAT_LIMIT, Evaluation, evaluate, exact_summary
+from pyrovae.evidence.evaluation import KHAT_LIMIT, Evaluation, base_measure_of, evaluate, exact_summary
 from pyrovae.evidence.exact import ExactMarginal, exact_log_marginal, linear_gaussian_log_marginal
 from pyrovae.evidence.importance import evidence_lower_bound, ladder, log_marginal, log_weight_blocks
 from pyrovae.evidence.imputation import Imputation, impute
@@ -82,6 +82,7 @@ __all__ = [
     "adaptive_schedule",
     "agreeing_schedule",
     "ais",
+    "base_measure_of",
     "bracket",
     "check_memory",
     "classify",

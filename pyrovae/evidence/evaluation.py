@@ -387,14 +387,17 @@ def base_measure(model: Program, *args: Any, **kwargs: Any) -> str:
     args, kwargs = plain(args, kwargs)
     with evaluating(model), isolated_rng():
         trace = poutine.trace(model).get_trace(*args, **kwargs)
-    sites = [domain_of(site["fn"]) for site in sample_sites(trace).values() if site["is_observed"]]
+    return base_measure_of(*(site["fn"] for site in sample_sites(trace).values() if site["is_observed"]))
+
+
+def base_measure_of(*distributions: Any) -> str:
+    """Name the base measure of values with given distributions together, as `base_measure` does for a model."""
+    sites = [domain_of(fn) for fn in distributions]
     by_column = [[_measure([entry]) for entry in getattr(site, "entries", ())] for site in sites]
     if any(len(set(measures)) > 1 for measures in by_column):
-        columns = [
-            measure
-            for measures, site in zip(by_column, sites, strict=True)
-            for measure in measures or [_measure([site])]
-        ]
+        columns = []
+        for measures, site in zip(by_column, sites, strict=True):
+            columns += measures or [_measure([site])]
         return "by column: " + "; ".join(f"{len(list(run))} {measure}" for measure, run in itertools.groupby(columns))
     return _measure([entry for site in sites for entry in getattr(site, "entries", (site,))])
 

@@ -9,21 +9,23 @@ from typing import Any, NamedTuple
 import numpy as np
 import torch
 from jsonargparse import Namespace
-from torch import Tensor
+from torch import Tensor, nn
 
 from pyrovae.baselines import compare_with_baselines, fit_baselines
 from pyrovae.columns import shown
 from pyrovae.data import Data, Table
 from pyrovae.densities import evaluating, isolated_rng, take, weighted_draws
-from pyrovae.evidence import PROPOSALS, Evaluation, ProposalName, classify, evaluate, exact_summary
+from pyrovae.evidence import PROPOSALS, Evaluation, ProposalName, base_measure_of, classify, evaluate, exact_summary
 from pyrovae.execution import Execution, Progress, Workers
 from pyrovae.plots import num_per_figure, plot_grids, plot_history, prior_samples, reconstructions, to_png
 from pyrovae.programs import ProgramPair
 from pyrovae.runs.build import likelihood_maker
+from pyrovae.runs.cli import out_of_memory
 from pyrovae.runs.export import to_arviz, write_netcdf
 from pyrovae.runs.files import sha256_of, write_json, write_whole
 from pyrovae.runs.fitting import device_of
 from pyrovae.runs.partial import StoppedEvaluation, own_sources
+from pyrovae.runs.registry import describe
 from pyrovae.runs.run import CONFIG, EVALUATION, POSTERIOR, VALUES, WEIGHTS, Run
 from pyrovae.runs.versions import all_versions
 from pyrovae.stats import summarize_log_weights
@@ -206,6 +208,13 @@ def _resumed(stopped: StoppedEvaluation | None, *, fresh: bool, num_data: int) -
     return state
 
 
+def _measure_of(maker: Any, num_dims: int) -> str:
+    """Name the base measure of a likelihood."""
+    part, given = maker.func, maker.keywords
+    with isolated_rng(), torch.no_grad():
+        return base_measure_of(maker(nn.Linear(1, part.num_outputs(num_dims, **given)))(torch.zeros(1, 1)))
+
+
 class Comparison(NamedTuple):
     """Baselines of a model.
 
@@ -219,11 +228,24 @@ class Comparison(NamedTuple):
 
 
 def compare_to_baselines(config: Namespace, data: Data, evaluation: Evaluation, *, split: str) -> Comparison:
-    """Fit the baselines of the likelihood to the training data, and compare the model with them on a split."""
+    """Fit the baselines of the likelihood to the training data, and compare the model with them on a split.
+
+    There are none, which the words say, if the model has another base measure than the likelihood, as a program of the
+    user may have it, or if they cannot be fitted, as to a distribution of the user.
+    """
     columns = None if data.table is None else data.table.columns
     x, _ = split_of(data, split)
     weights = data.weights(split)
-    fitted = fit_baselines(data.train, likelihood_maker(config, columns), weights=data.weights("train"))
+    maker = likelihood_maker(config, columns)
+    try:
+        measure = _measure_of(maker, x.shape[1])
+        fitted = fit_baselines(data.train, maker, weights=data.weights("train"))
+    except Exception as error:  # parts of the user may raise anything
+        if out_of_memory(error):
+            raise
+        return Comparison({}, f"there are no baselines: {describe(error)}")
+    if measure != evaluation.base_measure:
+        return Comparison({}, f"there are no baselines for the base measure {evaluation.base_measure}")
     log_p = {name: baseline.log_prob(x) for name, baseline in fitted.items()}
     rows = {
         name: exact_summary(values, num_dims=x.shape[1], base_measure=evaluation.base_measure, weights=weights)

@@ -1,10 +1,9 @@
-"""Files to tensors: sources, splits, binarisation, and a baseline.
+"""Files to tensors: sources, splits and binarisation.
 
     dataset     `Data`: a data set in three splits
     sources     arrays of digits, MNIST and files
     load        `load_data`: checks, covariates, splits of arrays and images
     binarize    dynamic and static binarisation
-    baseline    log p(x) with independent dimensions
     tables      `read_table`: mixed columns and missing cells, kinds, units, splits
     ampute      deletion of cells for studies of missing data
     untrusted   files of a stranger: regular files, YAML of plain values
@@ -14,7 +13,6 @@ the global random state unchanged. Only `Binarize`, a part of training, draws fr
 """
 
 from pyrovae.data.ampute import Mechanism, ampute
-from pyrovae.data.baseline import IndependentPixels
 from pyrovae.data.binarize import EVALUATION_SEED, Binarize
 from pyrovae.data.dataset import Data
 from pyrovae.data.load import load_data
@@ -29,7 +27,6 @@ __all__ = [
     "NA_VALUES",
     "Binarize",
     "Data",
-    "IndependentPixels",
     "Mechanism",
     "RawTable",
     "Table",

@@ -18,7 +18,7 @@ from pyrovae.runs.versions import installed_version
 def test_training_by_default_prints_the_table_and_writes_the_configuration(tmp_path):
     result = run("train", "--epochs", 2, "--num_particles", 40, cwd=tmp_path)
     assert "nats per datum" in result.stdout
-    baseline = re.search(r"independent pixels +- +(-\d+\.\d+)", result.stdout)
+    baseline = re.search(r"histogram by column +- +(-\d+\.\d+)", result.stdout)
     assert -109 < float(baseline[1]) < -106
     assert re.search(r"VAE +-\d+\.\d+ +-\d+\.\d+ +\d+\.\d+ +\d+\.\d+ +\d+\.\d %", result.stdout)
     assert "ELBO train" in result.stderr

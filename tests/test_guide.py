@@ -36,8 +36,8 @@ ORDER = {
     "a picture": r"^!\[[^]]+\]\(\S+\.png\)\n\n",
     "the command that installs and trains": r"^    .*pip install -e \. .*scripts/train\.py\n\n",
     "the command that runs the tests": r"^    .*pip install -e '\.\[test\]'.*pytest.*\n\n",
-    "the table": r"^    VAE .*\n.*\n    independent .*\n    histogram .*\n\n",
-    "its explanation in three lines": r"^(?:- .*\n(?:  .*\n)?){3}\n(?!-)",
+    "the table, explained in three lines": r"^    VAE .*\n.*\n    independent .*\n    histogram .*\n\n"
+    r"(?:- .*\n(?:  .*\n)?){3}\n(?!-)",
     "an example of 12 lines": r"^```python\n(?:>>> .*\n(?:(?!>>>).+\n)*){12}\n```",
     "what can be swapped": r"^## What can be swapped\n\n\|",
     "why the number can be believed": r"^## Why the number can be believed\n",

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from pyrovae.distributions import MultiplesOf, RoundedNormal, RoundedStudentT
 from pyrovae.likelihoods.base import LocationScaleLikelihood, scale_in
 from pyrovae.likelihoods.positive import Choice, Positive
+from pyrovae.likelihoods.units import Units
 
 # Resolutions that data suggest, the largest first.
 _RESOLUTIONS = [step * 10.0**power for power in range(6, -7, -1) for step in (5, 2.5, 2, 1)]
@@ -96,6 +97,7 @@ class RoundedStudentTLikelihood(LocationScaleLikelihood):
         num_blocks = self.num_outputs(1, scale=scale, df=df)
         self.scale = Positive("scale", scale, network, num_blocks, bounds=scale_bounds)
         self.df = Positive("df", df, network, num_blocks, start=10.0, bounds=(1.1, 1000.0))
+        self.units = Units.none()
 
     @classmethod
     def arguments_for(cls, x: Tensor) -> dict[str, Any]:

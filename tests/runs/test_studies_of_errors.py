@@ -47,3 +47,14 @@ def test_the_study_of_imputed_cells_prints_a_line_for_each_table(tmp_path):
     (row,) = json.loads((tmp_path / "x.json").read_text())["rows"]
     assert 0.7 < row["ridge"] < 0.85  # as published
     assert 0.9 < row["column mean"] < 1.1
+
+
+def test_the_study_of_densities_prints_a_line_for_each_density(tmp_path):
+    flags = ("--data", "[wine]", "--splits", 1, "--epochs", 1, "--num_particles", 20, "--json", "x.json")
+    result = run("densities", *flags, cwd=tmp_path)
+    lines = [line.split("  ")[0] for line in result.stdout.splitlines() if line]
+    assert lines == [
+        "wine", "model", "independent columns", "normal, full covariance", "multivariate Student-t", "Gaussian mixture",
+    ]  # fmt: skip
+    (row,) = json.loads((tmp_path / "x.json").read_text())["rows"]
+    assert -26 < row["independent columns"] < -21

@@ -20,7 +20,8 @@ class ClassificationELBO(RecordableTraceEnum_ELBO):
     for N data of which M have a label (Kingma, Rezende, Mohamed and Welling, "Semi-supervised learning with deep
     generative models", NeurIPS 2014, https://arxiv.org/abs/1406.5298, eq. 9, with the paper's alpha = 0.1 N spread over
     the M data). The ELBO is that of `TraceEnum_ELBO`, by which labelled data do not train q(y|x). The term ties the
-    classes of unlabelled data to the labels. It is no part of any reported ELBO or log p(x, y).
+    classes of unlabelled data to the labels. It is no part of any reported ELBO or log p(x, y). If the labels are not
+    the largest clusters of x, the published alpha may be too small; compare the errors with a plain classifier.
 
     Args:
         num_data: Number N of training data.

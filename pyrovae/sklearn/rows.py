@@ -169,8 +169,10 @@ def _warn_of_few_values(x: np.ndarray, form: Form, columns: Columns, known: set[
     """Warn of columns of an array that hold codes or steps of a scale, unless their kinds are given."""
     few = []
     for name, values in zip(form.names, x.T, strict=True):
+        if name in known or columns[name].kind != "real":
+            continue
         count = len(np.unique(values[~np.isnan(values)]))
-        if columns[name].kind == "real" and name not in known and count <= min(_FEW, len(x) / 5):
+        if count <= min(_FEW, len(x) / 5):
             few.append(f"{name!r} ({count} values)")
     if few:
         more = f" and {len(few) - 5} more" if len(few) > 5 else ""

@@ -17,6 +17,7 @@ from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import QuantileTransformer, StandardScaler
 
 from pyrovae import MLP, NormalLikelihood
+from pyrovae.columns import Column, Columns
 from pyrovae.sklearn import VAEDensity
 
 QUICK = {"network": partial(MLP, hidden=(6,)), "epochs": 3, "num_particles": 20, "random_state": 0}
@@ -263,6 +264,14 @@ def test_a_wrong_parameter_is_refused_by_fit_in_one_line(parameters, message):
     with pytest.raises(ValueError, match=message) as error:
         VAEDensity(**{**QUICK, **parameters}).fit(X)
     assert "\n" not in str(error.value)
+
+
+def test_columns_that_are_not_named_are_ignored():
+    density = VAEDensity(1, columns=Columns((Column("x0", "real"), Column("x2", "real"))), **QUICK).fit(X)
+    assert [column.name for column in density.columns_] == ["x0", "x2"]
+    other = X.copy()
+    other[:, [1, 3]] = np.nan
+    np.testing.assert_array_equal(density.score_samples(X[:9]), density.score_samples(other[:9]))
 
 
 def test_latents_of_another_width_are_refused(density):

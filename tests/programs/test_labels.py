@@ -214,7 +214,9 @@ def test_imputation_uses_the_label():
         labels = torch.tensor([label])
         found = impute(vae.model, vae.guide, x, mask=mask, labels=labels, num_particles=20_000, num_draws=0)
         with torch.no_grad():
-            torch.testing.assert_close(found.value[0], vae.model(labels=labels.repeat(20_000)).mean(0), rtol=0, atol=0.1)
+            torch.testing.assert_close(
+                found.value[0], vae.model(labels=labels.repeat(20_000)).mean(0), rtol=0, atol=0.1
+            )
         means.append(found.value[0])
     assert (means[0] - means[1]).abs().max() > 0.2
 

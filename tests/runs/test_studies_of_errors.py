@@ -58,3 +58,16 @@ def test_the_study_of_densities_prints_a_line_for_each_density(tmp_path):
     ]  # fmt: skip
     (row,) = json.loads((tmp_path / "x.json").read_text())["rows"]
     assert -26 < row["independent columns"] < -21
+
+
+def test_the_study_of_pooled_intervals_prints_a_line_for_each_way(tmp_path):
+    flags = ("--repetitions", 2, "--num_data", 40, "--refits", 2, "--draws", 2, "--epochs", 1, "--num_particles", 20)
+    result = run("pooling", *flags, "--json", "x.json", cwd=tmp_path)
+    lines = [line.split("  ")[0] for line in result.stdout.splitlines()[1:]]
+    assert lines == ["refits", "one fit", "complete cases", "complete data"]
+    first, second = json.loads((tmp_path / "x.json").read_text())["rows"]
+    for way in lines:
+        estimate, error, low, high = first[way]
+        assert low < estimate < high
+        assert error > 0
+        assert estimate != second[way][0]

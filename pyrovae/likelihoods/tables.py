@@ -23,10 +23,12 @@ class MixedLikelihood(Likelihood):
 
         p(x|z) = prod_d p_d(x_d | network(z))
 
-    The columns of equal kind and arguments share a part, an ordinary likelihood, which receives its share of the
-    network's outputs. Parts with units have the centre and the spread of the columns, and learned scales of at least
-    their resolution. The design is that of HI-VAE (Nazabal et al., "Handling incomplete heterogeneous data using VAEs",
-    Pattern Recognition 2020, https://doi.org/10.1016/j.patcog.2020.107501), with moments of the training data.
+    A scale depends on z, and other learned parameters, such as degrees of freedom, are those of their column, where a
+    part by itself would learn one for all columns. The columns of equal kind and arguments share a part, an ordinary
+    likelihood, which receives its share of the network's outputs. Parts with units have the centre and the spread of
+    the columns, and learned scales of at least their resolution. The design is that of HI-VAE (Nazabal et al.,
+    "Handling incomplete heterogeneous data using VAEs", Pattern Recognition 2020,
+    https://doi.org/10.1016/j.patcog.2020.107501), with moments of the training data.
 
     Args:
         network: Module from the latent (and covariates) to the parameters of all parts.
@@ -136,8 +138,13 @@ def _part_of(column: Column, parts: Mapping[str, Maker]) -> tuple[Maker, dict[st
             f"parts={{{column.name!r}: YourLikelihood}}"
         )
     part, known = _class_and_arguments(maker)
-    suggested = {"num_classes": len(column.levels), "num_levels": len(column.levels), "resolution": column.resolution}
     takes = inspect.signature(part).parameters
+    suggested: dict[str, Any] = {
+        name: "network" if name == "scale" else "dimension"
+        for name, given in takes.items()
+        if given.default == "global"
+    }
+    suggested |= {"num_classes": len(column.levels), "num_levels": len(column.levels), "resolution": column.resolution}
     return maker, {
         **{name: value for name, value in suggested.items() if name in takes and name not in known},
         **column.arguments,

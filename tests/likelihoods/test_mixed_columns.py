@@ -1,6 +1,5 @@
 """The likelihood of rows with mixed columns: each column as its own likelihood would have it."""
 
-import math
 from functools import partial
 
 import pyro
@@ -44,7 +43,7 @@ def test_each_column_has_the_density_of_its_kind(likelihood):
     assert log_p.shape == X.shape
     outputs = likelihood.outputs(z).split([group.num_outputs for group in likelihood.groups], -1)
     real = next(index for index, group in enumerate(likelihood.groups) if group.columns[0].name == "height")
-    scale = math.hypot(2.0, 0.1)  # spread times 1, and the resolution
+    scale = (4 * outputs[real][:, 2:].exp().square() + 0.01).sqrt()  # of the spread and the network, and the resolution
     loc = torch.tensor([4.0, 70.0]) + 2 * outputs[real][:, :2]
     torch.testing.assert_close(log_p[:, [0, 5]], dist.Normal(loc, scale).log_prob(X[:, [0, 5]]))
     binary = next(index for index, group in enumerate(likelihood.groups) if group.columns[0].name == "sex")

@@ -93,10 +93,10 @@ def test_a_recorded_maker_records_what_a_program_makes_through_the_mirror_of_a_n
 
 def test_config_yaml_has_the_keys_of_the_flags_in_their_order():
     text = config_to_yaml(resolve(parse_training([]), load_data("digits")))
-    once = ("help_parts", "config", "out", "resume", "trust_imports")
+    once = ("help_parts", "config", "out", "resume", "trust_imports", "describe")
     assert list(yaml.safe_load(text)) == [flag.name for flag in FLAGS if flag.name not in once]
     assert text.startswith(
-        b"data: digits\ndata_dir: null\nbinarize: none\ncovariates: null\nprior:\n  class_path: pyro"
+        b"data: digits\ndata_dir: null\nbinarize: none\ncovariates: null\ncolumns: null\nna_values: []\n"
     )
 
 

@@ -40,7 +40,7 @@ BAD_FLAGS = {
     "--data both.npz:reals --likelihood PoissonLikelihood": "of LogPoisson, whole numbers, at least 0;",
     "--data both.npz:reals --binarize dynamic": "--binarize dynamic needs grey values",
     "--data grey.npy --likelihood BernoulliLikelihood": "ContinuousBernoulliLikelihood",
-    "--data holes.npy --likelihood NormalLikelihood": "NaN",
+    "--data infinite.npy --likelihood NormalLikelihood": "infinite",
     "--data short.npy": "short.npy",
     "--network ConvNet --network.shape [9,9]": "give the image's shape",
     "--data both.npz:reals --likelihood NormalLikelihood --likelihood.scale -1": "scale must be a positive number",
@@ -99,7 +99,7 @@ BAD_FLAGS = {
     "--network.activation rel": "did you mean relu?; see --network.help MLP",
     "--device gpu": "--device gpu: no such device; use --device auto, cpu, cuda or cuda:0",
     "--epochs": "--epochs needs a value: a whole number, at least 1",
-    "--data": "--data needs a value: digits, mnist, PATH.npy or PATH.npz:key",
+    "--data": "--data needs a value: digits, mnist, PATH.npy, PATH.npz:key, or a table: PATH.csv, .tsv or .parquet",
     "--epochs --lr 1": "--epochs needs a value: a whole number, at least 1",
     "--epochs 1e3": "--epochs 1e3: expected a whole number, at least 1",
     "--epochs=": "--epochs '': expected a whole number, at least 1",
@@ -174,9 +174,9 @@ BAD_FLAGS = {
 @pytest.fixture(scope="module")
 def traps(place, straight):
     np.save(place / "grey.npy", np.random.default_rng(1).random((40, 6)))
-    holes = np.ones((40, 3))
-    holes[7, 2] = np.nan
-    np.save(place / "holes.npy", holes)
+    infinite = np.ones((40, 3))
+    infinite[7, 2] = np.inf
+    np.save(place / "infinite.npy", infinite)
     (place / "short.npy").write_bytes((place / "bits.npy").read_bytes()[:-9])
     (place / "bad.yaml").write_text("a: [")
     (place / "list.yaml").write_text("- 1")
@@ -315,7 +315,7 @@ def test_a_study_leaves_no_folder_if_its_training_is_refused(traps, capsys, monk
     assert not (traps / "table").exists()
 
 
-SWITCHES = {"edges", "fresh", "stream"}  # flags that may stand alone
+SWITCHES = {"describe", "edges", "fresh", "stream"}  # flags that may stand alone
 SCRIPT_NAMES = sorted(file.stem for file in SCRIPTS.rglob("*.py") if "run_script(main)" in file.read_text())
 
 
@@ -353,8 +353,8 @@ def test_help_fits_on_one_screen_and_has_no_typing_expression(capsys, monkeypatc
     assert not re.search(r"PositiveInt|Literal|Optional|Callable|Union|class_path|\| ?null|\bNone\b", text)
     if script == "train":
         groups = re.findall(r"^(\w+):$", text, re.MULTILINE)
-        assert groups == ["data", "model", "objective", "optimisation", "evaluation", "run", "help"]
-        assert "c: labels (one-hot), PATH.npy or PATH.npz:key, a row per datum (or null; default: null)" in text
+        assert groups == ["data", "table", "model", "objective", "optimisation", "evaluation", "run", "help"]
+        assert "labels (one-hot), PATH.npy, PATH.npz:key, or columns of a table (or null;" in text
         assert "CPU threads (whole number, at least 1, or null; default: 1 for small batches" in text
         assert "python scripts/train.py --resume" in text
 

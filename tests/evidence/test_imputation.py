@@ -190,7 +190,7 @@ def test_a_table_is_imputed_by_the_kinds_of_its_columns():
         (
             Column("height", "real", **numbers),
             Column("sex", "binary", levels=("F", "M"), missing=0.0),
-            Column("income", "positive", log_centre=1.0, log_spread=0.5, **numbers),
+            Column("income", "positive", log_centre=1.0, log_spread=0.5, **numbers, arguments={"scale": "dimension"}),
             Column("region", "category", levels=("N", "S", "W"), missing=0.0),
             Column("visits", "count", **{**numbers, "resolution": 1.0}),
             Column("grade", "ordered", levels=("low", "mid", "high", "top"), missing=0.0),

@@ -139,7 +139,9 @@ def test_weights_train_as_repeated_and_removed_rows(noise, elbo, execution):
 
 
 def test_every_objective_of_the_registry_is_weighed_or_refused():
-    assert set(known_parts("elbo")) == WEIGHABLE.keys() | REFUSED
+    assert set(known_parts("elbo")) == WEIGHABLE.keys() | REFUSED | {"ClassificationELBO"}
+    with pytest.raises(ValueError, match="but ClassificationELBO gives no term per datum"):
+        check_weighable(known_parts("elbo")["ClassificationELBO"](num_data=9, num_labelled=3))
 
 
 KL_WEIGHTS = [LinearWarmup(2), FreeBits(0.3, per="dimension"), Capacity(0.1, 1.0, 2), GECO(1.0)]

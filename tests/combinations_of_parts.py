@@ -7,6 +7,7 @@ from catalogue import ENCODERS, LIKELIHOODS, PRIORS, C, D
 from pyro.distributions import constraints
 
 from pyrovae import MLP, VAE
+from pyrovae.distributions import MultiplesOf
 
 N, LATENT = 4, 3
 
@@ -40,6 +41,8 @@ def some_data(support, generator):
         return 0.1 + 3 * u
     if support is constraints.nonnegative_integer:
         return (8 * u).floor()
+    if isinstance(support, MultiplesOf):
+        return support.resolution * (8 * u - 4).floor()
     if support.event_dim == 1:  # counts with a sum
         return torch.nn.functional.one_hot((u[:, : support.total_count] * D).long(), D).sum(1).float()
     low, high = (

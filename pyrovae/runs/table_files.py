@@ -110,7 +110,7 @@ def write_samples(run: Run, vae: ProgramPair, data: Data, *, size: int, seed: in
     assert table is not None
     device = device_of(vae)
     given = data.covariates is not None
-    conditions = {key: value for key, value in data.conditions("test", device).items() if key != "mask"}
+    conditions = {} if data.covariates is None else {"covariates": data.covariates["test"].to(device)}
 
     def rows() -> Iterator[Sequence[Any]]:
         for page, start in enumerate(range(0, size, _AT_ONCE)):

@@ -1,12 +1,25 @@
 """A table in grams and in kilograms, with holes: the same model, and log p(x) that differs by the Jacobian alone."""
 
 import math
+from functools import partial
 
 import numpy as np
 import pyro
+import pytest
+import sklearn.datasets
 import torch
 
-from pyrovae import Blueprint, Column, Columns, ImportanceWeightedELBO, fit, log_marginal, read_table
+from pyrovae import (
+    Blueprint,
+    Column,
+    Columns,
+    ImportanceWeightedELBO,
+    LogNormalLikelihood,
+    NormalLikelihood,
+    fit,
+    log_marginal,
+    read_table,
+)
 
 N = 120
 FACTOR = 1000.0
@@ -62,3 +75,25 @@ def test_only_the_densities_of_observed_cells_change_by_the_logarithm_of_the_uni
     assert bool(((in_grams.value - expected).abs() < 5 * errors + 0.01).all())
     assert errors.max() < 0.1
     assert kilograms.columns["steps"].resolution == 1
+
+
+@pytest.mark.slow
+def test_a_floor_below_the_resolution_does_not_move_log_p_of_the_diabetes_data():
+    data = sklearn.datasets.load_diabetes(scaled=False)
+    cells = dict(zip(data.feature_names, data.data.T.tolist(), strict=True))
+    table = read_table(cells)
+    assert table.columns["sex"].kind == "binary"
+    found = []
+    for low in (1e-3, 1e-8):
+        pyro.set_rng_seed(0)
+        parts = {
+            "real": partial(NormalLikelihood, scale="network", scale_bounds=(low, 1e6)),
+            "positive": partial(LogNormalLikelihood, scale="network"),
+        }
+        vae = Blueprint.of(table, latent_dim=4, parts=parts).vae()
+        given, validation = table.arguments("train"), table.arguments("validation")
+        elbo = ImportanceWeightedELBO(10)
+        fit(vae.model, vae.guide, given, elbo=elbo, epochs=300, validation=validation, patience=40, seed=0)
+        pyro.set_rng_seed(1)
+        found.append(log_marginal(vae.model, vae.guide, **table.arguments("test"), num_particles=2000).value.mean())
+    assert abs(found[0] - found[1]) < 0.05

@@ -224,7 +224,7 @@ def test_ten_times_the_samples_need_no_more_memory(place, straight):
     "arguments",
     [
         ("train", *BITS, "--epochs", 1, "--out", "none", "--network.hidden", "[4000,4000]"),
-        ("evaluate", "straight", "--num_particles", 20_000, "--chunk_size", 10_000_000),
+        ("evaluate", "straight", "--num_particles", 500_000, "--chunk_size", 10_000_000),
         ("sample", "straight", "--num_samples", 1000),
     ],
     ids=lambda arguments: arguments[0],

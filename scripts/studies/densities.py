@@ -6,8 +6,8 @@ python scripts/studies/densities.py --data [wine] --splits 2
 The tables are scikit-learn's, all columns real: diabetes is without sex, which has two values. A permutation seeded by
 the split's number gives 80 % of the rows to training. All tables have one configuration: normals whose scale depends on
 z, at least the resolution of the column; ten latents; networks of one layer of 64; the importance-weighted bound with
-10 draws. The number of epochs is that with the largest sum of the bounds on five held-out fifths of the training rows, a
-mean over nine epochs; a last training has all training rows. The baselines have the same rows and floors.
+10 draws. The number of epochs is that with the largest sum of the bounds on five held-out fifths of the training rows,
+a mean over nine epochs; a last training has all training rows. The baselines have the same rows and floors.
 """
 
 import startup  # noqa: F401  # first, since it ends failing imports without a traceback

@@ -17,6 +17,7 @@ import sys
 from pathlib import Path
 from typing import Literal
 
+import numpy as np
 from jsonargparse.typing import NonNegativeInt, PositiveInt
 
 from pyrovae.runs import check_folder, find_device, make_run_parser, open_run, parse_flags, run_script, with_name_lists
@@ -62,7 +63,8 @@ def main() -> int:
     draws = [] if args.refits else [Draws(imputed.draws, None)]
     if args.refits:
         for number, refit in enumerate(refits(config, data, args.refits, seed=args.seed), start=1):
-            found = impute_rows(refit, new, device, seed=args.seed, num_draws=args.draws // args.refits, **options)
+            own_seed = int(np.random.SeedSequence([args.seed, number]).generate_state(1)[0])
+            found = impute_rows(refit, new, device, seed=own_seed, num_draws=args.draws // args.refits, **options)
             draws.append(Draws(found.draws, number))
             print(f"refit {number} of {args.refits}", file=sys.stderr)
     out.mkdir(parents=True, exist_ok=True)

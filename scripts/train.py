@@ -146,7 +146,7 @@ def say(workers: Workers, text: str) -> None:
 
 def check_programs(config: Namespace, data: Data, vae: ProgramPair) -> None:
     """Check that the parts work together, and with the objective."""
-    x, conditions = data.test.to(config.device), data.conditions("test", config.device)
+    x, conditions = data.test.to(config.device), data.conditions("test", config.device, labels=True)
     check_contract(vae.model, vae.guide, x, **conditions)
     if needs_mean_field(config):
         check_reparameterised(vae.guide, x, **conditions)
@@ -162,7 +162,7 @@ def check_values(data: Data, vae: ProgramPair, device: str) -> None:
         ValueError: With the row of the first datum outside it in the source.
     """
     for split in SPLITS:
-        x, conditions = getattr(data, split).to(device), data.conditions(split, device)
+        x, conditions = getattr(data, split).to(device), data.conditions(split, device, labels=True)
         transform = Binarize() if split == "train" and data.binarize == "dynamic" else None
         try:
             check_data(vae.model, vae.guide, (x,), conditions, transform)

@@ -69,7 +69,7 @@ def fit_baselines(
         likelihood: Maker of the likelihood from its network: a class, or `functools.partial` of one.
         resolution: Resolution of each column, with shape (D,) or a number, in the data's units, below which no scale
             falls; None for that of the columns of a `MixedLikelihood`, else for the smallest gap of the values.
-        weights: Case weights, with shape (N,); None for equal ones.
+        weights: Case weights, with shape (N,), which are scaled to mean 1; None for equal ones.
         seed: Random seed of the mixture's starts.
 
     Returns:
@@ -85,6 +85,8 @@ def fit_baselines(
         ['independent columns', 'normal, full covariance', 'multivariate Student-t', 'Gaussian mixture']
     """
     found: dict[str, Baseline] = {}
+    if weights is not None:  # so that pseudo-counts mean the same for weights in any unit
+        weights = weights / weights.double().mean()
     family = family_of(likelihood)
     num_levels = None if family is None or family.is_saturated else family.num_levels
     own = None

@@ -25,6 +25,7 @@ DEFAULT_LIKELIHOODS = {
 }
 """Likelihood of each kind, unless a column names another."""
 
+_OF_LEVELS = ("BernoulliLikelihood", "CategoricalLikelihood", "OrderedLogisticLikelihood")
 _LONGEST_NAME = 200  # letters
 _NUMBERS = ("resolution", "low", "high", "centre", "spread", "log_centre", "log_spread")
 
@@ -142,6 +143,10 @@ class Column:
         name = self.likelihood
         if name is not None and not (type(name) is str and all(part.isidentifier() for part in name.split("."))):
             self._fail(f"likelihood must be the name of a class, such as GammaLikelihood, got {name!r:.80}")
+        if name is not None and self.kind in LEVELLED and "." not in name and name not in _OF_LEVELS:
+            self._fail(
+                f"kind {self.kind} cannot have {name}, which is for numbers; remove the likelihood"
+            )
         if not isinstance(self.arguments, Mapping) or not all(type(key) is str for key in self.arguments):
             self._fail(f"arguments must be values by name, got {self.arguments!r:.80}")
         object.__setattr__(self, "arguments", dict(self.arguments))

@@ -108,17 +108,19 @@ class Data:
         splits = (self.train, self.validation, self.test)
         return any(isinstance(x, Tensor) and bool(x.isnan().any()) for x in splits)
 
-    def conditions(self, split: str, device: torch.device | str = "cpu") -> dict[str, Tensor]:
-        """Return the keyword arguments of the programs for one split: covariates, labels and mask, if any.
+    def conditions(self, split: str, device: torch.device | str = "cpu", *, labels: bool = False) -> dict[str, Tensor]:
+        """Return the keyword arguments of the programs for one split: covariates and mask, if any.
 
         If any split has missing entries, every split has a mask, with shape (N_split, D), true where x is observed.
 
         Args:
             split: "train", "validation" or "test".
             device: Device of the tensors.
+            labels: Whether to give the labels too, as in training. Without them log p(x) is that of x alone, which is
+                comparable with models without labels.
         """
         found = {} if self.covariates is None else {"covariates": self.covariates[split]}
-        if self.labelled:
+        if labels and self.labelled:
             assert self.labels is not None
             found["labels"] = self.labels[split]
         if self.has_holes:

@@ -74,7 +74,8 @@ def build(
     found = []
     for name in raw.columns if schema is None else schema.names:
         role = of_role.get(name, "data")
-        if name in raw.columns and role not in ("drop", "group", "split"):
+        needed = role not in ("drop", "group", "split", *(("weight",) if new_data else ()))
+        if name in raw.columns and needed:
             given = None if schema is None else schema[name]
             column = _read(raw, name, role, given, built, unseen)
         else:

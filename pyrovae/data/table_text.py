@@ -19,7 +19,8 @@ from pyrovae.data.cells import is_formula, number, number_as_text
 from pyrovae.data.untrusted import parse_yaml, read_bytes
 
 _COLUMNS_LIMIT = 2**23  # bytes of a columns.yaml
-_NUMBERS = ("origin", "low", "high", "centre", "spread", "log_centre", "log_spread", "missing")  # read from the data
+# Read from the data
+_NUMBERS = ("origin", "low", "high", "resolution", "centre", "spread", "log_centre", "log_spread", "missing")
 
 
 def columns_yaml(columns: Columns, notes: Mapping[str, Iterable[object]] | None = None, *, numbers: bool = True) -> str:

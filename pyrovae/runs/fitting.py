@@ -35,7 +35,7 @@ def make_vae(config: Namespace, data: Data, *, seeded: bool = True) -> ProgramPa
 
 def arguments_of(data: Data, split: str, device: str | torch.device) -> Argument | dict[str, Argument]:
     """Return the programs' arguments: x, with covariates and mask if any."""
-    x, conditions = getattr(data, split).to(device), data.conditions(split, device)
+    x, conditions = getattr(data, split).to(device), data.conditions(split, device, labels=True)
     return {"x": x, **conditions} if conditions else x
 
 

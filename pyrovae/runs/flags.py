@@ -71,7 +71,7 @@ FLAGS = (
     Flag("model", "latent_dim", PositiveInt, 10,
          "dimension of z"),
     Flag("model", "output_bias", OutputBias | None, None,
-         "initial bias of the decoder's output; data: the means (default: data for Poisson kinds, else random)"),
+         "initial bias of the decoder's output; data: the means (default: data for counts and tables, else random)"),
     Flag("objective", "elbo", ELBO, "TraceMeanField_ELBO",
          "objective of SVI"),
     Flag("objective", "kl_weight", KLWeight | None, None,

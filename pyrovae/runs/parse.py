@@ -17,6 +17,9 @@ from pyrovae.runs.specs import Text, read_part
 from pyrovae.runs.table_data import take_column_flags
 from pyrovae.runs.words import converted, expected, fits, names, near, shown
 
+# Flags beside --config that choose other training rows, of which the numbers of a table's columns then are.
+_SPLITTING = {"data", "split_seed", "group", "split", "na_values"}
+
 
 def parse_training(argv: Sequence[str], **given: Any) -> Namespace:
     """Parse the flags of `scripts/train.py`, after its --config file.
@@ -43,6 +46,8 @@ def parse_training(argv: Sequence[str], **given: Any) -> Namespace:
         parts[kind] = _changed(kind, parts[kind], name, value)
     joined = _joined(parse_flags(parser, others), {kind: read_part(kind, part) for kind, part in parts.items()})
     joined.column_changes = changes
+    others_given = {name for name, _ in flags_and_values(argv)} & _SPLITTING
+    joined.new_numbers = bool(_values_of(argv, "config")) and bool(others_given)
     return joined
 
 

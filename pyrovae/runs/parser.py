@@ -20,6 +20,7 @@ from pyrovae.runs.words import (
     names,
     row,
     shown,
+    texts,
     without_null,
 )
 
@@ -247,7 +248,7 @@ def with_name_lists(argv: Sequence[str]) -> list[str]:
 
 
 def _list_of_texts(value: str) -> str:
-    return f"[{', '.join(json.dumps(name) for name in names(value))}]"
+    return f"[{', '.join(json.dumps(text) for text in texts(value))}]"
 
 
 def _reworded(message: str, parser: Parser, argv: Sequence[str]) -> str:

@@ -154,9 +154,7 @@ def classification(vae: ProgramPair, data: Data, *, split: str, num_particles: i
     """Compute the error rate of the most probable classes of a split, whose labels are hidden from the model."""
     assert data.labels is not None
     device = device_of(vae)
-    conditions: dict[str, Any] = {
-        key: value for key, value in data.conditions(split, device).items() if key != "labels"
-    }
+    conditions: dict[str, Any] = {**data.conditions(split, device)}
     options: dict[str, Any] = {"labels": data.labels[split], "num_particles": min(num_particles, CLASS_DRAWS)}
     with isolated_rng(seed), evaluating(vae):
         found = classify(vae.model, vae.guide, getattr(data, split).to(device), **options, **conditions).error

@@ -14,7 +14,7 @@ from pyrovae.data import NA_VALUES, Data, Table, load_data, parse_yaml, read_col
 from pyrovae.runs.options import FROM_DATA, KNOWN_OPTIONS
 from pyrovae.runs.registry import part_class
 from pyrovae.runs.specs import make_arguments, read_part
-from pyrovae.runs.words import names, near
+from pyrovae.runs.words import near, texts
 
 COLUMNS = "columns.yaml"  # in a run folder
 OF_COLUMNS = ("num_classes", "num_levels", "resolution")  # arguments of likelihoods that follow from a column
@@ -22,7 +22,7 @@ SUFFIXES = (".csv", ".tsv", ".tab", ".parquet", ".pq")
 _ONLY_TABLES = ("describe", "columns", "na_values", "label", "weights", "group", "split", "mask_extra")
 _KEYS = tuple(field.name for field in fields(Column) if field.name not in ("name", "arguments"))
 _LISTS = ("levels", "na_values")
-_COMPUTED = ("origin", "low", "high", "centre", "spread", "log_centre", "log_spread", "missing")
+_COMPUTED = ("origin", "low", "high", "resolution", "centre", "spread", "log_centre", "log_spread", "missing")
 
 Change = tuple[str, str, Any]
 """Name of a column, key of its attribute (or likelihood.ARGUMENT), and value."""
@@ -82,7 +82,7 @@ def _value(name: str, key: str, text: str) -> Any:
         value = text
     if key in _LISTS:
         whole = isinstance(value, list) and all(isinstance(entry, str) for entry in value)
-        return value if whole else names(text)
+        return value if whole else texts(text)
     return value
 
 
@@ -134,9 +134,13 @@ def training_table(flags: Namespace) -> Table:
         "split_seed": flags.split_seed,
     }
     columns = None if flags.columns is None else read_columns(flags.columns)
+    if columns is not None and flags.new_numbers:
+        columns = without_numbers(columns)
     if flags.column_changes:
-        found = read_table(flags.data, **options).columns if columns is None else columns
-        columns = changed(found, flags.column_changes)
+        if columns is None:  # what is missing changes what is guessed
+            codes = {name: tuple(value) for name, key, value in flags.column_changes if key == "na_values"}
+            columns = without_numbers(read_table(flags.data, na_values_by_column=codes, **options).columns)
+        columns = changed(columns, flags.column_changes)
     return read_table(flags.data, columns=columns, **options)
 
 
@@ -157,12 +161,26 @@ def _names_in(covariates: str | None) -> list[str]:
     return [name.strip() for name in found if name.strip()]
 
 
+def without_numbers(columns: Columns) -> Columns:
+    """Return columns whose numbers are to be computed anew, from the training rows of another split or table."""
+    plain = columns.to_dict()
+    return Columns.from_dict(
+        {name: {key: value for key, value in entry.items() if key not in _COMPUTED} for name, entry in plain.items()}
+    )
+
+
 def changed(columns: Columns, changes: Iterable[Change]) -> Columns:
     """Return columns with changes from the command line. Numbers of a changed column are to be computed anew.
+
+    A column of another kind has the likelihood of that kind, unless one is given after it. If rows are split by another
+    column, all numbers are to be computed anew.
 
     Raises:
         ValueError: If there is no such column, or a value is not valid.
     """
+    changes = list(changes)
+    if any(key == "role" and value in ("group", "split") for _, key, value in changes):
+        columns = without_numbers(columns)
     plain = columns.to_dict()
     for name, key, value in changes:
         if name not in plain:
@@ -172,6 +190,8 @@ def changed(columns: Columns, changes: Iterable[Change]) -> Columns:
             entry["arguments"] = {**entry.get("arguments", {}), key.removeprefix("likelihood."): value}
         else:
             entry[key] = value
+        if key == "kind" and plain[name].get("kind") != value:
+            entry = {old: kept for old, kept in entry.items() if old not in ("likelihood", "arguments", "reason")}
         if key == "role" and value == "drop":
             entry = {"kind": "drop", "reason": "by --columns"}
         plain[name] = entry

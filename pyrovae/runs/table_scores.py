@@ -14,6 +14,7 @@ from pyrovae.programs import ProgramPair
 
 MOST_PATTERNS = 50  # of missing cells whose ranks are computed
 FEWEST_REFERENCES = 20  # training rows below which a rank says nothing
+_AT_ONCE = 256  # rows that are compared with all training rows at once
 _REFERENCE_DRAWS = 200  # per training row, at most
 
 SCORE_NAMES = (
@@ -131,8 +132,9 @@ def score_rows(
         ranks = rank_among(found.log_marginal.value[rows], known.log_marginal.value.cpu())
         below[rows] = (ranks.rank - 1).double()
         references[rows] = len(enough)
-        lower = known.conditional.cpu().unsqueeze(0) < found.conditional[rows].unsqueeze(1)  # (n, R, D)
-        cells_below[rows] = torch.where(mask, lower.double().mean(1), torch.nan)
+        for part in rows.split(_AT_ONCE):
+            lower = known.conditional.cpu().unsqueeze(0) < found.conditional[part].unsqueeze(1)  # (n, R, D)
+            cells_below[part] = torch.where(mask, lower.double().mean(1), torch.nan)
     names = tuple(column.name for column in table.columns.data)
     return RowScores(names, found, below, references, cells_below)
 

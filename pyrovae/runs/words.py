@@ -138,6 +138,12 @@ def names(value: str) -> list[str]:
     return re.findall(r"[^\[\],\s\"']+", value)
 
 
+def texts(value: str) -> list[str]:
+    """Split `a`, `a,b b` or `[a, "b b"]` at its commas into texts, which may have spaces."""
+    inside = value.strip().removeprefix("[").removesuffix("]")
+    return [entry for entry in (each.strip().strip("\"'") for each in inside.split(",")) if entry]
+
+
 def fits(hint: Any, value: Any) -> bool:
     """Whether a value is of a type: a text as on the command line, anything else as in a YAML file.
 

@@ -144,9 +144,7 @@ class Column:
         if name is not None and not (type(name) is str and all(part.isidentifier() for part in name.split("."))):
             self._fail(f"likelihood must be the name of a class, such as GammaLikelihood, got {name!r:.80}")
         if name is not None and self.kind in LEVELLED and "." not in name and name not in _OF_LEVELS:
-            self._fail(
-                f"kind {self.kind} cannot have {name}, which is for numbers; remove the likelihood"
-            )
+            self._fail(f"kind {self.kind} cannot have {name}, which is for numbers; remove the likelihood")
         if not isinstance(self.arguments, Mapping) or not all(type(key) is str for key in self.arguments):
             self._fail(f"arguments must be values by name, got {self.arguments!r:.80}")
         object.__setattr__(self, "arguments", dict(self.arguments))

@@ -155,3 +155,13 @@ def test_probabilities_of_zero_are_told_without_an_error():
     assert "does not differ" in compare_with_baselines(log_p[:1], {"b": torch.tensor([-0.5])})
     with pytest.raises(ValueError, match="shape"):
         compare_with_baselines(log_p, {"b": torch.zeros(2)})
+
+
+def test_the_unit_of_case_weights_changes_no_baseline():
+    x = torch.cat([torch.zeros(180, 1), torch.ones(20, 1)])
+    found = [
+        fit_baselines(x, BernoulliLikelihood, weights=torch.full((200,), scale))["independent columns"].log_prob(x[:1])
+        for scale in (1 / 200, 1.0, 1e4)
+    ]
+    assert found[0].exp().item() == pytest.approx(181 / 202, rel=1e-5)
+    torch.testing.assert_close(torch.stack(found).expand(3, 1), found[1].expand(3, 1))

@@ -49,6 +49,11 @@ def test_a_label_with_holes_is_learned_from_both_kinds_of_rows_and_filled(folder
     assert json.loads((folder / "labels/evaluation.json").read_text())["classification"]["num_data"] == int(found[2])
     assert "num_classes: 2" in (folder / "labels/config.yaml").read_text()
     run("evaluate", "labels", "--num_particles", 20, cwd=folder)
+    measure = json.loads((folder / "labels/evaluation.json").read_text())["base_measure"]
+    assert measure == "lebesgue"  # of log p(x), not of x and the label
+    assert "independent columns" in result.stdout
+    run("sample", "labels", "--num_samples", 30, cwd=folder)
+    assert len(read(folder / "labels/samples.csv")) == 30
     run("impute", "labels", "rows.csv", "--draws", 1, "--num_particles", 30, cwd=folder)
     truth = [["one", "two"][value] for value in clusters()[1]]
     filled, classes = read(folder / "labels/imputed.csv"), read(folder / "labels/classes.csv")

@@ -287,3 +287,45 @@ def test_a_table_script_refuses_a_run_on_images(straight, refused, tmp_path):
     write(tmp_path / "new.csv", survey())
     for script in ("impute", "score"):
         refused("no table", script, straight, "new.csv", cwd=tmp_path)
+
+
+def described(folder, *flags):
+    return yaml.safe_load(run("train", "--data", "survey.csv", "--describe", "true", *flags, cwd=folder).stdout)
+
+
+def test_texts_of_missing_cells_may_have_spaces(tmp_path):
+    rows = survey()
+    rows["sex"] = ["no" if cell == "F" else "no answer" if cell == "" else cell for cell in rows["sex"]]
+    write(tmp_path / "survey.csv", rows)
+    for flags in (["--na_values", "no answer"], ["--columns.sex.na_values", "[no answer]"]):
+        assert described(tmp_path, *flags)["sex"]["levels"] == ["M", "no"]
+    assert described(tmp_path, "--columns.sex.kind", "ordered", "--columns.sex.levels", "no answer,no,M")["sex"][
+        "levels"
+    ] == ["no answer", "no", "M"]
+
+
+def test_numbers_are_those_of_the_training_rows_of_these_flags(tmp_path):
+    rows = survey() | {"school": [f"s{i % 30}" for i in range(N)]}
+    write(tmp_path / "survey.csv", rows)
+    by_flag = ("train", "--data", "survey.csv", "--epochs", 1, *TINY)
+    run(*by_flag, "--columns.school.role", "group", "--columns.visits.kind", "real", "--out", "role", cwd=tmp_path)
+    run(*by_flag, "--group", "school", "--columns.visits.kind", "real", "--out", "group", cwd=tmp_path)
+    ours, theirs = (read_columns(tmp_path / run_folder / "columns.yaml") for run_folder in ("role", "group"))
+    assert [column for column in ours if column.name != "school"] == [c for c in theirs if c.name != "school"]
+    run("train", "--config", "group/config.yaml", "--split_seed", 1, "--out", "other", cwd=tmp_path)
+    found = read_columns(tmp_path / "other/columns.yaml")["height"]
+    fresh = read_table(tmp_path / "survey.csv", group="school", split_seed=1).columns["height"]
+    assert (found.centre, found.spread) == (fresh.centre, fresh.spread)
+    assert found.centre != read_columns(tmp_path / "group/columns.yaml")["height"].centre
+
+
+def test_another_kind_takes_the_likelihood_of_the_old_one_away(tmp_path):
+    rows = survey()
+    rows["income"] = ["0" if i % 3 == 0 else cell for i, cell in enumerate(rows["income"])]
+    write(tmp_path / "survey.csv", rows)
+    assert described(tmp_path)["income"]["likelihood"] == "HurdleLogNormalLikelihood"
+    assert "likelihood" not in described(tmp_path, "--columns.income.kind", "real")["income"]
+    changed = described(tmp_path, "--columns.income.kind", "real", "--columns.income.likelihood", "LaplaceLikelihood")
+    assert changed["income"]["likelihood"] == "LaplaceLikelihood"
+    with pytest.raises(ValueError, match="cannot have HurdleLogNormalLikelihood"):
+        Columns.from_dict({"x": {"kind": "ordered", "likelihood": "HurdleLogNormalLikelihood"}})

@@ -25,6 +25,7 @@ from jsonargparse.typing import PositiveInt
 from torch import Tensor
 
 from pyrovae import (
+    MLP,
     Blueprint,
     Column,
     Columns,
@@ -118,7 +119,7 @@ def trained(table: Table, x: Tensor, seed: int, epochs: int, *, validation: Tens
     """Train for a number of epochs; return the model and the history."""
     pyro.clear_param_store()
     pyro.set_rng_seed(seed)
-    vae = Blueprint.of(table, latent_dim=10, parts=_PARTS).vae()
+    vae = Blueprint.of(table, latent_dim=10, parts=_PARTS, network=partial(MLP, hidden=[64])).vae()
     options: dict[str, Any] = {"elbo": ImportanceWeightedELBO(10), "epochs": epochs, "batch_size": 64, "seed": seed}
     return vae, fit(vae.model, vae.guide, x, validation=validation, **options)
 

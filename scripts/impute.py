@@ -68,7 +68,7 @@ def main() -> int:
             draws.append(Draws(found.draws, number))
             print(f"refit {number} of {args.refits}", file=sys.stderr)
     out.mkdir(parents=True, exist_ok=True)
-    paths = write_imputations(out, new, imputed, draws, classes)
+    paths, num_guarded = write_imputations(out, new, imputed, draws, classes)
 
     missing = ~new.table.mask
     print(
@@ -90,6 +90,8 @@ def main() -> int:
             "the draws hold the network fixed, so intervals from them alone are too narrow; --refits 5 adds its "
             "uncertainty"
         )
+    if num_guarded:
+        print(f"{num_guarded:,} texts that a spreadsheet may run got a ' in front")
     print(f"wrote {', '.join(map(str, paths))}")
     return 0
 

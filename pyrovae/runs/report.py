@@ -176,7 +176,7 @@ def classification_line(summary: Mapping[str, Any]) -> str:
         return f"no {summary['split']} row has a label, so there is no classification error"
     return (
         f"classification error, labels hidden: {100 * found['error']:.1f} % (s.e. {100 * found['std_error']:.1f}) of "
-        f"{found['num_data']:,} {summary['split']} rows with a label"
+        f"{found['num_data']:,} {summary['split']} rows with a label, unweighted"
     )
 
 
@@ -250,7 +250,10 @@ def compare_to_baselines(config: Namespace, data: Data, evaluation: Evaluation, 
         for name, values in log_p.items()
     }
     model = evaluation.marginal.log_marginal.value
-    return Comparison(rows, compare_with_baselines(model, log_p, weights=weights))
+    words = compare_with_baselines(model, log_p, weights=weights)
+    if data.has_holes and "multivariate Student-t" in rows:
+        words += "\nno Gaussian mixture is fitted, since it needs complete rows"
+    return Comparison(rows, words)
 
 
 def write_training_figure(run: Run, history: History) -> None:

@@ -62,7 +62,7 @@ def _arguments(table: Table, device: torch.device) -> dict[str, Any]:
 
 def write_imputations(
     folder: Path, new: NewRows, imputed: Imputation, draws: Sequence[Draws], classes: Tensor | None = None
-) -> list[Path]:
+) -> tuple[list[Path], int]:
     """Write imputed.csv, draws.csv, imputation.csv and imputed_cells.csv, and classes.csv if there are classes.
 
     imputed.csv is the file with its missing cells filled. draws.csv has each draw of the whole file below the other, as
@@ -71,7 +71,7 @@ def write_imputations(
     classes of each row; imputed.csv then has the most probable class where a label is missing.
 
     Returns:
-        The paths of the files.
+        The paths of the files, and the number of texts of imputed.csv that got a ' in front, as spreadsheets may run them.
     """
     paths = [folder / name for name in ("imputed.csv", "draws.csv", "imputation.csv", "imputed_cells.csv")]
     completed = new.completed(imputed.value)
@@ -85,13 +85,13 @@ def write_imputations(
             likely = [label.levels[code] for code in classes.nan_to_num(0.0).argmax(1).tolist()]
             cells = zip(completed[place], known, likely, strict=True)
             completed[place] = [cell if is_known else name for cell, is_known, name in cells]
-    write_csv_rows(paths[0], new.names, zip(*completed, strict=True))
+    num_guarded = write_csv_rows(paths[0], new.names, zip(*completed, strict=True))
     has_refits = any(part.refit is not None for part in draws)
     names = [".imp", ".id", *([".refit"] if has_refits else []), *new.names]
     write_csv_rows(paths[1], names, _long(new, draws, has_refits))
     write_csv_rows(paths[2], ROW_NAMES, _rows(new, imputed))
     write_csv_rows(paths[3], CELL_NAMES, _cells(new, imputed))
-    return paths
+    return paths, num_guarded
 
 
 def _long(new: NewRows, draws: Sequence[Draws], has_refits: bool) -> Iterator[Sequence[Any]]:

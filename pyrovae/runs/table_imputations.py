@@ -71,7 +71,7 @@ def write_imputations(
     classes of each row; imputed.csv then has the most probable class where a label is missing.
 
     Returns:
-        The paths of the files, and the number of texts of imputed.csv that got a ' in front, as spreadsheets may run them.
+        The paths of the files, and the number of texts of imputed.csv that got a ' in front (see `write_csv`).
     """
     paths = [folder / name for name in ("imputed.csv", "draws.csv", "imputation.csv", "imputed_cells.csv")]
     completed = new.completed(imputed.value)

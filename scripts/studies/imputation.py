@@ -8,7 +8,8 @@ The protocol is that of Mattei and Frellsen ("MIWAE", ICML 2019): n p / 2 cells 
 all cells that the mask's number seeds. The model trains on all rows. The error is the mean over the deleted cells of
 the squared difference, in standard deviations of the whole columns. All tables have one configuration: a Student-t per
 column, networks of two layers of 128, p / 2 latents, and the importance-weighted bound with 20 draws. The number of
-epochs is that with the best bound on a tenth of the rows, held out from a first training; the second trains on all.
+epochs is that with the largest sum of the bounds on five held-out fifths of the rows, a mean over nine epochs; a last
+training has all rows.
 
 "ridge" is scikit-learn's IterativeImputer with BayesianRidge. The oracle has 1,000 rows of 8 columns with 2 latents and
 noise 0.5. "exact" is the error of its exact conditional means, and "covariance" the relative difference of the mean
@@ -39,6 +40,8 @@ from pyrovae.stats import mean_and_std_error
 Name = Literal["breast_cancer", "wine", "diabetes", "oracle"]
 _STUDENT = {"scale": "network", "df": "network"}
 _LOADINGS_SEED = 0
+_FOLDS = 5
+_SMOOTHED = 9  # epochs
 
 
 class Problem(NamedTuple):
@@ -56,8 +59,7 @@ def main() -> int:
     add = parser.add_argument
     add("--data", type=list[Name], default=["breast_cancer", "wine", "diabetes"], help="tables")
     add("--masks", type=PositiveInt, default=5, help="number of masks, 0, 1, ...")
-    add("--epochs", type=PositiveInt, default=500, help="most epochs")
-    add("--patience", type=PositiveInt, default=80, help="epochs without a better bound, then the first training stops")
+    add("--epochs", type=PositiveInt, default=300, help="most epochs")
     add("--num_particles", type=PositiveInt, default=1000, help="draws K per row of the imputation")
     add("--json", type=str | None, default=None, help="file for the numbers (default: none)")
     flags = parse_flags(parser, sys.argv[1:])
@@ -112,7 +114,7 @@ def errors(problem: Problem, seed: int, flags: Any) -> dict[str, float]:
     """Impute by the model and by its peers, and return their errors."""
     x, mask = problem.x, problem.mask
     table = as_table(x, mask)
-    epochs = best_epoch(table, seed, flags)
+    epochs = best_epoch(table, seed, flags.epochs)
     vae = trained(table, seed, epochs)
     draws = 200 if problem.covariances is not None else 0
     found = impute(vae.model, vae.guide, **given(table), num_particles=flags.num_particles, num_draws=draws)
@@ -164,24 +166,29 @@ def blueprint(table: Table) -> Blueprint:
     return Blueprint.of(table, latent_dim=max(2, table.x.shape[1] // 2), network=network)
 
 
-def best_epoch(table: Table, seed: int, flags: Any) -> int:
-    """Train on nine tenths of the rows, and return the epoch with the best bound on the others."""
-    held_out = torch.from_numpy(np.random.default_rng([1, seed]).permutation(len(table)) < len(table) // 10)
-    pyro.clear_param_store()
-    pyro.set_rng_seed(seed)
-    vae = blueprint(table).vae()
-    history = fit(
-        vae.model,
-        vae.guide,
-        given(table, ~held_out),
-        validation=given(table, held_out),
-        elbo=ImportanceWeightedELBO(20),
-        epochs=flags.epochs,
-        patience=flags.patience,
-        batch_size=64,
-        seed=seed,
-    )
-    return history.best_epoch
+def best_epoch(table: Table, seed: int, most: int) -> int:
+    """Return the number of epochs with the largest bound on held-out fifths of the rows, smoothed over nine epochs."""
+    fold = torch.from_numpy(np.random.default_rng([1, seed]).permutation(len(table)) % _FOLDS)
+    total = np.zeros(most)
+    for held_out in range(_FOLDS):
+        there = fold == held_out
+        pyro.clear_param_store()
+        pyro.set_rng_seed(seed)
+        vae = blueprint(table).vae()
+        history = fit(
+            vae.model,
+            vae.guide,
+            given(table, ~there),
+            validation=given(table, there),
+            elbo=ImportanceWeightedELBO(20),
+            epochs=most,
+            batch_size=64,
+            seed=seed,
+        )
+        total += np.array(history["validation_objective"]) * int(there.sum())
+    if most < _SMOOTHED:
+        return int(total.argmax()) + 1
+    return int(np.convolve(total, np.ones(_SMOOTHED) / _SMOOTHED, "valid").argmax()) + _SMOOTHED // 2 + 1
 
 
 def trained(table: Table, seed: int, epochs: int) -> Any:

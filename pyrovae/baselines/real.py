@@ -45,6 +45,8 @@ class MultivariateNormal:
         tensor([-3.2242, -1.6121], dtype=torch.float64)
     """
 
+    _start_df = math.inf  # which EM keeps
+
     def __init__(
         self,
         train: Tensor,
@@ -55,19 +57,6 @@ class MultivariateNormal:
         max_steps: int = 1000,
         tolerance: float = 1e-8,
     ) -> None:
-        self._fit(train, resolution, log, weights, max_steps, tolerance, df=math.inf)
-        self.num_parameters = self._scaling.num_dims * (self._scaling.num_dims + 3) // 2
-
-    def _fit(
-        self,
-        train: Tensor,
-        resolution: Tensor | float | None,
-        log: Tensor | None,
-        weights: Tensor | None,
-        max_steps: int,
-        tolerance: float,
-        df: float,
-    ) -> None:
         x = train.detach().cpu().double()
         self._scaling = Scaling(x, resolution, log)
         u, seen, _ = self._scaling.to_units(x)
@@ -75,7 +64,7 @@ class MultivariateNormal:
         u, rows = u[some], _Rows.of(seen[some])
         w = torch.ones(len(u), dtype=torch.float64) if weights is None else weights.detach().cpu().double()[some]
         w = w / w.sum()
-        estimate = _Estimate(torch.zeros_like(u[0]), torch.eye(u.shape[1], dtype=torch.float64), df)
+        estimate = _Estimate(torch.zeros_like(u[0]), torch.eye(u.shape[1], dtype=torch.float64), self._start_df)
         before = -math.inf
         for _ in range(max_steps):
             estimate, log_p = _em_step(estimate, u, rows, w, self._scaling.floor)
@@ -83,6 +72,8 @@ class MultivariateNormal:
                 break
             before = log_p
         self._estimate = estimate
+        num_dims = self._scaling.num_dims
+        self.num_parameters = num_dims * (num_dims + 3) // 2 + (self._start_df < math.inf)
 
     def log_prob(self, x: Tensor) -> Tensor:
         """Compute the log density of the observed cells of each datum.
@@ -124,18 +115,7 @@ class MultivariateStudentT(MultivariateNormal):
         ValueError: As `Scaling`.
     """
 
-    def __init__(
-        self,
-        train: Tensor,
-        *,
-        resolution: Tensor | float | None = None,
-        log: Tensor | None = None,
-        weights: Tensor | None = None,
-        max_steps: int = 1000,
-        tolerance: float = 1e-8,
-    ) -> None:
-        self._fit(train, resolution, log, weights, max_steps, tolerance, df=10.0)
-        self.num_parameters = self._scaling.num_dims * (self._scaling.num_dims + 3) // 2 + 1
+    _start_df = 10.0
 
     @property
     def df(self) -> float:

@@ -83,8 +83,8 @@ def classify(
         **kwargs: Further keyword arguments of both programs, such as mask and covariates.
 
     Raises:
-        ValueError: If the model has no such latent, it has not one of finitely many values per datum, labels are not N
-            codes of classes, or as `log_marginal`.
+        ValueError: If the model has no such latent, it has not one of finitely many values per datum, there are other
+            latents and no guide, labels are not N codes of classes, or as `log_marginal`.
 
     Example:
         >>> import pyro
@@ -103,15 +103,20 @@ def classify(
     values = _values(model, site, x, kwargs, plate)
     if labels is not None:
         labels = _checked(labels, len(x), len(values))
-    options = {"num_particles": num_particles, "proposal": proposal, "chunk_size": chunk_size, "plate": plate}
+    options: dict[str, Any] = {"num_particles": num_particles, "proposal": proposal, "chunk_size": chunk_size}
+    options |= {"plate": plate, **kwargs}
     found = []
     for value in values:
         given_y = _Given(site, value)(model)
-        rest = None if guide is None else _Given(site, value, hidden=True)(guide)
         if _is_exact(given_y, x, kwargs, plate):
             found.append(_exactly(given_y, x, kwargs, chunk_size, plate))
+        elif guide is None:
+            raise ValueError(
+                f"the model has latents beside {site!r}, which a guide must draw, got None; give the guide"
+            )
         else:
-            estimate = log_marginal(given_y, rest, x, **options, **kwargs)  # type: ignore[arg-type]
+            rest = _Given(site, value, hidden=True)(guide)
+            estimate = log_marginal(given_y, rest, x, **options)
             found.append((estimate.value, estimate.std_error, estimate.khat))
     log_p, error, khat = (torch.stack(parts, 1) for parts in zip(*found, strict=True))
     p = log_p.softmax(1)

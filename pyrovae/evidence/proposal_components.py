@@ -320,18 +320,18 @@ class PriorIfUnobserved(Component):
         self.unsettled = None if inner.unsettled is None else inner.unsettled & ~from_prior.to(inner.unsettled.device)
 
     @property
-    def undefined(self) -> Tensor | None:  # type: ignore[override]
+    def undefined(self) -> Tensor | None:  # type: ignore[override]  # an attribute, here of the inner one
         """Number of draws from the prior where log p(x, z) is NaN, of data with an observed entry."""
         counts = self.inner.undefined
         return None if counts is None else torch.where(self._prior(counts), 0, counts)
 
     @property
-    def lost(self) -> Tensor | None:  # type: ignore[override]
+    def lost(self) -> Tensor | None:  # type: ignore[override]  # as `undefined`
         """Whether the guide lost its share of a mixture for a datum with an observed entry."""
         return None if self.inner.lost is None else self.inner.lost & ~self._prior(self.inner.lost)
 
     @property
-    def defined(self) -> Tensor:  # type: ignore[override]
+    def defined(self) -> Tensor:  # type: ignore[override]  # as `undefined`
         """Whether log p(x, z) is a number at any draw, with shape (N,)."""
         return self.inner.defined | self._prior(self.inner.defined)
 

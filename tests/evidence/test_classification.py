@@ -209,6 +209,8 @@ def test_what_is_no_class_is_refused(problem):
         classify(model, guide, x, labels=torch.arange(N) % 4)
     with pytest.raises(ValueError, match=r"labels must be integers of shape \(12,\)"):
         classify(model, guide, x, labels=torch.zeros(N))
+    with pytest.raises(ValueError, match="latents beside 'y', which a guide must draw, got None; give the guide"):
+        classify(model, None, x)
 
     def several(x):
         with pyro.plate("data", len(x), dim=-1), pyro.plate("parts", 2, dim=-2):

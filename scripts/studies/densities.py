@@ -21,6 +21,7 @@ from typing import Any, Literal
 import numpy as np
 import pyro
 import torch
+from folds import best_epochs
 from jsonargparse.typing import PositiveInt
 from torch import Tensor
 
@@ -45,8 +46,6 @@ from pyrovae.stats import mean_and_std_error
 
 Name = Literal["breast_cancer", "wine", "diabetes"]
 _PARTS = {"real": StudentTLikelihood}
-_FOLDS = 5
-_SMOOTHED = 9  # epochs
 
 
 def main() -> int:
@@ -92,7 +91,11 @@ def load(name: Name, split: int) -> Table:
 def measured(table: Table, seed: int, flags: Any) -> dict[str, Any]:
     """Train, and return the test rows' mean of log p(x) of the model and of each baseline."""
     train, test = table.part("train").x, table.arguments("test")["x"]
-    epochs = best_epochs(table, train, seed, flags.epochs)
+
+    def held_out_history(rows: Tensor, held_out: Tensor, epochs: int) -> Any:
+        return trained(table, train[rows], seed, epochs, validation=train[held_out])[1]
+
+    epochs = best_epochs(held_out_history, len(train), seed, flags.epochs)
     vae, _ = trained(table, train, seed, epochs)
     with torch.no_grad():
         found = log_marginal(vae.model, vae.guide, test, num_particles=flags.num_particles)
@@ -100,19 +103,6 @@ def measured(table: Table, seed: int, flags: Any) -> dict[str, Any]:
     log_p = {"model": found.value, **{name: baseline.log_prob(test) for name, baseline in baselines.items()}}
     means = {name: values.mean().item() for name, values in log_p.items()}
     return {**means, "epochs": epochs, "k-hat > 0.7": float((found.khat > 0.7).double().mean())}
-
-
-def best_epochs(table: Table, train: Tensor, seed: int, most: int) -> int:
-    """Return the number of epochs with the largest bound on held-out fifths, smoothed over nine epochs."""
-    fold = torch.from_numpy(np.random.default_rng([1, seed]).permutation(len(train)) % _FOLDS)
-    total = np.zeros(most)
-    for held_out in range(_FOLDS):
-        there = fold == held_out
-        _, history = trained(table, train[~there], seed, most, validation=train[there])
-        total += np.array(history["validation_objective"]) * int(there.sum())
-    if most < _SMOOTHED:
-        return int(total.argmax()) + 1
-    return int(np.convolve(total, np.ones(_SMOOTHED) / _SMOOTHED, "valid").argmax()) + _SMOOTHED // 2 + 1
 
 
 def trained(table: Table, x: Tensor, seed: int, epochs: int, *, validation: Tensor | None = None) -> tuple[Any, Any]:

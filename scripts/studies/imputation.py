@@ -27,6 +27,7 @@ from typing import Any, Literal, NamedTuple
 import numpy as np
 import pyro
 import torch
+from folds import best_epochs
 from jsonargparse.typing import PositiveInt
 from torch import Tensor
 
@@ -40,8 +41,6 @@ from pyrovae.stats import mean_and_std_error
 Name = Literal["breast_cancer", "wine", "diabetes", "oracle"]
 _STUDENT = {"scale": "network", "df": "network"}
 _LOADINGS_SEED = 0
-_FOLDS = 5
-_SMOOTHED = 9  # epochs
 
 
 class Problem(NamedTuple):
@@ -114,8 +113,12 @@ def errors(problem: Problem, seed: int, flags: Any) -> dict[str, float]:
     """Impute by the model and by its peers, and return their errors."""
     x, mask = problem.x, problem.mask
     table = as_table(x, mask)
-    epochs = best_epoch(table, seed, flags.epochs)
-    vae = trained(table, seed, epochs)
+
+    def held_out_history(rows: Tensor, held_out: Tensor, epochs: int) -> Any:
+        return trained(table, seed, epochs, given(table, rows), validation=given(table, held_out))[1]
+
+    epochs = best_epochs(held_out_history, len(table), seed, flags.epochs)
+    vae, _ = trained(table, seed, epochs, given(table))
     draws = 200 if problem.covariances is not None else 0
     found = impute(vae.model, vae.guide, **given(table), num_particles=flags.num_particles, num_draws=draws)
     origins = np.array([column.origin for column in table.columns.data])
@@ -166,38 +169,14 @@ def blueprint(table: Table) -> Blueprint:
     return Blueprint.of(table, latent_dim=max(2, table.x.shape[1] // 2), network=network)
 
 
-def best_epoch(table: Table, seed: int, most: int) -> int:
-    """Return the number of epochs with the largest bound on held-out fifths of the rows, smoothed over nine epochs."""
-    fold = torch.from_numpy(np.random.default_rng([1, seed]).permutation(len(table)) % _FOLDS)
-    total = np.zeros(most)
-    for held_out in range(_FOLDS):
-        there = fold == held_out
-        pyro.clear_param_store()
-        pyro.set_rng_seed(seed)
-        vae = blueprint(table).vae()
-        history = fit(
-            vae.model,
-            vae.guide,
-            given(table, ~there),
-            validation=given(table, there),
-            elbo=ImportanceWeightedELBO(20),
-            epochs=most,
-            batch_size=64,
-            seed=seed,
-        )
-        total += np.array(history["validation_objective"]) * int(there.sum())
-    if most < _SMOOTHED:
-        return int(total.argmax()) + 1
-    return int(np.convolve(total, np.ones(_SMOOTHED) / _SMOOTHED, "valid").argmax()) + _SMOOTHED // 2 + 1
-
-
-def trained(table: Table, seed: int, epochs: int) -> Any:
-    """Train on all rows."""
+def trained(table: Table, seed: int, epochs: int, arguments: dict[str, Any], **options: Any) -> tuple[Any, Any]:
+    """Train on some rows for a number of epochs; return the model and the history."""
     pyro.clear_param_store()
     pyro.set_rng_seed(seed)
     vae = blueprint(table).vae()
-    fit(vae.model, vae.guide, given(table), elbo=ImportanceWeightedELBO(20), epochs=epochs, batch_size=64, seed=seed)
-    return vae.eval()
+    elbo = ImportanceWeightedELBO(20)
+    history = fit(vae.model, vae.guide, arguments, elbo=elbo, epochs=epochs, batch_size=64, seed=seed, **options)
+    return vae.eval(), history
 
 
 def ridge(holed: np.ndarray) -> np.ndarray:

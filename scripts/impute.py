@@ -71,9 +71,11 @@ def main() -> int:
     paths, num_guarded = write_imputations(out, new, imputed, draws, classes)
 
     missing = ~new.table.mask
-    print(
-        f"\n{int(missing.sum()):,} of {missing.numel():,} cells of {args.table} are missing, in {len(missing):,} rows\n"
+    cells, rows = (
+        f"{int(missing.sum()):,} of {missing.numel():,} cells",
+        f"{int(missing.any(1).sum()):,} of {len(missing):,}",
     )
+    print(f"\n{cells} of {args.table} are missing, in {rows} rows\n")
     lines = [["column", "missing", "filled by"]]
     for place, column in enumerate(new.table.columns.data):
         count = int(missing[:, place].sum())

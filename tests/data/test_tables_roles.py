@@ -286,3 +286,11 @@ def test_a_cell_without_a_density_needs_a_likelihood_of_its_own(kind, cell, mess
     with pytest.raises(ValueError, match=f"column 'a', row 1: '{cell}' {message}.* name another likelihood"):
         read_table(rows(a=cells), columns=Columns((Column("a", kind),)))
     assert read_table(rows(a=cells), columns=Columns((Column("a", kind, likelihood="Mine"),))).mask.all()
+
+
+def test_new_rows_need_no_weights():
+    rows = {"x": [0.5 + i % 13 for i in range(60)], "w": [1.0] * 60}
+    columns = read_table(rows, weights="w").columns
+    new = read_table({"x": [1.5, 2.5], "w": [None, None]}, columns=columns, new_data=True)
+    assert new.weights is None
+    assert (new.x.flatten() + columns["x"].origin).tolist() == [1.5, 2.5]

@@ -6,8 +6,11 @@ import re
 
 import numpy as np
 import pytest
+import torch
 from script_helpers import TINY, run
 from test_table_scripts import read, write
+
+from pyrovae.runs import fitting, parse_training, resolve, training_data
 
 N = 120
 
@@ -75,6 +78,11 @@ def test_case_weights_multiply_the_means_of_the_evaluation(folder):
     error = np.sqrt((w**2 * (values - mean) ** 2).sum()) / w.sum() * np.sqrt(len(w) / (len(w) - 1))
     assert summary["log_marginal"]["mean"] == pytest.approx(mean, rel=1e-6)
     assert summary["log_marginal"]["std_error"] == pytest.approx(error, rel=1e-5)
+    plain = ("--columns.w.kind", "drop", "--columns.kind.kind", "drop")
+    run("train", *FLAGS, *plain, "--epochs", 2, "--out", "plain", cwd=folder)
+    files = [(folder / name / "weights.safetensors").read_bytes() for name in ("weights", "plain")]
+    assert len(files[0]) == len(files[1])
+    assert files[0] != files[1]  # the weights enter the objective
     run("train", "--config", "weights/config.yaml", "--seed", 1, "--out", "weights2", cwd=folder)
     result = run("compare", "weights", "weights2", cwd=folder)
     assert f"{mean:.2f}" in result.stdout
@@ -93,3 +101,17 @@ def test_the_rows_of_a_group_lie_in_one_split_and_covariates_are_given(folder):
     assert {rows[int(row[".given"]) - 1]["school"] for row in samples} <= test
     run("score", "groups", "rows.csv", "--num_particles", 20, "--references", 30, cwd=folder)
     assert len(read(folder / "groups/scores.csv")) == N
+
+
+def test_refits_draw_whole_groups_with_their_weights(folder, monkeypatch):
+    monkeypatch.chdir(folder)
+    flags = parse_training([*map(str, FLAGS), "--group", "school", "--weights", "w", "--columns.kind.kind", "drop"])
+    data = training_data(flags)
+    given = {}
+    monkeypatch.setattr(fitting, "refit", lambda make, train, **options: given.update(options, train=train))
+    fitting.refits(resolve(flags, data), data, 3, seed=5)
+    train = data.table.part("train")
+    assert torch.equal(given["group"], train.group)
+    assert torch.equal(given["weights"], train.weights)
+    assert torch.equal(given["train"], train.x)
+    assert (given["refits"], given["seed"]) == (3, 5)

@@ -329,3 +329,14 @@ def test_another_kind_takes_the_likelihood_of_the_old_one_away(tmp_path):
     assert changed["income"]["likelihood"] == "LaplaceLikelihood"
     with pytest.raises(ValueError, match="cannot have HurdleLogNormalLikelihood"):
         Columns.from_dict({"x": {"kind": "ordered", "likelihood": "HurdleLogNormalLikelihood"}})
+
+
+def test_a_changed_file_of_columns_is_found(trained, refused):
+    folder, _ = trained
+    path = folder / "run" / "columns.yaml"
+    before = path.read_bytes()
+    path.write_bytes(before.replace(b"kind: count", b"kind: real"))
+    try:
+        refused("columns.yaml was changed or damaged", "sample", "run", cwd=folder)
+    finally:
+        path.write_bytes(before)

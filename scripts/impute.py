@@ -43,11 +43,10 @@ def main() -> int:
     )
     args = parse_flags(parser, with_name_lists(sys.argv[1:]))
 
-    if args.refits == 1 or (args.refits and args.draws % args.refits):
-        raise ValueError(
-            f"--refits {args.refits}: give at least two, and --draws a multiple of it, got {args.draws}; such as "
-            f"--draws {max(2, args.refits) * 4} --refits {max(2, args.refits)}"
-        )
+    if args.refits == 1:
+        raise ValueError("--refits 1: the spread between refits needs at least two; such as --refits 5")
+    if args.refits and args.draws % args.refits:
+        raise ValueError(f"--draws {args.draws}: give a multiple of --refits {args.refits}, such as {4 * args.refits}")
     out = Path(args.out or args.run)
     check_folder("--out", out)
     run, vae, data = open_run(args)

@@ -340,3 +340,12 @@ def test_a_changed_file_of_columns_is_found(trained, refused):
         refused("columns.yaml was changed or damaged", "sample", "run", cwd=folder)
     finally:
         path.write_bytes(before)
+
+
+@pytest.mark.parametrize(
+    ("flags", "words"),
+    [(["--refits", 1], "at least two"), (["--draws", 5, "--refits", 2], "a multiple of --refits 2, such as 8")],
+)
+def test_draws_that_refits_cannot_share_are_refused(flags, words, trained, refused):
+    folder, _ = trained
+    refused(words, "impute", "run", "survey.csv", *flags, cwd=folder)

@@ -14,7 +14,7 @@
 Priors, likelihoods and encoders return them. A new distribution comes here if one of those needs it.
 """
 
-from pyrovae.distributions.by_column import ByColumn
+from pyrovae.distributions.by_column import ByColumn, ColumnGroups
 from pyrovae.distributions.categorical import DiscretizedLogistic, FloatCategorical, OrderedLogistic
 from pyrovae.distributions.counts import (
     LogitBetaBinomial,
@@ -34,6 +34,7 @@ from pyrovae.distributions.rounded import MultiplesOf, RoundedNormal, RoundedStu
 
 __all__ = [
     "ByColumn",
+    "ColumnGroups",
     "ContinuousBernoulli",
     "DiscretizedLogistic",
     "FloatCategorical",

@@ -1,6 +1,7 @@
 """Features of a table's rows: the first module of an encoder for mixed columns with missing cells."""
 
 import math
+from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -32,6 +33,8 @@ class Features(nn.Module):
     """
 
     owner: Tensor
+    usual: Tensor
+    order: Tensor
 
     def __init__(self, columns: Columns, mask_extra: float = 0.0) -> None:
         super().__init__()
@@ -41,12 +44,23 @@ class Features(nn.Module):
             if not column.is_complete:
                 raise ValueError(f"column {column.name!r} is not complete; read its table with read_table first")
         self.mask_extra = mask_extra
-        self.cells = [_Cell.of(column) for column in columns.data]
-        self.in_features = len(self.cells)
-        sizes = [cell.size for cell in self.cells]
-        self.fill = nn.Parameter(torch.zeros(sum(sizes)))
-        self.out_features = sum(sizes) + len(sizes)
-        self.register_buffer("owner", torch.repeat_interleave(torch.tensor(sizes)), persistent=False)
+        self.in_features = len(columns.data)
+        found = [(place, feature) for place, column in enumerate(columns.data) for feature in _features_of(column)]
+        self.fill = nn.Parameter(torch.zeros(len(found)))
+        self.out_features = len(found) + self.in_features
+        usual = [0.0 if column.levels else float(column.centre or 0.0) for column in columns.data]
+        self._keep("usual", torch.tensor(usual))
+        self._keep("owner", torch.tensor([place for place, _ in found]))
+        self.forms = list(dict.fromkeys(feature.form for _, feature in found))
+        members = [[n for n, (_, feature) in enumerate(found) if feature.form == form] for form in self.forms]
+        for form, places in zip(self.forms, members, strict=True):
+            self._keep(f"{form}_columns", self.owner[places])
+            for name in ("unit", "start", "step"):
+                self._keep(f"{form}_{name}", torch.tensor([getattr(found[n][1], name) for n in places]))
+        self._keep("order", torch.tensor([n for places in members for n in places]).argsort())
+
+    def _keep(self, name: str, value: Tensor) -> None:
+        self.register_buffer(name, value, persistent=False)
 
     def forward(self, x: Tensor) -> Tensor:
         """Map rows, with shape (..., D + C) and NaN where missing, to features, with shape (..., out_features + C).
@@ -57,49 +71,55 @@ class Features(nn.Module):
         seen = ~x.isnan()
         if self.training and self.mask_extra:
             seen = seen & (torch.rand_like(x) >= self.mask_extra)
-        found = [cell(torch.where(seen[..., d], x[..., d], cell.usual)) for d, cell in enumerate(self.cells)]
-        features = torch.where(seen[..., self.owner], torch.cat(found, -1), self.fill)
+        cells = torch.where(seen, x, self.usual.to(x))
+        found = torch.cat([self._of_form(form, cells) for form in self.forms], -1)[..., self.order]
+        features = torch.where(seen[..., self.owner], found, self.fill)
         return torch.cat([features, seen.to(features.dtype), covariates], -1)
 
+    def _of_form(self, form: str, cells: Tensor) -> Tensor:
+        """Map cells, with shape (..., D), to the features of one form."""
+        places, unit, start, step = (getattr(self, f"{form}_{name}") for name in ("columns", "unit", "start", "step"))
+        chosen = cells[..., places]
+        if form == "equal":
+            return (chosen == start).to(cells.dtype)
+        if form == "above":
+            return (chosen > start).to(cells.dtype)
+        number = (chosen / unit).log1p() if form == "log" else chosen
+        return (number - start) / step
 
-class _Cell:
-    """Features of the cells of one column.
+
+class _Feature(NamedTuple):
+    """Number that is made of a cell x.
 
     Attributes:
-        size: Number of features.
-        usual: A value that the column may have, in place of a missing one.
+        form: "linear" for (x - start) / step, "log" for (log(1 + x/unit) - start) / step, "equal" for the indicator of
+            x = start, "above" for that of x > start.
+        start: Number to subtract, or to compare with.
+        step: Positive number to divide by.
+        unit: Unit of x.
     """
 
-    def __init__(self, column: Column, size: int, usual: float) -> None:
-        self.column, self.size, self.usual = column, size, usual
+    form: str
+    start: float
+    step: float = 1.0
+    unit: float = 1.0
 
-    @classmethod
-    def of(cls, column: Column) -> "_Cell":
-        levels = len(column.levels)
-        sizes = {"category": levels, "ordered": levels - 1}
-        usual = 0.0 if column.levels else float(column.centre or 0.0)
-        return cls(column, sizes.get(column.kind, 1), usual)
 
-    def __call__(self, x: Tensor) -> Tensor:
-        """Map cells, with shape (...), to features, with shape (..., size)."""
-        column = self.column
-        if column.kind == "category":
-            return (x.unsqueeze(-1) == torch.arange(self.size, device=x.device)).to(x.dtype)
-        if column.kind == "ordered":
-            return (x.unsqueeze(-1) > torch.arange(self.size, device=x.device)).to(x.dtype)
-        return self._number(x).unsqueeze(-1)
-
-    def _number(self, x: Tensor) -> Tensor:
-        column = self.column
-        if column.kind == "binary":
-            return 2 * x - 1
-        assert column.centre is not None
-        assert column.spread is not None
-        if column.kind == "positive":
-            assert column.log_centre is not None
-            assert column.log_spread is not None
-            return ((x / math.exp(column.log_centre)).log1p() - math.log(2)) / column.log_spread
-        if column.kind == "count":
-            low, high = math.log1p(column.centre), math.log1p(column.centre + column.spread)
-            return (x.log1p() - low) / (high - low)
-        return (x - column.centre) / column.spread
+def _features_of(column: Column) -> list[_Feature]:
+    """Return the features of a column's cells (see `Features`)."""
+    if column.kind == "category":
+        return [_Feature("equal", float(level)) for level in range(len(column.levels))]
+    if column.kind == "ordered":
+        return [_Feature("above", float(level)) for level in range(len(column.levels) - 1)]
+    if column.kind == "binary":
+        return [_Feature("linear", 0.5, 0.5)]
+    assert column.centre is not None
+    assert column.spread is not None
+    if column.kind == "positive":
+        assert column.log_centre is not None
+        assert column.log_spread is not None
+        return [_Feature("log", math.log(2), column.log_spread, math.exp(column.log_centre))]
+    if column.kind == "count":
+        low, high = math.log1p(column.centre), math.log1p(column.centre + column.spread)
+        return [_Feature("log", low, high - low)]
+    return [_Feature("linear", column.centre, column.spread)]

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 import pyrovae.likelihoods as room
 from pyrovae.columns import Column, Columns
-from pyrovae.distributions import ByColumn
+from pyrovae.distributions import ByColumn, ColumnGroups
 from pyrovae.likelihoods.base import Likelihood
 from pyrovae.likelihoods.units import Moments, without_holes
 
@@ -45,12 +45,12 @@ class MixedLikelihood(Likelihood):
     def __init__(self, network: nn.Module, columns: Columns, parts: Mapping[str, Maker] | None = None) -> None:
         super().__init__(network)
         self.groups = _groups(columns, parts or {})
+        self.placing = ColumnGroups([torch.tensor(group.places) for group in self.groups])
         self.parts = nn.ModuleList()
-        for index, group in enumerate(self.groups):
+        for group in self.groups:
             part = group.make(_Passed(group.num_outputs))
             part.set_units(_moments(group.columns))
             self.parts.append(part)
-            self.register_buffer(f"places_{index}", torch.tensor(group.places), persistent=False)
 
     @classmethod
     def num_outputs(cls, num_dims: int, **arguments: Any) -> int:
@@ -77,8 +77,7 @@ class MixedLikelihood(Likelihood):
         """Return p(x|z), with the batch_shape of z's leading dimensions."""
         outputs = self.outputs(z, covariates).split([group.num_outputs for group in self.groups], -1)
         entries = [part(each).base_dist for part, each in zip(self.parts, outputs, strict=True)]
-        places = [getattr(self, f"places_{index}") for index in range(len(self.groups))]
-        return ByColumn(entries, places).to_event(1)
+        return ByColumn(entries, self.placing).to_event(1)
 
 
 class _Group(NamedTuple):

@@ -18,6 +18,8 @@ from pyrovae.distributions.interval import LogitBeta
 from pyrovae.distributions.log_gamma import log_binomial, log_factorial, result_type
 from pyrovae.distributions.whole_numbers import CountsWithSum, WholeNumbers, WholeNumbersTo
 
+_NORMAL_FROM = 1e12  # rate of a Poisson
+
 
 class LogPoisson(TorchDistribution):
     """Poisson given by the logarithm a of its rate.
@@ -68,7 +70,19 @@ class LogPoisson(TorchDistribution):
     def sample(self, sample_shape: Shape = ()) -> Tensor:
         """Draw counts, with shape sample_shape + batch_shape."""
         with torch.no_grad():
-            return torch.poisson(self.rate.expand(self._extended_shape(sample_shape)))
+            return draw_poisson(self.rate.expand(self._extended_shape(sample_shape)))
+
+
+def draw_poisson(rate: Tensor) -> Tensor:
+    """Draw Poisson counts, with the shape of the rates; NaN for a rate that is NaN.
+
+    Beyond a rate of 1e12 the draw is normal with the same mean and variance, rounded, since torch's counts overflow at
+    9.2e18. An infinite rate gives the largest number.
+    """
+    known = rate.nan_to_num(nan=0.0)  # and the largest number for infinity
+    drawn = torch.poisson(known.clamp(max=_NORMAL_FROM))
+    normal = (known + known.sqrt() * (drawn - _NORMAL_FROM) / _NORMAL_FROM**0.5).round()
+    return torch.where(rate.isnan(), rate, torch.where(known > _NORMAL_FROM, normal, drawn))
 
 
 class MeanNegativeBinomial(TorchDistribution):
@@ -125,7 +139,7 @@ class MeanNegativeBinomial(TorchDistribution):
             shape = self._extended_shape(sample_shape)
             gamma = torch._standard_gamma(self.total_count.double().expand(shape))
             rate = gamma / self.total_count * self.log_mean.double().exp()
-            return torch.poisson(rate).to(self.log_mean.dtype)
+            return draw_poisson(rate).clamp(max=torch.finfo(self.log_mean.dtype).max).to(self.log_mean.dtype)
 
 
 class _KnownTotal(TorchDistribution):

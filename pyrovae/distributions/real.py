@@ -68,3 +68,17 @@ class LogNormal(dist.LogNormal):
         log_x, loc, scale = value.double().log(), self.loc.double(), self.scale.double()
         log_p = -((log_x - loc) / scale).square() / 2 - (scale.log() + math.log(2 * math.pi) / 2) - log_x
         return log_p.to(result_type(value, self.loc))
+
+    def rsample(self, sample_shape: Shape = ()) -> Tensor:
+        """Draw, with shape sample_shape + batch_shape.
+
+        Draws beyond the dtype's range of normal numbers are moved to its ends, which lie in the support.
+        """
+        log_x: Tensor = self.base_dist.rsample(torch.Size(sample_shape))
+        dtype = torch.finfo(log_x.dtype)
+        return log_x.clamp(math.log(dtype.tiny) + 1e-5, math.log(dtype.max) - 1e-5).exp()
+
+    def sample(self, sample_shape: Shape = ()) -> Tensor:
+        """Draw without gradients, as `rsample`."""
+        with torch.no_grad():
+            return self.rsample(sample_shape)

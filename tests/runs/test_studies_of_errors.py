@@ -1,6 +1,7 @@
 """The studies run from the command line, and print a line for each problem or way."""
 
 import json
+import random
 
 import pytest
 from script_helpers import run
@@ -71,3 +72,30 @@ def test_the_study_of_pooled_intervals_prints_a_line_for_each_way(tmp_path):
         assert low < estimate < high
         assert error > 0
         assert estimate != second[way][0]
+
+
+def test_the_study_of_mixed_tables_reads_a_folder_and_a_table(tmp_path):
+    rng = random.Random(0)
+    rows = [[rng.randint(0, 9), rng.choice("123"), rng.choice([0, 2.5, 7]), rng.choice("1234")] for _ in range(90)]
+    (tmp_path / "F").mkdir()
+    (tmp_path / "F/data.csv").write_text("".join(",".join(map(str, row)) + "\n" for row in rows))
+    (tmp_path / "F/data_types.csv").write_text("type,dim,nclass\ncount,1,\ncat,3,3\npos,1,\nordinal,4,4\n")
+    deleted = [(row, column) for row in range(1, 91, 3) for column in (1, 2, 3, 4)]
+    (tmp_path / "F/m.csv").write_text("".join(f"{row},{column}\n" for row, column in deleted))
+    sizes = ("--epochs", 1, "--num_data", 9, "--num_particles", 20, "--json", "x.json")
+    result = run("mixed_tables", "--data", "F", "--zeros", "hurdle", "--masks", "[m.csv]", *sizes, cwd=tmp_path)
+    assert [line.split()[:2] for line in result.stdout.splitlines()[3:]] == [
+        ["m.csv", "nominal"], ["m.csv", "ordered"], ["m.csv", "numeric"]
+    ]  # fmt: skip
+    (mask,) = json.loads((tmp_path / "x.json").read_text())["masks"]
+    kept = [row[1] for number, row in enumerate(rows) if number % 3]
+    mode = max("123", key=kept.count)
+    wrong = [row[1] != mode for row in rows[::3]]
+    assert mask["nominal"]["plain"] == pytest.approx(sum(wrong) / len(wrong))
+    assert 0 < mask["numeric"]["std_error"] < 0.2
+
+    (tmp_path / "t.csv").write_text("a,b\n" + "".join(f"{row[0] + 0.5},{row[1]}\n" for row in rows))
+    (tmp_path / "c.yaml").write_text("a: {kind: positive}\nb: {kind: category, levels: ['1', '2', '3']}\n")
+    result = run("mixed_tables", "--data", "t.csv", "--columns", "c.yaml", "--splits", 2, *sizes, cwd=tmp_path)
+    assert "mean difference over splits" in result.stdout
+    assert len(json.loads((tmp_path / "x.json").read_text())["splits"]) == 2

@@ -21,7 +21,7 @@ from jsonargparse.typing import PositiveFloat, PositiveInt
 from pyrovae.evidence import ProposalName
 from pyrovae.execution import Execution, joined
 from pyrovae.runs import make_run_parser, open_run, parse_flags, run_script
-from pyrovae.runs.report import classification_line, compare_to_baselines, evaluate_run
+from pyrovae.runs.report import SPLIT_WORDS, classification_line, compare_to_baselines, evaluate_run
 from pyrovae.runs.tables import caution, ladder_lines, table
 
 
@@ -71,6 +71,7 @@ def main() -> int:
         drawn += f"; {missed:,} data do not reach a standard error of {args.target_std_error:g}"
         drawn += f" (largest {largest:.3g}; see evaluation.csv, column reached)" if missed else ""
     print(f"\n{len(evaluation.elbo):,} {args.split} data, {drawn}; nats per datum")
+    print(SPLIT_WORDS[args.split])
     print(f"proposal: {marginal.proposal}\n")
     print(table({"VAE": summary, **baselines.rows}))
     print(caution(summary))

@@ -6,9 +6,10 @@ python scripts/impute.py runs/survey-001 new.csv --centre median --out filled/
 
 Writes imputed.csv, the table filled; draws.csv, all draws below each other, with .imp and .id as in R's mice;
 imputation.csv, effective sample size and k-hat per row; and imputed_cells.csv, a line per filled cell. With labels,
-classes.csv has their probabilities, and imputed.csv the most probable ones. Means and draws
-are of p(x_missing | x_observed), by importance sampling. --refits trains again on bootstrap rows, as often as it says;
-pool the estimates by pyrovae.pool(..., nested=True).
+classes.csv has their probabilities. A missing label is a missing cell: imputed.csv has the most probable one, draws.csv
+a drawn one, given which the other missing cells of the row are drawn. Means and draws are of p(x_missing | x_observed),
+by importance sampling. --refits trains again on bootstrap rows, as often as it says; pool the estimates by
+pyrovae.pool(..., nested=True).
 """
 
 import startup  # noqa: F401  # first, since it ends failing imports without a traceback
@@ -23,8 +24,15 @@ from jsonargparse.typing import NonNegativeInt, PositiveInt
 from pyrovae.runs import check_folder, find_device, make_run_parser, open_run, parse_flags, run_script, with_name_lists
 from pyrovae.runs.fitting import refits
 from pyrovae.runs.report import CLASS_DRAWS, unseen_lines
-from pyrovae.runs.table_files import add_table_flags, read_new_rows
-from pyrovae.runs.table_imputations import Draws, classify_rows, impute_rows, write_imputations
+from pyrovae.runs.table_files import add_table_flags, read_new_rows, trained_line, trained_rows
+from pyrovae.runs.table_imputations import (
+    Draws,
+    classify_rows,
+    impute_rows,
+    missing_labels,
+    with_labels,
+    write_imputations,
+)
 from pyrovae.runs.tables import aligned
 
 
@@ -51,41 +59,50 @@ def main() -> int:
     check_folder("--out", out)
     run, vae, data = open_run(args)
     new, device = read_new_rows(run, args.table, unseen=args.unseen, na_values=args.na_values), find_device(args.device)
-    options = {"num_particles": args.num_particles, "chunk_size": args.chunk_size, "centre": args.centre}
+    given = {"num_particles": args.num_particles, "chunk_size": args.chunk_size}
+    options = {**given, "centre": args.centre, "labelled": data.labelled}
     config = run.config(args.trust_imports)
     config.device = str(device)
-    options["labelled"] = data.labelled
     imputed = impute_rows(vae, new, device, seed=args.seed, num_draws=0 if args.refits else args.draws, **options)
-    classes = None
-    if data.labelled:
-        classes = classify_rows(vae, new, device, seed=args.seed, num_particles=min(args.num_particles, CLASS_DRAWS))
-    draws = [] if args.refits else [Draws(imputed.draws, None)]
+    of_classes = {"seed": args.seed, "num_particles": min(args.num_particles, CLASS_DRAWS)}
+    classes = classify_rows(vae, new, device, **of_classes) if data.labelled else None
+    draws = []
+    if not args.refits:
+        draws.append(with_labels(vae, new, device, Draws(imputed.draws, None), classes, seed=args.seed, **given))
     if args.refits:
         for number, refit in enumerate(refits(config, data, args.refits, seed=args.seed), start=1):
             own_seed = int(np.random.SeedSequence([args.seed, number]).generate_state(1)[0])
             found = impute_rows(refit, new, device, seed=own_seed, num_draws=args.draws // args.refits, **options)
-            draws.append(Draws(found.draws, number))
+            likely = classify_rows(refit, new, device, **of_classes) if data.labelled else None
+            own = Draws(found.draws, number)
+            draws.append(with_labels(refit, new, device, own, likely, seed=own_seed, **given))
             print(f"refit {number} of {args.refits}", file=sys.stderr)
     out.mkdir(parents=True, exist_ok=True)
-    paths, num_guarded = write_imputations(out, new, imputed, draws, classes)
+    assert data.table is not None
+    trained = trained_rows(new.table, data.table.part("train"))
+    paths, num_guarded = write_imputations(out, new, imputed, draws, trained, classes)
 
-    missing = ~new.table.mask
+    missing, no_label = ~new.table.mask, missing_labels(new)
+    with_holes, num_labels = missing.any(1) | no_label, 0 if new.table.labels is None else len(missing)
     cells, rows = (
-        f"{int(missing.sum()):,} of {missing.numel():,} cells",
-        f"{int(missing.any(1).sum()):,} of {len(missing):,}",
+        f"{int(missing.sum() + no_label.sum()):,} of {missing.numel() + num_labels:,} cells",
+        f"{int(with_holes.sum()):,} of {len(missing):,}",
     )
     print(f"\n{cells} of {args.table} are missing, in {rows} rows\n")
     lines = [["column", "missing", "filled by"]]
     for place, column in enumerate(new.table.columns.data):
         count = int(missing[:, place].sum())
         lines.append([column.name, f"{count:,}", imputed.centre[place] if count else "-"])
+    if bool(no_label.any()):
+        lines.append([new.table.columns.of_role("label")[0].name, f"{int(no_label.sum()):,}", "mode"])
     print(aligned(lines))
     for line in unseen_lines(new.table):
         print(line)
     unreliable = int((imputed.log_marginal.khat.cpu()[missing.any(1)] > 0.7).sum())
     print(f"\nk-hat is above 0.7 in {unreliable:,} rows with missing cells, whose weights few draws carry")
-    if bool(missing.any()):
+    if bool(with_holes.any()):
         print("the values hold if cells are missing at random")
+        print(trained_line(trained[with_holes], "the imputation"))
     if not args.refits:
         print(
             "the draws hold the network fixed, so intervals from them alone are too narrow; --refits 5 adds its "

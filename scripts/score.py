@@ -4,7 +4,8 @@ python scripts/score.py runs/survey-001 new.csv
 python scripts/score.py runs/survey-001 new.csv --num_particles 5000 --unseen missing --out scores/
 
 Writes scores.csv, one line per row, and cells.csv, log p of every observed cell given the others of its row, in nats.
-A row is compared with the training rows in the columns that it has: rank 1 is less probable than all of them.
+A row is compared with the training rows in the columns that it has: rank 1 is less probable than all of them. Rows that
+equal a training row are marked, since the model knows them: means are printed with and without them.
 """
 
 import startup  # noqa: F401  # first, since it ends failing imports without a traceback
@@ -22,8 +23,17 @@ from pyrovae.densities import evaluating, isolated_rng
 from pyrovae.execution import Progress
 from pyrovae.runs import check_folder, find_device, make_run_parser, open_run, parse_flags, run_script, with_name_lists
 from pyrovae.runs.report import unseen_lines
-from pyrovae.runs.table_files import add_table_flags, read_new_rows
-from pyrovae.runs.table_scores import CELL_NAMES, FEWEST_REFERENCES, SCORE_NAMES, RowScores, choose_rows, score_rows
+from pyrovae.runs.table_files import add_table_flags, read_new_rows, trained_line
+from pyrovae.runs.table_scores import (
+    CELL_NAMES,
+    FEWEST_REFERENCES,
+    SCORE_NAMES,
+    RowScores,
+    choose_rows,
+    mean_lines,
+    reason_lines,
+    score_rows,
+)
 from pyrovae.runs.tables import aligned
 
 _SHOWN = 10  # rows that are printed
@@ -46,12 +56,14 @@ def main() -> int:
     run, vae, data = open_run(args)
     new = read_new_rows(run, args.table, unseen=args.unseen, na_values=args.na_values)
     assert data.table is not None
-    reference = choose_rows(data.table.part("train"), args.references, args.seed)
+    training = data.table.part("train")
+    reference = choose_rows(training, args.references, args.seed)
     with Progress(len(new.table), "row", "log p(x)") as progress, isolated_rng(args.seed), evaluating(vae):
         scores = score_rows(
             vae,
             new.table,
             reference,
+            training,
             num_particles=args.num_particles,
             chunk_size=args.chunk_size,
             device=find_device(args.device),
@@ -63,11 +75,24 @@ def main() -> int:
     marginal = scores.score.log_marginal
     unreliable = int((marginal.khat > 0.7).sum())
     print(f"\n{len(new.table):,} rows of {args.table}, K = {args.num_particles:,} draws each; nats")
-    print(f"mean log p(x) {marginal.value.mean():.2f}; k-hat is above 0.7 in {unreliable:,} rows\n")
+    print(aligned(mean_lines(scores, new.table.weights)))
+    print(f"k-hat is above 0.7 in {unreliable:,} rows")
+    if new.table.columns.of_role("weight"):
+        given = new.table.weights is not None
+        print(
+            "means and their s.e. are "
+            + ("weighted by" if given else "unweighted, since the file lacks")
+            + " case weights"
+        )
+        for note in new.table.notes.get("", ()):
+            print(note)
+    print(f"{trained_line(scores.trained, 'log p(x)')}\n")
     print(aligned([*_oddest(scores)]))
+    for line in reason_lines(scores):
+        print(line)
     for line in unseen_lines(new.table):
         print(line)
-    unranked = int((scores.references == 0).sum())
+    unranked = int(((scores.references == 0) & ~marginal.value.isnan()).sum())
     if unranked:
         print(f"{unranked:,} rows have no rank: fewer than {FEWEST_REFERENCES} training rows have all of their cells")
     print(f"\nwrote {out / 'scores.csv'} and, per cell, {out / 'cells.csv'}")
@@ -77,7 +102,8 @@ def main() -> int:
 def _oddest(scores: RowScores) -> Iterator[list[str]]:
     """Yield the lines of a table of the rows that are least probable among training rows."""
     yield ["row", "log p(x)", "s.e.", "k-hat", "rank", "of", "worst column", "log p given the rest", "share below"]
-    rows = sorted(scores.rows(), key=lambda row: math.inf if row[7] is None else row[7])
+    known = (row for row in scores.rows() if row[1] is not None)
+    rows = sorted(known, key=lambda row: math.inf if row[7] is None else row[7])
     for row in rows[:_SHOWN]:
         values = dict(zip(SCORE_NAMES, row, strict=True))
         yield [

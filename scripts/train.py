@@ -17,6 +17,7 @@ import startup  # noqa: F401  # first, since it ends failing imports without a t
 import sys
 
 from jsonargparse import Namespace
+from torch import nn
 
 from pyrovae.data import Binarize, Data
 from pyrovae.densities import SupportError
@@ -45,8 +46,10 @@ from pyrovae.runs import (
 from pyrovae.runs.fitting import fit_vae, make_vae
 from pyrovae.runs.report import (
     MISSING_AT_RANDOM,
+    SPLIT_WORDS,
     classification_line,
     compare_to_baselines,
+    describe_floors,
     describe_table,
     evaluate_run,
     write_posterior,
@@ -117,8 +120,8 @@ def finish(
         with finishing_steps() as stopper:
             if data.table is not None:
                 print(f"{describe_table(data.table)}\n")
-            elif data.has_holes:
-                print(MISSING_AT_RANDOM)
+            else:
+                print(*_about_array(data, vae), sep="", end="")
             print(f"{run.path}: {len(data.train):,} training data, {config.device}", flush=True)
             history = train(run, config, data, vae, objective, stopper, workers)
         if workers.any(stopper()):
@@ -136,6 +139,14 @@ def finish(
             say(workers, f"{run.path} stays. Resume with: train.py --resume {run.path}, or remove the folder")
         raise
     return 0
+
+
+def _about_array(data: Data, vae: ProgramPair) -> list[str]:
+    """Say what is assumed of an array, one sentence a line."""
+    likelihood = getattr(vae.model, "likelihood", None)
+    words = [MISSING_AT_RANDOM] if data.has_holes else []
+    words += filter(None, [describe_floors(likelihood)] if isinstance(likelihood, nn.Module) else [])
+    return [f"{line}\n" for line in words]
 
 
 def say(workers: Workers, text: str) -> None:
@@ -215,6 +226,7 @@ def close(run: Run, config: Namespace, data: Data, vae: ProgramPair, history: Hi
     reason = "no improvement" if history.stop_reason == "plateau" else "all epochs done"
     print(f"\nstopped after epoch {len(history)} ({reason}); the best on validation data is epoch {history.best_epoch}")
     print(f"{len(data.test):,} test data, K = {config.num_particles:,} draws each; nats per datum")
+    print(SPLIT_WORDS["test"])
     print(f"proposal: {evaluation.marginal.proposal}\n")
     print(table({"VAE": summary, **baselines.rows}))
     print(caution(summary))

@@ -68,7 +68,7 @@ def fit_baselines(
             binarisations.
         likelihood: Maker of the likelihood from its network: a class, or `functools.partial` of one.
         resolution: Resolution of each column, with shape (D,) or a number, in the data's units, below which no scale
-            falls; None for that of the columns of a `MixedLikelihood`, else for the smallest gap of the values.
+            falls; None for that of the columns of a `MixedLikelihood`, else for the floor of `floor_of`.
         weights: Case weights, with shape (N,), which are scaled to mean 1; None for equal ones.
         seed: Random seed of the mixture's starts.
 

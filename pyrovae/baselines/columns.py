@@ -45,14 +45,14 @@ class IndependentColumns:
         num_parameters: Number of parameters.
         supports: Support of each column, with length D; None where it is unknown.
         resolution: Resolution of each column, with shape (D,), as given or as the columns of a `MixedLikelihood` have
-            it; None if the smallest gaps are used.
+            it; None if the floors of `floor_of` are used.
 
     Args:
         train: Training data, with shape (N, D); NaN where missing. Of more than 20 million cells, the first rows.
         likelihood: Maker of the likelihood from its network: a class, or `functools.partial` of one.
         resolution: Smallest scale of each column, with shape (D,) or a number, in the data's units; None for the
-            resolution of each column of a `MixedLikelihood`, else for the smallest gap of its values (0 for
-            probabilities, which need none).
+            resolution of each column of a `MixedLikelihood`, else for the floor that a `Blueprint` gives the model
+            (`floor_of`; 0 for probabilities, which need none).
         weights: Case weights, with shape (N,); None for equal ones.
 
     Raises:
@@ -271,21 +271,8 @@ def _moments(group: _Group, train: Tensor | Streamed, support: Any) -> Moments:
     if group.resolution is not None:
         return moments._replace(resolution=group.resolution)
     if support is not None and support.is_discrete:
-        return moments
-    return moments._replace(resolution=smallest_scale(x, moments.spread))
-
-
-def smallest_scale(x: Tensor, spread: Tensor) -> Tensor:
-    """Return the smallest gap between distinct values of each column, with shape (D,); spread/1000 if it is constant.
-
-    Args:
-        x: Data, with shape (N, D); NaN where missing.
-        spread: Spread of each column, with shape (D,).
-    """
-    gaps = x.sort(0).values.diff(dim=0)  # NaN is last
-    gaps = torch.where(gaps > 0, gaps, torch.inf)
-    smallest = torch.cat([gaps, gaps.new_full((1, x.shape[1]), torch.inf)]).amin(0)
-    return torch.where(smallest.isfinite(), smallest, 1e-3 * spread)
+        return moments._replace(resolution=torch.zeros_like(moments.resolution))
+    return moments
 
 
 def _check_support(train: Tensor | Streamed, places: Sequence[int], support: Any) -> None:

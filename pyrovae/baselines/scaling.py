@@ -5,8 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from pyrovae.baselines.columns import smallest_scale
-from pyrovae.likelihoods import Moments
+from pyrovae.likelihoods import Moments, floor_of
 
 _SMALLEST = 1e-3  # smallest standard deviation in units of the spread, as in the models' tables of few-valued columns
 
@@ -37,7 +36,7 @@ class Scaling:
         self.log = torch.zeros(self.num_dims, dtype=torch.bool) if log is None else log.cpu()
         if bool((train[:, self.log] <= 0).any()):
             raise ValueError("log needs positive numbers, but train has others; leave their columns out of log")
-        gaps = smallest_scale(train, torch.zeros(()).expand(self.num_dims))
+        gaps = floor_of(train, train.new_zeros(self.num_dims))
         resolutions = gaps if resolution is None else torch.as_tensor(resolution).double().expand(self.num_dims)
         values = torch.where(self.log, train.log(), train) if bool(self.log.any()) else train
         moments = Moments.of(values)

@@ -6,7 +6,18 @@
 The table decides the likelihood. Nothing else in the library learns what a column is.
 """
 
-from pyrovae.columns.column import DEFAULT_LIKELIHOODS, KINDS, LEVELLED, NUMERIC, ROLES, Column
+from pyrovae.columns.column import DEFAULT_LIKELIHOODS, DROPPED_BY_FLAG, KINDS, LEVELLED, NUMERIC, ROLES, Column
 from pyrovae.columns.columns import Columns, date_text, shown
 
-__all__ = ["DEFAULT_LIKELIHOODS", "KINDS", "LEVELLED", "NUMERIC", "ROLES", "Column", "Columns", "date_text", "shown"]
+__all__ = [
+    "DEFAULT_LIKELIHOODS",
+    "DROPPED_BY_FLAG",
+    "KINDS",
+    "LEVELLED",
+    "NUMERIC",
+    "ROLES",
+    "Column",
+    "Columns",
+    "date_text",
+    "shown",
+]

@@ -14,6 +14,9 @@ LEVELLED = ("binary", "category", "ordered")
 KINDS = (*NUMERIC, *LEVELLED, "drop")
 ROLES = ("data", "covariate", "label", "weight", "group", "split", "drop")
 FORMATS = ("", "date", "datetime", "datetime utc")
+DROPPED_BY_FLAG = "by --columns"
+"""Reason of a column that a flag drops; other reasons are facts about its values."""
+
 DEFAULT_LIKELIHOODS = {
     "real": "NormalLikelihood",
     "positive": "LogNormalLikelihood",

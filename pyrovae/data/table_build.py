@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from pyrovae.columns import LEVELLED, Column, Columns, shown
+from pyrovae.columns import DROPPED_BY_FLAG, LEVELLED, Column, Columns, shown
 from pyrovae.data.cells import Cells, convert, parse, without_missing
 from pyrovae.data.guess import Question, guess, levels_of
 from pyrovae.data.moments import complete
@@ -74,10 +74,17 @@ def build(
     found = []
     for name in raw.columns if schema is None else schema.names:
         role = of_role.get(name, "data")
-        needed = role not in ("drop", "group", "split", *(("weight",) if new_data else ()))
+        again = schema is not None and not new_data and name in raw.columns and _is_to_guess_again(schema[name])
+        role = "data" if again else role
+        needed = role not in ("drop", "group", "split") and not (role == "weight" and new_data)
         if name in raw.columns and needed:
-            given = None if schema is None else schema[name]
+            given = None if schema is None or again else schema[name]
             column = _read(raw, name, role, given, built, unseen)
+            if schema is not None and again and column.kind != "drop":
+                notes.setdefault(name, []).insert(0, _guessed_again(schema[name], column))
+        elif role == "weight" and schema is not None and name in raw.columns:
+            column = schema[name]
+            notes[""] += _read_weights(raw, column, built)
         else:
             column = Column(name, "category", role=role) if schema is None else schema[name]
             if role == "drop" and name in raw.columns and column.missing is None and not new_data:
@@ -87,6 +94,33 @@ def build(
         found.append(column)
     built.columns = Columns(tuple(found))
     return built
+
+
+def _is_to_guess_again(column: Column) -> bool:
+    """Whether a column was dropped for its values, and has na_values, which may change them.
+
+    Columns that a user drops have no reason, and those of a run have their share of missing cells.
+    """
+    guessed = column.reason not in ("", DROPPED_BY_FLAG)
+    return column.kind == "drop" and guessed and bool(column.na_values) and column.missing is None
+
+
+def _guessed_again(before: Column, column: Column) -> Question:
+    codes = ", ".join(map(repr, before.na_values))
+    return Question(
+        f"it was dropped ({before.reason}), but without {codes} it is read as {column.kind}",
+        "to drop it all the same, write kind: drop without a reason",
+    )
+
+
+def _read_weights(raw: RawTable, column: Column, built: Built) -> list[Question]:
+    """Read the case weights of new rows. Cells that are no weights leave the rows unweighted, with a note."""
+    try:
+        _read(raw, column.name, "weight", column, built, "refuse")
+    except ValueError as error:
+        built.values.pop(column.name, None)
+        return [Question(str(error), "so the rows are not weighted")]
+    return []
 
 
 def _check_names(raw: RawTable, roles: Sequence[tuple[str, str]], by_column: Mapping[str, tuple[str, ...]]) -> None:

@@ -244,7 +244,8 @@ def read_table(
         names: Names of the columns of a text file without a header; None if its first line has them.
         delimiter: Letter between cells; None for a comma in .csv and a tab in .tsv.
         new_data: Whether the rows are new to a fitted model. They are all test rows, `columns` must be complete, and
-            the columns of labels, weights, groups and splits may be absent.
+            the columns of labels, weights, groups and splits may be absent. Weights that are missing or negative leave
+            the rows unweighted, with a note.
 
     Raises:
         FileNotFoundError: If there is no such file.

@@ -1,10 +1,11 @@
-"""Blocks of data and draws, which bound the memory of estimators."""
+"""Blocks of data and draws, which bound the memory of estimators, and the case weights of data."""
 
+import inspect
 import math
 import os
 import warnings
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from functools import cached_property
 from numbers import Integral
@@ -29,6 +30,7 @@ from pyrovae.densities import (
     vectorize_pair,
 )
 from pyrovae.evidence.latent_space import LatentSpace
+from pyrovae.stats import check_case_weights
 
 DEFAULT_CHUNK_SIZE = 8192
 _MOST_LATENTS = 2**40  # decoded at once; no memory holds more
@@ -224,3 +226,32 @@ def check_counts(**counts: int) -> None:
             raise ValueError(f"{name} must be an integer, got {value!r}")
         if value < 1:
             raise ValueError(f"{name} must be at least 1, got {value}")
+
+
+def case_weights_of(function: str, weights: Any, size: int, *programs: Program | None) -> Tensor | None:
+    """Check case weights, and return them as a tensor, float64 on the CPU; None if there are none.
+
+    Args:
+        function: Name of the function that takes the weights, for error messages.
+        weights: Case weights, not negative, with shape (N,); None for 1.
+        size: Number of data N.
+        *programs: Programs, which must not have an argument of this name.
+
+    Raises:
+        ValueError: If a program has one, or they are no case weights.
+    """
+    if weights is None:
+        return None
+    for program in programs:
+        if program is None:
+            continue
+        with suppress(TypeError):
+            names = inspect.signature(getattr(program, "forward", program)).parameters
+            if "weights" in names:
+                raise ValueError(
+                    f"weights are the case weights of {function}, but a program has an argument of this name, too; "
+                    "rename the argument of the program"
+                )
+    found = torch.as_tensor(weights).detach().cpu().double()
+    check_case_weights(found, size)
+    return found

@@ -8,9 +8,10 @@ from pyro.poutine.messenger import Messenger
 from torch import Tensor
 
 from pyrovae.densities import Program, entry, entry_of, log_joint, take, vectorize
-from pyrovae.evidence.blocks import check_counts, chunk_size_or_default, concatenate, evaluation_mode
+from pyrovae.evidence.blocks import case_weights_of, check_counts, chunk_size_or_default, concatenate, evaluation_mode
 from pyrovae.evidence.importance import log_marginal
 from pyrovae.evidence.proposals import Proposal
+from pyrovae.stats import check_case_weights, mean_and_std_error
 
 
 class ErrorRate(NamedTuple):
@@ -19,8 +20,8 @@ class ErrorRate(NamedTuple):
     Attributes:
         value: Share of the data with a known class whose most probable class is another one; NaN without such data.
         std_error: Standard error of a binomial share, sqrt(value (1 - value) / size). It is 0 for no error, where the
-            95 % bound of the share is about 3 / size.
-        size: Number of data with a known class.
+            95 % bound of the share is about 3 / size. With case weights, that of `mean_and_std_error`.
+        size: Number of data with a known class; with case weights, of positive weight.
     """
 
     value: float
@@ -53,6 +54,7 @@ def classify(
     x: Tensor,
     *,
     labels: Tensor | None = None,
+    weights: Tensor | None = None,
     num_particles: int = 1000,
     proposal: Proposal | None = None,
     chunk_size: int | None = None,
@@ -75,6 +77,8 @@ def classify(
         x: Data, with shape (N, ...).
         labels: Known class of each datum, with shape (N,), integers from 0 to K - 1, and -1 where unknown, for the
             error rate alone: the programs do not receive them.
+        weights: Case weights of the error rate, not negative, with shape (N,); None for 1. The probabilities do not
+            depend on them.
         num_particles: Number of draws K of the other latents per datum and class.
         proposal: `Proposal` to draw the other latents from; None for the default.
         chunk_size: Number of latents, K times N, decoded at once, which bounds memory; None as in `log_marginal`.
@@ -84,7 +88,7 @@ def classify(
 
     Raises:
         ValueError: If the model has no such latent, it has not one of finitely many values per datum, there are other
-            latents and no guide, labels are not N codes of classes, or as `log_marginal`.
+            latents and no guide, labels are not N codes of classes, weights are no case weights, or as `log_marginal`.
 
     Example:
         >>> import pyro
@@ -103,6 +107,7 @@ def classify(
     values = _values(model, site, x, kwargs, plate)
     if labels is not None:
         labels = _checked(labels, len(x), len(values))
+    weights = case_weights_of("classify", weights, len(x), model, guide)
     options: dict[str, Any] = {"num_particles": num_particles, "proposal": proposal, "chunk_size": chunk_size}
     options |= {"plate": plate, **kwargs}
     found = []
@@ -120,28 +125,36 @@ def classify(
             found.append((estimate.value, estimate.std_error, estimate.khat))
     log_p, error, khat = (torch.stack(parts, 1) for parts in zip(*found, strict=True))
     p = log_p.softmax(1)
-    rate = None if labels is None else error_rate(p, labels)
+    rate = None if labels is None else error_rate(p, labels, weights)
     return Classification(p, _std_error(p, torch.where(p > 0, error, 0.0)), log_p, khat, rate)
 
 
-def error_rate(probabilities: Tensor, labels: Tensor) -> ErrorRate:
+def error_rate(probabilities: Tensor, labels: Tensor, weights: Tensor | None = None) -> ErrorRate:
     """Compute the share of the data with a known class whose most probable class is another one.
+
+    With case weights it is the share of their sum, and the standard error is that of `mean_and_std_error`.
 
     A datum with probabilities that are NaN counts as wrong.
 
     Args:
         probabilities: Probabilities of the classes, with shape (N, K).
         labels: Class of each datum, with shape (N,), integers from 0 to K - 1, and -1 where unknown.
+        weights: Case weights, not negative, with shape (N,); None for 1.
 
     Raises:
-        ValueError: If labels are not N codes of classes.
+        ValueError: If labels are not N codes of classes, or weights are no case weights.
     """
     labels = _checked(labels, *probabilities.shape).to(probabilities.device)
     known = labels >= 0
     wrong = (probabilities.argmax(1) != labels) | probabilities.isnan().any(1)
+    if weights is not None:
+        check_case_weights(weights, len(labels))
+        known &= weights.to(known.device) > 0
     size = int(known.sum())
     if not size:
         return ErrorRate(float("nan"), float("nan"), 0)
+    if weights is not None:
+        return ErrorRate(*mean_and_std_error(wrong[known].double(), weights.to(known.device)[known]), size)
     share = int((wrong & known).sum()) / size
     return ErrorRate(share, (share * (1 - share) / size) ** 0.5, size)
 

@@ -1,13 +1,11 @@
 """ELBO and log p(x) of held-out data with their errors, for evaluation.json and the closing table."""
 
 import csv
-import inspect
 import io
 import itertools
 import math
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import suppress
 from dataclasses import asdict, dataclass, replace
 from functools import partial
 from typing import Any
@@ -18,7 +16,7 @@ from pyro import poutine
 from torch import Tensor
 
 from pyrovae.densities import Program, domain_of, entry, evaluating, isolated_rng, plain, sample_sites, take
-from pyrovae.evidence.blocks import chunk_size_or_default, concatenate
+from pyrovae.evidence.blocks import case_weights_of, chunk_size_or_default, concatenate
 from pyrovae.evidence.importance import chunks_of, log_weight_blocks
 from pyrovae.evidence.proposals import GuideProposal, Proposal
 from pyrovae.evidence.weight_blocks import WeightBlock
@@ -27,7 +25,6 @@ from pyrovae.stats import (
     LogMarginal,
     Rung,
     bits_per_dim,
-    check_case_weights,
     effective_sample_size_of_weights,
     mean_and_std_error,
     monte_carlo_std_error,
@@ -277,7 +274,7 @@ def evaluate(
         ValueError: As `log_marginal`, if the state to resume is of another evaluation, or if the weights are no case
             weights of these data, or a program has an argument of their name.
     """
-    weights = _case_weights(weights, len(x), model, guide)
+    weights = case_weights_of("evaluate", weights, len(x), model, guide)
     started = time.perf_counter()
     draws = guide_particles or num_particles
     size = max(1, min(BLOCK, BLOCK_DRAWS // max(1, num_particles, draws)))
@@ -331,23 +328,6 @@ def evaluate(
         target_std_error=target_std_error,
         weights=weights,
     )
-
-
-def _case_weights(weights: Any, size: int, *programs: Program) -> Tensor | None:
-    """Check case weights, and return them as a tensor, float64 on the CPU; None if there are none."""
-    if weights is None:
-        return None
-    for program in programs:
-        with suppress(TypeError):
-            names = inspect.signature(getattr(program, "forward", program)).parameters
-            if "weights" in names:
-                raise ValueError(
-                    "weights are the case weights of evaluate, but a program has an argument of this name, too; rename "
-                    "the argument of the program"
-                )
-    found = torch.as_tensor(weights).detach().cpu().double()
-    check_case_weights(found, size)
-    return found
 
 
 def _finished_blocks(resume: Mapping[str, Any], about: Mapping[str, Any]) -> list[dict[str, Any]]:

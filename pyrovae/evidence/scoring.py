@@ -25,7 +25,8 @@ class Score(NamedTuple):
 
     Attributes:
         log_marginal: Log p(x_obs), with errors, effective sample sizes and k-hats, each with shape (N,).
-        conditional: Log p(x_d | the other observed entries), with shape (N, D); NaN for missing entries.
+        conditional: Log p(x_d | the other observed entries), with shape (N, D); NaN for missing entries, and for those
+            of density 0 at some draws, for which the weights without the entry are not known.
         std_error: Standard errors of conditional, with shape (N, D).
         khat: k-hats of the weights without the entry, with shape (N, D); above 0.7 the error is unreliable.
     """
@@ -98,8 +99,9 @@ class Rank(NamedTuple):
     """Place of N data among training rows by log p(x).
 
     Attributes:
-        rank: 1 + number of training rows with a smaller log p(x), with shape (N,): 1 if none is as improbable.
-        share: Share of training rows with a smaller log p(x), in [0, 1], with shape (N,), float64.
+        rank: 1 + number of training rows with a smaller log p(x), with shape (N,), float64: 1 if none is as improbable;
+            NaN for data whose log p(x) is NaN.
+        share: Share of training rows with a smaller log p(x), in [0, 1], with shape (N,), float64; NaN as the rank.
     """
 
     rank: Tensor
@@ -112,34 +114,41 @@ def rank_among(log_p: Tensor, training: Tensor) -> Rank:
     Compare rows with the same observed entries: log p(x_obs) depends on how many there are, and on their units. The
     model knows its training rows, so other rows of the same population rank a little lower.
 
+    A datum whose log p(x) is NaN has no rank. Training rows whose log p(x) is NaN are left out.
+
     Args:
         log_p: Log p(x) in nats, with shape (N,).
         training: Log p(x) of the training rows in nats, with shape (T,).
 
     Raises:
-        ValueError: If there is no training row, or a value is NaN.
+        ValueError: If there is no training row, or all have NaN.
 
     Example:
         >>> rank_among(torch.tensor([-9.0, -2.5]), torch.tensor([-2.0, -4.0, -3.0, -1.0]))
-        Rank(rank=tensor([1, 3]), share=tensor([0.0000, 0.5000], dtype=torch.float64))
+        Rank(rank=tensor([1., 3.], dtype=torch.float64), share=tensor([0.0000, 0.5000], dtype=torch.float64))
     """
     if training.dim() != 1 or log_p.dim() != 1 or not len(training):
         raise ValueError(
             f"ranks need log p of shapes (N,) and (T,) with a training row, got {tuple(log_p.shape)} and "
             f"{tuple(training.shape)}; give one number per row"
         )
-    for name, value in (("log_p", log_p), ("training", training)):
-        if bool(value.isnan().any()):
-            raise ValueError(f"{name} must not be NaN, got {int(value.isnan().sum()):,} such rows; leave them out")
-    below = torch.searchsorted(training.double().sort().values, log_p.double().contiguous())
-    return Rank(below + 1, below.double() / len(training))
+    known = training[~training.isnan()].double()
+    if not len(known):
+        raise ValueError(
+            f"ranks need the log p of training rows, got NaN for all {len(training):,}; look for NaN in parameters"
+        )
+    below = torch.searchsorted(known.sort().values, log_p.double().contiguous()).double()
+    below = torch.where(log_p.isnan(), torch.nan, below)
+    return Rank(below + 1, below / len(known))
 
 
 def _of_block(
     log_w: Tensor, log_p: Tensor, seen: Tensor, weights: WeightBlock, rows: Tensor
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Score the entries of some rows of a block, with log densities and whether they are observed, both (K, m, D)."""
-    without = log_w.unsqueeze(-1) - torch.where(seen, log_p.double(), 0.0)
+    undefined = log_p.isnan()  # at draws of a component that fails, whose weight is 0
+    impossible = (seen & (log_p == -torch.inf)).any(0)  # v_k is 0/0
+    without = log_w.unsqueeze(-1) - torch.where(seen & ~undefined & ~impossible, log_p.double(), 0.0)
     value, rest = log_mean_exp(log_w), log_mean_exp(without)
     ratio = (log_w - value).exp().unsqueeze(-1) - (without - rest).exp()
     error, khat = ratio.std(0) / len(log_w) ** 0.5, pareto_khat(without.flatten(1)).view_as(rest)
@@ -149,7 +158,9 @@ def _of_block(
     summary = LogMarginal(*(field[rows].unsqueeze(-1) for field in weights.summary()))
     conditional = torch.where(alone, summary.value, value.unsqueeze(-1) - rest)
     error, khat = torch.where(alone, summary.std_error, error), torch.where(alone, summary.khat, khat)
-    conditional, error, khat = (torch.where(seen[0], part, torch.nan) for part in (conditional, error, khat))
+    conditional, error, khat = (
+        torch.where(seen[0] & (alone | ~impossible), part, torch.nan) for part in (conditional, error, khat)
+    )
     return conditional, error, khat
 
 

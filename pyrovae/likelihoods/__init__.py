@@ -45,7 +45,7 @@ from pyrovae.likelihoods.real import (
 )
 from pyrovae.likelihoods.rounded import RoundedNormalLikelihood, RoundedStudentTLikelihood
 from pyrovae.likelihoods.tables import MixedLikelihood
-from pyrovae.likelihoods.units import Moments, Units, without_holes
+from pyrovae.likelihoods.units import Moments, Units, floor_of, without_holes
 
 __all__ = [
     "BernoulliLikelihood",
@@ -76,5 +76,6 @@ __all__ = [
     "ZeroInflatedNegativeBinomialLikelihood",
     "ZeroInflatedPoissonLikelihood",
     "ZeroOneInflatedBetaLikelihood",
+    "floor_of",
     "without_holes",
 ]

@@ -49,6 +49,7 @@ class Likelihood(nn.Module):
     num_blocks: ClassVar[int] = 1
     starts_at_means: ClassVar[bool] = False
     has_units: ClassVar[bool] = False
+    floors_scales: ClassVar[bool] = True  # whether learned scales need a floor, as those of densities do
 
     def __init__(self, network: nn.Module) -> None:
         super().__init__()

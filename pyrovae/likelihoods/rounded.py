@@ -1,7 +1,7 @@
 """Likelihoods of real data that were rounded to a grid, as probabilities."""
 
 import math
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from pyro.distributions.torch_distribution import TorchDistributionMixin
@@ -38,6 +38,8 @@ class RoundedNormalLikelihood(LocationScaleLikelihood):
         ValueError: If resolution is not a positive number, scale is neither a positive number nor one of the words, or
             the bounds are not 0 < low < high.
     """
+
+    floors_scales: ClassVar[bool] = False  # a probability is at most 1 for any scale
 
     def __init__(
         self,
@@ -83,6 +85,8 @@ class RoundedStudentTLikelihood(LocationScaleLikelihood):
         ValueError: If resolution is not a positive number, scale or df is neither a positive number nor one of the
             words, or the bounds are not 0 < low < high.
     """
+
+    floors_scales: ClassVar[bool] = False  # a probability is at most 1 for any scale
 
     def __init__(
         self,

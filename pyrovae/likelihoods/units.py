@@ -14,7 +14,7 @@ class Moments(NamedTuple):
         spread: Standard deviations.
         log_mean: Means of log x over the positive entries; 0 for a column without one.
         log_spread: Standard deviations of log x over the positive entries.
-        resolution: Smallest learned scale, the gap between two values of the column; 0 for none.
+        resolution: Smallest learned scale, the gap between two values of the column (see `floor_of`); 0 for none.
     """
 
     mean: Tensor
@@ -35,7 +35,7 @@ class Moments(NamedTuple):
         """
         mean, spread = _mean_and_spread(x)
         log_mean, log_spread = _mean_and_spread(torch.where(x > 0, x, torch.nan).log())
-        return cls(mean, spread, log_mean, log_spread, torch.zeros_like(mean))
+        return cls(mean, spread, log_mean, log_spread, floor_of(x, spread))
 
 
 class Units(nn.Module):
@@ -78,6 +78,24 @@ class Units(nn.Module):
         return (location - self.centre) / self.spread
 
 
+def floor_of(x: Tensor, spread: Tensor) -> Tensor:
+    """Compute the smallest learned scale of each column, without which a density of repeated values has no maximum.
+
+    It is the smallest gap between two values of the column, but at most the standard deviation of the column, so that
+    the best constant scale is allowed. A constant column has a thousandth of its spread. Numbers that are not rounded
+    have gaps near 0.
+
+    Args:
+        x: Data, with shape (N, D); NaN where missing.
+        spread: Spread of each column, with shape (D,).
+
+    Returns:
+        The scales in the data's units, with shape (D,), like spread.
+    """
+    gap, (_, deviation) = _smallest_gap(x), _mean_and_deviation(x)
+    return torch.where(gap > 0, torch.minimum(gap.double(), deviation), 1e-3 * spread.double()).to(spread)
+
+
 def log_units(moments: Moments) -> Units:
     """Make the units of log x. The floor of a scale is the resolution relative to exp(mean of log x)."""
     return Units(moments.log_mean, moments.log_spread, moments.resolution * (-moments.log_mean).exp())
@@ -107,14 +125,19 @@ def without_holes(x: Tensor) -> Tensor:
 
 def _mean_and_spread(x: Tensor) -> tuple[Tensor, Tensor]:
     """Compute mean and spread of the finite entries of each column (see `Moments.of`)."""
-    seen = x.isfinite()
-    count = seen.sum(0).clamp(min=1)
-    mean = torch.where(seen, x.double(), 0).sum(0) / count
-    spread = (torch.where(seen, x.double() - mean, 0).square().sum(0) / count).sqrt()
-    spread = torch.maximum(spread, _smallest_gap(torch.where(seen, x, torch.nan)).double())
+    mean, deviation = _mean_and_deviation(x)
+    spread = torch.maximum(deviation, _smallest_gap(torch.where(x.isfinite(), x, torch.nan)).double())
     varies = spread > 0
     typical = spread[varies].square().mean().sqrt() if bool(varies.any()) else spread.new_ones(())
     return mean.to(x), torch.where(varies, spread, typical).to(x)
+
+
+def _mean_and_deviation(x: Tensor) -> tuple[Tensor, Tensor]:
+    """Compute mean and standard deviation of the finite entries of each column, float64."""
+    seen = x.isfinite()
+    count = seen.sum(0).clamp(min=1)
+    mean = torch.where(seen, x.double(), 0).sum(0) / count
+    return mean, (torch.where(seen, x.double() - mean, 0).square().sum(0) / count).sqrt()
 
 
 def _smallest_gap(x: Tensor) -> Tensor:

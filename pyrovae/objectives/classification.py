@@ -1,5 +1,6 @@
 """ELBO with a classification term, for data of which some have a label."""
 
+from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -9,6 +10,7 @@ from pyro.util import warn_if_nan
 from torch import Tensor
 
 from pyrovae.densities import Program
+from pyrovae.objectives.case_weights import sum_over_data
 from pyrovae.objectives.recordable_elbos import RecordableTraceEnum_ELBO
 
 
@@ -23,48 +25,56 @@ class ClassificationELBO(RecordableTraceEnum_ELBO):
     classes of unlabelled data to the labels. It is no part of any reported ELBO or log p(x, y). If the labels are not
     the largest clusters of x, the published alpha may be too small; compare the errors with a plain classifier.
 
+    Case weights multiply both terms of a datum. M is then N times the labelled share of the sum of weights.
+
     Args:
         num_data: Number N of training data.
-        num_labelled: Number M of these that have a label.
+        num_labelled: Number M of these that have a label. With case weights w, N sum_labelled w_n / sum_n w_n.
         alpha: Weight of the classification term; 0 for the ELBO.
         site: Name of the latent y, one-hot or an index, which the guide must draw.
         num_particles: Number of draws K per datum and class.
 
     Raises:
-        ValueError: If num_labelled is below 1 or above num_data, or alpha is negative. In use: if the programs have no
-            argument `labels`, with shape (N,), -1 where missing, or the guide does not draw y.
+        ValueError: If num_labelled is not above 0, or above num_data, or alpha is negative. In use: if the programs
+            have no argument `labels`, with shape (N,), -1 where missing, or the guide does not draw y.
     """
 
     recordable = True
     is_elbo = False
 
     def __init__(
-        self, num_data: int, num_labelled: int, alpha: float = 0.1, site: str = "y", num_particles: int = 1
+        self, num_data: int, num_labelled: float, alpha: float = 0.1, site: str = "y", num_particles: int = 1
     ) -> None:
         super().__init__(num_particles=num_particles, max_plate_nesting=1, vectorize_particles=True)
-        if not 1 <= num_labelled <= num_data:
+        if not 0 < num_labelled <= num_data:
             raise ValueError(
-                f"num_labelled must be from 1 to num_data={num_data}, got {num_labelled}; give the number of training "
-                "data that have a label, or use TraceEnum_ELBO without any"
+                f"num_labelled must be above 0 and at most num_data={num_data}, got {num_labelled:g}; give the number "
+                "of training data that have a label, or use TraceEnum_ELBO without any"
             )
         if not alpha >= 0:
             raise ValueError(f"alpha must be at least 0, got {alpha}; give 0.1, the value of the paper")
         self.site, self.weight = site, alpha * num_data / num_labelled
 
-    def differentiable_loss(self, model: Program, guide: Program, *args: Any, **kwargs: Any) -> Tensor:
-        """Compute the loss of a batch, in nats, a scalar."""
+    def weighted_loss(self, weights: Tensor, model: Program, guide: Program, *args: Any, **kwargs: Any) -> Tensor:
+        """Compute the loss of a batch whose data have case weights, with shape (N,), in nats, a scalar."""
+        return self._weighed(weights, model, guide, args, kwargs)
+
+    def _weighed(
+        self, weights: Tensor | None, model: Program, guide: Program, args: tuple[Any, ...], kwargs: Mapping[str, Any]
+    ) -> Tensor:
+        """Compute the loss of a batch whose data have case weights; None for 1."""
         labels = kwargs.get("labels")
         if not isinstance(labels, Tensor):
             raise ValueError(
                 "ClassificationELBO needs the argument labels by name, a tensor of shape (N,) with -1 where missing, "
                 f"got {'none' if labels is None else type(labels).__name__}; give labels=, or use TraceEnum_ELBO"
             )
-        loss = super().differentiable_loss(model, guide, *args, **kwargs)
+        loss = super()._weighed(weights, model, guide, args, kwargs)
         hidden = {name: value for name, value in kwargs.items() if name != "labels"}
         q = _distribution(guide, self.site, args, hidden)
         values = q.enumerate_support(expand=False).reshape(-1, *q.event_shape)
         log_q = q.log_prob(values[labels.clamp(min=0)])
-        return loss - self.weight * torch.where(labels >= 0, log_q, 0.0).sum()
+        return loss - self.weight * sum_over_data(torch.where(labels >= 0, log_q, 0.0), weights)
 
     def loss(self, model: Program, guide: Program, *args: Any, **kwargs: Any) -> float:
         """Compute the loss of a batch, in nats."""

@@ -21,7 +21,7 @@ from torch.distributions import kl_divergence
 
 from pyrovae.densities import Program
 from pyrovae.execution import NotRecordedError
-from pyrovae.objectives.case_weights import CaseWeighted
+from pyrovae.objectives.case_weights import CaseWeighted, sum_over_data
 
 _COMPILED: dict[type[Any], Any] = {
     JitTrace_ELBO: Trace_ELBO,
@@ -115,17 +115,25 @@ class RecordableTraceEnum_ELBO(TraceEnum_ELBO):  # noqa: N801  # Pyro's spelling
 
     def differentiable_loss(self, model: Program, guide: Program, *args: Any, **kwargs: Any) -> Tensor:
         """Compute the loss of a batch, in nats, a scalar."""
-        traces = self._get_traces(model, guide, args, kwargs)
-        return sum(self._loss_of(*pair) for pair in traces) / self.num_particles
+        return self._weighed(None, model, guide, args, kwargs)
 
-    def _loss_of(self, model_trace: Any, guide_trace: Any) -> Tensor:
+    def _weighed(
+        self, weights: Tensor | None, model: Program, guide: Program, args: tuple[Any, ...], kwargs: Mapping[str, Any]
+    ) -> Tensor:
+        """Compute the loss of a batch whose data have case weights, with shape (N,); None for 1."""
+        total: Any = 0.0
+        for model_trace, guide_trace in self._get_traces(model, guide, args, kwargs):
+            total = total + self._loss_of(model_trace, guide_trace, weights)
+        return total / self.num_particles
+
+    def _loss_of(self, model_trace: Any, guide_trace: Any, weights: Tensor | None) -> Tensor:
         drawn, scored = _sites(guide_trace), _sites(model_trace)
         _check_enumeration(drawn, scored)
         loss = sum(site["log_prob"] for site in drawn.values()) - sum(site["log_prob"] for site in scored.values())
         enumerated = [site for site in drawn.values() if site["infer"].get("enumerate")]
         q = sum((site["score_parts"].score_function for site in enumerated), torch.zeros_like(loss)).exp()
         present = q > 0
-        return torch.where(present, q * torch.where(present, loss, 0.0), 0.0).sum()
+        return sum_over_data(torch.where(present, q * torch.where(present, loss, 0.0), 0.0), weights)
 
 
 def _check_enumeration(drawn: Mapping[str, Any], scored: Mapping[str, Any]) -> None:

@@ -39,8 +39,9 @@ class Blueprint:
         likelihood: Maker of p(x|z) from its network.
         encoder: Maker of q(z|x) from its network.
         network: Maker of a network from the sizes of its input and output. The decoder uses its mirror class.
-        x: Training data, with shape (N, D), NaN where missing, which scale the encoder's input and are passed to
-            `Prior.attach`; None if saved weights will replace the values taken from them.
+        x: Training data, with shape (N, D), NaN where missing, which scale the encoder's input, give the likelihood its
+            units and the floors of its learned scales (`floor_of`), and are passed to `Prior.attach`; None if saved
+            weights will replace the values taken from them.
         output_bias: "data" sets the decoder's last bias so that p(x|z) has the means of x; "random" keeps the bias of
             the layer; None for "data" if the likelihood is of counts without a known total (`starts_at_means`) and x
             is given, else "random".
@@ -133,8 +134,9 @@ class Blueprint:
 
     @property
     def moments(self) -> Moments:
-        """Moments of the observed entries of the training data."""
-        return Moments.of(self._given)
+        """Moments of the observed entries of the training data. Without data no scale has a floor."""
+        found = Moments.of(self._given)
+        return found if self.x is not None else found._replace(resolution=torch.zeros_like(found.resolution))
 
     def make_prior(self, latent_dim: int | None = None, num_covariates: int | None = None) -> Prior:
         """Make p(z), or p(z|c), for latents of size `latent_dim`; None for Z, and for C covariates."""
@@ -150,7 +152,10 @@ class Blueprint:
         size += self.num_covariates if num_covariates is None else num_covariates
         network = _mirrored(self.network)(size, _num_outputs(self.likelihood, self.num_dims))
         likelihood = self.likelihood(network)
-        likelihood.set_units(self.moments)
+        moments = self.moments
+        if not likelihood.floors_scales:
+            moments = moments._replace(resolution=torch.zeros_like(moments.resolution))
+        likelihood.set_units(moments)
         if self.output_bias == "data" or (self.output_bias is None and likelihood.starts_at_means):
             # Saved weights fit the same layers, whether x is given or not.
             _start_at_means(likelihood, self.data if self.output_bias or self.x is not None else None)

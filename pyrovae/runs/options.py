@@ -55,7 +55,7 @@ _USELESS_OPTIONS = (
 )
 # Required options that the script takes from the data and the other flags (`resolve`). Until then they hold FROM_DATA.
 KNOWN_OPTIONS = (
-    *("num_data", "latent_dim", "total_count", "num_classes", "num_bins", "num_levels", "resolution"),
+    *("num_data", "num_labelled", "latent_dim", "total_count", "num_classes", "num_bins", "num_levels", "resolution"),
     *("T_max", "max_lr"),
 )
 KINDS_OF_KNOWN_OPTIONS = ("likelihood", "elbo", "lr_schedule")

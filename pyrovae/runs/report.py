@@ -1,5 +1,6 @@
 """Evaluation, figures and draws for ArviZ, which the scripts write into a run folder."""
 
+import math
 import re
 import sys
 from collections.abc import Mapping
@@ -34,9 +35,18 @@ from pyrovae.training import History
 POSTERIOR_DATA = 1000  # maximum number of test data in posterior.nc
 CLASS_DRAWS = 200  # per datum and class, at most, for the classification error
 POSTERIOR_DRAWS = 100  # draws per datum
+_FEW_VALUES = 0.02  # gap relative to the spread, above which a floor of scales may matter
 MISSING_AT_RANDOM = (
     "some cells are missing: log p(x) is that of the observed ones, and all numbers hold if cells are missing at random"
 )
+
+
+SPLIT_WORDS = {
+    "train": "the model was trained on these rows: the numbers are transductive, and no measure of held-out data",
+    "validation": "the model was not trained on these rows, but the epoch was chosen by them",
+    "test": "held out: the model was not trained on these rows, and no epoch was chosen by them",
+}
+"""What an evaluation of each split says of new data."""
 
 
 def split_of(data: Data, split: str) -> tuple[Tensor, Tensor]:
@@ -61,6 +71,27 @@ def unseen_lines(table: Table) -> list[str]:
         counts = ", ".join(f"{shown(level)} ({count:,})" for level, count in levels.items())
         lines.append(f"column {name}: levels that the columns do not name are treated as missing: {counts}")
     return lines
+
+
+def describe_floors(likelihood: nn.Module) -> str:
+    """Say which columns of an array have few values, so that their learned scales have a floor; empty if none has.
+
+    Args:
+        likelihood: Likelihood of a model for an array.
+    """
+    units, scale = getattr(likelihood, "units", None), getattr(likelihood, "scale", None)
+    if units is None or not isinstance(getattr(scale, "choice", None), str):
+        return ""
+    floor = units.floor.expand(units.spread.shape)
+    few = floor > _FEW_VALUES * units.spread
+    if not bool(few.any()):
+        return ""
+    low, high = floor[few].min().item(), floor[few].max().item()
+    return (
+        f"{int(few.sum()):,} of {len(few):,} columns have few values, on which a density has no maximum: their learned "
+        f"scales are at least the smallest gap of the values, but at most their standard deviation ({low:.3g} to "
+        f"{high:.3g}); the baselines have the same floors"
+    )
 
 
 def evaluate_run(
@@ -151,18 +182,22 @@ def evaluate_run(
 
 
 def classification(vae: ProgramPair, data: Data, *, split: str, num_particles: int, seed: int) -> dict[str, Any]:
-    """Compute the error rate of the most probable classes of a split, whose labels are hidden from the model."""
+    """Compute the error rate of the most probable classes of a split, whose labels are hidden from the model.
+
+    It has the case weights of the data, if any.
+    """
     assert data.labels is not None
     device = device_of(vae)
     conditions: dict[str, Any] = {**data.conditions(split, device)}
     options: dict[str, Any] = {"labels": data.labels[split], "num_particles": min(num_particles, CLASS_DRAWS)}
+    options["weights"] = data.weights(split)
     with isolated_rng(seed), evaluating(vae):
         found = classify(vae.model, vae.guide, getattr(data, split).to(device), **options, **conditions).error
     assert found is not None
     known = found.size > 0
     return {
         "error": found.value if known else None,
-        "std_error": found.std_error if known else None,
+        "std_error": found.std_error if known and math.isfinite(found.std_error) else None,
         "num_data": found.size,
     }
 
@@ -174,9 +209,11 @@ def classification_line(summary: Mapping[str, Any]) -> str:
         return ""
     if found["error"] is None:
         return f"no {summary['split']} row has a label, so there is no classification error"
+    error = "-" if found["std_error"] is None else f"{100 * found['std_error']:.1f}"
+    weighted = ", by case weights" if "effective_num_data" in summary else ""
     return (
-        f"classification error, labels hidden: {100 * found['error']:.1f} % (s.e. {100 * found['std_error']:.1f}) of "
-        f"{found['num_data']:,} {summary['split']} rows with a label, unweighted"
+        f"classification error, labels hidden: {100 * found['error']:.1f} % (s.e. {error}) of {found['num_data']:,} "
+        f"{summary['split']} rows with a label{weighted}"
     )
 
 

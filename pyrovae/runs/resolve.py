@@ -106,6 +106,8 @@ def _fill_known_options(config: Namespace, data: Data) -> None:
     """Replace FROM_DATA by what the data and the other flags say (`check_part_options`)."""
     values: dict[str, Any] = {"num_data": len(data.train), "latent_dim": config.latent_dim}
     values |= {"T_max": config.epochs, "max_lr": config.lr}
+    if data.labelled:
+        values["num_labelled"] = _num_labelled(data)
     for kind in KINDS_OF_KNOWN_OPTIONS:
         arguments = (config[kind] or Namespace()).get("init_args") or Namespace()
         if "total_steps" in arguments and arguments.get("epochs") is None:
@@ -125,6 +127,15 @@ def _fill_known_options(config: Namespace, data: Data) -> None:
             if name not in values:
                 raise ValueError(f"--{kind}.{name} does not follow from the data; give it")
             arguments[name] = values[name]
+
+
+def _num_labelled(data: Data) -> float:
+    """Return the number of training data with a label; with case weights, N times the share of their sum."""
+    assert data.labels is not None
+    known, weights = data.labels["train"] >= 0, data.weights("train")
+    if weights is None:
+        return float(known.sum())
+    return len(known) * float(weights[known].double().sum() / weights.double().sum())
 
 
 def _default_likelihood(data: Data) -> Namespace | None:

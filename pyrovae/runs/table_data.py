@@ -9,7 +9,7 @@ from typing import Any
 
 from jsonargparse import Namespace
 
-from pyrovae.columns import NUMERIC, Column, Columns
+from pyrovae.columns import DROPPED_BY_FLAG, NUMERIC, Column, Columns
 from pyrovae.data import NA_VALUES, Data, Table, load_data, parse_yaml, read_columns, read_table
 from pyrovae.runs.options import FROM_DATA, KNOWN_OPTIONS
 from pyrovae.runs.registry import part_class
@@ -193,7 +193,7 @@ def changed(columns: Columns, changes: Iterable[Change]) -> Columns:
         if key == "kind" and plain[name].get("kind") != value:
             entry = {old: kept for old, kept in entry.items() if old not in ("likelihood", "arguments", "reason")}
         if key == "role" and value == "drop":
-            entry = {"kind": "drop", "reason": "by --columns"}
+            entry = {"kind": "drop", "reason": DROPPED_BY_FLAG}
         plain[name] = entry
     return Columns.from_dict(plain)
 

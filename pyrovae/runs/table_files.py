@@ -37,13 +37,15 @@ class NewRows:
         """Names of all columns of the file, in its order."""
         return list(self.cells)
 
-    def completed(self, values: Tensor) -> list[list[Any]]:
+    def completed(self, values: Tensor, labels: Tensor | None = None) -> list[list[Any]]:
         """Return all columns of the file, with the missing cells of the data replaced by values in original units.
 
         Observed cells, and columns that the model does not read, are the texts of the file.
 
         Args:
             values: Values like `table.x`, with shape (N, D). Only those of missing cells are used.
+            labels: Codes of the labels to fill in, with shape (N,), -1 for none; None for none at all. The file must
+                have labels.
         """
         holes, x = ~self.table.mask.numpy(), values.detach().cpu().float().numpy()
         found: dict[str, list[Any]] = {name: list(cells) for name, cells in self.cells.items()}
@@ -52,6 +54,12 @@ class NewRows:
             filled = original(column, x[rows, place], np.full(len(rows), np.nan))
             for row, value in zip(rows.tolist(), filled, strict=True):
                 found[column.name][row] = value
+        if labels is not None and self.table.labels is not None:
+            (label,) = self.table.columns.of_role("label")
+            rows = (labels >= 0).nonzero().flatten().numpy()
+            filled = original(label, labels[rows].float().numpy(), np.full(len(rows), np.nan))
+            for row, value in zip(rows.tolist(), filled, strict=True):
+                found[label.name][row] = value
         return list(found.values())
 
 
@@ -62,6 +70,46 @@ def add_table_flags(parser: Parser) -> None:
     texts = "further texts that stand for missing cells"
     parser.add_argument("--na_values", type=list[str], default=[], help=texts, may_be_empty=True)
     parser.add_argument("--out", type=str | None, default=None, help="folder of the files (default: the run folder)")
+
+
+def trained_rows(table: Table, training: Table) -> Tensor:
+    """Return whether each row equals a training row in all its data and covariates, with shape (N,), bool.
+
+    Numbers of such rows are transductive: they are better than those of new rows, and no estimate of them.
+
+    Args:
+        table: N rows, read with the columns of the run.
+        training: Training rows of the run.
+    """
+    known = set(_keys(training))
+    return torch.tensor([key in known for key in _keys(table)], dtype=torch.bool)
+
+
+def _keys(table: Table) -> list[bytes]:
+    """Return bytes of each row that are equal for rows with equal data and covariates."""
+    parts = [np.where(np.isnan(table.values), np.nan, table.values) + 0.0]  # one kind of NaN, and of 0
+    if table.covariates is not None:
+        parts.append(table.covariates.double().numpy() + 0.0)
+    return [row.tobytes() for row in np.concatenate(parts, axis=1)]
+
+
+def trained_line(trained: Tensor, what: str) -> str:
+    """Say how many rows the model was trained on, and that their numbers are no estimate of those of new rows.
+
+    Args:
+        trained: Whether each row equals a training row, with shape (N,), bool.
+        what: Noun of what is computed, such as "log p(x)".
+
+    Returns:
+        One line.
+    """
+    count = int(trained.sum())
+    if not count:
+        return f"{what} of held-out rows: none of the {len(trained):,} equals a training row"
+    return (
+        f"{what} of {count:,} of {len(trained):,} rows is transductive, of rows that the model was trained on, and no "
+        "measure of held-out rows"
+    )
 
 
 def columns_of(run: Run) -> Columns:

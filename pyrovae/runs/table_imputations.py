@@ -1,6 +1,7 @@
 """Imputations of a table by a trained run, and the files that they go to."""
 
 from collections.abc import Iterator, Sequence
+from itertools import chain
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -14,7 +15,7 @@ from pyrovae.evidence import Imputation, classify, impute
 from pyrovae.programs import ProgramPair
 from pyrovae.runs.table_files import NewRows
 
-ROW_NAMES = ("row", "missing", "log_marginal", "std_error", "ess", "khat", "proposal")
+ROW_NAMES = ("row", "missing", "log_marginal", "std_error", "ess", "khat", "proposal", "trained_on")
 CELL_NAMES = ("row", "column", "value", "centre", "mc_std_error", "probability")
 
 
@@ -24,10 +25,13 @@ class Draws(NamedTuple):
     Attributes:
         x: Draws, with shape (M, N, D).
         refit: Number of the refit, from 1; None for the run itself.
+        labels: Draws of the missing labels, codes with shape (M, N), -1 where a label is known or has no probability;
+            None if no label is missing.
     """
 
     x: Tensor
     refit: int | None
+    labels: Tensor | None = None
 
 
 def impute_rows(
@@ -56,58 +60,129 @@ def classify_rows(vae: ProgramPair, new: NewRows, device: torch.device, *, seed:
         return classify(vae.model, vae.guide, **_arguments(new.table, device), **options).probabilities.cpu()
 
 
+def missing_labels(new: NewRows) -> Tensor:
+    """Return whether the label of each row is missing, with shape (N,), bool; false if the file has no labels."""
+    labels = new.table.labels
+    return torch.zeros(len(new.table), dtype=torch.bool) if labels is None else labels < 0
+
+
+def with_labels(
+    vae: ProgramPair,
+    new: NewRows,
+    device: torch.device,
+    draws: Draws,
+    classes: Tensor | None,
+    *,
+    seed: int,
+    **options: Any,
+) -> Draws:
+    """Draw missing labels, if any, and the missing cells of their rows given the drawn labels.
+
+        y ~ p(y|x_obs),  x_mis ~ p(x_mis|x_obs, y)
+
+    Labels and cells that are drawn apart from each other would be independent given x_obs.
+
+    Args:
+        vae: Trained model, whose programs have an argument `labels`.
+        new: Rows, with labels of which some are missing.
+        device: Device of the model.
+        draws: Draws of the missing cells. Those of rows without a label are replaced.
+        classes: Probabilities p(y|x_obs), with shape (N, K); NaN for rows without an estimate, whose label is not
+            drawn; None without labels.
+        seed: Random seed.
+        **options: Further arguments of `impute`.
+    """
+    if classes is None or not bool(missing_labels(new).any()):
+        return draws
+    x = draws.x
+    rows = missing_labels(new) & ~classes.isnan().any(1)
+    y = torch.full((len(x), len(new.table)), -1)
+    with isolated_rng(seed):
+        if bool(rows.any()):
+            y[:, rows] = torch.multinomial(classes[rows], len(x), replacement=True).T
+        holes = rows & (~new.table.mask).any(1)
+        part, found = new.table.rows(holes), x.clone()
+        for code in y[:, holes].unique().tolist():
+            labels = torch.full((len(part),), code, device=device)
+            given = impute(vae.model, vae.guide, **_arguments(part, device), labels=labels, num_draws=len(x), **options)
+            chosen = (y[:, holes] == code).unsqueeze(-1)
+            found[:, holes] = torch.where(chosen.to(x.device), given.draws.to(x), found[:, holes])
+    return Draws(found, draws.refit, y)
+
+
 def _arguments(table: Table, device: torch.device) -> dict[str, Any]:
     return {**table.arguments(device=device), "mask": table.mask.to(device)}
 
 
 def write_imputations(
-    folder: Path, new: NewRows, imputed: Imputation, draws: Sequence[Draws], classes: Tensor | None = None
+    folder: Path,
+    new: NewRows,
+    imputed: Imputation,
+    draws: Sequence[Draws],
+    trained: Tensor,
+    classes: Tensor | None = None,
 ) -> tuple[list[Path], int]:
     """Write imputed.csv, draws.csv, imputation.csv and imputed_cells.csv, and classes.csv if there are classes.
 
     imputed.csv is the file with its missing cells filled. draws.csv has each draw of the whole file below the other, as
     mice's long format: ".imp" is the number of the draw, ".id" that of the row, and ".refit" that of the refit, if any.
-    imputation.csv has a line per row, imputed_cells.csv one per filled cell. classes.csv has the probabilities of the
-    classes of each row; imputed.csv then has the most probable class where a label is missing.
+    imputation.csv has a line per row, which says whether the row equals a training row; imputed_cells.csv has one per
+    filled cell. classes.csv has the probabilities of the classes of each row. A missing label is a missing cell:
+    imputed.csv has the most probable class, draws.csv the drawn one. It stays missing if it has no probabilities.
+
+    Args:
+        folder: Folder of the files.
+        new: Rows.
+        imputed: Their imputation.
+        draws: Draws of each fit.
+        trained: Whether each row equals a training row, with shape (N,), bool.
+        classes: Probabilities of the classes, with shape (N, K); None without labels.
 
     Returns:
         The paths of the files, and the number of texts of imputed.csv that got a ' in front (see `write_csv`).
     """
     paths = [folder / name for name in ("imputed.csv", "draws.csv", "imputation.csv", "imputed_cells.csv")]
-    completed = new.completed(imputed.value)
+    likely = None
     if classes is not None:
         (label,) = new.table.columns.of_role("label")
         paths.append(folder / "classes.csv")
         rows = ((row, *map(float, p)) for row, p in enumerate(classes, start=1))
         write_csv_rows(paths[-1], ("row", *label.levels), rows)
-        if new.table.labels is not None:
-            place, known = new.names.index(label.name), (new.table.labels >= 0).tolist()
-            likely = [label.levels[code] for code in classes.nan_to_num(0.0).argmax(1).tolist()]
-            cells = zip(completed[place], known, likely, strict=True)
-            completed[place] = [cell if is_known else name for cell, is_known, name in cells]
+        likely = torch.where(missing_labels(new) & ~classes.isnan().any(1), classes.nan_to_num(0.0).argmax(1), -1)
+    completed = new.completed(imputed.value, likely)
     num_guarded = write_csv_rows(paths[0], new.names, zip(*completed, strict=True))
     has_refits = any(part.refit is not None for part in draws)
     names = [".imp", ".id", *([".refit"] if has_refits else []), *new.names]
     write_csv_rows(paths[1], names, _long(new, draws, has_refits))
-    write_csv_rows(paths[2], ROW_NAMES, _rows(new, imputed))
-    write_csv_rows(paths[3], CELL_NAMES, _cells(new, imputed))
+    write_csv_rows(paths[2], ROW_NAMES, _rows(new, imputed, trained))
+    write_csv_rows(paths[3], CELL_NAMES, chain(_cells(new, imputed), _label_cells(new, classes, likely)))
     return paths, num_guarded
 
 
 def _long(new: NewRows, draws: Sequence[Draws], has_refits: bool) -> Iterator[Sequence[Any]]:
     number = 0
     for part in draws:
-        for x in part.x:
+        for draw, x in enumerate(part.x):
             number += 1
-            for row, cells in enumerate(zip(*new.completed(x), strict=True), start=1):
+            labels = None if part.labels is None else part.labels[draw]
+            for row, cells in enumerate(zip(*new.completed(x, labels), strict=True), start=1):
                 yield number, row, *([part.refit] if has_refits else []), *cells
 
 
-def _rows(new: NewRows, imputed: Imputation) -> Iterator[Sequence[Any]]:
-    missing, found = (~new.table.mask).sum(1).tolist(), imputed.log_marginal
-    for n, count in enumerate(missing):
+def _label_cells(new: NewRows, classes: Tensor | None, likely: Tensor | None) -> Iterator[Sequence[Any]]:
+    if classes is None or likely is None:
+        return
+    (label,) = new.table.columns.of_role("label")
+    for row in (likely >= 0).nonzero().flatten().tolist():
+        code = int(likely[row])
+        yield row + 1, label.name, label.levels[code], "mode", None, float(classes[row, code])
+
+
+def _rows(new: NewRows, imputed: Imputation, trained: Tensor) -> Iterator[Sequence[Any]]:
+    missing, found = (~new.table.mask).sum(1) + missing_labels(new), imputed.log_marginal
+    for n, count in enumerate(missing.tolist()):
         numbers = (float(value[n]) for value in (found.value, found.std_error, found.ess, found.khat))
-        yield n + 1, count, *numbers, imputed.components[int(imputed.served[n])]
+        yield n + 1, count, *numbers, imputed.components[int(imputed.served[n])], "yes" if trained[n] else "no"
 
 
 def _cells(new: NewRows, imputed: Imputation) -> Iterator[Sequence[Any]]:

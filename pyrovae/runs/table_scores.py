@@ -1,6 +1,8 @@
 """Scores of rows: log p(x), its rank among training rows, and the column that makes a row odd."""
 
-from collections.abc import Callable, Iterator, Sequence
+import math
+import warnings
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -9,17 +11,21 @@ import torch
 from torch import Tensor
 
 from pyrovae.data import Table
+from pyrovae.densities import nonfinite_sites, take
 from pyrovae.evidence import Score, rank_among, score
 from pyrovae.programs import ProgramPair
+from pyrovae.runs.table_files import trained_rows
+from pyrovae.stats import mean_and_std_error
 
 MOST_PATTERNS = 50  # of missing cells whose ranks are computed
 FEWEST_REFERENCES = 20  # training rows below which a rank says nothing
+_MOST_REASONS = 10  # printed
 _AT_ONCE = 256  # rows that are compared with all training rows at once
 _REFERENCE_DRAWS = 200  # per training row, at most
 
 SCORE_NAMES = (
     *("row", "log_marginal", "std_error", "khat", "observed", "rank", "references", "share_below"),
-    *("worst_column", "worst_log_p", "worst_std_error", "worst_khat", "worst_share_below"),
+    *("worst_column", "worst_log_p", "worst_std_error", "worst_khat", "worst_share_below", "trained_on", "reason"),
 )
 CELL_NAMES = ("row", "column", "log_p", "std_error", "khat", "share_below")
 
@@ -36,6 +42,9 @@ class RowScores:
         references: Number of training rows compared, with shape (N,), int64.
         cells_below: Share of the training rows whose cell is less probable given the others, with shape (N, D); NaN
             for missing cells, and rows that were not compared.
+        mask: Whether each cell is observed, with shape (N, D), bool.
+        trained: Whether each row equals a training row, with shape (N,), bool.
+        reasons: Why a row, counted from 0, has no log p(x).
     """
 
     columns: tuple[str, ...]
@@ -43,6 +52,9 @@ class RowScores:
     below: Tensor
     references: Tensor
     cells_below: Tensor
+    mask: Tensor
+    trained: Tensor
+    reasons: Mapping[int, str]
 
     @property
     def worst(self) -> Tensor:
@@ -59,17 +71,19 @@ class RowScores:
     def rows(self) -> Iterator[Sequence[Any]]:
         """Iterate over the rows of scores.csv, whose columns are `SCORE_NAMES`; rows of the file count from 1."""
         marginal, worst = self.score.log_marginal, self.worst.tolist()
-        observed = (~self.score.conditional.isnan()).sum(1).tolist()
+        observed = self.mask.sum(1).tolist()
         for n, place in enumerate(worst):
             count, below = int(self.references[n]), float(self.below[n])
-            known = count > 0
+            known = count > 0 and not math.isnan(below)
             cell = (self.score.conditional, self.score.std_error, self.score.khat, self.cells_below)
             yield (
                 n + 1,
-                *(float(value[n]) for value in (marginal.value, marginal.std_error, marginal.khat)),
+                *(_known(value[n]) for value in (marginal.value, marginal.std_error, marginal.khat)),
                 observed[n],
                 *((int(below) + 1, count, below / count) if known else (None, count, None)),
                 *((self.columns[place], *(float(value[n, place]) for value in cell)) if place >= 0 else (None,) * 5),
+                "yes" if self.trained[n] else "no",
+                self.reasons.get(n),
             )
 
     def cells(self) -> Iterator[Sequence[Any]]:
@@ -85,6 +99,7 @@ def score_rows(
     vae: ProgramPair,
     table: Table,
     reference: Table,
+    training: Table,
     *,
     num_particles: int,
     chunk_size: int | None = None,
@@ -94,12 +109,14 @@ def score_rows(
     """Score the rows of a table, and compare each with training rows in the columns that it has.
 
     Log p(x) of rows with different missing cells are of different columns, and no order of them means anything. So the
-    training rows that have all cells of a row are scored without their other cells.
+    training rows that have all cells of a row are scored without their other cells. A row whose log p(x) is NaN has no
+    rank, and a reason.
 
     Args:
         vae: Trained model.
         table: N rows.
-        reference: Training rows.
+        reference: Training rows that rows are compared with.
+        training: All training rows.
         num_particles: Number of draws K per row; training rows have at most 200.
         chunk_size: Number of latents decoded at once.
         device: Device of the model.
@@ -114,7 +131,8 @@ def score_rows(
     below, references = torch.full((size[0],), torch.nan, dtype=torch.float64), torch.zeros(size[0], dtype=torch.long)
     cells_below = torch.full(size, torch.nan, dtype=torch.float64)
     options: dict[str, Any] = {"chunk_size": chunk_size}
-    found = score(vae.model, vae.guide, **_arguments(table, masks, device), num_particles=num_particles, **options)
+    given = _arguments(table, masks, device)
+    found = _score(vae, given, num_particles=num_particles, **options)
     found = Score(
         type(found.log_marginal)(*(one.cpu() for one in found.log_marginal)), *(one.cpu() for one in found[1:])
     )
@@ -128,15 +146,75 @@ def score_rows(
             continue
         others = _arguments(enough, mask.expand(len(enough), -1), device)
         draws = min(num_particles, _REFERENCE_DRAWS)
-        known = score(vae.model, vae.guide, **others, num_particles=draws, **options)
-        ranks = rank_among(found.log_marginal.value[rows], known.log_marginal.value.cpu())
-        below[rows] = (ranks.rank - 1).double()
-        references[rows] = len(enough)
+        known = _score(vae, others, num_particles=draws, **options)
+        log_p = known.log_marginal.value.cpu()
+        conditional = known.conditional.cpu()[~log_p.isnan()]
+        below[rows] = rank_among(found.log_marginal.value[rows], log_p).rank - 1
+        references[rows] = len(conditional)
         for part in rows.split(_AT_ONCE):
-            lower = known.conditional.cpu().unsqueeze(0) < found.conditional[part].unsqueeze(1)  # (n, R, D)
-            cells_below[part] = torch.where(mask, lower.double().mean(1), torch.nan)
+            lower = conditional.unsqueeze(0) < found.conditional[part].unsqueeze(1)  # (n, R, D)
+            seen = mask & ~found.conditional[part].isnan()
+            cells_below[part] = torch.where(seen, lower.double().mean(1), torch.nan)
     names = tuple(column.name for column in table.columns.data)
-    return RowScores(names, found, below, references, cells_below)
+    bad = found.log_marginal.value.isnan().nonzero().flatten().tolist()
+    reasons = {n: _reason(vae, given, n) for n in bad}
+    return RowScores(names, found, below, references, cells_below, masks, trained_rows(table, training), reasons)
+
+
+def _score(vae: ProgramPair, arguments: Mapping[str, Any], **options: Any) -> Score:
+    """Score rows. Those without a value are told by their reasons, not by a warning.
+
+    Raises:
+        ValueError: If no row has a value, or as `score`.
+    """
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message=r"\d[\d,]* of \d[\d,]* data get NaN")
+        return score(vae.model, vae.guide, **arguments, **options)
+
+
+def _reason(vae: ProgramPair, arguments: Mapping[str, Tensor], row: int) -> str:
+    """Say why a row has no log p(x)."""
+    _, one = take((), arguments, slice(row, row + 1))
+    sites = nonfinite_sites(vae.model, vae.guide, (), one)
+    named = " and ".join(sites)
+    return f"the density of {named} is not finite there" if sites else "a log weight is NaN or unbounded there"
+
+
+def _known(value: Tensor) -> float | None:
+    return None if bool(value.isnan()) else float(value)
+
+
+def mean_lines(scores: RowScores, weights: Tensor | None) -> list[list[str]]:
+    """Return the lines of a table of mean log p(x), over rows that were trained on, held-out rows, and all.
+
+    Rows without log p(x) do not count. If all weights of some rows are 0, they have no mean.
+
+    Args:
+        scores: Scores of N rows.
+        weights: Case weights, with shape (N,); None for 1.
+    """
+    value = scores.score.log_marginal.value
+    known = ~value.isnan()
+    if weights is not None:
+        known &= weights > 0
+    lines = [["rows", "number", "mean log p(x)", "s.e. data"]]
+    parts = {"trained on": scores.trained, "held out": ~scores.trained, "all": torch.ones_like(scores.trained)}
+    for name, of_part in parts.items():
+        rows = known & of_part
+        if name == "all" and bool(scores.trained.all() | (~scores.trained).all()):
+            continue
+        if bool(rows.any()):
+            mean, error = mean_and_std_error(value[rows], None if weights is None else weights[rows])
+            shown = "-" if math.isnan(error) else f"{error:.2f}"
+            lines.append([name, f"{int(rows.sum()):,}", f"{mean:.2f}", shown])
+    return lines
+
+
+def reason_lines(scores: RowScores) -> list[str]:
+    """Say which rows, counted from 1, have no log p(x), and why, one line per row, ten at most."""
+    lines = [f"row {row + 1:,} has no log p(x): {reason}" for row, reason in scores.reasons.items()]
+    more = len(lines) - _MOST_REASONS
+    return lines if more <= 0 else [*lines[:_MOST_REASONS], f"{more:,} further rows have none; see scores.csv"]
 
 
 def choose_rows(table: Table, count: int, seed: int) -> Table:

@@ -63,7 +63,7 @@ class VAEDensity(ClassNamePrefixFeaturesOutMixin, TransformerMixin, DensityMixin
         likelihood: Likelihood p(x|z). None for a `MixedLikelihood` of the columns, with normals and log-normals whose
             scale depends on z. A mapping changes it by kind or name of a column, as in {"real": StudentTLikelihood}.
             A class, functools.partial of one, or its name, is the likelihood of the whole row, which must then be
-            numbers; learned scales have no lower bound by the resolution of the data then.
+            numbers; learned scales have the floors of `floor_of` then.
         prior: Class of the prior p(z), functools.partial of one, or its name; None for `StandardNormalPrior`.
         encoder: Class of the encoder q(z|x), functools.partial of one, or its name; None for `NormalEncoder`.
         network: Class of the networks, functools.partial of one, or its name; None for `MLP` with one hidden layer of

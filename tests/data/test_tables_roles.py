@@ -136,6 +136,11 @@ def test_new_rows_are_read_by_the_columns_of_a_fit():
     assert (new.weights, new.labels, new.group) == (None, None, None)
     with pytest.raises(ValueError, match=r"has no column 'weight' \(weight\)"):
         read_table(fresh, columns=table.columns)
+    assert read_table({**fresh, "weight": [2, 0.5]}, columns=table.columns, new_data=True).weights.tolist() == [2, 0.5]
+    for odd, words in ((None, "row 2 is missing"), (-1, "row 2 is negative"), ("x", "row 2: 'x' is no number")):
+        new = read_table({**fresh, "weight": [2, odd]}, columns=table.columns, new_data=True)
+        assert new.weights is None
+        assert any(words in line and "not weighted" in line for line in new.questions)
 
 
 def test_columns_of_a_fit_keep_their_numbers():
@@ -155,6 +160,32 @@ def test_a_changed_word_changes_the_kind():
         assert changed.columns["grade"].kind == kind
         assert changed.columns.is_complete
         assert changed.x.shape[1] == table.x.shape[1] - (kind == "drop")
+
+
+def test_a_column_dropped_for_its_values_is_guessed_again_without_further_missing_values(tmp_path):
+    income = [f"{1000 + 7.5 * i}" if i % 40 else "refused" for i in range(N)]
+    source, file = tmp_path / "rows.csv", tmp_path / "columns.yaml"
+    source.write_text("y,income\n" + "".join(f"{i * 37 % 101},{value}\n" for i, value in enumerate(income)))
+    table = read_table(source)
+    assert "are no numbers" in table.columns["income"].reason
+    text = table.describe()
+    assert text.count("kind: drop\n") == 1
+    file.write_text(text.replace("kind: drop\n", "kind: drop\n  na_values: [refused]\n"))
+    again = read_table(source, columns=str(file))
+    assert again.columns["income"].kind == "real"
+    assert again.columns["income"].na_values == ("refused",)
+    assert int(again.mask[:, -1].sum()) == N - 3
+    (line,) = [line for line in again.questions if line.startswith("income: it was dropped")]
+    assert "but without 'refused' it is read as real -- to drop it all the same" in line
+    # A column that the user drops has no reason, and one whose values are dropped all the same stays dropped.
+    by_hand = Columns.from_dict({**table.columns.to_dict(), "income": {"kind": "drop", "na_values": ["refused"]}})
+    assert read_table(source, columns=by_hand).columns["income"].kind == "drop"
+    file.write_text(text.replace("kind: drop\n", "kind: drop\n  na_values: [absent]\n"))
+    assert read_table(source, columns=str(file)).columns["income"].kind == "drop"
+    # The columns of a run, with their share of missing cells, stay as they are.
+    plain = table.columns.to_dict()
+    plain["income"]["na_values"] = ["refused"]
+    assert read_table(source, columns=Columns.from_dict(plain)).columns["income"].kind == "drop"
 
 
 @pytest.mark.parametrize(

@@ -194,6 +194,40 @@ def test_error_rate_counts_known_classes_and_data_without_probabilities():
     assert math.isnan(nothing.value)
 
 
+def test_case_weights_weigh_the_errors_and_their_standard_error():
+    """The error is that of a ratio, sqrt(N / (N - 1) sum w^2 (v - m)^2) / sum w, over known data of positive weight."""
+    p = torch.tensor([[0.9, 0.1], [0.4, 0.6], [0.2, 0.8], [0.3, 0.7], [0.7, 0.3], [0.8, 0.2]])
+    labels, weights = torch.tensor([0, 0, -1, 1, 0, 1]), torch.tensor([3.0, 1.0, 9.0, 2.0, 4.0, 0.0])
+    rate = error_rate(p, labels, weights)
+    assert rate.value == pytest.approx(1 / 10)
+    squares = 3**2 * 0.1**2 + 1**2 * 0.9**2 + 2**2 * 0.1**2 + 4**2 * 0.1**2
+    assert rate.std_error == pytest.approx(math.sqrt(4 / 3 * squares) / 10)
+    assert rate.size == 4
+    nothing = error_rate(p, labels, torch.tensor([0.0, 0, 1, 0, 0, 0]))
+    assert nothing.size == 0
+    assert math.isnan(nothing.value)
+    with pytest.raises(ValueError, match="finite and not negative"):
+        error_rate(p, labels, -weights)
+
+
+def test_classify_weighs_its_errors_alone_and_refuses_a_second_meaning_of_weights():
+    def model(x):
+        with pyro.plate("data", len(x)):
+            y = pyro.sample("y", dist.Categorical(torch.tensor([0.5, 0.5])))
+            pyro.sample("x", dist.Normal(2.0 * y, 1.0), obs=x)
+
+    x, labels = torch.tensor([0.0, 1.5, 3.0]), torch.tensor([0, 0, 1])
+    plain, weighted = (classify(model, None, x, labels=labels, weights=w) for w in (None, torch.tensor([1.0, 6, 1])))
+    assert torch.equal(plain.probabilities, weighted.probabilities)
+    assert (plain.error.value, weighted.error.value) == (pytest.approx(1 / 3), pytest.approx(6 / 8))
+
+    def other(x, weights=None):
+        model(x)
+
+    with pytest.raises(ValueError, match="weights are the case weights of classify, but a program has an argument"):
+        classify(other, None, x, labels=labels, weights=torch.ones(3))
+
+
 def test_what_is_no_class_is_refused(problem):
     model, guide = programs(problem, "index")
     x = problem[3]

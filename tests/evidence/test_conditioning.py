@@ -144,10 +144,18 @@ def test_ranks_among_training_rows():
     found = rank_among(torch.tensor([-9.0, -3.0, -2.5, 0.0]), training)
     assert found.rank.tolist() == [1, 2, 4, 6]
     torch.testing.assert_close(found.share, torch.tensor([0.0, 0.2, 0.6, 1.0], dtype=torch.float64))
-    with pytest.raises(ValueError, match="training must not be NaN, got 1 such rows"):
-        rank_among(training, torch.tensor([0.0, torch.nan]))
+    with pytest.raises(ValueError, match="got NaN for all 2; look for NaN"):
+        rank_among(training, torch.tensor([torch.nan, torch.nan]))
     with pytest.raises(ValueError, match=r"got \(5,\) and \(0,\)"):
         rank_among(training, training[:0])
+
+
+def test_a_row_without_log_p_has_no_rank_and_changes_no_other():
+    nan = torch.nan
+    found = rank_among(torch.tensor([-9.0, nan, -2.5]), torch.tensor([-2.0, nan, -4.0, -3.0, -1.0]))
+    assert found.rank.isnan().tolist() == found.share.isnan().tolist() == [False, True, False]
+    assert found.rank[[0, 2]].tolist() == [1, 3]
+    assert found.share[[0, 2]].tolist() == [0.0, 0.5]
 
 
 def test_an_odd_row_has_a_low_rank(problem):

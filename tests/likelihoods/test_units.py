@@ -8,15 +8,19 @@ import torch
 from pyro.infer import TraceMeanField_ELBO
 
 from pyrovae import (
+    MLP,
     Blueprint,
     LaplaceLikelihood,
     LogNormalLikelihood,
     NormalLikelihood,
+    RoundedNormalLikelihood,
     StudentTLikelihood,
     TruncatedNormalLikelihood,
     fit,
     log_marginal,
 )
+from pyrovae.baselines import IndependentColumns
+from pyrovae.densities import entry_of
 from pyrovae.likelihoods import Moments
 
 
@@ -92,3 +96,46 @@ def test_a_column_that_is_nearly_always_the_same_has_the_gap_of_its_values_as_sp
     assert units.spread[0] == 16
     torch.testing.assert_close(units.spread[2], units.spread[:2].square().mean().sqrt())
     assert bool((Moments.of(torch.ones(5, 2)).spread == 1).all())
+
+
+def test_the_floor_of_scales_is_the_gap_of_few_values_and_at_most_their_deviation():
+    few = torch.tensor([[0.0, 0.0, 1.0, 2.0], [0.5, 7.0, torch.nan, 2.0], [1.5, 0.0, 4.0, 2.0], [3.0, 0.0, 5.0, 2.0]])
+    floors = Moments.of(few).resolution
+    deviation = (3 * 1.75**2 + 5.25**2) ** 0.5 / 2  # of 0, 7, 0, 0
+    torch.testing.assert_close(floors[:3], torch.tensor([0.5, deviation, 1.0]))
+    assert floors[3] == pytest.approx(1e-3 * Moments.of(few).spread[3].item())
+    torch.testing.assert_close(Moments.of(few * 7.0).resolution, 7 * floors)
+
+
+@pytest.mark.parametrize("kind", [NormalLikelihood, LaplaceLikelihood, StudentTLikelihood, LogNormalLikelihood])
+def test_model_and_baseline_have_one_floor_however_small_their_scales(kind):
+    """A column of few values, whose density has no maximum, and one of many, on which the floor has no effect."""
+    pyro.set_rng_seed(2)
+    x = torch.stack([torch.randint(1, 5, (200,)).float(), torch.randn(200).exp()], 1)
+    vae = Blueprint(2, 1, likelihood=partial(kind, scale="dimension"), x=x, network=partial(MLP, hidden=[])).vae()
+    likelihood = vae.model.likelihood
+    with torch.no_grad():
+        likelihood.scale.raw.fill_(-12.0)  # of a scale near 0
+    scale = entry_of(likelihood(torch.zeros(1, 1))).scale[0].detach()
+    is_log = kind is LogNormalLikelihood
+    floor = 1 / x[:, 0].log().mean().exp() if is_log else torch.tensor(1.0)
+    assert scale[0].item() == pytest.approx(floor.item(), rel=1e-4)
+    assert scale[1] < 1e-3
+    # A column with one frequent value, on which the floor binds the baseline.
+    rare, made = torch.tensor([2.0] * 400 + [3.0, 1.0])[:, None], partial(kind, scale="dimension")
+    deviation = (2 / 402) ** 0.5
+    assert Moments.of(rare).resolution.item() == pytest.approx(deviation, rel=1e-4)
+    if kind is not StudentTLikelihood:  # slow
+        free, default, floored = (
+            IndependentColumns(rare, made, resolution=given).log_prob(rare[:1]) for given in (1e-4, None, deviation)
+        )
+        torch.testing.assert_close(default, floored, rtol=0, atol=1e-5)
+        assert free > default or kind is NormalLikelihood
+
+
+def test_probabilities_of_rounded_numbers_have_no_floor():
+    x = torch.randint(0, 4, (50, 2)).float()
+    made = partial(RoundedNormalLikelihood, resolution=1.0, scale="dimension")
+    likelihood = Blueprint(2, 1, likelihood=made, x=x).vae().model.likelihood
+    assert bool((likelihood.units.floor == 0).all())
+    assert bool((Blueprint(2, 1, likelihood=NormalLikelihood).vae().model.likelihood.units.floor == 0).all())

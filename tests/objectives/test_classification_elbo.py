@@ -111,8 +111,8 @@ def test_labelled_data_train_the_classifier_by_the_term_alone():
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ((10, 0), "num_labelled must be from 1 to num_data=10, got 0"),
-        ((10, 11), "num_labelled must be from 1 to num_data=10, got 11"),
+        ((10, 0), "num_labelled must be above 0 and at most num_data=10, got 0"),
+        ((10, 11), "num_labelled must be above 0 and at most num_data=10, got 11"),
         ((10, 5, -0.1), "alpha must be at least 0, got -0.1"),
         ((10, 5, float("nan")), "alpha must be at least 0, got nan"),
     ],

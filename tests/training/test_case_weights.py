@@ -21,6 +21,7 @@ from pyrovae import (
     BernoulliLikelihood,
     Blueprint,
     Capacity,
+    ClassificationELBO,
     CombinedImportanceWeightedELBO,
     FreeBits,
     ImportanceWeightedELBO,
@@ -138,10 +139,27 @@ def test_weights_train_as_repeated_and_removed_rows(noise, elbo, execution):
     assert any(not torch.allclose(plain[0][name], value) for name, value in expected[0].items())
 
 
+@pytest.mark.parametrize("execution", ["eager", "recorded"])
+def test_weights_of_labelled_data_train_as_repeated_and_removed_rows(noise, execution):
+    """The weights multiply the ELBO and the term of the labels, of which M is the labelled share of the weights."""
+    labels = torch.tensor([1, -1, 0, 2, -1, 1])
+    size = len(X)
+    data, repeated = ({"x": X[rows], "labels": labels[rows]} for rows in (torch.arange(size), ROWS))
+    counted = float(size * WEIGHTS[labels >= 0].sum() / WEIGHTS.sum())
+    assert counted == (labels[ROWS] >= 0).sum() == 5
+    elbo = ClassificationELBO(size, counted, 0.7)
+    expected = trained(mixture, repeated, elbo, batch_size=size, epochs=2)
+    found = trained(mixture, data, elbo, WEIGHTS, batch_size=size, epochs=2, execution=execution,
+                    validation=data, validation_weights=WEIGHTS)  # fmt: skip
+    assert_same(found, expected)
+    plain = trained(mixture, data, elbo, batch_size=size, epochs=2)
+    assert any(not torch.allclose(plain[0][name], value) for name, value in expected[0].items())
+    again = trained(mixture, repeated, elbo, batch_size=size, epochs=2, validation=repeated)
+    assert found[1]["validation_objective"] == pytest.approx(again[1]["validation_objective"], rel=1e-10)
+
+
 def test_every_objective_of_the_registry_is_weighed_or_refused():
     assert set(known_parts("elbo")) == WEIGHABLE.keys() | REFUSED | {"ClassificationELBO"}
-    with pytest.raises(ValueError, match="but ClassificationELBO gives no term per datum"):
-        check_weighable(known_parts("elbo")["ClassificationELBO"](num_data=9, num_labelled=3))
 
 
 KL_WEIGHTS = [LinearWarmup(2), FreeBits(0.3, per="dimension"), Capacity(0.1, 1.0, 2), GECO(1.0)]

@@ -1,10 +1,14 @@
-"""Numbers about a fit that are neither log p(x) nor an objective: dimensions in use, tests of uniformity.
+"""Numbers about a fit that are neither log p(x) nor an objective: dimensions in use, calibration of the guide.
 
 active_units   latent dimensions that a guide uses
 uniformity     tests of uniform ranks and PIT values, and p-values of several tests together
+simulation     data simulated with their latents from any model
+calibration    `sbc`, simulation-based calibration of a guide
+weighted_calibration  `weighted_sbc`, calibration of importance weights
 """
 
 from pyrovae.diagnostics.active_units import ACTIVE_FROM, unit_activity
+from pyrovae.diagnostics.calibration import Calibration, sbc
 from pyrovae.diagnostics.uniformity import (
     EcdfBand,
     Uniformity,
@@ -14,15 +18,20 @@ from pyrovae.diagnostics.uniformity import (
     holm,
     randomised_pit,
 )
+from pyrovae.diagnostics.weighted_calibration import WeightedCalibration, weighted_sbc
 
 __all__ = [
     "ACTIVE_FROM",
+    "Calibration",
     "EcdfBand",
     "Uniformity",
+    "WeightedCalibration",
     "cauchy_combination",
     "check_uniform",
     "ecdf_band",
     "holm",
     "randomised_pit",
+    "sbc",
     "unit_activity",
+    "weighted_sbc",
 ]

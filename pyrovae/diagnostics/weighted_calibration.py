@@ -159,7 +159,8 @@ def _weighted(
     """
     if proposal is None:
         by_guide = weighted_draws(*pair, *block.args, num_particles=num_draws, **block.kwargs)
-        drawn, log_w, true_log_w = by_guide.latents, by_guide.log_weights, _true_log_weight(*pair, block)
+        drawn, log_w = by_guide.latents, by_guide.log_weights
+        true_log_w = _true_log_weight(*pair, block, drawn)
     else:
         space = LatentSpace(*pair, *block.args, **block.kwargs)
         true = {name: block.latents[name].unsqueeze(0) for name in space.names}
@@ -168,13 +169,14 @@ def _weighted(
     return latents, torch.cat([true_log_w, log_w]).detach().cpu().double()
 
 
-def _true_log_weight(model: VectorizedProgram, guide: VectorizedProgram, block: Simulation) -> Tensor:
+def _true_log_weight(
+    model: VectorizedProgram, guide: VectorizedProgram, block: Simulation, drawn: Mapping[str, Tensor]
+) -> Tensor:
     """Evaluate the log weights of the true latents in nats, with shape (1, n); inf where q(z|x) is 0."""
-    latents = {name: value.unsqueeze(0) for name, value in block.latents.items()}
+    latents = {name: block.latents[name].unsqueeze(0).to(value.dtype) for name, value in drawn.items()}
     guide_trace = guide.trace(1, block.args, block.kwargs, latents)
     log_q = _where_supported(guide_trace, guide_trace.log_densities()[0])
-    drawn = {name: latents[name] for name in guide_trace.latents}
-    return model.trace(1, block.args, block.kwargs, drawn).log_densities()[0] - log_q
+    return model.trace(1, block.args, block.kwargs, latents).log_densities()[0] - log_q
 
 
 def _where_supported(trace: ParticleTrace, log_q: Tensor) -> Tensor:

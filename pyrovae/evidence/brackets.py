@@ -252,7 +252,8 @@ def draws_with_true(
         ValueError: If a component of the proposal has no slot, or the proposal does not support the latents.
     """
     component = proposal.adapt(space, chunk_size=chunk_size)
-    points, point = component.draw(num_slots), Points(space, true)
+    points = component.draw(num_slots)
+    point = Points(space, {name: value.to(points.latents[name].dtype) for name, value in true.items()})
     log_w, which = component.weigh(points).double().cpu(), points.component.cpu()
     true_log_w = (sum(point.log_prior_and_likelihood) - component.log_density(point)).double().cpu()
     shares = torch.tensor(component.shares, dtype=torch.float64)

@@ -307,6 +307,14 @@ class TestMistakes:
 
         self.refuse(model, "the value of site 'x' is none of the arguments")
 
+    def test_distributions_that_use_the_given_data_are_refused(self):
+        def model(x):
+            with pyro.plate("data", len(x)):
+                z = pyro.sample("z", dist.Normal(0.0, 1.0))
+                pyro.sample("x", dist.Normal(z + x, 1.0), obs=x)
+
+        self.refuse(model, "a distribution of the model depends on the data that it is given")
+
     def test_factors_are_refused(self):
         def model(x):
             with pyro.plate("data", len(x)):
@@ -326,6 +334,40 @@ class TestMistakes:
     def test_too_few_draws_are_refused(self):
         with pytest.raises(ValueError, match="num_draws must be at least 2, got 1"):
             sbc(coins, posterior_of_coins, torch.zeros(3), num_draws=1)
+
+
+def columns(x):
+    """z ~ N(0, 1), and two sites that observe a column each, the second given the first."""
+    with pyro.plate("data", len(x), dim=-1):
+        z = pyro.sample("z", dist.Normal(0.0, 1.0))
+        first = pyro.sample("first", dist.Normal(z, 1.0), obs=x[:, 0])
+        pyro.sample("second", dist.Normal(first - z, 1.0), obs=x[:, 2])
+
+
+def columns_guide(x):
+    with pyro.plate("data", len(x), dim=-1):
+        pyro.sample("z", dist.Normal((2 * x[:, 0] - x[:, 2]) / 3, 3**-0.5))
+
+
+def test_sites_may_observe_columns_of_an_argument():
+    x = torch.full((5, 3), 7.0)
+    found = sbc(columns, columns_guide, x, num_simulations=1000, num_draws=19)
+    assert found.p_value > 0.05
+    assert sbc(columns, lambda x: columns_guide(x + 0.7), x, num_simulations=1000, num_draws=19).p_value < 1e-6
+
+
+def test_a_density_that_is_broadcast_over_columns_draws_each_of_them():
+    def model(x):
+        with pyro.plate("data", len(x), dim=-1):
+            z = pyro.sample("z", dist.Normal(0.0, 1.0))
+            pyro.sample("x", dist.Normal(z.unsqueeze(-1), 1.0).to_event(1), obs=x)
+
+    def guide(x):
+        with pyro.plate("data", len(x), dim=-1):
+            pyro.sample("z", dist.Normal(x.sum(-1) / 4, 0.5))
+
+    found = sbc(model, guide, torch.zeros(5, 3), num_simulations=1000, num_draws=19)
+    assert found.p_value > 0.05
 
 
 def test_values_given_outside_the_plate_stay():

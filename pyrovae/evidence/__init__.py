@@ -29,7 +29,7 @@ latent_space, blocks  unconstrained coordinates, blocks of data
 
 from pyrovae.evidence.ais import ais
 from pyrovae.evidence.blocks import DEFAULT_CHUNK_SIZE, check_memory
-from pyrovae.evidence.brackets import Bracket, agreeing_schedule, bracket
+from pyrovae.evidence.brackets import Bracket, agreeing_schedule, bracket, draws_with_true
 from pyrovae.evidence.classification import Classification, ErrorRate, classify, error_rate
 from pyrovae.evidence.conditioning import Conditional, conditional
 from pyrovae.evidence.evaluation import KHAT_LIMIT, Evaluation, base_measure_of, evaluate, exact_summary
@@ -87,6 +87,7 @@ __all__ = [
     "check_memory",
     "classify",
     "conditional",
+    "draws_with_true",
     "error_rate",
     "evaluate",
     "evidence_lower_bound",

@@ -21,7 +21,7 @@ from pyrovae.evidence.blocks import (
     evaluation_mode,
     split_count,
 )
-from pyrovae.evidence.latent_space import Latents
+from pyrovae.evidence.latent_space import Latents, LatentSpace
 from pyrovae.evidence.points import Points
 from pyrovae.evidence.proposal_components import Component
 from pyrovae.evidence.proposals import Proposal, default_proposal
@@ -227,6 +227,40 @@ def _with_pooled_errors(bounds: Bracket, true_weights: Tensor, means: Tensor, *,
         upper_error=at_least(bounds.upper_error, variance + slot),
         gap_error=at_least(bounds.gap_error, bounds.gap.var()),
     )
+
+
+def draws_with_true(
+    space: LatentSpace, true: Latents, num_slots: int, proposal: Proposal, chunk_size: int
+) -> tuple[Latents, Tensor, Tensor]:
+    r"""Draw latents from a proposal, with one slot of each datum left to its true latent.
+
+    The slot j is drawn as by `bracket`. Given all latents together, slot j holds the true one with probability
+    proportional to w_j share_s / n_s, with the share and the number of slots of the component s of slot j.
+
+    Args:
+        space: Latents of a model and a guide at N simulated data; programs must be in evaluation mode.
+        true: Latents that the data were simulated from, by site, each with shape (1, N, ...).
+        num_slots: Number of slots K.
+        proposal: `Proposal` to draw from.
+        chunk_size: Number of latents, K times N, decoded at once, which bounds memory.
+
+    Returns:
+        The draws by site, with shape (K, N, ...); the logarithms of w share_s / n_s in nats, with shape (K, N), -inf in
+        the slot of the true latent; and that of the true latent, with shape (1, N); float64, on the CPU.
+
+    Raises:
+        ValueError: If a component of the proposal has no slot, or the proposal does not support the latents.
+    """
+    component = proposal.adapt(space, chunk_size=chunk_size)
+    points = component.draw(num_slots)
+    point = Points(space, {name: value.to(points.latents[name].dtype) for name, value in true.items()})
+    log_w, which = component.weigh(points).double().cpu(), points.component.cpu()
+    true_log_w = (sum(point.log_prior_and_likelihood) - component.log_density(point)).double().cpu()
+    shares = torch.tensor(component.shares, dtype=torch.float64)
+    correction = (shares / which.bincount(minlength=len(shares))).log()[which].unsqueeze(-1)
+    slot = _slot(component, point, which).unsqueeze(0)
+    true_log_w = true_log_w + correction.expand_as(log_w).gather(0, slot)
+    return points.latents, (log_w + correction).scatter(0, slot, -torch.inf), true_log_w
 
 
 def _slot(component: Component, point: Points, which: Tensor) -> Tensor:

@@ -94,12 +94,12 @@ def measured(path: Path, settings: dict[str, int]) -> dict[str, Tensor]:
         model, x, conditions = on_test_data(path, settings["num_data"])
         draws = {key: settings[key] for key in ("guide_particles", "num_particles")}
         found = evaluate(model.model, model.guide, x, **draws, **conditions)
-        activity = unit_activity(model.guide, x, **conditions)
+        activity = unit_activity(model.model, model.guide, x, **conditions).activity
         return {
             "elbo": found.elbo,
             "bound": found.guide.log_marginal.value,
             "log_marginal": found.marginal.log_marginal.value,
-            "activity": torch.cat([value.flatten() for value in activity.values()]),
+            "activity": activity,
         }
 
     return load_or_compute(path.with_name(f"{path.name}-{'-'.join(map(str, settings.values()))}.json"), made)

@@ -81,7 +81,7 @@ FUNCTIONS = {
     "evaluate": lambda m, g, *x, **k: evaluate(m, g, *x, num_particles=3, proposal=GuideProposal(), **k).elbo,
     "validate": lambda m, g, *x, **k: torch.tensor(validate(m, g, *x, **k).elbo),
     "elbo_parts": lambda m, g, *x, **k: pyrovae.elbo_parts(m, g, *x, **k).reconstruction,
-    "unit_activity": lambda m, g, *x, **k: unit_activity(g, *x, **k)["z"],
+    "unit_activity": lambda m, g, *x, **k: unit_activity(m, g, *x, **k).activity,
     "fit": lambda m, g, *x, **k: torch.tensor(
         fit(m, g, {"x": x[0], **k}, elbo=Trace_ELBO(), epochs=1, optimizer=partial(torch.optim.SGD, lr=0.0)).rows[0][
             "train_elbo"
@@ -222,7 +222,7 @@ class TestRefusedData:
         assert "x must have shape (N, 1), got (4,); give x.unsqueeze(-1)" in message
 
     def test_the_guide_alone_names_the_number_of_its_inputs(self, vae, x):
-        message = refusal(unit_activity, vae.guide, x[:, :4])
+        message = refusal(unit_activity, vae.model, vae.guide, x[:, :4])
         assert "take 6 numbers per datum" in message
         assert "got 4, from x of shape (5, 4) and no covariates" in message
         assert "give both with the widths" in message
@@ -289,7 +289,7 @@ class TestPlaces:
                 lambda v, x: pyrovae.ais(v, x, num_particles=2, betas=linear_schedule(2)),
                 "ais(vae.model, x, guide=vae.guide, ...)",
             ),
-            (lambda v, x: unit_activity(v, x), "unit_activity(vae.guide, x, ...)"),
+            (lambda v, x: unit_activity(v, x), "unit_activity(vae.model, vae.guide, x, ...)"),
             (lambda v, x: pyrovae.bracket(v, {}, x), "bracket(vae.model, vae.guide, latents, x, ...)"),
             (lambda v, x: evaluate(v, x, num_particles=2), "evaluate(vae.model, vae.guide, x, ...)"),
         ],

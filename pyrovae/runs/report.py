@@ -343,7 +343,7 @@ def write_posterior(run: Run, vae: ProgramPair, data: Data, *, seed: int) -> Non
     write_netcdf(tree, run.path / POSTERIOR)
 
 
-def _drawn_groups(vae: ProgramPair, x: Tensor, conditions: dict[str, Tensor], *, seed: int) -> dict[str, Any]:
+def _drawn_groups(vae: ProgramPair, x: Tensor, conditions: dict[str, Any], *, seed: int) -> dict[str, Any]:
     """Draw latents from the prior, and data from the prior and from the guide, for `to_arviz`."""
     arguments: tuple[tuple[Any, ...], dict[str, Any]] = ((x,), conditions)
     model, _ = vectorize(vae.model, None, *arguments)

@@ -16,6 +16,7 @@ from pyrovae.data.ampute import Mechanism, ampute
 from pyrovae.data.binarize import EVALUATION_SEED, Binarize
 from pyrovae.data.dataset import Data
 from pyrovae.data.load import load_data
+from pyrovae.data.sources import read_array
 from pyrovae.data.table_files import RawTable, read_raw
 from pyrovae.data.table_text import columns_yaml, original, read_columns, write_csv, write_csv_rows
 from pyrovae.data.tables import NA_VALUES, Table, read_table
@@ -37,6 +38,7 @@ __all__ = [
     "open_regular",
     "original",
     "parse_yaml",
+    "read_array",
     "read_bytes",
     "read_columns",
     "read_raw",

@@ -121,7 +121,7 @@ def _socket_timeout() -> Iterator[None]:
         socket.setdefaulttimeout(before)
 
 
-def read_array(name: str, flag: str = "--data", *, stream: bool = False) -> np.ndarray:
+def read_array(name: str, flag: str = "--data", *, stream: bool = False, new_data: bool = False) -> np.ndarray:
     """Read an array of the user, and check that its values are finite and representable in float32.
 
     Args:
@@ -129,6 +129,7 @@ def read_array(name: str, flag: str = "--data", *, stream: bool = False) -> np.n
         flag: Flag that named the array: "--data", which may have missing values (NaN), or "--covariates", for which
             shape (N,) is also valid.
         stream: Whether to map PATH.npy into memory instead of reading it; it must then be complete.
+        new_data: Whether the rows are new to a fitted model: then one row is enough, and a column may be all missing.
 
     Raises:
         FileNotFoundError: If the file does not exist.
@@ -139,6 +140,8 @@ def read_array(name: str, flag: str = "--data", *, stream: bool = False) -> np.n
     path = Path(os.path.expanduser(stem + ".npz" if has_key else name))
     if path.suffix not in (".npy", ".npz"):
         names = ("digits", "mnist") if flag == "--data" else ("labels",)
+        if new_data:
+            raise ValueError(f"{flag} {name!r} must be a file, PATH.npy or PATH.npz:KEY")
         raise ValueError(unknown(flag, name, names) + ", or a file: PATH.npy or PATH.npz:KEY")
     if not os.path.isfile(path):
         raise FileNotFoundError(f"{path}: no such file; check the path given to {flag}")
@@ -147,17 +150,19 @@ def read_array(name: str, flag: str = "--data", *, stream: bool = False) -> np.n
         raise ValueError(
             f"{name} must hold booleans, integers or real numbers, got dtype {array.dtype}; convert it before saving"
         )
-    if array.ndim < (2 if flag == "--data" else 1) or array.size == 0 or len(array) < 10:
+    least = 1 if new_data else 10
+    if array.ndim < (1 if flag == "--covariates" else 2) or array.size == 0 or len(array) < least:
+        rows = "one row" if new_data else "ten rows"
         raise ValueError(
-            f"{name} must have shape (N, ...) with at least ten rows and one value in each, got {array.shape}; reshape "
+            f"{name} must have shape (N, ...) with at least {rows} and one value in each, got {array.shape}; reshape "
             "it, or give more data"
         )
-    _check_values(array, name, missing=flag == "--data" and not stream)
+    _check_values(array, name, missing=flag != "--covariates" and not stream, new_data=new_data)
     return array
 
 
-def _check_values(array: np.ndarray, name: str, *, missing: bool) -> None:
-    """Check the values of an array. Missing ones, NaN, are allowed if asked for, but not in a whole column."""
+def _check_values(array: np.ndarray, name: str, *, missing: bool, new_data: bool = False) -> None:
+    """Check the values of an array. Missing ones, NaN, are allowed if asked for; whole columns of them in new data."""
     bad_values, first = 0, (0, 0)
     seen = np.zeros(int(np.prod(array.shape[1:], dtype=int)), dtype=bool)
     for start in range(0, len(array), _CHUNK):
@@ -184,7 +189,7 @@ def _check_values(array: np.ndarray, name: str, *, missing: bool) -> None:
             f"{name} has {bad_values} values that are {kinds}, the first in row {first[0]}, column {first[1]} (counted "
             "from 0, each datum flattened); remove or replace them"
         )
-    if not seen.all():
+    if not seen.all() and not new_data:
         raise ValueError(
             f"{name} has no value in column {int((~seen).argmax())} (counted from 0, each datum flattened), only NaN; "
             "leave the column out"

@@ -22,10 +22,25 @@ from pyrovae.diagnostics.disentanglement import (
     mig,
     sap,
 )
+from pyrovae.diagnostics.foreign import (
+    AUC,
+    ForeignData,
+    foreign_data,
+    noise_like,
+    roc_auc,
+    shuffled_columns,
+    shuffled_entries,
+)
 from pyrovae.diagnostics.information import Ends, Information, information
+from pyrovae.diagnostics.khat import KhatMap, khat_map
 from pyrovae.diagnostics.kl import KLByDimension, kl_by_dimension
 from pyrovae.diagnostics.nuts import NutsCheck, nuts_check
 from pyrovae.diagnostics.pca import PCAAlignment, decoded_axes, pca_alignment
+from pyrovae.diagnostics.pit import PIT, pit
+from pyrovae.diagnostics.predictive import PredictiveCheck, check_predictive, tail_probabilities
+from pyrovae.diagnostics.replicates import replicate
+from pyrovae.diagnostics.statistics import default_statistics
+from pyrovae.diagnostics.typicality import Typicality, typicality
 from pyrovae.diagnostics.uniformity import (
     EcdfBand,
     Uniformity,
@@ -39,39 +54,57 @@ from pyrovae.diagnostics.weighted_calibration import WeightedCalibration, weight
 
 __all__ = [
     "ACTIVE_FROM",
+    "AUC",
     "DCI",
+    "PIT",
     "Calibration",
     "Collapse",
     "EcdfBand",
     "Ends",
     "Entropies",
+    "ForeignData",
     "Information",
     "KLByDimension",
+    "KhatMap",
     "NutsCheck",
     "PCAAlignment",
+    "PredictiveCheck",
     "Score",
+    "Typicality",
     "Uniformity",
     "UnitActivity",
     "WeightedCalibration",
     "beta_vae_score",
     "cauchy_combination",
+    "check_predictive",
     "check_uniform",
     "collapse",
     "dci",
     "decoded_axes",
+    "default_statistics",
     "ecdf_band",
     "entropies",
     "factor_vae_score",
+    "foreign_data",
     "half_sample_error",
     "holm",
     "information",
+    "khat_map",
     "kl_by_dimension",
     "mig",
+    "noise_like",
     "nuts_check",
     "pca_alignment",
+    "pit",
     "randomised_pit",
+    "replicate",
+    "roc_auc",
     "sap",
     "sbc",
+    "shuffled_columns",
+    "shuffled_entries",
+    "tail_probabilities",
+    "typicality",
     "unit_activity",
     "weighted_sbc",
 ]

@@ -16,6 +16,7 @@ brackets              lower and upper bounds on simulated data, temperatures at 
 exact                 `exact_log_marginal`: quadrature, enumeration, closed forms
 quadrature, cubature  survey of each posterior, trapezoid sum, adaptive cells, checks of the result
 refinement            approximation and amortisation gaps
+encoding              `encode`, means, standard deviations and draws of the latents
 imputation            `impute`, missing entries given the observed ones
 conditioning          `conditional`, log p(x_a | x_b), and draws given x_b
 scoring               `score`, log p(x_d | the other entries); `rank_among`, ranks among training rows
@@ -32,6 +33,7 @@ from pyrovae.evidence.blocks import DEFAULT_CHUNK_SIZE, check_memory
 from pyrovae.evidence.brackets import Bracket, agreeing_schedule, bracket, draws_with_true
 from pyrovae.evidence.classification import Classification, ErrorRate, classify, error_rate
 from pyrovae.evidence.conditioning import Conditional, conditional
+from pyrovae.evidence.encoding import Encoding, encode
 from pyrovae.evidence.evaluation import KHAT_LIMIT, Evaluation, base_measure_of, evaluate, exact_summary
 from pyrovae.evidence.exact import ExactMarginal, exact_log_marginal, linear_gaussian_log_marginal
 from pyrovae.evidence.importance import evidence_lower_bound, ladder, log_marginal, log_weight_blocks
@@ -63,6 +65,7 @@ __all__ = [
     "Classification",
     "Conditional",
     "DefensiveProposal",
+    "Encoding",
     "ErrorRate",
     "Evaluation",
     "ExactMarginal",
@@ -88,6 +91,7 @@ __all__ = [
     "classify",
     "conditional",
     "draws_with_true",
+    "encode",
     "error_rate",
     "evaluate",
     "evidence_lower_bound",

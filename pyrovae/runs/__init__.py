@@ -2,7 +2,7 @@
 
 train.py: flags -> parse -> table_data -> resolve -> build, with the registry of parts and their options.
 All scripts: parser (flags, help, errors), words (types in words), cli (exit codes, signals).
-Run folder: run, files, locks, report, tables, export, comparison, sweep, versions.
+Run folder: run, files, locks, report, tables, export, encodings, comparison, sweep, versions.
 Files of strangers: reading (sizes, kinds of values), readers (one per file), partial (stopped evaluations).
 """
 
@@ -18,6 +18,7 @@ from pyrovae.runs.build import (
     needs_mean_field,
 )
 from pyrovae.runs.cli import Stopper, finishing_steps, run_script
+from pyrovae.runs.encodings import write_projector
 from pyrovae.runs.export import to_arviz
 from pyrovae.runs.files import check_folder, check_writable, read_state, write_json, write_state, write_whole
 from pyrovae.runs.parse import parse_training
@@ -68,6 +69,7 @@ __all__ = [
     "trusted_modules",
     "with_name_lists",
     "write_json",
+    "write_projector",
     "write_state",
     "write_whole",
 ]

@@ -5,6 +5,10 @@ The draws come from q(z | x) and not from MCMC: with log_weight = log p(x, z) - 
     E[f(z) | x] is estimated by sum_k exp(log_weight_k) f(z_k) / sum_k exp(log_weight_k),
 
 separately for each datum. ArviZ itself averages with equal weights.
+
+`arviz.loo` of this averages the conditional log p(x | z), which rises with the freedom of z (Merkle, Furr and
+Rabe-Hesketh 2019, "Bayesian comparison of latent variable models: conditional versus marginal likelihoods",
+https://doi.org/10.1007/s11336-019-09679-0). `comparison.marginal_to_arviz` gives it the marginal log p(x).
 """
 
 import os
@@ -52,19 +56,23 @@ def to_arviz(
     log_likelihood: Mapping[str, Tensor] | None = None,
     log_weights: Tensor | None = None,
     stats: "LogMarginal | None" = None,
+    prior: Mapping[str, Tensor] | None = None,
+    posterior_predictive: Mapping[str, Tensor] | None = None,
+    prior_predictive: Mapping[str, Tensor] | None = None,
     data_index: Tensor | None = None,
     event_dims: Mapping[str, Sequence[str]] | None = None,
     attrs: Mapping[str, str | int | float] | None = None,
 ) -> "DataTree":
     """Build ArviZ data from K draws of the guide for each of N data.
 
-    Groups and dims: ``posterior`` and ``log_likelihood`` (chain, draw, datum, ...), with a chain of
-    length 1; ``observed_data`` (datum, ...); ``sample_stats`` with ``log_weight`` (chain, draw,
-    datum) and ``log_marginal``, ``log_marginal_std_error``, ``ess`` and ``khat`` (datum). Groups
-    without data are omitted. Half precision becomes float32; other dtypes are kept. Tensors on
-    the CPU share their memory with the result.
+    Groups and dims: ``posterior``, ``prior``, ``posterior_predictive``, ``prior_predictive`` and ``log_likelihood``
+    (chain, draw, datum, ...), with a chain of length 1; ``observed_data`` (datum, ...); ``sample_stats`` with
+    ``log_weight`` (chain, draw, datum) and ``log_marginal``, ``log_marginal_std_error``, ``ess`` and ``khat`` (datum).
+    Groups without data are omitted. The number of draws may differ between prior, predictive groups and posterior. Half
+    precision becomes float32; other dtypes are kept. Tensors on the CPU share their memory with the result.
 
-    ``arviz.loo`` of the result estimates the conditional log p(x | z), not the marginal log p(x).
+    ``arviz.loo`` of the result estimates the conditional log p(x | z); for the marginal log p(x) give ArviZ
+    ``pyrovae.runs.comparison.marginal_to_arviz(log_p, x)``.
 
     Args:
         posterior: Draws of each latent site, with shape (K, N, *event).
@@ -73,6 +81,10 @@ def to_arviz(
             shape (K, N).
         log_weights: log p(x, z) - log q(z | x) in nats, with shape (K, N).
         stats: log p(x) per datum with its diagnostics, each field of shape (N,).
+        prior: Draws of each latent site from p(z), with shape (S, N, *event).
+        posterior_predictive: Draws of each observed site from p(x | z) at draws z from the guide, with shape
+            (S, N, *event).
+        prior_predictive: Draws of each observed site from p(x | z) at draws z from p(z), with shape (S, N, *event).
         data_index: Row of each datum in its data set, with shape (N,); None counts from zero.
         event_dims: Names of the event dims of a site; by default ``z_dim`` for site "z", or
             ``z_dim_0``, ``z_dim_1``, ... if it has several.
@@ -99,10 +111,7 @@ def to_arviz(
     _check_shape("data_index", index, (sizes["datum"],))
     z, x = ", ".join(posterior), ", ".join(observed)
     each, per_datum = ("chain", "draw", "datum"), ("datum",)
-    latents, densities, numbers, data = {}, {}, {}, {}
-    for name, value in posterior.items():
-        dims = each + _event_names(name, value.shape[2:], event_dims)
-        latents[name] = _Variable(f"posterior[{name!r}]", value, dims, f"latent {name}")
+    densities, numbers, data = {}, {}, {}
     for name, value in (log_likelihood or {}).items():
         where = f"log_likelihood[{name!r}]"
         densities[name] = _Variable(where, value, each, f"log p({name} | {z})", "nats")
@@ -122,10 +131,18 @@ def to_arviz(
             value = getattr(stats, field)
             numbers[name] = _Variable(f"stats.{field}", value, per_datum, long_name, units)
     tree = xr.DataTree(xr.Dataset(attrs=_root_attrs(attrs or {})))
-    names = ("posterior", "log_likelihood", "sample_stats", "observed_data")
-    for name, group in zip(names, (latents, densities, numbers, data), strict=True):
+    drawn = {
+        "posterior": (posterior, "latent"),
+        "prior": (prior, "latent"),
+        "posterior_predictive": (posterior_predictive, "datum"),
+        "prior_predictive": (prior_predictive, "datum"),
+    }
+    groups = {name: _draws(name, values or {}, what, event_dims) for name, (values, what) in drawn.items()}
+    groups |= {"log_likelihood": densities, "sample_stats": numbers, "observed_data": data}
+    for name, group in groups.items():
         if group:
-            tree[name] = xr.DataTree(_group(group, sizes, index))
+            own = {**sizes, "draw": _num_draws(name, group)} if name in drawn else sizes
+            tree[name] = xr.DataTree(_group(group, own, index))
     return _for_installed_arviz(tree)
 
 
@@ -157,6 +174,25 @@ def write_netcdf(tree: "DataTree", path: str | os.PathLike[str]) -> None:
     # (https://github.com/h5py/h5py/issues/914), so it writes to memory and Python to the disk.
     content = root.to_netcdf(engine="h5netcdf", encoding=encoding)
     write_whole(path, bytes(content))
+
+
+def _draws(
+    group: str, values: Mapping[str, Tensor], what: str, event_dims: Mapping[str, Sequence[str]]
+) -> dict[str, _Variable]:
+    """Describe the variables of a group of draws, each with shape (S, N, *event)."""
+    found = {}
+    for name, value in values.items():
+        dims = ("chain", "draw", "datum", *_event_names(name, value.shape[2:], event_dims))
+        found[name] = _Variable(f"{group}[{name!r}]", value, dims, f"{what} {name}")
+    return found
+
+
+def _num_draws(group: str, variables: Mapping[str, _Variable]) -> int:
+    """Return the number of draws of the first variable of a group; all others must have the same."""
+    first = next(iter(variables.values()))
+    if first.value.dim() < 2:
+        raise ValueError(f"{first.where} must have shape (S, N, *event), got {tuple(first.value.shape)}")
+    return first.value.shape[0]
 
 
 def _sizes(posterior: Mapping[str, Tensor]) -> dict[str, int]:

@@ -15,7 +15,8 @@ from torch import Tensor, nn
 from pyrovae.baselines import compare_with_baselines, fit_baselines
 from pyrovae.columns import shown
 from pyrovae.data import Data, Table
-from pyrovae.densities import evaluating, isolated_rng, take, weighted_draws
+from pyrovae.densities import evaluating, isolated_rng, take, vectorize, weighted_draws
+from pyrovae.diagnostics import replicate
 from pyrovae.evidence import PROPOSALS, Evaluation, ProposalName, base_measure_of, classify, evaluate, exact_summary
 from pyrovae.execution import Execution, Progress, Workers
 from pyrovae.plots import num_per_figure, plot_grids, plot_history, prior_samples, reconstructions, to_png
@@ -36,6 +37,7 @@ POSTERIOR_DATA = 1000  # maximum number of test data in posterior.nc
 CLASS_DRAWS = 200  # per datum and class, at most, for the classification error
 POSTERIOR_DRAWS = 100  # draws per datum
 _FEW_VALUES = 0.02  # gap relative to the spread, above which a floor of scales may matter
+PREDICTIVE_BYTES = 1_000_000  # of draws from the prior, and of predictive draws, uncompressed
 MISSING_AT_RANDOM = (
     "some cells are missing: log p(x) is that of the observed ones, and all numbers hold if cells are missing at random"
 )
@@ -346,7 +348,8 @@ def _seed_of_page(seed: int, page: int) -> int:
 def write_posterior(run: Run, vae: ProgramPair, data: Data, *, seed: int) -> None:
     """Write posterior.nc: draws from the guide for the first test data, with their weights, for ArviZ.
 
-    Its log p(x), standard errors, effective sample sizes and k-hats are computed from these draws.
+    Its log p(x), standard errors, effective sample sizes and k-hats are computed from these draws. Draws from the prior
+    and of the data, x ~ p(x|z) with z from the prior and the guide, have at most 1 MB each, uncompressed, or one draw.
 
     Args:
         run: Run folder.
@@ -370,7 +373,40 @@ def write_posterior(run: Run, vae: ProgramPair, data: Data, *, seed: int) -> Non
         log_likelihood={"x": torch.cat([part.log_likelihood for part in parts], 1).cpu()},
         log_weights=log_w,
         stats=summarize_log_weights(log_w),
+        **_drawn_groups(vae, x, covariates, seed=seed),
         data_index=rows,
         attrs={"data": run.manifest["data"]["name"], "binarize": run.manifest["data"]["binarize"]},
     )
     write_netcdf(tree, run.path / POSTERIOR)
+
+
+def _drawn_groups(vae: ProgramPair, x: Tensor, conditions: dict[str, Any], *, seed: int) -> dict[str, Any]:
+    """Draw latents from the prior, and data from the prior and from the guide, for `to_arviz`."""
+    arguments: tuple[tuple[Any, ...], dict[str, Any]] = ((x,), conditions)
+    model, _ = vectorize(vae.model, None, *arguments)
+    with isolated_rng(seed), evaluating(vae):
+        one = model.trace(1, *arguments).latents
+        size = sum(site.value.numel() * site.value.element_size() for site in one.values())
+        draws = model.trace(_num_draws(size), *arguments).latents
+    found: dict[str, Any] = {"prior": {name: site.value.cpu() for name, site in draws.items()}}
+    for name, guide in (("prior_predictive", None), ("posterior_predictive", vae.guide)):
+        try:
+            first = replicate(vae.model, x, guide=guide, num_replicates=1, seed=seed, **conditions).get("x")
+            if first is None or first.shape[1:] != x.shape or _as_bytes(first).nbytes > 4 * PREDICTIVE_BYTES:
+                continue
+            count = _num_draws(_as_bytes(first).nbytes)
+            drawn = replicate(vae.model, x, guide=guide, num_replicates=count, seed=seed, **conditions)["x"]
+        except ValueError:  # a program of the user that draws its data from the data, or sums latents out
+            continue
+        found[name] = {"x": _as_bytes(drawn.cpu())}
+    return found
+
+
+def _num_draws(size: int) -> int:
+    """Compute the number of draws of some bytes each."""
+    return max(1, min(POSTERIOR_DRAWS, PREDICTIVE_BYTES // max(1, size)))
+
+
+def _as_bytes(x: Tensor) -> Tensor:
+    """Convert whole numbers from 0 to 255 to bytes; leave other numbers as they are."""
+    return x.byte() if bool(((x >= 0) & (x <= 255) & (x % 1 == 0)).all()) else x

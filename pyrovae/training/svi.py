@@ -16,7 +16,9 @@ from torch.utils.data import DataLoader
 from pyrovae.densities import (
     Program,
     entry,
+    generator_states,
     modules_of,
+    set_generator_states,
     vectorize_pair,
 )
 from pyrovae.execution import Execution, Precision, Progress, Workers
@@ -82,6 +84,7 @@ def fit(
     resume: Mapping[str, Any] | None = None,
     commit: Callable[[dict[str, Any]], None] | None = None,
     should_stop: Callable[[], bool] | None = None,
+    on_epoch: Callable[[dict[str, Any]], object] | None = None,
 ) -> History:
     """Train a model and a guide by stochastic variational inference.
 
@@ -152,6 +155,9 @@ def fit(
         commit: Function that receives the whole state, as tensors and plain values, after each epoch and before a stop.
         should_stop: Function that is called after each step and returns whether to commit and raise StoppedError.
             Several processes call it after every 20 steps, and GPU runs after each CUDA graph of 25 steps.
+        on_epoch: Function that is called after each epoch, on rank 0, with the epoch's numbers, a row of
+            `History.rows`. The programs have the weights that were validated. Its random numbers and the modes it sets
+            leave training alone. An epoch whose function raises an error is not committed; a resumed run repeats it.
 
     Returns:
         History, with the ELBO per datum of each epoch.
@@ -224,6 +230,8 @@ def fit(
             _train_epoch(run, shown)
             with state.averaged():
                 _end_epoch(run, held_out)
+                if on_epoch is not None and run.workers.rank == 0:
+                    _call_on_epoch(run, on_epoch)
             state.history.stop_reason = _stop_reason(state, epochs, patience)
             shown.note(_describe(state.history), at=f"epoch {state.epoch} of {epochs}")
             run.save()
@@ -405,6 +413,19 @@ def _end_epoch(run: _Run, held_out: HeldOut | None) -> None:
         train_elbo=_train_elbo(run, objective) if control.is_elbo and not state.weighted else None,
         validation=None if held_out is None else _validate(run, *held_out),
     )
+
+
+def _call_on_epoch(run: _Run, function: Callable[[dict[str, Any]], object]) -> None:
+    """Call the user's function with the row of the epoch, then restore random states and modes of modules."""
+    before = generator_states(run.state.losses.device)
+    modules = [part for program in (run.model, run.guide) for one in modules_of(program) for part in one.modules()]
+    training = [module.training for module in modules]
+    try:
+        function(dict(run.state.history.rows[-1]))
+    finally:
+        set_generator_states(before, run.state.losses.device)
+        for module, mode in zip(modules, training, strict=True):
+            module.training = mode
 
 
 def _train_elbo(run: _Run, objective: float) -> float | None:

@@ -7,6 +7,8 @@ import warnings
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import matplotlib
+import matplotlib.pyplot as plt
 import numpy as np
 import pytest
 import torch
@@ -123,6 +125,47 @@ def test_to_arviz_records_library_run_and_seed_in_the_root() -> None:
     assert (attrs["run"], attrs["seed"]) == ("digits", 0)
 
 
+def test_to_arviz_keeps_prior_and_predictive_draws_in_groups_of_their_own_length() -> None:
+    drawn = {
+        "prior": {"z": torch.randn(7, N, 2)},
+        "posterior_predictive": {"x": torch.randn(5, N, 2, 4)},
+        "prior_predictive": {"x": torch.randn(6, N, 2, 4)},
+    }
+    tree = as_tree(export(**drawn))
+    for group, values in drawn.items():
+        for name, value in values.items():
+            found = tree[group][name]
+            assert found.dims[:3] == ("chain", "draw", "datum")
+            assert found.attrs["long_name"] == ("latent z" if name == "z" else "datum x")
+            np.testing.assert_array_equal(found.values, value[None].numpy(), strict=True)
+    assert tree["prior_predictive/x"].dims[3:] == ("row", "column")
+    assert tree["prior/z"].sizes["draw"] == 7
+    assert tree["posterior/z"].sizes["draw"] == K
+
+
+def test_arviz_summarises_and_plots_all_groups() -> None:
+    arviz = import_arviz()
+    data = export(
+        prior={"z": torch.randn(50, N, 2)},
+        posterior_predictive={"x": torch.randn(20, N, 2, 4)},
+        prior_predictive={"x": torch.randn(20, N, 2, 4)},
+    )
+    assert len(arviz.summary(data, var_names=["z"], kind="stats")) == 2 * N
+    with matplotlib.rc_context({"backend": "agg"}), warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # of ArviZ and matplotlib, about each other
+        if hasattr(arviz, "plot_ppc_dist"):  # 1.x
+            drawn = [arviz.plot_ppc_dist(data), arviz.plot_forest(data, var_names=["s"])]
+        else:
+            drawn = [
+                arviz.plot_ppc(data, num_pp_samples=10),
+                arviz.plot_ppc(data, group="prior", num_pp_samples=10, observed=True),
+                arviz.plot_forest(data, var_names=["s"]),
+                arviz.plot_dist_comparison(data, var_names=["z"], coords={"datum": [7]}),
+            ]
+        assert all(one is not None for one in drawn)
+        plt.close("all")
+
+
 def test_to_arviz_leaves_out_groups_that_are_not_given() -> None:
     tree = as_tree(to_arviz({"z": torch.zeros(2, 1, 3, 4)}, observed={"x": torch.zeros(1)}))
     assert set(tree.children) == {"posterior", "observed_data"}
@@ -232,6 +275,8 @@ REFUSED = {
         {"log_likelihood": {"x": torch.zeros(K, N, 4)}},
         r"log_likelihood\['x'\] must have shape \(400, 3\), .* got \(400, 3, 4\)",
     ),
+    "prior of other N": ({"prior": {"z": torch.zeros(5, 4, 2)}}, r"prior\['z'\] .* \(5, 3, 2\), .* got \(5, 4, 2\)"),
+    "predictive draws without K": ({"prior_predictive": {"y": Z[0]}}, r"\['y'\] must have shape \(S, N, \*event\)"),
     "weights": ({"log_weights": Z.T}, r"log_weights must have .* got \(3, 400\)"),
     "stats": ({"stats": Stats(Z[0], Z[0], Z[0], Z)}, r"stats\.khat .* got \(400, 3\)"),
     "index": ({"data_index": torch.arange(2)}, r"data_index .* \(3,\), .* got \(2,\)"),

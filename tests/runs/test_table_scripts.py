@@ -349,3 +349,16 @@ def test_a_changed_file_of_columns_is_found(trained, refused):
 def test_draws_that_refits_cannot_share_are_refused(flags, words, trained, refused):
     folder, _ = trained
     refused(words, "impute", "run", "survey.csv", *flags, cwd=folder)
+
+
+def test_encode_reads_a_table_with_holes(trained, tmp_path):
+    folder, _ = trained
+    write(tmp_path / "new.csv", survey(2))
+    run("encode", str(folder / "run"), "new.csv", "--out", "codes", cwd=tmp_path)
+    rows = read(tmp_path / "codes/encoding.csv")
+    assert [row["row"] for row in rows] == [str(n) for n in range(1, N + 1)]
+    assert list(rows[0]) == ["row", "z[0]", "z[1]", "z[0] sd", "z[1] sd"]
+    vae = pyrovae.load(folder / "run")
+    table = read_table(tmp_path / "new.csv", columns=read_columns(folder / "run/columns.yaml"), new_data=True)
+    code = pyrovae.encode(vae.model, vae.guide, **table.arguments())
+    assert [float(row["z[0]"]) for row in rows] == pytest.approx(code.mean["z"][:, 0].tolist(), rel=1e-4, abs=1e-5)

@@ -74,6 +74,14 @@ def test_posterior_nc_opens_in_arviz_with_named_dimensions(straight):
     assert dict(tree["posterior"]["z"].sizes) == {"chain": 1, "draw": 100, "datum": 12, "z_dim": 2}
     assert set(tree["sample_stats"]) >= {"log_weight", "khat", "ess", "log_marginal"}
     assert tree["log_likelihood"]["x"].dims == ("chain", "draw", "datum")
+    assert {name: tree[name]["x"].shape for name in ("prior_predictive", "posterior_predictive")} == {
+        "prior_predictive": (1, 100, 12, 12),
+        "posterior_predictive": (1, 100, 12, 12),
+    }
+    assert tree["prior_predictive"]["x"].dtype == np.uint8
+    assert tree["prior"]["z"].shape == (1, 100, 12, 2)
+    means = tree["prior"]["z"].values.reshape(-1, 2).mean(0)
+    assert abs(means).max() < 4.5 / 1200**0.5  # as the standard normal has
     weights = torch.from_numpy(tree["sample_stats"]["log_weight"].values[0])
     own = pyrovae.stats.summarize_log_weights(weights)  # of the draws in the file, not of other ones
     for name, value in {"log_marginal": own.value, "ess": own.ess, "khat": own.khat}.items():

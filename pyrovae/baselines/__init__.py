@@ -17,7 +17,7 @@ from pyrovae.baselines.choice import Baseline, fit_baselines
 from pyrovae.baselines.columns import IndependentColumns
 from pyrovae.baselines.gaussian_mixture import GaussianMixture
 from pyrovae.baselines.real import MultivariateNormal, MultivariateStudentT
-from pyrovae.baselines.words import compare_with_baselines
+from pyrovae.baselines.words import compare_with_baselines, paired_difference
 
 __all__ = [
     "Baseline",
@@ -27,4 +27,5 @@ __all__ = [
     "MultivariateStudentT",
     "compare_with_baselines",
     "fit_baselines",
+    "paired_difference",
 ]

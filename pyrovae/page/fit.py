@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -13,7 +14,7 @@ from jsonargparse import Namespace
 from torch import Tensor
 
 from pyrovae.data import Data
-from pyrovae.densities import take
+from pyrovae.densities import isolated_rng, take
 from pyrovae.diagnostics import Codes, encode_codes
 from pyrovae.evidence import Refinement, refine
 from pyrovae.plots import prior_samples
@@ -25,6 +26,7 @@ from pyrovae.training import History
 
 CODES = 1000  # data whose codes are shown, at most
 _REFINED = 40  # data whose gaps are computed, at most
+_REFINE_STEPS = 300  # of each round of their optimisation
 
 
 @dataclass(frozen=True, eq=False)
@@ -115,7 +117,7 @@ class Fit:
         """Number of data of the evaluation."""
         return len(self.values)
 
-    def arguments(self, rows: slice | Tensor) -> tuple[tuple[Tensor], dict[str, Tensor]]:
+    def arguments(self, rows: slice | Tensor) -> tuple[tuple[Tensor], dict[str, Any]]:
         """Return the programs' arguments for some data of the evaluation's split."""
         device = device_of(self.vae)
         x, _ = split_of(self.data, self.split)
@@ -166,7 +168,14 @@ class Fit:
         args, kwargs = self.arguments(rows)
         unknown = torch.full_like(self.values[rows], math.nan)
         log_p = LogMarginal(self.values[rows], self.errors[rows], unknown, unknown)
-        return refine(self.vae.model, self.vae.guide, *args, log_p=log_p, num_particles=400, steps=300, **kwargs)
+        with (
+            isolated_rng(self.seed),
+            warnings.catch_warnings(),
+        ):  # data whose optimisation has not converged have NaN gaps, and are left out
+            warnings.simplefilter("ignore", UserWarning)
+            return refine(
+                self.vae.model, self.vae.guide, *args, log_p=log_p, num_particles=400, steps=_REFINE_STEPS, **kwargs
+            )
 
 
 def read_history(run: Run) -> History:

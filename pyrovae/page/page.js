@@ -131,10 +131,10 @@ async function traversalDecoder(part) {
 }
 
 function start(root) {
-  for (const place of root.querySelectorAll(".interactive[data-part=plane]")) {
-    const part = JSON.parse(place.querySelector("script").textContent);
-    buildPlane(place, part).catch((error) => {
-      place.append(element("p", { text: `This browser cannot show the interactive part (${error.message}).` }));
+  for (const parent of root.querySelectorAll(".interactive[data-part=plane]")) {
+    const part = JSON.parse(parent.querySelector("script").textContent);
+    buildPlane(parent, part).catch((error) => {
+      parent.append(element("p", { text: `This browser cannot show the interactive part (${error.message}).` }));
       console.error(error);
     });
   }
@@ -153,9 +153,10 @@ function element(name, { text, parent, ...attributes } = {}) {
 // The same colours as those of the pictures.
 const COLOURS = ["#332288", "#88CCEE", "#CC6677", "#117733", "#DDCC77", "#AA4499", "#44AA99", "#882255", "#999933",
   "#777777"];
-const shown = (value) => (Number.isFinite(value) ? Number(value.toPrecision(3)).toString().replace("-", "\u2212") : "?");
+const minus = (text) => text.replace("-", "\u2212");
+const shown = (value) => (Number.isFinite(value) ? minus(Number(value.toPrecision(3)).toString()) : "?");
 
-async function buildPlane(place, part) {
+async function buildPlane(parent, part) {
   const [codes, data] = [await unpack(part.points.z), await unpack(part.points.values)];
   const missing = part.points.missing ? (await unpack(part.points.missing)).values : null;
   const [count, latents] = codes.shape;
@@ -179,9 +180,12 @@ async function buildPlane(place, part) {
     state.z = code(state.chosen);
   }
 
+  // A latent with the decimals that its range needs.
+  const place = (value, j) => minus(value.toFixed(
+    Math.min(6, Math.max(0, 2 - Math.floor(Math.log10(part.range[j][1] - part.range[j][0]))))));
   const twoD = part.dims.length === 2;
   const movable = mode !== "traversal";
-  const wrapper = element("div", { class: "plane", parent: place });
+  const wrapper = element("div", { class: "plane", parent });
   const left = element("div", { class: "space", parent: wrapper });
   const canvas = twoD ? element("canvas", {
     tabindex: "0", role: "application", parent: left,
@@ -248,9 +252,9 @@ async function buildPlane(place, part) {
     datumView.show(state.chosen === null ? null : datum(state.chosen));
     for (const { j, input, output } of sliders) {
       input.value = state.z[j];
-      output.textContent = shown(state.z[j]);
+      output.textContent = place(state.z[j], j);
     }
-    const numbers = part.sliders.slice(0, 4).map((j) => `${part.names[j]} = ${shown(state.z[j])}`).join(", ");
+    const numbers = part.sliders.slice(0, 4).map((j) => `${part.names[j]} = ${place(state.z[j], j)}`).join(", ");
     const chosen = state.chosen === null ? "" : `; ${part.split} datum: ${nameOf(state.chosen)}`;
     live.textContent = `${numbers}${part.sliders.length > 4 ? ", …" : ""}${chosen}`;
     if (canvas) draw();
@@ -405,7 +409,7 @@ async function buildPlane(place, part) {
 }
 
 function ticks([low, high]) {
-  const rough = (high - low) / 4;
+  const rough = (high - low) / 6;
   const power = 10 ** Math.floor(Math.log10(rough));
   const by = [1, 2, 5, 10].map((each) => each * power).find((each) => each >= rough);
   const found = [];

@@ -25,7 +25,7 @@ from pyrovae.plots import (
 
 _IMAGES = 40  # in a grid of samples
 _COLUMNS = 24  # of a table or an array in one picture
-_GRID_PIXELS = 450  # along a side of a decoded grid
+_GRID_PIXELS = 320  # along a side of a decoded grid
 
 
 def training(fit: Fit) -> Iterator[Block]:
@@ -74,7 +74,7 @@ def decoded(fit: Fit) -> Iterator[Block]:
     dims, shape = _dims(fit), fit.data.shape
     if not is_image(shape) and (fit.x.shape[1] > 200 or fit.column_names):
         return
-    count = max(5, min(15, _GRID_PIXELS // shape[-1])) if is_image(shape) else 7
+    count = max(5, min(11, _GRID_PIXELS // shape[-1])) if is_image(shape) else 7
     steps = torch.linspace(0, len(fit.codes.levels) - 1, count).round().long()
     args, kwargs = fit.arguments(slice(0, 1))
     x, y = (fit.codes.quantiles[steps, j] for j in dims)
@@ -87,7 +87,7 @@ def decoded(fit: Fit) -> Iterator[Block]:
     caption = "Means E[x|z] through the prior's quantiles from 0.5 to 99.5 %, in steps of equal prior shares."
     caption += " The other latents are at the prior's medians." if grid.others else ""
     caption += " Covariates are those of the first datum." if fit.data.covariates is not None else ""
-    yield Picture("Decoded grid", plot_decoded_grid(grid, shape), caption, alt, pixels=is_image(shape))
+    yield Picture("Decoded grid", plot_decoded_grid(grid, shape), caption, alt)
 
 
 def samples(fit: Fit) -> Iterator[Block]:

@@ -36,7 +36,8 @@ def plane(fit: Fit) -> dict[str, Any]:
     size = fit.x.shape[1]
     count = max(2, min(_POINTS, len(fit.x), _POINT_NUMBERS // size))
     order = codes.order
-    dims = order[:2] if len(order) > 1 else order
+    order = sorted(order) if len(order) < 3 else order
+    dims = order[:2]
     args, kwargs = fit.arguments(slice(0, 1))
 
     def decode(z: Tensor) -> Tensor:
@@ -44,8 +45,10 @@ def plane(fit: Fit) -> dict[str, Any]:
 
     median = codes.prior.median(0).values
     places = _places(fit)
-    live = live_decoder(fit.vae.model, decode, places, fit.data.covariates and _covariates(fit))
-    means, sheet, traversals = decode(places), None, None
+    live = live_decoder(fit.vae.model, decode, places, _covariates(fit))
+    means = decode(places)
+    sheet: dict[str, Any] | None = None
+    traversals: dict[str, Any] | None = None
     if live is None and len(codes.names) == 2:
         nodes = [_nodes(codes.quantiles[:, j], codes.mean[:, j], size) for j in dims]
         both, ends = (dims[0], dims[1]), (nodes[0], nodes[1])
@@ -87,14 +90,12 @@ def decoder_of(fit: Fit) -> tuple[LiveDecoder | None, Tensor, Tensor]:
         return decode_means(fit.vae.model, *args, z=z, sites=fit.codes.sites, seed=fit.seed, **kwargs)
 
     places = _places(fit)
-    covariates = None if fit.data.covariates is None else _covariates(fit)
-    return live_decoder(fit.vae.model, decode, places, covariates), places, decode(places)
+    return live_decoder(fit.vae.model, decode, places, _covariates(fit)), places, decode(places)
 
 
-def _covariates(fit: Fit) -> Tensor:
-    """Return the covariates of the datum whose means are decoded, with shape (C,)."""
-    assert fit.data.covariates is not None
-    return fit.data.covariates[fit.split][0]
+def _covariates(fit: Fit) -> Tensor | None:
+    """Return the covariates of the datum whose means are decoded, with shape (C,); None if there are none."""
+    return None if fit.data.covariates is None else fit.data.covariates[fit.split][0]
 
 
 def _places(fit: Fit) -> Tensor:

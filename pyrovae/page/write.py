@@ -41,7 +41,7 @@ def make_page(fit: Fit, *, script: str | None = None) -> Page:
     for (name, title), section in zip(names, SECTIONS, strict=True):
         blocks = "\n".join(block.html() for block in section(findings))
         parts.append(f'<section aria-labelledby="{name}"><h2 id="{name}">{title}</h2>\n{blocks}\n</section>')
-    style, script = _source("page.css"), _source("page.js") if script is None else script
+    style, script = _source("page.css"), script_of() if script is None else script
     text = Template(_source("page.html")).substitute(
         title=html.escape(f"Fit {fit.name}"),
         style=style,
@@ -71,6 +71,11 @@ def _diagnosis(findings: Findings) -> dict[str, Any]:
 
 def _sum(text: str) -> str:
     return base64.b64encode(hashlib.sha256(text.encode()).digest()).decode()
+
+
+def script_of() -> str:
+    """Return page.js, the JavaScript of every page."""
+    return _source("page.js")
 
 
 @cache

@@ -39,13 +39,13 @@ def to_png(figure: Figure) -> bytes:
     return buffer.getvalue()
 
 
-def to_svg(figure: Figure) -> bytes:
-    """Render a figure as SVG, with equal bytes for equal figures, letters as paths, and points as pixels."""
+def to_svg(figure: Figure, *, dpi: int = 110) -> bytes:
+    """Render a figure as SVG, with equal bytes for equal figures, letters as paths, points as pixels."""
     before, buffer = figure.canvas, io.BytesIO()
     FigureCanvasSVG(figure)
     try:
         with matplotlib.rc_context({"svg.hashsalt": "pyrovae", "svg.fonttype": "path"}):
-            figure.savefig(buffer, format="svg", dpi=150, metadata={"Date": None, "Creator": None})
+            figure.savefig(buffer, format="svg", dpi=dpi, metadata={"Date": None, "Creator": None})
     finally:
         figure.set_canvas(before)
     return buffer.getvalue()

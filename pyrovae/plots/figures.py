@@ -75,7 +75,11 @@ def plot_grids(panels: Sequence[tuple[str, Tensor]], shape: Sequence[int], *, co
     high = max((float(x.max()) for x in seen if len(x)), default=1.0)
     rows = math.ceil(max(len(x) for _, x in panels) / columns)
     image = len(shape) == 2 or (len(shape) == 3 and shape[0] in (1, 3))
-    height = _PANEL * rows / columns * shape[-2] / shape[-1] + 0.4 if image else 3.0
+    height = (
+        _PANEL * rows / columns * shape[-2] / shape[-1] + (0.4 if any(title for title, _ in panels) else 0.0)
+        if image
+        else 3.0
+    )
     figure = Figure(figsize=(_PANEL * len(panels), height), layout="constrained")
     for axes, (title, x) in zip(np.atleast_1d(figure.subplots(1, len(panels))), panels, strict=True):
         values = x.detach().cpu().float()

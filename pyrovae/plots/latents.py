@@ -1,6 +1,7 @@
 """Pictures of latent space: codes beside the prior, and decoded places."""
 
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 import torch
@@ -8,6 +9,7 @@ from matplotlib.axes import Axes
 from matplotlib.patheffects import withStroke
 from scipy.stats import gaussian_kde
 from torch import Tensor
+from torch.nn.functional import pad
 
 from pyrovae.diagnostics import Codes, DecodedGrid
 from pyrovae.plots.base import COLOURS, new_axes
@@ -15,7 +17,8 @@ from pyrovae.plots.base import COLOURS, new_axes
 _SHARES = (0.99, 0.9, 0.5)  # of the prior inside its contours
 _MARKS = "os^Dv<>Ph*"
 _MOST_LABELS = 20
-_KDE_DRAWS, _KDE_STEPS = 3000, 60
+_KDE_DRAWS, _KDE_STEPS = 5000, 50
+_WIDEN = 1.5  # times the usual width of the kernel, for smooth lines
 
 
 def plot_codes(
@@ -48,7 +51,7 @@ def plot_codes(
     classes = [int(label) for label in known.unique().tolist() if label >= 0]
     classes = classes if len(classes) <= _MOST_LABELS else []
     rest = ~np.isin(known.numpy(), classes)
-    style = {"s": 14, "linewidths": 0, "alpha": 0.75, "rasterized": True}
+    style: dict[str, Any] = {"s": 14, "linewidths": 0, "alpha": 0.75, "rasterized": True}
     axes.scatter(*z[rest].T, color=COLOURS[0 if not classes else -1], **style)
     halo = [withStroke(linewidth=2.5, foreground="white")]
     for place, label in enumerate(classes):
@@ -70,14 +73,14 @@ def _prior_contours(axes: Axes, prior: np.ndarray) -> None:
     if not (high > low).all():
         return
     low, high = low - 0.1 * (high - low), high + 0.1 * (high - low)
-    density = gaussian_kde(prior[:_KDE_DRAWS].T)
+    density = gaussian_kde(prior[:_KDE_DRAWS].T, lambda kde: _WIDEN * kde.scotts_factor())
     x, y = (np.linspace(low[j], high[j], _KDE_STEPS) for j in (0, 1))
     values = density(np.stack([each.ravel() for each in np.meshgrid(x, y)])).reshape(len(y), len(x))
     levels = np.quantile(density(prior[:_KDE_DRAWS].T), [1 - share for share in _SHARES])
     if (np.diff(levels) > 0).all():
         lines = axes.contour(x, y, values, levels=levels, colors="0.35", linewidths=0.9, linestyles=["-", "--", ":"])
         texts = {level: f"{100 * share:.0f} %" for level, share in zip(levels, _SHARES, strict=True)}
-        axes.clabel(lines, fmt=texts, fontsize=8, inline_spacing=2)
+        axes.clabel(lines, fmt=texts, fontsize=8, inline_spacing=2, rightside_up=True)
 
 
 def plot_decoded_grid(grid: DecodedGrid, shape: Sequence[int], axes: Axes | None = None) -> Axes:
@@ -99,8 +102,8 @@ def plot_decoded_grid(grid: DecodedGrid, shape: Sequence[int], axes: Axes | None
     means = ((grid.means.flip(0) - low) / max(high - low, 1e-12)).float()  # the largest y is on top
     if is_image(shape):
         channels, height, width = (1, *shape) if len(shape) == 2 else shape
-        tiles = means.reshape(rows, columns, channels, height, width).permute(0, 3, 1, 4, 2)
-        picture = tiles.reshape(rows * height, columns * width, channels).numpy()
+        tiles = pad(means.reshape(rows, columns, channels, height, width), (0, 1, 0, 1), value=1.0)
+        picture = tiles.permute(0, 3, 1, 4, 2).reshape(rows * (height + 1), columns * (width + 1), channels).numpy()
         axes.imshow(
             picture.squeeze(-1) if channels == 1 else picture,
             cmap="gray",
@@ -108,7 +111,7 @@ def plot_decoded_grid(grid: DecodedGrid, shape: Sequence[int], axes: Axes | None
             vmax=1,
             extent=(0, columns, 0, rows),
             aspect=height / width,
-            interpolation="nearest",
+            interpolation="none",
         )
     else:
         steps = np.linspace(0.08, 0.92, size) if size > 1 else np.array([0.5])
@@ -120,9 +123,13 @@ def plot_decoded_grid(grid: DecodedGrid, shape: Sequence[int], axes: Axes | None
         axes.grid(color="0.85", linewidth=0.5)
     for axis, places, number in ((axes.xaxis, grid.x, columns), (axes.yaxis, grid.y, rows)):
         chosen = sorted({0, number // 4, number // 2, (3 * number) // 4, number - 1})
-        axis.set_ticks([place + 0.5 for place in chosen], [f"{float(places[place]):.2g}" for place in chosen])
+        axis.set_ticks([place + 0.5 for place in chosen], [_number(float(places[place])) for place in chosen])
     axes.set(xlabel=grid.names[0], ylabel=grid.names[1])
     return axes
+
+
+def _number(value: float) -> str:
+    return f"{value:.2g}".replace("-", "\N{MINUS SIGN}")
 
 
 def is_image(shape: Sequence[int]) -> bool:

@@ -13,6 +13,7 @@ import sys
 
 from pyrovae.page import Fit, make_page
 from pyrovae.runs import make_run_parser, open_run, parse_flags, run_script, write_json, write_whole
+from pyrovae.runs.report import compare_to_baselines
 
 
 def main() -> int:
@@ -21,7 +22,10 @@ def main() -> int:
     args = parse_flags(parser, sys.argv[1:])
 
     run, vae, data = open_run(args, bits=True)
-    page = make_page(Fit.of_run(run, run.config(args.trust_imports), vae, data, seed=args.seed))
+    config, (summary, values) = run.config(args.trust_imports), run.evaluation()
+    log_p, measure = values["log_marginal"], summary["base_measure"]
+    baselines = compare_to_baselines(config, data, log_p, base_measure=measure, split=summary["split"])
+    page = make_page(Fit.of_run(run, config, vae, data, baselines, seed=args.seed))
     write_json(run.path / "diagnosis.json", page.diagnosis)
     write_whole(run.path / "report.html", page.text.encode())
     diagnosis = page.findings.diagnosis

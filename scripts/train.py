@@ -215,7 +215,7 @@ def close(run: Run, config: Namespace, data: Data, vae: ProgramPair, history: Hi
 
     log_p, measure = evaluation.marginal.log_marginal.value, evaluation.base_measure
     baselines = compare_to_baselines(config, data, log_p, base_measure=measure, split="test")
-    fit = Fit.of_run(run, config, vae, data, history=history, baselines=baselines)
+    fit = Fit.of_run(run, config, vae, data, baselines, history=history)
     diagnosis = Diagnosis.of(fit, TRAINING_CHECKS)
     reason = "no improvement" if history.stop_reason == "plateau" else "all epochs done"
     print(f"\nstopped after epoch {len(history)} ({reason}); the best on validation data is epoch {history.best_epoch}")

@@ -4,11 +4,27 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
 _LIMIT = 2.0  # standard errors beyond which two means differ
+
+
+class Comparison(NamedTuple):
+    """Baselines of a model.
+
+    Attributes:
+        rows: Summary of each baseline by name, rows of the table.
+        words: What the paired differences say, one sentence a line.
+        differences: Mean of log p(x) of the model less that of each baseline over the same data, and its standard
+            error, in nats per datum, by name.
+    """
+
+    rows: dict[str, dict[str, Any]]
+    words: str
+    differences: dict[str, tuple[float, float]]
 
 
 def compare_with_baselines(

@@ -6,7 +6,7 @@ from typing import Any, NamedTuple
 
 import pyro
 import torch
-from pyro.distributions import Independent
+from pyro.distributions import Independent, MaskedDistribution
 from torch import Tensor
 
 from pyrovae.densities import (
@@ -114,20 +114,31 @@ def encode_codes(
 
 @entry()
 def decode_means(
-    model: Program, *args: Any, z: Tensor, sites: Mapping[str, torch.Size], seed: int = 0, **kwargs: Any
+    model: Program,
+    *args: Any,
+    z: Tensor,
+    sites: Mapping[str, torch.Size],
+    levels: Mapping[int, int] | None = None,
+    seed: int = 0,
+    **kwargs: Any,
 ) -> Tensor:
     """Compute the means E[x|z] of the model at places of its latent space, given the arguments of one datum.
+
+    The mean of a level's code says nothing. Columns of levels can have the probabilities of their levels instead, in
+    as many columns.
 
     Args:
         model: Pyro program p(z) p(x|z), with one observed site.
         *args: Positional arguments of the model for one datum, with shape (1, ...).
         z: Places, with shape (M, J), in the dimensions of `Codes`.
         sites: Shape of one latent of each site, by name, as `Codes.sites`. Other latents are drawn.
+        levels: Numbers of levels by column; None for no such columns.
         seed: Random seed; the global random state is restored at the end.
         **kwargs: Keyword arguments of the model for one datum.
 
     Returns:
-        The means, with shape (M, D). If the distribution has no closed form for them, they are averages of 100 draws.
+        The means, with shape (M, D), or more columns with levels. If the distribution has no closed form for them,
+            they are averages of 100 draws.
 
     Raises:
         ValueError: If the arguments are not those of one datum, or the model has no observed site.
@@ -148,8 +159,8 @@ def decode_means(
             if not observed:
                 raise ValueError("decoding needs a model with an observed site, but there is none")
             site = observed[0]
-            mean = site.layout.per_datum(_mean(site.fn), site.plate_sizes, len(site.fn.event_shape))
-            found.append(mean.expand(len(some), *mean.shape[1:])[:, 0].flatten(1).double().cpu())
+            mean = _per_place(site, _mean(site.fn), len(some))
+            found.append(_with_levels(site, mean, levels) if levels else mean)
     return torch.cat(found)
 
 
@@ -159,6 +170,26 @@ def _mean(distribution: Any) -> Tensor:
         return distribution.mean
     except NotImplementedError:
         return distribution.sample((100,)).mean(0)
+
+
+def _per_place(site: Site, values: Tensor, count: int) -> Tensor:
+    """Bring values with the shape of a site, for M places and one datum, to shape (M, D)."""
+    values = site.layout.per_datum(values, site.plate_sizes, len(site.fn.event_shape))
+    return values.expand(count, *values.shape[1:])[:, 0].flatten(1).double().cpu()
+
+
+def _with_levels(site: Site, mean: Tensor, levels: Mapping[int, int]) -> Tensor:
+    """Replace the means of columns of levels by the probabilities of their levels."""
+    fn = site.fn
+    while isinstance(fn, Independent | MaskedDistribution):
+        fn = fn.base_dist
+    codes = range(max(levels.values()))
+    like = torch.zeros(mean.shape[1], device=site.raw_value.device)
+    probs = [_per_place(site, fn.log_prob(like + code).exp(), len(mean)) for code in codes]
+    columns = (
+        [probs[code][:, d] for code in range(levels[d])] if d in levels else [mean[:, d]] for d in range(mean.shape[1])
+    )
+    return torch.stack([column for part in columns for column in part], 1)
 
 
 def _is_real(site: Site) -> bool:

@@ -81,9 +81,10 @@ class Table:
         )
         caption = html.escape(self.caption)
         return (
-            f'<p class="caption">{caption}</p><div class="scroll" tabindex="0" role="region" aria-label="{caption}">'
+            f'<div><p class="caption">{caption}</p>'
+            f'<div class="scroll" tabindex="0" role="region" aria-label="{caption}">'
             f'<table aria-label="{caption}">'
-            f"<thead><tr>{head}</tr></thead><tbody>{body}</tbody></table></div>"
+            f"<thead><tr>{head}</tr></thead><tbody>{body}</tbody></table></div></div>"
         )
 
 

@@ -14,12 +14,10 @@ from torch import Tensor
 
 from pyrovae.diagnostics import ACTIVE_FROM
 from pyrovae.evidence import KHAT_LIMIT
-from pyrovae.likelihoods.positive import Positive, bounded_exp
+from pyrovae.likelihoods import Positive
 from pyrovae.page.fit import Fit
 from pyrovae.plots import reconstructions
-from pyrovae.runs.cli import out_of_memory
-from pyrovae.runs.registry import describe
-from pyrovae.runs.tables import KHAT_DRAWS
+from pyrovae.runs import KHAT_DRAWS, describe, out_of_memory
 from pyrovae.stats import mean_and_std_error
 
 Subject = Literal["model", "guide", "number"]
@@ -245,14 +243,13 @@ def scales_at_their_floor(fit: Fit) -> Check:
 def _learned_scales(fit: Fit) -> list[tuple[Tensor, float]]:
     """Return the learned positive parameters of the model, and their lower bounds; outputs of a network at one pass."""
     parts = [part for part in fit.vae.model.modules() if isinstance(part, Positive) and isinstance(part.choice, str)]
-    found = [
-        (bounded_exp(part.raw.detach(), start=part.start, low=part.low, high=part.high), part.low)
-        for part in parts
-        if part.choice != "network"
-    ]
+    found = [(torch.as_tensor(part(iter(()))).detach().cpu(), part.low) for part in parts if part.choice != "network"]
     outputs = [part for part in parts if part.choice == "network"]
     if outputs:
-        hooks = [part.register_forward_hook(lambda part, _, value: found.append((value, part.low))) for part in outputs]
+        hooks = [
+            part.register_forward_hook(lambda part, _, value: found.append((value.detach().cpu(), part.low)))
+            for part in outputs
+        ]
         try:
             (x,), kwargs = fit.arguments(slice(0, 200))
             _reconstruct(fit, x, kwargs)

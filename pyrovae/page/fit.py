@@ -13,14 +13,14 @@ import torch
 from jsonargparse import Namespace
 from torch import Tensor
 
+from pyrovae.baselines import Comparison
+from pyrovae.columns import LEVELLED
 from pyrovae.data import Data
 from pyrovae.densities import isolated_rng, take
-from pyrovae.diagnostics import Codes, encode_codes
+from pyrovae.diagnostics import Codes, decode_means, encode_codes
 from pyrovae.evidence import Refinement, refine
 from pyrovae.plots import prior_samples
 from pyrovae.runs import Run
-from pyrovae.runs.fitting import device_of
-from pyrovae.runs.report import Comparison, compare_to_baselines, split_of
 from pyrovae.stats import LogMarginal
 from pyrovae.training import History
 
@@ -68,9 +68,9 @@ class Fit:
         config: Namespace,
         vae: Any,
         data: Data,
+        baselines: Comparison,
         *,
         history: History | None = None,
-        baselines: Comparison | None = None,
         seed: int = 0,
     ) -> Fit:
         """Collect what is known of a finished run.
@@ -80,17 +80,14 @@ class Fit:
             config: Configuration of the run.
             vae: Trained model.
             data: Data of the run.
+            baselines: Baselines, compared over the data of the run's last evaluation.
             history: History of the training; None to read it from the run.
-            baselines: Baselines; None to fit them.
             seed: Random seed of draws.
 
         Raises:
             ValueError: If the run has no evaluation, or a file is damaged.
         """
         summary, values = run.evaluation()
-        if baselines is None:
-            measure, split = summary["base_measure"], summary["split"]
-            baselines = compare_to_baselines(config, data, values["log_marginal"], base_measure=measure, split=split)
         return cls(
             name=run.path.name,
             vae=vae,
@@ -119,15 +116,16 @@ class Fit:
 
     def arguments(self, rows: slice | Tensor) -> tuple[tuple[Tensor], dict[str, Any]]:
         """Return the programs' arguments for some data of the evaluation's split."""
-        device = device_of(self.vae)
-        x, _ = split_of(self.data, self.split)
-        args, kwargs = take((x,), self.data.conditions(self.split), rows)
+        first = next(iter(self.vae.parameters()), None)
+        device = "cpu" if first is None else first.device
+        args, kwargs = take((getattr(self.data, self.split),), self.data.conditions(self.split), rows)
         return (args[0].to(device),), {name: value.to(device) for name, value in kwargs.items()}
 
     @cached_property
     def x(self) -> Tensor:
         """Data whose codes are shown, with shape (N, D), at most 1,000."""
-        return split_of(self.data, self.split)[0][:CODES]
+        x: Tensor = getattr(self.data, self.split)[:CODES]
+        return x
 
     @cached_property
     def labels(self) -> Tensor | None:
@@ -148,6 +146,37 @@ class Fit:
     def column_names(self) -> list[str] | None:
         """Names of the columns of a table; None for arrays and images."""
         return None if self.data.table is None else [column.name for column in self.data.table.columns.data]
+
+    @cached_property
+    def levels(self) -> dict[int, tuple[str, ...]]:
+        """Names of the levels of each column that has levels, by column."""
+        columns = () if self.data.table is None else self.data.table.columns.data
+        return {d: column.levels for d, column in enumerate(columns) if column.kind in LEVELLED}
+
+    @cached_property
+    def decoded_names(self) -> list[str]:
+        """Names of the columns of decoded means, where each level has its own."""
+        names = self.column_names or [f"column {d}" for d in range(self.x.shape[1])]
+        parts = (
+            [f"{name}: {level}" for level in self.levels[d]] if d in self.levels else [name]
+            for d, name in enumerate(names)
+        )
+        return [name for part in parts for name in part]
+
+    def as_decoded(self, x: Tensor) -> Tensor:
+        """Write data, with shape (N, D), in the columns of decoded means: 1 for the level of a datum, 0 for others."""
+        parts = []
+        for d, column in enumerate(x.double().unbind(1)):
+            codes = range(len(self.levels.get(d, ())))
+            parts += [torch.where(column.isnan(), column, (column == code).double()) for code in codes] or [column]
+        return torch.stack(parts, 1)
+
+    def decode(self, z: Tensor) -> Tensor:
+        """Decode places of latent space, with shape (M, J), given the arguments of the first datum."""
+        args, kwargs = self.arguments(slice(0, 1))
+        counts = {d: len(names) for d, names in self.levels.items()}
+        options: dict[str, Any] = {"sites": self.codes.sites, "levels": counts, "seed": self.seed}
+        return decode_means(self.vae.model, *args, z=z, **options, **kwargs)
 
     @cached_property
     def codes(self) -> Codes:

@@ -12,6 +12,7 @@ from pyrovae.page.packed import pack
 
 MOST_BYTES = 2_000_000  # of float16 weights
 TOLERANCE = 1e-3  # of the range of the means, between page.js and torch
+_MARGIN = 0.9  # of the tolerance, for the rounding of JavaScript
 
 _LINKS: dict[str, Callable[[Tensor], Tensor]] = {
     "identity": lambda y: y,
@@ -84,6 +85,7 @@ def live_decoder(
         layers = _chain(module, z.shape[1], covariates)
         if layers is None or 2 * sum(each.weight.numel() for each in layers) > MOST_BYTES:
             continue
+        layers = _rounded(layers, z)
         outputs = _run(layers, z)
         if outputs.shape[1] < means.shape[1]:
             continue
@@ -107,7 +109,7 @@ def _affine(y: Tensor, means: Tensor) -> tuple[Tensor, Tensor] | None:
     slope = torch.where(variance > 1e-12, slope, 0.0)
     offset = centre - slope * centre_y
     size = (means.amax() - means.amin()).clamp(min=1e-12)
-    close = ((offset + slope * y - means).abs() <= TOLERANCE / 2 * size).all()
+    close = ((offset + slope * y - means).abs() <= _MARGIN * TOLERANCE * size).all()
     return (offset, slope) if bool(close) and bool(y.isfinite().all()) else None
 
 
@@ -120,7 +122,7 @@ def _chain(module: nn.Module, num_latents: int, covariates: Tensor | None) -> li
     for part in parts:
         if isinstance(part, nn.Linear):
             bias = torch.zeros(part.out_features) if part.bias is None else part.bias.detach().cpu()
-            layers.append(Layer(_half(part.weight), bias.double(), "identity", 0.0))
+            layers.append(Layer(part.weight.detach().cpu().double(), bias.double(), "identity", 0.0))
         elif isinstance(part, Offset) and layers[-1].activation == "identity":
             layers[-1] = layers[-1]._replace(bias=layers[-1].bias + part.bias.detach().cpu().double())
         else:
@@ -184,6 +186,20 @@ _ACTIVATIONS: dict[str, Callable[[Tensor, float], Tensor]] = {
     "elu": lambda h, slope: nn.functional.elu(h, alpha=slope),
     "leaky_relu": lambda h, slope: nn.functional.leaky_relu(h, slope),
 }
+
+
+def _rounded(layers: list[Layer], z: Tensor) -> list[Layer]:
+    """Round the weights to float16, and move biases so that no layer's outputs change on average over places."""
+    exact = rounded = z.double()
+    found = []
+    for layer in layers:
+        weight, activation = _half(layer.weight), _ACTIVATIONS[layer.activation]
+        outputs = exact @ layer.weight.T
+        bias = layer.bias + outputs.mean(0) - (rounded @ weight.T).mean(0)
+        found.append(layer._replace(weight=weight, bias=bias))
+        exact = activation(outputs + layer.bias, layer.slope)
+        rounded = activation(rounded @ weight.T + bias, layer.slope)
+    return found
 
 
 def _run(layers: list[Layer], z: Tensor) -> Tensor:

@@ -431,7 +431,12 @@ function makeView(parent, title, part, toUnit) {
   if (part.image || part.columns.length > 40) {
     const canvas = element("canvas", { class: "pixels", role: "img", "aria-label": title, parent: figure });
     figure.append(caption);
-    return { show: (x) => (part.image ? drawImage : drawLine)(canvas, x, part, toUnit) };
+    return {
+      show: (x) => {
+        figure.hidden = x === null;
+        if (x !== null) (part.image ? drawImage : drawLine)(canvas, x, part, toUnit);
+      },
+    };
   }
   const table = element("table", { parent: figure });
   const rows = part.columns.map((name, d) => {
@@ -444,9 +449,11 @@ function makeView(parent, title, part, toUnit) {
   figure.append(caption);
   return {
     show: (x) => {
+      figure.hidden = x === null;
+      if (x === null) return;
       for (const { d, number, meter } of rows) {
-        number.textContent = x === null ? "" : Number.isNaN(x[d]) ? "missing" : shown(x[d]);
-        meter.value = x === null || Number.isNaN(x[d]) ? 0 : toUnit(x[d], d);
+        number.textContent = Number.isNaN(x[d]) ? "missing" : shown(x[d]);
+        meter.value = Number.isNaN(x[d]) ? 0 : toUnit(x[d], d);
       }
     },
   };
@@ -455,7 +462,6 @@ function makeView(parent, title, part, toUnit) {
 function drawImage(canvas, x, part, toUnit) {
   const [channels, height, width] = part.image.length === 2 ? [1, ...part.image] : part.image;
   [canvas.width, canvas.height] = [width, height];
-  if (x === null) return;
   const pen = canvas.getContext("2d");
   const pixels = pen.createImageData(width, height);
   const grey = (place) => 255 * Math.min(1, Math.max(0, Number.isNaN(x[place]) ? 0.5 : toUnit(x[place], place)));
@@ -468,7 +474,6 @@ function drawImage(canvas, x, part, toUnit) {
 
 function drawLine(canvas, x, part, toUnit) {
   [canvas.width, canvas.height] = [320, 160];
-  if (x === null) return;
   const pen = canvas.getContext("2d");
   pen.strokeStyle = COLOURS[2];
   pen.beginPath();

@@ -15,6 +15,7 @@ from pyrovae.page.blocks import Block, Picture, Table
 from pyrovae.page.fit import Fit
 from pyrovae.plots import (
     is_image,
+    is_skewed,
     plot_codes,
     plot_columns,
     plot_decoded_grid,
@@ -85,6 +86,8 @@ def decoded(fit: Fit) -> Iterator[Block]:
         f"{change[1]:.3g} along {grid.names[1]}; all means lie from {grid.means.min():.3g} to {grid.means.max():.3g}."
     )
     caption = "Means E[x|z] through the prior's quantiles from 0.5 to 99.5 %, in steps of equal prior shares."
+    if not is_image(shape):
+        caption += " Lines run over the columns" + (", log(1 + x)." if is_skewed(grid.means) else ".")
     caption += " The other latents are at the prior's medians." if grid.others else ""
     caption += " Covariates are those of the first datum." if fit.data.covariates is not None else ""
     yield Picture("Decoded grid", plot_decoded_grid(grid, shape), caption, alt)

@@ -5,12 +5,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from pyrovae.diagnostics import decode_means, decoded_grid
 from pyrovae.page.fit import Fit
 from pyrovae.page.live import LiveDecoder, live_decoder
 from pyrovae.page.packed import DataScale, pack
 from pyrovae.plots import is_image
-from pyrovae.runs.report import split_of
 
 _SHEET = 21  # places along each axis of a sheet
 _BEYOND = 3  # more of them on each side where codes lie outside the prior's range
@@ -33,32 +31,28 @@ def plane(fit: Fit) -> dict[str, Any]:
         ValueError: If the model has no real latents.
     """
     codes, image = fit.codes, is_image(fit.data.shape)
-    size = fit.x.shape[1]
+    size = len(fit.decoded_names)
     count = max(2, min(_POINTS, len(fit.x), _POINT_NUMBERS // size))
     order = codes.order
     order = sorted(order) if len(order) < 3 else order
     dims = order[:2]
-    args, kwargs = fit.arguments(slice(0, 1))
-
-    def decode(z: Tensor) -> Tensor:
-        return decode_means(fit.vae.model, *args, z=z, sites=codes.sites, seed=fit.seed, **kwargs)
-
     median = codes.prior.median(0).values
     places = _places(fit)
-    live = live_decoder(fit.vae.model, decode, places, _covariates(fit))
-    means = decode(places)
+    live = live_decoder(fit.vae.model, fit.decode, places, _covariates(fit))
+    means = fit.decode(places)
     sheet: dict[str, Any] | None = None
     traversals: dict[str, Any] | None = None
     if live is None and len(codes.names) == 2:
         nodes = [_nodes(codes.quantiles[:, j], codes.mean[:, j], size) for j in dims]
-        both, ends = (dims[0], dims[1]), (nodes[0], nodes[1])
-        grid = decoded_grid(fit.vae.model, *args, codes=codes, dims=both, places=ends, **kwargs)
-        means = grid.means.flatten(0, 1)
-        sheet = {"nodes": [each.tolist() for each in nodes], "means": grid.means}
+        x, y = nodes
+        z = median.repeat(len(y), len(x), 1)
+        z[..., dims[0]], z[..., dims[1]] = x, y[:, None]
+        means = fit.decode(z.flatten(0, 1))
+        sheet = {"nodes": [x.tolist(), y.tolist()], "means": means.reshape(len(y), len(x), -1)}
     elif live is None:
-        traversals = _traversals(fit, decode, order[:_SLIDERS])
+        traversals = _traversals(fit, order[:_SLIDERS])
         means = traversals["means"].flatten(0, 2)
-    scale = DataScale.of([means, fit.x[:count]], image=image)
+    scale = DataScale.of([means, fit.as_decoded(fit.x[:count])], image=image)
     if sheet is not None:
         sheet["means"] = scale.pack(sheet["means"])
     if traversals is not None:
@@ -73,7 +67,7 @@ def plane(fit: Fit) -> dict[str, Any]:
         "start": median.tolist(),
         "split": fit.split,
         "image": list(fit.data.shape) if image else None,
-        "columns": fit.column_names or ([] if image else [f"column {d}" for d in range(size)]),
+        "columns": [] if image else fit.decoded_names,
         "scale": scale.to_json(),
         "points": _points(fit, scale, count),
         "live": None if live is None else live.to_json(),
@@ -84,13 +78,8 @@ def plane(fit: Fit) -> dict[str, Any]:
 
 def decoder_of(fit: Fit) -> tuple[LiveDecoder | None, Tensor, Tensor]:
     """Return the live decoder of a fit, if any, with the places of its comparison and the model's means there."""
-    args, kwargs = fit.arguments(slice(0, 1))
-
-    def decode(z: Tensor) -> Tensor:
-        return decode_means(fit.vae.model, *args, z=z, sites=fit.codes.sites, seed=fit.seed, **kwargs)
-
     places = _places(fit)
-    return live_decoder(fit.vae.model, decode, places, _covariates(fit)), places, decode(places)
+    return live_decoder(fit.vae.model, fit.decode, places, _covariates(fit)), places, fit.decode(places)
 
 
 def _covariates(fit: Fit) -> Tensor | None:
@@ -120,7 +109,7 @@ def _nodes(quantiles: Tensor, means: Tensor, size: int) -> Tensor:
     return torch.cat(parts).unique()
 
 
-def _traversals(fit: Fit, decode: Any, dims: list[int]) -> dict[str, Any]:
+def _traversals(fit: Fit, dims: list[int]) -> dict[str, Any]:
     """Decode lines through the codes of a few data, along each dimension through the prior's quantiles."""
     codes = fit.codes
     chosen = torch.linspace(0, len(codes.mean) - 1, _CHOSEN).round().long().unique()
@@ -128,19 +117,19 @@ def _traversals(fit: Fit, decode: Any, dims: list[int]) -> dict[str, Any]:
     z = codes.mean[chosen][:, None, None].repeat(1, len(dims), len(steps), 1)
     for place, j in enumerate(dims):
         z[:, place, :, j] = codes.quantiles[steps, j]
-    means = decode(z.flatten(0, 2)).reshape(*z.shape[:3], -1)
+    means = fit.decode(z.flatten(0, 2)).reshape(*z.shape[:3], -1)
     nodes = [codes.quantiles[steps, j].tolist() for j in dims]
     return {"data": chosen.tolist(), "nodes": nodes, "means": means}
 
 
 def _points(fit: Fit, scale: DataScale, count: int) -> dict[str, Any]:
     """Return the data that can be clicked: codes, classes, rows in the source, values."""
-    x, index = split_of(fit.data, fit.split)
+    x, index = fit.as_decoded(fit.x[:count]), getattr(fit.data, f"{fit.split}_index")
     labels = [] if fit.labels is None else fit.labels[:count].tolist()
     return {
         "z": pack(fit.codes.mean[:count], "f4"),
-        "values": scale.pack(x[:count]),
-        "missing": pack(x[:count].isnan().double(), "u1") if bool(x[:count].isnan().any()) else None,
+        "values": scale.pack(x),
+        "missing": pack(x.isnan().double(), "u1") if bool(x.isnan().any()) else None,
         "rows": index[:count].tolist(),
         "labels": labels,
         "labelNames": fit.label_names,

@@ -13,9 +13,7 @@ from pyrovae.page.checks import Check, Diagnosis
 from pyrovae.page.fit import Fit
 from pyrovae.page.pictures import PICTURES
 from pyrovae.page.plane import plane
-from pyrovae.runs.cli import out_of_memory
-from pyrovae.runs.registry import describe
-from pyrovae.runs.tables import ladder_lines, table_lines
+from pyrovae.runs import describe, ladder_lines, out_of_memory, table_lines
 from pyrovae.stats import mean_and_std_error
 
 

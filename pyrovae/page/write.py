@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 from pyrovae.page.checks import Diagnosis
 from pyrovae.page.fit import Fit
 from pyrovae.page.sections import SECTIONS, Findings
-from pyrovae.runs.tables import table_lines
+from pyrovae.runs import table_lines
 
 
 class Page(NamedTuple):

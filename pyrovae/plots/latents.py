@@ -86,6 +86,8 @@ def _prior_contours(axes: Axes, prior: np.ndarray) -> None:
 def plot_decoded_grid(grid: DecodedGrid, shape: Sequence[int], axes: Axes | None = None) -> Axes:
     """Plot decoded places of latent space, images as they are, other data as lines over their columns.
 
+    Lines of skewed positive means show log(1 + x).
+
     The axes are linear in the places' number, not in z, and are labelled with z.
 
     Args:
@@ -98,8 +100,9 @@ def plot_decoded_grid(grid: DecodedGrid, shape: Sequence[int], axes: Axes | None
     """
     axes = new_axes(4.4) if axes is None else axes
     rows, columns, size = grid.means.shape
-    low, high = float(grid.means.min()), float(grid.means.max())
-    means = ((grid.means.flip(0) - low) / max(high - low, 1e-12)).float()  # the largest y is on top
+    shown = grid.means.log1p() if not is_image(shape) and is_skewed(grid.means) else grid.means
+    low, high = float(shown.min()), float(shown.max())
+    means = ((shown.flip(0) - low) / max(high - low, 1e-12)).float()  # the largest y is on top
     if is_image(shape):
         channels, height, width = (1, *shape) if len(shape) == 2 else shape
         tiles = pad(means.reshape(rows, columns, channels, height, width), (0, 1, 0, 1), value=1.0)
@@ -126,6 +129,11 @@ def plot_decoded_grid(grid: DecodedGrid, shape: Sequence[int], axes: Axes | None
         axis.set_ticks([place + 0.5 for place in chosen], [_number(float(places[place])) for place in chosen])
     axes.set(xlabel=grid.names[0], ylabel=grid.names[1])
     return axes
+
+
+def is_skewed(values: Tensor) -> bool:
+    """Whether values are positive and some are far above most, so that log(1 + x) shows more of them."""
+    return bool((values >= 0).all()) and float(values.max()) > 10 * max(1.0, float(values.median()))
 
 
 def _number(value: float) -> str:
@@ -170,14 +178,14 @@ def plot_columns(data: Tensor, draws: Tensor, axes: Axes | None = None, *, names
         axes.plot(*dots, "o", color=colour, markersize=4 if columns <= 40 else 2, label=label)
     if names:
         axes.set_yticks(range(columns), [_short(name) for name in names])
-        axes.invert_yaxis()
+        axes.set_ylim(columns - 0.4, -0.6)
         axes.set_xlabel("(x - median) / sd of the data")
     else:
         axes.set(xlabel="column", ylabel="value")
         if counts:
             axes.set_yscale("symlog", linthresh=1)
             axes.set_ylim(-0.2, None)
-    axes.legend(frameon=False, loc="best")
+    axes.legend(frameon=False, loc="lower center", bbox_to_anchor=(0.5, 1.0), ncols=2)
     return axes
 
 

@@ -4,14 +4,14 @@ import re
 import sys
 from collections.abc import Mapping
 from contextlib import suppress
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 import torch
 from jsonargparse import Namespace
 from torch import Tensor, nn
 
-from pyrovae.baselines import compare_with_baselines, fit_baselines, paired_difference
+from pyrovae.baselines import Comparison, compare_with_baselines, fit_baselines, paired_difference
 from pyrovae.columns import shown
 from pyrovae.data import Data, Table
 from pyrovae.densities import evaluating, isolated_rng, take, weighted_draws
@@ -219,21 +219,6 @@ def _measure_of(maker: Any, num_dims: int) -> str:
     part, given = maker.func, maker.keywords
     with isolated_rng(), torch.no_grad():
         return base_measure_of(maker(nn.Linear(1, part.num_outputs(num_dims, **given)))(torch.zeros(1, 1)))
-
-
-class Comparison(NamedTuple):
-    """Baselines of a model.
-
-    Attributes:
-        rows: Summary of each baseline by name, rows of the table.
-        words: What the paired differences say, one sentence a line.
-        differences: Mean of log p(x) of the model less that of each baseline over the same data, and its standard
-            error, in nats per datum, by name.
-    """
-
-    rows: dict[str, dict[str, Any]]
-    words: str
-    differences: dict[str, tuple[float, float]]
 
 
 def compare_to_baselines(config: Namespace, data: Data, log_p: Tensor, *, base_measure: str, split: str) -> Comparison:

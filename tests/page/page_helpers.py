@@ -11,10 +11,10 @@ import torch
 from pyro.infer import Trace_ELBO
 
 from pyrovae import BernoulliLikelihood, Blueprint, fit
+from pyrovae.baselines import Comparison
 from pyrovae.data import Data
 from pyrovae.evidence import Refinement, evaluate
 from pyrovae.page import Fit
-from pyrovae.runs.report import Comparison
 
 HOSTILE = "</script><img src=x onerror=console.error(1)>"
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")

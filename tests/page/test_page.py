@@ -12,10 +12,10 @@ import numpy as np
 import pytest
 from page_helpers import HOSTILE, make_fit, with_results
 
+from pyrovae.baselines import Comparison
 from pyrovae.page import CHECKS, Diagnosis, make_page
 from pyrovae.page import checks as checks_module
 from pyrovae.page.blocks import Interactive, Table, Words
-from pyrovae.runs.report import Comparison
 from pyrovae.training import History
 
 

@@ -17,7 +17,7 @@ from pyrovae.plots.base import COLOURS, new_axes
 _SHARES = (0.99, 0.9, 0.5)  # of the prior inside its contours
 _MARKS = "os^Dv<>Ph*"
 _MOST_LABELS = 20
-_KDE_DRAWS, _KDE_STEPS = 5000, 50
+_KDE_DRAWS, _KDE_STEPS = 3000, 40
 _WIDEN = 1.5  # times the usual width of the kernel, for smooth lines
 
 
@@ -76,7 +76,7 @@ def _prior_contours(axes: Axes, prior: np.ndarray) -> None:
     density = gaussian_kde(prior[:_KDE_DRAWS].T, lambda kde: _WIDEN * kde.scotts_factor())
     x, y = (np.linspace(low[j], high[j], _KDE_STEPS) for j in (0, 1))
     values = density(np.stack([each.ravel() for each in np.meshgrid(x, y)])).reshape(len(y), len(x))
-    levels = np.quantile(density(prior[:_KDE_DRAWS].T), [1 - share for share in _SHARES])
+    levels = np.quantile(density(prior[: _KDE_STEPS**2].T), [1 - share for share in _SHARES])
     if (np.diff(levels) > 0).all():
         lines = axes.contour(x, y, values, levels=levels, colors="0.35", linewidths=0.9, linestyles=["-", "--", ":"])
         texts = {level: f"{100 * share:.0f} %" for level, share in zip(levels, _SHARES, strict=True)}

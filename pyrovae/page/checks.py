@@ -332,7 +332,7 @@ def approximation_gap(fit: Fit) -> Check:
 def amortisation_gap(fit: Fit) -> Check:
     """Check that one guide for all data costs little."""
     sentence = "one network for all data costs {} nats against a normal posterior fitted to each datum"
-    advice = "use a larger encoder network, more training data, or refine the posterior of each datum (`refine`)"
+    advice = "use a larger encoder network, more training data, or refine the posterior of each datum by refine()"
     return _gap(fit, "amortisation gap", "wide amortisation gap", fit.refined.amortisation_gap, sentence, advice)
 
 

@@ -228,7 +228,7 @@ def _about(run: Run, config: Namespace, data: Data) -> list[tuple[str, str]]:
     sizes = ", ".join(f"{about[f'num_{split}']:,} {split}" for split in ("train", "validation", "test"))
     shape = " x ".join(map(str, about["shape"]))
     return [
-        ("data", f"{about['name']}: {sizes}; {shape} numbers each, {about['num_covariates']} covariates"),
+        ("data", f"{about['name']}: {sizes}; {shape} numbers each, {about.get('num_covariates', 0)} covariates"),
         ("binarisation", about["binarize"]),
         ("latents", f"{config.latent_dim}"),
         *parts,

@@ -39,7 +39,7 @@ def to_png(figure: Figure) -> bytes:
     return buffer.getvalue()
 
 
-def to_svg(figure: Figure, *, dpi: int = 110) -> bytes:
+def to_svg(figure: Figure, *, dpi: int = 96) -> bytes:
     """Render a figure as SVG, with equal bytes for equal figures, letters as paths, points as pixels."""
     before, buffer = figure.canvas, io.BytesIO()
     FigureCanvasSVG(figure)

@@ -29,7 +29,8 @@ def plot_history(
     shown = []
     if part == "elbo":
         train = [math.nan if value is None else value for value in history["train_elbo"]]
-        axes.plot(history["epoch"], train, label="train (running)", color="0.6", linestyle="--")
+        if any(map(math.isfinite, train)):
+            axes.plot(history["epoch"], train, label="train (running)", color="0.6", linestyle="--")
         shown += train
     validation = [math.nan if value is None else value for value in history[f"validation_{part}"]]
     shown += validation
@@ -45,5 +46,5 @@ def plot_history(
         axes.set_ylim(min(tail) - margin, max(tail) + margin)
     axes.xaxis.set_major_locator(MaxNLocator(6, integer=True))
     axes.set(xlabel="epoch", ylabel=f"{_NAMES[part]} per datum (nats)")
-    axes.legend(loc="lower right", frameon=False)
+    axes.legend(loc="lower right" if part == "elbo" else "best", frameon=False)
     return axes

@@ -62,8 +62,9 @@ def main() -> int:
         )
         if workers.rank > 0:
             return 0
-    baselines = compare_to_baselines(run.config(args.trust_imports), data, evaluation, split=args.split)
-    marginal = evaluation.marginal
+    config, marginal, measure = run.config(args.trust_imports), evaluation.marginal, evaluation.base_measure
+    log_p = marginal.log_marginal.value
+    baselines = compare_to_baselines(config, data, log_p, base_measure=measure, split=args.split)
     drawn = f"K = {args.num_particles:,} draws each"
     if args.target_std_error is not None:
         drawn = f"{marginal.draws.double().mean().item():,.0f} draws each on average, {args.num_particles:,} at most"

@@ -14,6 +14,7 @@ torchrun --nproc-per-node=2 scripts/train.py --data mnist            # several p
 
 import startup  # noqa: F401  # first, since it ends failing imports without a traceback
 
+import shlex
 import sys
 
 from jsonargparse import Namespace
@@ -22,6 +23,7 @@ from torch import nn
 from pyrovae.data import Binarize, Data
 from pyrovae.densities import SupportError
 from pyrovae.execution import Workers, joined
+from pyrovae.page import TRAINING_CHECKS, Diagnosis, Fit, training_lines
 from pyrovae.programs import ProgramPair
 from pyrovae.runs import (
     Objective,
@@ -222,19 +224,25 @@ def close(run: Run, config: Namespace, data: Data, vae: ProgramPair, history: Hi
     write_posterior(run, vae, data, seed=0)
     run.finish(config, data)
 
-    baselines = compare_to_baselines(config, data, evaluation, split="test")
+    log_p, measure = evaluation.marginal.log_marginal.value, evaluation.base_measure
+    baselines = compare_to_baselines(config, data, log_p, base_measure=measure, split="test")
+    fit = Fit.of_run(run, config, vae, data, baselines, history=history)
+    diagnosis = Diagnosis.of(fit, TRAINING_CHECKS)
     reason = "no improvement" if history.stop_reason == "plateau" else "all epochs done"
     print(f"\nstopped after epoch {len(history)} ({reason}); the best on validation data is epoch {history.best_epoch}")
     print(f"{len(data.test):,} test data, K = {config.num_particles:,} draws each; nats per datum")
     print(SPLIT_WORDS["test"])
     print(f"proposal: {evaluation.marginal.proposal}\n")
     print(table({"VAE": summary, **baselines.rows}))
-    print(caution(summary))
-    if baselines.words:
+    failed = {check.name for check in diagnosis.warnings}  # which have lines of their own below
+    if "weights" not in failed:
+        print(caution(summary))
+    if baselines.words and "baselines" not in failed:
         print(baselines.words)
     if line := classification_line(summary):
         print(line)
-    print(f"wrote {run.path}")
+    print(f"\n{training_lines(diagnosis)}\n")
+    print(f"wrote {run.path}; see it as one page: python scripts/report.py {shlex.quote(str(run.path))}")
 
 
 if __name__ == "__main__":

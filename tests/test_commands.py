@@ -40,6 +40,7 @@ NEEDED = {
     "train": [],
     "evaluate": ["RUN"],
     "sample": ["RUN"],
+    "report": ["RUN"],
     "compare": ["RUN", "RUN2"],
     "impute": ["RUN", "survey.csv"],
     "score": ["RUN", "survey.csv"],

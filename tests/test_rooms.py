@@ -31,7 +31,7 @@ ROOMS = {
     "objectives": "densities execution",
     "training": "densities execution objectives",
 }
-COURTYARD = {"baselines", "data", "diagnostics", "plots", "runs", "sklearn"}
+COURTYARD = {"baselines", "data", "diagnostics", "page", "plots", "runs", "sklearn"}
 LIBRARIES = {  # of the rooms on the ground
     "bijections": {"torch"},
     "columns": {"torch"},

@@ -17,14 +17,16 @@ from pyrovae.baselines.choice import Baseline, fit_baselines
 from pyrovae.baselines.columns import IndependentColumns
 from pyrovae.baselines.gaussian_mixture import GaussianMixture
 from pyrovae.baselines.real import MultivariateNormal, MultivariateStudentT
-from pyrovae.baselines.words import compare_with_baselines
+from pyrovae.baselines.words import Comparison, compare_with_baselines, paired_difference
 
 __all__ = [
     "Baseline",
+    "Comparison",
     "GaussianMixture",
     "IndependentColumns",
     "MultivariateNormal",
     "MultivariateStudentT",
     "compare_with_baselines",
     "fit_baselines",
+    "paired_difference",
 ]

@@ -4,11 +4,27 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
 _LIMIT = 2.0  # standard errors beyond which two means differ
+
+
+class Comparison(NamedTuple):
+    """Baselines of a model.
+
+    Attributes:
+        rows: Summary of each baseline by name, rows of the table.
+        words: What the paired differences say, one sentence a line.
+        differences: Mean of log p(x) of the model less that of each baseline over the same data, and its standard
+            error, in nats per datum, by name.
+    """
+
+    rows: dict[str, dict[str, Any]]
+    words: str
+    differences: dict[str, tuple[float, float]]
 
 
 def compare_with_baselines(
@@ -42,7 +58,7 @@ def compare_with_baselines(
     for name, values in baselines.items():
         if values.shape != log_p.shape:
             raise ValueError(f"baseline {name!r} must have shape {tuple(log_p.shape)}, got {tuple(values.shape)}")
-        mean, error = _paired(log_p, values, weights)
+        mean, error = paired_difference(log_p, values, weights)
         found.append((mean, error, name))
     lines = []
     for mean, error, name in sorted(found):
@@ -56,8 +72,17 @@ def compare_with_baselines(
     return "\n".join(lines)
 
 
-def _paired(log_p: Tensor, values: Tensor, weights: Tensor | None) -> tuple[float, float]:
-    """Return the mean difference and its standard error; 0 for an infinite difference, NaN for one datum."""
+def paired_difference(log_p: Tensor, values: Tensor, weights: Tensor | None = None) -> tuple[float, float]:
+    """Compute the mean of log p(x_n) - log b(x_n) over data, and its standard error, in nats.
+
+    Args:
+        log_p: Values log p(x) of the model, with shape (N,).
+        values: Values log b(x) of a baseline for the same data, with shape (N,).
+        weights: Case weights, with shape (N,); None for equal ones.
+
+    Returns:
+        The mean, and its error: 0 if the mean is infinite, NaN for one datum.
+    """
     one, other = log_p.detach().cpu().double(), values.detach().cpu().double()
     difference = torch.where(one == other, 0.0, one - other)  # -inf on both sides is no difference
     w = torch.ones_like(difference) if weights is None else weights.detach().cpu().double()

@@ -11,6 +11,7 @@ nuts           `nuts_check`, a guide against NUTS for chosen data
 from pyrovae.diagnostics.active_units import ACTIVE_FROM, UnitActivity, unit_activity
 from pyrovae.diagnostics.bits import Entropies, entropies
 from pyrovae.diagnostics.calibration import Calibration, sbc
+from pyrovae.diagnostics.codes import Codes, DecodedGrid, decode_means, decoded_grid, encode_codes
 from pyrovae.diagnostics.collapse import Collapse, collapse
 from pyrovae.diagnostics.disentanglement import (
     DCI,
@@ -58,7 +59,9 @@ __all__ = [
     "DCI",
     "PIT",
     "Calibration",
+    "Codes",
     "Collapse",
+    "DecodedGrid",
     "EcdfBand",
     "Ends",
     "Entropies",
@@ -80,9 +83,12 @@ __all__ = [
     "check_uniform",
     "collapse",
     "dci",
+    "decode_means",
     "decoded_axes",
+    "decoded_grid",
     "default_statistics",
     "ecdf_band",
+    "encode_codes",
     "entropies",
     "factor_vae_score",
     "foreign_data",

@@ -36,6 +36,7 @@ from pyrovae.likelihoods.mixed import (
     HurdleLogNormalLikelihood,
     ZeroOneInflatedBetaLikelihood,
 )
+from pyrovae.likelihoods.positive import Positive
 from pyrovae.likelihoods.real import (
     GammaLikelihood,
     LaplaceLikelihood,
@@ -68,6 +69,7 @@ __all__ = [
     "NormalLikelihood",
     "OrderedLogisticLikelihood",
     "PoissonLikelihood",
+    "Positive",
     "RoundedNormalLikelihood",
     "RoundedStudentTLikelihood",
     "StudentTLikelihood",

@@ -1,19 +1,16 @@
-"""Figures of training history, prior samples, and data beside their reconstructions."""
+"""Figures of prior samples, and of data beside their reconstructions."""
 
-import io
 import math
 from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 import torch
-from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from pyro import poutine
 from torch import Tensor
 
 from pyrovae.densities import Program, evaluating, isolated_rng, sample_sites
-from pyrovae.training import History
 
 _PANEL = 4.2  # width of a panel, in inches
 # Limits of one figure.
@@ -57,26 +54,6 @@ def reconstructions(model: Program, guide: Program, x: Tensor, *, seed: int, **k
         return _mean(sample_sites(trace)[_observed_site(trace)]["fn"])
 
 
-def plot_history(history: History) -> Figure:
-    """Plot the ELBO of training and validation data against the epoch, and mark the best epoch."""
-    figure = Figure(figsize=(6.4, 4.0), layout="constrained")
-    axes = figure.subplots()
-    train = [math.nan if v is None else v for v in history["train_elbo"]]
-    axes.plot(history["epoch"], train, label="train (running)", color="0.6")
-    if history.rows and history.rows[-1]["validation_elbo"] is not None:
-        axes.plot(history["epoch"], history["validation_elbo"], label="validation", color="C0")
-        best = history["validation_elbo"][history.best_epoch - 1]
-        axes.plot(history.best_epoch, best, "o", color="C0", label=f"best epoch, {history.best_epoch}")
-    # The first epochs lie far below the rest and would compress it.
-    tail = [v for key in ("train_elbo", "validation_elbo") for v in history[key][len(history) // 10 :] if v is not None]
-    if tail and min(tail) < max(tail):
-        margin = 0.05 * (max(tail) - min(tail))
-        axes.set_ylim(min(tail) - margin, max(tail) + margin)
-    axes.set(xlabel="epoch", ylabel="ELBO per datum (nats)")
-    axes.legend(loc="lower right", frameon=False)
-    return figure
-
-
 def num_per_figure(shape: Sequence[int], *, columns: int = 8) -> int:
     """Compute how many data `plot_grids` shows in one figure of moderate memory and at most 30,000 pixels of height."""
     numbers = max(1, math.prod(shape))
@@ -98,7 +75,11 @@ def plot_grids(panels: Sequence[tuple[str, Tensor]], shape: Sequence[int], *, co
     high = max((float(x.max()) for x in seen if len(x)), default=1.0)
     rows = math.ceil(max(len(x) for _, x in panels) / columns)
     image = len(shape) == 2 or (len(shape) == 3 and shape[0] in (1, 3))
-    height = _PANEL * rows / columns * shape[-2] / shape[-1] + 0.4 if image else 3.0
+    height = (
+        _PANEL * rows / columns * shape[-2] / shape[-1] + (0.4 if any(title for title, _ in panels) else 0.0)
+        if image
+        else 3.0
+    )
     figure = Figure(figsize=(_PANEL * len(panels), height), layout="constrained")
     for axes, (title, x) in zip(np.atleast_1d(figure.subplots(1, len(panels))), panels, strict=True):
         values = x.detach().cpu().float()
@@ -111,17 +92,6 @@ def plot_grids(panels: Sequence[tuple[str, Tensor]], shape: Sequence[int], *, co
             axes.plot(values.T.numpy(), color="C0", alpha=min(1.0, 8 / len(values)), linewidth=0.8)
             axes.set(xlabel="dimension", ylabel="value", ylim=(low, high if high > low else low + 1))
     return figure
-
-
-def to_png(figure: Figure) -> bytes:
-    """Render a figure as PNG, with equal bytes for equal figures."""
-    before, buffer = figure.canvas, io.BytesIO()
-    FigureCanvasAgg(figure)
-    try:
-        figure.savefig(buffer, format="png", dpi=150, metadata={"Software": None})
-    finally:
-        figure.set_canvas(before)  # the other one holds the pixels, up to 40 MB
-    return buffer.getvalue()
 
 
 def _observed_site(trace: poutine.Trace) -> str:

@@ -17,20 +17,22 @@ from pyrovae.runs.build import (
     needs_enumeration,
     needs_mean_field,
 )
-from pyrovae.runs.cli import Stopper, finishing_steps, run_script
+from pyrovae.runs.cli import Stopper, finishing_steps, out_of_memory, run_script
 from pyrovae.runs.encodings import write_projector
 from pyrovae.runs.export import to_arviz
 from pyrovae.runs.files import check_folder, check_writable, read_state, write_json, write_state, write_whole
 from pyrovae.runs.parse import parse_training
 from pyrovae.runs.parser import make_parser, make_run_parser, parse_flags, with_name_lists
 from pyrovae.runs.reading import read_json
+from pyrovae.runs.registry import describe
 from pyrovae.runs.resolve import find_device, resolve
 from pyrovae.runs.run import METRICS, Run, load, open_run
 from pyrovae.runs.table_data import training_data, training_table, trusted_modules
-from pyrovae.runs.tables import aligned, caution, ladder_lines, table
+from pyrovae.runs.tables import KHAT_DRAWS, aligned, caution, ladder_lines, table, table_lines
 from pyrovae.runs.words import Seed, near
 
 __all__ = [
+    "KHAT_DRAWS",
     "METRICS",
     "Objective",
     "Run",
@@ -46,6 +48,7 @@ __all__ = [
     "check_reparameterised",
     "check_site_order",
     "check_writable",
+    "describe",
     "find_device",
     "finishing_steps",
     "ladder_lines",
@@ -56,6 +59,7 @@ __all__ = [
     "needs_enumeration",
     "needs_mean_field",
     "open_run",
+    "out_of_memory",
     "parse_flags",
     "parse_training",
     "read_json",
@@ -63,6 +67,7 @@ __all__ = [
     "resolve",
     "run_script",
     "table",
+    "table_lines",
     "to_arviz",
     "training_data",
     "training_table",

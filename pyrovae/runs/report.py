@@ -5,21 +5,29 @@ import re
 import sys
 from collections.abc import Mapping
 from contextlib import suppress
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 import torch
 from jsonargparse import Namespace
 from torch import Tensor, nn
 
-from pyrovae.baselines import compare_with_baselines, fit_baselines
+from pyrovae.baselines import Comparison, compare_with_baselines, fit_baselines, paired_difference
 from pyrovae.columns import shown
 from pyrovae.data import Data, Table
 from pyrovae.densities import evaluating, isolated_rng, take, vectorize, weighted_draws
 from pyrovae.diagnostics import replicate
 from pyrovae.evidence import PROPOSALS, Evaluation, ProposalName, base_measure_of, classify, evaluate, exact_summary
 from pyrovae.execution import Execution, Progress, Workers
-from pyrovae.plots import num_per_figure, plot_grids, plot_history, prior_samples, reconstructions, to_png
+from pyrovae.plots import (
+    figure_of,
+    num_per_figure,
+    plot_grids,
+    plot_history,
+    prior_samples,
+    reconstructions,
+    to_png,
+)
 from pyrovae.programs import ProgramPair
 from pyrovae.runs.build import likelihood_maker
 from pyrovae.runs.cli import out_of_memory
@@ -252,23 +260,18 @@ def _measure_of(maker: Any, num_dims: int) -> str:
         return base_measure_of(maker(nn.Linear(1, part.num_outputs(num_dims, **given)))(torch.zeros(1, 1)))
 
 
-class Comparison(NamedTuple):
-    """Baselines of a model.
-
-    Attributes:
-        rows: Summary of each baseline by name, rows of the table.
-        words: What the paired differences say, one sentence a line.
-    """
-
-    rows: dict[str, dict[str, Any]]
-    words: str
-
-
-def compare_to_baselines(config: Namespace, data: Data, evaluation: Evaluation, *, split: str) -> Comparison:
+def compare_to_baselines(config: Namespace, data: Data, log_p: Tensor, *, base_measure: str, split: str) -> Comparison:
     """Fit the baselines of the likelihood to the training data, and compare the model with them on a split.
 
     There are none, which the words say, if the model has another base measure than the likelihood, as a program of the
     user may have it, or if they cannot be fitted, as to a distribution of the user.
+
+    Args:
+        config: Resolved configuration.
+        data: Data of the run.
+        log_p: Estimates of log p(x) of the split by the model, in nats, with shape (N,).
+        base_measure: Base measure of the model, as in evaluation.json.
+        split: "train", "validation" or "test".
     """
     columns = None if data.table is None else data.table.columns
     x, _ = split_of(data, split)
@@ -280,24 +283,24 @@ def compare_to_baselines(config: Namespace, data: Data, evaluation: Evaluation, 
     except Exception as error:  # parts of the user may raise anything
         if out_of_memory(error):
             raise
-        return Comparison({}, f"there are no baselines: {describe(error)}")
-    if measure != evaluation.base_measure:
-        return Comparison({}, f"there are no baselines for the base measure {evaluation.base_measure}")
-    log_p = {name: baseline.log_prob(x) for name, baseline in fitted.items()}
+        return Comparison({}, f"there are no baselines: {describe(error)}", {})
+    if measure != base_measure:
+        return Comparison({}, f"there are no baselines for the base measure {base_measure}", {})
+    found = {name: baseline.log_prob(x) for name, baseline in fitted.items()}
     rows = {
-        name: exact_summary(values, num_dims=x.shape[1], base_measure=evaluation.base_measure, weights=weights)
-        for name, values in log_p.items()
+        name: exact_summary(values, num_dims=x.shape[1], base_measure=base_measure, weights=weights)
+        for name, values in found.items()
     }
-    model = evaluation.marginal.log_marginal.value
-    words = compare_with_baselines(model, log_p, weights=weights)
+    words = compare_with_baselines(log_p, found, weights=weights)
+    differences = {name: paired_difference(log_p, values, weights) for name, values in found.items()}
     if data.has_holes and "multivariate Student-t" in rows:
         words += "\nno Gaussian mixture is fitted, since it needs complete rows"
-    return Comparison(rows, words)
+    return Comparison(rows, words, differences)
 
 
 def write_training_figure(run: Run, history: History) -> None:
     """Write training.png: the ELBO over the epochs."""
-    write_whole(run.path / "training.png", to_png(plot_history(history)))
+    write_whole(run.path / "training.png", to_png(figure_of(plot_history(history))))
 
 
 def write_sample_figures(run: Run, vae: ProgramPair, data: Data, *, size: int, seed: int) -> list[str]:

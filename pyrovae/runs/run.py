@@ -9,6 +9,7 @@ weights.safetensors      the best epoch's parameters and buffers
 evaluation.json, .csv    summary, and values per datum; the manifest has the SHA-256 sums of the last evaluation
 posterior.nc             draws from the guide, for ArviZ
 *.png                    the figures
+report.html              the page of scripts/report.py, and diagnosis.json, its findings
 """
 
 import json

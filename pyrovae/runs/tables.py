@@ -14,6 +14,11 @@ def table(summaries: Mapping[str, Mapping[str, Any]]) -> str:
 
     An additional estimate of log p(x) by the guide alone has a separate line.
     """
+    return aligned(table_lines(summaries))
+
+
+def table_lines(summaries: Mapping[str, Mapping[str, Any]]) -> list[list[str]]:
+    """Return the cells of the closing table, its header first."""
     lines = [["", "ELBO", "log p(x)", "s.e. data", "s.e. MC", "k-hat > 0.7", "bits/dim"]]
     for name, summary in summaries.items():
         marginal, published = summary["log_marginal"], summary.get("log_marginal_guide")
@@ -22,7 +27,7 @@ def table(summaries: Mapping[str, Mapping[str, Any]]) -> str:
         )
         if published and published["proposal"] != marginal["proposal"]:
             lines.append([f"  L_{published['num_particles']:,}, guide alone", "-", *_marginal(published), "-"])
-    return aligned(lines)
+    return lines
 
 
 def ladder_lines(summary: Mapping[str, Any]) -> str:

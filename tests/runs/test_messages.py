@@ -234,6 +234,7 @@ def test_train_refuses_an_invalid_command_in_one_line_and_writes_nothing(traps, 
 OF_OTHER_SCRIPTS = {
     "evaluate": "RUN is required: run folder of train.py",
     "sample": "RUN is required: run folder of train.py",
+    "report": "RUN is required: run folder of train.py",
     "compare": "RUNS is required: run folders of train.py, two or more",
     "compare straight straight": "two different run folders or more are needed, got straight straight",
     "swap": "--out is required: folder of the runs and of table.json",

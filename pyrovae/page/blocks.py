@@ -1,0 +1,204 @@
+"""Blocks of the page: each writes its own HTML, and escapes every text in it.
+
+To add a kind of block, write a class with a method `html`.
+"""
+
+import base64
+import html
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any, Protocol
+
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+
+from pyrovae.plots import figure_of, to_png, to_svg
+
+
+class Block(Protocol):
+    """Part of a section."""
+
+    def html(self) -> str:
+        """Return the block as HTML."""
+        ...
+
+
+@dataclass(frozen=True)
+class Words:
+    """Paragraph.
+
+    Attributes:
+        text: Text.
+        kind: Class of the paragraph in page.css; "" for none.
+    """
+
+    text: str
+    kind: str = ""
+
+    def html(self) -> str:
+        """Return the block as HTML."""
+        return f"<p{_class(self.kind)}>{html.escape(self.text)}</p>"
+
+
+@dataclass(frozen=True)
+class Command:
+    """Command for a terminal, in one line.
+
+    Attributes:
+        text: Command.
+    """
+
+    text: str
+
+    def html(self) -> str:
+        """Return the block as HTML."""
+        return f'<pre tabindex="0"><code>{html.escape(self.text)}</code></pre>'
+
+
+@dataclass(frozen=True)
+class Table:
+    """Table whose first column names its rows.
+
+    Attributes:
+        caption: Caption.
+        header: Names of the columns; the first may be empty.
+        rows: Cells as texts.
+    """
+
+    caption: str
+    header: Sequence[str]
+    rows: Sequence[Sequence[str]]
+
+    def html(self) -> str:
+        """Return the block as HTML. A table wider than the page scrolls in its own frame."""
+        head = "".join(f'<th scope="col">{html.escape(name)}</th>' if name else "<td></td>" for name in self.header)
+        body = "".join(
+            f'<tr><th scope="row">{html.escape(first)}</th>'
+            + "".join(f"<td>{html.escape(cell)}</td>" for cell in rest)
+            + "</tr>"
+            for first, *rest in self.rows
+        )
+        caption = html.escape(self.caption)
+        return (
+            f'<div><p class="caption">{caption}</p>'
+            f'<div class="scroll" tabindex="0" role="region" aria-label="{caption}">'
+            f'<table aria-label="{caption}">'
+            f"<thead><tr>{head}</tr></thead><tbody>{body}</tbody></table></div></div>"
+        )
+
+
+@dataclass(frozen=True)
+class Items:
+    """Definitions: terms, each with a text.
+
+    Attributes:
+        pairs: Terms and texts.
+    """
+
+    pairs: Sequence[tuple[str, str]]
+
+    def html(self) -> str:
+        """Return the block as HTML."""
+        parts = (f"<div><dt>{html.escape(term)}</dt><dd>{html.escape(text)}</dd></div>" for term, text in self.pairs)
+        return f"<dl>{''.join(parts)}</dl>"
+
+
+@dataclass(frozen=True)
+class Picture:
+    """Picture with its caption.
+
+    Attributes:
+        title: Title.
+        image: Axes or figure.
+        caption: What it is, how it was made, and how to read it.
+        alt: What is seen: direction, extremes, groups. It does not repeat the caption.
+        pixels: Whether the picture is made of pixels, such as images, and not of lines.
+        wide: Whether the picture needs the whole width.
+    """
+
+    title: str
+    image: Axes | Figure
+    caption: str
+    alt: str
+    pixels: bool = False
+    wide: bool = False
+
+    def html(self) -> str:
+        """Return the block as HTML."""
+        figure = self.image if isinstance(self.image, Figure) else figure_of(self.image)
+        kind, content = ("png", to_png(figure)) if self.pixels else ("svg+xml", to_svg(figure))
+        source = f"data:image/{kind};base64,{base64.b64encode(content).decode()}"
+        return (
+            f'<figure{_class("wide" if self.wide else "")}><img src="{source}" alt="{html.escape(self.alt)}">'
+            f"<figcaption><strong>{html.escape(self.title)}.</strong> {html.escape(self.caption)}</figcaption></figure>"
+        )
+
+
+@dataclass(frozen=True)
+class Folded:
+    """Blocks behind a summary, which a click or a print unfolds.
+
+    Attributes:
+        summary: Text of the summary.
+        blocks: Blocks.
+    """
+
+    summary: str
+    blocks: Sequence[Block]
+
+    def html(self) -> str:
+        """Return the block as HTML."""
+        inside = "\n".join(block.html() for block in self.blocks)
+        return f"<details><summary>{html.escape(self.summary)}</summary>\n{inside}\n</details>"
+
+
+@dataclass(frozen=True)
+class Group:
+    """Blocks under a heading of the second order.
+
+    Attributes:
+        title: Heading.
+        blocks: Blocks.
+    """
+
+    title: str
+    blocks: Sequence[Block] = field(default_factory=tuple)
+
+    def html(self) -> str:
+        """Return the block as HTML."""
+        return f"<h3>{html.escape(self.title)}</h3>\n" + "\n".join(block.html() for block in self.blocks)
+
+
+@dataclass(frozen=True)
+class Interactive:
+    """Place where page.js builds an interactive part from JSON.
+
+    Attributes:
+        name: Name of the part in page.js.
+        content: Content of the JSON.
+        label: What the part is, for screen readers and for browsers without scripts.
+    """
+
+    name: str
+    content: Any
+    label: str
+
+    def html(self) -> str:
+        """Return the block as HTML."""
+        return (
+            f'<div class="interactive" data-part="{html.escape(self.name)}" role="group" '
+            f'aria-label="{html.escape(self.label)}">'
+            f'<script type="application/json">{to_json(self.content)}</script>'
+            f"<noscript><p>{html.escape(self.label)} It needs a browser with scripts.</p></noscript></div>"
+        )
+
+
+def to_json(content: Any) -> str:
+    """Write JSON that may stand inside a script element: no `<`, `>` or `&`, and none of JavaScript's line ends."""
+    text = json.dumps(content, separators=(",", ":"), allow_nan=False, ensure_ascii=True)
+    return text.replace("&", "\\u0026").replace("<", "\\u003c").replace(">", "\\u003e")
+
+
+def _class(name: str) -> str:
+    return f' class="{html.escape(name)}"' if name else ""

@@ -1,0 +1,83 @@
+"""The page of a fit: one HTML file that needs no network, and the same findings as JSON."""
+
+import base64
+import hashlib
+import html
+from functools import cache
+from importlib import resources
+from string import Template
+from typing import Any, NamedTuple
+
+from pyrovae.page.checks import Diagnosis
+from pyrovae.page.fit import Fit
+from pyrovae.page.sections import SECTIONS, Findings
+from pyrovae.runs import table_lines
+
+
+class Page(NamedTuple):
+    """Page of a fit.
+
+    Attributes:
+        text: HTML of the whole page.
+        diagnosis: Content of diagnosis.json.
+        findings: What the page was made from.
+    """
+
+    text: str
+    diagnosis: dict[str, Any]
+    findings: Findings
+
+
+def make_page(fit: Fit, *, script: str | None = None) -> Page:
+    """Make the page of a fit. The same fit gives the same bytes.
+
+    Args:
+        fit: Trained model.
+        script: JavaScript of the page; None for page.js.
+    """
+    findings = Findings(fit, Diagnosis.of(fit))
+    names = [(section.__name__.replace("_", "-"), (section.__doc__ or "").split(".")[0]) for section in SECTIONS]
+    parts = []
+    for (name, title), section in zip(names, SECTIONS, strict=True):
+        blocks = "\n".join(block.html() for block in section(findings))
+        parts.append(f'<section aria-labelledby="{name}"><h2 id="{name}">{title}</h2>\n{blocks}\n</section>')
+    style, script = _source("page.css"), script_of() if script is None else script
+    text = Template(_source("page.html")).substitute(
+        title=html.escape(f"Fit {fit.name}"),
+        style=style,
+        style_sum=_sum(style),
+        script=script,
+        script_sum=_sum(script),
+        contents="".join(f'<li><a href="#{name}">{title}</a></li>' for name, title in names),
+        sections="\n".join(parts),
+    )
+    return Page(text, _diagnosis(findings), findings)
+
+
+def _diagnosis(findings: Findings) -> dict[str, Any]:
+    fit = findings.fit
+    return {
+        "run": fit.name,
+        "about": dict(fit.about),
+        "command": fit.command,
+        "evaluation": fit.summary,
+        "table": table_lines({"VAE": fit.summary, **fit.baselines.rows}),
+        "above_baselines": {
+            name: {"mean": mean, "std_error": error} for name, (mean, error) in fit.baselines.differences.items()
+        },
+        **findings.diagnosis.to_dict(),
+    }
+
+
+def _sum(text: str) -> str:
+    return base64.b64encode(hashlib.sha256(text.encode()).digest()).decode()
+
+
+def script_of() -> str:
+    """Return page.js, the JavaScript of every page."""
+    return _source("page.js")
+
+
+@cache
+def _source(name: str) -> str:
+    return resources.files("pyrovae.page").joinpath(name).read_text(encoding="utf-8")

@@ -1,0 +1,51 @@
+"""Axes of single pictures, their colours, and their bytes."""
+
+import io
+
+import matplotlib
+from matplotlib.axes import Axes
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.backends.backend_svg import FigureCanvasSVG
+from matplotlib.figure import Figure
+
+# "Muted", of Paul Tol's palettes for all kinds of colour vision (https://personal.sron.nl/~pault/), and a grey.
+COLOURS = (
+    *("#332288", "#88CCEE", "#CC6677", "#117733", "#DDCC77", "#AA4499", "#44AA99", "#882255", "#999933", "#777777"),
+)
+WIDTH = 4.4  # inches: letters of 10 points stay readable on a page of 360 pixels
+
+
+def new_axes(height: float = 3.2, width: float = WIDTH) -> Axes:
+    """Make the axes of a picture in a figure of their own, of a size in inches, without pyplot."""
+    axes: Axes = Figure(figsize=(width, height), layout="constrained").subplots()
+    return axes
+
+
+def figure_of(axes: Axes) -> Figure:
+    """Return the figure of axes."""
+    figure = axes.get_figure(root=True)
+    assert figure is not None
+    return figure
+
+
+def to_png(figure: Figure) -> bytes:
+    """Render a figure as PNG, with equal bytes for equal figures."""
+    before, buffer = figure.canvas, io.BytesIO()
+    FigureCanvasAgg(figure)
+    try:
+        figure.savefig(buffer, format="png", dpi=150, metadata={"Software": None})
+    finally:
+        figure.set_canvas(before)  # the other one holds the pixels, up to 40 MB
+    return buffer.getvalue()
+
+
+def to_svg(figure: Figure, *, dpi: int = 96) -> bytes:
+    """Render a figure as SVG, with equal bytes for equal figures, letters as paths, points as pixels."""
+    before, buffer = figure.canvas, io.BytesIO()
+    FigureCanvasSVG(figure)
+    try:
+        with matplotlib.rc_context({"svg.hashsalt": "pyrovae", "svg.fonttype": "path"}):
+            figure.savefig(buffer, format="svg", dpi=dpi, metadata={"Date": None, "Creator": None})
+    finally:
+        figure.set_canvas(before)
+    return buffer.getvalue()

@@ -1,0 +1,167 @@
+"""The page as text: its policy, its bytes, its words; and the checks of a fit."""
+
+import base64
+import dataclasses
+import hashlib
+import html
+import json
+import re
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+from page_helpers import HOSTILE, make_fit, with_results
+
+from pyrovae.baselines import Comparison
+from pyrovae.page import CHECKS, Diagnosis, make_page
+from pyrovae.page import checks as checks_module
+from pyrovae.page.blocks import Interactive, Table, Words
+from pyrovae.training import History
+
+
+@pytest.fixture(scope="module")
+def made():
+    return make_fit()
+
+
+@pytest.fixture(scope="module")
+def page(made):
+    return make_page(made)
+
+
+def test_the_page_allows_its_own_script_and_style_alone(page):
+    policy = re.search(r'Content-Security-Policy" content="([^"]*)"', page.text)[1]
+    assert policy.startswith("default-src 'none'; img-src data:; ")
+    for kind in ("script", "style"):
+        (text,) = re.findall(rf"<{kind}>(.*?)</{kind}>", page.text, flags=re.S)
+        digest = base64.b64encode(hashlib.sha256(text.encode()).digest()).decode()
+        assert f"{kind}-src 'sha256-{digest}'" in policy
+    without_json = re.sub(r'<script type="application/json">.*?</script>', "", page.text, flags=re.S)
+    assert not re.search(
+        r"""(src|href)="(?!data:|#)|style=|\son\w+=|@import|url\(""", without_json.replace(html.escape(HOSTILE), "")
+    )
+
+
+def test_the_same_fit_gives_the_same_bytes(made, page):
+    again = make_page(with_results(dataclasses.replace(made)))
+    assert again.text == page.text
+    assert again.diagnosis == page.diagnosis
+
+
+def test_hostile_names_are_escaped_everywhere(page):
+    assert "<img src=x" not in page.text
+    assert page.text.count("<script") == page.text.count("</script>") == 2
+    (content,) = re.findall(r'<script type="application/json">(.*?)</script>', page.text, flags=re.S)
+    assert "<" not in content
+    assert json.loads(content)["points"]["labelNames"][0] == HOSTILE
+
+
+def test_every_picture_has_an_alt_text_of_its_own(page):
+    figures = re.findall(r'<img [^>]*alt="([^"]*)"[^>]*><figcaption>(.*?)</figcaption>', page.text)
+    assert len(figures) == page.text.count("<img ") >= 6
+    for alt, caption in figures:
+        assert re.search(r"\d", alt)
+        assert alt not in caption
+
+
+def test_sections_come_in_order_and_the_verdict_first(page):
+    titles = re.findall(r"<h2[^>]*>([^<]*)</h2>", page.text)
+    assert titles[:4] == ["Verdict", "What was run", "Numbers", "Warnings"]
+    assert titles[-1] == "How each number is defined"
+    assert "Do not believe this model yet: below a baseline" in page.text
+    assert page.diagnosis["headline"].startswith("Do not believe this model yet: below a baseline")
+    assert "Not shown" not in page.text
+    assert len(page.diagnosis["checks"]) == len(CHECKS)
+    json.dumps(page.diagnosis)
+
+
+def test_blocks_escape_their_texts():
+    for block in (
+        Words(HOSTILE),
+        Table(HOSTILE, ["", HOSTILE], [[HOSTILE, HOSTILE]]),
+        Interactive(HOSTILE, [HOSTILE], HOSTILE),
+    ):
+        text = block.html()
+        assert "<img" not in text
+        assert text.count("</script>") == text.count("<script")
+
+
+def history(elbo, train=None, best=None):
+    rows = [
+        {"epoch": n + 1, "validation_elbo": value, "train_elbo": value if train is None else train[n]}
+        for n, value in enumerate(elbo)
+    ]
+    return History(rows, len(rows) if best is None else best)
+
+
+def fit_with(elbo, *, planned=None, train=None, best=None, held_out=(-100.0, 1.0), **other):
+    summary = {"elbo": {"mean": held_out[0], "std_error": held_out[1]}}
+    planned = len(elbo) if planned is None else planned
+    return SimpleNamespace(history=history(elbo, train, best), planned=planned, summary=summary, split="test", **other)
+
+
+def test_the_rise_of_the_last_fifth_is_that_of_least_squares():
+    noise = np.random.default_rng(0).normal(size=10)
+    values = list(np.r_[np.linspace(-300, -100, 40), -100 + 0.5 * np.arange(10) + 0.1 * noise])
+    (slope, _), covariance = np.polyfit(np.arange(10), values[-10:], 1, cov=True)
+    check = checks_module.still_rising(fit_with(values))
+    np.testing.assert_allclose((check.value, check.error), (9 * slope, 9 * covariance[0, 0] ** 0.5), rtol=1e-9)
+    assert check.passed is False
+
+
+@pytest.mark.parametrize(
+    ("elbo", "planned", "passed"),
+    [
+        ([-200.0, -150.0], 2, False),  # two epochs
+        ([-200.0, *[-100.0] * 20], 21, True),  # flat
+        ([-200 + n for n in range(20)], 40, True),  # ended by its patience
+        ([], 0, None),
+    ],
+)
+def test_convergence_needs_a_flat_end_or_an_early_stop(elbo, planned, passed):
+    assert checks_module.still_rising(fit_with(elbo, planned=planned)).passed is passed
+
+
+def test_overfit_needs_an_early_peak_and_a_gap():
+    early = [-120.0, -101.0, -100.0, *[-104.0 - n for n in range(10)]]
+    train = [-120.0 + 4 * n for n in range(13)]
+    for elbo, best, held_out, passed in (
+        (early, 13, (-114.0, 1.0), False),  # kept the last epoch
+        (early, 3, (-100.0, 1.0), False),  # train at -112: below, no gap
+        (train, 13, (-114.0, 1.0), True),  # the best epoch is the last
+    ):
+        check = checks_module.overfit(fit_with(elbo, train=train, best=best, held_out=held_out))
+        gap = train[best - 1] - held_out[0]
+        assert check.value == gap
+        assert check.passed is (passed if gap > 2 else True)
+
+
+@pytest.mark.parametrize(
+    ("differences", "passed"),
+    [
+        ({}, None),
+        ({"a": (3.0, 0.1), "b": (-0.1, 0.2)}, True),
+        ({"a": (3.0, 0.1), "b": (-0.5, 0.2)}, False),
+        ({"a": (-np.inf, 0.0)}, False),
+    ],
+)
+def test_a_model_two_errors_below_a_baseline_is_warned_of(differences, passed):
+    check = checks_module.below_a_baseline(SimpleNamespace(baselines=Comparison({}, "", differences)))
+    assert check.passed is passed
+    assert passed is not False or "BELOW" in check.sentence
+
+
+@pytest.mark.parametrize(("share", "draws", "passed"), [(0.0, 100, True), (0.02, 100, False), (0.5, 5, None)])
+def test_weights_need_a_small_share_of_large_khats(share, draws, passed):
+    summary = {"log_marginal": {"khat": {"share_above_0.7": share}, "num_particles": draws}}
+    assert checks_module.unreliable_weights(SimpleNamespace(summary=summary)).passed is passed
+
+
+def test_a_check_that_raises_is_not_measured():
+    def broken(fit):
+        raise RuntimeError("a program of the user failed")
+
+    (check,) = Diagnosis.of(None, [broken]).checks
+    assert check.passed is None
+    assert "a program of the user failed" in check.sentence
+    assert Diagnosis((check,)).headline.startswith("None of 0 checks")

@@ -1,0 +1,31 @@
+"""report.py on a finished run, and the lines that train.py prints about the fit."""
+
+import json
+import re
+
+from script_helpers import TINY, call, run
+
+from pyrovae.page import fit
+
+
+def test_train_ends_with_checks_and_the_command_that_makes_the_page(place, capsys, monkeypatch):
+    out = run("train", "--data", "bits.npy", *TINY, "--epochs", 2, "--out", "short run", cwd=place).stdout
+    assert re.search(r"\d of \d checks of training and evaluation failed:", out)
+    assert "  still rising: the training took 2 epochs, too few to see whether the ELBO still rises\n" in out
+    assert "  few test data: the numbers are means over 12 test data: " in out
+    assert out.endswith("wrote short run; see it as one page: python scripts/report.py 'short run'\n")
+    monkeypatch.chdir(place)
+    monkeypatch.setattr(fit, "_REFINE_STEPS", 5)
+    monkeypatch.setattr(fit, "_REFINED", 3)
+    assert call(capsys, monkeypatch, "report", "short run")[0] == 0
+    page = (place / "short run" / "report.html").read_text()
+    assert "Not shown" not in page
+    assert len(page) < 500_000
+    diagnosis = json.loads((place / "short run" / "diagnosis.json").read_text())
+    states = {check["name"]: check["state"] for check in diagnosis["checks"]}
+    assert states["convergence"] == states["test data"] == "warning"
+    assert diagnosis["headline"].startswith("Do not believe this model yet")
+    (place / "short run" / "evaluation.csv").write_text("changed")
+    code, err = call(capsys, monkeypatch, "report", "short run")
+    assert code == 1
+    assert "evaluation.csv" in err

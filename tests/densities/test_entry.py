@@ -222,7 +222,11 @@ class TestRefusedData:
         assert "x must have shape (N, 1), got (4,); give x.unsqueeze(-1)" in message
 
     def test_the_guide_alone_names_the_number_of_its_inputs(self, vae, x):
-        message = refusal(unit_activity, vae.model, vae.guide, x[:, :4])
+        def model(x):
+            with pyro.plate("data", len(x)):
+                pyro.sample("z", dist.Normal(torch.zeros(2), 1.0).to_event(1))
+
+        message = refusal(unit_activity, model, vae.guide, x[:, :4])
         assert "take 6 numbers per datum" in message
         assert "got 4, from x of shape (5, 4) and no covariates" in message
         assert "give both with the widths" in message

@@ -26,7 +26,7 @@ def made(num_data, sizes=SIZES, seed=0):
     }
 
 
-FACTORS, CODES = made(400)
+FACTORS, CODES = made(600)
 VOTES = {"num_votes": 150}
 SCORES = {
     "mig": mig,
@@ -38,9 +38,9 @@ SCORES = {
 # Lower and upper limits for factors, more, twice, rotated, noise, constant.
 CHANCE = (0.2, 0.47)  # 1/3 within 3.5 standard errors of 150 votes
 LIMITS = {
-    "mig": [(0.97, 1.02), (0.97, 1.02), (-0.001, 0.001), (0.0, 0.6), (-0.01, 0.03), (0.0, 0.0)],
-    "mig of bins": [(0.95, 1.001), (0.95, 1.001), (0.0, 0.0), (0.0, 0.6), (0.0, 0.03), (0.0, 0.0)],
-    "sap": [(0.99, 1.0), (0.99, 1.0), (0.0, 0.0), (0.0, 0.6), (0.0, 0.1), (0.0, 0.0)],
+    "mig": [(0.97, 1.02), (0.95, 1.02), (-0.001, 0.001), (0.0, 0.6), (-0.01, 0.03), (0.0, 0.0)],
+    "mig of bins": [(0.95, 1.001), (0.93, 1.001), (0.0, 0.0), (0.0, 0.6), (0.0, 0.03), (0.0, 0.0)],
+    "sap": [(0.95, 1.0), (0.9, 1.0), (0.0, 0.0), (0.0, 0.6), (0.0, 0.1), (0.0, 0.0)],
     "factor_vae": [(1.0, 1.0), (1.0, 1.0), (1.0, 1.0), (0.5, 1.0), CHANCE, (1 / 3, 1 / 3)],
     "beta_vae": [(1.0, 1.0), (1.0, 1.0), (1.0, 1.0), (0.8, 1.0), CHANCE, CHANCE],
 }
@@ -97,7 +97,7 @@ def test_dci_of_the_five_codes():
         "twice": [(0.99, 1.0), (0.3, 0.8), (1.0, 1.0)],
         "rotated": [(0.0, 0.7), (0.0, 0.7), (0.3, 1.0)],
         "noise": [(0.0, 0.1), (0.0, 0.1), (-0.3, 0.15)],
-        "constant": [(0.0, 0.0), (0.0, 0.0), (0.0, 0.0)],
+        "constant": [(0.0, 0.0), (0.0, 0.0), (-0.1, 0.1)],
     }.items():
         found = dci(CODES[kind], FACTORS, predictor=few_trees())
         for value, (low, high) in zip(found[:3], limits, strict=True):

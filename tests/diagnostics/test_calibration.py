@@ -123,6 +123,19 @@ def test_ranks_of_discrete_latents_are_uniform_though_most_draws_tie():
     assert wrong.p_value < 1e-6
 
 
+def test_values_that_differ_by_rounding_tie():
+    """The true value comes first, where sums of other batches may round otherwise."""
+
+    def rounded_up(latents, x):
+        z = latents["z"].float() + 5
+        return z + 5e-7 * (torch.arange(len(z)) == 0).unsqueeze(-1)
+
+    x = torch.zeros(10)
+    assert not torch.equal(rounded_up({"z": torch.ones(2, 1)}, x)[0], torch.tensor([6.0]))
+    found = sbc(coins, posterior_of_coins, x, num_simulations=1000, num_draws=9, quantities={"z up": rounded_up})
+    assert found.uniformity["z up"].p_value > 0.01
+
+
 def coins_guide(x, p):
     with pyro.plate("data", len(x), dim=-1):
         pyro.sample("z", dist.Categorical(torch.tensor([p, p / 2, 1 - 1.5 * p]).expand(len(x), 3)))

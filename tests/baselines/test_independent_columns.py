@@ -201,7 +201,10 @@ def test_no_scale_is_below_the_resolution():
     expected = scipy.stats.norm.logpdf(1, 1 + 1 / 41, 1.0) + scipy.stats.norm.logpdf(7, 7, 0.5)
     assert baseline.log_prob(x[:1]).item() == pytest.approx(expected, abs=1e-5)
     gaps = IndependentColumns(x, NormalLikelihood).log_prob(torch.tensor([[1.0, math.nan]]))
-    assert gaps.item() == pytest.approx(scipy.stats.norm.logpdf(1, 1 + 1 / 41, 1.0), abs=1e-5)
+    deviation = math.sqrt(40) / 41  # below the gap
+    assert gaps.item() == pytest.approx(scipy.stats.norm.logpdf(1, 1 + 1 / 41, deviation), abs=1e-5)
+    laplace = IndependentColumns(x[:, :1], LaplaceLikelihood).log_prob(x[:1, :1])  # its best scale is 1/41
+    assert laplace.item() == pytest.approx(-math.log(2 * deviation), abs=0.01)
     constant = IndependentColumns(x[:, 1:], NormalLikelihood).log_prob(x[:1, 1:])
     assert constant.item() == pytest.approx(math.log(1e3 / math.sqrt(2 * math.pi)), abs=1e-3)
 

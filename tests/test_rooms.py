@@ -158,3 +158,12 @@ import pyrovae
 assert state() == before, "importing pyrovae changed global state"
 """
     subprocess.run([sys.executable, "-W", "error", "-c", script], check=True)
+
+
+def test_the_top_level_has_nothing_but_the_project():
+    listed = subprocess.run(["git", "ls-files"], cwd=ROOT, capture_output=True, text=True, check=False)
+    if listed.returncode:
+        pytest.skip("this is no clone of the repository")
+    names = {name.split("/")[0] for name in listed.stdout.splitlines()}
+    kept = {"pyproject.toml", "pyrovae", "scripts", "tests", "README.md", "LICENSE"}
+    assert {name for name in names if not name.startswith(".")} == kept

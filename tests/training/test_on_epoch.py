@@ -2,6 +2,7 @@
 
 import sys
 import types
+from itertools import takewhile
 from pathlib import Path
 
 import pyro
@@ -97,10 +98,9 @@ class Writer:
 
 def test_the_example_for_tensorboard_in_the_guide_runs(monkeypatch, tmp_path):
     lines = GUIDE.read_text().splitlines()
-    first = next(i for i, line in enumerate(lines) if "SummaryWriter" in line and "import" in line)
-    start = max(i for i in range(first) if lines[i].startswith("```python"))
-    code = lines[start + 1 : next(i for i in range(first, len(lines)) if lines[i] == "```")]
-    assert len([line for line in code if line.strip()]) == 8
+    first = next(i for i, line in enumerate(lines) if line.endswith("import SummaryWriter"))
+    code = [line.removeprefix("    ") for line in takewhile(lambda line: line.startswith("    "), lines[first:])]
+    assert len(code) == 8
     monkeypatch.chdir(tmp_path)
     try:
         import torch.utils.tensorboard  # noqa: F401

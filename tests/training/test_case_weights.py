@@ -50,10 +50,7 @@ WEIGHABLE = {
     "TraceEnum_ELBO": [TraceEnum_ELBO(max_plate_nesting=1)],
     "ImportanceWeightedELBO": [ImportanceWeightedELBO(3, g) for g in ("pathwise", "stl", "dreg", "vimco")],
     "RenyiELBO": [RenyiELBO(0.5, 3), RenyiELBO(1.0, 3), RenyiELBO(0.3, 3, "dreg")],
-    "MultiplyImportanceWeightedELBO": [
-        MultiplyImportanceWeightedELBO(2, 2),
-        MultiplyImportanceWeightedELBO(2, 2, "stl"),
-    ],
+    "MultiplyImportanceWeightedELBO": [MultiplyImportanceWeightedELBO(2, 2, g) for g in ("pathwise", "stl")],
     "PartiallyImportanceWeightedELBO": [PartiallyImportanceWeightedELBO(2, 2)],
     "CombinedImportanceWeightedELBO": [CombinedImportanceWeightedELBO(0.3, 3)],
     "WeightedELBO": [WeightedELBO(1.0, 0.5), WeightedELBO(analytic=False, num_particles=2)],

@@ -41,8 +41,16 @@ def p_text(p_value: float) -> str:
 
 def legend_above(axes: Axes, *, columns: int = 2) -> None:
     """Put the legend above the axes, where it hides nothing; to the left it may reach over the labels of the axis."""
-    place = {"loc": "lower right", "bbox_to_anchor": (1.0, 1.0), "borderaxespad": 0.2}
-    axes.legend(frameon=False, ncols=columns, fontsize=9, columnspacing=1.2, handlelength=1.6, **place)
+    axes.legend(
+        frameon=False,
+        ncols=columns,
+        fontsize=9,
+        columnspacing=1.2,
+        handlelength=1.6,
+        borderaxespad=0.2,
+        loc="lower right",
+        bbox_to_anchor=(1.0, 1.0),
+    )
 
 
 def to_png(figure: Figure) -> bytes:

@@ -63,7 +63,7 @@ def plot_rootogram(data: Tensor, draws: Tensor, axes: Axes | None = None, *, nam
     axes.set_xticklabels(
         ticks, rotation=0 if edges[-1] <= _SINGLE + 1 else 30, ha="center" if edges[-1] <= _SINGLE + 1 else "right"
     )
-    axes.set(xlabel=as_label(name, 40), ylabel="square root of frequency", xlim=(-0.7, len(place) - 0.3))
+    axes.set(xlabel=as_label(name, 28), ylabel="square root of frequency", xlim=(-0.7, len(place) - 0.3))
     legend_above(axes)
     return axes
 

@@ -37,7 +37,7 @@ def plot_statistic(result: PredictiveCheck, axes: Axes | None = None, *, element
     axes.axvline(float(result.observed[element]), color=COLOURS[2], linewidth=2, label="data")
     error = f"{float(result.std_error[element]):.1g}"
     axes.set_title(f"{p_text(float(result.p_value[element]))} ± {error} ({_SOURCES[result.source]})", fontsize=10)
-    axes.set(xlabel=as_label(result.names[element], 40), ylabel="replicates")
+    axes.set(xlabel=as_label(result.names[element], 28), ylabel="replicates")
     axes.margins(y=0.15)
     axes.legend(frameon=False, fontsize=9)
     return axes

@@ -180,9 +180,9 @@ def _draw_levels(axes: Axes, x: np.ndarray, drawn: np.ndarray, levels: Sequence[
     named, rest = (order, order[:0]) if count <= _MOST_LEVELS + 1 else (order[:_MOST_LEVELS], order[_MOST_LEVELS:])
     labels = [as_label(levels[code], 16) for code in named] + ([f"{len(rest)} others"] if len(rest) else [])
     place = np.arange(len(labels))
-    for share, shift, style in ((shares[0], -0.2, {"color": DATA}), (shares[1], 0.2, {"color": MODEL})):
+    for share, shift, colour in ((shares[0], -0.2, DATA), (shares[1], 0.2, MODEL)):
         heights = np.append(share[named], [share[rest].sum()] if len(rest) else [])
-        axes.barh(place + shift, heights, height=0.38, label="data" if shift < 0 else "model", **style)
+        axes.barh(place + shift, heights, height=0.38, color=colour, label="data" if shift < 0 else "model")
     axes.set_yticks(place, labels, fontsize=9 if len(labels) <= _FEW_LEVELS else 7)
     axes.set_ylim(len(labels) - 0.4, -0.6)
     axes.xaxis.set_major_locator(MaxNLocator(4))

@@ -5,6 +5,7 @@ import math
 import numpy as np
 import pytest
 import torch
+from clipped_texts import clipped_texts
 from scipy.stats import betabinom
 
 from pyrovae.columns import Column
@@ -67,24 +68,12 @@ def steps(axes):
     return data.values, model.values, data.edges
 
 
-@pytest.mark.parametrize("name", FIGURES)
+SLOW = ("pairs", "40 columns", "40 recovered")
+
+
+@pytest.mark.parametrize("name", [pytest.param(n, marks=pytest.mark.slow) if n in SLOW else n for n in FIGURES])
 def test_no_text_of_a_figure_is_clipped(name):
-    figure = FIGURES[name]()
-    figure.draw_without_rendering()
-    width, height = figure.bbox.size
-    for axes in figure.axes:
-        left, right = axes.get_xlim()
-        low, high = axes.get_ylim()
-        texts = [axes.xaxis.label, axes.yaxis.label, axes.title, axes._left_title]
-        texts += [tick.label1 for tick in axes.xaxis.get_major_ticks() if left <= tick.get_loc() <= right]
-        texts += [
-            tick.label1 for tick in axes.yaxis.get_major_ticks() if min(low, high) <= tick.get_loc() <= max(low, high)
-        ]
-        for text in texts:
-            box = text.get_window_extent()
-            if axes.axison and text.get_text().strip():
-                assert -1 <= box.x0 <= box.x1 <= width + 1, text.get_text()
-                assert -1 <= box.y0 <= box.y1 <= height + 1, text.get_text()
+    assert clipped_texts(FIGURES[name]()) == []
 
 
 def test_a_histogram_has_the_shares_of_both_and_says_what_is_missing():
@@ -144,7 +133,7 @@ def test_levels_have_bars_of_their_shares_the_rare_ones_joined():
     np.testing.assert_allclose(widths[11:14], [1 / 4, 0, 2 / 4])
     assert sum(widths[11:]) == pytest.approx(1)
     labels = [tick.get_text() for tick in axes.get_yticklabels()]
-    assert labels[0] == r"3\$x^{\$ <b> wwwww…"
+    assert labels[0] == r"3\$x^{\$ <b> wwww…"
     assert labels[-1] == "5 others"
     assert axes.get_xlabel() == "share, 14.3 % missing"
 
@@ -218,10 +207,10 @@ def test_a_rootogram_refuses_what_are_no_counts(data, draws, words):
 def test_figures_have_a_panel_for_up_to_twelve_columns():
     titles = [axes.get_title("left") for axes in FIGURES["40 columns"]().axes]
     assert len(titles) == 13
-    assert (titles[0], titles[1], titles[-1]) == ("", "column 0", "column 39")
+    assert titles[:12] == [f"column {j}" for j in (0, 4, 7, 11, 14, 18, 21, 25, 28, 32, 35, 39)]
     assert [axes.get_title("left") for axes in FIGURES["one column"]().axes] == ["column 0"]
     table_titles = [axes.get_title("left") for axes in FIGURES["table"]().axes if axes.axison]
-    assert table_titles[2:] == ["income", "visits", "town", "day", "sex"]
+    assert table_titles[1:6] == ["income", "visits", "town", "day", "sex"]
     recovered = [axes.get_title("left").split(",")[0] for axes in FIGURES["recovered"]().axes]
     assert recovered[1:] == ["income", "visits", "day"]  # levels have no mean
 

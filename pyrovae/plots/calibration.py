@@ -1,6 +1,7 @@
 """Pictures of calibration: ECDFs of ranks and PIT values as differences from uniform, with their bands."""
 
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 import torch
 from matplotlib.axes import Axes
@@ -131,7 +132,7 @@ def _draw_bands(axes: Axes, tests: Mapping[str, Uniformity]) -> None:
 def _draw_curve(
     axes: Axes, test: Uniformity, colour: str, width: float, style: str | tuple[int, tuple[int, int]], label: str | None
 ) -> None:
-    line = {"color": colour, "linewidth": width, "linestyle": style}
+    line: dict[str, Any] = {"color": colour, "linewidth": width, "linestyle": style}
     axes.plot(_closed(test.points, 1.0), _closed(test.difference, 0.0), label=label, **line)
 
 

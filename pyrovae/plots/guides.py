@@ -1,6 +1,6 @@
 """Pictures of a guide: k-hat of each datum, quantiles beside NUTS, and entropies of the latents."""
 
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -43,7 +43,7 @@ def plot_khat(result: KhatMap, axes: Axes | None = None, *, against: Literal["ra
     x = torch.arange(1, len(khat) + 1).double() if against == "rank" else result.log_p[order].double()
     high, seen = khat > result.limit, ~khat.isnan() & x.isfinite()
     y = khat.clamp(_LOWEST_KHAT)
-    style = {"s": 10, "linewidths": 0, "rasterized": True}
+    style: dict[str, Any] = {"s": 10, "linewidths": 0, "rasterized": True}
     low_label = f"{int((~high & ~khat.isnan()).sum()):,} data"
     axes.scatter(x[~high & seen], y[~high & seen], color=COLOURS[0], label=low_label, **style)
     axes.scatter(
@@ -85,7 +85,7 @@ def plot_khat_plane(result: KhatMap, codes: Codes, axes: Axes | None = None, *, 
     khat = result.khat.double()
     high = khat > result.limit
     shown = khat.clamp(0, 1)
-    style = {"cmap": "cividis", "vmin": 0, "vmax": 1, "linewidths": 0, "rasterized": True}
+    style: dict[str, Any] = {"cmap": "cividis", "vmin": 0, "vmax": 1, "linewidths": 0, "rasterized": True}
     low = ~high & ~khat.isnan()
     points = axes.scatter(x[low], y[low], c=shown[low], s=12, **style)
     axes.scatter(

@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 from matplotlib.axes import Axes
@@ -116,7 +117,8 @@ def _figure(top_height: float, places: Sequence[int]) -> tuple[Figure, SubFigure
     below = rows * _PANEL_HEIGHT
     figure = Figure(figsize=(max(per_row * _PANEL_WIDTH, 4.6), top_height + below), layout="constrained")
     if top_height:
-        top, bottom = figure.subfigures(2, 1, height_ratios=[top_height, below])
+        parts: Any = figure.subfigures(2, 1, height_ratios=[top_height, below])
+        top, bottom = parts
         found = list(bottom.subplots(rows, per_row, squeeze=False).flat)
     else:
         top, found = None, list(figure.subplots(rows, per_row, squeeze=False).flat)

@@ -35,7 +35,7 @@ from pyrovae.diagnostics.foreign import (
 from pyrovae.diagnostics.information import Ends, Information, information
 from pyrovae.diagnostics.khat import KhatMap, khat_map
 from pyrovae.diagnostics.kl import KLByDimension, kl_by_dimension
-from pyrovae.diagnostics.nuts import NutsCheck, nuts_check
+from pyrovae.diagnostics.nuts import ESS_LIMIT, RHAT_LIMIT, NutsCheck, nuts_check
 from pyrovae.diagnostics.pca import PCAAlignment, decoded_axes, pca_alignment
 from pyrovae.diagnostics.pit import PIT, pit
 from pyrovae.diagnostics.predictive import PredictiveCheck, check_predictive, tail_probabilities
@@ -57,7 +57,9 @@ __all__ = [
     "ACTIVE_FROM",
     "AUC",
     "DCI",
+    "ESS_LIMIT",
     "PIT",
+    "RHAT_LIMIT",
     "Calibration",
     "Codes",
     "Collapse",

@@ -2,12 +2,21 @@
 
 base: new axes, colours, and the bytes of a figure.
 training: curves over the epochs. latents: codes, decoded places, quantiles of columns.
-figures: grids of samples and reconstructions.
+figures: grids of samples and reconstructions. samples: the same for data that are no images.
+calibration: ECDFs of ranks with bands. guides: k-hat, NUTS, entropies. rates: reconstruction against KL.
+predictive: replicates, typicality, foreign data. counts: rootograms. tables: columns by their kind.
 """
 
 from pyrovae.plots.base import COLOURS, figure_of, new_axes, to_png, to_svg
+from pyrovae.plots.calibration import plot_calibration, plot_pit, plot_uniformity
+from pyrovae.plots.counts import plot_rootogram
 from pyrovae.plots.figures import num_per_figure, plot_grids, prior_samples, reconstructions
+from pyrovae.plots.guides import plot_entropies, plot_khat, plot_khat_plane, plot_nuts
 from pyrovae.plots.latents import is_image, is_skewed, plot_codes, plot_columns, plot_decoded_grid
+from pyrovae.plots.predictive import plot_foreign, plot_predictive, plot_statistic, plot_typicality
+from pyrovae.plots.rates import plot_rates
+from pyrovae.plots.samples import plot_pairs, plot_reconstructions, plot_samples
+from pyrovae.plots.tables import plot_marginal, plot_pair, plot_recovered
 from pyrovae.plots.training import plot_history
 
 __all__ = [
@@ -17,11 +26,30 @@ __all__ = [
     "is_skewed",
     "new_axes",
     "num_per_figure",
+    "plot_calibration",
     "plot_codes",
     "plot_columns",
     "plot_decoded_grid",
+    "plot_entropies",
+    "plot_foreign",
     "plot_grids",
     "plot_history",
+    "plot_khat",
+    "plot_khat_plane",
+    "plot_marginal",
+    "plot_nuts",
+    "plot_pair",
+    "plot_pairs",
+    "plot_pit",
+    "plot_predictive",
+    "plot_rates",
+    "plot_reconstructions",
+    "plot_recovered",
+    "plot_rootogram",
+    "plot_samples",
+    "plot_statistic",
+    "plot_typicality",
+    "plot_uniformity",
     "prior_samples",
     "reconstructions",
     "to_png",

@@ -28,6 +28,31 @@ def figure_of(axes: Axes) -> Figure:
     return figure
 
 
+def as_label(text: str, most: int = 20) -> str:
+    """Shorten a name to some letters, on one line, and keep matplotlib from reading `$` as mathematics."""
+    text = "".join(letter if letter.isprintable() else " " for letter in text)
+    return (text if len(text) <= most else f"{text[: most - 1]}…").replace("$", r"\$")
+
+
+def p_text(p_value: float) -> str:
+    """Write a p-value with two digits, or as below 0.001."""
+    return f"p = {p_value:.2g}" if p_value >= 0.001 else "p < 0.001"
+
+
+def legend_above(axes: Axes, *, columns: int = 2) -> None:
+    """Put the legend above the axes, where it hides nothing; to the left it may reach over the labels of the axis."""
+    axes.legend(
+        frameon=False,
+        ncols=columns,
+        fontsize=9,
+        columnspacing=1.2,
+        handlelength=1.6,
+        borderaxespad=0.2,
+        loc="lower right",
+        bbox_to_anchor=(1.0, 1.0),
+    )
+
+
 def to_png(figure: Figure) -> bytes:
     """Render a figure as PNG, with equal bytes for equal figures."""
     before, buffer = figure.canvas, io.BytesIO()

@@ -1,4 +1,4 @@
-"""Figures of prior samples, and of data beside their reconstructions."""
+"""Draws from the model, reconstructions, and figures of them for images."""
 
 import math
 from collections.abc import Sequence
@@ -62,35 +62,32 @@ def num_per_figure(shape: Sequence[int], *, columns: int = 8) -> int:
 
 
 def plot_grids(panels: Sequence[tuple[str, Tensor]], shape: Sequence[int], *, columns: int = 8) -> Figure:
-    """Plot panels of data side by side, each as a grid, all on one grey scale. Missing entries stay empty.
+    """Plot panels of images side by side, each as a grid, all on one grey scale. Missing entries stay empty.
+
+    Data that are no images have `plot_samples` and `plot_reconstructions`.
 
     Args:
         panels: Title and data, with shape (N, D), NaN where missing, of each panel.
-        shape: Shape of one datum. (H, W), (1, H, W) and (3, H, W) are plotted as images, other shapes as lines over the
-            dimensions.
+        shape: Shape of one datum: (H, W), (1, H, W) or (3, H, W).
         columns: Number of data per row of a grid.
+
+    Raises:
+        ValueError: If the shape is another.
     """
+    if not (len(shape) == 2 or (len(shape) == 3 and shape[0] in (1, 3))):
+        raise ValueError(f"data of shape {tuple(shape)} are no images; use plot_samples or plot_reconstructions")
     seen = [x[~x.isnan()] for _, x in panels]
     low = min((float(x.min()) for x in seen if len(x)), default=0.0)
     high = max((float(x.max()) for x in seen if len(x)), default=1.0)
     rows = math.ceil(max(len(x) for _, x in panels) / columns)
-    image = len(shape) == 2 or (len(shape) == 3 and shape[0] in (1, 3))
-    height = (
-        _PANEL * rows / columns * shape[-2] / shape[-1] + (0.4 if any(title for title, _ in panels) else 0.0)
-        if image
-        else 3.0
-    )
+    height = _PANEL * rows / columns * shape[-2] / shape[-1] + (0.4 if any(title for title, _ in panels) else 0.0)
     figure = Figure(figsize=(_PANEL * len(panels), height), layout="constrained")
     for axes, (title, x) in zip(np.atleast_1d(figure.subplots(1, len(panels))), panels, strict=True):
         values = x.detach().cpu().float()
         axes.set_title(title, fontsize=10)
-        if image:
-            grid = _tile((values - low) / max(high - low, 1e-12), shape, columns)
-            axes.imshow(grid, cmap="gray", vmin=0, vmax=1, interpolation="nearest")
-            axes.set_axis_off()
-        else:
-            axes.plot(values.T.numpy(), color="C0", alpha=min(1.0, 8 / len(values)), linewidth=0.8)
-            axes.set(xlabel="dimension", ylabel="value", ylim=(low, high if high > low else low + 1))
+        grid = _tile((values - low) / max(high - low, 1e-12), shape, columns)
+        axes.imshow(grid, cmap="gray", vmin=0, vmax=1, interpolation="nearest")
+        axes.set_axis_off()
     return figure
 
 

@@ -3,13 +3,14 @@
 import math
 import re
 import sys
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from typing import Any
 
 import numpy as np
 import torch
 from jsonargparse import Namespace
+from matplotlib.figure import Figure
 from torch import Tensor, nn
 
 from pyrovae.baselines import Comparison, compare_with_baselines, fit_baselines, paired_difference
@@ -21,9 +22,12 @@ from pyrovae.evidence import PROPOSALS, Evaluation, ProposalName, base_measure_o
 from pyrovae.execution import Execution, Progress, Workers
 from pyrovae.plots import (
     figure_of,
+    is_image,
     num_per_figure,
     plot_grids,
     plot_history,
+    plot_reconstructions,
+    plot_samples,
     prior_samples,
     reconstructions,
     to_png,
@@ -306,6 +310,8 @@ def write_training_figure(run: Run, history: History) -> None:
 def write_sample_figures(run: Run, vae: ProgramPair, data: Data, *, size: int, seed: int) -> list[str]:
     """Write samples.png, draws from the model, and reconstructions.png, of the first test data.
 
+    Data that are no images are shown by column, draws beside test data, reconstructions over test data.
+
     Both are given the covariates of the test data, if any. Data that one figure cannot show go to further figures,
     samples-2.png and so on, which are drawn one after the other in bounded memory.
 
@@ -321,9 +327,8 @@ def write_sample_figures(run: Run, vae: ProgramPair, data: Data, *, size: int, s
             for page, start in enumerate(firsts):
                 rows = torch.arange(start, min(start + at_once, firsts.stop)) % len(data.test)
                 (x,), conditions = take(test, given, rows)
-                panels = _panels(kind, vae, x, conditions, seed=_seed_of_page(seed, page))
+                figure = _figure(kind, vae, x, conditions, data.shape, seed=_seed_of_page(seed, page))
                 names.append(f"{kind}-{page + 1}.png" if page else f"{kind}.png")
-                figure = plot_grids(panels, data.shape)
                 write_whole(run.path / names[-1], to_png(figure))
                 figure.clear()  # its reference cycles would keep the data of many figures in memory
                 progress.update()
@@ -333,15 +338,19 @@ def write_sample_figures(run: Run, vae: ProgramPair, data: Data, *, size: int, s
     return names
 
 
-def _panels(
-    kind: str, vae: ProgramPair, x: Tensor, conditions: dict[str, Tensor], *, seed: int
-) -> list[tuple[str, Tensor]]:
-    """Compute the panels of a figure, for data x with shape (N, D)."""
+def _figure(
+    kind: str, vae: ProgramPair, x: Tensor, conditions: dict[str, Tensor], shape: Sequence[int], *, seed: int
+) -> Figure:
+    """Draw the figure of "samples" or "reconstructions", for data x with shape (N, D)."""
     if kind == "samples":
         draws, means = prior_samples(vae.model, x, seed=seed, **conditions)
-        return [("draws x ~ p(x|z), z ~ p(z)", draws), ("means E[x|z] at the same z", means)]
+        if not is_image(shape):
+            return plot_samples(x.cpu(), draws.cpu())
+        return plot_grids([("draws x ~ p(x|z), z ~ p(z)", draws), ("means E[x|z] at the same z", means)], shape)
     decoded = reconstructions(vae.model, vae.guide, x, seed=seed, **conditions)
-    return [("data x", x), ("reconstructions E[x|z], z ~ q(z|x)", decoded)]
+    if not is_image(shape):
+        return plot_reconstructions(x.cpu(), decoded.cpu())
+    return plot_grids([("data x", x), ("reconstructions E[x|z], z ~ q(z|x)", decoded)], shape)
 
 
 def _seed_of_page(seed: int, page: int) -> int:

@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 from matplotlib.axes import Axes
@@ -102,7 +103,7 @@ def plot_collapse(result: Collapse, axes: Axes | None = None) -> Axes:
             markevery=(place % every, every),
             markersize=5,
             linewidth=1.3 if told else 0.8,
-            label=short_name(result.labels[j]) if told else "_",
+            label=short_name(result.labels[j], 14) if told else "_",
         )
     axes.axvline(0.01, color="0.35", linewidth=0.8, linestyle="--")
     axes.axhline(99, color="0.35", linewidth=0.8, linestyle="--")
@@ -110,8 +111,15 @@ def plot_collapse(result: Collapse, axes: Axes | None = None) -> Axes:
     axes.set(xlabel="epsilon (nats)", ylabel="data with KL below epsilon (%)", ylim=(-3, 103))
     axes.set_title(f"{int(result.collapsed.sum())} of {len(result.labels)} collapsed", fontsize=10)
     handles, labels = axes.get_legend_handles_labels()
+    columns = 3 if max(map(len, labels), default=0) <= 7 else 2  # of the width of the figure
     axes.legend(
-        handles[::-1], labels[::-1], frameon=False, loc="upper left", bbox_to_anchor=(0, -0.22), ncols=3, fontsize=9
+        handles[::-1],
+        labels[::-1],
+        frameon=False,
+        loc="upper left",
+        bbox_to_anchor=(0, -0.22),
+        ncols=columns,
+        fontsize=9,
     )
     return axes
 
@@ -120,8 +128,8 @@ def plot_information(result: Information, axes: Axes | None = None) -> Axes:
     """Plot the ends between which information, KL(q(z), p(z)) and total correlation lie, and those of each dimension.
 
     The axis is linear up to 0.1 nats and logarithmic from there. A line joins the two ends, thin lines are their
-    standard errors. log N is the largest lower end of I(x; z) that N
-    data can show. Up to 12 dimensions are shown, those with the largest |KL(q(z_j), p(z_j))|.
+    standard errors. log N is the largest lower end of I(x; z) that N data can show. Up to 12 dimensions are shown,
+    those with the largest |KL(q(z_j), p(z_j))|.
 
     Args:
         result: Information.
@@ -193,7 +201,9 @@ def plot_latent_posteriors(
     axes.set_yticks(range(len(dims)), [short_name(result.names[j]) for j in dims], fontsize=9)
     axes.set_ylim(len(dims) - 0.4, -0.6)
     axes.set_xlabel("z, where the prior's 5 and 95 % are \N{MINUS SIGN}1 and 1")
-    axes.legend(frameon=False, loc="lower center", bbox_to_anchor=(0.45, 1.0), ncols=4, fontsize=9, handletextpad=0.1)
+    columns = 4 if names is None or max(map(len, names)) <= 7 else 2
+    place: dict[str, Any] = {"loc": "lower center", "bbox_to_anchor": (0.45, 1.0)}
+    axes.legend(frameon=False, ncols=columns, fontsize=9, handletextpad=0.1, **place)
     return axes
 
 

@@ -330,6 +330,7 @@ def test_tsne_carries_its_caution():
     assert sum(len(part.get_offsets()) for part in axes.collections) == 60
 
 
+@pytest.mark.slow
 def test_plots_leave_pyplot_unimported():
     script = "import sys, pyrovae.plots; assert 'matplotlib.pyplot' not in sys.modules"
     subprocess.run([sys.executable, "-c", script], check=True)

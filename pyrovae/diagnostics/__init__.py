@@ -6,80 +6,78 @@ simulation     data simulated with their latents from any model
 calibration    `sbc`, simulation-based calibration of a guide
 weighted_calibration  `weighted_sbc`, calibration of importance weights
 nuts           `nuts_check`, a guide against NUTS for chosen data
+projections    codes in many dimensions, seen in two
+walks          decoded walks through latent space; attributes, ascent: directions with a meaning
 """
 
 from pyrovae.diagnostics.active_units import ACTIVE_FROM, UnitActivity, unit_activity
+from pyrovae.diagnostics.ascent import Ascent, ascend_property
+from pyrovae.diagnostics.attributes import AttributeSteps, AttributeVector, attribute_steps, attribute_vector
 from pyrovae.diagnostics.bits import Entropies, entropies
 from pyrovae.diagnostics.calibration import Calibration, sbc
 from pyrovae.diagnostics.codes import Codes, DecodedGrid, decode_means, decoded_grid, encode_codes
 from pyrovae.diagnostics.collapse import Collapse, collapse
-from pyrovae.diagnostics.disentanglement import (
-    DCI,
-    Score,
-    beta_vae_score,
-    dci,
-    factor_vae_score,
-    half_sample_error,
-    mig,
-    sap,
-)
-from pyrovae.diagnostics.foreign import (
-    AUC,
-    ForeignData,
-    foreign_data,
-    noise_like,
-    roc_auc,
-    shuffled_columns,
-    shuffled_entries,
-)
+from pyrovae.diagnostics.disentanglement import DCI, Score, beta_vae_score, dci, factor_vae_score, half_sample_error, mig, sap
+from pyrovae.diagnostics.foreign import AUC, ForeignData, foreign_data, noise_like, roc_auc, shuffled_columns, shuffled_entries
 from pyrovae.diagnostics.information import Ends, Information, information
 from pyrovae.diagnostics.khat import KhatMap, khat_map
 from pyrovae.diagnostics.kl import KLByDimension, kl_by_dimension
-from pyrovae.diagnostics.nuts import ESS_LIMIT, RHAT_LIMIT, NutsCheck, nuts_check
+from pyrovae.diagnostics.latent_posteriors import LatentPosteriors, latent_posteriors
+from pyrovae.diagnostics.nuts import ESS_LIMIT, NutsCheck, RHAT_LIMIT, nuts_check
 from pyrovae.diagnostics.pca import PCAAlignment, decoded_axes, pca_alignment
 from pyrovae.diagnostics.pit import PIT, pit
 from pyrovae.diagnostics.predictive import PredictiveCheck, check_predictive, tail_probabilities
+from pyrovae.diagnostics.projections import CodesPCA, CodesTSNE, TSNE_CAUTION, pca_codes, tsne_codes
 from pyrovae.diagnostics.replicates import replicate
 from pyrovae.diagnostics.statistics import default_statistics
 from pyrovae.diagnostics.typicality import Typicality, typicality
-from pyrovae.diagnostics.uniformity import (
-    EcdfBand,
-    Uniformity,
-    cauchy_combination,
-    check_uniform,
-    ecdf_band,
-    holm,
-    randomised_pit,
-)
+from pyrovae.diagnostics.uniformity import EcdfBand, Uniformity, cauchy_combination, check_uniform, ecdf_band, holm, randomised_pit
+from pyrovae.diagnostics.walks import Interpolation, LabelGrids, Redraws, TRAVERSED, Traversals, by_kl, interpolate, label_grids, redraw, traverse
 from pyrovae.diagnostics.weighted_calibration import WeightedCalibration, weighted_sbc
 
 __all__ = [
     "ACTIVE_FROM",
     "AUC",
-    "DCI",
-    "ESS_LIMIT",
-    "PIT",
-    "RHAT_LIMIT",
+    "Ascent",
+    "AttributeSteps",
+    "AttributeVector",
     "Calibration",
     "Codes",
+    "CodesPCA",
+    "CodesTSNE",
     "Collapse",
+    "DCI",
     "DecodedGrid",
+    "ESS_LIMIT",
     "EcdfBand",
     "Ends",
     "Entropies",
     "ForeignData",
     "Information",
+    "Interpolation",
     "KLByDimension",
     "KhatMap",
+    "LabelGrids",
+    "LatentPosteriors",
     "NutsCheck",
     "PCAAlignment",
+    "PIT",
     "PredictiveCheck",
+    "RHAT_LIMIT",
+    "Redraws",
     "Score",
+    "TRAVERSED",
+    "TSNE_CAUTION",
+    "Traversals",
     "Typicality",
     "Uniformity",
     "UnitActivity",
     "WeightedCalibration",
+    "ascend_property",
+    "attribute_steps",
+    "attribute_vector",
     "beta_vae_score",
+    "by_kl",
     "cauchy_combination",
     "check_predictive",
     "check_uniform",
@@ -97,14 +95,19 @@ __all__ = [
     "half_sample_error",
     "holm",
     "information",
+    "interpolate",
     "khat_map",
     "kl_by_dimension",
+    "label_grids",
+    "latent_posteriors",
     "mig",
     "noise_like",
     "nuts_check",
     "pca_alignment",
+    "pca_codes",
     "pit",
     "randomised_pit",
+    "redraw",
     "replicate",
     "roc_auc",
     "sap",
@@ -112,6 +115,8 @@ __all__ = [
     "shuffled_columns",
     "shuffled_entries",
     "tail_probabilities",
+    "traverse",
+    "tsne_codes",
     "typicality",
     "unit_activity",
     "weighted_sbc",

@@ -106,7 +106,7 @@ def encode_codes(
     mean, sd, draw = (torch.cat(each).cpu() for each in zip(*parts, strict=True))
     prior_draws = _joined(prior, list(real)).flatten(0, 1).cpu()
     between = mean.var(0) - sd.square().mean(0) / num_particles
-    quantiles = torch.cat([_quantiles(site, levels) for site in real.values()], 1).cpu()
+    quantiles = torch.cat([quantiles_of(site, levels) for site in real.values()], 1).cpu()
     names = tuple(name for site in real.values() for name in _names(site))
     sites = {name: site.event_shape for name, site in real.items()}
     return Codes(names, mean, sd, draw, prior_draws, between / prior_draws.var(0), quantiles, levels, sites)
@@ -211,7 +211,7 @@ def _names(site: Site) -> list[str]:
     return [f"{site.name}[{', '.join(map(str, place))}]" for place in places.tolist()]
 
 
-def _quantiles(site: Site, levels: Tensor) -> Tensor:
+def quantiles_of(site: Site, levels: Tensor) -> Tensor:
     """Return the quantiles of each dimension of a latent site, with shape (G, J)."""
     fn = site.fn
     while isinstance(fn, Independent):

@@ -21,6 +21,13 @@ def new_axes(height: float = 3.2, width: float = WIDTH) -> Axes:
     return axes
 
 
+def short_name(name: str, most: int = 20) -> str:
+    """Return a name as text of a picture: at most so many letters, on one line, and no mathematics between dollars."""
+    name = " ".join(name.split())
+    name = name if len(name) <= most else f"{name[: most - 1]}…"
+    return name.replace("$", r"\$")
+
+
 def figure_of(axes: Axes) -> Figure:
     """Return the figure of axes."""
     figure = axes.get_figure(root=True)

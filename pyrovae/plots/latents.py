@@ -9,10 +9,10 @@ from matplotlib.axes import Axes
 from matplotlib.patheffects import withStroke
 from scipy.stats import gaussian_kde
 from torch import Tensor
-from torch.nn.functional import pad
 
-from pyrovae.diagnostics import Codes, DecodedGrid
-from pyrovae.plots.base import COLOURS, new_axes
+from pyrovae.diagnostics import Codes, CodesPCA, DecodedGrid
+from pyrovae.plots.base import COLOURS, new_axes, short_name
+from pyrovae.plots.tiles import draw_cells
 
 _SHARES = (0.99, 0.9, 0.5)  # of the prior inside its contours
 _MARKS = "os^Dv<>Ph*"
@@ -22,7 +22,7 @@ _WIDEN = 1.5  # times the usual width of the kernel, for smooth lines
 
 
 def plot_codes(
-    codes: Codes,
+    codes: Codes | CodesPCA,
     axes: Axes | None = None,
     *,
     dims: tuple[int, int] = (0, 1),
@@ -33,7 +33,7 @@ def plot_codes(
     """Plot the codes of data in two dimensions, by label, with contours that hold 50, 90 and 99 % of the prior.
 
     Args:
-        codes: Codes of N data.
+        codes: Codes of N data, or their principal components.
         axes: Axes to draw in; None for new ones.
         dims: The two dimensions.
         labels: Class of each datum, with shape (N,), negative where unknown; None for one colour. Up to 20 are told
@@ -61,8 +61,7 @@ def plot_codes(
     for label in classes:  # above all points
         name = str(label) if names is None else names[label]
         x, y = np.median(z[known.numpy() == label], 0)
-        name = name if len(name) <= 12 else f"{name[:11]}…"
-        axes.text(x, y, name.replace("$", r"\$"), ha="center", va="center", weight="bold", path_effects=halo)
+        axes.text(x, y, short_name(name, 12), ha="center", va="center", weight="bold", path_effects=halo)
     axes.set(xlabel=codes.names[dims[0]], ylabel=codes.names[dims[1]])
     return axes
 
@@ -99,31 +98,8 @@ def plot_decoded_grid(grid: DecodedGrid, shape: Sequence[int], axes: Axes | None
         The axes.
     """
     axes = new_axes(4.4) if axes is None else axes
-    rows, columns, size = grid.means.shape
-    shown = grid.means.log1p() if not is_image(shape) and is_skewed(grid.means) else grid.means
-    low, high = float(shown.min()), float(shown.max())
-    means = ((shown.flip(0) - low) / max(high - low, 1e-12)).float()  # the largest y is on top
-    if is_image(shape):
-        channels, height, width = (1, *shape) if len(shape) == 2 else shape
-        tiles = pad(means.reshape(rows, columns, channels, height, width), (0, 1, 0, 1), value=1.0)
-        picture = tiles.permute(0, 3, 1, 4, 2).reshape(rows * (height + 1), columns * (width + 1), channels).numpy()
-        axes.imshow(
-            picture.squeeze(-1) if channels == 1 else picture,
-            cmap="gray",
-            vmin=0,
-            vmax=1,
-            extent=(0, columns, 0, rows),
-            aspect=height / width,
-            interpolation="none",
-        )
-    else:
-        steps = np.linspace(0.08, 0.92, size) if size > 1 else np.array([0.5])
-        for row in range(rows):
-            for column in range(columns):
-                line = rows - 1 - row + 0.08 + 0.84 * means[row, column].numpy()
-                axes.plot(column + steps, line, color=COLOURS[0], linewidth=0.7, marker="." if size == 1 else None)
-        axes.set(xlim=(0, columns), ylim=(0, rows))
-        axes.grid(color="0.85", linewidth=0.5)
+    rows, columns, _ = grid.means.shape
+    draw_cells(axes, grid.means.flip(0), shape)  # the largest y is on top
     for axis, places, number in ((axes.xaxis, grid.x, columns), (axes.yaxis, grid.y, rows)):
         chosen = sorted({0, number // 4, number // 2, (3 * number) // 4, number - 1})
         axis.set_ticks([place + 0.5 for place in chosen], [_number(float(places[place])) for place in chosen])
@@ -131,18 +107,8 @@ def plot_decoded_grid(grid: DecodedGrid, shape: Sequence[int], axes: Axes | None
     return axes
 
 
-def is_skewed(values: Tensor) -> bool:
-    """Whether values are positive and some are far above most, so that log(1 + x) shows more of them."""
-    return bool((values >= 0).all()) and float(values.max()) > 10 * max(1.0, float(values.median()))
-
-
 def _number(value: float) -> str:
     return f"{value:.2g}".replace("-", "\N{MINUS SIGN}")
-
-
-def is_image(shape: Sequence[int]) -> bool:
-    """Whether data of a shape are plotted as images."""
-    return (len(shape) == 2 and min(shape) > 1) or (len(shape) == 3 and shape[0] in (1, 3))
 
 
 def plot_columns(data: Tensor, draws: Tensor, axes: Axes | None = None, *, names: Sequence[str] | None = None) -> Axes:
@@ -177,7 +143,7 @@ def plot_columns(data: Tensor, draws: Tensor, axes: Axes | None = None, *, names
         dots = (quantiles[2], place) if names else (place, quantiles[2])
         axes.plot(*dots, "o", color=colour, markersize=4 if columns <= 40 else 2, label=label)
     if names:
-        axes.set_yticks(range(columns), [_short(name) for name in names])
+        axes.set_yticks(range(columns), [short_name(name) for name in names])
         axes.set_ylim(columns - 0.4, -0.6)
         axes.set_xlabel("(x - median) / sd of the data")
     else:
@@ -187,11 +153,6 @@ def plot_columns(data: Tensor, draws: Tensor, axes: Axes | None = None, *, names
             axes.set_ylim(-0.2, None)
     axes.legend(frameon=False, loc="lower center", bbox_to_anchor=(0.5, 1.0), ncols=2)
     return axes
-
-
-def _short(name: str) -> str:
-    name = name if len(name) <= 20 else f"{name[:19]}…"
-    return name.replace("$", r"\$")
 
 
 def _spread(data: Tensor) -> Tensor:

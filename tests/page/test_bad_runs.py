@@ -47,6 +47,7 @@ def verdict(made, functions):
     return Diagnosis.of(made, functions)
 
 
+@pytest.mark.slow
 def test_a_collapsed_fit_is_named_with_the_decoder_at_fault():
     x = counts(dispersed=False)
     made = trained(
@@ -68,6 +69,7 @@ def test_an_undertrained_fit_is_named():
     assert found.headline.startswith("Do not believe this model yet: still rising")
 
 
+@pytest.mark.slow
 def test_poisson_for_overdispersed_counts_is_named():
     x = counts(dispersed=True)
     made = trained(blueprint(x, 1, PoissonLikelihood), data_of(x), 10)

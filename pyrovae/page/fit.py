@@ -272,14 +272,14 @@ class Fit:
     def calibration(self) -> Calibration:
         """SBC of the guide with 300 simulations."""
         args, kwargs = self.arguments(self.rows(_SIMULATIONS))
-        counts = {"num_simulations": _SIMULATIONS, "num_draws": _DRAWS}
+        counts: dict[str, Any] = {"num_simulations": _SIMULATIONS, "num_draws": _DRAWS}
         return sbc(self.vae.model, self.vae.guide, *args, **counts, level=LEVEL, seed=self.seed, **kwargs)
 
     @cached_property
     def weighted_calibration(self) -> WeightedCalibration:
         """SBC of the log weights with 300 simulations."""
         args, kwargs = self.arguments(self.rows(_SIMULATIONS))
-        counts = {"num_simulations": _SIMULATIONS, "num_draws": _DRAWS}
+        counts: dict[str, Any] = {"num_simulations": _SIMULATIONS, "num_draws": _DRAWS}
         return weighted_sbc(self.vae.model, self.vae.guide, *args, **counts, level=LEVEL, seed=self.seed, **kwargs)
 
     @cached_property

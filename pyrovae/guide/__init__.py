@@ -13,6 +13,7 @@ TOPICS = (
     "models",
     "programs",
     "log-p-x",
+    "look",
     "objectives",
     "training",
     "scripts",

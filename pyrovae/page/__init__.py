@@ -1,12 +1,13 @@
 """One page about a fit, as a single HTML file: a verdict, the numbers with their errors, checks, pictures.
 
 fit: `Fit`, a trained model with what is known of it.
-checks: `Check` and `Diagnosis`, one function per check.
-sections, pictures: what the page shows, one function each. plane, live, packed: its interactive part.
+check, checks, diagnostic_checks: `Check` and `Diagnosis`, one function per check.
+sections, pictures, tables: what the page shows, one function each. plane, live, packed: its interactive part.
 blocks, write: paragraphs, tables and pictures as HTML, and the whole page.
 """
 
-from pyrovae.page.checks import CHECKS, TRAINING_CHECKS, Check, Diagnosis, training_lines
+from pyrovae.page.check import Check
+from pyrovae.page.checks import CHECKS, TRAINING_CHECKS, Diagnosis, training_lines
 from pyrovae.page.fit import Fit
 from pyrovae.page.write import Page, make_page
 

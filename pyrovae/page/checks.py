@@ -1,26 +1,35 @@
 """Checks of a fit: what was found, its limit, what it means, and what to try.
 
 To add a check, write a function from a `Fit` to a `Check`, and add it to `CHECKS`, or to `TRAINING_CHECKS` if it needs
-no more than the numbers of training and evaluation: then `train.py` prints it as well.
+no more than the numbers of training and evaluation: then `train.py` prints it as well. Checks by diagnostics are in
+diagnostic_checks.py.
 """
 
 import math
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from torch import Tensor
 
-from pyrovae.diagnostics import ACTIVE_FROM
 from pyrovae.evidence import KHAT_LIMIT
 from pyrovae.likelihoods import Positive
+from pyrovae.page.check import Check, CheckFunction
+from pyrovae.page.diagnostic_checks import (
+    aggregate_posterior,
+    calibration_of_the_guide,
+    calibration_of_weights,
+    collapsed_latents,
+    foreign_data_above,
+    predictive_checks,
+    randomised_pit,
+    typical_data,
+)
 from pyrovae.page.fit import Fit
 from pyrovae.plots import reconstructions
 from pyrovae.runs import KHAT_DRAWS, describe, out_of_memory
 from pyrovae.stats import mean_and_std_error
-
-Subject = Literal["model", "guide", "number"]
 
 _ERRORS = 2.0  # standard errors beyond which a difference counts
 _KHAT_SHARE = 0.01  # of the data that may have a k-hat above the limit
@@ -29,52 +38,6 @@ _FEW_EPOCHS = 5  # below which no rise can be measured
 _FEW_DATA = 100
 _FLOOR = 1.5  # times its lower bound, below which a scale lies at it
 _GAP = 1.0  # nats
-
-
-@dataclass(frozen=True)
-class Check:
-    """Result of one check.
-
-    Attributes:
-        name: Name of what is checked, a few words.
-        fault: Name of the fault if the check fails, a few words.
-        subject: What it is about: the "model", the "guide", or the "number" log p(x).
-        value: Measured value; None if there is none.
-        error: Standard error of the value; None if it has none.
-        unit: Unit of value and limit, such as "nats".
-        threshold: Limit in words, such as "at most 0.01".
-        passed: Whether the value keeps the limit; None if it was not measured.
-        sentence: What was found, in a sentence without a full stop.
-        advice: What to try if the check fails.
-    """
-
-    name: str
-    fault: str
-    subject: Subject
-    value: float | None
-    error: float | None
-    unit: str
-    threshold: str
-    passed: bool | None
-    sentence: str
-    advice: str
-
-    @property
-    def state(self) -> str:
-        """State in one word: "passed", "warning" or "not measured"."""
-        return {True: "passed", False: "warning", None: "not measured"}[self.passed]
-
-    @property
-    def measured(self) -> str:
-        """Value with error and unit, or a dash."""
-        if self.value is None or not math.isfinite(self.value):
-            return "-"
-        digits = 0 if self.value == int(self.value) and self.error is None else 2
-        error = "" if self.error is None or not math.isfinite(self.error) else f" ± {self.error:.2f}"
-        return f"{self.value:.{digits}f}{error} {self.unit}".rstrip()
-
-
-CheckFunction = Callable[[Fit], Check]
 
 
 @dataclass(frozen=True)
@@ -299,29 +262,6 @@ def few_data(fit: Fit) -> Check:
     )
 
 
-def collapsed_latents(fit: Fit) -> Check:
-    """Check that every latent dimension depends on the data."""
-    activity = fit.codes.activity
-    dead = [name for name, value in zip(fit.codes.names, activity.tolist(), strict=True) if not value > ACTIVE_FROM]
-    count = len(activity)
-    sentence = f"all {count} latent dimensions depend on the data"
-    if dead:
-        listed = ", ".join(dead[:10]) + (", ..." if len(dead) > 10 else "")
-        sentence = f"{len(dead)} of {count} latent dimensions do not depend on the data: {listed}"
-    return Check(
-        "use of latents",
-        "collapsed latents",
-        "guide" if len(dead) < count else "model",
-        float(len(dead)),
-        None,
-        f"of {count}",
-        f"activity above {ACTIVE_FROM:g} of the prior's variance in all",
-        not dead,
-        sentence,
-        "use fewer latents, --kl_weight LinearWarmup or FreeBits, or a weaker decoder",
-    )
-
-
 def approximation_gap(fit: Fit) -> Check:
     """Check that the guide's family can come near the posterior."""
     sentence = "the best normal posterior of each datum lies {} nats from log p(x)"
@@ -358,9 +298,16 @@ TRAINING_CHECKS: tuple[CheckFunction, ...] = (
 
 CHECKS: tuple[CheckFunction, ...] = (
     *TRAINING_CHECKS,
+    predictive_checks,
+    randomised_pit,
+    typical_data,
+    foreign_data_above,
     collapsed_latents,
+    aggregate_posterior,
+    calibration_of_the_guide,
     approximation_gap,
     amortisation_gap,
+    calibration_of_weights,
 )
 """All checks, in the order of the page."""
 

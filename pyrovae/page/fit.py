@@ -17,9 +17,35 @@ from pyrovae.baselines import Comparison
 from pyrovae.columns import LEVELLED
 from pyrovae.data import Data
 from pyrovae.densities import isolated_rng, take
-from pyrovae.diagnostics import Codes, decode_means, encode_codes
-from pyrovae.evidence import Refinement, refine
-from pyrovae.plots import prior_samples
+from pyrovae.diagnostics import (
+    PIT,
+    Calibration,
+    Codes,
+    Collapse,
+    Entropies,
+    ForeignData,
+    Information,
+    KhatMap,
+    PredictiveCheck,
+    Typicality,
+    WeightedCalibration,
+    check_predictive,
+    collapse,
+    decode_means,
+    encode_codes,
+    entropies,
+    foreign_data,
+    information,
+    khat_map,
+    noise_like,
+    pit,
+    sbc,
+    shuffled_columns,
+    typicality,
+    weighted_sbc,
+)
+from pyrovae.evidence import GuideProposal, Refinement, refine
+from pyrovae.plots import is_image, prior_samples
 from pyrovae.runs import Run
 from pyrovae.stats import LogMarginal
 from pyrovae.training import History
@@ -27,6 +53,15 @@ from pyrovae.training import History
 CODES = 1000  # data whose codes are shown, at most
 _REFINED = 40  # data whose gaps are computed, at most
 _REFINE_STEPS = 300  # of each round of their optimisation
+_SOME = 500  # data of the other diagnostics, at most
+_FEW = 200  # data of those that estimate log p(x), at most
+_SIMULATIONS, _DRAWS = 300, 99  # of SBC
+_REPLICATES = 249
+_PIT_PARTICLES = 200
+_PIT_ENTRIES = 100  # of an image, from which its pixels are not tested one by one
+_LOG_P_PARTICLES = 100  # of the guide, for test and foreign data alike
+_KHAT_PARTICLES = 1000
+LEVEL = 0.99  # of the tests of the checks
 
 
 @dataclass(frozen=True, eq=False)
@@ -190,13 +225,122 @@ class Fit:
         (x,), kwargs = self.arguments(slice(0, len(self.x)))
         return prior_samples(self.vae.model, x, seed=self.seed, **kwargs)[0].cpu()
 
+    def rows(self, count: int) -> Tensor:
+        """Return at most `count` row numbers, evenly spread over the split."""
+        return torch.linspace(0, self.num_data - 1, min(count, self.num_data)).round().long()
+
+    def _log_p(self, rows: Tensor) -> LogMarginal:
+        """Return the estimates log p(x) of the evaluation for some data."""
+        unknown = torch.full_like(self.values[rows], math.nan)
+        return LogMarginal(self.values[rows], self.errors[rows], unknown, unknown)
+
+    @cached_property
+    def kl(self) -> Tensor:
+        """KL divergence of each dimension of the codes in nats, with shape (J,), NaN if unknown (`kl_by_dimension`)."""
+        labels = [label.replace(",", ", ") for label in self.entropies.labels]
+        found = dict(zip(labels, self.entropies.kl.tolist(), strict=True))
+        return torch.tensor([found.get(name, math.nan) for name in self.codes.names], dtype=torch.float64)
+
+    @cached_property
+    def order(self) -> list[int]:
+        """Dimensions of the codes by falling KL divergence, or by activity if the divergence of one is unknown."""
+        try:
+            kl = self.kl
+        except ValueError:
+            return self.codes.order
+        return self.codes.order if bool(kl.isnan().any()) else kl.sort(descending=True, stable=True).indices.tolist()
+
+    @cached_property
+    def entropies(self) -> Entropies:
+        """Entropies of the guide by dimension, in nats, over at most 500 data."""
+        args, kwargs = self.arguments(self.rows(_SOME))
+        return entropies(self.vae.model, self.vae.guide, *args, seed=self.seed, **kwargs)
+
+    @cached_property
+    def collapse(self) -> Collapse:
+        """Collapse of each dimension, over at most 500 data."""
+        args, kwargs = self.arguments(self.rows(_SOME))
+        return collapse(self.vae.model, self.vae.guide, *args, seed=self.seed, **kwargs)
+
+    @cached_property
+    def information(self) -> Information:
+        """Information of the latents and distance of the aggregate posterior from the prior, over at most 500 data."""
+        args, kwargs = self.arguments(self.rows(_SOME))
+        return information(self.vae.model, self.vae.guide, *args, seed=self.seed, **kwargs)
+
+    @cached_property
+    def calibration(self) -> Calibration:
+        """SBC of the guide with 300 simulations."""
+        args, kwargs = self.arguments(self.rows(_SIMULATIONS))
+        counts: dict[str, Any] = {"num_simulations": _SIMULATIONS, "num_draws": _DRAWS}
+        return sbc(self.vae.model, self.vae.guide, *args, **counts, level=LEVEL, seed=self.seed, **kwargs)
+
+    @cached_property
+    def weighted_calibration(self) -> WeightedCalibration:
+        """SBC of the log weights with 300 simulations."""
+        args, kwargs = self.arguments(self.rows(_SIMULATIONS))
+        counts: dict[str, Any] = {"num_simulations": _SIMULATIONS, "num_draws": _DRAWS}
+        return weighted_sbc(self.vae.model, self.vae.guide, *args, **counts, level=LEVEL, seed=self.seed, **kwargs)
+
+    @cached_property
+    def predictive(self) -> PredictiveCheck:
+        """Predictive checks of at most 500 data, with z from the prior."""
+        args, kwargs = self.arguments(self.rows(_SOME))
+        shape = self.data.shape if is_image(self.data.shape) else None
+        return check_predictive(
+            self.vae.model, *args, num_replicates=_REPLICATES, shape=shape, seed=self.seed, **kwargs
+        )
+
+    @cached_property
+    def pit(self) -> PIT:
+        """Randomised PIT of at most 500 data.
+
+        Raises:
+            ValueError: If the data are images of more than 100 entries.
+        """
+        size = self.x.shape[1]
+        if is_image(self.data.shape) and size > _PIT_ENTRIES:
+            raise ValueError(
+                f"the PIT tests single columns, and images of {size:,} pixels are not tested pixel by pixel"
+            )
+        args, kwargs = self.arguments(self.rows(_SOME))
+        return pit(self.vae.model, *args, num_particles=_PIT_PARTICLES, seed=self.seed, **kwargs)
+
+    @cached_property
+    def typicality(self) -> Typicality:
+        """Ranks of log p(x) of at most 200 data among the model's own draws, both by draws of the guide."""
+        args, kwargs = self.arguments(self.rows(_FEW))
+        options: dict[str, Any] = {"num_particles": _LOG_P_PARTICLES, "proposal": GuideProposal(), "seed": self.seed}
+        return typicality(self.vae.model, self.vae.guide, *args, **options, **kwargs)
+
+    @cached_property
+    def foreign(self) -> dict[str, ForeignData]:
+        """Noise, and data with shuffled columns, against at most 200 data, all by draws of the guide."""
+        (x,), kwargs = self.arguments(self.rows(_FEW))
+        noise = [noise_like(column, seed=self.seed + d) for d, column in enumerate(x.split(1, 1))]
+        kinds = {"noise": torch.cat(noise, 1)}
+        if x.shape[1] > 1:
+            kinds["shuffled columns"] = shuffled_columns(x, seed=self.seed)
+        options: dict[str, Any] = {"num_particles": _LOG_P_PARTICLES, "proposal": GuideProposal(), "seed": self.seed}
+        return {
+            name: foreign_data(self.vae.model, self.vae.guide, x, foreign=one, **options, **kwargs)
+            for name, one in kinds.items()
+        }
+
+    @cached_property
+    def khat_map(self) -> KhatMap:
+        """K-hat of 1,000 draws of the guide for at most 200 data."""
+        rows = self.rows(_FEW)
+        args, kwargs = self.arguments(rows)
+        options: dict[str, Any] = {"num_particles": _KHAT_PARTICLES, "log_p": self._log_p(rows), "seed": self.seed}
+        return khat_map(self.vae.model, self.vae.guide, *args, **options, **kwargs)
+
     @cached_property
     def refined(self) -> Refinement:
         """Gaps of the guide for at most 40 data, evenly spread over the split."""
-        rows = torch.linspace(0, self.num_data - 1, min(_REFINED, self.num_data)).round().long()
+        rows = self.rows(_REFINED)
         args, kwargs = self.arguments(rows)
-        unknown = torch.full_like(self.values[rows], math.nan)
-        log_p = LogMarginal(self.values[rows], self.errors[rows], unknown, unknown)
+        log_p = self._log_p(rows)
         with (
             isolated_rng(self.seed),
             warnings.catch_warnings(),

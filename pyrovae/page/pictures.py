@@ -54,7 +54,7 @@ def codes(fit: Fit) -> Iterator[Block]:
     if len(fit.codes.names) < 2:
         return
     dims, names = _dims(fit), fit.label_names
-    chosen = "" if len(fit.codes.names) == 2 else " The two latents with the largest activity."
+    chosen = "" if len(fit.codes.names) == 2 else " The two latents with the largest KL divergence."
     coloured = " by label" if fit.labels is not None else ""
     for draws, what in ((False, "Posterior means"), (True, "One draw of q(z|x) each")):
         z = (fit.codes.draw if draws else fit.codes.mean)[:, dims]
@@ -143,8 +143,8 @@ PICTURES: tuple[Callable[[Fit], Iterator[Block]], ...] = (training, codes, decod
 
 
 def _dims(fit: Fit) -> tuple[int, int]:
-    """Return both dimensions of a 2-D latent, else the two with the largest activity."""
-    first, second = (0, 1) if len(fit.codes.names) == 2 else fit.codes.order[:2]
+    """Return both dimensions of a 2-D latent, else the two with the largest KL divergence."""
+    first, second = (0, 1) if len(fit.codes.names) == 2 else fit.order[:2]
     return first, second
 
 

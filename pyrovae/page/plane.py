@@ -33,7 +33,7 @@ def plane(fit: Fit) -> dict[str, Any]:
     codes, image = fit.codes, is_image(fit.data.shape)
     size = len(fit.decoded_names)
     count = max(2, min(_POINTS, len(fit.x), _POINT_NUMBERS // size))
-    order = codes.order
+    order = fit.order
     order = sorted(order) if len(order) < 3 else order
     dims = order[:2]
     median = codes.prior.median(0).values

@@ -1,7 +1,7 @@
 """Sections of the page, in its order.
 
 To add a section, write a function from `Findings` to blocks, whose docstring begins with the section's title, and add
-it to `SECTIONS`. A picture joins `PICTURES` in pictures.py, a diagnostic `DIAGNOSTICS` below.
+it to `SECTIONS`. A picture joins `PICTURES` in pictures.py, a diagnostic `DIAGNOSTICS` in tables.py.
 """
 
 import html
@@ -13,8 +13,8 @@ from pyrovae.page.checks import Check, Diagnosis
 from pyrovae.page.fit import Fit
 from pyrovae.page.pictures import PICTURES
 from pyrovae.page.plane import plane
+from pyrovae.page.tables import DIAGNOSTICS
 from pyrovae.runs import describe, ladder_lines, out_of_memory, table_lines
-from pyrovae.stats import mean_and_std_error
 
 
 @dataclass(frozen=True)
@@ -148,37 +148,6 @@ def diagnostics(findings: Findings) -> Iterator[Block]:
         yield from _tried(diagnostic, findings.fit)
 
 
-def active_latents(fit: Fit) -> Iterator[Block]:
-    """Latent dimensions by activity."""
-    codes, rows = fit.codes, []
-    for j in codes.order:
-        spread = codes.sd[:, j].square().mean().sqrt() / codes.prior[:, j].std()
-        rows.append([codes.names[j], f"{codes.activity[j]:.3f}", f"{spread:.3f}"])
-    caption = "Latent dimensions: variance of the posterior means, and width of the posterior, relative to the prior."
-    table = Table(caption, ["", "activity", "posterior sd / prior sd"], rows)
-    yield table if len(rows) <= 12 else Folded(f"{caption} All {len(rows)} of them.", [table])
-
-
-def gaps(fit: Fit) -> Iterator[Block]:
-    """Gaps of the guide."""
-    found, rows = fit.refined, []
-    for name, gap in (
-        ("log p(x) - ELBO", found.total_gap),
-        ("approximation gap", found.approximation_gap),
-        ("amortisation gap", found.amortisation_gap),
-    ):
-        known = gap[gap.isfinite()]
-        if len(known) > 1:
-            mean, error = mean_and_std_error(known)
-            rows.append([name, f"{mean:.3f}", f"{error:.3f}", f"{float(known.max()):.2f}", f"{len(known)}"])
-    caption = f"Gaps of the guide in nats, over some {fit.split} data."
-    yield Table(caption, ["", "mean", "s.e. data", "largest", "data"], rows)
-
-
-DIAGNOSTICS: tuple[Callable[[Fit], Iterator[Block]], ...] = (active_latents, gaps)
-"""Diagnostics in their order: functions from a `Fit` to blocks."""
-
-
 def definitions(findings: Findings) -> Iterator[Block]:
     """How each number is defined."""
     yield Items(DEFINITIONS)
@@ -194,6 +163,40 @@ DEFINITIONS = (
     ("k-hat", "Shape of the largest weights of a datum. Above 0.7 few draws carry the estimate."),
     ("bits/dim", "-log p(x) / (D ln 2) for D columns of discrete data."),
     ("baseline", "Density without latents, fitted to the training data."),
+    (
+        "predictive checks",
+        "Statistics of the data among those of data sets that the model draws, z from the prior. The p-value is one "
+        "for all statistics together.",
+    ),
+    (
+        "PIT",
+        "Where a value lies in its predictive distribution, between 0 and 1, drawn at random within the step of a "
+        "discrete one. Uniform if the model is right.",
+    ),
+    (
+        "typicality",
+        "Rank of log p(x) of a datum among those of the model's own draws, uniform if the model is right. Both are by "
+        "as many draws of the guide.",
+    ),
+    (
+        "AUC",
+        "Probability that log p(x) of a test datum is above that of a foreign one. Draws of the guide give foreign "
+        "data too low a log p(x), so that the AUC may be too large, never too small for this reason.",
+    ),
+    (
+        "SBC",
+        "Simulation-based calibration: the rank of a true latent among the guide's draws, for data of the model, is "
+        "uniform if the guide is the posterior. The weighted one tests the weights, whatever the guide.",
+    ),
+    (
+        "KL of a dimension",
+        "E_x KL(q(z_j|x), p(z_j)). Below 0.01 nats for 99 % of the data the dimension has collapsed.",
+    ),
+    (
+        "aggregate posterior",
+        "q(z_j), the codes of all data together. KL(q(z_j), p(z_j)) is the middle of an upper and a lower estimate.",
+    ),
+    ("entropy", "-E log q(z_j|x). The cross-entropy -E log p(z_j) is entropy plus KL divergence. 1 nat is 1.44 bits."),
     ("activity", "Variance over data of the posterior mean of a latent, over the variance of the prior."),
     ("approximation gap", "log p(x) less the ELBO of the best normal posterior of each datum."),
     ("amortisation gap", "ELBO of the best normal posterior of each datum less that of the guide."),

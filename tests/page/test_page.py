@@ -43,7 +43,7 @@ def test_the_page_allows_its_own_script_and_style_alone(page):
 
 
 def test_the_same_fit_gives_the_same_bytes(made, page):
-    again = make_page(with_results(dataclasses.replace(made)))
+    again = make_page(with_results(dataclasses.replace(made), like=made))
     assert again.text == page.text
     assert again.diagnosis == page.diagnosis
 

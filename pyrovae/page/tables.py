@@ -1,0 +1,263 @@
+"""Diagnostics of the page, in its order: tables and words.
+
+To add a diagnostic, write a function from a `Fit` to blocks, whose docstring begins with its title, and add it to
+`DIAGNOSTICS`.
+"""
+
+import math
+from collections.abc import Callable, Iterator, Sequence
+
+import torch
+from torch import Tensor
+
+from pyrovae.page.blocks import Block, Folded, Picture, Table, Words
+from pyrovae.page.diagnostic_checks import pit_tests
+from pyrovae.page.fit import Fit
+from pyrovae.plots import is_image, plot_grids
+from pyrovae.stats import mean_and_std_error
+
+_ROWS = 12  # of a table that is not folded
+_WORST = 10  # data with the largest k-hat
+_COLUMNS = 6  # of such data that are no images
+_FOLDED = 40  # rows, at most
+
+
+def latents(fit: Fit) -> Iterator[Block]:
+    """Latent dimensions."""
+    codes, collapse = fit.codes, fit.collapse
+    verdicts = dict(zip((label.replace(",", ", ") for label in collapse.labels), collapse.verdict, strict=True))
+    rows = []
+    for j in fit.order:
+        spread = codes.sd[:, j].square().mean().sqrt() / codes.prior[:, j].std()
+        name = codes.names[j]
+        rows.append([name, _number(fit.kl[j], 2), f"{codes.activity[j]:.3f}", f"{spread:.3f}", verdicts.get(name, "-")])
+    caption = (
+        "Latent dimensions by falling KL(q(z_j|x), p(z_j)) in nats; variance of the posterior means, and width of the "
+        "posterior, relative to the prior; use."
+    )
+    yield from _folded(Table(caption, ["", "KL", "activity", "posterior sd / prior sd", "use"], rows))
+
+
+def aggregate(fit: Fit) -> Iterator[Block]:
+    """Aggregate posterior."""
+    found = fit.information
+    rows = [
+        [label, _number(found.dimension_kl[j], 3), _number(found.dimension_kl_error[j], 3)]
+        for j, label in enumerate(found.labels)
+    ]
+    caption = "KL(q(z_j), p(z_j)) in nats, of the codes of all data together against the prior, by dimension."
+    yield from _folded(Table(caption, ["", "nats", "s.e."], rows))
+    pairs = (
+        ("I(x; z) under the guide", found.information),
+        ("KL(q(z), p(z))", found.aggregate_kl),
+        ("total correlation of q(z)", found.total_correlation),
+    )
+    rows = [[name, _number(ends.lower), _number(ends.upper)] for name, ends in pairs if bool(ends.lower.isfinite())]
+    yield Table(
+        f"All dimensions together, in nats, between two ends, from {found.num_data} data.", ["", "from", "to"], rows
+    )
+    yield Words(f"I(x; z): {found.words}.")
+
+
+def bits(fit: Fit) -> Iterator[Block]:
+    """Entropies in bits."""
+    found = fit.entropies.in_bits()
+    rows = [
+        [label, *(f"{_number(value[j])} ± {_number(error[j])}" for value, error in _triple(found))]
+        for j, label in enumerate(found.labels)
+    ]
+    total = [_number(value.sum()) for value, _ in _triple(found)]
+    rows.append(["sum", *total])
+    table = Table(
+        "Bits per datum with standard errors: cross-entropy = entropy + KL divergence.",
+        ["", "entropy", "cross-entropy", "KL"],
+        rows,
+    )
+    yield Folded("Entropy of the guide by dimension, in bits", [table])
+
+
+def _triple(found: object) -> list[tuple[Tensor, Tensor]]:
+    names = ("entropy", "cross_entropy", "kl")
+    return [(getattr(found, name), getattr(found, f"{name}_error")) for name in names]
+
+
+def gaps(fit: Fit) -> Iterator[Block]:
+    """Gaps of the guide."""
+    found, rows = fit.refined, []
+    for name, gap in (
+        ("log p(x) - ELBO", found.total_gap),
+        ("approximation gap", found.approximation_gap),
+        ("amortisation gap", found.amortisation_gap),
+    ):
+        known = gap[gap.isfinite()]
+        if len(known) > 1:
+            mean, error = mean_and_std_error(known)
+            rows.append([name, f"{mean:.3f}", f"{error:.3f}", f"{float(known.max()):.2f}", f"{len(known)}"])
+    caption = f"Gaps of the guide in nats, over some {fit.split} data."
+    yield Table(caption, ["", "mean", "s.e. data", "largest", "data"], rows)
+
+
+def calibration(fit: Fit) -> Iterator[Block]:
+    """Calibration of the guide and of the weights (SBC)."""
+    found, weighted = fit.calibration, fit.weighted_calibration
+    rows = []
+    for name, test in found.uniformity.items():
+        p = weighted.adjusted.get(name, math.nan)
+        shape = {"none": "-", "other": "another shape"}.get(test.shape, test.shape)
+        rows.append([name, _cell(found.adjusted[name]), shape, _cell(p)])
+    caption = (
+        f"p-values of {len(next(iter(found.ranks.values())))} simulations, adjusted for the number of rows: of the "
+        "guide, with its fault, and of the log weights."
+    )
+    yield from _folded(Table(caption, ["", "p, guide", "guide is", "p, weights"], rows))
+    yield Words(
+        f"Of {found.num_draws} draws, {weighted.ess.median():.1f} count in the test of the weights (median); with few "
+        "it has little power."
+    )
+
+
+def predictive(fit: Fit) -> Iterator[Block]:
+    """Predictive checks."""
+    found = fit.predictive
+    order = found.z.abs().nan_to_num(torch.inf).argsort(descending=True, stable=True)[:_FOLDED].tolist()
+    rows = [
+        [
+            found.names[m],
+            f"{found.observed[m]:.4g}",
+            f"{found.replicated[:, m].mean():.4g} ± {found.replicated[:, m].std():.2g}",
+            f"{found.p_value[m]:.3f}",
+        ]
+        for m in order
+    ]
+    shown = f"The {len(rows)} farthest apart of {len(found.names)} statistics" if rows else "Statistics"
+    caption = (
+        f"{shown}: data beside {len(found.replicated)} data sets of the model (mean ± sd). The p-values are each for "
+        f"itself; together p {_p(found.joint_p_value)}."
+    )
+    header = ["", "data", "model", "p"]
+    yield Table(caption, header, rows[:5])
+    if len(rows) > 5:
+        yield Folded(f"All {len(rows)} of them", [Table(caption, header, rows)])
+
+
+def transform(fit: Fit) -> Iterator[Block]:
+    """Randomised PIT of columns."""
+    if is_image(fit.data.shape) and fit.x.shape[1] > 100:
+        return
+    tests = pit_tests(fit)
+    rows = [
+        [name, _cell(p), "-" if test.shape == "none" else test.shape, f"{test.shift:+.1f}", f"{test.spread:+.1f}"]
+        for name, test, p in tests[:_FOLDED]
+    ]
+    caption = (
+        f"Columns whose PIT is farthest from uniform, of {len(tests)}: p-value adjusted for their number, fault of the "
+        "predictive distribution, z-scores of the mean of the PIT and of its spread."
+    )
+    yield Folded(
+        "Predictive distribution of each column (PIT)",
+        [Table(caption, ["", "p", "predicted", "z of mean", "z of spread"], rows)],
+    )
+
+
+def typical(fit: Fit) -> Iterator[Block]:
+    """Typicality and foreign data."""
+    found = fit.typicality
+    u = found.value[~found.value.isnan()]
+    shares = torch.histc(u, 5, 0, 1) / len(u)
+    yield Table(
+        f"Ranks of log p(x) of {len(u)} data among the model's own draws: share in each fifth, 20 % each if the model "
+        f"is right (p {_p(found.p_value)}).",
+        ["", "lowest", "second", "middle", "fourth", "highest"],
+        [["share of data", *(f"{100 * share:.0f} %" for share in shares.tolist())]],
+    )
+    rows = []
+    for name, one in fit.foreign.items():
+        difference = float(one.log_p.nanmean() - one.foreign_log_p.nanmean())
+        rows.append([name, f"{one.auc.value:.3f}", f"{one.auc.std_error:.3f}", f"{difference:+.1f}"])
+    yield Table(
+        "Foreign data: probability (AUC) that log p(x) of a test datum is the larger one, and difference of the means "
+        "in nats.",
+        ["", "AUC", "s.e.", "difference"],
+        rows,
+    )
+
+
+def worst_data(fit: Fit) -> Iterator[Block]:
+    """Data that the guide approximates worst."""
+    found, places = fit.khat_map, fit.rows(len(fit.khat_map.khat))
+    worst = found.worst[:_WORST]
+    rows = [
+        [
+            f"{places[int(row['index'])]}",
+            f"{row['khat']:.2f}",
+            f"{row['ess']:.0f}",
+            f"{row['gap']:.2f} ± {row['gap_error']:.2f}",
+            f"{row['log_p']:.1f}",
+        ]
+        for row in found.rows(_WORST)
+    ]
+    header = ["row", "k-hat", "draws that count", "log p(x) - ELBO", "log p(x)"]
+    (x,), _ = fit.arguments(places[worst])
+    x = x.cpu()
+    blocks: list[Block] = []
+    if is_image(fit.data.shape):
+        blocks.append(
+            Picture(
+                "Worst data",
+                plot_grids([("", x)], fit.data.shape),
+                f"The {len(x)} data with the largest k-hat, in the order of the table.",
+                f"{len(x)} data, k-hat from {found.khat[worst[-1]]:.2f} to {found.khat[worst[0]]:.2f}; their mean "
+                f"value is {x.nanmean():.3g}, that of all {fit.x.nanmean():.3g}.",
+                pixels=True,
+            )
+        )
+    else:
+        names = fit.column_names or [f"column {d}" for d in range(x.shape[1])]
+        header += names[:_COLUMNS]
+        rows = [row + _cells(fit, values) for row, values in zip(rows, x, strict=True)]
+    caption = (
+        f"The worst of {len(found.khat)} data by k-hat of {found.num_particles:,} draws of the guide. "
+        f"{found.num_unreliable} are above {found.limit:.2f}."
+    )
+    yield Folded("Data that the guide approximates worst", [Table(caption, header, rows), *blocks])
+
+
+def _cells(fit: Fit, values: Tensor) -> list[str]:
+    found = []
+    for d, value in enumerate(values[:_COLUMNS].tolist()):
+        levels: Sequence[str] = fit.levels.get(d, ())
+        text = "-" if math.isnan(value) else levels[int(value)] if levels else f"{value:.4g}"
+        found.append(text)
+    return found
+
+
+DIAGNOSTICS: tuple[Callable[[Fit], Iterator[Block]], ...] = (
+    predictive,
+    transform,
+    typical,
+    latents,
+    aggregate,
+    bits,
+    calibration,
+    gaps,
+    worst_data,
+)
+"""Diagnostics in their order: functions from a `Fit` to blocks."""
+
+
+def _folded(table: Table) -> Iterator[Block]:
+    """Fold a table of many rows."""
+    yield table if len(table.rows) <= _ROWS else Folded(f"{table.caption} {len(table.rows)} rows.", [table])
+
+
+def _number(value: Tensor | float, digits: int = 2) -> str:
+    value = float(value)
+    return f"{value:.{digits}f}" if math.isfinite(value) else "-"
+
+
+def _p(value: float) -> str:
+    return "-" if math.isnan(value) else f"= {value:.3f}" if value >= 1e-3 else "< 0.001"
+
+
+def _cell(p: float) -> str:
+    return _p(p).removeprefix("= ")

@@ -17,27 +17,69 @@ from pyrovae.diagnostics.bits import Entropies, entropies
 from pyrovae.diagnostics.calibration import Calibration, sbc
 from pyrovae.diagnostics.codes import Codes, DecodedGrid, decode_means, decoded_grid, encode_codes
 from pyrovae.diagnostics.collapse import Collapse, collapse
-from pyrovae.diagnostics.disentanglement import DCI, Score, beta_vae_score, dci, factor_vae_score, half_sample_error, mig, sap
-from pyrovae.diagnostics.foreign import AUC, ForeignData, foreign_data, noise_like, roc_auc, shuffled_columns, shuffled_entries
+from pyrovae.diagnostics.disentanglement import (
+    DCI,
+    Score,
+    beta_vae_score,
+    dci,
+    factor_vae_score,
+    half_sample_error,
+    mig,
+    sap,
+)
+from pyrovae.diagnostics.foreign import (
+    AUC,
+    ForeignData,
+    foreign_data,
+    noise_like,
+    roc_auc,
+    shuffled_columns,
+    shuffled_entries,
+)
 from pyrovae.diagnostics.information import Ends, Information, information
 from pyrovae.diagnostics.khat import KhatMap, khat_map
 from pyrovae.diagnostics.kl import KLByDimension, kl_by_dimension
 from pyrovae.diagnostics.latent_posteriors import LatentPosteriors, latent_posteriors
-from pyrovae.diagnostics.nuts import ESS_LIMIT, NutsCheck, RHAT_LIMIT, nuts_check
+from pyrovae.diagnostics.nuts import ESS_LIMIT, RHAT_LIMIT, NutsCheck, nuts_check
 from pyrovae.diagnostics.pca import PCAAlignment, decoded_axes, pca_alignment
 from pyrovae.diagnostics.pit import PIT, pit
 from pyrovae.diagnostics.predictive import PredictiveCheck, check_predictive, tail_probabilities
-from pyrovae.diagnostics.projections import CodesPCA, CodesTSNE, TSNE_CAUTION, pca_codes, tsne_codes
+from pyrovae.diagnostics.projections import TSNE_CAUTION, CodesPCA, CodesTSNE, pca_codes, tsne_codes
 from pyrovae.diagnostics.replicates import replicate
 from pyrovae.diagnostics.statistics import default_statistics
 from pyrovae.diagnostics.typicality import Typicality, typicality
-from pyrovae.diagnostics.uniformity import EcdfBand, Uniformity, cauchy_combination, check_uniform, ecdf_band, holm, randomised_pit
-from pyrovae.diagnostics.walks import Interpolation, LabelGrids, Redraws, TRAVERSED, Traversals, by_kl, interpolate, label_grids, redraw, traverse
+from pyrovae.diagnostics.uniformity import (
+    EcdfBand,
+    Uniformity,
+    cauchy_combination,
+    check_uniform,
+    ecdf_band,
+    holm,
+    randomised_pit,
+)
+from pyrovae.diagnostics.walks import (
+    TRAVERSED,
+    Interpolation,
+    LabelGrids,
+    Redraws,
+    Traversals,
+    by_kl,
+    interpolate,
+    label_grids,
+    redraw,
+    traverse,
+)
 from pyrovae.diagnostics.weighted_calibration import WeightedCalibration, weighted_sbc
 
 __all__ = [
     "ACTIVE_FROM",
     "AUC",
+    "DCI",
+    "ESS_LIMIT",
+    "PIT",
+    "RHAT_LIMIT",
+    "TRAVERSED",
+    "TSNE_CAUTION",
     "Ascent",
     "AttributeSteps",
     "AttributeVector",
@@ -46,9 +88,7 @@ __all__ = [
     "CodesPCA",
     "CodesTSNE",
     "Collapse",
-    "DCI",
     "DecodedGrid",
-    "ESS_LIMIT",
     "EcdfBand",
     "Ends",
     "Entropies",
@@ -61,13 +101,9 @@ __all__ = [
     "LatentPosteriors",
     "NutsCheck",
     "PCAAlignment",
-    "PIT",
     "PredictiveCheck",
-    "RHAT_LIMIT",
     "Redraws",
     "Score",
-    "TRAVERSED",
-    "TSNE_CAUTION",
     "Traversals",
     "Typicality",
     "Uniformity",

@@ -10,16 +10,32 @@ predictive: replicates, typicality, foreign data. counts: rootograms. tables: co
 from pyrovae.plots.base import COLOURS, figure_of, new_axes, short_name, to_png, to_svg
 from pyrovae.plots.calibration import plot_calibration, plot_pit, plot_uniformity
 from pyrovae.plots.counts import plot_rootogram
-from pyrovae.plots.dimensions import plot_activity, plot_collapse, plot_information, plot_kl, plot_latent_posteriors, plot_pca_alignment
+from pyrovae.plots.dimensions import (
+    plot_activity,
+    plot_collapse,
+    plot_information,
+    plot_kl,
+    plot_latent_posteriors,
+    plot_pca_alignment,
+)
 from pyrovae.plots.figures import num_per_figure, plot_grids, prior_samples, reconstructions
-from pyrovae.plots.guides import plot_entropies, plot_khat, plot_khat_plane, plot_nuts
+from pyrovae.plots.guides import plot_entropies, plot_khat, plot_nuts
 from pyrovae.plots.latents import plot_codes, plot_columns, plot_decoded_grid
 from pyrovae.plots.planes import plot_ascent, plot_khat_plane, plot_tsne
 from pyrovae.plots.predictive import plot_foreign, plot_predictive, plot_statistic, plot_typicality
 from pyrovae.plots.rates import plot_rates
 from pyrovae.plots.samples import plot_pairs, plot_reconstructions, plot_samples
 from pyrovae.plots.tables import plot_marginal, plot_pair, plot_recovered
-from pyrovae.plots.tiles import is_image, is_skewed, plot_ascent_path, plot_attribute_steps, plot_interpolation, plot_label_grids, plot_redraws, plot_traversals
+from pyrovae.plots.tiles import (
+    is_image,
+    is_skewed,
+    plot_ascent_path,
+    plot_attribute_steps,
+    plot_interpolation,
+    plot_label_grids,
+    plot_redraws,
+    plot_traversals,
+)
 from pyrovae.plots.training import plot_history
 
 __all__ = [

@@ -202,8 +202,8 @@ def plot_latent_posteriors(
     axes.set_ylim(len(dims) - 0.4, -0.6)
     axes.set_xlabel("z, where the prior's 5 and 95 % are \N{MINUS SIGN}1 and 1")
     columns = 4 if names is None or max(map(len, names)) <= 7 else 2
-    place: dict[str, Any] = {"loc": "lower center", "bbox_to_anchor": (0.45, 1.0)}
-    axes.legend(frameon=False, ncols=columns, fontsize=9, handletextpad=0.1, **place)
+    above: dict[str, Any] = {"loc": "lower center", "bbox_to_anchor": (0.45, 1.0)}
+    axes.legend(frameon=False, ncols=columns, fontsize=9, handletextpad=0.1, **above)
     return axes
 
 

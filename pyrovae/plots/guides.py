@@ -6,8 +6,8 @@ import numpy as np
 import torch
 from matplotlib.axes import Axes
 
-from pyrovae.diagnostics import ESS_LIMIT, RHAT_LIMIT, Codes, Entropies, KhatMap, NutsCheck
-from pyrovae.plots.base import COLOURS, as_label, figure_of, legend_above, new_axes
+from pyrovae.diagnostics import ESS_LIMIT, RHAT_LIMIT, Entropies, KhatMap, NutsCheck
+from pyrovae.plots.base import COLOURS, as_label, legend_above, new_axes
 
 _LOWEST_KHAT = -0.5  # shown; smaller ones are as good
 _MOST_DATA = 6  # in the legend of `plot_nuts`
@@ -53,48 +53,6 @@ def plot_khat(result: KhatMap, axes: Axes | None = None, *, against: Literal["ra
     axes.axhline(result.limit, color="0.3", linestyle="--", linewidth=0.9, label=limit_label)
     axes.set(xlabel="datum, largest first" if against == "rank" else "log p(x) (nats)", ylabel="k-hat")
     legend_above(axes, columns=3)
-    return axes
-
-
-def plot_khat_plane(result: KhatMap, codes: Codes, axes: Axes | None = None, *, dims: tuple[int, int] = (0, 1)) -> Axes:
-    """Plot k-hat of each datum at its code in two latent dimensions.
-
-    How to read it: diamonds are data above the limit. Where they lie together, such as at the rim, the guide is poor in
-    that region; scattered ones are single odd data.
-
-    Source: as `plot_khat`.
-
-    Args:
-        result: k-hat map of N data.
-        codes: Codes of the same data.
-        axes: Axes to draw in; None for new ones.
-        dims: The two dimensions.
-
-    Returns:
-        The axes.
-
-    Raises:
-        ValueError: If the codes are of another number of data.
-    """
-    if len(codes.mean) != len(result.khat):
-        raise ValueError(
-            f"the codes are of {len(codes.mean)} data, but k-hat of {len(result.khat)}; give the same data"
-        )
-    axes = new_axes(3.8) if axes is None else axes
-    x, y = codes.mean[:, dims].T
-    khat = result.khat.double()
-    high = khat > result.limit
-    shown = khat.clamp(0, 1)
-    style: dict[str, Any] = {"cmap": "cividis", "vmin": 0, "vmax": 1, "linewidths": 0, "rasterized": True}
-    low = ~high & ~khat.isnan()
-    points = axes.scatter(x[low], y[low], c=shown[low], s=12, **style)
-    axes.scatter(
-        x[high], y[high], color=COLOURS[2], marker="D", s=22, label=f"{int(high.sum()):,} above {result.limit:.2f}"
-    )
-    bar = figure_of(axes).colorbar(points, ax=axes, label="k-hat", extend="min")
-    bar.ax.axhline(result.limit, color=COLOURS[2], linewidth=2)
-    axes.set(xlabel=as_label(codes.names[dims[0]]), ylabel=as_label(codes.names[dims[1]]))
-    legend_above(axes)
     return axes
 
 

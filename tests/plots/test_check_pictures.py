@@ -27,7 +27,6 @@ from pyrovae.plots import (
     plot_entropies,
     plot_foreign,
     plot_khat,
-    plot_khat_plane,
     plot_nuts,
     plot_pit,
     plot_predictive,
@@ -126,7 +125,6 @@ PICTURES = {
     "typicality": lambda: plot_typicality(Typicality(U**2, 1e-6, True, None, U[None])),
     "foreign": lambda: plot_foreign(foreign(), name=HOSTILE),
     "khat": lambda: plot_khat(khat_map(KHAT, 1e4 * KHAT)),
-    "khat plane": lambda: plot_khat_plane(khat_map(KHAT, KHAT), codes(6)),
     "nuts": lambda: plot_nuts(nuts()),
     "nuts for 9": lambda: plot_nuts(nuts(9, [1.0] * 9)),
     "entropies": lambda: plot_entropies(entropies()),
@@ -278,19 +276,9 @@ def test_khat_shows_each_datum_and_the_limit(against):
     assert legend_of(axes) == ["3 data", "2 above", "limit 0.70 (K = 2,000)"]
 
 
-def test_khat_refuses_another_axis_and_codes_of_other_data():
+def test_khat_refuses_another_axis():
     with pytest.raises(ValueError, match="against must be 'rank' or 'log_p'"):
         plot_khat(khat_map(KHAT, KHAT), against="elbo")
-    with pytest.raises(ValueError, match="codes are of 5 data, but k-hat of 6"):
-        plot_khat_plane(khat_map(KHAT, KHAT), codes(5))
-
-
-def test_khat_over_the_plane_lies_at_the_codes():
-    z = codes(6).mean.numpy()
-    below, above = plot_khat_plane(khat_map(KHAT, KHAT), codes(6)).collections
-    np.testing.assert_allclose(below.get_offsets(), z[[0, 2, 5]], rtol=1e-6)
-    np.testing.assert_allclose(below.get_array(), [0.1, 0, 0.3])
-    np.testing.assert_allclose(above.get_offsets(), z[[1, 3]], rtol=1e-6)
 
 
 def test_nuts_marks_quantiles_that_differ_and_chains_that_disagree():

@@ -287,5 +287,5 @@ def label_grids(
         options = {**kwargs, "covariates": row}
         places = LatentSpace(model, args, options, codes.sites, seed).quantiles(levels)
         sides = places[:, dims[0]], places[:, dims[1]]
-        grids.append(decoded_grid(model, *args, codes=codes, dims=dims, places=sides, seed=seed, **options))
+        grids.append(decoded_grid(model, *args, codes=codes, dims=dims, places=sides, **options))
     return LabelGrids(tuple(labels), tuple(grids))

@@ -41,7 +41,7 @@ def plot_activity(result: UnitActivity, axes: Axes | None = None) -> Axes:
     axes.set_xscale("log")
     axes.set_xlim(1e-3, 2 * max(1.0, float((known + result.std_error.nan_to_num(0.0)).max())))
     axes.axvline(ACTIVE_FROM, color="0.35", linewidth=1, linestyle="--")
-    axes.set_xlabel("variance of the means / variance of the prior")
+    axes.set_xlabel("variance of the means,\nrelative to the prior's")
     axes.set_title(f"{result.num_active} of {len(result.labels)} active (above {ACTIVE_FROM})", fontsize=10)
     return axes
 
@@ -200,7 +200,7 @@ def plot_latent_posteriors(
         axes.plot(posterior[2, n], place, _MARKS[n], color=colour, markersize=4, label=label)
     axes.set_yticks(range(len(dims)), [short_name(result.names[j]) for j in dims], fontsize=9)
     axes.set_ylim(len(dims) - 0.4, -0.6)
-    axes.set_xlabel("z, where the prior's 5 and 95 % are \N{MINUS SIGN}1 and 1")
+    axes.set_xlabel("z; the prior's 5 and 95 %\nare at \N{MINUS SIGN}1 and 1")
     columns = 4 if names is None or max(map(len, names)) <= 7 else 2
     above: dict[str, Any] = {"loc": "lower center", "bbox_to_anchor": (0.45, 1.0)}
     axes.legend(frameon=False, ncols=columns, fontsize=9, handletextpad=0.1, **above)

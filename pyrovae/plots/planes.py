@@ -82,7 +82,9 @@ def plot_tsne(
     classes = [label for label in np.unique(known).tolist() if label >= 0][:20]
     rest = ~np.isin(known, classes)
     if rest.any():
-        axes.scatter(z[rest, 0], z[rest, 1], s=14, linewidths=0, color="0.6" if classes else COLOURS[0], rasterized=True)
+        axes.scatter(
+            z[rest, 0], z[rest, 1], s=14, linewidths=0, color="0.6" if classes else COLOURS[0], rasterized=True
+        )
     for place, label in enumerate(classes):
         name = short_name(str(label) if names is None else names[label], 12)
         marker = _MARKS[(place + place // len(COLOURS)) % len(_MARKS)]

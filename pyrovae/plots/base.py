@@ -26,7 +26,7 @@ def new_axes(height: float = 3.2, width: float = WIDTH) -> Axes:
 
 def short_name(name: str, most: int = 20) -> str:
     """Return a name as text of a picture: at most so many letters, on one line, and no mathematics between dollars."""
-    name = " ".join(name.split())
+    name = " ".join("".join(letter if letter.isprintable() else " " for letter in name).split())
     name = name if len(name) <= most else f"{name[: most - 1]}…"
     return name.replace("$", r"\$")
 
@@ -36,12 +36,6 @@ def figure_of(axes: Axes) -> Figure:
     figure = axes.get_figure(root=True)
     assert figure is not None
     return figure
-
-
-def as_label(text: str, most: int = 20) -> str:
-    """Shorten a name to some letters, on one line, and keep matplotlib from reading `$` as mathematics."""
-    text = "".join(letter if letter.isprintable() else " " for letter in text)
-    return (text if len(text) <= most else f"{text[: most - 1]}…").replace("$", r"\$")
 
 
 def p_text(p_value: float) -> str:

@@ -7,7 +7,7 @@ import torch
 from matplotlib.axes import Axes
 
 from pyrovae.diagnostics import PIT, Calibration, Uniformity, WeightedCalibration, check_uniform, holm
-from pyrovae.plots.base import COLOURS, as_label, legend_above, new_axes, p_text
+from pyrovae.plots.base import COLOURS, legend_above, new_axes, p_text, short_name
 
 _MOST_NAMED = 6  # curves that the legend names
 _LINES = ("-", "--", "-.", ":", (0, (5, 1)), (0, (1, 1)))
@@ -104,12 +104,14 @@ def _plot_differences(
     smallest = min((adjusted[name] for name in rest), default=1.0)
     for place, name in enumerate(rest):
         over = name in rejected
-        words = f"{len(rest):,} others" if named else as_label(name, 24) if len(rest) == 1 else f"{len(rest):,} curves"
+        words = (
+            f"{len(rest):,} others" if named else short_name(name, 24) if len(rest) == 1 else f"{len(rest):,} curves"
+        )
         curve_label = f"{words}, {'' if len(rest) == 1 else 'smallest '}{p_text(smallest)}" if place == 0 else None
         colour = COLOURS[2] if over else COLOURS[0] if len(tests) == 1 else "0.45"
         _draw_curve(axes, tests[name], colour, 0.8 if len(tests) > 1 else 1.5, "-", curve_label)
     for place, name in enumerate(named):
-        words = f"{as_label(name, 24)}: {tests[name].shape}, {p_text(adjusted[name])}"
+        words = f"{short_name(name, 24)}: {tests[name].shape}, {p_text(adjusted[name])}"
         _draw_curve(axes, tests[name], COLOURS[(2, 0, 3, 5, 6, 7)[place]], 1.6, _LINES[place], words)
     axes.set(xlabel=label, ylabel="ECDF minus uniform", xlim=(0, 1))
     axes.margins(y=0.08)

@@ -5,7 +5,7 @@ from matplotlib.axes import Axes
 from matplotlib.ticker import FixedLocator
 from torch import Tensor
 
-from pyrovae.plots.base import COLOURS, as_label, legend_above, new_axes
+from pyrovae.plots.base import COLOURS, legend_above, new_axes, short_name
 
 _SINGLE = 30  # counts up to which each has a bar
 _JOINED = 20  # bars beyond
@@ -63,7 +63,7 @@ def plot_rootogram(data: Tensor, draws: Tensor, axes: Axes | None = None, *, nam
     axes.set_xticklabels(
         ticks, rotation=0 if edges[-1] <= _SINGLE + 1 else 30, ha="center" if edges[-1] <= _SINGLE + 1 else "right"
     )
-    axes.set(xlabel=as_label(name, 28), ylabel="square root of frequency", xlim=(-0.7, len(place) - 0.3))
+    axes.set(xlabel=short_name(name, 28), ylabel="square root of frequency", xlim=(-0.7, len(place) - 0.3))
     legend_above(axes)
     return axes
 

@@ -7,7 +7,7 @@ import torch
 from matplotlib.axes import Axes
 
 from pyrovae.diagnostics import ESS_LIMIT, RHAT_LIMIT, Entropies, KhatMap, NutsCheck
-from pyrovae.plots.base import COLOURS, as_label, legend_above, new_axes
+from pyrovae.plots.base import COLOURS, legend_above, new_axes, short_name
 
 _LOWEST_KHAT = -0.5  # shown; smaller ones are as good
 _MOST_DATA = 6  # in the legend of `plot_nuts`
@@ -92,7 +92,7 @@ def plot_nuts(result: NutsCheck, axes: Axes | None = None, *, latent: int = 0) -
         axes.scatter(nuts[clear], guide[clear], color=colour, marker=marker, s=26, zorder=3)
         axes.scatter(nuts[~clear], guide[~clear], facecolor="white", edgecolor=colour, marker=marker, s=26, zorder=3)
         axes.scatter(nuts, result.weighted[place, :, latent], color=colour, marker="x", s=22, linewidths=1, zorder=2)
-    name = as_label(result.labels[latent])
+    name = short_name(result.labels[latent])
     axes.set(xlabel=f"quantiles of {name} by NUTS", ylabel=f"quantiles of {name} by the guide")
     legend_above(axes, columns=1)
     return axes
@@ -126,7 +126,7 @@ def plot_entropies(result: Entropies, axes: Axes | None = None) -> Axes:
     axes.plot(start, rows, "o", color=COLOURS[2], markersize=5, label="H(q)")
     axes.plot(end, rows, "|", color=COLOURS[0], markersize=9, markeredgewidth=2, label="H(q, p)")
     labels = [
-        f"{as_label(found.labels[place])}   {value:.2f}".replace("nan", "unknown")
+        f"{short_name(found.labels[place])}   {value:.2f}".replace("nan", "unknown")
         for place, value in zip(order.tolist(), kl, strict=True)
     ]
     axes.set_yticks(rows, labels, fontsize=9)

@@ -8,7 +8,7 @@ from matplotlib.axes import Axes
 from torch import Tensor
 
 from pyrovae.diagnostics import ForeignData, PredictiveCheck, Typicality
-from pyrovae.plots.base import COLOURS, as_label, legend_above, new_axes, p_text
+from pyrovae.plots.base import COLOURS, legend_above, new_axes, p_text, short_name
 
 _MOST_NAMED = 40  # elements with a row of their own
 _FARTHEST = 2.5  # end of the axis, times the simultaneous limit
@@ -37,7 +37,7 @@ def plot_statistic(result: PredictiveCheck, axes: Axes | None = None, *, element
     axes.axvline(float(result.observed[element]), color=COLOURS[2], linewidth=2, label="data")
     error = f"{float(result.std_error[element]):.1g}"
     axes.set_title(f"{p_text(float(result.p_value[element]))} ± {error} ({_SOURCES[result.source]})", fontsize=10)
-    axes.set(xlabel=as_label(result.names[element], 28), ylabel="replicates")
+    axes.set(xlabel=short_name(result.names[element], 28), ylabel="replicates")
     axes.margins(y=0.15)
     axes.legend(frameon=False, fontsize=9)
     return axes
@@ -91,7 +91,7 @@ def plot_predictive(result: PredictiveCheck, axes: Axes | None = None) -> Axes:
             side, color="0.3", linewidth=0.9, linestyle="--", label="95 % limit, all at once" if side > 0 else None
         )
     axes.axvline(0, color="0.6", linewidth=0.8)
-    axes.set_yticks(range(len(labels)), [as_label(label) for label in labels], fontsize=9)
+    axes.set_yticks(range(len(labels)), [short_name(label) for label in labels], fontsize=9)
     axes.set(xlim=(-end, end), ylim=(len(labels) - 0.4, -0.6))
     axes.set_xlabel(f"z of the statistic; joint {p_text(result.joint_p_value)}")
     legend_above(axes)
@@ -174,7 +174,7 @@ def plot_foreign(result: ForeignData, axes: Axes | None = None, *, name: str = "
         both, ("test data", name), (COLOURS[0], COLOURS[2]), (None, "///"), strict=True
     ):
         outside = float(((values < low) | (values > high)).double().mean())
-        text = f"{as_label(label)}{f', {_percent(outside)} beyond' if outside else ''}"
+        text = f"{short_name(label)}{f', {_percent(outside)} beyond' if outside else ''}"
         heights = np.histogram(values[values.isfinite()].numpy(), edges)[0] / len(values)
         axes.stairs(heights, edges, color=colour, fill=True, alpha=0.25)
         axes.stairs(heights, edges, color=colour, linewidth=1.4, hatch=hatch, label=text)

@@ -10,7 +10,7 @@ from matplotlib.ticker import FuncFormatter, MaxNLocator
 from torch import Tensor
 
 from pyrovae.columns import LEVELLED, Column, date_text
-from pyrovae.plots.base import COLOURS, as_label, legend_above, new_axes
+from pyrovae.plots.base import COLOURS, legend_above, new_axes, short_name
 
 DATA, MODEL = "0.55", COLOURS[2]
 _BINS, _MOST_BARS, _MOST_LEVELS, _MOST_POINTS = 25, 30, 10, 400
@@ -57,7 +57,7 @@ def plot_marginal(data: Tensor, draws: Tensor, axes: Axes | None = None, *, colu
         notes += _draw_histograms(axes, x, drawn, column)
         axes.set_xlabel("\n".join(notes) or " ", fontsize=9)
         axes.set_ylabel("share")
-    axes.set_title("column" if column is None else as_label(column.name, 24), fontsize=10, loc="left", pad=20)
+    axes.set_title("column" if column is None else short_name(column.name, 24), fontsize=10, loc="left", pad=20)
     axes.legend(
         frameon=False,
         loc="lower left",
@@ -113,7 +113,7 @@ def plot_pair(
     for d, axis in enumerate((axes.xaxis, axes.yaxis)):
         column = None if columns is None else columns[d]
         _set_axis(axes, "xy"[d], column, x[:, d], drawn[:, d])
-        axis.set_label_text(f"column {d}" if column is None else as_label(column.name))
+        axis.set_label_text(f"column {d}" if column is None else short_name(column.name))
     legend_above(axes)
     return axes
 
@@ -147,7 +147,7 @@ def plot_recovered(data: Tensor, means: Tensor, axes: Axes | None = None, *, col
         _set_axis(axes, name, column, x, y)
     varies = len(x) > 1 and x.std() > 0 and y.std() > 1e-12
     correlation = f"r = {np.corrcoef(x, y)[0, 1]:.2f}" if varies else "r unknown"
-    axes.set_title(f"{'column' if column is None else as_label(column.name)}, {correlation}", fontsize=10, loc="left")
+    axes.set_title(f"{'column' if column is None else short_name(column.name)}, {correlation}", fontsize=10, loc="left")
     axes.set(xlabel="data", ylabel="E[x|z]")
     return axes
 
@@ -178,7 +178,7 @@ def _draw_levels(axes: Axes, x: np.ndarray, drawn: np.ndarray, levels: Sequence[
     shares = [np.bincount(values.astype(int), minlength=count)[:count] / max(1, len(values)) for values in (x, drawn)]
     order = np.argsort(-shares[0], kind="stable")
     named, rest = (order, order[:0]) if count <= _MOST_LEVELS + 1 else (order[:_MOST_LEVELS], order[_MOST_LEVELS:])
-    labels = [as_label(levels[code], 16) for code in named] + ([f"{len(rest)} others"] if len(rest) else [])
+    labels = [short_name(levels[code], 16) for code in named] + ([f"{len(rest)} others"] if len(rest) else [])
     place = np.arange(len(labels))
     for share, shift, colour in ((shares[0], -0.2, DATA), (shares[1], 0.2, MODEL)):
         heights = np.append(share[named], [share[rest].sum()] if len(rest) else [])
@@ -226,7 +226,7 @@ def _set_axis(axes: Axes, name: str, column: Column | None, x: np.ndarray, drawn
     if column is not None and column.kind in LEVELLED:
         levels = column.levels or tuple(map(str, range(int(max(*x, *drawn)) + 1)))
         chosen = np.arange(0, len(levels), math.ceil(len(levels) / _MOST_LEVELS))
-        texts = [as_label(levels[code], 12) for code in chosen]
+        texts = [short_name(levels[code], 12) for code in chosen]
         turn, size = 90 if name == "x" and max(map(len, texts)) > 3 else 0, 9 if len(texts) <= _FEW_LEVELS else 7
         axis.set_ticks(chosen.tolist(), texts, rotation=turn, fontsize=size)
         (axes.set_xlim if name == "x" else axes.set_ylim)(-0.6, len(levels) - 0.4)

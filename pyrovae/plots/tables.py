@@ -213,8 +213,10 @@ def _draw_histograms(axes: Axes, x: np.ndarray, drawn: np.ndarray, column: Colum
 
 
 def _reach(x: np.ndarray, drawn: np.ndarray) -> tuple[float, float]:
-    """Return the ends of the axis: all data, and the draws but for the outermost 0.5 % on each side."""
+    """Return the ends of the axis: all data, and all draws but 0.5 % on each side; (0, 1) if there are none."""
     finite = drawn[np.isfinite(drawn)]
+    if not len(x) and not len(finite):  # a likelihood may have no mean
+        return 0.0, 1.0
     ends = np.quantile(finite if len(finite) else x, [0.005, 0.995], method="nearest")
     low, high = (min(x.min(), ends[0]), max(x.max(), ends[1])) if len(x) else ends
     return (float(low), float(high)) if high > low else (float(low) - 0.5, float(high) + 0.5)

@@ -1,13 +1,11 @@
-"""Numbers about a fit that are neither log p(x) nor an objective: dimensions in use, calibration of the guide.
+"""Numbers about a fit that are neither log p(x) nor an objective, each with its error and its source.
 
-active_units   latent dimensions that a guide uses
-uniformity     tests of uniform ranks and PIT values, and p-values of several tests together
-simulation     data simulated with their latents from any model
-calibration    `sbc`, simulation-based calibration of a guide
-weighted_calibration  `weighted_sbc`, calibration of importance weights
-nuts           `nuts_check`, a guide against NUTS for chosen data
-projections    codes in many dimensions, seen in two
-walks          decoded walks through latent space; attributes, ascent: directions with a meaning
+latents          active_units, kl, collapse, information, bits, pca, latent_posteriors
+calibration      calibration (`sbc`), weighted_calibration, nuts, uniformity
+fit to data      predictive, pit, typicality, foreign, khat, statistics
+latent space     codes, projections, walks, attributes, ascent
+known factors    disentanglement, of arrays alone
+what they share  draws, places, labels, simulation, replicates, distribution_functions
 """
 
 from pyrovae.diagnostics.active_units import ACTIVE_FROM, UnitActivity, unit_activity
@@ -39,6 +37,7 @@ from pyrovae.diagnostics.foreign import (
 from pyrovae.diagnostics.information import Ends, Information, information
 from pyrovae.diagnostics.khat import KhatMap, khat_map
 from pyrovae.diagnostics.kl import KLByDimension, kl_by_dimension
+from pyrovae.diagnostics.labels import dimension_labels
 from pyrovae.diagnostics.latent_posteriors import LatentPosteriors, latent_posteriors
 from pyrovae.diagnostics.nuts import ESS_LIMIT, RHAT_LIMIT, NutsCheck, nuts_check
 from pyrovae.diagnostics.pca import PCAAlignment, decoded_axes, pca_alignment
@@ -123,6 +122,7 @@ __all__ = [
     "decoded_axes",
     "decoded_grid",
     "default_statistics",
+    "dimension_labels",
     "ecdf_band",
     "encode_codes",
     "entropies",

@@ -4,7 +4,6 @@ import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
-import numpy as np
 import pyro
 import torch
 from torch import Tensor
@@ -21,6 +20,7 @@ from pyrovae.densities import (
     plain,
     vectorize_pair,
 )
+from pyrovae.diagnostics.labels import dimension_labels
 from pyrovae.diagnostics.simulation import Simulation, simulations
 from pyrovae.diagnostics.uniformity import Uniformity, check_uniform, holm
 from pyrovae.evidence import DEFAULT_CHUNK_SIZE
@@ -252,10 +252,7 @@ def with_true(true: Tensor, drawn: Tensor) -> Tensor:
 
 def _columns(name: str, value: Tensor) -> tuple[list[str], list[Tensor]]:
     """List the dimensions of a latent site, with shape (K, N, ...), by label: "z", "z[0]" or "z[0,1]"."""
-    if value.dim() == 2:
-        return [name], [value]
-    labels = [f"{name}[{','.join(map(str, index))}]" for index in np.ndindex(*value.shape[2:])]
-    return labels, list(value.flatten(2).unbind(-1))
+    return dimension_labels(name, value.shape[2:]), list(value.reshape(*value.shape[:2], -1).unbind(-1))
 
 
 def _defined(name: str, values: Tensor) -> Tensor:

@@ -21,6 +21,7 @@ from pyrovae.densities import (
     take,
     vectorize,
 )
+from pyrovae.diagnostics.labels import dimension_labels
 
 _DRAWS_AT_ONCE = 2**15
 _DECODED_AT_ONCE = 2**12
@@ -107,7 +108,7 @@ def encode_codes(
     prior_draws = _joined(prior, list(real)).flatten(0, 1).cpu()
     between = mean.var(0) - sd.square().mean(0) / num_particles
     quantiles = torch.cat([quantiles_of(site, levels) for site in real.values()], 1).cpu()
-    names = tuple(name for site in real.values() for name in _names(site))
+    names = tuple(name for site in real.values() for name in dimension_labels(site.name, site.event_shape))
     sites = {name: site.event_shape for name, site in real.items()}
     return Codes(names, mean, sd, draw, prior_draws, between / prior_draws.var(0), quantiles, levels, sites)
 
@@ -201,14 +202,6 @@ def _joined(trace: ParticleTrace, names: list[str]) -> Tensor:
     K, N = trace.shape  # noqa: N806  # the letters of the docstrings
     values = [trace.latents[name].value for name in names]
     return torch.cat([value.expand(K, N, *value.shape[2:]).reshape(K, N, -1).double() for value in values], -1)
-
-
-def _names(site: Site) -> list[str]:
-    """Name the dimensions of a site."""
-    if not site.event_shape:
-        return [site.name]
-    places = torch.cartesian_prod(*(torch.arange(size) for size in site.event_shape)).reshape(-1, len(site.event_shape))
-    return [f"{site.name}[{', '.join(map(str, place))}]" for place in places.tolist()]
 
 
 def quantiles_of(site: Site, levels: Tensor) -> Tensor:

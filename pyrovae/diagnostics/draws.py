@@ -3,7 +3,6 @@
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
-from itertools import product
 from typing import Any, Literal, NamedTuple
 
 import pyro
@@ -34,6 +33,7 @@ from pyrovae.densities import (
     take,
     vectorize_pair,
 )
+from pyrovae.diagnostics.labels import dimension_labels
 from pyrovae.distributions import HierarchicalDistribution
 
 DRAWS_AT_ONCE = 2**15
@@ -125,7 +125,7 @@ class RealLatents:
     @property
     def labels(self) -> tuple[str, ...]:
         """Name of each dimension, such as "z[0]"; the name of the site alone for a scalar."""
-        return tuple(label for name in self.names for label in _labels_of(name, self.shapes[name]))
+        return tuple(label for name in self.names for label in dimension_labels(name, self.shapes[name]))
 
     def of(self, trace: ParticleTrace) -> Tensor:
         """Return the draws of a trace on the CPU in float64, with shape (K, N, J)."""
@@ -174,12 +174,6 @@ def _not_real(site: Site, prior: Site) -> str:
     if is_partial(site.mask) or is_partial(prior.mask):
         return "has a mask that leaves entries out"
     return ""
-
-
-def _labels_of(name: str, shape: torch.Size) -> list[str]:
-    if not shape:
-        return [name]
-    return [f"{name}[{','.join(map(str, place))}]" for place in product(*map(range, shape))]
 
 
 def flat(value: Tensor) -> Tensor:

@@ -58,8 +58,8 @@ def by_kl(codes: Codes, kl: KLByDimension) -> list[int]:
 
 def _kl_of(codes: Codes, kl: KLByDimension) -> tuple[Tensor, Tensor]:
     """Return mean KL divergence and standard error of each dimension of codes, with shape (J,), NaN if unknown."""
-    places = {label.replace(" ", ""): j for j, label in enumerate(kl.labels)}
-    known = [places.get(name.replace(" ", ""), -1) for name in codes.names]
+    places = {label: j for j, label in enumerate(kl.labels)}
+    known = [places.get(name, -1) for name in codes.names]
     mean, error = (torch.cat([part.double(), torch.tensor([math.nan]).double()]) for part in (kl.mean, kl.std_error))
     return mean[known], error[known]
 

@@ -156,7 +156,7 @@ def collapsed_latents(fit: Fit) -> Check:
     by_decoder = _named(found.labels, found.collapsed & found.ignored)
     by_guide = _named(found.labels, found.collapsed & ~found.ignored)
     wasted = _named(found.labels, ~found.collapsed & found.ignored & ~unknown)
-    activity = dict(zip((name.replace(", ", ",") for name in fit.codes.names), fit.codes.activity, strict=True))
+    activity = dict(zip(fit.codes.names, fit.codes.activity, strict=True))
     inactive = [
         name
         for name, missing in zip(found.labels, unknown.tolist(), strict=True)

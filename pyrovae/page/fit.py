@@ -237,8 +237,7 @@ class Fit:
     @cached_property
     def kl(self) -> Tensor:
         """KL divergence of each dimension of the codes in nats, with shape (J,), NaN if unknown (`kl_by_dimension`)."""
-        labels = [label.replace(",", ", ") for label in self.entropies.labels]
-        found = dict(zip(labels, self.entropies.kl.tolist(), strict=True))
+        found = dict(zip(self.entropies.labels, self.entropies.kl.tolist(), strict=True))
         return torch.tensor([found.get(name, math.nan) for name in self.codes.names], dtype=torch.float64)
 
     @cached_property

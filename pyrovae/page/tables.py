@@ -25,7 +25,7 @@ _FOLDED = 40  # rows, at most
 def latents(fit: Fit) -> Iterator[Block]:
     """Latent dimensions."""
     codes, collapse = fit.codes, fit.collapse
-    verdicts = dict(zip((label.replace(",", ", ") for label in collapse.labels), collapse.verdict, strict=True))
+    verdicts = dict(zip(collapse.labels, collapse.verdict, strict=True))
     rows = []
     for j in fit.order:
         spread = codes.sd[:, j].square().mean().sqrt() / codes.prior[:, j].std()

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from pyrovae.data import Data, read_array, write_csv_rows
 from pyrovae.densities import take
+from pyrovae.diagnostics import dimension_labels
 from pyrovae.evidence import Encoding, encode
 from pyrovae.execution import Progress
 from pyrovae.programs import ProgramPair
@@ -176,12 +177,8 @@ def encode_data(
 
 
 def latent_names(values: Mapping[str, Tensor], num_leading: int) -> list[str]:
-    """Name the latent dimensions: "z[0]", "z[1]", ..., or "z" for a number, after so many leading dimensions."""
-    found = []
-    for name, value in values.items():
-        event = value.shape[num_leading:]
-        found += [name] if not event else [f"{name}[{index}]" for index in range(event.numel())]
-    return found
+    """Name the latent dimensions, as `dimension_labels`, after so many leading dimensions."""
+    return [label for name, value in values.items() for label in dimension_labels(name, value.shape[num_leading:])]
 
 
 def flat_latents(values: Mapping[str, Tensor], num_leading: int) -> Tensor:

@@ -95,7 +95,7 @@ def test_labels_of_tables_are_their_levels():
 
 def test_latent_dimensions_are_named_over_all_sites():
     values = {"z": torch.zeros(4, 2), "s": torch.zeros(4), "w": torch.ones(4, 2, 2)}
-    assert latent_names(values, 1) == ["z[0]", "z[1]", "s", "w[0]", "w[1]", "w[2]", "w[3]"]
+    assert latent_names(values, 1) == ["z[0]", "z[1]", "s", "w[0,0]", "w[0,1]", "w[1,0]", "w[1,1]"]
     assert flat_latents(values, 1)[0].tolist() == [0, 0, 0, 1, 1, 1, 1]
 
 

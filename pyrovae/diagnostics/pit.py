@@ -8,8 +8,8 @@ from torch import Tensor
 
 from pyrovae.densities import Program, Site, entry, entry_of, isolated_rng
 from pyrovae.diagnostics.distribution_functions import NoDistributionFunctionError, distribution_function
-from pyrovae.diagnostics.replicates import ReplicateSource, check_count, one_site, with_holes
-from pyrovae.evidence import DEFAULT_CHUNK_SIZE
+from pyrovae.diagnostics.replicates import ReplicateSource, one_site, with_holes
+from pyrovae.evidence import check_counts, chunk_size_or_default
 
 _MOST_NUMBERS = 4_000_000  # values of distribution functions held at once
 
@@ -77,9 +77,9 @@ def pit(
         >>> found.value.shape, found.method
         (torch.Size([4, 3]), 'cdf')
     """
-    check_count("num_particles", num_particles)
-    chunk = DEFAULT_CHUNK_SIZE if chunk_size is None else chunk_size
-    check_count("chunk_size", chunk)
+    check_counts(num_particles=num_particles)
+    chunk = chunk_size_or_default(chunk_size, args, kwargs)
+    check_counts(chunk_size=chunk)
     source = ReplicateSource.of(model, None, args, kwargs, plate=plate)
     name = one_site(source.names, site)
     with isolated_rng(seed), source.evaluating():

@@ -7,8 +7,9 @@ import torch
 from torch import Tensor
 
 from pyrovae.densities import Program, entry, isolated_rng
-from pyrovae.diagnostics.replicates import ReplicateSource, check_count, one_site
+from pyrovae.diagnostics.replicates import ReplicateSource, one_site
 from pyrovae.diagnostics.statistics import apply_statistics, default_statistics, element_names, kinds_of
+from pyrovae.evidence import check_counts
 
 
 class PredictiveCheck(NamedTuple):
@@ -89,7 +90,7 @@ def check_predictive(
         >>> found.names, found.replicated.shape
         (('max',), torch.Size([499, 1]))
     """
-    check_count("num_replicates", num_replicates)
+    check_counts(num_replicates=num_replicates)
     source = ReplicateSource.of(model, guide, args, kwargs, plate=plate)
     name = one_site(source.names, site)
     with isolated_rng(seed), source.evaluating():

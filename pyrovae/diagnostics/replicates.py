@@ -1,22 +1,19 @@
 """Replicates of a data set: draws of the observed sites of a model, with the covariates and the holes of the data."""
 
 from collections.abc import Collection, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
 from typing import Any
 
 import pyro
 import pyro.distributions as dist
 import torch
-from pyro.poutine.messenger import Messenger
-from pyro.poutine.util import site_is_subsample
 from torch import Tensor
 
 from pyrovae.densities import (
     ParticleTrace,
     Program,
     Site,
-    Streamed,
     VectorizedProgram,
     entry,
     entry_of,
@@ -25,7 +22,8 @@ from pyrovae.densities import (
     take,
     vectorize,
 )
-from pyrovae.evidence import DEFAULT_CHUNK_SIZE
+from pyrovae.diagnostics.simulation import NotAnArgumentError, drawing, simulate
+from pyrovae.evidence import check_counts, chunk_size_or_default
 
 _MOST_NUMBERS = 6_500_000  # of replicates held at once
 _CHECKED = 3  # data at which a model is checked to draw its data from latents alone
@@ -74,17 +72,11 @@ def replicate(
         >>> replicate(vae.model, torch.randn(4, 3), num_replicates=10)["x"].shape
         torch.Size([10, 4, 3])
     """
-    check_count("num_replicates", num_replicates)
+    check_counts(num_replicates=num_replicates)
     source = ReplicateSource.of(model, guide, args, kwargs, plate=plate)
     with isolated_rng(seed), source.evaluating():
         parts = list(source.data_sets(num_replicates, chunk_size))
     return {name: torch.cat([part[name] for part in parts]) for name in source.names}
-
-
-def check_count(name: str, value: int, least: int = 1) -> None:
-    """Raise a ValueError if a number is no integer of at least 1, or of another least value."""
-    if not isinstance(value, int) or isinstance(value, bool) or value < least:
-        raise ValueError(f"{name} must be an integer of at least {least}, got {value!r}")
 
 
 @dataclass(frozen=True)
@@ -128,35 +120,18 @@ class ReplicateSource:
                 f"reconstructions need a guide that draws all latents, but it leaves {', '.join(vectorized.summed)} to "
                 "a sum over their values; leave guide out for draws from the prior"
             )
-        drawn = _DrawObserved(vectorized.left_out)(vectorized.program)
-        drawing = replace(vectorized, program=drawn)
-        found = cls(vectorized, drawing, vectorized_guide, args, dict(kwargs), ())
+        found = cls(vectorized, vectorized, vectorized_guide, args, dict(kwargs), ())
         with isolated_rng(0), found.evaluating():
             few = found.some(slice(0, min(_CHECKED, found.num_data)))
-            sites = _observed_sites(few.model.trace(1, few.args, few.kwargs))
-            few = replace(few, names=tuple(sites))
-            few._check_draws_from_latents()
-        return replace(found, names=tuple(sites))
+            names = tuple(_observed_sites(few.model.trace(1, few.args, few.kwargs)))
+            with suppress(NotAnArgumentError):  # the data may be part of the model
+                simulate(few.model, few.args, few.kwargs)
+        return replace(found, drawing=drawing(vectorized, names), names=names)
 
     @property
     def num_data(self) -> int:
         """Number of data N."""
         return self.model.num_data(self.args, self.kwargs)
-
-    @property
-    def conditioned(self) -> bool:
-        """Whether data have arguments of their own besides the data: covariates, or holes."""
-        held = self.observed()
-        if any(bool(value.isnan().any()) for value in held.values()):
-            return True
-        return any(
-            isinstance(one, Tensor | Streamed)
-            and one.dim() > 0
-            and one.shape[0] == self.num_data
-            and not (isinstance(one, Tensor) and one.dtype == torch.bool and bool(one.all()))
-            and not any(_holds(one, value) for value in held.values())
-            for one in (*self.args, *self.kwargs.values())
-        )
 
     @contextmanager
     def evaluating(self) -> Iterator[None]:
@@ -193,8 +168,8 @@ class ReplicateSource:
 
     def data_sets(self, count: int, chunk_size: int | None) -> Iterator[dict[str, Tensor]]:
         """Draw whole data sets, some at a time, each observed site with shape (k, N, *event)."""
-        chunk = DEFAULT_CHUNK_SIZE if chunk_size is None else chunk_size
-        check_count("chunk_size", chunk)
+        chunk = chunk_size_or_default(chunk_size, self.args, self.kwargs)
+        check_counts(chunk_size=chunk)
         one = next(self.blocks(1)).draw(1)
         numbers = sum(value[0, 0].numel() for value in one.values())
         latents = max(1, min(chunk, _MOST_NUMBERS // max(1, numbers)))
@@ -207,79 +182,10 @@ class ReplicateSource:
     def observed(self, chunk_size: int | None = None) -> dict[str, Tensor]:
         """Return the data of each observed site, with shape (N, *event); NaN where a mask leaves an entry out."""
         parts = []
-        for block in self.blocks(DEFAULT_CHUNK_SIZE if chunk_size is None else chunk_size):
+        for block in self.blocks(chunk_size_or_default(chunk_size, self.args, self.kwargs)):
             sites = block.model.trace(1, block.args, block.kwargs).sites
             parts.append({name: with_holes(sites[name])[0] for name in self.names})
         return {name: torch.cat([part[name] for part in parts]) for name in self.names}
-
-    def with_data(self, values: Mapping[str, Tensor]) -> "ReplicateSource | None":
-        """Return the source with other data in place of the arguments that hold the observed sites.
-
-        Missing entries stay as the arguments have them.
-
-        Args:
-            values: Data of each observed site, with shape (N, *event).
-
-        Returns:
-            The source; None if the data of a site are no argument.
-        """
-        args, kwargs = list(self.args), dict(self.kwargs)
-        held = self.observed()
-        for name, value in values.items():
-            places = [(args, i) for i, one in enumerate(args) if _holds(one, held[name])]
-            keys = [(kwargs, key) for key, one in kwargs.items() if _holds(one, held[name])]
-            if not (places or keys):
-                return None
-            for holder, place in (*places, *keys):
-                before = holder[place]  # type: ignore[index]
-                before = before[:] if isinstance(before, Streamed) else before
-                new = value.reshape(before.shape).to(before)
-                hole = held[name].isnan().reshape(before.shape)
-                holder[place] = torch.where(hole, before, new)  # type: ignore[index]
-        return replace(self, args=tuple(args), kwargs=kwargs)
-
-    def _check_draws_from_latents(self) -> None:
-        """Raise a ValueError if draws of the data change when the data among the arguments are replaced."""
-        with isolated_rng(1):
-            before = self.drawing.trace(1, self.args, self.kwargs).sites
-        other = self.with_data({name: before[name].value[0] for name in self.names})
-        if other is None:
-            return
-        with isolated_rng(1):
-            after = self.drawing.trace(1, other.args, other.kwargs).sites
-        for name, site in before.items():
-            mask = site.mask_per_datum()
-            same = torch.isclose(site.value.double(), after[name].value.double(), rtol=1e-5, equal_nan=True) | ~mask
-            log_p = [one.fn.log_prob(one.raw_value).nan_to_num(0.0) for one in (site, after[name])]
-            if not (bool(same.all()) and torch.allclose(log_p[0], log_p[1], rtol=1e-4, atol=1e-4)):
-                raise ValueError(
-                    f"the model draws site {name!r} from the data themselves, as an autoregressive decoder does, so "
-                    "its draws at these arguments are no replicates; give a model whose data depend on latents, "
-                    "covariates and the values of earlier sites"
-                )
-
-
-class _DrawObserved(Messenger):
-    """Handler that draws the observed sites of a program.
-
-    Args:
-        kept: Names of the sites that keep their values, such as global latents that `poutine.condition` gives.
-    """
-
-    def __init__(self, kept: Collection[str] = ()) -> None:
-        super().__init__()
-        self.kept = frozenset(kept)
-
-    def _pyro_sample(self, msg: Any) -> None:
-        fixed = site_is_subsample(msg) or msg["infer"].get("_deterministic") or msg["name"] in self.kept
-        if not msg["is_observed"] or fixed:
-            return
-        if isinstance(entry_of(msg["fn"]), dist.Unit):
-            raise ValueError(
-                f"site {msg['name']!r} is a pyro.factor, which has no draws, so the model cannot be replicated; write "
-                "it as a sample site with a distribution"
-            )
-        msg["is_observed"], msg["value"], msg["done"] = False, None, False
 
 
 def one_site(names: Collection[str], site: str | None) -> str:
@@ -303,23 +209,15 @@ def with_holes(site: Site) -> Tensor:
 
 
 def _observed_sites(trace: ParticleTrace) -> dict[str, Site]:
-    """Return the observed sites of a trace, without those of `pyro.factor`."""
-    sites = {name: site for name, site in trace.sites.items() if site.is_observed}
-    for site in sites.values():
-        site.check_plate()
-    found = {name: site for name, site in sites.items() if not isinstance(entry_of(site.fn), dist.Unit)}
+    """Return the observed sites of a trace, and check that they can be drawn for each datum."""
+    found = {name: site for name, site in trace.sites.items() if site.is_observed}
     if not found:
         raise ValueError("the model observes no data at these arguments, so there is nothing to replicate; give data")
+    for name, site in found.items():
+        site.check_plate()
+        if isinstance(entry_of(site.fn), dist.Unit):
+            raise ValueError(
+                f"site {name!r} is a pyro.factor, which has no draws, so the model cannot be replicated; write it as a "
+                "sample site with a distribution"
+            )
     return found
-
-
-def _holds(argument: Any, data: Tensor) -> bool:
-    """Return whether an argument of a program has the data of a site, with shape (N, *event), where they are known."""
-    if not isinstance(argument, Tensor | Streamed) or argument.dim() == 0 or argument.shape[0] != len(data):
-        return False
-    if isinstance(argument, Streamed):
-        argument = argument[:]
-    if argument.numel() != data.numel() or argument.dtype == torch.bool:
-        return False
-    given = argument.reshape(data.shape).to(data)
-    return bool(((given == data) | data.isnan()).all())

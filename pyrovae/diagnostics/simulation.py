@@ -1,6 +1,6 @@
 """Data simulated together with their latents from any model, as arguments of its programs."""
 
-from collections.abc import Iterator, Mapping, Set
+from collections.abc import Iterable, Iterator, Mapping, Set
 from dataclasses import replace
 from typing import Any, NamedTuple
 
@@ -12,8 +12,12 @@ from torch import Tensor
 from pyrovae.densities import Program, Site, VectorizedProgram, entry_of, num_data, take
 
 Key = int | str  # of an argument: its place or its name
-Place = tuple[Key, Tensor | None]  # an argument, and the numbers of its entries that a site observes; None for all
+Place = tuple[str, Key, Tensor | None]  # a site, an argument, the numbers of its entries that it observes; None for all
 Arguments = tuple[tuple[Any, ...], Mapping[str, Any]]
+
+
+class NotAnArgumentError(ValueError):
+    """An observed value is none of the programs' arguments."""
 
 
 class Simulation(NamedTuple):
@@ -45,17 +49,17 @@ def simulate(model: VectorizedProgram, args: tuple[Any, ...], kwargs: Mapping[st
         kwargs: Keyword arguments of the model.
 
     Raises:
-        ValueError: If a site is a `pyro.factor`, from which nothing can be drawn; if the observed value is not one of
-            the arguments, or entries of one, so that simulated data cannot be given to the programs; or if the
-            distributions of the model depend on the data that it is given, as in a decoder that is fed earlier entries.
+        NotAnArgumentError: If the observed value is not one of the arguments, or entries of one, so that simulated data
+            cannot be given to the programs.
+        ValueError: If a site is a `pyro.factor`, from which nothing can be drawn; or if the distributions of the model
+            depend on the data that it is given, as in a decoder that is fed earlier entries.
     """
     given = model.trace(1, args, kwargs)
     observed = {name: site for name, site in given.sites.items() if site.is_observed}
     places = _places_of(model, observed, args, kwargs)
-    freed = _Changed(model.program, dict.fromkeys(observed))
-    drawn = replace(model, program=freed, summed=frozenset()).trace(1, args, kwargs)
+    drawn = replace(drawing(model, observed), summed=frozenset()).trace(1, args, kwargs)
     new_args, new_kwargs = list(args), dict(kwargs)
-    for name, (key, entries) in places.items():
+    for name, key, entries in places:
         holder: Any = new_args if isinstance(key, int) else new_kwargs
         holder[key] = _with_value(holder[key], drawn.sites[name].value[0], entries)
     latents = {name: site.value for name, site in drawn.latents.items() if name not in observed}
@@ -66,6 +70,43 @@ def simulate(model: VectorizedProgram, args: tuple[Any, ...], kwargs: Mapping[st
         {name: site.value[0] for name, site in values.items()},
         tuple(new_args),
         new_kwargs,
+    )
+
+
+def drawing(model: VectorizedProgram, observed: Iterable[str]) -> VectorizedProgram:
+    """Return the model that draws some of its observed sites.
+
+    Args:
+        model: Pyro program p(z) p(x|z), vectorized.
+        observed: Names of the sites.
+    """
+    return replace(model, program=_Changed(model.program, dict.fromkeys(observed)))
+
+
+def conditioned(model: VectorizedProgram, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> bool:
+    """Return whether data have arguments of their own besides the data: covariates, or holes.
+
+    Args:
+        model: Pyro program p(z) p(x|z), vectorized.
+        args: Positional arguments of the model, the data first, with shape (N, ...).
+        kwargs: Keyword arguments of the model.
+
+    Raises:
+        ValueError: As `simulate`.
+    """
+    sites = model.trace(1, args, kwargs).sites
+    observed = {name: site for name, site in sites.items() if site.is_observed}
+    held = {key for _, key, _ in _places_of(model, observed, args, kwargs)}
+    if any(bool((site.value.isnan() | ~site.mask_per_datum()).any()) for site in observed.values()):
+        return True
+    size = num_data(args, kwargs)
+    return any(
+        key not in held
+        and isinstance(one, Tensor)
+        and one.dim() > 0
+        and len(one) == size
+        and not (one.dtype == torch.bool and bool(one.all()))
+        for key, one in (*enumerate(args), *kwargs.items())
     )
 
 
@@ -158,13 +199,13 @@ def _as_wide(fn: Any, shape: torch.Size) -> Any:
 
 def _places_of(
     model: VectorizedProgram, observed: Mapping[str, Site], args: tuple[Any, ...], kwargs: Mapping[str, Any]
-) -> dict[str, Place]:
-    """Find the argument that holds the value of each observed site, the first one for several equal ones."""
+) -> list[Place]:
+    """Find the arguments that hold the value of each observed site, copies included."""
     if not observed:
         raise ValueError("the model observes no site, so there are no data to simulate; give it obs=x")
     every: list[tuple[Key, Any]] = [*enumerate(args), *kwargs.items()]
     free = {key: value for key, value in every if isinstance(value, Tensor) and value.dim()}
-    places: dict[str, Place] = {}
+    places: dict[str, tuple[Key, Tensor | None]] = {}
     for name, site in observed.items():
         if isinstance(entry_of(site.fn), Unit):
             raise ValueError(
@@ -181,11 +222,18 @@ def _places_of(
             places[name] = key, entries
     for name in observed:
         if name not in places:
-            raise ValueError(
+            raise NotAnArgumentError(
                 f"the value of site {name!r} is none of the arguments, nor entries of one, so simulated data cannot be "
                 "given to the programs; pass the observed value itself as an argument, transformed before the call"
             )
-    return places
+    copies = [
+        (name, key, None)
+        for key, argument in free.items()
+        if key not in {key for key, _ in places.values()} and argument.dtype != torch.bool
+        for name, site in observed.items()
+        if places[name][1] is None and _holds(argument, site.value[0], site.mask_per_datum()[0])
+    ]
+    return [*((name, *place) for name, place in places.items()), *copies]
 
 
 def _holds(argument: Tensor, value: Tensor, seen: Tensor) -> bool:

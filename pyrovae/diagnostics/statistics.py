@@ -107,10 +107,10 @@ def _of_columns(kinds: Sequence[str]) -> dict[str, Statistic]:
     def add(name: str, columns: list[int], function: Statistic) -> None:
         """Add one statistic for each column if there are several kinds, so that its name tells the column."""
         if not mixed:
-            found[name] = lambda x: function(x[:, columns])
+            found[name] = partial(_of_some, columns=columns, function=function)
             return
         for column in columns:
-            found[f"{name} of column {column}"] = lambda x, column=column: function(x[:, [column]])  # type: ignore[misc]
+            found[f"{name} of column {column}"] = partial(_of_some, columns=[column], function=function)
 
     for kind, columns in places.items():
         if kind.startswith("category"):
@@ -122,7 +122,7 @@ def _of_columns(kinds: Sequence[str]) -> dict[str, Statistic]:
             add("dispersion", columns, _dispersion)
             add("zeros", columns, partial(_share, level=0))
             add("max", columns, _max)
-            found["total sd"] = lambda x, columns=columns: _sd(x[:, columns].nansum(1, keepdim=True))  # type: ignore[misc]
+            found["total sd"] = partial(_of_some, columns=columns, function=_total_sd)
         elif kind == "real":
             add("sd", columns, _sd)
             for share in QUANTILES:
@@ -132,6 +132,15 @@ def _of_columns(kinds: Sequence[str]) -> dict[str, Statistic]:
 
 def _profile(x: Tensor, height: int, width: int, dim: int) -> Tensor:
     return x.reshape(-1, height, width).nanmean(0).nanmean(dim)
+
+
+def _of_some(x: Tensor, columns: list[int], function: Statistic) -> Tensor:
+    """Compute a statistic of some columns."""
+    return torch.as_tensor(function(x[:, columns]))
+
+
+def _total_sd(x: Tensor) -> Tensor:
+    return _sd(x.nansum(1, keepdim=True))
 
 
 def _mean(x: Tensor) -> Tensor:

@@ -2,13 +2,14 @@
 
 from typing import Any, NamedTuple
 
+import pyro
 import torch
 from scipy import stats
 from torch import Tensor
 
-from pyrovae.densities import Program, entry, isolated_rng
-from pyrovae.diagnostics.replicates import ReplicateSource, check_count
-from pyrovae.evidence import Proposal, log_marginal
+from pyrovae.densities import Program, entry, evaluating, isolated_rng, take, vectorize
+from pyrovae.diagnostics.simulation import conditioned, simulations
+from pyrovae.evidence import Proposal, check_counts, chunk_size_or_default, log_marginal
 from pyrovae.stats import LogMarginal
 
 _REFERENCES = 19  # draws per datum, if data differ in covariates or holes
@@ -73,8 +74,7 @@ def typicality(
         **kwargs: Keyword arguments of both programs, such as mask and covariates.
 
     Raises:
-        ValueError: As `replicate` and `log_marginal`, or if the data of an observed site are no argument of the
-            programs.
+        ValueError: As `sbc` about the programs, and as `log_marginal`.
 
     Example:
         >>> from pyrovae import MLP, VAE, NormalEncoder, NormalLikelihood, StandardNormalPrior
@@ -83,10 +83,12 @@ def typicality(
         >>> found.shared, found.reference.shape
         (True, torch.Size([1, 8]))
     """
-    source = ReplicateSource.of(model, None, args, kwargs, plate=plate)
-    shared = not source.conditioned
+    program = vectorize(model, None, args, kwargs, plate=plate)[0]
+    size, at_once = program.num_data(args, kwargs), chunk_size_or_default(chunk_size, args, kwargs)
+    with isolated_rng(0), evaluating(program), pyro.validation_enabled(False):
+        shared = not conditioned(program, *take(args, kwargs, slice(0, size)))
     count = num_replicates if num_replicates is not None else 1 if shared else _REFERENCES
-    check_count("num_replicates", count)
+    check_counts(num_replicates=count, chunk_size=at_once)
     options: dict[str, Any] = {
         "num_particles": num_particles,
         "proposal": proposal,
@@ -96,18 +98,14 @@ def typicality(
     with isolated_rng(seed):
         found = log_marginal(model, guide, *args, **options, **kwargs)
         found = LogMarginal(*(one.cpu() for one in found))
-        rows = []
+        parts: list[Tensor] = []
         for _ in range(count):
-            with source.evaluating():
-                drawn = {name: value[0] for name, value in next(source.data_sets(1, chunk_size)).items()}
-            other = source.with_data(drawn)
-            if other is None:
-                raise ValueError(
-                    f"typicality puts draws of the model in place of the data, but {', '.join(map(repr, drawn))} are "
-                    "not among the arguments of the programs; give the data as arguments"
-                )
-            rows.append(log_marginal(model, guide, *other.args, **options, **other.kwargs).value.cpu())
-        reference = torch.stack(rows)
+            with evaluating(program), pyro.validation_enabled(False):
+                blocks = list(simulations(program, args, kwargs, size, at_once))
+            parts += [
+                log_marginal(model, guide, *block.args, **options, **block.kwargs).value.cpu() for block in blocks
+            ]
+        reference = torch.cat(parts).reshape(count, size)
         value = _ranks(found.value, reference, shared=shared)
     return Typicality(value, _p_value(found.value, value, reference, shared=shared), shared, found, reference)
 

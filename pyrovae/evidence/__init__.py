@@ -29,7 +29,7 @@ latent_space, blocks  unconstrained coordinates, blocks of data
 """
 
 from pyrovae.evidence.ais import ais
-from pyrovae.evidence.blocks import DEFAULT_CHUNK_SIZE, check_memory
+from pyrovae.evidence.blocks import DEFAULT_CHUNK_SIZE, check_counts, check_memory, chunk_size_or_default
 from pyrovae.evidence.brackets import Bracket, agreeing_schedule, bracket, draws_with_true
 from pyrovae.evidence.classification import Classification, ErrorRate, classify, error_rate
 from pyrovae.evidence.conditioning import Conditional, conditional
@@ -87,7 +87,9 @@ __all__ = [
     "ais",
     "base_measure_of",
     "bracket",
+    "check_counts",
     "check_memory",
+    "chunk_size_or_default",
     "classify",
     "conditional",
     "draws_with_true",

@@ -222,7 +222,7 @@ def check_memory(num_particles: int) -> None:
 def check_counts(**counts: int) -> None:
     """Raise a ValueError if a count is no integer or below 1."""
     for name, value in counts.items():
-        if not isinstance(value, Integral):
+        if not isinstance(value, Integral) or isinstance(value, bool):
             raise ValueError(f"{name} must be an integer, got {value!r}")
         if value < 1:
             raise ValueError(f"{name} must be at least 1, got {value}")

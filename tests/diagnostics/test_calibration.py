@@ -397,3 +397,18 @@ def test_values_given_outside_the_plate_stay():
     known = poutine.condition(model, data={"loc": torch.tensor(30.0)})
     found = sbc(known, guide, torch.zeros(10), num_simulations=500, num_draws=19)
     assert found.p_value > 0.01
+
+
+def test_a_copy_of_the_data_among_the_arguments_is_simulated_too():
+    def model(x, target):
+        with pyro.plate("data", len(target), dim=-1):
+            z = pyro.sample("z", dist.Normal(0.0, 1.0))
+            pyro.sample("x", dist.Normal(z, 1.0), obs=target)
+
+    def guide(x, target):
+        with pyro.plate("data", len(x), dim=-1):
+            pyro.sample("z", dist.Normal(x / 2, 0.5**0.5))
+
+    x = torch.randn(50)
+    found = sbc(model, guide, x, x.clone(), num_simulations=300, num_draws=19)
+    assert found.p_value > 0.01

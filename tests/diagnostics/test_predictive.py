@@ -153,11 +153,11 @@ def test_models_that_cannot_make_their_data_are_refused():
             pyro.factor("x", -((x[:, 0] - z) ** 2))
 
     x = torch.randn(5, 3)
-    with pytest.raises(ValueError, match="draws site 'x' from the data themselves"):
+    with pytest.raises(ValueError, match="depends on the data that it is given, beside obs="):
         replicate(autoregressive, x)
     with pytest.raises(ValueError, match=r"observes no data|pyro\.factor"):
         replicate(factor, x)
-    with pytest.raises(ValueError, match="num_replicates must be an integer of at least 1, got 0"):
+    with pytest.raises(ValueError, match="num_replicates must be at least 1, got 0"):
         replicate(normal_model, x, num_replicates=0)
     with pytest.raises(ValueError, match="statistic 'bad' is NaN"):
         check_predictive(normal_model, x, statistics={"bad": lambda data: data.sum() * math.nan}, num_replicates=2)

@@ -69,5 +69,5 @@ def test_data_that_are_no_argument_are_refused():
         with pyro.plate("data", len(x), dim=-1):
             pyro.sample("z", dist.Normal(x / 4, 0.7))
 
-    with pytest.raises(ValueError, match="'x' are not among the arguments"):
+    with pytest.raises(ValueError, match="the value of site 'x' is none of the arguments"):
         typicality(model, guide, torch.randn(5), num_particles=2)

@@ -10,7 +10,6 @@ from pyro.distributions import Independent, MaskedDistribution
 from torch import Tensor
 
 from pyrovae.densities import (
-    ParticleTrace,
     Program,
     Site,
     device_of,
@@ -22,8 +21,8 @@ from pyrovae.densities import (
     vectorize,
 )
 from pyrovae.diagnostics.labels import dimension_labels
+from pyrovae.evidence import encode
 
-_DRAWS_AT_ONCE = 2**15
 _DECODED_AT_ONCE = 2**12
 
 
@@ -36,8 +35,8 @@ class Codes(NamedTuple):
         sd: Standard deviations of q(z|x), with shape (N, J).
         draw: One draw from q(z|x) per datum, with shape (N, J).
         prior: Draws from the prior, with shape (M, J).
-        activity: Var_x(E_q[z_j|x]) / Var_p(z_j), with shape (J,); the variance within draws is removed, so that it can
-            be negative.
+        activity: Var_x(E_q[z_j|x]) / Var_p(z_j), with shape (J,); the Monte Carlo variance of the means is removed, so
+            that it can be negative.
         quantiles: Quantiles of the prior at `levels`, with shape (G, J): exact where the prior has an inverse cdf,
             else those of its draws.
         levels: Probabilities of the quantiles, with shape (G,).
@@ -71,13 +70,13 @@ def encode_codes(
     seed: int = 0,
     **kwargs: Any,
 ) -> Codes:
-    """Draw the latents of data from the guide and from the prior.
+    """Compute codes of data (`encode`), beside draws from the prior.
 
     Args:
         model: Pyro program p(z) p(x|z).
         guide: Pyro program q(z|x), with the model's arguments.
         *args: Positional arguments of both programs, the data first, with shape (N, ...).
-        num_particles: Number of draws K per datum.
+        num_particles: Number of draws K per datum, where means and deviations have no closed form.
         num_prior: Number of draws from the prior, at least. A prior with covariates is given those of the data.
         levels: Probabilities of the quantiles of the prior, with shape (G,); None for 0.005, ..., 0.995 in 21 steps.
         seed: Random seed; the global random state is restored at the end.
@@ -94,19 +93,15 @@ def encode_codes(
         some_args, some_kwargs = take(args, kwargs, slice(0, min(size, 2000)))
         count = math.ceil(num_prior / num_data(some_args, some_kwargs))
         prior = vectorize(model, None, some_args, some_kwargs)[0].trace(count, some_args, some_kwargs)
-        real = {name: site for name, site in prior.latents.items() if _is_real(site)}
-        parts, at_once = [], max(1, _DRAWS_AT_ONCE // num_particles)
-        for start in range(0, size, at_once):
-            some_args, some_kwargs = take(args, kwargs, slice(start, min(start + at_once, size)))
-            found = vectorize(guide, None, some_args, some_kwargs)[0].trace(num_particles, some_args, some_kwargs)
-            real = {name: site for name, site in real.items() if name in found.latents}
-            if not real:
-                raise ValueError("codes need a real latent site of model and guide, but there is none")
-            z = _joined(found, list(real))
-            parts.append((z.mean(0), z.std(0), z[0]))
-    mean, sd, draw = (torch.cat(each).cpu() for each in zip(*parts, strict=True))
-    prior_draws = _joined(prior, list(real)).flatten(0, 1).cpu()
-    between = mean.var(0) - sd.square().mean(0) / num_particles
+        found = encode(model, guide, *args, num_particles=num_particles, num_draws=1, **kwargs)
+    real = {name: site for name, site in prior.latents.items() if _is_real(site) and name in found.mean}
+    if not real:
+        raise ValueError("codes need a real latent site of model and guide, but there is none")
+    mean, sd, error = (_joined(values, list(real)) for values in (found.mean, found.std, found.mean_error))
+    draw = _joined({name: values[0] for name, values in found.draws.items()}, list(real))
+    draws = {name: site.value.expand(*prior.shape, *site.event_shape).flatten(0, 1) for name, site in real.items()}
+    prior_draws = _joined(draws, list(real))
+    between = mean.var(0) - error.square().mean(0)
     quantiles = torch.cat([quantiles_of(site, levels) for site in real.values()], 1).cpu()
     names = tuple(name for site in real.values() for name in dimension_labels(site.name, site.event_shape))
     sites = {name: site.event_shape for name, site in real.items()}
@@ -197,11 +192,9 @@ def _is_real(site: Site) -> bool:
     return site.raw_value.is_floating_point() and not site.fn.support.is_discrete
 
 
-def _joined(trace: ParticleTrace, names: list[str]) -> Tensor:
-    """Concatenate the values of sites, with shape (K, N, J), float64."""
-    K, N = trace.shape  # noqa: N806  # the letters of the docstrings
-    values = [trace.latents[name].value for name in names]
-    return torch.cat([value.expand(K, N, *value.shape[2:]).reshape(K, N, -1).double() for value in values], -1)
+def _joined(values: Mapping[str, Tensor], names: list[str]) -> Tensor:
+    """Concatenate values of sites, each with shape (N, *event), to shape (N, J), float64, on the CPU."""
+    return torch.cat([values[name].reshape(len(values[name]), -1).double().cpu() for name in names], -1)
 
 
 def quantiles_of(site: Site, levels: Tensor) -> Tensor:

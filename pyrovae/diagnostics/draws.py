@@ -7,6 +7,7 @@ from typing import Any, Literal, NamedTuple
 
 import pyro
 import torch
+from pyro.distributions import MultivariateStudentT
 from torch import Tensor
 from torch.distributions import (
     IndependentTransform,
@@ -232,7 +233,7 @@ def _scalars(entry: Any) -> Any:
         return entry
     if isinstance(entry, MultivariateNormal | LowRankMultivariateNormal):
         return Normal(entry.mean, entry.variance.sqrt(), validate_args=False)
-    if type(entry).__name__ == "MultivariateStudentT":
+    if isinstance(entry, MultivariateStudentT):
         scale = entry.scale_tril.square().sum(-1).sqrt()
         return StudentT(entry.df.unsqueeze(-1), entry.loc, scale, validate_args=False)
     if isinstance(entry, MixtureSameFamily) and len(entry.event_shape) == 1:

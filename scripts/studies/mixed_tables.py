@@ -74,7 +74,8 @@ def main() -> int:
     add = parser.add_argument
     add("--data", type=str, required=True, help="table, or folder in the format of HI-VAE")
     add("--columns", type=str | None, default=None, help="YAML file of the columns; not for a folder (default: none)")
-    add("--zeros", type=Literal["shifted", "hurdle"], default="shifted", help="likelihood of HI-VAE's pos with zeros")
+    zeros = "likelihood of HI-VAE's pos with zeros, of a folder (default: shifted)"
+    add("--zeros", type=Literal["shifted", "hurdle"] | None, default=None, help=zeros)
     add("--splits", type=NonNegativeInt, default=1, help="number of splits, 0, 1, ...")
     add(
         "--masks",
@@ -93,6 +94,8 @@ def main() -> int:
     flags = parse_flags(parser, sys.argv[1:])
     if flags.json:
         check_writable("--json", flags.json)
+    if not (flags.splits or flags.masks):
+        raise ValueError("--splits 0: there is nothing to train; give at least one split, or --masks")
     source, masks = read_source(flags), flags.masks or []
     found: dict[str, list[Any]] = {"splits": [], "masks": []}
     with Progress(flags.splits + len(masks), "training") as progress:
@@ -113,7 +116,11 @@ def read_source(flags: Any) -> Source:
     """Read the cells and the columns of a table or of a folder in the format of HI-VAE."""
     path = Path(flags.data)
     if path.is_dir():
-        return read_folder(path, flags.zeros)
+        if flags.columns is not None:
+            raise ValueError(f"--columns {flags.columns}: the folder {path} has the kinds itself; leave --columns out")
+        return read_folder(path, flags.zeros or "shifted")
+    if flags.zeros is not None:
+        raise ValueError(f"--zeros {flags.zeros}: this is for a folder of HI-VAE; name the likelihood in --columns")
     if flags.columns is None:
         raise ValueError(f"{path}: give --columns, a file that train.py --data {path} --describe true writes")
     columns = read_table(path, columns=flags.columns).columns
@@ -165,8 +172,14 @@ def read_mask(path: Path, source: Source) -> np.ndarray:
     """Read which cells to delete, with shape (N, D)."""
     names = list(source.cells)
     deleted = np.zeros((source.num_rows, len(names)), dtype=bool)
-    for row, column in lines(path):
-        deleted[int(row) - 1, int(column) - 1] = True
+    for number, cells in enumerate(lines(path), 1):
+        row, column = (int(cell) if cell.isdecimal() else 0 for cell in (*cells, "", "")[:2])
+        if len(cells) != 2 or not (0 < row <= len(deleted) and 0 < column <= len(names)):
+            raise ValueError(
+                f"{path}, line {number}: expected a row from 1 to {len(deleted):,} and a column from 1 to "
+                f"{len(names)}, got {','.join(cells)!r:.80}"
+            )
+        deleted[row - 1, column - 1] = True
     return deleted[:, [names.index(column.name) for column in source.columns.data]]
 
 
@@ -234,7 +247,7 @@ def imputation(source: Source, deleted: np.ndarray, flags: Any) -> dict[str, Any
     truth, columns = complete.values, complete.columns.data
     scored = deleted & ~np.isnan(truth)
     plain = np.stack([centre_of(column, cells) for column, cells in zip(columns, table.values.T, strict=True)])
-    weights = torch.from_numpy(np.random.default_rng(0).poisson(1.0, (_BOOTSTRAP, len(truth)))).float()
+    weights = torch.from_numpy(np.random.default_rng(0).poisson(1.0, (_BOOTSTRAP, len(truth)))).double()
     result: dict[str, Any] = {"k-hat > 0.7": float((found.log_marginal.khat > 0.7).double().mean())}
     for word, kinds in GROUPS.items():
         places = [place for place, column in enumerate(columns) if column.kind in kinds]
@@ -242,7 +255,7 @@ def imputation(source: Source, deleted: np.ndarray, flags: Any) -> dict[str, Any
             continue
         group = [columns[place] for place in places]
         losses = [losses_of(group, truth[:, places], filled[:, places]) for filled in (model, plain[None])]
-        one = torch.ones(1, len(truth))
+        one = torch.ones(1, len(truth), dtype=torch.float64)
         errors = [error_of(group, loss, scored[:, places], one).item() for loss in losses]
         again = [error_of(group, loss, scored[:, places], weights) for loss in losses]
         std_error = (again[0] - again[1]).std().item()
@@ -276,8 +289,8 @@ def losses_of(columns: list[Column], truth: np.ndarray, filled: np.ndarray) -> n
 
 def error_of(columns: list[Column], losses: np.ndarray, scored: np.ndarray, weights: Tensor) -> Tensor:
     """Return the mean over columns of the errors, with shape (B,), for weights of rows with shape (B, N)."""
-    total = weights @ torch.from_numpy(np.where(scored, losses, 0)).float()
-    mean = total / (weights @ torch.from_numpy(scored).float())
+    total = weights @ torch.from_numpy(np.where(scored, losses, 0))
+    mean = total / (weights @ torch.from_numpy(scored).double())
     return (mean.sqrt() if columns[0].kind in GROUPS["numeric"] else mean).mean(1)
 
 

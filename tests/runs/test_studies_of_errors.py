@@ -99,3 +99,20 @@ def test_the_study_of_mixed_tables_reads_a_folder_and_a_table(tmp_path):
     result = run("mixed_tables", "--data", "t.csv", "--columns", "c.yaml", "--splits", 2, *sizes, cwd=tmp_path)
     assert "mean difference over splits" in result.stdout
     assert len(json.loads((tmp_path / "x.json").read_text())["splits"]) == 2
+
+
+def test_the_study_of_mixed_tables_refuses_what_it_would_ignore(tmp_path):
+    (tmp_path / "F").mkdir()
+    (tmp_path / "F/data.csv").write_text("1,2.5\n3,4.5\n")
+    (tmp_path / "F/data_types.csv").write_text("type,dim,nclass\ncount,1,\nreal,1,\n")
+    (tmp_path / "F/m.csv").write_text("1,1\n3,1\n")
+    (tmp_path / "t.csv").write_text("a\n1\n2\n")
+    for flags, words in (
+        (("--data", "F", "--columns", "c.yaml"), "--columns c.yaml: the folder F has the kinds itself"),
+        (("--data", "t.csv", "--columns", "c.yaml", "--zeros", "hurdle"), "--zeros hurdle: this is for a folder"),
+        (("--data", "F", "--splits", 0), "--splits 0: there is nothing to train"),
+        (("--data", "F", "--splits", 0, "--masks", "[m.csv]"), "line 2: expected a row from 1 to 2"),
+    ):
+        result = run("mixed_tables", *flags, cwd=tmp_path, check=False)
+        assert (result.returncode, len(result.stderr.splitlines())) == (1, 1)
+        assert words in result.stderr

@@ -82,3 +82,19 @@ def test_codes_need_real_latents():
 
     with pytest.raises(ValueError, match="real latent site"):
         encode_codes(coin, guess, torch.randn(5))
+
+
+def test_activity_leaves_out_the_noise_of_means_from_few_draws():
+    def prior(x):
+        with pyro.plate("data", len(x), dim=-1):
+            z = pyro.sample("z", dist.Normal(0.0, 1.0))
+            pyro.sample("x", dist.Normal(z, 1.0), obs=x)
+
+    def ignores(x):  # a distribution whose mean torch does not know
+        with pyro.plate("data", len(x), dim=-1):
+            normal = dist.Normal(torch.zeros(len(x)), 0.5)
+            pyro.sample("z", dist.TransformedDistribution(normal, dist.transforms.AffineTransform(0.0, 2.0)))
+
+    codes = encode_codes(prior, ignores, torch.randn(2000), num_particles=4)
+    assert float(codes.mean.var()) > 0.2  # 1/4 by the draws
+    assert abs(float(codes.activity)) < 0.03

@@ -124,6 +124,12 @@ def test_tests_mirror_the_rooms():
     assert folders <= {*ROOMS, *COURTYARD, "hostile"}  # of all rooms: what a stranger may feed in
 
 
+def test_no_two_files_of_tests_share_a_name():
+    """Files of tests are no package, so that pytest would take the second for the first."""
+    names = sorted(path.name for path in (ROOT / "tests").rglob("test_*.py"))
+    assert [name for name in set(names) if names.count(name) > 1] == []
+
+
 @pytest.mark.parametrize("room", sorted(LIBRARIES))
 def test_the_ground_imports_its_libraries_alone(room):
     allowed = [["pyrovae", below] for below in (room, *ROOMS[room].split())]

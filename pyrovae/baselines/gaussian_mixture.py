@@ -36,7 +36,7 @@ class GaussianMixture:
         train: Training data, with shape (N, D), without missing cells. Of more than 10,000 rows,
             or max(2,000, 5,000,000/D^2) if that is fewer, the first ones.
         resolution: Resolution of each column in the data's units, with shape (D,) or a number; None for the smallest
-            gap of its values.
+            gap of its values, but at most its standard deviation.
         log: Whether the logarithm of each column has this distribution, with shape (D,), bool; None for no column.
         weights: Case weights, with shape (N,); None for equal ones.
         max_components: Largest number of components that is tried.

@@ -30,7 +30,7 @@ class MultivariateNormal:
     Args:
         train: Training data, with shape (N, D); NaN where missing, at random.
         resolution: Resolution of each column in the data's units, with shape (D,) or a number; None for the smallest
-            gap of its values.
+            gap of its values, but at most its standard deviation.
         log: Whether the logarithm of each column is normal, with shape (D,), bool; None for no column.
         weights: Case weights, with shape (N,); None for equal ones.
         max_steps: Largest number of steps of EM.
@@ -42,7 +42,7 @@ class MultivariateNormal:
     Example:
         >>> x = torch.tensor([[0.0, 0.0], [2.0, 0.0], [0.0, 2.0], [2.0, 2.0]])
         >>> MultivariateNormal(x).log_prob(torch.tensor([[1.0, 1.0], [1.0, torch.nan]]))
-        tensor([-3.2242, -1.6121], dtype=torch.float64)
+        tensor([-1.8379, -0.9189], dtype=torch.float64)
     """
 
     _start_df = math.inf  # which EM keeps
@@ -105,7 +105,7 @@ class MultivariateStudentT(MultivariateNormal):
     Args:
         train: Training data, with shape (N, D); NaN where missing, at random.
         resolution: Resolution of each column in the data's units, with shape (D,) or a number; None for the smallest
-            gap of its values.
+            gap of its values, but at most its standard deviation.
         log: Whether the logarithm of each column has this distribution, with shape (D,), bool; None for no column.
         weights: Case weights, with shape (N,); None for equal ones.
         max_steps: Largest number of steps of ECME.

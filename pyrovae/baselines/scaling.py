@@ -19,7 +19,7 @@ class Scaling:
     Args:
         train: Training data, with shape (N, D), float64; NaN where missing.
         resolution: Resolution of each column in the data's units, with shape (D,) or a number; None for the smallest
-            gap of its values.
+            gap of its values, but at most its standard deviation.
         log: Whether the logarithm of each column is taken, with shape (D,), bool; None for no column.
 
     Raises:

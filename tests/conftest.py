@@ -24,6 +24,20 @@ def pytest_configure(config):
     os.environ["XDG_CACHE_HOME"] = cache
 
 
+@pytest.hookimpl(tryfirst=True)
+def pytest_collection_modifyitems(items):
+    """Of the cases of a test marked `thin(n)`, leave n by default, evenly spread; the others are slow."""
+    cases = {}
+    for item in items:
+        if (mark := item.get_closest_marker("thin")) is not None:
+            cases.setdefault((item.parent.nodeid, item.originalname, mark.args[0]), []).append(item)
+    for (_, _, count), of_test in cases.items():
+        kept = {round(place * (len(of_test) - 1) / max(count - 1, 1)) for place in range(count)}
+        for place, item in enumerate(of_test):
+            if place not in kept:
+                item.add_marker(pytest.mark.slow)
+
+
 @pytest.fixture(autouse=True)
 def _fresh_pyro():
     """Start every test and doctest from one seed and an empty parameter store."""

@@ -122,6 +122,7 @@ CONVERSIONS = {
 
 class TestConversion:
     @pytest.mark.parametrize("kind", ["float64", "float64 array", "integers"])
+    @pytest.mark.thin(7)
     def test_every_function_converts_data_of_our_programs(self, function, vae, x, kind):
         expected = seeded(function, vae.model, vae.guide, x)
         assert torch.equal(seeded(function, vae.model, vae.guide, CONVERSIONS[kind](x)), expected)

@@ -275,6 +275,7 @@ def test_ais_from_the_prior_finds_the_mode_that_the_guide_misses():
     [("bernoulli", "prior"), ("bernoulli", "guide"), ("poisson", "prior"), ("poisson", "normal")]
     + [("simplex", start) for start in ("prior", "guide", "normal")],
 )
+@pytest.mark.thin(3)
 def test_ais_agrees_with_quadrature(kind, start):
     pyro.set_rng_seed(2)
     latent_dim = 3 if kind == "simplex" else 2

@@ -45,6 +45,7 @@ def test_the_error_of_chains_is_unknown_where_it_is_large():
 
 
 @pytest.mark.parametrize("start", ["prior", "guide"])
+@pytest.mark.thin(1)
 def test_sixteen_chains_cover_log_p_of_a_linear_gaussian_model(start):
     # 400 data: a coverage of 0.95 is known within 0.033 (three standard errors).
     oracle = LinearGaussian()

@@ -72,6 +72,7 @@ PROPOSALS = [None, GuideProposal(), PriorProposal(), LaplaceProposal()]
 
 @pytest.mark.parametrize("order", ["y first", "y last", "no y"])
 @pytest.mark.parametrize(("kind", "proposal"), [("one-hot", None), *(("index", proposal) for proposal in PROPOSALS)])
+@pytest.mark.thin(5)
 def test_probabilities_agree_with_bayes_rule(problem, kind, order, proposal):
     model, guide = programs(problem, kind, order)
     x, log_p = problem[3], problem[5]

@@ -111,6 +111,7 @@ def test_eight_schools_agree_with_quadrature():
     ("model", "evidence"), [(conjugate, conjugate_evidence), (hierarchical, hierarchical_evidence)]
 )
 @pytest.mark.parametrize("proposal", [None, GuideProposal(), WidenedProposal(df=5.0)], ids=["default", "guide", "wide"])
+@pytest.mark.thin(6)
 def test_auto_guides_give_the_evidence_of_a_normal_model(x, make, model, evidence, proposal):
     guide = trained(model, make, x)
     found = log_evidence(model, guide, x, num_particles=4000, proposal=proposal)
@@ -160,6 +161,7 @@ def test_latents_outside_the_plate_are_referred_to_log_evidence(x):
         log_marginal(conjugate, AutoNormal(conjugate), x, num_particles=10)
 
 
+@pytest.mark.slow
 def test_a_scale_is_refused_and_dims_by_position_run_once_per_draw(x):
     guide = AutoNormal(conjugate)
     with pytest.raises(ValueError, match="carries scale 2"):

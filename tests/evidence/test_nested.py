@@ -105,6 +105,7 @@ def test_a_log_linear_density_integrates_to_one_and_is_that_of_its_draws():
         assert (below - density[:, n].cumsum(0)).abs().max() < 2.0 / 20_000**0.5  # Kolmogorov-Smirnov, p = 7e-4
 
 
+@pytest.mark.slow
 def test_no_more_latents_are_decoded_at_once_than_a_chunk():
     problem, decoded = edges.scales(3, 20), deque()  # no list, which would be part of the program's state
 

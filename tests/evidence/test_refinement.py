@@ -95,6 +95,7 @@ class _PoorGuide:
 
 @pytest.mark.parametrize("family", ["diagonal", "full"])
 @pytest.mark.parametrize(("shift", "factor"), [(0, 1e-4), (100, 1), (30, 1e-3), (0, 1000)])
+@pytest.mark.thin(3)
 def test_gaps_of_collapsed_and_far_guides_agree_with_the_closed_form(family, shift, factor):
     # The best diagonal normal leaves (sum_i log Lambda_ii - log det Lambda) / 2; Adam from the guide left 5 to 170,000.
     oracle = LinearGaussian(32, 10)

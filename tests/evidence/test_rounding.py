@@ -26,6 +26,7 @@ CASES = [("normal", 0.01), ("normal", 0.4), ("normal", 1.0), ("bernoulli", None)
 
 @pytest.mark.parametrize("num_dims", [10, 1000, 20_000])
 @pytest.mark.parametrize(("likelihood", "scale"), CASES)
+@pytest.mark.thin(3)
 def test_the_error_covers_rounding(likelihood, scale, num_dims):
     # Twenty draws in both precisions: the mean of their differences is the rounding that they share, and a part of the
     # rest. The error is a standard deviation at least, and of its order of magnitude. A scale of 0.4 has log densities

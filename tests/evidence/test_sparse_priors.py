@@ -97,6 +97,7 @@ def test_wide_logistic_normal_priors_have_the_right_log_marginal(scale):
 
 
 @pytest.mark.parametrize(("dtype", "a"), [(torch.float32, 0.02), (torch.float64, 0.001)])
+@pytest.mark.thin(1)
 def test_estimators_warn_of_mass_at_the_edge_and_of_none_inside(dtype, a):
     advice = "double precision" if dtype == torch.float32 else "a prior with less mass there"
     x = COUNTS[1:].to(dtype)

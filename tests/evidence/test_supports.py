@@ -258,6 +258,7 @@ def test_proposals_agree_with_quadrature_on_domains_that_differ_from_supports(ca
     assert_near(found, case.reference)
 
 
+@pytest.mark.thin(3)
 def test_ais_agrees_with_quadrature_on_domains_that_differ_from_supports(case):
     pyro.set_rng_seed(4)
     settings = {"num_particles": 200, "betas": linear_schedule(40), "num_leapfrog": 3, "num_tuning": 10}

@@ -38,6 +38,7 @@ def by_quadrature():
 
 
 @pytest.mark.parametrize("execution", ["eager", "recorded"])
+@pytest.mark.thin(1)
 def test_ais_names_the_data_whose_gradients_are_nan(execution):
     pyro.set_rng_seed(0)
     with pytest.warns(UserWarning, match=r"gradient .* is NaN .* for data 0 \(100%\), 2 \(100%\), .*do not move"):
@@ -52,6 +53,7 @@ def test_bracket_names_the_data_whose_gradients_are_nan():
         bracket(model, None, {"z": torch.zeros(3, dtype=torch.float64)}, X, num_particles=50, betas=linear_schedule(5))
 
 
+@pytest.mark.slow
 def test_refine_names_the_data_that_it_cannot_optimise():
     pyro.set_rng_seed(0)
     with (

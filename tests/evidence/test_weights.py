@@ -60,6 +60,7 @@ def broken():
     ],
     ids=["default", "guide", "target_std_error", "ELBO", "AIS"],
 )
+@pytest.mark.thin(1)
 def test_a_nan_weight_makes_its_datum_nan_and_names_it_and_the_site(broken, estimate):
     with pytest.warns(UserWarning, match=r"of datum 250 are NaN .*site 'pixels' of the model is not finite") as told:
         found = estimate(*broken)

@@ -165,6 +165,7 @@ def run(make_optimizer, elbo, *extra, sizes=(20,), steps=STEPS):
 @pytest.mark.parametrize(
     "extra", [(), (partial(nn.Dropout, 0.3), partial(nn.BatchNorm1d, 8))], ids=["plain", "buffers"]
 )
+@pytest.mark.thin(3)
 def test_graphs_of_one_step_train_as_recorded_steps(gpu, make_optimizer, sizes, extra):
     settings = {"sizes": sizes, "steps": STEPS * len(sizes)}
     recorded = run(make_optimizer, TraceMeanField_ELBO(), *extra, **settings)
@@ -340,6 +341,7 @@ def estimated(method):
 
 
 @pytest.mark.parametrize("method", [None, GuideProposal(), ais], ids=["default", "guide", "ais"])
+@pytest.mark.thin(1)
 def test_estimates_with_graphs_equal_those_without(gpu, method):
     recorded = estimated(method)
     assert Graph.replays == 0

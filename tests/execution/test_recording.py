@@ -266,6 +266,7 @@ class Classes(nn.Module):
     ids=["once", "particles in turn", "particles at once"],
 )
 @pytest.mark.parametrize("masked", [False, True])
+@pytest.mark.thin(2)
 def test_recorded_steps_of_a_sum_over_classes_equal_eager_steps(x, settings, masked):
     elbo, data = TraceEnum_ELBO(max_plate_nesting=1, **settings), {"x": x, "mask": torch.rand(70) < 0.7}
     arguments = {"elbo": elbo, "kl_weight": LinearWarmup(4), "batch_size": 35}

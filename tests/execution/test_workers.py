@@ -62,6 +62,7 @@ def check_training(outcome, name, execution):
 
 
 @pytest.mark.parametrize(("name", "execution"), workers_job.CASES)
+@pytest.mark.thin(3)
 def test_several_processes_train_as_one(outcome, name, execution):
     check_training(outcome, name, execution)
 

@@ -39,6 +39,7 @@ def two(tmp_path_factory):
 
 
 @pytest.mark.parametrize("case", [(name, "eager") for name in job.CASES if name not in REFUSED] + job.RECORDED)
+@pytest.mark.thin(3)
 def test_two_processes_train_a_program_as_one(two, case):
     alone = job.train(*case)
     for found in (each[case] for each in two):

@@ -186,6 +186,7 @@ def open_all(folder, honest, opener, every):
 
 
 @pytest.mark.parametrize("opener", OPENERS)
+@pytest.mark.thin(2)
 def test_no_configuration_runs_code_in_a_script(folder, honest, opener):
     open_all(folder, honest, opener, every=71)
 

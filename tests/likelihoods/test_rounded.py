@@ -109,6 +109,7 @@ def test_gradients_are_right(df):
 
 @pytest.mark.parametrize("scale", [0.05, 0.4, 1.0, 1.9, 2.1, 5.0])
 @pytest.mark.parametrize("df", [None, 2.5, 8.0])
+@pytest.mark.thin(4)
 def test_probabilities_sum_to_one_and_give_the_moments_and_the_distribution_function(df, scale):
     loc = torch.tensor([-7.5, 0.0, 0.2, 0.5, 3.3], dtype=torch.float64)
     scale = torch.full_like(loc, scale)

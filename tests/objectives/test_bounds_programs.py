@@ -231,6 +231,7 @@ RECORDED = [
         ("two layers", RECORDED[2], lambda epoch: 0.2 + epoch / 9),
     ],
 )
+@pytest.mark.thin(3)
 def test_recorded_steps_of_bounds_equal_eager_steps(program, elbo, kl_weight, x):
     ends = []
     for execution in ("eager", "recorded"):

@@ -252,6 +252,7 @@ class OneLatent:
         pytest.param(GECO, 3.0, marks=pytest.mark.slow),
     ],
 )
+@pytest.mark.thin(1)
 def test_constraints_are_met_and_the_multiplier_is_the_beta_of_the_kkt_conditions(kind, beta):
     problem = OneLatent()
     reconstruction, kl = problem.at(beta)

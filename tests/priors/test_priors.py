@@ -431,6 +431,7 @@ def test_vamp_prior_adopts_the_support_of_its_encoder():
     ],
     ids=" ".join,
 )
+@pytest.mark.thin(9)
 def test_every_part_is_built_from_flags_and_loaded(flags):
     # Built from training data; then without them, as a loaded run is, and given the weights.
     data = load_data("digits")

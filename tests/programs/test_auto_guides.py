@@ -90,6 +90,7 @@ def test_log_weights_of_an_auto_normal_equal_those_of_its_density_written_by_han
 
 
 @pytest.mark.parametrize("name", ["positive", "interval"])
+@pytest.mark.thin(1)
 def test_every_estimator_of_log_p_agrees_with_quadrature_under_an_auto_normal(x, name):
     model = model_of(PRIORS[name])
     guide = trained(model, x, scale=1.0)

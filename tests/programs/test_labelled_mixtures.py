@@ -80,6 +80,7 @@ MASKS = {
 
 @pytest.mark.parametrize("which", WHICH)
 @pytest.mark.parametrize(("mask", "num_covariates"), [("whole", 0), ("entries", C), ("data", 0)])
+@pytest.mark.thin(3)
 def test_log_p_of_data_and_labels_agrees_with_a_sum_by_hand(which, mask, num_covariates):
     vae, x, kwargs = made(num_covariates)
     labels, observed = WHICH[which], MASKS[mask]

@@ -110,6 +110,7 @@ MASKS = {
 
 @pytest.mark.parametrize("program", PROGRAMS)
 @pytest.mark.parametrize(("mask", "num_covariates"), [("whole", 0), ("whole", C), ("entries", 0), ("data", C)])
+@pytest.mark.thin(4)
 def test_log_marginal_agrees_with_quadrature_over_observed_entries(program, num_covariates, mask):
     vae, x, kwargs = made(program, num_covariates=num_covariates)
     observed = MASKS[mask]
@@ -227,6 +228,7 @@ LEFT_OUT = {"CategoricalPrior", "CategoricalEncoder"}
 @pytest.mark.parametrize("num_covariates", [0, C])
 @pytest.mark.parametrize("program", PROGRAMS)
 @pytest.mark.parametrize("kind", ["prior", "likelihood", "encoder", "network"])
+@pytest.mark.thin(8)
 def test_a_blueprint_fits_every_part_to_every_program(kind, program, num_covariates):
     for name in known_parts(kind):
         conditional = name == "ConditionalNormalPrior"

@@ -162,6 +162,7 @@ def assert_close(found, built, std_error, what):
 
 
 @pytest.mark.parametrize("entry", entries("default", lambda entry: accepted(entry) and "default" in entry.estimators))
+@pytest.mark.thin(12)
 def test_log_marginal_is_within_its_error_of_the_reference(entry):
     check_log_marginal(entry, None)
 
@@ -207,6 +208,7 @@ def test_exact_log_marginal_is_the_reference(entry):
 
 
 @pytest.mark.parametrize("entry", entries("ais", lambda entry: accepted(entry) and "ais" in entry.estimators))
+@pytest.mark.thin(7)
 def test_ais_is_within_its_error_of_the_reference(entry):
     built = build(entry)
     pyro.set_rng_seed(4)
@@ -285,6 +287,7 @@ def test_fit_takes_the_steps_of_svi_to_the_bit(entry):
 
 
 @pytest.mark.parametrize("entry", entries("recorded", trainable))
+@pytest.mark.thin(11)
 def test_recorded_training_equals_eager_training(entry):
     with tiles(entry), warnings.catch_warnings():
         warnings.simplefilter("ignore", NotRecordedWarning)

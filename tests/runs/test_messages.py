@@ -309,6 +309,7 @@ STUDIES = {
 
 
 @pytest.mark.parametrize("script", STUDIES)
+@pytest.mark.thin(1)
 def test_a_study_leaves_no_folder_if_its_training_is_refused(traps, capsys, monkeypatch, script):
     monkeypatch.chdir(traps)
     code, err = call(capsys, monkeypatch, script, "--out", "table/new", "--", "--epochs", 0)

@@ -52,6 +52,7 @@ def test_a_run_killed_before_its_first_commit_starts_again(place, straight):
 
 
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+@pytest.mark.thin(1)
 def test_a_signal_finishes_the_step_and_saves(place, number, code):
     out = place / f"signal-{code}"
     arguments = ["--data", "bits.npy", *TINY, "--epochs", "4000", "--patience", "null"]

@@ -117,6 +117,7 @@ SLOW_RUNS = ("numbers", "bottom-up")
 @pytest.mark.parametrize(
     "name", [pytest.param(name, marks=pytest.mark.slow) if name in SLOW_RUNS else name for name in RUNS]
 )
+@pytest.mark.thin(1)
 def test_each_kind_of_model_is_trained_evaluated_sampled_and_loaded(place, script, name):
     flags, latents = RUNS[name]
     script("train", *BITS, *flags, "--out", name)
@@ -189,6 +190,7 @@ def test_a_run_with_an_own_program_opens_only_if_its_module_is_trusted(place):
     assert marker.exists()
 
 
+@pytest.mark.slow
 def test_a_run_with_an_own_program_is_loaded_and_resumed(place, script, monkeypatch):
     arguments = ["--data", "bits.npy", *TINY, *OWN, "--epochs", 3]
     script("train", *arguments, "--out", "straight")
@@ -227,6 +229,7 @@ def test_train_builds_an_importance_weighted_bound_from_its_flags(place, script)
     script("evaluate", "bound", "--num_particles", 5)
 
 
+@pytest.mark.slow
 def test_train_builds_a_capacity_and_a_constraint_from_their_flags(place, script):
     capacity = ["--kl_weight", "Capacity", "--kl_weight.final", 25, "--kl_weight.epochs", 4]
     script("train", "--data", "bits.npy", *TINY, *capacity, "--epochs", 2, "--out", "capacity")
@@ -243,6 +246,7 @@ def test_train_builds_a_capacity_and_a_constraint_from_their_flags(place, script
     assert (place / "geco2/weights.safetensors").read_bytes() == (place / "geco/weights.safetensors").read_bytes()
 
 
+@pytest.mark.slow
 def test_a_run_with_warm_up_records_its_weight_and_resumes_bit_identically(place, script):
     warm = ["--kl_weight", "LinearWarmup", "--kl_weight.epochs", 1.5]
     arguments = ["--data", "bits.npy", *TINY, *warm, "--epochs", 5]
@@ -353,6 +357,7 @@ def test_the_benchmark_script_times_every_way_and_writes_its_numbers(place):
 # Schedules of the learning rate, averages, clipping
 
 
+@pytest.mark.slow
 def test_a_run_with_a_schedule_an_average_and_clipping_resumes_to_the_same_bytes(place, script):
     flags = ["--lr_schedule", "OneCycleLR", "--lr_warmup", 0.5, "--average", 0.9, "--clip", 2]
     arguments = ["--data", "bits.npy", *TINY, "--epochs", 40, "--patience", "null", *flags]

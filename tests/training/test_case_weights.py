@@ -128,6 +128,7 @@ def assert_same(found, expected):
 
 @pytest.mark.parametrize("execution", ["eager", "recorded"])
 @pytest.mark.parametrize("elbo", CASES)
+@pytest.mark.thin(9)
 def test_weights_train_as_repeated_and_removed_rows(noise, elbo, execution):
     make = mixture if isinstance(elbo, TraceEnum_ELBO) else vae
     expected = trained(make, X[ROWS], elbo)

@@ -166,6 +166,7 @@ RESUMED = [
 
 
 @pytest.mark.parametrize(("name", "execution", "stop_at"), RESUMED)
+@pytest.mark.thin(4)
 def test_a_run_resumed_in_the_middle_of_an_epoch_is_bit_identical(x, name, execution, stop_at):
     make = partial(torch.optim.AdamW, lr=0.01, weight_decay=0.1)
     options = {**COMBINED[name], "execution": execution, "optimizer": make}

@@ -69,6 +69,7 @@ USES = {
 
 @pytest.mark.parametrize("use", USES)
 @pytest.mark.parametrize("kind", PAIRS)
+@pytest.mark.thin(5)
 def test_the_parameters_of_an_unreachable_pair_are_released(kind, use):
     pair = PAIRS[kind]()
     USES[use](pair)

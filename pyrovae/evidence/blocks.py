@@ -34,6 +34,7 @@ from pyrovae.stats import check_case_weights
 
 DEFAULT_CHUNK_SIZE = 8192
 _MOST_LATENTS = 2**40  # decoded at once; no memory holds more
+_PER_COLUMN = 4  # numbers that a column's distribution has, such as location, scale, shape, or some levels
 _MOST_NUMBERS = 6_500_000  # latents decoded at once times columns of the data, by default: 26 MB in single precision
 
 _UNDEFINED_SHARE = 0.01  # of the gradients that are NaN, above which a warning names the datum
@@ -179,10 +180,34 @@ def chunk_size_or_default(chunk_size: int | None, args: tuple[Any, ...], kwargs:
     """
     if chunk_size is not None:
         return min(chunk_size, _MOST_LATENTS)
+    return max(1, min(DEFAULT_CHUNK_SIZE, _MOST_NUMBERS // _num_columns(args, kwargs)))
+
+
+def decoded_data_at_once(
+    num_particles: int, chunk_size: int | None, args: tuple[Any, ...], kwargs: Mapping[str, Any]
+) -> int:
+    """Compute the number of data per block for estimators that keep what is decoded from all K draws of a block.
+
+    By default, K times it times four numbers per column is at most 6.5 million. A table of few columns then has large
+    blocks, which share each step of the search for modes.
+
+    Args:
+        num_particles: Number of draws K per datum.
+        chunk_size: Number of latents, K times N, decoded at once, if it is given; it then bounds the block as well.
+        args: Positional arguments of the programs, the data first, with shape (N, ...).
+        kwargs: Keyword arguments of the programs.
+    """
+    least = data_at_once(num_particles, chunk_size_or_default(chunk_size, args, kwargs))
+    if chunk_size is not None:
+        return least
+    return max(least, _MOST_NUMBERS // (_PER_COLUMN * _num_columns(args, kwargs) * num_particles))
+
+
+def _num_columns(args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> int:
+    """Return the largest number of columns of the arguments that have one row per datum, at least 1."""
     size = num_data(args, kwargs) if has_data(args, kwargs) else 0
     shapes: list[tuple[int, ...]] = [tuple(getattr(value, "shape", ())) for value in (*args, *kwargs.values())]
-    columns = max([1, *(math.prod(shape[1:]) for shape in shapes if len(shape) > 1 and shape[0] == size)])
-    return max(1, min(DEFAULT_CHUNK_SIZE, _MOST_NUMBERS // columns))
+    return max([1, *(math.prod(shape[1:]) for shape in shapes if len(shape) > 1 and shape[0] == size)])
 
 
 def split_count(total: int, at_once: int) -> list[int]:

@@ -10,8 +10,8 @@ from pyrovae.evidence.blocks import (
     check_counts,
     chunk_size_or_default,
     concatenate,
-    data_at_once,
     data_blocks,
+    decoded_data_at_once,
     evaluation_mode,
 )
 from pyrovae.evidence.imputation import check_mask, draws_given, served_by
@@ -129,9 +129,10 @@ def _log_p_and_draws(
 ) -> tuple[LogMarginal, Tensor, list[WeightBlock]]:
     """Estimate log p of the entries where the mask is true; return it with draws of the others and the weights."""
     pair = vectorize_pair(model, guide, (x,), kwargs, plate=plate)
+    at_once = decoded_data_at_once(num_particles, chunk_size, (x,), kwargs)
     chunk_size = chunk_size_or_default(chunk_size, (x,), kwargs)
     weights, draws = [], []
-    for block in data_blocks(*pair, (x,), kwargs, data_at_once(num_particles, chunk_size)):
+    for block in data_blocks(*pair, (x,), kwargs, at_once):
         with evaluation_mode(*pair):
             drawn = weighted_points(block, num_particles, proposal, chunk_size)
             draws.append(draws_given(block, kwargs["mask"][block.rows], drawn, num_draws, chunk_size, site))

@@ -11,8 +11,8 @@ from pyrovae.evidence.blocks import (
     check_counts,
     chunk_size_or_default,
     concatenate,
-    data_at_once,
     data_blocks,
+    decoded_data_at_once,
     evaluation_mode,
 )
 from pyrovae.evidence.posterior import weighted_points
@@ -96,7 +96,7 @@ def encode(
         raise ValueError("a proposal is for weighted codes; give weighted=True, or leave proposal out")
     pair = vectorize_pair(model, guide, args, kwargs, plate=plate)
     chunk = chunk_size_or_default(chunk_size, args, kwargs)
-    at_once = data_at_once(max(num_particles, num_draws), chunk)
+    at_once = decoded_data_at_once(max(num_particles, num_draws), chunk_size, args, kwargs)
     parts, weights = [], []
     for block in data_blocks(*pair, args, kwargs, at_once, skip_support_check=not weighted):
         with evaluation_mode(*pair):

@@ -13,8 +13,8 @@ from pyrovae.evidence.blocks import (
     check_counts,
     chunk_size_or_default,
     concatenate,
-    data_at_once,
     data_blocks,
+    decoded_data_at_once,
     evaluation_mode,
 )
 from pyrovae.evidence.entries import CENTRES, EntryMixtures
@@ -93,7 +93,8 @@ def impute(
             its choice for "auto" by an attribute `natural_centre`.
         proposal: `Proposal` to draw the latents from; None for the default, which needs no guide trained on such masks.
         chunk_size: Number of latents, K times N, decoded at once, which bounds memory; None as in `log_marginal`.
-            Numbers for K times n times D entries are held, for n data with K n of at most chunk_size, or one datum.
+            Numbers for K times n times D entries are held, for n data with K n of at most chunk_size, or one datum. By
+            default 4 K n D is at most 6.5 million.
         site: Name of the model's site of x.
         plate: Name of the plate over the data; None for the only plate around all sites that has their number.
         **kwargs: Keyword arguments of both programs: mask, whether each entry of x is observed, with shape (N, D), and
@@ -107,12 +108,13 @@ def impute(
     check_counts(num_particles=num_particles)
     mask = check_mask("mask", kwargs.get("mask"), x)
     pair = vectorize_pair(model, guide, (x,), kwargs, plate=plate)
+    at_once = decoded_data_at_once(num_particles, chunk_size, (x,), kwargs)
     chunk_size = chunk_size_or_default(chunk_size, (x,), kwargs)
     centres = _Centres(centre)
     while not centres.settled:
         centres.settled = True
         found = []
-        for block in data_blocks(*pair, (x,), kwargs, data_at_once(num_particles, chunk_size)):
+        for block in data_blocks(*pair, (x,), kwargs, at_once):
             with evaluation_mode(*pair):
                 drawn = weighted_points(block, num_particles, proposal, chunk_size)
                 filled = _centre_of_block(block, mask[block.rows], drawn, centres, chunk_size, site)

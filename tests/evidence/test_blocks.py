@@ -1,0 +1,20 @@
+"""Number of data per block: the memory bound of what is decoded."""
+
+import pytest
+import torch
+
+from pyrovae.evidence.blocks import decoded_data_at_once
+
+
+@pytest.mark.parametrize(
+    ("num_columns", "num_particles", "chunk_size", "expected"),
+    [
+        (10, 1000, None, 162),  # 6,500,000 / (4 * 10 * 1,000)
+        (10, 1000, 8192, 8),  # a given bound holds
+        (784, 1000, None, 8),  # 8,192 / 1,000: images have the blocks of other estimators
+        (10, 10**7, None, 1),
+    ],
+)
+def test_blocks_are_as_large_as_the_numbers_of_their_columns_allow(num_columns, num_particles, chunk_size, expected):
+    x = torch.zeros(500, num_columns)
+    assert decoded_data_at_once(num_particles, chunk_size, (x,), {}) == expected

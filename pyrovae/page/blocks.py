@@ -13,6 +13,7 @@ from typing import Any, Protocol
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
+from pyrovae.page.inline import inline_svg
 from pyrovae.plots import figure_of, to_png, to_svg
 
 
@@ -127,10 +128,13 @@ class Picture:
     def html(self) -> str:
         """Return the block as HTML."""
         figure = self.image if isinstance(self.image, Figure) else figure_of(self.image)
-        kind, content = ("png", to_png(figure)) if self.pixels else ("svg+xml", to_svg(figure))
-        source = f"data:image/{kind};base64,{base64.b64encode(content).decode()}"
+        if self.pixels:
+            source = f"data:image/png;base64,{base64.b64encode(to_png(figure)).decode()}"
+            image = f'<img src="{source}" alt="{html.escape(self.alt)}">'
+        else:
+            image = inline_svg(to_svg(figure), self.alt)
         return (
-            f'<figure{_class("wide" if self.wide else "")}><img src="{source}" alt="{html.escape(self.alt)}">'
+            f"<figure{_class('wide' if self.wide else '')}>{image}"
             f"<figcaption><strong>{html.escape(self.title)}.</strong> {html.escape(self.caption)}</figcaption></figure>"
         )
 

@@ -28,6 +28,7 @@ from pyrovae.programs import ProgramPair
 from pyrovae.runs import (
     Objective,
     Run,
+    SnapshotWriter,
     Stopper,
     build_objective,
     check_contract,
@@ -58,7 +59,6 @@ from pyrovae.runs.report import (
     write_sample_figures,
     write_training_figure,
 )
-from pyrovae.runs.snapshots import SnapshotWriter
 from pyrovae.runs.tables import caution, table
 from pyrovae.training import History, StoppedError, check_data
 

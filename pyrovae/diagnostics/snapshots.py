@@ -11,7 +11,7 @@ from pyrovae.densities import ParticleTrace, Program, Site, entry, evaluating, i
 from pyrovae.diagnostics.draws import Pair, RealLatents, flat, make_pair
 
 MOST_DATA = 500  # whose codes are kept
-MOST_DECODED = 8  # data, and draws of the prior, that are decoded
+MOST_DECODED = 6  # data, and draws of the prior, that are decoded
 _MOST_PRIOR = 1000
 _MOST_NUMBERS = 2**15  # of each tensor of a snapshot
 _MOST_AT_ONCE = 2**22  # numbers of decoded data in memory
@@ -42,7 +42,7 @@ class Snapshot(NamedTuple):
 def take_snapshot(model: Program, guide: Program, *args: Any, seed: int = 0, **kwargs: Any) -> Snapshot:
     """Compute codes of data, draws of the prior, and decoded means of a few of both, with the same noise in every call.
 
-    There are at most 500 data, 1,000 draws of the prior, and 8 decoded ones of each, or fewer if that bounds each
+    There are at most 500 data, 1,000 draws of the prior, and 6 decoded ones of each, or fewer if that bounds each
     tensor to 32,768 numbers. A prior with covariates is given those of the data. Means of q(z|x) have their closed
     form, or are averages of 16 draws.
 

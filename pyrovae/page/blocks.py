@@ -116,6 +116,7 @@ class Picture:
         alt: What is seen: direction, extremes, groups. It does not repeat the caption.
         pixels: Whether the picture is made of pixels, such as images, and not of lines.
         wide: Whether the picture needs the whole width.
+        small: Whether its pixels should take few bytes (`to_png`).
     """
 
     title: str
@@ -124,12 +125,13 @@ class Picture:
     alt: str
     pixels: bool = False
     wide: bool = False
+    small: bool = False
 
     def html(self) -> str:
         """Return the block as HTML."""
         figure = self.image if isinstance(self.image, Figure) else figure_of(self.image)
         if self.pixels:
-            source = f"data:image/png;base64,{base64.b64encode(to_png(figure)).decode()}"
+            source = f"data:image/png;base64,{base64.b64encode(to_png(figure, small=self.small)).decode()}"
             image = f'<img src="{source}" alt="{html.escape(self.alt)}">'
         else:
             image = inline_svg(to_svg(figure), self.alt)

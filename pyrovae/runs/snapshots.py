@@ -88,7 +88,7 @@ class SnapshotWriter:
     """
 
     def __init__(self, folder: Path, config: Namespace, data: Data, vae: ProgramPair) -> None:
-        self.path, self.vae, self.data = folder / EPOCHS, vae, data
+        self.folder, self.vae, self.data = folder, vae, data
         self.epochs, self.seed = kept_epochs(config.epochs), config.seed
         self.split = "validation" if len(data.validation) > 1 else "test"
         size = len(getattr(data, self.split))
@@ -123,7 +123,7 @@ class SnapshotWriter:
 
     def _earlier(self) -> Snapshots:
         """Read the earlier snapshots; without a readable file of these data, there are none."""
-        found = read_snapshots(self.path)
+        found = read_snapshots(self.folder)
         if isinstance(found, str) or found.split != self.split or not torch.equal(found.rows, self.rows):
             return Snapshots(self.split, self.rows, {})
         return found
@@ -135,7 +135,7 @@ class SnapshotWriter:
             found.by_epoch[epoch] = self._take()
         except Exception as error:  # programs of the user may raise anything
             found = found._replace(reason=describe(error))
-        write_snapshots(self.path, found)
+        write_snapshots(self.folder, found)
 
     def _take(self) -> Snapshot:
         device = device_of(self.vae)
@@ -152,8 +152,12 @@ class SnapshotWriter:
             before.restore()
 
 
-def write_snapshots(path: Path, found: Snapshots) -> None:
-    """Write snapshots to a file.
+def write_snapshots(folder: Path, found: Snapshots) -> None:
+    """Write the snapshots of a run.
+
+    Args:
+        folder: Run folder.
+        found: Snapshots.
 
     Raises:
         OSError: As `write_whole`.
@@ -172,15 +176,19 @@ def write_snapshots(path: Path, found: Snapshots) -> None:
         "epochs": [epoch for epoch, _ in taken],
         "snapshots": tensors,
     }
-    write_state(path, state)
+    write_state(folder / EPOCHS, state)
 
 
-def read_snapshots(path: Path) -> Snapshots | str:
-    """Read snapshots from a file.
+def read_snapshots(folder: Path) -> Snapshots | str:
+    """Read the snapshots of a run.
+
+    Args:
+        folder: Run folder.
 
     Returns:
         The snapshots, or in one sentence why there are none: the file is missing, damaged, or has another structure.
     """
+    path = folder / EPOCHS
     try:
         state = read_state(path, largest=_LARGEST)
         check_kind(state, _KIND, path, _RESTORE)

@@ -122,5 +122,5 @@ def _decoded(trace: ParticleTrace, latents: RealLatents) -> Tensor:
     except NotImplementedError:
         mean = site.fn.sample((100,)).mean(0)
     mean = site.layout.per_datum(mean, site.plate_sizes, len(site.fn.event_shape))
-    mean = mean.expand(*trace.shape, *mean.shape[2:]).flatten(0, 1).flatten(1)
+    mean = mean.expand(*trace.shape, *mean.shape[2:]).reshape(trace.shape[0] * trace.shape[1], -1)
     return mean[: min(MOST_DECODED, _MOST_NUMBERS // mean.shape[1])].cpu()

@@ -122,5 +122,5 @@ def test_codes_that_are_not_finite_are_refused():
             pyro.sample("z", dist.Delta(torch.full((len(x), 2), torch.inf)).to_event(1))
 
     model, _ = linear_programs(ENCODER, NOISE, decoder=DECODER)
-    with pytest.raises(ValueError, match="finite|support|inf|NaN"):
+    with pytest.raises(ValueError, match="is not finite"):
         take_snapshot(model, guide, torch.randn(9, 3))

@@ -32,7 +32,7 @@ def snapshots(count, *, shape=(2, 3), size=30):
     return found
 
 
-@pytest.mark.parametrize("count", [1, 3, 10, 11])
+@pytest.mark.parametrize("count", [1, 11])
 def test_each_panel_has_the_codes_of_its_epoch_on_the_same_axes(count):
     taken, labels = snapshots(count), torch.arange(30) % 3
     last = max(taken)

@@ -1,6 +1,7 @@
 """Snapshots of a training: the epochs that are kept, that training goes on unchanged, resuming, and damaged files."""
 
 from argparse import Namespace
+from itertools import pairwise
 from types import SimpleNamespace
 
 import pyro
@@ -104,7 +105,7 @@ def test_training_with_snapshots_is_that_without(tmp_path):
     assert found.reason == ""
     assert len(found.by_epoch[0].mean) == 10
     means = [one.mean for one in found.by_epoch.values()]
-    assert all(not torch.equal(a, b) for a, b in zip(means, means[1:], strict=False))
+    assert all(not torch.equal(a, b) for a, b in pairwise(means))
 
 
 def test_a_resumed_training_has_the_snapshots_of_an_uninterrupted_one(tmp_path):

@@ -28,6 +28,7 @@ from pyrovae.programs import ProgramPair
 from pyrovae.runs import (
     Objective,
     Run,
+    SnapshotWriter,
     Stopper,
     build_objective,
     check_contract,
@@ -197,8 +198,9 @@ def train(
     stopper: Stopper,
     workers: Workers,
 ) -> History:
-    """Run SVI, and commit every epoch to the run folder."""
-    return fit_vae(
+    """Run SVI, commit every epoch to the run folder, and keep snapshots of some."""
+    snapshots = SnapshotWriter(run.path, config, data, vae)
+    history = fit_vae(
         config,
         data,
         vae,
@@ -207,7 +209,12 @@ def train(
         resume=workers.from_first(lambda: run.committed(vae, data)),
         commit=run.commit,
         should_stop=stopper,
+        on_start=snapshots.start,
+        on_epoch=snapshots.after_epoch,
     )
+    if workers.rank == 0:
+        snapshots.finish(history.best_epoch)
+    return history
 
 
 def close(run: Run, config: Namespace, data: Data, vae: ProgramPair, history: History, workers: Workers) -> None:

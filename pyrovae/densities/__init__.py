@@ -43,6 +43,7 @@ from pyrovae.densities.handlers import temper
 from pyrovae.densities.masks import entry_of, in_support, is_partial
 from pyrovae.densities.modules import evaluating, module_of, modules_of
 from pyrovae.densities.moved import Rows, find_rows
+from pyrovae.densities.program_state import ProgramState
 from pyrovae.densities.rng import (
     generator_states,
     isolated_rng,
@@ -77,6 +78,7 @@ __all__ = [
     "LoopedWarning",
     "ParticleTrace",
     "Program",
+    "ProgramState",
     "Rows",
     "Site",
     "Streamed",

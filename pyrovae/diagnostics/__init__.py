@@ -3,7 +3,7 @@
 latents          active_units, kl, collapse, information, bits, pca, latent_posteriors
 calibration      calibration (`sbc`), weighted_calibration, nuts, uniformity
 fit to data      predictive, pit, typicality, foreign, khat, statistics
-latent space     codes, projections, walks, attributes, ascent
+latent space     codes, projections, walks, attributes, ascent, snapshots
 known factors    disentanglement, of arrays alone
 what they share  draws, places, labels, simulation, replicates, distribution_functions
 """
@@ -45,6 +45,7 @@ from pyrovae.diagnostics.pit import PIT, pit
 from pyrovae.diagnostics.predictive import PredictiveCheck, check_predictive, tail_probabilities
 from pyrovae.diagnostics.projections import TSNE_CAUTION, CodesPCA, CodesTSNE, pca_codes, tsne_codes
 from pyrovae.diagnostics.replicates import replicate
+from pyrovae.diagnostics.snapshots import Snapshot, take_snapshot
 from pyrovae.diagnostics.statistics import default_statistics
 from pyrovae.diagnostics.typicality import Typicality, typicality
 from pyrovae.diagnostics.uniformity import (
@@ -103,6 +104,7 @@ __all__ = [
     "PredictiveCheck",
     "Redraws",
     "Score",
+    "Snapshot",
     "Traversals",
     "Typicality",
     "Uniformity",
@@ -151,6 +153,7 @@ __all__ = [
     "shuffled_columns",
     "shuffled_entries",
     "tail_probabilities",
+    "take_snapshot",
     "traverse",
     "tsne_codes",
     "typicality",

@@ -2,8 +2,9 @@
 
 fit: `Fit`, a trained model with what is known of it.
 check, checks, diagnostic_checks: `Check` and `Diagnosis`, one function per check.
-sections, pictures, tables: what the page shows, one function each. plane, live, packed: its interactive part.
-blocks, write: paragraphs, tables and pictures as HTML, and the whole page.
+sections, tables, pictures, epoch_pictures: what the page shows, one function each.
+plane, live, packed: its interactive part.
+blocks, inline, write: paragraphs, tables and pictures as HTML, and the whole page.
 """
 
 from pyrovae.page.check import Check

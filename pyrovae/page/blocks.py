@@ -13,6 +13,7 @@ from typing import Any, Protocol
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
+from pyrovae.page.inline import inline_svg
 from pyrovae.plots import figure_of, to_png, to_svg
 
 
@@ -115,6 +116,7 @@ class Picture:
         alt: What is seen: direction, extremes, groups. It does not repeat the caption.
         pixels: Whether the picture is made of pixels, such as images, and not of lines.
         wide: Whether the picture needs the whole width.
+        small: Whether its pixels should take few bytes (`to_png`).
     """
 
     title: str
@@ -123,14 +125,18 @@ class Picture:
     alt: str
     pixels: bool = False
     wide: bool = False
+    small: bool = False
 
     def html(self) -> str:
         """Return the block as HTML."""
         figure = self.image if isinstance(self.image, Figure) else figure_of(self.image)
-        kind, content = ("png", to_png(figure)) if self.pixels else ("svg+xml", to_svg(figure))
-        source = f"data:image/{kind};base64,{base64.b64encode(content).decode()}"
+        if self.pixels:
+            source = f"data:image/png;base64,{base64.b64encode(to_png(figure, small=self.small)).decode()}"
+            image = f'<img src="{source}" alt="{html.escape(self.alt)}">'
+        else:
+            image = inline_svg(to_svg(figure), self.alt)
         return (
-            f'<figure{_class("wide" if self.wide else "")}><img src="{source}" alt="{html.escape(self.alt)}">'
+            f"<figure{_class('wide' if self.wide else '')}>{image}"
             f"<figcaption><strong>{html.escape(self.title)}.</strong> {html.escape(self.caption)}</figcaption></figure>"
         )
 

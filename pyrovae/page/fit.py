@@ -46,7 +46,7 @@ from pyrovae.diagnostics import (
 )
 from pyrovae.evidence import GuideProposal, Refinement, refine
 from pyrovae.plots import is_image, prior_samples
-from pyrovae.runs import Run
+from pyrovae.runs import Run, Snapshots, read_snapshots
 from pyrovae.stats import LogMarginal
 from pyrovae.training import History
 
@@ -81,6 +81,7 @@ class Fit:
         command: Command that repeats the run; "" if there is none.
         planned: Number of epochs that the training could have taken.
         seed: Random seed of draws.
+        snapshots: Codes and decoded draws by epoch, or in one sentence why there are none; None to leave them out.
     """
 
     name: str
@@ -95,6 +96,7 @@ class Fit:
     command: str = ""
     planned: int = 0
     seed: int = 0
+    snapshots: Snapshots | str | None = None
 
     @classmethod
     def of_run(
@@ -136,6 +138,7 @@ class Fit:
             command=f"python scripts/train.py --config {run.path}/config.yaml",
             planned=config.epochs,
             seed=seed,
+            snapshots=read_snapshots(run.path),
         )
 
     @property

@@ -12,6 +12,7 @@ from torch import Tensor
 from pyrovae.columns import LEVELLED
 from pyrovae.diagnostics import decoded_grid
 from pyrovae.page.blocks import Block, Picture, Table
+from pyrovae.page.epoch_pictures import by_epoch
 from pyrovae.page.fit import Fit
 from pyrovae.plots import (
     is_image,
@@ -138,7 +139,7 @@ def columns(fit: Fit) -> Iterator[Block]:
         yield Table("Shares of levels, in the data and in draws from the model.", ["", "data", "model"], rows)
 
 
-PICTURES: tuple[Callable[[Fit], Iterator[Block]], ...] = (training, codes, decoded, samples, columns)
+PICTURES: tuple[Callable[[Fit], Iterator[Block]], ...] = (training, codes, by_epoch, decoded, samples, columns)
 """Pictures in the order of the page."""
 
 

@@ -10,6 +10,7 @@ from typing import Any, NamedTuple
 
 from pyrovae.page.checks import Diagnosis
 from pyrovae.page.fit import Fit
+from pyrovae.page.inline import share_definitions
 from pyrovae.page.sections import SECTIONS, Findings
 from pyrovae.runs import table_lines
 
@@ -49,7 +50,7 @@ def make_page(fit: Fit, *, script: str | None = None) -> Page:
         script=script,
         script_sum=_sum(script),
         contents="".join(f'<li><a href="#{name}">{title}</a></li>' for name, title in names),
-        sections="\n".join(parts),
+        sections=share_definitions("\n".join(parts)),
     )
     return Page(text, _diagnosis(findings), findings)
 

@@ -1,7 +1,7 @@
 """Pictures of a fit, one function per result, which return matplotlib axes and do not change the state of pyplot.
 
 base: new axes, colours, and the bytes of a figure.
-training: curves over the epochs. latents: codes, decoded places, quantiles of columns.
+training: curves over the epochs. epochs: codes and samples by epoch. latents: codes, decoded places, columns.
 figures: grids of samples and reconstructions. samples: the same for data that are no images.
 calibration: ECDFs of ranks with bands. guides: k-hat, NUTS, entropies. rates: reconstruction against KL.
 predictive: replicates, typicality, foreign data. counts: rootograms. tables: columns by their kind.
@@ -18,6 +18,7 @@ from pyrovae.plots.dimensions import (
     plot_latent_posteriors,
     plot_pca_alignment,
 )
+from pyrovae.plots.epochs import plot_codes_by_epoch, plot_reconstructions_by_epoch, plot_samples_by_epoch
 from pyrovae.plots.figures import num_per_figure, plot_grids, prior_samples, reconstructions
 from pyrovae.plots.guides import plot_entropies, plot_khat, plot_nuts
 from pyrovae.plots.latents import plot_codes, plot_columns, plot_decoded_grid
@@ -51,6 +52,7 @@ __all__ = [
     "plot_attribute_steps",
     "plot_calibration",
     "plot_codes",
+    "plot_codes_by_epoch",
     "plot_collapse",
     "plot_columns",
     "plot_decoded_grid",
@@ -74,10 +76,12 @@ __all__ = [
     "plot_predictive",
     "plot_rates",
     "plot_reconstructions",
+    "plot_reconstructions_by_epoch",
     "plot_recovered",
     "plot_redraws",
     "plot_rootogram",
     "plot_samples",
+    "plot_samples_by_epoch",
     "plot_statistic",
     "plot_traversals",
     "plot_tsne",

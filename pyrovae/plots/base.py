@@ -2,12 +2,16 @@
 
 import io
 import re
+from functools import cache
 
 import matplotlib
+import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.backends.backend_svg import FigureCanvasSVG
+from matplotlib.colors import to_rgb
 from matplotlib.figure import Figure
+from PIL import Image
 
 # "Muted", of Paul Tol's palettes for all kinds of colour vision (https://personal.sron.nl/~pault/), and a grey.
 COLOURS = (
@@ -15,6 +19,7 @@ COLOURS = (
 )
 _PLACES, _DECIMALS = re.compile(rb' (?:d|x|y)="[^"]*"'), re.compile(rb"(\.\d\d)\d+")
 _BETWEEN = re.compile(rb">(?:\s|<!--[^>]*-->)+<")
+_SMALL_DPI = 100
 WIDTH = 4.4  # inches: letters of 10 points stay readable on a page of 360 pixels
 
 
@@ -57,15 +62,36 @@ def legend_above(axes: Axes, *, columns: int = 2) -> None:
     )
 
 
-def to_png(figure: Figure) -> bytes:
-    """Render a figure as PNG, with equal bytes for equal figures."""
+def to_png(figure: Figure, *, small: bool = False) -> bytes:
+    """Render a figure as PNG, with equal bytes for equal figures.
+
+    Args:
+        figure: Figure.
+        small: Whether to make the file smaller, by fewer pixels, and by a palette of `COLOURS` and 16 greys.
+    """
     before, buffer = figure.canvas, io.BytesIO()
     FigureCanvasAgg(figure)
     try:
-        figure.savefig(buffer, format="png", dpi=150, metadata={"Software": None})
+        figure.savefig(buffer, format="png", dpi=_SMALL_DPI if small else 150, metadata={"Software": None})
     finally:
         figure.set_canvas(before)  # the other one holds the pixels, up to 40 MB
+    if not small:
+        return buffer.getvalue()
+    picture = Image.open(buffer).convert("RGB").quantize(palette=_palette(), dither=Image.Dither.NONE)
+    buffer = io.BytesIO()
+    picture.save(buffer, format="png", optimize=True)
     return buffer.getvalue()
+
+
+@cache
+def _palette() -> Image.Image:
+    """Make a palette of the colours, of their edges on white, and of greys."""
+    rows = [np.array(to_rgb(colour)) for colour in COLOURS]
+    rows += [(row + 1) / 2 for row in rows]
+    rows += [np.full(3, grey) for grey in np.linspace(0, 1, 16)]
+    image = Image.new("P", (1, 1))
+    image.putpalette((255 * np.stack(rows)).round().astype(np.uint8).tobytes())
+    return image
 
 
 def to_svg(figure: Figure, *, dpi: int = 96) -> bytes:

@@ -15,6 +15,7 @@ from pyrovae.plots.base import COLOURS, new_axes, short_name
 from pyrovae.plots.tiles import draw_cells
 
 _SHARES = (0.99, 0.9, 0.5)  # of the prior inside its contours
+_GREYS = ("0.93", "0.86", "0.78")  # of these regions
 _MARKS = "os^Dv<>Ph*"
 _MOST_LABELS = 20
 _MOST_MARKS = 400  # of an SVG, from which pixels take less room
@@ -47,18 +48,17 @@ def plot_codes(
     """
     axes = new_axes(4.2) if axes is None else axes
     z = (codes.draw if draws else codes.mean)[:, dims].numpy()
-    _prior_contours(axes, codes.prior[:, dims].numpy())
+    prior_contours(axes, codes.prior[:, dims].numpy())
     known = torch.full((len(z),), -1) if labels is None else labels
-    classes = [int(label) for label in known.unique().tolist() if label >= 0]
-    classes = classes if len(classes) <= _MOST_LABELS else []
+    classes = classes_of(known)
     rest = ~np.isin(known.numpy(), classes)
     style: dict[str, Any] = {"s": 14, "linewidths": 0, "alpha": 0.75, "rasterized": len(z) > _MOST_MARKS}
     axes.scatter(*z[rest].T, color=COLOURS[0 if not classes else -1], **style)
     halo = [withStroke(linewidth=2.5, foreground="white")]
     for place, label in enumerate(classes):
         some = z[known.numpy() == label]
-        marker = _MARKS[(place + place // len(COLOURS)) % len(_MARKS)]
-        axes.scatter(*some.T, color=COLOURS[place % len(COLOURS)], marker=marker, **style)
+        colour, marker = class_style(place)
+        axes.scatter(*some.T, color=colour, marker=marker, **style)
     for label in classes:  # above all points
         name = str(label) if names is None else names[label]
         x, y = np.median(z[known.numpy() == label], 0)
@@ -67,8 +67,26 @@ def plot_codes(
     return axes
 
 
-def _prior_contours(axes: Axes, prior: np.ndarray) -> None:
-    """Draw the smallest regions that hold shares of the prior, from a kernel estimate of its density."""
+def classes_of(labels: Tensor) -> list[int]:
+    """List the known classes among labels; empty if there are more than 20, which cannot be told apart."""
+    classes = [int(label) for label in labels.unique().tolist() if label >= 0]
+    return classes if len(classes) <= _MOST_LABELS else []
+
+
+def class_style(place: int) -> tuple[str, str]:
+    """Return the colour and the mark of a class, given its place among all."""
+    marker = _MARKS[(place + place // len(COLOURS)) % len(_MARKS)]
+    return COLOURS[place % len(COLOURS)], marker
+
+
+def prior_contours(axes: Axes, prior: np.ndarray, *, filled: bool = False) -> None:
+    """Draw the smallest regions that hold shares of the prior, from a kernel estimate of its density.
+
+    Args:
+        axes: Axes to draw in.
+        prior: Draws of the prior, with shape (M, 2).
+        filled: Whether to fill the regions with greys, instead of labelled lines.
+    """
     low, high = np.quantile(prior, [0.0005, 0.9995], 0)
     if not (high > low).all():
         return
@@ -77,7 +95,9 @@ def _prior_contours(axes: Axes, prior: np.ndarray) -> None:
     x, y = (np.linspace(low[j], high[j], _KDE_STEPS) for j in (0, 1))
     values = density(np.stack([each.ravel() for each in np.meshgrid(x, y)])).reshape(len(y), len(x))
     levels = np.quantile(density(prior[: _KDE_STEPS**2].T), [1 - share for share in _SHARES])
-    if (np.diff(levels) > 0).all():
+    if filled and (np.diff(levels) > 0).all():
+        axes.contourf(x, y, values, levels=[*levels, np.inf], colors=_GREYS)
+    elif (np.diff(levels) > 0).all():
         lines = axes.contour(x, y, values, levels=levels, colors="0.35", linewidths=0.9, linestyles=["-", "--", ":"])
         texts = {level: f"{100 * share:.0f} %" for level, share in zip(levels, _SHARES, strict=True)}
         axes.clabel(lines, fmt=texts, fontsize=8, inline_spacing=2, rightside_up=True)

@@ -69,7 +69,7 @@ def draw_cells(axes: Axes, means: Tensor, shape: Sequence[int]) -> None:
         axes.axvline(column, color="0.85", linewidth=0.5)
 
 
-def _table(
+def cell_table(
     axes: Axes | None,
     means: Tensor,
     shape: Sequence[int],
@@ -102,7 +102,7 @@ def plot_traversals(result: Traversals, shape: Sequence[int], axes: Axes | None 
     """
     rows = [f"{short_name(name)}\n{float(kl):.2f} nats" for name, kl in zip(result.names, result.kl, strict=True)]
     columns = [f"{100 * float(level):.3g}" for level in result.levels]
-    return _table(axes, result.means, shape, rows=rows, columns=columns, xlabel="quantile of the prior (%)")
+    return cell_table(axes, result.means, shape, rows=rows, columns=columns, xlabel="quantile of the prior (%)")
 
 
 def plot_interpolation(
@@ -120,7 +120,7 @@ def plot_interpolation(
     if names is not None:
         xlabel += f", from {short_name(names[0])} to {short_name(names[1])}"
     columns = [f"{100 * float(share):.0f}" for share in result.share]
-    return _table(axes, result.means, shape, rows=result.kinds, columns=columns, xlabel=xlabel)
+    return cell_table(axes, result.means, shape, rows=result.kinds, columns=columns, xlabel=xlabel)
 
 
 def plot_attribute_steps(result: AttributeSteps, shape: Sequence[int], axes: Axes | None = None) -> Axes:
@@ -132,7 +132,9 @@ def plot_attribute_steps(result: AttributeSteps, shape: Sequence[int], axes: Axe
         axes: Axes to draw in; None for new ones.
     """
     columns = [f"{float(step):g}".replace("-", "\N{MINUS SIGN}") for step in result.steps]
-    return _table(axes, result.means, shape, rows=result.ways, columns=columns, xlabel="multiple of the vector added")
+    return cell_table(
+        axes, result.means, shape, rows=result.ways, columns=columns, xlabel="multiple of the vector added"
+    )
 
 
 def plot_ascent_path(result: Ascent, shape: Sequence[int], axes: Axes | None = None, *, num_steps: int = 8) -> Axes:
@@ -146,7 +148,7 @@ def plot_ascent_path(result: Ascent, shape: Sequence[int], axes: Axes | None = N
     """
     chosen = torch.linspace(0, len(result.z) - 1, min(num_steps, len(result.z))).round().long()
     columns = [f"{float(value):.3g}".replace("-", "\N{MINUS SIGN}") for value in result.measured[chosen]]
-    return _table(axes, result.means[chosen][None], shape, rows=[""], columns=columns, xlabel="measured property")
+    return cell_table(axes, result.means[chosen][None], shape, rows=[""], columns=columns, xlabel="measured property")
 
 
 def plot_redraws(result: Redraws, shape: Sequence[int], axes: Axes | None = None, *, columns: int = 8) -> Axes:
@@ -162,7 +164,7 @@ def plot_redraws(result: Redraws, shape: Sequence[int], axes: Axes | None = None
     empty = torch.full((-len(all_of_them) % columns, all_of_them.shape[1]), torch.nan, dtype=torch.float64)
     cells = torch.cat([all_of_them, empty]).reshape(-1, columns, all_of_them.shape[1])
     rows = ["datum"] + [""] * (len(cells) - 1)
-    axes = _table(axes, cells, shape, rows=rows, columns=[], xlabel=f"{len(result.means)} draws of q(z|x), decoded")
+    axes = cell_table(axes, cells, shape, rows=rows, columns=[], xlabel=f"{len(result.means)} draws of q(z|x), decoded")
     frame = Rectangle((0, len(cells) - 1), 1, 1, fill=False, edgecolor=COLOURS[2], linewidth=2.5, clip_on=False)
     axes.add_patch(frame)
     return axes

@@ -2,7 +2,7 @@
 
 train.py: flags -> parse -> table_data -> resolve -> build, with the registry of parts and their options.
 All scripts: parser (flags, help, errors), words (types in words), cli (exit codes, signals).
-Run folder: run, files, locks, report, tables, export, encodings, comparison, sweep, versions.
+Run folder: run, files, locks, snapshots, report, tables, export, encodings, comparison, sweep, versions.
 Files of strangers: reading (sizes, kinds of values), readers (one per file), partial (stopped evaluations).
 """
 
@@ -27,6 +27,7 @@ from pyrovae.runs.reading import read_json
 from pyrovae.runs.registry import describe
 from pyrovae.runs.resolve import find_device, resolve
 from pyrovae.runs.run import METRICS, Run, load, open_run
+from pyrovae.runs.snapshots import Snapshots, SnapshotWriter, read_snapshots
 from pyrovae.runs.table_data import training_data, training_table, trusted_modules
 from pyrovae.runs.tables import KHAT_DRAWS, aligned, caution, ladder_lines, table, table_lines
 from pyrovae.runs.words import Seed, near
@@ -37,6 +38,8 @@ __all__ = [
     "Objective",
     "Run",
     "Seed",
+    "SnapshotWriter",
+    "Snapshots",
     "Stopper",
     "aligned",
     "build_objective",
@@ -63,6 +66,7 @@ __all__ = [
     "parse_flags",
     "parse_training",
     "read_json",
+    "read_snapshots",
     "read_state",
     "resolve",
     "run_script",

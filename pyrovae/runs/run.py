@@ -5,6 +5,7 @@ columns.yaml             the columns of a table, with the numbers of its trainin
 manifest.json            SHA-256 sums of files, data and itself, versions, and the status: training or finished
 checkpoint.safetensors   state of `fit` for --resume; its rename into place is the commit
 metrics.jsonl            one line per epoch
+epochs.safetensors       codes and decoded draws at ten epochs, for the page; it has a checksum of its own
 weights.safetensors      the best epoch's parameters and buffers
 evaluation.json, .csv    summary, and values per datum; the manifest has the SHA-256 sums of the last evaluation
 posterior.nc             draws from the guide, for ArviZ
@@ -60,7 +61,7 @@ from pyrovae.runs.versions import all_versions
 CONFIG, MANIFEST, CHECKPOINT = "config.yaml", "manifest.json", "checkpoint.safetensors"
 _NEW = ".new-"  # prefix of folders that are not yet in their place; mkdtemp adds eight letters
 WEIGHTS, METRICS, POSTERIOR = "weights.safetensors", "metrics.jsonl", "posterior.nc"
-EVALUATION, VALUES = "evaluation.json", "evaluation.csv"
+EVALUATION, VALUES, EPOCHS = "evaluation.json", "evaluation.csv", "epochs.safetensors"
 
 
 class Run:
@@ -299,7 +300,7 @@ class Run:
         """
         if (self.path / CHECKPOINT).exists():
             return False
-        for name in (METRICS, CONFIG, COLUMNS, MANIFEST):
+        for name in (METRICS, EPOCHS, CONFIG, COLUMNS, MANIFEST):
             (self.path / name).unlink(missing_ok=True)
         _remove_empty([self.path, *self._made])
         return True

@@ -84,6 +84,7 @@ def fit(
     resume: Mapping[str, Any] | None = None,
     commit: Callable[[dict[str, Any]], None] | None = None,
     should_stop: Callable[[], bool] | None = None,
+    on_start: Callable[[], object] | None = None,
     on_epoch: Callable[[dict[str, Any]], object] | None = None,
 ) -> History:
     """Train a model and a guide by stochastic variational inference.
@@ -155,6 +156,7 @@ def fit(
         commit: Function that receives the whole state, as tensors and plain values, after each epoch and before a stop.
         should_stop: Function that is called after each step and returns whether to commit and raise StoppedError.
             Several processes call it after every 20 steps, and GPU runs after each CUDA graph of 25 steps.
+        on_start: Function that is called once before the first step, like `on_epoch`; a resumed run does not call it.
         on_epoch: Function that is called after each epoch, on rank 0, with the epoch's numbers, a row of
             `History.rows`. The programs have the weights that were validated. Its random numbers and the modes it sets
             leave training alone. An epoch whose function raises an error is not committed; a resumed run repeats it.
@@ -226,12 +228,14 @@ def fit(
     )
     state = run.state
     with _progress(run, epochs, shown=progress) as shown, closing(run.stepper), _quiet():
+        if on_start is not None and run.first_step == (0, 0):
+            _call_apart(run, on_start)
         while state.history.stop_reason is None:
             _train_epoch(run, shown)
             with state.averaged():
                 _end_epoch(run, held_out)
-                if on_epoch is not None and run.workers.rank == 0:
-                    _call_on_epoch(run, on_epoch)
+                if on_epoch is not None:
+                    _call_apart(run, on_epoch, dict(state.history.rows[-1]))
             state.history.stop_reason = _stop_reason(state, epochs, patience)
             shown.note(_describe(state.history), at=f"epoch {state.epoch} of {epochs}")
             run.save()
@@ -415,13 +419,15 @@ def _end_epoch(run: _Run, held_out: HeldOut | None) -> None:
     )
 
 
-def _call_on_epoch(run: _Run, function: Callable[[dict[str, Any]], object]) -> None:
-    """Call the user's function with the row of the epoch, then restore random states and modes of modules."""
+def _call_apart(run: _Run, function: Callable[..., object], *args: Any) -> None:
+    """Call a function of the user on rank 0, then restore random states and modes of modules."""
+    if run.workers.rank > 0:
+        return
     before = generator_states(run.state.losses.device)
     modules = [part for program in (run.model, run.guide) for one in modules_of(program) for part in one.modules()]
     training = [module.training for module in modules]
     try:
-        function(dict(run.state.history.rows[-1]))
+        function(*args)
     finally:
         set_generator_states(before, run.state.losses.device)
         for module, mode in zip(modules, training, strict=True):

@@ -32,8 +32,8 @@ def test_a_run_killed_repeatedly_ends_as_an_uninterrupted_run(place, straight):
     committed = pyrovae.runs.Run(killed).committed()
     assert len(lines(killed / "metrics.jsonl")) == committed["epoch"]
     run("train", "--resume", killed, cwd=place)
-    assert (killed / "weights.safetensors").read_bytes() == (straight / "weights.safetensors").read_bytes()
-    assert (killed / "posterior.nc").read_bytes() == (straight / "posterior.nc").read_bytes()
+    for name in ("weights.safetensors", "posterior.nc", "epochs.safetensors"):
+        assert (killed / name).read_bytes() == (straight / name).read_bytes(), name
     assert len(lines(killed / "metrics.jsonl")) == 12
     assert {path.name for path in killed.iterdir()} == {path.name for path in straight.iterdir()}
     assert "finished" in run("train", "--resume", killed, cwd=place).stdout

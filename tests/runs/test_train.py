@@ -34,7 +34,8 @@ def test_the_run_folder_has_the_files_of_its_manifest_and_a_line_of_metrics_per_
     names = {path.name for path in straight.iterdir()}
     assert names == {
         "config.yaml", "manifest.json", "checkpoint.safetensors", "weights.safetensors", "metrics.jsonl",
-        "posterior.nc", "evaluation.json", "evaluation.csv", "training.png", "samples.png", "reconstructions.png",
+        "epochs.safetensors", "posterior.nc", "evaluation.json", "evaluation.csv", "training.png", "samples.png",
+        "reconstructions.png",
     }  # fmt: skip
     manifest = json.loads((straight / "manifest.json").read_text())
     assert manifest["status"] == "finished"

@@ -82,6 +82,29 @@ def test_an_epoch_whose_function_fails_is_not_committed():
     assert committed == [1]
 
 
+def test_the_start_is_told_once_with_the_initial_weights_and_not_when_resumed():
+    vae, x = problem()
+    initial, calls, committed = vae.model.likelihood.network.weight.detach().clone(), [], []
+
+    def look():
+        torch.rand(7)
+        vae.eval()
+        calls.append(vae.model.likelihood.network.weight.detach().clone())
+
+    options = {"elbo": Trace_ELBO(), "epochs": 3, "batch_size": 20, "validation": x[:10]}
+    history = fit(vae.model, vae.guide, x, **options, on_start=look, commit=committed.append)
+    plain, _, without = trained()
+    assert history["train_elbo"] == without["train_elbo"]
+    assert vae.model.likelihood.training
+    torch.testing.assert_close(
+        vae.model.likelihood.network.weight, plain.model.likelihood.network.weight, rtol=0, atol=0
+    )
+    (first,) = calls
+    assert torch.equal(first, initial)
+    fit(vae.model, vae.guide, x, **options, on_start=look, resume=committed[0])
+    assert len(calls) == 1
+
+
 class Writer:
     """Stand-in for TensorBoard's SummaryWriter, if it is not installed."""
 

@@ -10,6 +10,8 @@ from collections.abc import Iterator
 from xml.etree import ElementTree
 from xml.etree.ElementTree import Element
 
+from pyrovae.page.shorter import shorten
+
 _DEFINITIONS = re.compile(r"<defs>(.*?)</defs>", re.DOTALL)
 _DEFINED = re.compile(r'<(\w+) id="([^"]+)"(?:[^>]*/>|.*?</\1>)', re.DOTALL)
 _USED = re.compile(r'((?:href="|url\()#)([^")]+)')
@@ -27,8 +29,11 @@ def inline_svg(svg: bytes, label: str) -> str:
     root = ElementTree.fromstring(svg)
     for element in root.iter():
         _simplify(element)
+        shorten(element)
     _move_definitions(root)
+    _drop_defined(root)
     _share(root)
+    _flatten(root)
     size = root.get("viewBox", "")
     content = "".join(ElementTree.tostring(child, encoding="unicode").replace(" />", "/>") for child in root)
     return (
@@ -80,6 +85,27 @@ def _move_definitions(root: Element) -> None:
                 parent.remove(child)
                 defined.extend(part for part in child if "id" in part.attrib)
     root.insert(0, defined)
+
+
+def _drop_defined(root: Element) -> None:
+    """Leave out what a use says of its look if its definition says the same, which holds anyhow."""
+    definitions = {f"#{element.get('id')}": element for element in root.iter() if "id" in element.attrib}
+    for element in root.iter("use"):
+        defined = definitions.get(element.get("href", ""))
+        for name in _INHERITED:
+            if defined is not None and name in element.attrib and element.get(name) == defined.get(name):
+                del element.attrib[name]
+
+
+def _flatten(element: Element) -> None:
+    """Replace groups that say nothing by their parts."""
+    for child in list(element):
+        _flatten(child)
+        if child.tag == "g" and not child.attrib:
+            place = list(element).index(child)
+            element.remove(child)
+            for part in reversed(child):
+                element.insert(place, part)
 
 
 def _share(element: Element) -> None:

@@ -8,7 +8,7 @@ import html
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
-from pyrovae.page.blocks import Block, Command, Folded, Interactive, Items, Table, Words
+from pyrovae.page.blocks import Block, Command, Folded, Group, Interactive, Items, Pictures, Table, Words
 from pyrovae.page.checks import Check, Diagnosis
 from pyrovae.page.fit import Fit
 from pyrovae.page.pictures import PICTURES
@@ -107,20 +107,9 @@ def warnings(findings: Findings) -> Iterator[Block]:
     yield _Checks(sorted(checks, key=lambda check: {False: 0, None: 1, True: 2}[check.passed]))
 
 
-@dataclass(frozen=True)
-class _Pictures:
-    """Blocks in a grid."""
-
-    blocks: Sequence[Block]
-
-    def html(self) -> str:
-        inside = "\n".join(block.html() for block in self.blocks)
-        return f'<div class="pictures">{inside}</div>'
-
-
 def pictures(findings: Findings) -> Iterator[Block]:
     """Pictures."""
-    yield _Pictures([block for picture in PICTURES for block in _tried(picture, findings.fit)])
+    yield Pictures([block for picture in PICTURES for block in _tried(picture, findings.fit)])
 
 
 def explore(findings: Findings) -> Iterator[Block]:
@@ -144,8 +133,10 @@ def _explore(fit: Fit) -> Iterator[Block]:
 
 def diagnostics(findings: Findings) -> Iterator[Block]:
     """Diagnostics."""
-    for diagnostic in DIAGNOSTICS:
-        yield from _tried(diagnostic, findings.fit)
+    for title, parts in DIAGNOSTICS:
+        blocks = [block for part in parts for block in _tried(part, findings.fit)]
+        if blocks:
+            yield Group(title, blocks)
 
 
 def definitions(findings: Findings) -> Iterator[Block]:

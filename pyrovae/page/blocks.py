@@ -133,7 +133,7 @@ class Picture:
             source = f"data:image/png;base64,{base64.b64encode(grey_png(to_png(figure))).decode()}"
             image = f'<img src="{source}" alt="{html.escape(self.alt)}">'
         else:
-            image = inline_svg(to_svg(figure), self.alt)
+            image = inline_svg(to_svg(figure, paths=False), self.alt)
         if self.wide:  # scrolls in its own frame where the page is narrow
             image = (
                 f'<div class="scroll" tabindex="0" role="region" aria-label="{html.escape(self.title)}">{image}</div>'

@@ -30,11 +30,14 @@ def columns(fit: Fit) -> Iterator[Block]:
     names, kinds = fit.column_names, _kinds(fit)
     places = [d for d, kind in enumerate(kinds) if kind not in LEVELLED][:_COLUMNS]
     if places:
-        data, drawn = fit.x[:, places], fit.samples[:, places]
+        data, drawn = fit.x[:, places], fit.many_samples[:, places]
         named = None if names is None else [names[d] for d in places]
         off = _largest_shift(data, drawn)
         label = _name(fit, places[off[0]])
-        caption = f"Columns of {len(data):,} {fit.split} data beside draws of the model: median, quartiles, 5 to 95 %."
+        caption = (
+            f"Columns of {len(data):,} {fit.split} data beside {len(drawn):,} draws of the model: median, quartiles, "
+            "5 to 95 %."
+        )
         alt = f"The medians differ most in {label}, by {off[1]:.2f} standard deviations of the data."
         yield Picture("Columns", plot_columns(data, drawn, names=named), caption, alt)
     rows = [row for d, kind in enumerate(kinds) if kind in LEVELLED for row in _shares(fit, d)]
@@ -60,8 +63,8 @@ def rootograms(fit: Fit) -> Iterator[Block]:
         )
         of = _of_all(len(counts), _ROOTOGRAMS)
         caption = (
-            f"{_name(fit, d)}{of}: bars of the {len(x):,} data hang from what {len(drawn):,} draws of the model "
-            "expect, on a square-root scale. A bar that ends below 0 is a count more frequent than the model has it. "
+            f"Counts of {_name(fit, d)}{of}: bars of the {len(x):,} data hang from what {len(drawn):,} draws of the "
+            "model expect, on a square-root scale. A bar that ends below 0 is a count more frequent than the model has it. "
             "About 95 % of the bars end inside the grey steps if the model is right."
         )
         yield Picture("Rootogram", plot_rootogram(x, drawn, name=_name(fit, d)), caption, alt)
@@ -184,7 +187,8 @@ def _marginal_alt(fit: Fit, d: int, x: Tensor, drawn: Tensor) -> str:
     gap, middle = _gap(x, drawn), [float(values.double().median()) for values in (x, _seen(drawn))]
     return (
         f"The medians are {_text(fit, d, middle[0])} and {_text(fit, d, middle[1])}. The cumulative shares "
-        f"differ most at {_text(fit, d, gap.value)}: {gap.data:.0%} of the data lie at or below, {gap.draws:.0%} of the draws."
+        f"differ most at {_text(fit, d, gap.value)}: {gap.data:.0%} of the data lie at or below, "
+        f"{gap.draws:.0%} of the draws."
     )
 
 
@@ -262,7 +266,7 @@ def _largest_shift(data: Tensor, draws: Tensor) -> tuple[int, float]:
 def _shares(fit: Fit, d: int) -> list[list[str]]:
     assert fit.data.table is not None
     column, seen = fit.data.table.columns.data[d], _seen(fit.x[:, d])
-    drawn = fit.samples[:, d]
+    drawn = fit.many_samples[:, d]
 
     def share(values: Tensor, code: int) -> str:
         return f"{100 * float((values == code).double().mean()):.1f} %"

@@ -238,6 +238,6 @@ def _farthest(tests: Mapping[str, Uniformity], adjusted: Mapping[str, float]) ->
     off = sum(adjusted[each] <= 1 - tests[each].level for each in tests)
     return (
         f"{off} of {len(tests)} curves are not uniform. The farthest from 0 is {name}, "
-        f"{float(test.difference[place]):+.3f} at {float(test.points[place]):.2f}, where the band goes from {float(test.lower[place]):+.3f} to "
-        f"{float(test.upper[place]):+.3f}."
+        f"{float(test.difference[place]):+.3f} at {float(test.points[place]):.2f}, where the band goes from "
+        f"{float(test.lower[place]):+.3f} to {float(test.upper[place]):+.3f}."
     )

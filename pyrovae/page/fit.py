@@ -279,18 +279,9 @@ class Fit:
         places = torch.linspace(0, len(self.classes) - 1, min(_CHOSEN, len(self.classes))).round().long().tolist()
         return [int((self.labels == self.classes[place]).nonzero()[0]) for place in places]
 
-    def name_of(self, row: int) -> str:
-        """Name one of these data by its class, or by its row in the source if there are no classes."""
-        if self.labels is not None and len(self.classes) > 1:
-            return self.label_names[int(self.labels[row])]
-        return f"row {int(getattr(self.data, f'{self.split}_index')[row])}"
-
     @cached_property
     def ends(self) -> tuple[int, int]:
-        """Rows of two of these data: the first ones of two classes, or a datum and that with the farthest code.
-
-        With covariates both have the same ones if possible, since a way between them is decoded given one.
-        """
+        """Rows of two of these data: the first of two classes, or the farthest two, of equal covariates if any."""
         first = self.chosen[0]
         candidates = torch.ones(len(self.x), dtype=torch.bool)
         if self.data.covariates is not None:

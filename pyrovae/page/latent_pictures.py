@@ -145,7 +145,7 @@ def traversals(fit: Fit) -> Iterator[Block]:
     rows = f"the {len(found.names)} of {total} latents" if len(found.names) < total else "each latent"
     caption = (
         f"Means E[x|z] along {rows} with the largest KL divergence, which stands at the row, through the prior's "
-        f"quantiles. The others stay at the code of a datum ({fit.name_of(fit.chosen[0])})."
+        f"quantiles. The others stay at the code of a datum ({_name(fit, fit.chosen[0])})."
     ).replace("each latent with the largest KL divergence, which", "each latent, by falling KL divergence, which")
     caption += _lines(fit, found.means) + _given(fit, "this datum")
     yield Picture("Traversals", plot_traversals(found, fit.data.shape), caption, alt)
@@ -155,7 +155,7 @@ def posteriors(fit: Fit) -> Iterator[Block]:
     """Posteriors of single data."""
     if not _num_latents(fit) or len(fit.chosen) < 2:
         return
-    found, names = fit.latent_posteriors, [fit.name_of(row) for row in fit.chosen]
+    found, names = fit.latent_posteriors, [_name(fit, row) for row in fit.chosen]
     dims = fit.order[:_POSTERIOR_DIMS]
     width = (1 - found.contraction[:, dims]).clamp(min=0).sqrt()  # (N, dims), of the prior's
     said = []
@@ -167,10 +167,10 @@ def posteriors(fit: Fit) -> Iterator[Block]:
         f"The posterior is {' and '.join(said)}. {int(outside[:, dims].sum())} of {len(names) * len(dims)} medians lie "
         "outside the middle 90 % of the prior."
     )
-    what = "the first datum of each class" if fit.classes[1:] else "single data"
+    what = "the first of their classes" if fit.classes[1:] else "named by their rows in the source"
     caption = (
-        f"q(z|x) of {len(names)} {fit.split} data, {what} in the legend: thin from 5 to 95 %, thick the quartiles, a "
-        "mark at the median. Grey is the prior, in the same steps. Latents by falling KL divergence."
+        f"q(z|x) of {len(names)} {fit.split} data, {what}: thin from 5 to 95 %, thick the quartiles, a mark at the "
+        "median. Grey is the prior, in the same steps. Latents by falling KL divergence."
     )
     caption += f" {len(found.names) - len(dims)} latents are not shown." if len(found.names) > len(dims) else ""
     yield Picture("Posteriors of single data", plot_latent_posteriors(found, names=names, dims=dims), caption, alt)
@@ -180,7 +180,9 @@ def interpolation(fit: Fit) -> Iterator[Block]:
     """Way between two data."""
     if not _num_latents(fit) or not _drawable(fit):
         return
-    found, names = fit.interpolation, [fit.name_of(row) for row in fit.ends]
+    found, names = fit.interpolation, [_name(fit, row) for row in fit.ends]
+    if names[0] == names[1]:
+        names = [f"{name}, {_row(fit, row)}" for name, row in zip(names, fit.ends, strict=True)]
     middle = len(found.share) // 2
     means, log_p = found.means[0], found.log_prior[0]
     away = [(means[middle] - means[end]).square().mean().sqrt() for end in (0, -1)]
@@ -212,7 +214,7 @@ def redraws(fit: Fit) -> Iterator[Block]:
         "square)."
     )
     caption = (
-        f"A datum ({fit.name_of(fit.chosen[0])}), framed, and what the guide leaves open about it: means E[x|z] at "
+        f"A datum ({_name(fit, fit.chosen[0])}), framed, and what the guide leaves open about it: means E[x|z] at "
         "draws z of q(z|x)."
     )
     caption += _lines(fit, found.means)
@@ -222,13 +224,13 @@ def redraws(fit: Fit) -> Iterator[Block]:
 LATENT_PICTURES: tuple[Callable[[Fit], Iterator[Block]], ...] = (
     codes,
     components,
-    neighbours,
     decoded,
+    neighbours,
     grids_by_label,
     traversals,
-    posteriors,
     interpolation,
     redraws,
+    posteriors,
 )
 """Pictures of latent space in the order of the page."""
 
@@ -236,6 +238,17 @@ LATENT_PICTURES: tuple[Callable[[Fit], Iterator[Block]], ...] = (
 def _num_latents(fit: Fit) -> int:
     """Return the number of dimensions of the codes; 0 if there are no codes, which the picture of codes says."""
     return len(fit.codes.names) if fit.has_codes else 0
+
+
+def _name(fit: Fit, row: int) -> str:
+    """Name one of the data by its class, or by its row in the source if there are no classes."""
+    if fit.labels is None or len(fit.classes) < 2:
+        return _row(fit, row)
+    return fit.label_names[int(fit.labels[row])]
+
+
+def _row(fit: Fit, row: int) -> str:
+    return f"row {int(getattr(fit.data, f'{fit.split}_index')[row])}"
 
 
 def _drawable(fit: Fit) -> bool:

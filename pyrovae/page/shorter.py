@@ -12,16 +12,22 @@ _PARTS = re.compile(r"[A-Za-z]|[-+]?(?:\d+\.?\d*|\.\d+)(?:[eE][-+]?\d+)?")
 _SIZES = {"M": 2, "L": 2, "Q": 4, "C": 6}
 _MOVED = re.compile(r"translate\((-?[\d.]+)[ ,]+(-?[\d.]+)\)")
 _DOUBLED = re.compile(r"#([0-9a-f])\1([0-9a-f])\2([0-9a-f])\3")
-_LONG = re.compile(r"\d+\.\d{3,}")
+_UNTURNED = re.compile(r"rotate\(-?0(\.0*)?[ )].*")
+_SHIFT = re.compile(r"translate\([^)]*\)")
+_LONG = re.compile(r"-?\d+\.\d{2,}")
 
 
 def shorten(element: Element) -> None:
     """Write an element of a picture in fewer letters; it looks the same to a tenth of a point."""
+    if _UNTURNED.fullmatch(element.get("transform", "")):
+        del element.attrib["transform"]
     for name, value in list(element.attrib.items()):
         if name in ("fill", "stroke"):
             element.set(name, _DOUBLED.sub(r"#\1\2\3", value))
+        elif name in ("x", "y") and element.tag in ("text", "tspan", "use"):
+            element.set(name, _LONG.sub(_tenth, value))
         elif name == "transform":
-            element.set(name, _LONG.sub(lambda found: _number(float(found[0]), 3), value))
+            element.set(name, _SHIFT.sub(lambda shift: _LONG.sub(_tenth, shift[0]), value))
     if element.tag == "path" and "d" in element.attrib:
         element.set("d", short_path(element.attrib["d"]))
     moved = _MOVED.fullmatch(element.get("transform", "")) if element.tag == "use" else None
@@ -75,6 +81,10 @@ def _join(numbers: list[str], letter: str) -> str:
         glued = number.startswith("-") or (place == 0 and letter)
         text += number if glued else f" {number}"
     return text
+
+
+def _tenth(found: re.Match[str]) -> str:
+    return _number(float(found[0]), 1)
 
 
 def _number(value: float, digits: int) -> str:

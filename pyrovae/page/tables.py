@@ -164,7 +164,7 @@ def transform(fit: Fit) -> Iterator[Block]:
         "predictive distribution, z-scores of the mean of the PIT and of its spread."
     )
     yield Folded(
-        "Predictive distribution of each column (PIT)",
+        f"The {len(rows)} columns farthest from uniform, of {len(tests)}",
         [Table(caption, ["", "p", "predicted", "z of mean", "z of spread"], rows)],
     )
 
@@ -229,7 +229,7 @@ def worst_data(fit: Fit) -> Iterator[Block]:
         f"The worst of {len(found.khat)} data by k-hat of {found.num_particles:,} draws of the guide. "
         f"{found.num_unreliable} are above {found.limit:.2f}."
     )
-    yield Folded("Data that the guide approximates worst", [Table(caption, header, rows), *blocks])
+    yield Folded(f"The worst {len(rows)} data", [Table(caption, header, rows), *blocks])
 
 
 def _cells(fit: Fit, values: Tensor) -> list[str]:

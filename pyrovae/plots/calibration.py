@@ -99,7 +99,7 @@ def plot_pit(
     shown = sorted(tests, key=lambda name: (p_values[name], tests[name].p_value))[:num_curves]
     axes = _plot_differences({name: tests[name] for name in shown}, p_values, axes, "PIT value")
     if len(shown) < len(tests):
-        axes.set_title(f"the farthest {len(shown)} of {len(tests):,} columns", fontsize=10, loc="left")
+        axes.set_xlabel(f"PIT value ({len(shown)} of {len(tests):,} columns)")
     return axes
 
 

@@ -100,7 +100,8 @@ def plot_traversals(result: Traversals, shape: Sequence[int], axes: Axes | None 
         shape: Shape of one datum. (H, W), (1, H, W) and (3, H, W) are images, others lines over their columns.
         axes: Axes to draw in; None for new ones.
     """
-    rows = [f"{short_name(name)}\n{float(kl):.2f} nats" for name, kl in zip(result.names, result.kl, strict=True)]
+    said = ["KL unknown" if kl.isnan() else f"{float(kl):.2f} nats" for kl in result.kl]
+    rows = [f"{short_name(name)}\n{text}" for name, text in zip(result.names, said, strict=True)]
     columns = [f"{100 * float(level):.3g}" for level in result.levels]
     return _table(axes, result.means, shape, rows=rows, columns=columns, xlabel="quantile of the prior (%)")
 

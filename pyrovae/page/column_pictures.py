@@ -64,8 +64,8 @@ def rootograms(fit: Fit) -> Iterator[Block]:
         of = _of_all(len(counts), _ROOTOGRAMS)
         caption = (
             f"Counts of {_name(fit, d)}{of}: bars of the {len(x):,} data hang from what {len(drawn):,} draws of the "
-            "model expect, on a square-root scale. A bar that ends below 0 is a count more frequent than the model has it. "
-            "About 95 % of the bars end inside the grey steps if the model is right."
+            "model expect, on a square-root scale. A bar that ends below 0 is a count more frequent than the model "
+            "has it. About 95 % of the bars end inside the grey steps if the model is right."
         )
         yield Picture("Rootogram", plot_rootogram(x, drawn, name=_name(fit, d)), caption, alt)
 
@@ -78,9 +78,10 @@ def marginals(fit: Fit) -> Iterator[Block]:
     shown = [d for d, kind in enumerate(kinds) if fit.data.table is not None or kind != "count"]
     for d in _farthest(fit, shown, _MARGINALS):
         x, drawn, column = fit.x[:, d], fit.many_samples[:, d], _column(fit, d)
+        looks = ("grey bars", "red bars") if kinds[d] in LEVELLED else ("filled", "outlined")
         caption = (
             f"Shares of {_name(fit, d)}{_of_all(len(shown), _MARGINALS)} in {len(_seen(x)):,} observed {fit.split} "
-            f"data, filled, and in {len(drawn):,} draws of the model, outlined or below."
+            f"data, {looks[0]}, and in {len(drawn):,} draws of the model, {looks[1]}."
         )
         picture = plot_marginal(x, drawn, column=column)
         yield Picture("Distribution of a column", picture, caption, _marginal_alt(fit, d, _seen(x), drawn))

@@ -82,6 +82,7 @@ def neighbours(fit: Fit) -> Iterator[Block]:
         alt += f" The nearest neighbour of {100 * float(same.double().mean()):.0f} % of them has their own class."
     caption = f"Posterior means of {len(places):,} {fit.split} data in all dimensions. {found.caution}"
     picture = plot_tsne(found, labels=labels, names=fit.label_names)
+    picture.set_xlabel("")  # the caution, which is in the caption
     yield Folded("Codes by t-SNE, which is not a map", [Picture("Codes by t-SNE", picture, caption, alt)])
 
 

@@ -164,7 +164,9 @@ def plot_redraws(result: Redraws, shape: Sequence[int], axes: Axes | None = None
     cells = torch.cat([all_of_them, empty]).reshape(-1, columns, all_of_them.shape[1])
     rows = ["datum"] + [""] * (len(cells) - 1)
     axes = _table(axes, cells, shape, rows=rows, columns=[], xlabel=f"{len(result.means)} draws of q(z|x), decoded")
-    frame = Rectangle((0, len(cells) - 1), 1, 1, fill=False, edgecolor=COLOURS[2], linewidth=2.5, clip_on=False)
+    frame = Rectangle(
+        (0, len(cells) - 1), 1, 1, fill=False, edgecolor=COLOURS[2], linewidth=2.5, clip_on=False, zorder=4
+    )
     axes.add_patch(frame)
     return axes
 

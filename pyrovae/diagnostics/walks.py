@@ -95,8 +95,8 @@ def traverse(
         **kwargs: Keyword arguments of the model for one datum.
 
     Raises:
-        ValueError: If the levels are not ascending and symmetric about 0.5, or a walk leaves the support of a latent,
-            such as a simplex, or as `decode_means`.
+        ValueError: If the levels are not ascending and symmetric about 0.5, or as `decode_means`.
+        OutsideSupportError: If a walk leaves the support of a latent, such as a simplex.
     """
     steps = torch.tensor(levels, dtype=torch.float64)
     if (

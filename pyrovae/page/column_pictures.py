@@ -144,7 +144,7 @@ class _Gap(NamedTuple):
 
 def _gap(x: Tensor, drawn: Tensor) -> _Gap:
     x, drawn = (values.double().sort().values for values in (x, drawn))
-    places = x.unique()
+    places = torch.cat([x, drawn]).unique()
     shares = [torch.searchsorted(values, places, right=True).double() / len(values) for values in (x, drawn)]
     worst = int((shares[0] - shares[1]).abs().argmax())
     data, draws = float(shares[0][worst]), float(shares[1][worst])

@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterator
 import torch
 from torch import Tensor
 
-from pyrovae.diagnostics import decoded_grid
+from pyrovae.diagnostics import OutsideSupportError, decoded_grid
 from pyrovae.page.blocks import Block, Folded, Picture
 from pyrovae.page.fit import Fit
 from pyrovae.plots import (
@@ -135,7 +135,10 @@ def traversals(fit: Fit) -> Iterator[Block]:
     """Walks along single latents."""
     if not _num_latents(fit) or not _drawable(fit):
         return
-    found = fit.traversals
+    try:
+        found = fit.traversals
+    except OutsideSupportError:  # no latent of a simplex can move alone
+        return
     change = (found.means[:, -1] - found.means[:, 0]).abs().mean(-1)
     said = [
         f"{name}{f', with {kl:.2f} nats,' if kl == kl else ''} {size:.3g}"

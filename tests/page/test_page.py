@@ -13,7 +13,7 @@ import pytest
 from page_helpers import HOSTILE, make_fit, with_results
 
 from pyrovae.baselines import Comparison
-from pyrovae.page import CHECKS, Diagnosis, make_page
+from pyrovae.page import CHECKS, Diagnosis, make_page, sections
 from pyrovae.page import checks as checks_module
 from pyrovae.page.blocks import Interactive, Table, Words
 from pyrovae.training import History
@@ -96,6 +96,17 @@ def test_sections_come_in_order_and_the_verdict_first(page):
     assert "Not shown" not in page.text
     assert len(page.diagnosis["checks"]) == len(CHECKS)
     json.dumps(page.diagnosis)
+
+
+def test_a_reason_why_something_is_not_shown_stands_once():
+    def broken(fit):
+        """Some picture. Of something."""
+        raise ValueError("no latents")
+
+    reasons = set()
+    (words,) = sections._tried(broken, None, reasons)
+    assert words.text == "Not shown: Some picture (no latents)."
+    assert not sections._tried(broken, None, reasons)
 
 
 def test_blocks_escape_their_texts():

@@ -11,7 +11,7 @@ from page_helpers import small_network
 from scipy.stats import ks_2samp, spearmanr
 from sklearn.decomposition import PCA
 
-from pyrovae import BernoulliLikelihood, Blueprint, PoissonLikelihood, read_table
+from pyrovae import BernoulliLikelihood, Blueprint, Column, Columns, PoissonLikelihood, read_table
 from pyrovae.baselines import Comparison
 from pyrovae.data import Data
 from pyrovae.page import Fit
@@ -58,7 +58,8 @@ def table():
     rows = {f"a{k}": (z + rng.normal(size=200)).round(3).tolist() for k in range(5)}
     rows |= {"visits": rng.poisson(np.exp(1 + 0.4 * z)).tolist(), "sex": ["FM"[int(value > 0)] for value in z]}
     rows["a1"][3] = None
-    found = read_table(rows)
+    kinds = [Column(name, "real") for name in rows][:5]
+    found = read_table(rows, columns=Columns((*kinds, Column("visits", "count"), Column("sex", "binary"))))
     pyro.set_rng_seed(0)
     return fit_of(Blueprint.of(found, latent_dim=2).vae(), Data.of(found))
 

@@ -57,9 +57,9 @@ def rootograms(fit: Fit) -> Iterator[Block]:
         gap = _gap(x, drawn)
         zeros = [float((values == 0).double().mean()) for values in (x, drawn)]
         alt = (
-            f"The largest difference of the cumulative shares is {gap.size:.2f}: of the data {gap.data:.0%} are at "
-            f"most {gap.value:.3g}, of the draws {gap.draws:.0%}. Zeros: {zeros[0]:.1%} of the data, {zeros[1]:.1%} of "
-            "the draws."
+            f"The largest difference of the cumulative shares is {gap.size:.2f}: of the data {100 * gap.data:.0f} % are "
+            f"at most {gap.value:.3g}, of the draws {100 * gap.draws:.0f} %. Zeros: {100 * zeros[0]:.1f} % of the data, "
+            f"{100 * zeros[1]:.1f} % of the draws."
         )
         of = _of_all(len(counts), _ROOTOGRAMS)
         caption = (
@@ -182,14 +182,14 @@ def _marginal_alt(fit: Fit, d: int, x: Tensor, drawn: Tensor) -> str:
         shares = [_level_shares(fit, d, values) for values in (x, _seen(drawn))]
         worst = int((shares[0] - shares[1]).abs().argmax())
         return (
-            f"The share of {fit.levels[d][worst]} differs most: {float(shares[0][worst]):.1%} of the data, "
-            f"{float(shares[1][worst]):.1%} of the draws."
+            f"The share of {fit.levels[d][worst]} differs most: {100 * float(shares[0][worst]):.1f} % of the data, "
+            f"{100 * float(shares[1][worst]):.1f} % of the draws."
         )
     gap, middle = _gap(x, drawn), [float(values.double().median()) for values in (x, _seen(drawn))]
     return (
         f"The medians are {_text(fit, d, middle[0])} and {_text(fit, d, middle[1])}. The cumulative shares "
-        f"differ most at {_text(fit, d, gap.value)}: {gap.data:.0%} of the data lie at or below, "
-        f"{gap.draws:.0%} of the draws."
+        f"differ most at {_text(fit, d, gap.value)}: {100 * gap.data:.0f} % of the data lie at or below, "
+        f"{100 * gap.draws:.0f} % of the draws."
     )
 
 

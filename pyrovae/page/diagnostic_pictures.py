@@ -75,8 +75,8 @@ def typical_pictures(fit: Fit) -> Iterator[Block]:
     shares = torch.histc(u, _BARS, 0, 1) / len(u)
     worst = int((shares - 1 / _BARS).abs().argmax())
     alt = (
-        f"The bar farthest from {1 / _BARS:.0%} holds {float(shares[worst]):.0%} of the data, at ranks from "
-        f"{worst / _BARS:.2f} to {(worst + 1) / _BARS:.2f}; the mean rank is {float(u.mean()):.2f}."
+        f"The bar farthest from {100 / _BARS:.0f} % holds {100 * float(shares[worst]):.0f} % of the data, at ranks "
+        f"from {worst / _BARS:.2f} to {(worst + 1) / _BARS:.2f}; the mean rank is {float(u.mean()):.2f}."
     )
     caption = (
         f"Ranks of log p(x) of {len(u)} {fit.split} data among the model's own draws. Flat within the grey band if the "
@@ -87,7 +87,8 @@ def typical_pictures(fit: Fit) -> Iterator[Block]:
         ours, other = (float(values.nanmean()) for values in (one.log_p, one.foreign_log_p))
         alt = (
             f"log p(x) is {ours:.1f} nats on average for {fit.split} data and {other:.1f} for {name}; of the foreign "
-            f"data {_share_above(one.foreign_log_p, one.log_p):.0%} lie above the median of the {fit.split} data."
+            f"data {100 * _share_above(one.foreign_log_p, one.log_p):.0f} % lie above the median of the {fit.split} "
+            "data."
         )
         caption = f"Shares of log p(x) of {fit.split} data and of {name}, both by as many draws of the guide. "
         caption += "The AUC is the probability that the datum has the larger one."
@@ -112,8 +113,8 @@ def latent_pictures(fit: Fit) -> Iterator[Block]:
         share = collapse.share[int((collapse.epsilon - _COLLAPSED).abs().argmin())]
         most, least = max(known, key=lambda j: float(share[j])), min(known, key=lambda j: float(share[j]))
         alt = (
-            f"At {_COLLAPSED:g} nats the shares run from {float(share[least]):.0%} ({collapse.labels[least]}) to "
-            f"{float(share[most]):.0%} ({collapse.labels[most]})."
+            f"At {_COLLAPSED:g} nats the shares run from {100 * float(share[least]):.0f} % ({collapse.labels[least]}) "
+            f"to {100 * float(share[most]):.0f} % ({collapse.labels[most]})."
         )
         caption = (
             "Share of data whose KL divergence in a dimension is below epsilon. A dimension has collapsed if its curve "

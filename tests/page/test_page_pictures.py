@@ -143,7 +143,7 @@ def test_counts_have_rootograms_with_the_shares_of_zeros():
     for picture in found["Rootogram"]:
         d = int(re.search(r"column (\d)", picture.caption)[1])
         zeros = 100 * float((made.x[:, d] == 0).double().mean())
-        assert f"Zeros: {zeros:.1f}% of the data" in picture.alt
+        assert f"Zeros: {zeros:.1f} % of the data" in picture.alt
 
 
 def test_tables_have_distributions_pairs_and_a_folded_picture_of_all_columns():

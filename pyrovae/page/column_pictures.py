@@ -57,8 +57,8 @@ def rootograms(fit: Fit) -> Iterator[Block]:
         gap = _gap(x, drawn)
         zeros = [float((values == 0).double().mean()) for values in (x, drawn)]
         alt = (
-            f"The largest difference of the cumulative shares is {gap.size:.2f}: of the data {100 * gap.data:.0f} % are "
-            f"at most {gap.value:.3g}, of the draws {100 * gap.draws:.0f} %. Zeros: {100 * zeros[0]:.1f} % of the data, "
+            f"The cumulative shares differ most, by {gap.size:.2f}, at {gap.value:.3g}: {100 * gap.data:.0f} % of the "
+            f"data are at most that, {100 * gap.draws:.0f} % of the draws. Zeros: {100 * zeros[0]:.1f} % of the data, "
             f"{100 * zeros[1]:.1f} % of the draws."
         )
         of = _of_all(len(counts), _ROOTOGRAMS)

@@ -42,6 +42,7 @@ from pyrovae.diagnostics.latent_posteriors import LatentPosteriors, latent_poste
 from pyrovae.diagnostics.nuts import ESS_LIMIT, RHAT_LIMIT, NutsCheck, nuts_check
 from pyrovae.diagnostics.pca import PCAAlignment, decoded_axes, pca_alignment
 from pyrovae.diagnostics.pit import PIT, pit
+from pyrovae.diagnostics.places import OutsideSupportError
 from pyrovae.diagnostics.predictive import PredictiveCheck, check_predictive, tail_probabilities
 from pyrovae.diagnostics.projections import TSNE_CAUTION, CodesPCA, CodesTSNE, pca_codes, tsne_codes
 from pyrovae.diagnostics.replicates import replicate
@@ -100,6 +101,7 @@ __all__ = [
     "LabelGrids",
     "LatentPosteriors",
     "NutsCheck",
+    "OutsideSupportError",
     "PCAAlignment",
     "PredictiveCheck",
     "Redraws",

@@ -23,6 +23,10 @@ from pyrovae.diagnostics.draws import flat, site_entries
 _ALIKE = 1e-5  # relative difference of the scales of an isotropic normal
 
 
+class OutsideSupportError(ValueError):
+    """A place lies outside the support of a latent, such as a simplex."""
+
+
 class LatentSpace:
     """Latent space of a model, given the arguments of one datum.
 
@@ -97,14 +101,14 @@ class LatentSpace:
         """Compute E[x|z] at places with shape (M, J); the result has shape (M, D).
 
         Raises:
-            ValueError: If a place lies outside the support of a latent.
+            OutsideSupportError: If a place lies outside the support of a latent.
         """
         with torch.no_grad():
             trace = self.trace(z)
             for name in self.sites:
                 site = trace.latents[name]
                 if not bool(site.fn.support.check(site.raw_value).all()):
-                    raise ValueError(
+                    raise OutsideSupportError(
                         f"a place lies outside the support of site {name!r}, {site.fn.support}; choose places inside, "
                         "such as draws or points between data"
                     )

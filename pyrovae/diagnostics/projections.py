@@ -4,6 +4,7 @@ from typing import NamedTuple
 
 import torch
 from sklearn.manifold import TSNE
+from threadpoolctl import threadpool_limits
 from torch import Tensor
 
 from pyrovae.densities import isolated_rng
@@ -95,7 +96,7 @@ def tsne_codes(codes: Codes, *, perplexity: float = 30.0, max_data: int = 1000, 
         codes: Codes of N data.
         perplexity: Perplexity, below N.
         max_data: Largest number of data, the first ones.
-        seed: Random seed.
+        seed: Random seed. Equal seeds give equal places, whatever the number of threads.
 
     Raises:
         ValueError: If perplexity is not positive and below the number of data.
@@ -103,7 +104,7 @@ def tsne_codes(codes: Codes, *, perplexity: float = 30.0, max_data: int = 1000, 
     z = codes.mean[:max_data]
     if not 0 < perplexity < len(z):
         raise ValueError(f"perplexity must be positive and below the number of data, {len(z)}, got {perplexity}")
-    with isolated_rng(seed):
+    with isolated_rng(seed), threadpool_limits(1):  # several threads sum in an order that varies
         method = TSNE(perplexity=perplexity, init="pca" if z.shape[1] > 1 else "random", random_state=seed)
         places = torch.from_numpy(method.fit_transform(z.numpy())).double()
     return CodesTSNE(places, perplexity, float(method.kl_divergence_), TSNE_CAUTION)

@@ -41,7 +41,7 @@ class Traversals(NamedTuple):
 
 
 def by_kl(codes: Codes, kl: KLByDimension) -> list[int]:
-    """Order the dimensions of codes by falling mean KL divergence. Dimensions without a known one come last.
+    """Order the dimensions of codes by falling mean KL divergence; those of which it is unknown come last, by activity.
 
     Args:
         codes: Codes of data.
@@ -51,9 +51,11 @@ def by_kl(codes: Codes, kl: KLByDimension) -> list[int]:
         ValueError: If no dimension of the codes is among those of kl.
     """
     found, _ = _kl_of(codes, kl)
-    if bool(found.isnan().all()):
+    if not set(kl.labels) & set(codes.names):
         raise ValueError(f"kl has dimensions {list(kl.labels)}, codes have {list(codes.names)}; use those of one model")
-    return found.nan_to_num(-math.inf).sort(descending=True, stable=True).indices.tolist()
+    by_activity = torch.tensor(codes.order)
+    values = found[by_activity].nan_to_num(-math.inf)
+    return by_activity[values.sort(descending=True, stable=True).indices].tolist()
 
 
 def _kl_of(codes: Codes, kl: KLByDimension) -> tuple[Tensor, Tensor]:
@@ -93,8 +95,8 @@ def traverse(
         **kwargs: Keyword arguments of the model for one datum.
 
     Raises:
-        ValueError: If the levels are not ascending and symmetric about 0.5, or a walk leaves the support of a latent,
-            such as a simplex, or as `decode_means`.
+        ValueError: If the levels are not ascending and symmetric about 0.5, or as `decode_means`.
+        OutsideSupportError: If a walk leaves the support of a latent, such as a simplex.
     """
     steps = torch.tensor(levels, dtype=torch.float64)
     if (

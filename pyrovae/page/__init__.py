@@ -1,6 +1,6 @@
 """One page about a fit, as a single HTML file: a verdict, the numbers with their errors, checks, pictures.
 
-fit: `Fit`, a trained model with what is known of it.
+fit, about: `Fit`, a trained model with what is known of it.
 check, checks, diagnostic_checks: `Check` and `Diagnosis`, one function per check.
 sections, tables, pictures, epoch_pictures: what the page shows, one function each.
 plane, live, packed: its interactive part.

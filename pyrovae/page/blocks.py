@@ -14,6 +14,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from pyrovae.page.inline import inline_svg
+from pyrovae.page.shorter import grey_png
 from pyrovae.plots import figure_of, to_png, to_svg
 
 
@@ -131,14 +132,35 @@ class Picture:
         """Return the block as HTML."""
         figure = self.image if isinstance(self.image, Figure) else figure_of(self.image)
         if self.pixels:
-            source = f"data:image/png;base64,{base64.b64encode(to_png(figure, small=self.small)).decode()}"
+            png = to_png(figure, small=self.small)
+            source = f"data:image/png;base64,{base64.b64encode(png if self.small else grey_png(png)).decode()}"
             image = f'<img src="{source}" alt="{html.escape(self.alt)}">'
         else:
-            image = inline_svg(to_svg(figure), self.alt)
+            image = inline_svg(to_svg(figure, paths=False), self.alt)
+        if self.wide:  # scrolls in its own frame where the page is narrow
+            image = (
+                f'<div class="scroll" tabindex="0" role="region" aria-label="{html.escape(self.title)}">{image}</div>'
+            )
         return (
             f"<figure{_class('wide' if self.wide else '')}>{image}"
             f"<figcaption><strong>{html.escape(self.title)}.</strong> {html.escape(self.caption)}</figcaption></figure>"
         )
+
+
+@dataclass(frozen=True)
+class Pictures:
+    """Pictures side by side, as many as the page is wide.
+
+    Attributes:
+        blocks: Pictures, and words between them.
+    """
+
+    blocks: Sequence[Block]
+
+    def html(self) -> str:
+        """Return the block as HTML."""
+        inside = "\n".join(block.html() for block in self.blocks)
+        return f'<div class="pictures">{inside}</div>'
 
 
 @dataclass(frozen=True)

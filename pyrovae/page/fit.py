@@ -21,12 +21,20 @@ from pyrovae.diagnostics import (
     PIT,
     Calibration,
     Codes,
+    CodesPCA,
+    CodesTSNE,
     Collapse,
     Entropies,
     ForeignData,
     Information,
+    Interpolation,
     KhatMap,
+    KLByDimension,
+    LabelGrids,
+    LatentPosteriors,
     PredictiveCheck,
+    Redraws,
+    Traversals,
     Typicality,
     WeightedCalibration,
     check_predictive,
@@ -36,15 +44,24 @@ from pyrovae.diagnostics import (
     entropies,
     foreign_data,
     information,
+    interpolate,
     khat_map,
+    kl_by_dimension,
+    label_grids,
+    latent_posteriors,
     noise_like,
+    pca_codes,
     pit,
+    redraw,
     sbc,
     shuffled_columns,
+    traverse,
+    tsne_codes,
     typicality,
     weighted_sbc,
 )
 from pyrovae.evidence import GuideProposal, Refinement, refine
+from pyrovae.page.about import about_run, read_history
 from pyrovae.plots import is_image, prior_samples
 from pyrovae.runs import Run, Snapshots, read_snapshots
 from pyrovae.stats import LogMarginal
@@ -61,6 +78,12 @@ _PIT_PARTICLES = 200
 _PIT_ENTRIES = 100  # of an image, from which its pixels are not tested one by one
 _LOG_P_PARTICLES = 100  # of the guide, for test and foreign data alike
 _KHAT_PARTICLES = 1000
+_CHOSEN = 6  # data whose posteriors are shown
+_TRAVERSED = 6  # dimensions
+_REDRAWS = 15
+_LABELS = 10  # with a decoded grid each
+_TSNE, _PERPLEXITY = 500, 30.0
+_DRAWN, _DRAWN_NUMBERS = 10_000, 2_000_000  # draws from the model and numbers in them, at most
 LEVEL = 0.99  # of the tests of the checks
 
 
@@ -134,7 +157,7 @@ class Fit:
             values=values["log_marginal"],
             errors=values["std_error"],
             baselines=baselines,
-            about=_about(run, config, data),
+            about=about_run(run, config, data),
             command=f"python scripts/train.py --config {run.path}/config.yaml",
             planned=config.epochs,
             seed=seed,
@@ -152,8 +175,9 @@ class Fit:
         """Number of data of the evaluation."""
         return len(self.values)
 
-    def arguments(self, rows: slice | Tensor) -> tuple[tuple[Tensor], dict[str, Any]]:
+    def arguments(self, rows: slice | Tensor | Sequence[int]) -> tuple[tuple[Tensor], dict[str, Any]]:
         """Return the programs' arguments for some data of the evaluation's split."""
+        rows = rows if isinstance(rows, slice | Tensor) else torch.tensor(rows)
         first = next(iter(self.vae.parameters()), None)
         device = "cpu" if first is None else first.device
         args, kwargs = take((getattr(self.data, self.split),), self.data.conditions(self.split), rows)
@@ -223,10 +247,67 @@ class Fit:
         return encode_codes(self.vae.model, self.vae.guide, *args, seed=self.seed, **kwargs)
 
     @cached_property
+    def has_codes(self) -> bool:
+        """Whether the model has real latents, and so codes."""
+        try:
+            return len(self.codes.names) > 0
+        except ValueError:
+            return False
+
+    @cached_property
     def samples(self) -> Tensor:
         """Draws from the model, as many as there are data, with shape (N, D)."""
         (x,), kwargs = self.arguments(slice(0, len(self.x)))
         return prior_samples(self.vae.model, x, seed=self.seed, **kwargs)[0].cpu()
+
+    @cached_property
+    def many_samples(self) -> Tensor:
+        """Up to 10,000 draws from the model, with shape (M, D), those of `samples` if data are large."""
+        size = min(_DRAWN, _DRAWN_NUMBERS // self.x.shape[1])
+        if size <= len(self.x):
+            return self.samples
+        (x,), kwargs = self.arguments(torch.arange(size) % len(self.x))
+        return prior_samples(self.vae.model, x, seed=self.seed, **kwargs)[0].cpu()
+
+    @cached_property
+    def classes(self) -> list[int]:
+        """Classes that occur in these data, ascending."""
+        return [] if self.labels is None else [int(label) for label in self.labels.unique().tolist() if label >= 0]
+
+    @cached_property
+    def chosen(self) -> list[int]:
+        """Rows of up to 6 of these data: the first ones of their classes, or evenly spread if there are no classes."""
+        if self.labels is None or len(self.classes) < 2:
+            return torch.linspace(0, len(self.x) - 1, min(_CHOSEN, len(self.x))).round().long().tolist()
+        places = torch.linspace(0, len(self.classes) - 1, min(_CHOSEN, len(self.classes))).round().long().tolist()
+        return [int((self.labels == self.classes[place]).nonzero()[0]) for place in places]
+
+    @cached_property
+    def ends(self) -> tuple[int, int]:
+        """Rows of two of these data: the first of two classes, or the farthest two, of equal covariates if any."""
+        first = self.chosen[0]
+        candidates = torch.ones(len(self.x), dtype=torch.bool)
+        if self.data.covariates is not None:
+            given = self.data.covariates[self.split][: len(self.x)]
+            same = (given == given[first]).all(1)
+            candidates = same if int(same.sum()) > 1 else candidates
+        elif self.labels is not None and len(self.classes) > 1:
+            return first, int((self.labels == self.classes[1]).nonzero()[0])
+        scaled = self.codes.mean / self.codes.prior.std(0)
+        return first, int((scaled - scaled[first]).norm(dim=1).where(candidates, torch.tensor(-1.0)).argmax())
+
+    @cached_property
+    def label_covariates(self) -> tuple[str, ...]:
+        """Names of the classes that the covariates tell one-hot; () if they tell something else."""
+        if self.data.covariates is None:
+            return ()
+        given = self.data.covariates[self.split]
+        size = given.shape[1]
+        if size < 2 or not bool(((given == 0) | (given == 1)).all() and (given.sum(1) == 1).all()):
+            return ()
+        labels = None if self.data.labels is None else self.data.labels[self.split]
+        named = labels is not None and size == len(self.label_names) and bool((given.argmax(1) == labels).all())
+        return tuple(self.label_names) if named else tuple(f"class {c}" for c in range(size))
 
     def rows(self, count: int) -> Tensor:
         """Return at most `count` row numbers, evenly spread over the split."""
@@ -238,9 +319,15 @@ class Fit:
         return LogMarginal(self.values[rows], self.errors[rows], unknown, unknown)
 
     @cached_property
+    def kl_by_dimension(self) -> KLByDimension:
+        """KL divergence of the guide from the prior by dimension, over at most 500 data."""
+        args, kwargs = self.arguments(self.rows(_SOME))
+        return kl_by_dimension(self.vae.model, self.vae.guide, *args, seed=self.seed, **kwargs)
+
+    @cached_property
     def kl(self) -> Tensor:
         """KL divergence of each dimension of the codes in nats, with shape (J,), NaN if unknown (`kl_by_dimension`)."""
-        found = dict(zip(self.entropies.labels, self.entropies.kl.tolist(), strict=True))
+        found = dict(zip(self.kl_by_dimension.labels, self.kl_by_dimension.mean.tolist(), strict=True))
         return torch.tensor([found.get(name, math.nan) for name in self.codes.names], dtype=torch.float64)
 
     @cached_property
@@ -251,6 +338,59 @@ class Fit:
         except ValueError:
             return self.codes.order
         return self.codes.order if bool(kl.isnan().any()) else kl.sort(descending=True, stable=True).indices.tolist()
+
+    @cached_property
+    def latent_posteriors(self) -> LatentPosteriors:
+        """Posteriors of the chosen data."""
+        args, kwargs = self.arguments(self.chosen)
+        return latent_posteriors(self.vae.model, self.vae.guide, *args, seed=self.seed, **kwargs)
+
+    @cached_property
+    def traversals(self) -> Traversals:
+        """Walks along up to 6 dimensions from the code of the first chosen datum."""
+        args, kwargs = self.arguments(self.chosen[:1])
+        options: dict[str, Any] = {"codes": self.codes, "kl": self.kl_by_dimension, "base": self.chosen[0]}
+        return traverse(self.vae.model, *args, **options, num_dims=_TRAVERSED, seed=self.seed, **kwargs)
+
+    @cached_property
+    def interpolation(self) -> Interpolation:
+        """Ways between the codes of the two data `ends`."""
+        args, kwargs = self.arguments(self.ends[:1])
+        ends = self.codes.mean[list(self.ends)]
+        return interpolate(self.vae.model, *args, codes=self.codes, ends=ends, seed=self.seed, **kwargs)
+
+    @cached_property
+    def redraws(self) -> Redraws:
+        """15 draws of the code of the first chosen datum, decoded."""
+        args, kwargs = self.arguments(self.chosen[:1])
+        options: dict[str, Any] = {"codes": self.codes, "num_draws": _REDRAWS, "seed": self.seed}
+        return redraw(self.vae.model, self.vae.guide, *args, **options, **kwargs)
+
+    @cached_property
+    def label_grids(self) -> LabelGrids:
+        """Decoded grids of up to 10 classes that the covariates tell, in the two dimensions of largest divergence."""
+        names = self.label_covariates[:_LABELS]
+        args, kwargs = self.arguments([0])
+        rows = torch.eye(len(self.label_covariates))[: len(names)].to(kwargs["covariates"])
+        options: dict[str, Any] = {"codes": self.codes, "dims": self.dims, "label_covariates": rows, "labels": names}
+        return label_grids(self.vae.model, *args, **options, seed=self.seed, **kwargs)
+
+    @cached_property
+    def dims(self) -> tuple[int, int]:
+        """Both dimensions of a 2-D latent, else the two with the largest KL divergence."""
+        first, second = (0, 1) if len(self.codes.names) == 2 else self.order[:2]
+        return first, second
+
+    @cached_property
+    def pca(self) -> CodesPCA:
+        """Codes by the principal components of their means."""
+        return pca_codes(self.codes)
+
+    @cached_property
+    def tsne(self) -> CodesTSNE:
+        """t-SNE of the codes of at most 500 data."""
+        size = min(_TSNE, len(self.x))
+        return tsne_codes(self.codes, perplexity=min(_PERPLEXITY, (size - 1) / 3), max_data=size, seed=self.seed)
 
     @cached_property
     def entropies(self) -> Entropies:
@@ -338,6 +478,12 @@ class Fit:
         return khat_map(self.vae.model, self.vae.guide, *args, **options, **kwargs)
 
     @cached_property
+    def khat_codes(self) -> Codes:
+        """Codes of the data of `khat_map`."""
+        args, kwargs = self.arguments(self.rows(_FEW))
+        return encode_codes(self.vae.model, self.vae.guide, *args, seed=self.seed, **kwargs)
+
+    @cached_property
     def refined(self) -> Refinement:
         """Gaps of the guide for at most 40 data, evenly spread over the split."""
         rows = self.rows(_REFINED)
@@ -351,34 +497,3 @@ class Fit:
             return refine(
                 self.vae.model, self.vae.guide, *args, log_p=log_p, num_particles=400, steps=_REFINE_STEPS, **kwargs
             )
-
-
-def read_history(run: Run) -> History:
-    """Read the history of a finished run from its metrics. The best epoch is that of the best validation objective."""
-    rows = run.metrics()
-    best = len(rows)
-    known = [(row["validation_objective"], -row["epoch"]) for row in rows if row["validation_objective"] is not None]
-    if known:
-        best = -max(known)[1]
-    return History(rows, best)
-
-
-def _about(run: Run, config: Namespace, data: Data) -> list[tuple[str, str]]:
-    """Describe a run in pairs of a name and a value."""
-    about = run.manifest["data"]
-    parts = [
-        (kind, str(config[kind].class_path).rpartition(".")[2])
-        for kind in ("program", "prior", "likelihood", "encoder", "network", "elbo", "kl_weight", "optimizer")
-        if config.get(kind) is not None and hasattr(config[kind], "class_path")
-    ]
-    sizes = ", ".join(f"{about[f'num_{split}']:,} {split}" for split in ("train", "validation", "test"))
-    shape = " x ".join(map(str, about["shape"]))
-    return [
-        ("data", f"{about['name']}: {sizes}; {shape} numbers each, {about.get('num_covariates', 0)} covariates"),
-        ("binarisation", about["binarize"]),
-        ("latents", f"{config.latent_dim}"),
-        *parts,
-        ("epochs", f"{config.epochs} at most, batches of {config.batch_size}"),
-        ("seed", f"{config.seed}"),
-        ("versions", ", ".join(f"{name} {version}" for name, version in sorted(run.manifest["versions"].items()))),
-    ]

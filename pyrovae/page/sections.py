@@ -8,7 +8,7 @@ import html
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
-from pyrovae.page.blocks import Block, Command, Folded, Interactive, Items, Table, Words
+from pyrovae.page.blocks import Block, Command, Folded, Group, Interactive, Items, Pictures, Table, Words
 from pyrovae.page.checks import Check, Diagnosis
 from pyrovae.page.fit import Fit
 from pyrovae.page.pictures import PICTURES
@@ -107,25 +107,15 @@ def warnings(findings: Findings) -> Iterator[Block]:
     yield _Checks(sorted(checks, key=lambda check: {False: 0, None: 1, True: 2}[check.passed]))
 
 
-@dataclass(frozen=True)
-class _Pictures:
-    """Blocks in a grid."""
-
-    blocks: Sequence[Block]
-
-    def html(self) -> str:
-        inside = "\n".join(block.html() for block in self.blocks)
-        return f'<div class="pictures">{inside}</div>'
-
-
 def pictures(findings: Findings) -> Iterator[Block]:
     """Pictures."""
-    yield _Pictures([block for picture in PICTURES for block in _tried(picture, findings.fit)])
+    reasons: set[str] = set()
+    yield Pictures([block for picture in PICTURES for block in _tried(picture, findings.fit, reasons)])
 
 
 def explore(findings: Findings) -> Iterator[Block]:
     """Latent space, to explore."""
-    yield from _tried(_explore, findings.fit)
+    yield from _tried(_explore, findings.fit, set())
 
 
 def _explore(fit: Fit) -> Iterator[Block]:
@@ -144,8 +134,11 @@ def _explore(fit: Fit) -> Iterator[Block]:
 
 def diagnostics(findings: Findings) -> Iterator[Block]:
     """Diagnostics."""
-    for diagnostic in DIAGNOSTICS:
-        yield from _tried(diagnostic, findings.fit)
+    reasons: set[str] = set()
+    for title, parts in DIAGNOSTICS:
+        blocks = [block for part in parts for block in _tried(part, findings.fit, reasons)]
+        if blocks:
+            yield Group(title, blocks)
 
 
 def definitions(findings: Findings) -> Iterator[Block]:
@@ -215,15 +208,18 @@ SECTIONS: tuple[Callable[[Findings], Iterator[Block]], ...] = (
 """Sections in the order of the page."""
 
 
-def _tried(make: Callable[[Fit], Iterator[Block]], fit: Fit) -> list[Block]:
-    """Make blocks; if that fails, say why in their place."""
+def _tried(make: Callable[[Fit], Iterator[Block]], fit: Fit, reasons: set[str]) -> list[Block]:
+    """Make blocks; if that fails, say why in their place, unless the same reason was given before."""
     try:
         return list(make(fit))
     except Exception as error:  # programs of the user may raise anything
         if out_of_memory(error):
             raise
-        name = (make.__doc__ or make.__name__).split(".")[0].strip()
-        return [Words(f"Not shown: {name} ({describe(error)}).")]
+        name, reason = (make.__doc__ or make.__name__).split(".")[0].strip(), describe(error)
+        if reason in reasons:
+            return []
+        reasons.add(reason)
+        return [Words(f"Not shown: {name} ({reason}).")]
 
 
 def _number(value: float | None, digits: int = 2) -> str:

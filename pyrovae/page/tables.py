@@ -1,7 +1,7 @@
 """Diagnostics of the page, in its order: tables and words.
 
-To add a diagnostic, write a function from a `Fit` to blocks, whose docstring begins with its title, and add it to
-`DIAGNOSTICS`.
+To add a diagnostic, write a function from a `Fit` to blocks, and add it to `DIAGNOSTICS` with its title. Pictures of
+diagnostics are in diagnostic_pictures.py.
 """
 
 import math
@@ -12,6 +12,16 @@ from torch import Tensor
 
 from pyrovae.page.blocks import Block, Folded, Picture, Table, Words
 from pyrovae.page.diagnostic_checks import pit_tests
+from pyrovae.page.diagnostic_pictures import (
+    MOST_PIXELS,
+    aggregate_picture,
+    calibration_pictures,
+    khat_pictures,
+    latent_pictures,
+    predictive_picture,
+    transform_picture,
+    typical_pictures,
+)
 from pyrovae.page.fit import Fit
 from pyrovae.plots import is_image, plot_grids
 from pyrovae.stats import mean_and_std_error
@@ -142,7 +152,7 @@ def predictive(fit: Fit) -> Iterator[Block]:
 
 def transform(fit: Fit) -> Iterator[Block]:
     """Randomised PIT of columns."""
-    if is_image(fit.data.shape) and fit.x.shape[1] > 100:
+    if is_image(fit.data.shape) and fit.x.shape[1] > MOST_PIXELS:
         return
     tests = pit_tests(fit)
     rows = [
@@ -154,7 +164,7 @@ def transform(fit: Fit) -> Iterator[Block]:
         "predictive distribution, z-scores of the mean of the PIT and of its spread."
     )
     yield Folded(
-        "Predictive distribution of each column (PIT)",
+        f"The {len(rows)} columns farthest from uniform, of {len(tests)}",
         [Table(caption, ["", "p", "predicted", "z of mean", "z of spread"], rows)],
     )
 
@@ -219,7 +229,7 @@ def worst_data(fit: Fit) -> Iterator[Block]:
         f"The worst of {len(found.khat)} data by k-hat of {found.num_particles:,} draws of the guide. "
         f"{found.num_unreliable} are above {found.limit:.2f}."
     )
-    yield Folded("Data that the guide approximates worst", [Table(caption, header, rows), *blocks])
+    yield Folded(f"The worst {len(rows)} data", [Table(caption, header, rows), *blocks])
 
 
 def _cells(fit: Fit, values: Tensor) -> list[str]:
@@ -231,18 +241,19 @@ def _cells(fit: Fit, values: Tensor) -> list[str]:
     return found
 
 
-DIAGNOSTICS: tuple[Callable[[Fit], Iterator[Block]], ...] = (
-    predictive,
-    transform,
-    typical,
-    latents,
-    aggregate,
-    bits,
-    calibration,
-    gaps,
-    worst_data,
+Diagnostic = tuple[str, tuple[Callable[[Fit], Iterator[Block]], ...]]
+
+DIAGNOSTICS: tuple[Diagnostic, ...] = (
+    ("Predictive checks", (predictive, predictive_picture)),
+    ("Predictive distribution of each column (PIT)", (transform, transform_picture)),
+    ("Typicality and foreign data", (typical, typical_pictures)),
+    ("Latent dimensions", (latents, latent_pictures)),
+    ("Information and the aggregate posterior", (aggregate, bits, aggregate_picture)),
+    ("Calibration of the guide and of the weights (SBC)", (calibration, calibration_pictures)),
+    ("Gaps of the guide", (gaps,)),
+    ("Data that the guide approximates worst", (worst_data, khat_pictures)),
 )
-"""Diagnostics in their order: functions from a `Fit` to blocks."""
+"""Diagnostics in their order: a title, and functions from a `Fit` to blocks."""
 
 
 def _folded(table: Table) -> Iterator[Block]:

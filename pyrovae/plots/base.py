@@ -20,6 +20,7 @@ COLOURS = (
 _PLACES, _DECIMALS = re.compile(rb' (?:d|x|y)="[^"]*"'), re.compile(rb"(\.\d\d)\d+")
 _BETWEEN = re.compile(rb">(?:\s|<!--[^>]*-->)+<")
 _SMALL_DPI = 100
+MOST_MARKS = 400  # of an SVG, from which pixels take less room
 WIDTH = 4.4  # inches: letters of 10 points stay readable on a page of 360 pixels
 
 
@@ -94,15 +95,16 @@ def _palette() -> Image.Image:
     return image
 
 
-def to_svg(figure: Figure, *, dpi: int = 96) -> bytes:
-    """Render a figure as SVG, with equal bytes for equal figures, letters as paths, points as pixels.
+def to_svg(figure: Figure, *, dpi: int = 96, paths: bool = True) -> bytes:
+    """Render a figure as SVG, with equal bytes for equal figures, letters as paths or as text, points as pixels.
 
+    Text is shorter by far, and is drawn in a font of the reader. DejaVu Sans, of which the sizes are, is a wide one.
     Places have two decimals, a hundredth of a pixel, where matplotlib writes six; comments and spaces are left out.
     """
     before, buffer = figure.canvas, io.BytesIO()
     FigureCanvasSVG(figure)
     try:
-        with matplotlib.rc_context({"svg.hashsalt": "pyrovae", "svg.fonttype": "path"}):
+        with matplotlib.rc_context({"svg.hashsalt": "pyrovae", "svg.fonttype": "path" if paths else "none"}):
             figure.savefig(buffer, format="svg", dpi=dpi, metadata={"Date": None, "Creator": None})
     finally:
         figure.set_canvas(before)

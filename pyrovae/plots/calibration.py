@@ -55,7 +55,14 @@ def plot_calibration(result: Calibration | WeightedCalibration, axes: Axes | Non
     return _plot_differences(result.uniformity, result.adjusted, axes, label)
 
 
-def plot_pit(result: PIT, axes: Axes | None = None, *, names: Sequence[str] | None = None, level: float = 0.95) -> Axes:
+def plot_pit(
+    result: PIT,
+    axes: Axes | None = None,
+    *,
+    names: Sequence[str] | None = None,
+    level: float = 0.95,
+    num_curves: int | None = None,
+) -> Axes:
     """Plot the ECDF of the PIT values of each column as a difference from uniform.
 
     How to read it: as `plot_uniformity`; the distribution is the model's predictive distribution of the column. "Too
@@ -69,6 +76,7 @@ def plot_pit(result: PIT, axes: Axes | None = None, *, names: Sequence[str] | No
         axes: Axes to draw in; None for new ones.
         names: Names of the columns; None for their numbers.
         level: Probability of the bands.
+        num_curves: Largest number of curves, those with the smallest p-values; None for all.
 
     Returns:
         The axes.
@@ -87,7 +95,12 @@ def plot_pit(result: PIT, axes: Axes | None = None, *, names: Sequence[str] | No
     if not tests:
         raise ValueError("no column has an observed value, so there is no PIT to plot")
     adjusted = holm(torch.tensor([test.p_value for test in tests.values()], dtype=torch.float64))
-    return _plot_differences(tests, dict(zip(tests, adjusted.tolist(), strict=True)), axes, "PIT value")
+    p_values = dict(zip(tests, adjusted.tolist(), strict=True))
+    shown = sorted(tests, key=lambda name: (p_values[name], tests[name].p_value))[:num_curves]
+    axes = _plot_differences({name: tests[name] for name in shown}, p_values, axes, "PIT value")
+    if len(shown) < len(tests):
+        axes.set_xlabel(f"PIT value ({len(shown)} of {len(tests):,} columns)")
+    return axes
 
 
 def _plot_differences(

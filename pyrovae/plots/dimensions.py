@@ -6,6 +6,7 @@ from typing import Any
 
 import numpy as np
 from matplotlib.axes import Axes
+from matplotlib.ticker import FixedLocator, FuncFormatter, NullLocator
 from torch import Tensor
 
 from pyrovae.diagnostics import (
@@ -24,6 +25,7 @@ _MOST_BARS = 24
 _MOST_LINES = 8
 _ROW = 0.24  # inches
 _MARKS = "os^Dv<>P"
+_LINEAR, _MOST_DECADES = 0.1, 8  # of the axis of information
 
 
 def plot_activity(result: UnitActivity, axes: Axes | None = None) -> Axes:
@@ -57,7 +59,7 @@ def plot_kl(result: KLByDimension, axes: Axes | None = None) -> Axes:
     """
     axes = _bars(result.labels, result.mean, result.std_error, axes)
     axes.axvline(0, color="0.35", linewidth=1)
-    axes.set_xlabel(r"KL(q(z$_j$|x), p(z$_j$)) per datum (nats)")
+    axes.set_xlabel("KL(q(z_j|x), p(z_j)) per datum (nats)")
     axes.set_title(f"all: {float(result.total_mean):.2f} ± {float(result.total_error):.2f} nats", fontsize=10)
     return axes
 
@@ -151,7 +153,10 @@ def plot_information(result: Information, axes: Axes | None = None) -> Axes:
         for value, error in ((low, ends.lower_error), (high, ends.upper_error)):
             axes.errorbar(value, row, xerr=float(error), fmt="|", color=colour, capsize=3, linewidth=1, markersize=9)
     cap = math.log(result.num_data)
-    axes.set_xscale("symlog", linthresh=0.1)
+    axes.set_xscale("symlog", linthresh=_LINEAR)
+    axes.xaxis.set_major_locator(FixedLocator(_decades(*axes.get_xlim())))
+    axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}".replace("-", "\N{MINUS SIGN}")))
+    axes.xaxis.set_minor_locator(NullLocator())
     axes.axvline(0, color="0.35", linewidth=1)
     axes.axvline(cap, color="0.35", linewidth=1, linestyle="--")
     axes.text(cap, -0.75, "log N", ha="center", va="bottom", fontsize=9)
@@ -159,6 +164,15 @@ def plot_information(result: Information, axes: Axes | None = None) -> Axes:
     axes.set_ylim(len(rows) - 0.4, -0.7)
     axes.set_xlabel("lower and upper end (nats)")
     return axes
+
+
+def _decades(low: float, high: float) -> list[float]:
+    """Return 0 and powers of ten between two ends, every second one if there are many."""
+    powers = [10.0**power for power in range(-1, 1 + math.ceil(math.log10(max(-low, high, 1.0))))]
+    inside = [side * value for side in (-1, 1) for value in powers if low <= side * value <= high]
+    if len(inside) > _MOST_DECADES:
+        inside = [value for value in inside if abs(value) in powers[1::2]]
+    return sorted([0.0, *inside])
 
 
 def plot_latent_posteriors(
@@ -197,7 +211,8 @@ def plot_latent_posteriors(
         axes.hlines(place, posterior[0, n], posterior[4, n], color=colour, linewidth=1)
         axes.hlines(place, posterior[1, n], posterior[3, n], color=colour, linewidth=3)
         label = short_name(str(n) if names is None else names[n], 12)
-        axes.plot(posterior[2, n], place, _MARKS[n], color=colour, markersize=4, label=label)
+        style: dict[str, Any] = {"markersize": 5.5, "markeredgecolor": "white", "markeredgewidth": 0.6}
+        axes.plot(posterior[2, n], place, _MARKS[n], color=colour, label=label, **style)
     axes.set_yticks(range(len(dims)), [short_name(result.names[j]) for j in dims], fontsize=9)
     axes.set_ylim(len(dims) - 0.4, -0.6)
     axes.set_xlabel("z; the prior's 5 and 95 %\nare at \N{MINUS SIGN}1 and 1")

@@ -11,14 +11,13 @@ from scipy.stats import gaussian_kde
 from torch import Tensor
 
 from pyrovae.diagnostics import Codes, CodesPCA, DecodedGrid
-from pyrovae.plots.base import COLOURS, new_axes, short_name
+from pyrovae.plots.base import COLOURS, MOST_MARKS, new_axes, short_name
 from pyrovae.plots.tiles import draw_cells
 
 _SHARES = (0.99, 0.9, 0.5)  # of the prior inside its contours
 _GREYS = ("0.93", "0.86", "0.78")  # of these regions
 _MARKS = "os^Dv<>Ph*"
 _MOST_LABELS = 20
-_MOST_MARKS = 400  # of an SVG, from which pixels take less room
 _KDE_DRAWS, _KDE_STEPS = 3000, 40
 _WIDEN = 1.5  # times the usual width of the kernel, for smooth lines
 
@@ -52,7 +51,7 @@ def plot_codes(
     known = torch.full((len(z),), -1) if labels is None else labels
     classes = classes_of(known)
     rest = ~np.isin(known.numpy(), classes)
-    style: dict[str, Any] = {"s": 14, "linewidths": 0, "alpha": 0.75, "rasterized": len(z) > _MOST_MARKS}
+    style: dict[str, Any] = {"s": 14, "linewidths": 0, "alpha": 0.75, "rasterized": len(z) > MOST_MARKS}
     axes.scatter(*z[rest].T, color=COLOURS[0 if not classes else -1], **style)
     halo = [withStroke(linewidth=2.5, foreground="white")]
     for place, label in enumerate(classes):

@@ -11,7 +11,7 @@ from matplotlib.ticker import MaxNLocator
 from torch import Tensor
 
 from pyrovae.diagnostics import Ascent, Codes, CodesPCA, CodesTSNE, KhatMap
-from pyrovae.plots.base import COLOURS, figure_of, new_axes, short_name
+from pyrovae.plots.base import COLOURS, MOST_MARKS, figure_of, new_axes, short_name
 
 _MARKS = "os^Dv<>Ph*"
 
@@ -50,7 +50,7 @@ def plot_khat_plane(
             s=size,
             linewidths=0.9 if marker == "^" else 0,
             edgecolors=COLOURS[2] if marker == "^" else "none",
-            rasterized=True,
+            rasterized=len(khat) > MOST_MARKS,
         )
     axes.set_xlabel(short_name(codes.names[0 if single else dims[0]], 30))
     axes.set_ylabel("k-hat" if single else short_name(codes.names[dims[1]], 30))
@@ -83,7 +83,12 @@ def plot_tsne(
     rest = ~np.isin(known, classes)
     if rest.any():
         axes.scatter(
-            z[rest, 0], z[rest, 1], s=14, linewidths=0, color="0.6" if classes else COLOURS[0], rasterized=True
+            z[rest, 0],
+            z[rest, 1],
+            s=14,
+            linewidths=0,
+            color="0.6" if classes else COLOURS[0],
+            rasterized=len(z) > MOST_MARKS,
         )
     for place, label in enumerate(classes):
         name = short_name(str(label) if names is None else names[label], 12)
@@ -96,7 +101,7 @@ def plot_tsne(
             color=COLOURS[place % len(COLOURS)],
             marker=marker,
             label=name,
-            rasterized=True,
+            rasterized=len(z) > MOST_MARKS,
         )
     axes.set_xticks([])
     axes.set_yticks([])

@@ -100,7 +100,8 @@ def plot_traversals(result: Traversals, shape: Sequence[int], axes: Axes | None 
         shape: Shape of one datum. (H, W), (1, H, W) and (3, H, W) are images, others lines over their columns.
         axes: Axes to draw in; None for new ones.
     """
-    rows = [f"{short_name(name)}\n{float(kl):.2f} nats" for name, kl in zip(result.names, result.kl, strict=True)]
+    said = ["KL unknown" if kl.isnan() else f"{float(kl):.2f} nats" for kl in result.kl]
+    rows = [f"{short_name(name)}\n{text}" for name, text in zip(result.names, said, strict=True)]
     columns = [f"{100 * float(level):.3g}" for level in result.levels]
     return cell_table(axes, result.means, shape, rows=rows, columns=columns, xlabel="quantile of the prior (%)")
 
@@ -165,7 +166,9 @@ def plot_redraws(result: Redraws, shape: Sequence[int], axes: Axes | None = None
     cells = torch.cat([all_of_them, empty]).reshape(-1, columns, all_of_them.shape[1])
     rows = ["datum"] + [""] * (len(cells) - 1)
     axes = cell_table(axes, cells, shape, rows=rows, columns=[], xlabel=f"{len(result.means)} draws of q(z|x), decoded")
-    frame = Rectangle((0, len(cells) - 1), 1, 1, fill=False, edgecolor=COLOURS[2], linewidth=2.5, clip_on=False)
+    frame = Rectangle(
+        (0, len(cells) - 1), 1, 1, fill=False, edgecolor=COLOURS[2], linewidth=2.5, clip_on=False, zorder=4
+    )
     axes.add_patch(frame)
     return axes
 

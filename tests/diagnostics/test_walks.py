@@ -11,6 +11,7 @@ from latent_programs import linear_programs
 from pyrovae.diagnostics import (
     Codes,
     KLByDimension,
+    OutsideSupportError,
     by_kl,
     encode_codes,
     interpolate,
@@ -71,12 +72,23 @@ def test_a_traversal_of_a_simplex_is_refused():
     codes = encode_codes(model, guide, x)
     some = Codes(*codes)._replace(names=("z[0]", "z[1]"))
     kl = KLByDimension(("z[0]", "z[1]"), *[torch.ones(2)] * 6, ("unknown",) * 2, ("unknown",) * 2, ())
-    with pytest.raises(ValueError, match=r"outside the support of site 'z', Simplex"):
+    with pytest.raises(OutsideSupportError, match=r"outside the support of site 'z', Simplex"):
         traverse(model, x[:1], codes=some, kl=kl)
     found = interpolate(model, x[:1], codes=codes, ends=codes.mean[:2])  # a simplex is convex
     assert found.kinds == ("straight",)
     with pytest.raises(ValueError, match="use those of one model"):
         by_kl(codes, kl._replace(labels=("a", "b")))
+
+
+def test_dimensions_of_unknown_divergence_come_last_by_activity():
+    _, _, _, codes = two_latents()
+    codes = codes._replace(
+        names=("a", "b", "c", "d"), activity=torch.tensor([0.1, 0.9, 0.5, 0.7]), mean=torch.zeros(40, 4)
+    )
+    values = torch.tensor([math.nan, math.nan, 2.0, 3.0])
+    kl = KLByDimension(("a", "b", "c", "d"), *[values] * 6, ("unknown",) * 4, ("unknown",) * 4, ())
+    assert by_kl(codes, kl) == [3, 2, 1, 0]
+    assert by_kl(codes, kl._replace(mean=values * math.nan)) == [1, 3, 2, 0]
 
 
 def test_an_arc_turns_at_a_constant_rate_about_the_mean_of_an_isotropic_prior():

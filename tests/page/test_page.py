@@ -13,7 +13,7 @@ import pytest
 from page_helpers import HOSTILE, make_fit, with_results
 
 from pyrovae.baselines import Comparison
-from pyrovae.page import CHECKS, Diagnosis, make_page
+from pyrovae.page import CHECKS, Diagnosis, make_page, sections
 from pyrovae.page import checks as checks_module
 from pyrovae.page.blocks import Interactive, Table, Words
 from pyrovae.training import History
@@ -57,11 +57,32 @@ def test_hostile_names_are_escaped_everywhere(page):
     assert json.loads(content)["points"]["labelNames"][0] == HOSTILE
 
 
+def figures_of(text):
+    """List title, alt text and caption of each picture."""
+    image = r'(?:<div class="scroll"[^>]*>)?<(?:img [^>]*alt|svg role="img" [^>]*aria-label)="([^"]*)"'
+    caption = r"<figcaption><strong>(.*?)\.</strong> (.*?)</figcaption>"
+    found = re.findall(rf"<figure[^>]*>{image}.*?{caption}", text, flags=re.S)
+    return [(title, alt, words) for alt, title, words in found]
+
+
+PICTURES_OF_IMAGES = (
+    ["Training", "Cost of the code", "Codes, means", "Codes, draws", "Decoded grid", "Traversals", "Interpolation"],
+    ["One datum, many codes", "Posteriors of single data", "Data and reconstructions", "Samples"],
+    ["Predictive checks", "PIT of columns", "Typicality", "Foreign data: noise", "Foreign data: shuffled columns"],
+    ["KL by dimension", "Collapse", "Information", "Bits of the code", "Calibration of the guide (SBC)"],
+    ["Calibration of the weights", "Worst data", "k-hat", "k-hat over latent space"],
+)
+
+
+def test_the_page_of_images_with_two_latents_shows_all_its_pictures(page):
+    titles = [title for part in PICTURES_OF_IMAGES for title in part]
+    assert [title for title, _, _ in figures_of(page.text)] == titles
+
+
 def test_every_picture_has_an_alt_text_of_its_own(page):
-    image = r'<(?:img [^>]*alt|svg role="img" [^>]*aria-label)="([^"]*)"'
-    figures = re.findall(rf"<figure[^>]*>{image}.*?<figcaption>(.*?)</figcaption>", page.text, flags=re.S)
-    assert len(figures) == page.text.count("<figure") >= 6
-    for alt, caption in figures:
+    figures = figures_of(page.text)
+    assert len(figures) == page.text.count("<figure")
+    for _, alt, caption in figures:
         assert re.search(r"\d", alt)
         assert alt not in caption
 
@@ -75,6 +96,17 @@ def test_sections_come_in_order_and_the_verdict_first(page):
     assert "Not shown" not in page.text
     assert len(page.diagnosis["checks"]) == len(CHECKS)
     json.dumps(page.diagnosis)
+
+
+def test_a_reason_why_something_is_not_shown_stands_once():
+    def broken(fit):
+        """Some picture. Of something."""
+        raise ValueError("no latents")
+
+    reasons = set()
+    (words,) = sections._tried(broken, None, reasons)
+    assert words.text == "Not shown: Some picture (no latents)."
+    assert not sections._tried(broken, None, reasons)
 
 
 def test_blocks_escape_their_texts():

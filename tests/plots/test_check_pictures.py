@@ -202,6 +202,17 @@ def test_pit_values_are_those_of_observed_entries():
         plot_pit(PIT(values * math.nan, values, "cdf", 500))
 
 
+def test_the_farthest_pit_values_keep_the_p_values_of_all_columns():
+    values = pit_values(5)
+    values[:, 3] = WIDE
+    every, some = (plot_pit(PIT(values, values, "cdf", 500), num_curves=count) for count in (None, 2))
+    assert (len(curves(every)), len(curves(some))) == (5, 2)
+    named = [text for text in legend_of(every) if text.startswith("column 3: too wide")]
+    assert len(named) == 1
+    assert named[0] in legend_of(some)  # adjusted for five columns in both
+    assert some.get_xlabel() == "PIT value (2 of 5 columns)"
+
+
 def test_predictive_elements_lie_at_their_z_with_ranges_and_the_limit_of_replicates():
     result = predictive(["a", "b", "c", "d"], doubles(0.5, -3.5, 60.0, -math.inf))
     axes = plot_predictive(result)

@@ -226,6 +226,23 @@ def test_information_joins_both_ends_of_each_quantity():
     assert [list(each) for each in joined] == exact
 
 
+@pytest.mark.parametrize(("ends", "ticks"), [((-1.5, 15), [-1, -0.1, 0, 0.1, 1, 10]), ((-2e4, 2e4), None)])
+def test_the_axis_of_information_has_powers_of_ten_with_room_for_their_names(ends, ticks):
+    result = information(2)
+    lower, upper = (torch.tensor(end).double() for end in ends)
+    axes = plot_information(result._replace(aggregate_kl=result.aggregate_kl._replace(lower=lower, upper=upper)))
+    found = axes.get_xticks().tolist()
+    assert ticks is None or [value for value in found if ends[0] <= value <= ends[1]] == ticks
+    assert {0.0} < set(found)
+    assert len(found) <= 9
+
+
+def test_a_traversal_of_unknown_divergence_says_so():
+    result = traversals(2)
+    axes = plot_traversals(result._replace(kl=torch.tensor([1.5, torch.nan])), SHAPE)
+    assert [text.get_text().partition("\n")[2] for text in axes.get_yticklabels()] == ["1.50 nats", "KL unknown"]
+
+
 def test_posteriors_are_in_units_of_the_priors_range():
     result = posteriors(12)
     axes = plot_latent_posteriors(result, dims=[4, 2])

@@ -1,0 +1,38 @@
+"""What is known of a run from its files: its settings in words, and the history of its training."""
+
+from jsonargparse import Namespace
+
+from pyrovae.data import Data
+from pyrovae.runs import Run
+from pyrovae.training import History
+
+
+def read_history(run: Run) -> History:
+    """Read the history of a finished run from its metrics. The best epoch is that of the best validation objective."""
+    rows = run.metrics()
+    best = len(rows)
+    known = [(row["validation_objective"], -row["epoch"]) for row in rows if row["validation_objective"] is not None]
+    if known:
+        best = -max(known)[1]
+    return History(rows, best)
+
+
+def about_run(run: Run, config: Namespace, data: Data) -> list[tuple[str, str]]:
+    """Describe a run in pairs of a name and a value."""
+    about = run.manifest["data"]
+    parts = [
+        (kind, str(config[kind].class_path).rpartition(".")[2])
+        for kind in ("program", "prior", "likelihood", "encoder", "network", "elbo", "kl_weight", "optimizer")
+        if config.get(kind) is not None and hasattr(config[kind], "class_path")
+    ]
+    sizes = ", ".join(f"{about[f'num_{split}']:,} {split}" for split in ("train", "validation", "test"))
+    shape = " x ".join(map(str, about["shape"]))
+    return [
+        ("data", f"{about['name']}: {sizes}; {shape} numbers each, {about.get('num_covariates', 0)} covariates"),
+        ("binarisation", about["binarize"]),
+        ("latents", f"{config.latent_dim}"),
+        *parts,
+        ("epochs", f"{config.epochs} at most, batches of {config.batch_size}"),
+        ("seed", f"{config.seed}"),
+        ("versions", ", ".join(f"{name} {version}" for name, version in sorted(run.manifest["versions"].items()))),
+    ]

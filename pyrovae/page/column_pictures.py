@@ -211,10 +211,10 @@ def _dependence(fit: Fit) -> tuple[list[int], int, int, tuple[float, float]] | N
     order = sorted(both, key=lambda pair: (-abs(both[pair][0] - both[pair][1]), pair))
     chosen: list[int] = []
     for pair in order:
-        chosen += [d for d in pair if d not in chosen and len(chosen) < _PAIRED]
-    chosen += [d for d in range(len(kinds)) if d not in chosen][: _PAIRED - len(chosen)]
+        chosen += [d for d in pair if d not in chosen]
+    chosen += [d for d in range(len(kinds)) if d not in chosen]
     j, k = order[0]
-    return sorted(chosen), j, k, both[j, k]
+    return sorted(chosen[:_PAIRED]), j, k, both[j, k]
 
 
 def _rank_correlation(a: Tensor, b: Tensor) -> float:

@@ -96,7 +96,9 @@ def plot_pit(
         raise ValueError("no column has an observed value, so there is no PIT to plot")
     adjusted = holm(torch.tensor([test.p_value for test in tests.values()], dtype=torch.float64))
     p_values = dict(zip(tests, adjusted.tolist(), strict=True))
-    shown = sorted(tests, key=lambda name: (p_values[name], tests[name].p_value))[:num_curves]
+    shown = list(tests)
+    if num_curves is not None:
+        shown = sorted(tests, key=lambda name: (p_values[name], tests[name].p_value))[:num_curves]
     axes = _plot_differences({name: tests[name] for name in shown}, p_values, axes, "PIT value")
     if len(shown) < len(tests):
         axes.set_xlabel(f"PIT value ({len(shown)} of {len(tests):,} columns)")

@@ -10,7 +10,7 @@ from torch import Tensor
 from pyrovae.diagnostics import ForeignData, PredictiveCheck, Typicality
 from pyrovae.plots.base import COLOURS, legend_above, new_axes, p_text, short_name
 
-_LONGEST, _FEW_LETTERS = 28, 18  # letters of a name, at most and in full size
+_LONGEST, _FEW_LETTERS = 22, 18  # letters of a name, at most and in full size
 _MOST_NAMED = 40  # elements with a row of their own
 _FARTHEST = 2.5  # end of the axis, times the simultaneous limit
 _SOURCES = {"prior": "z from the prior", "guide": "z from q(z|x): conservative"}

@@ -233,7 +233,7 @@ def test_predictive_elements_lie_at_their_z_with_ranges_and_the_limit_of_replica
 def test_many_predictive_elements_have_a_row_for_each_statistic():
     axes = PICTURES["many elements"]()
     names = [tick.get_text() for tick in axes.get_yticklabels()]
-    assert names == ["row profile", "ink", r"a \$b\$ long <name> o…"]
+    assert names == ["row profile", "ink", r"a \$b\$ long <name> of …"]
     rows = np.sort(np.concatenate([dots.get_offsets()[:, 1] for dots in axes.collections[1:]]))
     np.testing.assert_allclose(rows, [*np.linspace(-0.35, 0.35, 40), 1, 2])
 

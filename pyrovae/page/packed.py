@@ -12,11 +12,15 @@ _TYPES = {"u1": "<u1", "f2": "<f2", "f4": "<f4"}
 
 
 def pack(values: Tensor, kind: str) -> dict[str, Any]:
-    """Pack values as bytes ("u1", from [0, 1]), half floats ("f2") or floats ("f4")."""
+    """Pack values as bytes ("u1", from [0, 1]), half floats ("f2") or floats ("f4").
+
+    The first bytes of all numbers come first, then the second ones, which compresses better.
+    """
     array = values.detach().cpu().double().numpy()
     if kind == "u1":
         array = np.rint(255 * array.clip(0, 1))
-    data = zlib.compress(np.ascontiguousarray(array, dtype=_TYPES[kind]).tobytes(), 9)
+    bytes_of = np.ascontiguousarray(array, dtype=_TYPES[kind]).reshape(-1, 1).view(np.uint8)
+    data = zlib.compress(bytes_of.T.tobytes(), 9)
     return {"type": kind, "shape": list(values.shape), "data": base64.b64encode(data).decode()}
 
 

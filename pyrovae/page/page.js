@@ -1,10 +1,17 @@
 "use strict";
 // Interactive parts of a pyrovae page. No library, no network. The functions above `start` run in Node as well.
 
+// Put the bytes of each number beside each other: all first bytes come first, then all second ones.
+function interleaved(bytes, width) {
+  const count = bytes.length / width;
+  return Uint8Array.from(bytes, (_, place) => bytes[(place % width) * count + Math.floor(place / width)]);
+}
+
 async function unpack(packed) {
   const bytes = Uint8Array.from(atob(packed.data), (letter) => letter.charCodeAt(0));
   const stream = new Blob([bytes]).stream().pipeThrough(new DecompressionStream("deflate"));
-  const raw = await new Response(stream).arrayBuffer();
+  const packedBytes = new Uint8Array(await new Response(stream).arrayBuffer());
+  const raw = interleaved(packedBytes, { f4: 4, f2: 2, u1: 1 }[packed.type]).buffer;
   let values;
   if (packed.type === "f4") {
     values = new Float32Array(raw);

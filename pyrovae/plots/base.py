@@ -19,7 +19,7 @@ COLOURS = (
 )
 _PLACES, _DECIMALS = re.compile(rb' (?:d|x|y)="[^"]*"'), re.compile(rb"(\.\d\d)\d+")
 _BETWEEN = re.compile(rb">(?:\s|<!--[^>]*-->)+<")
-_SMALL_DPI = 100
+_SMALL_DPI = 84
 MOST_MARKS = 400  # of an SVG, from which pixels take less room
 WIDTH = 4.4  # inches: letters of 10 points stay readable on a page of 360 pixels
 

@@ -9,6 +9,7 @@ from matplotlib.axes import Axes
 from pyrovae.diagnostics import PIT, Calibration, Uniformity, WeightedCalibration, check_uniform, holm
 from pyrovae.plots.base import COLOURS, legend_above, new_axes, p_text, short_name
 
+_FEW, _MOST_POINTS = 3, 50  # curves with all points; points of each of more curves
 _MOST_NAMED = 6  # curves that the legend names
 _LINES = ("-", "--", "-.", ":", (0, (5, 1)), (0, (1, 1)))
 
@@ -124,7 +125,8 @@ def _plot_differences(
         )
         curve_label = f"{words}, {'' if len(rest) == 1 else 'smallest '}{p_text(smallest)}" if place == 0 else None
         colour = COLOURS[2] if over else COLOURS[0] if len(tests) == 1 else "0.45"
-        _draw_curve(axes, tests[name], colour, 0.8 if len(tests) > 1 else 1.5, "-", curve_label)
+        width = 0.8 if len(tests) > 1 else 1.5
+        _draw_curve(axes, tests[name], colour, width, "-", curve_label, many=len(tests) > _FEW)
     for place, name in enumerate(named):
         words = f"{short_name(name, 24)}: {tests[name].shape}, {p_text(adjusted[name])}"
         _draw_curve(axes, tests[name], COLOURS[(2, 0, 3, 5, 6, 7)[place]], 1.6, _LINES[place], words)
@@ -147,10 +149,19 @@ def _draw_bands(axes: Axes, tests: Mapping[str, Uniformity]) -> None:
 
 
 def _draw_curve(
-    axes: Axes, test: Uniformity, colour: str, width: float, style: str | tuple[int, tuple[int, int]], label: str | None
+    axes: Axes,
+    test: Uniformity,
+    colour: str,
+    width: float,
+    style: str | tuple[int, tuple[int, int]],
+    label: str | None,
+    *,
+    many: bool = False,
 ) -> None:
+    """Draw a curve, of many every few points."""
     line: dict[str, Any] = {"color": colour, "linewidth": width, "linestyle": style}
-    axes.plot(_closed(test.points, 1.0), _closed(test.difference, 0.0), label=label, **line)
+    every = slice(None, None, max(1, (len(test.points) + 1) // _MOST_POINTS if many else 1))
+    axes.plot(_closed(test.points[every], 1.0), _closed(test.difference[every], 0.0), label=label, **line)
 
 
 def _closed(values: torch.Tensor, end: float) -> torch.Tensor:

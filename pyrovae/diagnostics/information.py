@@ -309,12 +309,12 @@ def _result(own: _Own, mixed: _Mixed, conditional: bool) -> Information:
 
 
 def _words(bracket: Ends, size: int, measurable: bool) -> str:
-    ends = f"from {bracket.lower.item():.2f} to {bracket.upper.item():.2f} nats"
+    lower, upper = bracket.lower.item(), bracket.upper.item()
     if measurable:
-        return f"the latents hold {ends} about the data"
+        return f"the latents hold from {lower:.2f} to {upper:.2f} nats about the data"
     return (
-        f"not measurable with {size:,} data: the lower end of {ends} is within 1 nat of its largest value, log N = "
-        f"{math.log(size):.2f}"
+        f"not measurable with {size:,} data: it lies between {lower:.2f} and {upper:.2f} nats, and the lower end is "
+        f"within 1 nat of log N = {math.log(size):.2f}, its largest value"
     )
 
 

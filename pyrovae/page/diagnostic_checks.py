@@ -191,7 +191,8 @@ def aggregate_posterior(fit: Fit) -> Check:
     """Check that the codes of all data together lie where the prior does."""
     found = fit.information
     kl, error = found.dimension_kl, found.dimension_kl_error
-    name, fault, limit = "aggregate posterior", "codes outside the prior", f"at most {_AGGREGATE:g} in each dimension"
+    name, fault = "aggregate posterior", "codes outside the prior"
+    limit = f"at most {_AGGREGATE:g} in each dimension, {_ERRORS:g} standard errors subtracted"
     known = kl.isfinite().nonzero().squeeze(1).tolist()
     if not known:
         reason = "; ".join(found.skipped) or "the prior depends on covariates, or a density is unknown"

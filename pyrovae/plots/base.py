@@ -18,6 +18,7 @@ COLOURS = (
     *("#332288", "#88CCEE", "#CC6677", "#117733", "#DDCC77", "#AA4499", "#44AA99", "#882255", "#999933", "#777777"),
 )
 _PLACES, _DECIMALS = re.compile(rb' (?:d|x|y)="[^"]*"'), re.compile(rb"(\.\d\d)\d+")
+_INDEX = re.compile(r"\[[^\[\]]{1,5}\]$")
 _BETWEEN = re.compile(rb">(?:\s|<!--[^>]*-->)+<")
 _SMALL_DPI = 84
 MOST_MARKS = 400  # of an SVG, from which pixels take less room
@@ -31,9 +32,15 @@ def new_axes(height: float = 3.2, width: float = WIDTH) -> Axes:
 
 
 def short_name(name: str, most: int = 20) -> str:
-    """Return a name as text of a picture: at most so many letters, on one line, and no mathematics between dollars."""
+    """Return a name as text of a picture: at most so many letters, on one line, and no mathematics between dollars.
+
+    A name that is too long keeps its index, such as "[12]", at the end.
+    """
     name = " ".join("".join(letter if letter.isprintable() else " " for letter in name).split())
-    name = name if len(name) <= most else f"{name[: most - 1]}…"
+    if len(name) > most:
+        found = _INDEX.search(name)
+        index = found[0] if found else ""
+        name = f"{name[: most - 1 - len(index)]}…{index}"
     return name.replace("$", r"\$")
 
 

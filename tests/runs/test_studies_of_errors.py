@@ -40,7 +40,7 @@ def test_a_study_of_trainings_prints_a_line_for_each_way(script, flags, ways, tm
 
 
 def test_the_study_of_imputed_cells_prints_a_line_for_each_table(tmp_path):
-    flags = ("--data", "[wine]", "--masks", 1, "--epochs", 1, "--num_particles", 20, "--json", "x.json")
+    flags = ("--data", "[wine]", "--masks", 1, "--epochs", 5, "--num_particles", 20, "--json", "x.json")
     result = run("imputation", *flags, cwd=tmp_path)
     header, line = result.stdout.splitlines()
     assert header.split()[:3] == ["table", "column", "mean"]

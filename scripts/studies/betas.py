@@ -14,9 +14,8 @@ import sys
 from pathlib import Path
 
 from jsonargparse.typing import NonNegativeFloat, PositiveInt
-from matplotlib.figure import Figure
 
-from pyrovae.plots import to_png
+from pyrovae.plots import figure_of, plot_rates, to_png
 from pyrovae.runs import (
     Run,
     Seed,
@@ -29,6 +28,7 @@ from pyrovae.runs import (
 )
 from pyrovae.runs.sweep import split_flags, train_all
 from pyrovae.runs.tables import aligned
+from pyrovae.training import History
 
 
 def main() -> int:
@@ -52,7 +52,8 @@ def main() -> int:
 
     rows = {beta: point(out / f"beta-{beta:g}") for beta in sorted(flags.betas)}
     write_json(out / "betas.json", {"training": training, "betas": {f"{beta:g}": row for beta, row in rows.items()}})
-    write_whole(out / "betas.png", to_png(plot(rows)))
+    axes = plot_rates({beta: history(out / f"beta-{beta:g}") for beta in rows})
+    write_whole(out / "betas.png", to_png(figure_of(axes)))
     lines = [["beta", "reconstruction", "KL", "ELBO", "log p(x)", "s.e. data", "s.e. MC"]]
     for beta, row in rows.items():
         numbers = [row[key] for key in ("reconstruction", "kl", "elbo", "log_marginal", "std_error")]
@@ -63,11 +64,17 @@ def main() -> int:
     return 0
 
 
+def history(path: Path) -> History:
+    """Load the history of a run; the best epoch is that whose weights were kept."""
+    rows = Run(path).metrics()
+    return History(rows, max(rows, key=lambda row: row["validation_objective"])["epoch"])
+
+
 def point(path: Path) -> dict[str, float]:
     """Load the results of a run: reconstruction, divergence, ELBO, and log p(x) with its errors."""
-    run = Run(path)
-    best = max(run.metrics(), key=lambda row: row["validation_objective"])  # the epoch whose weights were kept
-    held, _ = run.evaluation()
+    found = history(path)
+    best = found.rows[found.best_epoch - 1]
+    held, _ = Run(path).evaluation()
     marginal = held["log_marginal"]
     return {
         "reconstruction": best["validation_reconstruction"],
@@ -77,29 +84,6 @@ def point(path: Path) -> dict[str, float]:
         "std_error": marginal["std_error"],
         "mc_std_error": marginal["mc_std_error"],
     }
-
-
-def plot(rows: dict[float, dict[str, float]]) -> Figure:
-    """Plot reconstruction against divergence, with dotted lines of equal ELBO."""
-    figure = Figure(figsize=(6.4, 4.4), layout="constrained")
-    axes = figure.subplots()
-    kl, reconstruction = ([row[key] for row in rows.values()] for key in ("kl", "reconstruction"))
-    axes.plot(kl, reconstruction, "o-", color="C0")
-    for beta, x, y in zip(rows, kl, reconstruction, strict=True):
-        axes.annotate(f"{beta:g}", (x, y), xytext=(5, -11), textcoords="offset points")
-    axes.margins(0.1)
-    (left, right), (low, high) = axes.get_xlim(), axes.get_ylim()
-    step = max(1.0, round((high - low + right - left) / 12))
-    elbo = step * round((low - right) / step)
-    while elbo < high - left:
-        axes.plot([left, right], [elbo + left, elbo + right], ":", color="0.8", zorder=0)
-        elbo += step
-    axes.set_xlim(left, right)
-    axes.set_ylim(low, high)
-    axes.set_xlabel("KL(q(z|x), p(z)), nats per datum")
-    axes.set_ylabel("E log p(x|z), nats per datum")
-    axes.set_title(f"beta as a dial; dotted: equal ELBO, {step:g} nats apart", fontsize=10)
-    return figure
 
 
 if __name__ == "__main__":

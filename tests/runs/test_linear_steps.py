@@ -35,9 +35,8 @@ def test_the_bound_is_tight_under_the_posterior():
 
 
 def test_the_study_prints_the_chosen_steps(tmp_path):
-    result = run(
-        "linear_steps", "--steps", "[0,200]", "--num_data", "100", "--lr", "0.1", "--out", "x.png", cwd=tmp_path
-    )
+    flags = ("--steps", "[0,200]", "--num_data", 100, "--lr", 0.1, "--out", "x.png")
+    result = run("linear_steps", *flags, cwd=tmp_path)
     header, *rows = result.stdout.splitlines()[2:5]
     assert header.split()[:3] == ["step", "w", "s"]
     first, last = ([float(cell) for cell in row.split()] for row in rows)

@@ -1,20 +1,9 @@
-"""What is known of a run from its files: its settings in words, and the history of its training."""
+"""Settings of a run in words."""
 
 from jsonargparse import Namespace
 
 from pyrovae.data import Data
 from pyrovae.runs import Run
-from pyrovae.training import History
-
-
-def read_history(run: Run) -> History:
-    """Read the history of a finished run from its metrics. The best epoch is that of the best validation objective."""
-    rows = run.metrics()
-    best = len(rows)
-    known = [(row["validation_objective"], -row["epoch"]) for row in rows if row["validation_objective"] is not None]
-    if known:
-        best = -max(known)[1]
-    return History(rows, best)
 
 
 def about_run(run: Run, config: Namespace, data: Data) -> list[tuple[str, str]]:

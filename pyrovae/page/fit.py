@@ -61,7 +61,7 @@ from pyrovae.diagnostics import (
     weighted_sbc,
 )
 from pyrovae.evidence import GuideProposal, Refinement, refine
-from pyrovae.page.about import about_run, read_history
+from pyrovae.page.about import about_run
 from pyrovae.plots import is_image, prior_samples
 from pyrovae.runs import Run, Snapshots, read_snapshots
 from pyrovae.stats import LogMarginal
@@ -152,7 +152,7 @@ class Fit:
             name=run.path.name,
             vae=vae,
             data=data,
-            history=read_history(run) if history is None else history,
+            history=run.history() if history is None else history,
             summary=summary,
             values=values["log_marginal"],
             errors=values["std_error"],

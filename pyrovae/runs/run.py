@@ -57,6 +57,7 @@ from pyrovae.runs.reading import CONFIG_LIMIT, LIMIT, check_size, read_yaml
 from pyrovae.runs.resolve import find_device
 from pyrovae.runs.table_data import COLUMNS, takes_labels
 from pyrovae.runs.versions import all_versions
+from pyrovae.training import History
 
 CONFIG, MANIFEST, CHECKPOINT = "config.yaml", "manifest.json", "checkpoint.safetensors"
 _NEW = ".new-"  # prefix of folders that are not yet in their place; mkdtemp adds eight letters
@@ -268,6 +269,18 @@ class Run:
         if self.finished:
             self._check_sum(METRICS, LIMIT)
         return read_metrics(self.path / METRICS)
+
+    def history(self) -> History:
+        """Read the history of the training. The best epoch is the first with the best validation objective, if any.
+
+        Raises:
+            OSError: As `metrics`.
+            ValueError: As `metrics`.
+        """
+        rows = self.metrics()
+        known = [row for row in rows if row["validation_objective"] is not None]
+        best: int = max(known, key=lambda row: row["validation_objective"])["epoch"] if known else len(rows)
+        return History(rows, best)
 
     def evaluation(self) -> tuple[dict[str, Any], dict[str, Tensor]]:
         """Read the last evaluation: its summary, and its values per datum (see `read_values`).

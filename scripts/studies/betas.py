@@ -28,7 +28,6 @@ from pyrovae.runs import (
 )
 from pyrovae.runs.sweep import split_flags, train_all
 from pyrovae.runs.tables import aligned
-from pyrovae.training import History
 
 
 def main() -> int:
@@ -52,7 +51,7 @@ def main() -> int:
 
     rows = {beta: point(out / f"beta-{beta:g}") for beta in sorted(flags.betas)}
     write_json(out / "betas.json", {"training": training, "betas": {f"{beta:g}": row for beta, row in rows.items()}})
-    axes = plot_rates({beta: history(out / f"beta-{beta:g}") for beta in rows})
+    axes = plot_rates({beta: Run(out / f"beta-{beta:g}").history() for beta in rows})
     write_whole(out / "betas.png", to_png(figure_of(axes)))
     lines = [["beta", "reconstruction", "KL", "ELBO", "log p(x)", "s.e. data", "s.e. MC"]]
     for beta, row in rows.items():
@@ -64,17 +63,12 @@ def main() -> int:
     return 0
 
 
-def history(path: Path) -> History:
-    """Load the history of a run; the best epoch is that whose weights were kept."""
-    rows = Run(path).metrics()
-    return History(rows, max(rows, key=lambda row: row["validation_objective"])["epoch"])
-
-
 def point(path: Path) -> dict[str, float]:
     """Load the results of a run: reconstruction, divergence, ELBO, and log p(x) with its errors."""
-    found = history(path)
+    run = Run(path)
+    found = run.history()
     best = found.rows[found.best_epoch - 1]
-    held, _ = Run(path).evaluation()
+    held, _ = run.evaluation()
     marginal = held["log_marginal"]
     return {
         "reconstruction": best["validation_reconstruction"],

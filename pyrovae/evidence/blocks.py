@@ -34,6 +34,7 @@ from pyrovae.stats import check_case_weights
 
 DEFAULT_CHUNK_SIZE = 8192
 _MOST_LATENTS = 2**40  # decoded at once; no memory holds more
+_MOST_KEPT = 2**17  # latents of a block whose draws are all kept
 _PER_COLUMN = 4  # numbers that a column's distribution has, such as location, scale, shape, or some levels
 _MOST_NUMBERS = 6_500_000  # latents decoded at once times columns of the data, by default: 26 MB in single precision
 
@@ -188,8 +189,8 @@ def decoded_data_at_once(
 ) -> int:
     """Compute the number of data per block for estimators that keep what is decoded from all K draws of a block.
 
-    By default, K times it times four numbers per column is at most 6.5 million. A table of few columns then has large
-    blocks, which share each step of the search for modes.
+    By default, K times it is at most 131,072, and times four numbers per column at most 6.5 million. A table of few
+    columns then has large blocks, which share each step of the search for modes.
 
     Args:
         num_particles: Number of draws K per datum.
@@ -200,7 +201,8 @@ def decoded_data_at_once(
     least = data_at_once(num_particles, chunk_size_or_default(chunk_size, args, kwargs))
     if chunk_size is not None:
         return least
-    return max(least, _MOST_NUMBERS // (_PER_COLUMN * _num_columns(args, kwargs) * num_particles))
+    most = min(_MOST_KEPT, _MOST_NUMBERS // (_PER_COLUMN * _num_columns(args, kwargs)))
+    return max(least, most // num_particles)
 
 
 def _num_columns(args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> int:

@@ -9,8 +9,9 @@ from pyrovae.evidence.blocks import decoded_data_at_once
 @pytest.mark.parametrize(
     ("num_columns", "num_particles", "chunk_size", "expected"),
     [
-        (10, 1000, None, 162),  # 6,500,000 / (4 * 10 * 1,000)
-        (10, 1000, 8192, 8),  # a given bound holds
+        (20, 1000, None, 81),  # 6,500,000 / (4 * 20 * 1,000)
+        (1, 1000, None, 131),  # 131,072 / 1,000: the latents of a narrow table take memory, too
+        (20, 1000, 8192, 8),  # a given bound holds
         (784, 1000, None, 8),  # 8,192 / 1,000: images have the blocks of other estimators
         (10, 10**7, None, 1),
     ],

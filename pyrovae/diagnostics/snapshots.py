@@ -7,8 +7,9 @@ import pyro
 import torch
 from torch import Tensor
 
-from pyrovae.densities import ParticleTrace, Program, Site, entry, evaluating, isolated_rng
+from pyrovae.densities import ParticleTrace, Program, entry, evaluating, isolated_rng
 from pyrovae.diagnostics.draws import Pair, RealLatents, flat, make_pair
+from pyrovae.evidence import known_moments
 
 MOST_DATA = 500  # whose codes are kept
 MOST_DECODED = 6  # data, and draws of the prior, that are decoded
@@ -70,11 +71,11 @@ def take_snapshot(model: Program, guide: Program, *args: Any, seed: int = 0, **k
                 f"no snapshot of {pair.size} data; it needs two, and codes of at most {_MOST_NUMBERS // 2:,} numbers"
             )
         posterior = pair.posterior(2)
-        means = [_mean_of(posterior.sites[name]) for name in latents.names]
-        if any(mean is None for mean in means):
+        moments = [known_moments(posterior.sites[name]) for name in latents.names]
+        if any(known is None for known in moments):
             mean = latents.of(pair.posterior(_PARTICLES)).mean(0)
         else:
-            mean = torch.cat([flat(mean[None])[0] for mean in means if mean is not None], -1)
+            mean = torch.cat([flat(known[0][None])[0] for known in moments if known is not None], -1)
         prior, samples = _draw(pair, latents)
         few = pair.at(slice(0, min(MOST_DECODED, pair.size)))
         drawn = {name: site.value[:1, : few.size] for name, site in posterior.latents.items()}
@@ -83,20 +84,6 @@ def take_snapshot(model: Program, guide: Program, *args: Any, seed: int = 0, **k
     if not all(bool(part.isfinite().all()) for part in parts):
         raise ValueError("a code or a draw of the prior is not finite")
     return Snapshot(latents.labels, *(part.float() for part in (*parts, samples, again)))
-
-
-def _mean_of(site: Site) -> Tensor | None:
-    """Return the mean of a site for each datum; None unless it is known and does not depend on other latents."""
-    if site.auxiliary is not None:
-        return None
-    try:
-        mean = site.fn.mean
-    except (NotImplementedError, AttributeError):
-        return None
-    if mean.shape != site.fn.shape() and mean.shape != site.raw_value.shape:
-        return None
-    mean = site.layout.per_datum(mean, site.plate_sizes, len(site.fn.event_shape))
-    return mean[0] if bool(mean.isfinite().all()) and torch.equal(mean[0], mean[-1]) else None
 
 
 def _draw(pair: Pair, latents: RealLatents) -> tuple[Tensor, Tensor]:

@@ -33,7 +33,7 @@ from pyrovae.evidence.blocks import DEFAULT_CHUNK_SIZE, check_counts, check_memo
 from pyrovae.evidence.brackets import Bracket, agreeing_schedule, bracket, draws_with_true
 from pyrovae.evidence.classification import Classification, ErrorRate, classify, error_rate
 from pyrovae.evidence.conditioning import Conditional, conditional
-from pyrovae.evidence.encoding import Encoding, encode
+from pyrovae.evidence.encoding import Encoding, encode, known_moments
 from pyrovae.evidence.evaluation import KHAT_LIMIT, Evaluation, base_measure_of, evaluate, exact_summary
 from pyrovae.evidence.exact import ExactMarginal, exact_log_marginal, linear_gaussian_log_marginal
 from pyrovae.evidence.importance import evidence_lower_bound, ladder, log_marginal, log_weight_blocks
@@ -100,6 +100,7 @@ __all__ = [
     "exact_log_marginal",
     "exact_summary",
     "impute",
+    "known_moments",
     "ladder",
     "laplace_fit",
     "linear_gaussian_log_marginal",

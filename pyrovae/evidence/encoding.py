@@ -145,7 +145,7 @@ def _of_guide(block: DataBlock, num_particles: int, num_draws: int) -> Part:
     assert block.guide is not None
     mean, std, error = {}, {}, {}
     two = block.guide.trace(2, block.args, block.kwargs).sites
-    exact = {name: _moments(two[name]) for name in block.space.names}
+    exact = {name: known_moments(two[name]) for name in block.space.names}
     count = num_draws if all(one is not None for one in exact.values()) else max(num_draws, num_particles)
     drawn = block.space.from_guide(count) if count else {name: site.value[:0] for name, site in two.items()}
     for name, known in exact.items():
@@ -159,7 +159,7 @@ def _of_guide(block: DataBlock, num_particles: int, num_draws: int) -> Part:
     return mean, std, error, {name: drawn[name][:num_draws] for name in exact}
 
 
-def _moments(site: Site) -> tuple[Tensor, Tensor] | None:
+def known_moments(site: Site) -> tuple[Tensor, Tensor] | None:
     """Return mean and standard deviation of a site, each with shape (n, *event); None unless they are known.
 
     They are known if the distribution has both, finite, and the same for two draws of the other latents.

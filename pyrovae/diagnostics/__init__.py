@@ -14,7 +14,7 @@ from pyrovae.diagnostics.attributes import AttributeSteps, AttributeVector, attr
 from pyrovae.diagnostics.bits import Entropies, entropies
 from pyrovae.diagnostics.calibration import Calibration, sbc
 from pyrovae.diagnostics.codes import Codes, DecodedGrid, decode_means, decoded_grid, encode_codes
-from pyrovae.diagnostics.collapse import Collapse, collapse
+from pyrovae.diagnostics.collapse import COLLAPSED_BELOW, Collapse, collapse
 from pyrovae.diagnostics.disentanglement import (
     DCI,
     Score,
@@ -75,6 +75,7 @@ from pyrovae.diagnostics.weighted_calibration import WeightedCalibration, weight
 __all__ = [
     "ACTIVE_FROM",
     "AUC",
+    "COLLAPSED_BELOW",
     "DCI",
     "ESS_LIMIT",
     "PIT",

@@ -39,6 +39,17 @@ class PredictiveCheck(NamedTuple):
     joint_p_value: float
     source: Literal["prior", "guide"]
 
+    @property
+    def replicated_z(self) -> Tensor:
+        """(T_rep - mean) / sd of the replicates, with shape (S, M); 0 for a constant statistic."""
+        sd = self.replicated.std(0)
+        return torch.where(sd > 0, (self.replicated - self.replicated.mean(0)) / sd, 0.0)
+
+    @property
+    def limit(self) -> float:
+        """Largest |z| of all elements, which 95 % of the replicates do not exceed."""
+        return float(torch.quantile(self.replicated_z.abs().amax(1), 0.95))
+
 
 @entry()
 def check_predictive(

@@ -5,7 +5,7 @@ from collections.abc import Iterator, Mapping
 import torch
 from torch import Tensor
 
-from pyrovae.diagnostics import Codes, CodesPCA, KhatMap, Uniformity
+from pyrovae.diagnostics import COLLAPSED_BELOW, Codes, CodesPCA, KhatMap, Uniformity
 from pyrovae.page.blocks import Block, Picture, Pictures
 from pyrovae.page.diagnostic_checks import pit_tests
 from pyrovae.page.fit import LEVEL, Fit
@@ -27,7 +27,6 @@ from pyrovae.plots import (
 MOST_PIXELS = 100  # of an image, whose PIT is not shown beyond
 _PIT_CURVES = 12
 _BARS = 20  # of the ranks of log p(x)
-_COLLAPSED = 0.01  # nats
 
 
 def predictive_picture(fit: Fit) -> Iterator[Block]:
@@ -35,9 +34,7 @@ def predictive_picture(fit: Fit) -> Iterator[Block]:
     found = fit.predictive
     if not found.names:
         return
-    sd = found.replicated.std(0)
-    z = torch.where(sd > 0, (found.replicated - found.replicated.mean(0)) / sd, 0.0)
-    limit = float(torch.quantile(z.abs().amax(1), 0.95))
+    limit = found.limit
     size = found.z.abs().nan_to_num(torch.inf)
     worst = int(size.argmax())
     side = "above" if float(found.z[worst]) > 0 else "below"
@@ -110,11 +107,11 @@ def latent_pictures(fit: Fit) -> Iterator[Block]:
     collapse = fit.collapse
     known = (~collapse.share.isnan().any(0)).nonzero().squeeze(1).tolist()
     if known:
-        share = collapse.share[int((collapse.epsilon - _COLLAPSED).abs().argmin())]
+        share = collapse.share[int((collapse.epsilon - COLLAPSED_BELOW).abs().argmin())]
         most, least = max(known, key=lambda j: float(share[j])), min(known, key=lambda j: float(share[j]))
         alt = (
-            f"At {_COLLAPSED:g} nats the shares run from {100 * float(share[least]):.0f} % ({collapse.labels[least]}) "
-            f"to {100 * float(share[most]):.0f} % ({collapse.labels[most]})."
+            f"At {COLLAPSED_BELOW:g} nats the shares run from {100 * float(share[least]):.0f} % "
+            f"({collapse.labels[least]}) to {100 * float(share[most]):.0f} % ({collapse.labels[most]})."
         )
         caption = (
             "Share of data whose KL divergence in a dimension is below epsilon. A dimension has collapsed if its curve "

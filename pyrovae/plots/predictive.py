@@ -63,9 +63,7 @@ def plot_predictive(result: PredictiveCheck, axes: Axes | None = None) -> Axes:
     """
     rows, labels = _rows(result.names)
     axes = new_axes(1.3 + 0.21 * len(labels)) if axes is None else axes
-    mean, sd = result.replicated.mean(0), result.replicated.std(0)
-    z = torch.where(sd > 0, (result.replicated - mean) / sd, 0.0)
-    limit = float(torch.quantile(z.abs().amax(1), 0.95))
+    z, limit = result.replicated_z, result.limit
     ranges = torch.quantile(z, torch.tensor([0.025, 0.975], dtype=z.dtype), dim=0).numpy()
     few = len(labels) == len(rows)
     axes.hlines(rows, *ranges, color="0.75", linewidth=4 if few else 1.2, label="95 % of replicates")

@@ -2,9 +2,9 @@
 
 fit, about: `Fit`, a trained model with what is known of it.
 check, checks, diagnostic_checks: `Check` and `Diagnosis`, one function per check.
-sections, tables, pictures, epoch_pictures: what the page shows, one function each.
+sections, tables, pictures, and *_pictures by subject: what the page shows, one function each.
 plane, live, packed: its interactive part.
-blocks, inline, write: paragraphs, tables and pictures as HTML, and the whole page.
+blocks, inline, shorter, write: paragraphs, tables and pictures as HTML, and the whole page.
 """
 
 from pyrovae.page.check import Check

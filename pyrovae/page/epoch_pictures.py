@@ -27,10 +27,13 @@ def by_epoch(fit: Fit) -> Iterator[Block]:
         yield Words(f"No pictures by epoch: {found}.")
         return
     split = getattr(fit.data, found.split)
-    if found.reason or not found.by_epoch or int(found.rows.max()) >= len(split):
-        yield Words(f"No {'further ' * bool(found.by_epoch)}pictures by epoch: {found.reason or 'of other data'}.")
-        if not found.by_epoch or int(found.rows.max()) >= len(split):
-            return
+    if int(found.rows.max()) >= len(split):
+        yield Words("No pictures by epoch: the snapshots are of other data.")
+        return
+    if found.reason or not found.by_epoch:
+        yield Words(f"No {'further ' * bool(found.by_epoch)}pictures by epoch: {found.reason or 'none was kept'}.")
+    if not found.by_epoch:
+        return
     x, taken = split[found.rows], found.by_epoch
     size = len(next(iter(taken.values())).mean)
     labels = None if fit.data.labels is None else fit.data.labels[found.split][found.rows][:size]

@@ -1,4 +1,4 @@
-"""Shorter writing of the elements of a picture: relative paths, places of letters, grey pixels."""
+"""Shorter writing of the elements of a picture: relative paths, rounded places, grey pixels."""
 
 import base64
 import io
@@ -10,7 +10,6 @@ from PIL import Image
 
 _PARTS = re.compile(r"[A-Za-z]|[-+]?(?:\d+\.?\d*|\.\d+)(?:[eE][-+]?\d+)?")
 _SIZES = {"M": 2, "L": 2, "Q": 4, "C": 6}
-_MOVED = re.compile(r"translate\((-?[\d.]+)[ ,]+(-?[\d.]+)\)")
 _DOUBLED = re.compile(r"#([0-9a-f])\1([0-9a-f])\2([0-9a-f])\3")
 _UNTURNED = re.compile(r"rotate\(-?0(\.0*)?[ )].*")
 _SHIFT = re.compile(r"translate\([^)]*\)")
@@ -30,12 +29,6 @@ def shorten(element: Element) -> None:
             element.set(name, _SHIFT.sub(lambda shift: _LONG.sub(_tenth, shift[0]), value))
     if element.tag == "path" and "d" in element.attrib:
         element.set("d", short_path(element.attrib["d"]))
-    moved = _MOVED.fullmatch(element.get("transform", "")) if element.tag == "use" else None
-    if moved is not None:  # a letter, in hundredths of its size
-        del element.attrib["transform"]
-        for name, value in zip("xy", moved.groups(), strict=True):
-            if float(value):
-                element.set(name, _number(float(value), 0))
     if element.tag == "image":
         element.set("href", grey_image(element.attrib["href"]))
 

@@ -39,7 +39,7 @@ def short_name(name: str, most: int = 20) -> str:
     name = " ".join("".join(letter if letter.isprintable() else " " for letter in name).split())
     if len(name) > most:
         found = _INDEX.search(name)
-        index = found[0] if found else ""
+        index = found[0] if found and len(found[0]) < most - 1 else ""
         name = f"{name[: most - 1 - len(index)]}…{index}"
     return name.replace("$", r"\$")
 

@@ -47,7 +47,7 @@ def test_runs_without_snapshots_say_so_in_one_line(made):
     for snapshots, words in (
         ("epochs.safetensors is missing", "No pictures by epoch: epochs.safetensors is missing."),
         (few._replace(by_epoch={}, reason="ValueError: no"), "No pictures by epoch: ValueError: no."),
-        (few._replace(rows=few.rows + 10), "No further pictures by epoch: of other data."),
+        (few._replace(rows=few.rows + 10), "No pictures by epoch: the snapshots are of other data."),
     ):
         (block,) = by_epoch(dataclasses.replace(made, snapshots=snapshots))
         assert block.html() == f"<p>{words}</p>"

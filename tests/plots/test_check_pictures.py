@@ -213,6 +213,16 @@ def test_the_farthest_pit_values_keep_the_p_values_of_all_columns():
     assert some.get_xlabel() == "PIT value (2 of 5 columns)"
 
 
+def test_thin_curves_of_many_leave_places_out_and_keep_their_values():
+    values = pit_values(4)
+    many, few = (curves(plot_pit(PIT(values[:, :n], values[:, :n], "cdf", 500))) for n in (4, 3))
+    for thin, full in zip(many, few, strict=False):
+        x, y = thin.get_xydata().T
+        assert len(x) <= 0.6 * len(full.get_xdata())
+        assert set(x) <= set(full.get_xdata())
+        np.testing.assert_array_equal(y, np.interp(x, *full.get_xydata().T))
+
+
 def test_predictive_elements_lie_at_their_z_with_ranges_and_the_limit_of_replicates():
     result = predictive(["a", "b", "c", "d"], doubles(0.5, -3.5, 60.0, -math.inf))
     axes = plot_predictive(result)

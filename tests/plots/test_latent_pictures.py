@@ -185,6 +185,7 @@ def test_short_names_are_one_line_without_mathematics():
     assert short_name("a" * 40) == "a" * 19 + "…"
     assert short_name("a" * 40, 5) == "aaaa…"
     assert short_name("a" * 40 + "[12]", 10) == "aaaaa…[12]"
+    assert short_name("a" * 40 + "[12345]", 8) == "aaaaaaa…"
 
 
 @pytest.mark.parametrize(("plot", "result"), [(plot_activity, activity(12)), (plot_kl, kl(12))])

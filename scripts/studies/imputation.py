@@ -8,9 +8,9 @@ The protocol is that of Mattei and Frellsen ("MIWAE", ICML 2019): n p / 2 cells 
 all cells that the mask's number seeds. The model trains on all rows. The error is the mean over the deleted cells of
 the squared difference, in standard deviations of the whole columns. All tables have one configuration: a Student-t per
 column, networks of three layers of 128, p / 2 latents, the importance-weighted bound with 20 draws, and an average of
-the weights over about 100 steps. The number of epochs is that with the largest bound on held-out observed cells given
-the others of their rows, summed over five trainings without a tenth of the observed cells each, as a mean over five
-looks; a last training has all observed cells.
+the weights over about 100 steps. The number of epochs is that with the largest log p of held-out observed cells given
+the others of their rows, by 200 draws of the guide, summed over five trainings without a tenth of the observed cells
+each, as a mean over five looks; a last training has all observed cells.
 
 "ridge" is scikit-learn's IterativeImputer with BayesianRidge. The oracle has 1,000 rows of 8 columns with 2 latents and
 noise 0.5. "exact" is the error of its exact conditional means, and "covariance" the relative difference of the mean
@@ -45,7 +45,7 @@ _STUDENT = {"scale": "network", "df": "network"}
 _LOADINGS_SEED = 0
 _FOLDS, _TENTHS = 5, 10  # trainings, each without one tenth of the observed cells
 _EVERY, _SMOOTHED = 5, 5  # epochs between looks, and looks of which the mean is taken
-_BOUND_PARTICLES = 200
+_LOOK_PARTICLES = 200
 
 
 class Problem(NamedTuple):
@@ -165,7 +165,7 @@ def given(table: Table, mask: Tensor | None = None) -> dict[str, Tensor]:
 
 
 def chosen_epochs(table: Table, seed: int, most: int) -> int:
-    """Return the number of epochs, of those looked at, with the largest bound on held-out observed cells."""
+    """Return the number of epochs, of those looked at, with the largest log p of held-out cells."""
     fold = torch.from_numpy(np.random.default_rng([1, seed]).integers(0, _TENTHS, tuple(table.mask.shape)))
     looks = range(_EVERY, most + 1, _EVERY)
     if not looks:
@@ -176,7 +176,7 @@ def chosen_epochs(table: Table, seed: int, most: int) -> int:
 
         def look(row: dict[str, Any], vae: Any, kept: Tensor = kept) -> None:
             if row["epoch"] in total:
-                total[row["epoch"]] += held_out_bound(vae, table, kept)
+                total[row["epoch"]] += held_out_log_p(vae, table, kept)
 
         trained(table, seed, most, kept, look)
     width = min(_SMOOTHED, len(looks))
@@ -184,9 +184,9 @@ def chosen_epochs(table: Table, seed: int, most: int) -> int:
     return looks[int(smooth.argmax()) + width // 2]
 
 
-def held_out_bound(vae: Any, table: Table, kept: Tensor) -> float:
-    """Return the sum over rows of the bound on log p of the cells that were held out, given those that were kept."""
-    options: dict[str, Any] = {"num_particles": _BOUND_PARTICLES, "num_draws": 0, "proposal": GuideProposal()}
+def held_out_log_p(vae: Any, table: Table, kept: Tensor) -> float:
+    """Estimate log p of the cells that were held out given those that were kept, summed over rows, in nats."""
+    options: dict[str, Any] = {"num_particles": _LOOK_PARTICLES, "num_draws": 0, "proposal": GuideProposal()}
     with torch.no_grad():
         return float(conditional(vae.model, vae.guide, **given(table), given=kept, **options).value.sum())
 

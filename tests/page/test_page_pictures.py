@@ -1,5 +1,6 @@
 """Pictures of the page that depend on the kind of data and of model, and what their alt texts say."""
 
+import itertools
 import re
 from types import SimpleNamespace
 
@@ -164,6 +165,12 @@ def test_tables_have_distributions_pairs_and_a_folded_picture_of_all_columns():
     pair = made.x[:, [j, k]].double().numpy()
     expected = spearmanr(pair[~np.isnan(pair).any(1)]).statistic
     np.testing.assert_allclose(numbers(found["Pairs of columns"][0].alt.partition(":")[2])[0], expected, atol=0.0051)
+    gaps = {}
+    for pair in itertools.combinations(range(6), 2):  # of numbers
+        parts = (part[:, list(pair)].double().numpy() for part in (made.x, made.samples))
+        ranks = [spearmanr(part[~np.isnan(part).any(1)]).statistic for part in parts]
+        gaps[pair] = abs(ranks[0] - ranks[1])
+    assert max(gaps, key=gaps.get) == (j, k)
     assert not shown(latents.traversals, latents.interpolation, latents.redraws, latents.decoded, fit=made)
 
 

@@ -8,7 +8,7 @@ from torch import Tensor
 
 from pyrovae.densities import Program, entry, isolated_rng
 from pyrovae.diagnostics.replicates import ReplicateSource, one_site
-from pyrovae.diagnostics.statistics import apply_statistics, default_statistics, element_names, kinds_of
+from pyrovae.diagnostics.statistics import NamedElements, apply_statistics, default_statistics, element_names, kinds_of
 from pyrovae.evidence import check_counts
 
 
@@ -16,7 +16,8 @@ class PredictiveCheck(NamedTuple):
     """Statistics T of the data and of S replicates of the same size, covariates and holes.
 
     Attributes:
-        names: Name of each of the M elements, such as "mean[3]"; a number has the name of its statistic.
+        names: Name of each of the M elements, such as "mean[3]" or "mean of income"; a number has the name of its
+            statistic.
         observed: Statistics of the data, with shape (M,), float64.
         replicated: Statistics of the replicates, with shape (S, M).
         p_value: Two-sided tail probability 2 min(p_upper, p_lower), at most 1, with shape (M,).
@@ -27,6 +28,7 @@ class PredictiveCheck(NamedTuple):
         joint_p_value: One p-value for all elements: rank of the largest |z| of the data among those of the replicates.
             It is exact under the model for dependent elements.
         source: "prior" if z is from p(z); "guide" if z is from q(z|x) of the same data, a reconstruction check.
+        statistics: Name of the statistic of each element.
     """
 
     names: tuple[str, ...]
@@ -38,6 +40,7 @@ class PredictiveCheck(NamedTuple):
     z: Tensor
     joint_p_value: float
     source: Literal["prior", "guide"]
+    statistics: tuple[str, ...]
 
     @property
     def replicated_z(self) -> Tensor:
@@ -118,7 +121,7 @@ def check_predictive(
             for part in source.data_sets(num_replicates, chunk_size)
             for one in part[name]
         ]
-        names = tuple(each for key, value in found.items() for each in element_names(key, len(value)))
+        names = tuple(each for key, value in found.items() for each in element_names(key, statistics[key], len(value)))
         observed, replicated = torch.cat(list(found.values())), torch.stack(rows)
         _check_defined(names, observed, replicated)
         return PredictiveCheck(
@@ -128,6 +131,7 @@ def check_predictive(
             *tail_probabilities(observed, replicated),
             *_standardised(observed, replicated),
             "prior" if guide is None else "guide",
+            tuple(key for key, value in found.items() for _ in value),
         )
 
 
@@ -166,7 +170,10 @@ def _of_flat(statistics: Mapping[str, Callable[[Tensor], Any]]) -> dict[str, Cal
     """Make functions of data with shape (N, *event) from those of data with shape (N, D)."""
 
     def flat(function: Callable[[Tensor], Any]) -> Callable[[Tensor], Any]:
-        return lambda x: function(x.reshape(len(x), -1))
+        def of_entries(x: Tensor) -> Any:
+            return function(x.reshape(len(x), -1))
+
+        return NamedElements(of_entries, function.names) if isinstance(function, NamedElements) else of_entries
 
     return {name: flat(function) for name, function in statistics.items()}
 

@@ -1,7 +1,9 @@
 """Default statistics of predictive checks, by kind of data: images, counts, and tables of mixed columns."""
 
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from functools import partial
+from itertools import combinations
 from typing import Any
 
 import numpy as np
@@ -13,12 +15,36 @@ from pyrovae.distributions import ByColumn
 
 Statistic = Callable[[Tensor], Tensor]
 
+
+@dataclass(frozen=True)
+class NamedElements:
+    """Statistic that is a vector and names its elements.
+
+    Attributes:
+        function: Function of a data set.
+        names: Name of each element.
+    """
+
+    function: Statistic
+    names: tuple[str, ...]
+
+    def __call__(self, x: Tensor) -> Tensor:
+        """Compute the statistic of a data set."""
+        return self.function(x)
+
+
 QUANTILES = (0.05, 0.5, 0.95)
 _MOST_PAIRS = 20  # columns up to which each correlation is a statistic of its own
 _MOST_COLUMNS = 256  # columns up to which all correlations are computed
 
 
-def default_statistics(kinds: Sequence[str], shape: Sequence[int] | None = None) -> dict[str, Statistic]:
+def default_statistics(
+    kinds: Sequence[str],
+    shape: Sequence[int] | None = None,
+    *,
+    names: Sequence[str] | None = None,
+    levels: Mapping[int, Sequence[str]] | None = None,
+) -> dict[str, Statistic]:
     """Choose statistics of a data set by the kind of its columns.
 
     - Images, whose shape has two or three dimensions: "ink" and "ink sd", the mean and the standard deviation over data
@@ -33,6 +59,9 @@ def default_statistics(kinds: Sequence[str], shape: Sequence[int] | None = None)
     Args:
         kinds: Kind of each of the D columns: "real", "count", "binary", or "category:L" with L levels.
         shape: Shape of one datum, if it is an image, with product D.
+        names: Names of the columns, which name the elements then, as "mean of income"; None for "column 0", ... where
+            the columns are of several kinds, and for indices of elements where they are of one.
+        levels: Names of the levels of a column, by its number; None for 0, 1, ...
 
     Returns:
         Functions of a data set, with shape (N, D), NaN where missing, to a number or a vector.
@@ -46,10 +75,14 @@ def default_statistics(kinds: Sequence[str], shape: Sequence[int] | None = None)
             raise ValueError(f"shape {tuple(shape)} has {int(np.prod(shape))} entries, but a datum has {size}")
         found = _of_images(shape)
     else:
-        found = _of_columns(kinds)
+        found = _of_columns(kinds, names, levels or {})
     ordered = [place for place, kind in enumerate(kinds) if not kind.startswith("category")]
     if 1 < len(ordered) <= _MOST_PAIRS:
-        found["correlation"] = partial(_correlations, columns=ordered)
+        correlations: Statistic = partial(_correlations, columns=ordered)
+        if names is not None:
+            pairs = combinations((names[place] for place in ordered), 2)
+            correlations = NamedElements(correlations, tuple(f"correlation of {a} and {b}" for a, b in pairs))
+        found["correlation"] = correlations
     elif _MOST_PAIRS < len(ordered) <= _MOST_COLUMNS:
         found["rms correlation"] = partial(_rms_correlation, columns=ordered)
     return found
@@ -79,8 +112,10 @@ def kinds_of(fn: Any, num_columns: int) -> list[str]:
     return ["count" if counted else "real"] * num_columns
 
 
-def element_names(name: str, size: int) -> list[str]:
-    """Name the elements of a statistic: its own name if it is one number, else with the index of each."""
+def element_names(name: str, function: Statistic, size: int) -> list[str]:
+    """Name the elements of a statistic: as it says, or its own name if it is one number, else with their indices."""
+    if isinstance(function, NamedElements):
+        return list(function.names)
     return [name] if size == 1 else [f"{name}[{index}]" for index in range(size)]
 
 
@@ -97,25 +132,39 @@ def _of_images(shape: Sequence[int]) -> dict[str, Statistic]:
     return found
 
 
-def _of_columns(kinds: Sequence[str]) -> dict[str, Statistic]:
+def _of_columns(
+    kinds: Sequence[str], names: Sequence[str] | None, levels: Mapping[int, Sequence[str]]
+) -> dict[str, Statistic]:
     places: dict[str, list[int]] = {}
     for place, kind in enumerate(kinds):
         places.setdefault(kind, []).append(place)
-    mixed = len(places) > 1
+    if names is None and len(places) > 1:
+        names = [f"column {place}" for place in range(len(kinds))]
     found: dict[str, Statistic] = {}
 
     def add(name: str, columns: list[int], function: Statistic) -> None:
-        """Add one statistic for each column if there are several kinds, so that its name tells the column."""
-        if not mixed:
-            found[name] = partial(_of_some, columns=columns, function=function)
+        """Add a statistic of each column; if the columns have names, its elements have them too."""
+        statistic: Statistic = partial(_of_some, columns=columns, function=function)
+        if names is None:
+            found[name] = statistic
             return
-        for column in columns:
-            found[f"{name} of column {column}"] = partial(_of_some, columns=[column], function=function)
+        known = found.get(name)
+        own = tuple(f"{name} of {names[column]}" for column in columns)
+        if isinstance(known, NamedElements):  # of the columns of another kind
+            found[name] = NamedElements(partial(_joined, functions=(known, statistic)), (*known.names, *own))
+        else:
+            found[name] = NamedElements(statistic, own)
 
     for kind, columns in places.items():
         if kind.startswith("category"):
-            for level in range(int(kind.partition(":")[2])):
-                add(f"share of level {level}", columns, partial(_share, level=level))
+            for column in columns:
+                count = int(kind.partition(":")[2])
+                of_column = levels.get(column, [str(level) for level in range(count)])
+                own = names[column] if names is not None else f"column {column}"
+                found[f"shares of {own}"] = NamedElements(
+                    partial(_of_some, columns=[column], function=partial(_shares, count=count)),
+                    tuple(f"share of {own} = {level}" for level in of_column),
+                )
             continue
         add("mean", columns, _mean)
         if kind == "count":
@@ -128,6 +177,10 @@ def _of_columns(kinds: Sequence[str]) -> dict[str, Statistic]:
             for share in QUANTILES:
                 add(f"quantile {share:g}", columns, partial(_quantile, level=share))
     return found
+
+
+def _joined(x: Tensor, functions: Sequence[Statistic]) -> Tensor:
+    return torch.cat([function(x) for function in functions])
 
 
 def _profile(x: Tensor, height: int, width: int, dim: int) -> Tensor:
@@ -167,6 +220,11 @@ def _dispersion(x: Tensor) -> Tensor:
 def _share(x: Tensor, level: int) -> Tensor:
     """Compute the share of observed entries that equal a level."""
     return (x == level).double().sum(0) / (~x.isnan()).sum(0).clamp(min=1)
+
+
+def _shares(x: Tensor, count: int) -> Tensor:
+    """Compute the share of each level of one column among its observed entries."""
+    return torch.cat([_share(x, level) for level in range(count)])
 
 
 def _max(x: Tensor) -> Tensor:

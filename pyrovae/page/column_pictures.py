@@ -27,11 +27,11 @@ def columns(fit: Fit) -> Iterator[Block]:
     """Columns of data beside draws from the model."""
     if is_image(fit.data.shape):
         return
-    names, kinds = fit.column_names, _kinds(fit)
+    kinds = _kinds(fit)
     places = [d for d, kind in enumerate(kinds) if kind not in LEVELLED][:_COLUMNS]
     if places:
         data, drawn = fit.x[:, places], fit.many_samples[:, places]
-        named = None if names is None else [names[d] for d in places]
+        named = [fit.columns.names[d] for d in places] if fit.columns.of_table else None
         off = _largest_shift(data, drawn)
         label = _name(fit, places[off[0]])
         caption = (
@@ -156,13 +156,13 @@ def _distance(fit: Fit, d: int) -> float:
     x, drawn = _seen(fit.x[:, d]), _seen(fit.many_samples[:, d])
     if not len(x) or not len(drawn):
         return 0.0
-    if d in fit.levels:
+    if d in fit.columns.levels:
         return float((_level_shares(fit, d, x) - _level_shares(fit, d, drawn)).abs().max())
     return _gap(x, drawn).size
 
 
 def _level_shares(fit: Fit, d: int, values: Tensor) -> Tensor:
-    return torch.bincount(values.long(), minlength=len(fit.levels[d])).double() / len(values)
+    return torch.bincount(values.long(), minlength=len(fit.columns.levels[d])).double() / len(values)
 
 
 def _farthest(fit: Fit, places: list[int], count: int) -> list[int]:
@@ -178,11 +178,12 @@ def _of_all(size: int, shown: int) -> str:
 def _marginal_alt(fit: Fit, d: int, x: Tensor, drawn: Tensor) -> str:
     if not len(x):
         return f"0 values are observed, beside {len(drawn):,} draws."
-    if d in fit.levels:
+    if d in fit.columns.levels:
         shares = [_level_shares(fit, d, values) for values in (x, _seen(drawn))]
         worst = int((shares[0] - shares[1]).abs().argmax())
+        level = fit.columns.levels[d][worst]
         return (
-            f"The share of {fit.levels[d][worst]} differs most: {100 * float(shares[0][worst]):.1f} % of the data, "
+            f"The share of {level} differs most: {100 * float(shares[0][worst]):.1f} % of the data, "
             f"{100 * float(shares[1][worst]):.1f} % of the draws."
         )
     gap, middle = _gap(x, drawn), [float(values.double().median()) for values in (x, _seen(drawn))]
@@ -233,8 +234,8 @@ def _seen(values: Tensor) -> Tensor:
 
 def _kinds(fit: Fit) -> list[str]:
     """Return the kind of each column; without a table they are all "count" or all "real"."""
-    if fit.data.table is not None:
-        return [column.kind for column in fit.data.table.columns.data]
+    if fit.columns.of_table:
+        return list(fit.columns.kinds)
     seen, drawn = _seen(fit.x), _seen(fit.samples)
     counts = all(bool(((values >= 0) & (values == values.floor())).all()) for values in (seen, drawn))
     return ["count" if counts and float(seen.max()) > 1 else "real"] * fit.x.shape[1]
@@ -245,7 +246,7 @@ def _column(fit: Fit, d: int) -> Column | None:
 
 
 def _name(fit: Fit, d: int) -> str:
-    return f"column {d}" if fit.column_names is None else fit.column_names[d]
+    return fit.columns.names[d]
 
 
 def _text(fit: Fit, d: int, value: float) -> str:

@@ -46,7 +46,7 @@ def pit_tests(fit: Fit) -> list[tuple[str, Uniformity, float]]:
     """Test the PIT of at most 100 columns: name, test, and p-value adjusted for their number, the smallest first."""
     value = fit.pit.value
     places = torch.linspace(0, value.shape[1] - 1, min(_MOST_COLUMNS, value.shape[1])).round().long().tolist()
-    names = fit.column_names or [f"column {d}" for d in range(value.shape[1])]
+    names = fit.columns.names
     tests = []
     for d in places:
         seen = value[:, d][~value[:, d].isnan()]

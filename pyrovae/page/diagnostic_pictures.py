@@ -60,7 +60,7 @@ def transform_picture(fit: Fit) -> Iterator[Block]:
         "column is as the model predicts it, as far as these data can tell. Columns outside are named with their "
         "fault."
     )
-    names = fit.column_names or [f"column {d}" for d in range(fit.x.shape[1])]
+    names = fit.columns.names
     picture = plot_pit(fit.pit, names=names, level=LEVEL, num_curves=_PIT_CURVES)
     yield Pictures([Picture("PIT of columns", picture, caption, alt)])
 

@@ -69,7 +69,7 @@ def _codes(fit: Fit, taken: Mapping[int, Snapshot], labels: Tensor | None, split
 def _decoded(fit: Fit, taken: Mapping[int, Snapshot], x: Tensor, split: str) -> Iterator[Block]:
     """Samples and reconstructions, if they have the columns of the data, all of one unit."""
     shape, first, last = fit.data.shape, taken[min(taken)], taken[max(taken)]
-    if fit.column_names or first.samples.shape[1:] != x.shape[1:]:
+    if fit.columns.of_table or first.samples.shape[1:] != x.shape[1:]:
         return
     if not is_image(shape) and x.shape[1] > _MOST_LINES:
         return

@@ -14,7 +14,6 @@ from jsonargparse import Namespace
 from torch import Tensor
 
 from pyrovae.baselines import Comparison
-from pyrovae.columns import LEVELLED
 from pyrovae.data import Data
 from pyrovae.densities import isolated_rng, take
 from pyrovae.diagnostics import (
@@ -62,6 +61,7 @@ from pyrovae.diagnostics import (
 )
 from pyrovae.evidence import GuideProposal, Refinement, refine
 from pyrovae.page.about import about_run
+from pyrovae.page.data_columns import DataColumns
 from pyrovae.plots import is_image, prior_samples
 from pyrovae.runs import Run, Snapshots, read_snapshots
 from pyrovae.stats import LogMarginal
@@ -205,38 +205,14 @@ class Fit:
         return [str(label) for label in range(max(int(part.max()) for part in self.data.labels.values()) + 1)]
 
     @cached_property
-    def column_names(self) -> list[str] | None:
-        """Names of the columns of a table; None for arrays and images."""
-        return None if self.data.table is None else [column.name for column in self.data.table.columns.data]
-
-    @cached_property
-    def levels(self) -> dict[int, tuple[str, ...]]:
-        """Names of the levels of each column that has levels, by column."""
-        columns = () if self.data.table is None else self.data.table.columns.data
-        return {d: column.levels for d, column in enumerate(columns) if column.kind in LEVELLED}
-
-    @cached_property
-    def decoded_names(self) -> list[str]:
-        """Names of the columns of decoded means, where each level has its own."""
-        names = self.column_names or [f"column {d}" for d in range(self.x.shape[1])]
-        parts = (
-            [f"{name}: {level}" for level in self.levels[d]] if d in self.levels else [name]
-            for d, name in enumerate(names)
-        )
-        return [name for part in parts for name in part]
-
-    def as_decoded(self, x: Tensor) -> Tensor:
-        """Write data, with shape (N, D), in the columns of decoded means: 1 for the level of a datum, 0 for others."""
-        parts = []
-        for d, column in enumerate(x.double().unbind(1)):
-            codes = range(len(self.levels.get(d, ())))
-            parts += [torch.where(column.isnan(), column, (column == code).double()) for code in codes] or [column]
-        return torch.stack(parts, 1)
+    def columns(self) -> DataColumns:
+        """Columns of the data."""
+        return DataColumns.of(None if self.data.table is None else self.data.table.columns, self.x.shape[1])
 
     def decode(self, z: Tensor) -> Tensor:
         """Decode places of latent space, with shape (M, J), given the arguments of the first datum."""
         args, kwargs = self.arguments(slice(0, 1))
-        counts = {d: len(names) for d, names in self.levels.items()}
+        counts = {d: len(names) for d, names in self.columns.levels.items()}
         options: dict[str, Any] = {"sites": self.codes.sites, "levels": counts, "seed": self.seed}
         return decode_means(self.vae.model, *args, z=z, **options, **kwargs)
 
@@ -429,9 +405,8 @@ class Fit:
         """Predictive checks of at most 500 data, with z from the prior."""
         args, kwargs = self.arguments(self.rows(_SOME))
         shape = self.data.shape if is_image(self.data.shape) else None
-        return check_predictive(
-            self.vae.model, *args, num_replicates=_REPLICATES, shape=shape, seed=self.seed, **kwargs
-        )
+        options: dict[str, Any] = {"num_replicates": _REPLICATES, "shape": shape, "seed": self.seed}
+        return check_predictive(self.vae.model, *args, statistics=self.columns.statistics(), **options, **kwargs)
 
     @cached_property
     def pit(self) -> PIT:

@@ -257,7 +257,7 @@ def _row(fit: Fit, row: int) -> str:
 
 def _drawable(fit: Fit) -> bool:
     """Whether decoded means can be drawn: images, or lines over columns of one unit."""
-    return is_image(fit.data.shape) or (fit.x.shape[1] <= _LONGEST_LINE and not fit.column_names)
+    return is_image(fit.data.shape) or (fit.x.shape[1] <= _LONGEST_LINE and not fit.columns.of_table)
 
 
 def _lines(fit: Fit, means: Tensor) -> str:

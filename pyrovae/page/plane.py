@@ -31,7 +31,7 @@ def plane(fit: Fit) -> dict[str, Any]:
         ValueError: If the model has no real latents.
     """
     codes, image = fit.codes, is_image(fit.data.shape)
-    size = len(fit.decoded_names)
+    size = len(fit.columns.decoded_names)
     count = max(2, min(_POINTS, len(fit.x), _POINT_NUMBERS // size))
     order = fit.order
     order = sorted(order) if len(order) < 3 else order
@@ -52,7 +52,7 @@ def plane(fit: Fit) -> dict[str, Any]:
     elif live is None:
         traversals = _traversals(fit, order[:_SLIDERS])
         means = traversals["means"].flatten(0, 2)
-    scale = DataScale.of([means, fit.as_decoded(fit.x[:count])], image=image)
+    scale = DataScale.of([means, fit.columns.as_decoded(fit.x[:count])], image=image)
     if sheet is not None:
         sheet["means"] = scale.pack(sheet["means"])
     if traversals is not None:
@@ -67,7 +67,7 @@ def plane(fit: Fit) -> dict[str, Any]:
         "start": median.tolist(),
         "split": fit.split,
         "image": list(fit.data.shape) if image else None,
-        "columns": [] if image else fit.decoded_names,
+        "columns": [] if image else fit.columns.decoded_names,
         "scale": scale.to_json(),
         "points": _points(fit, scale, count),
         "live": None if live is None else live.to_json(),
@@ -124,7 +124,7 @@ def _traversals(fit: Fit, dims: list[int]) -> dict[str, Any]:
 
 def _points(fit: Fit, scale: DataScale, count: int) -> dict[str, Any]:
     """Return the data that can be clicked: codes, classes, rows in the source, values."""
-    x, index = fit.as_decoded(fit.x[:count]), getattr(fit.data, f"{fit.split}_index")
+    x, index = fit.columns.as_decoded(fit.x[:count]), getattr(fit.data, f"{fit.split}_index")
     labels = [] if fit.labels is None else fit.labels[:count].tolist()
     return {
         "z": pack(fit.codes.mean[:count], "f4"),

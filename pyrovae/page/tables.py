@@ -222,7 +222,7 @@ def worst_data(fit: Fit) -> Iterator[Block]:
             )
         )
     else:
-        names = fit.column_names or [f"column {d}" for d in range(x.shape[1])]
+        names = fit.columns.names
         header += names[:_COLUMNS]
         rows = [row + _cells(fit, values) for row, values in zip(rows, x, strict=True)]
     caption = (
@@ -235,7 +235,7 @@ def worst_data(fit: Fit) -> Iterator[Block]:
 def _cells(fit: Fit, values: Tensor) -> list[str]:
     found = []
     for d, value in enumerate(values[:_COLUMNS].tolist()):
-        levels: Sequence[str] = fit.levels.get(d, ())
+        levels: Sequence[str] = fit.columns.levels.get(d, ())
         text = "-" if math.isnan(value) else levels[int(value)] if levels else f"{value:.4g}"
         found.append(text)
     return found

@@ -61,7 +61,7 @@ def plot_predictive(result: PredictiveCheck, axes: Axes | None = None) -> Axes:
     Returns:
         The axes.
     """
-    rows, labels = _rows(result.names)
+    rows, labels = _rows(result)
     axes = new_axes(1.3 + 0.21 * len(labels)) if axes is None else axes
     z, limit = result.replicated_z, result.limit
     ranges = torch.quantile(z, torch.tensor([0.025, 0.975], dtype=z.dtype), dim=0).numpy()
@@ -98,15 +98,14 @@ def plot_predictive(result: PredictiveCheck, axes: Axes | None = None) -> Axes:
     return axes
 
 
-def _rows(names: tuple[str, ...]) -> tuple[np.ndarray, list[str]]:
+def _rows(result: PredictiveCheck) -> tuple[np.ndarray, list[str]]:
     """Return the place of each element, and the label of each row: an element, or a statistic if there are many."""
-    if len(names) <= _MOST_NAMED:
-        return np.arange(len(names), dtype=float), list(names)
-    statistic = [name.rpartition("[")[0] if name.endswith("]") and "[" in name else name for name in names]
-    labels = list(dict.fromkeys(statistic))
-    places = np.zeros(len(names))
+    if len(result.names) <= _MOST_NAMED:
+        return np.arange(len(result.names), dtype=float), list(result.names)
+    labels = list(dict.fromkeys(result.statistics))
+    places = np.zeros(len(result.names))
     for row, label in enumerate(labels):
-        members = [place for place, name in enumerate(statistic) if name == label]
+        members = [place for place, name in enumerate(result.statistics) if name == label]
         places[members] = row + (np.linspace(-0.35, 0.35, len(members)) if len(members) > 1 else 0.0)
     return places, labels
 

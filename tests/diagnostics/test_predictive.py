@@ -10,6 +10,7 @@ from oracles import LinearGaussian
 from scipy import stats
 
 from pyrovae.diagnostics import check_predictive, default_statistics, replicate, tail_probabilities
+from pyrovae.distributions import ByColumn
 
 
 def normal_model(x):
@@ -123,10 +124,49 @@ def test_default_statistics_agree_with_numpy():
     torch.testing.assert_close(found["row profile"], images.reshape(40, 2, 3).mean((0, 2)))
     torch.testing.assert_close(found["column profile"], images.reshape(40, 2, 3).mean((0, 1)))
     torch.testing.assert_close(found["ink sd"], images.mean(1).std().reshape(1))
-    tables = default_statistics(["real", "category:3", "binary"])
-    assert {"mean of column 0", "share of level 2 of column 1", "mean of column 2"} <= set(tables)
     with pytest.raises(ValueError, match="6 entries, but a datum has 5"):
         default_statistics(["real"] * 5, (2, 3))
+
+
+class Table(torch.nn.Module):
+    """A table of a real, a count, a category and a binary column."""
+
+    def forward(self, x):
+        with pyro.plate("data", len(x), dim=-1):
+            z = pyro.sample("z", dist.Normal(0.0, 1.0))
+            parts = [
+                dist.Normal(z.unsqueeze(-1), 1.0),
+                dist.Poisson(z.exp().unsqueeze(-1)),
+                dist.Categorical(logits=torch.zeros(*z.shape, 1, 3)),
+                dist.Bernoulli(0.5 * torch.ones(*z.shape, 1)),
+            ]
+            fn = ByColumn(parts, [torch.tensor([place]) for place in range(4)])
+            pyro.sample("x", fn.to_event(1), obs=x)
+
+
+def test_the_elements_of_tables_are_told_by_column_and_by_name():
+    generator = torch.Generator().manual_seed(0)
+    x = torch.rand(60, 4, generator=generator).mul(torch.tensor([9.0, 9.0, 3.0, 2.0])).floor()
+    kinds = ["real", "count", "category:3", "binary"]
+    names, levels = ["income", "visits", "where", "member"], {2: ["east", "west", "south"]}
+    named = check_predictive(Table(), x, statistics=default_statistics(kinds, names=names, levels=levels))
+    found = dict(zip(named.names, zip(named.observed.tolist(), named.statistics, strict=True), strict=True))
+    assert found["mean of income"] == (pytest.approx(x[:, 0].mean().item()), "mean")
+    assert found["mean of visits"] == (pytest.approx(x[:, 1].mean().item()), "mean")
+    assert found["mean of member"] == (pytest.approx(x[:, 3].mean().item()), "mean")
+    assert found["sd of income"] == (pytest.approx(x[:, 0].std().item()), "sd")
+    assert found["zeros of visits"] == (pytest.approx((x[:, 1] == 0).double().mean().item()), "zeros")
+    assert found["share of where = west"] == (pytest.approx((x[:, 2] == 1).double().mean().item()), "shares of where")
+    expected = x[:, [0, 3]].T.corrcoef()[0, 1].item()
+    assert found["correlation of income and member"] == (pytest.approx(expected, abs=1e-6), "correlation")
+    numbered = check_predictive(Table(), x)
+    words = dict(zip(("income", "visits", "where", "member"), (f"column {d}" for d in range(4)), strict=True))
+    words |= {"east": "0", "west": "1", "south": "2"}
+    expected = [" ".join(words.get(word, word) for word in name.split(" ")) for name in named.names]
+    assert [name for name in numbered.names if "correlation" not in name] == [
+        name for name in expected if "correlation" not in name
+    ]
+    torch.testing.assert_close(numbered.observed, named.observed)
 
 
 def test_default_statistics_leave_missing_entries_out():

@@ -159,7 +159,7 @@ def test_tables_have_distributions_pairs_and_a_folded_picture_of_all_columns():
     }
     assert found["Pairs of columns"][0].wide
     j, k = (
-        made.column_names.index(name)
+        made.columns.names.index(name)
         for name in re.search(r"between (\w+) and (\w+):", found["Pairs of columns"][0].alt).groups()
     )
     pair = made.x[:, [j, k]].double().numpy()

@@ -61,7 +61,8 @@ def predictive(names, z, source="prior"):
     replicated = torch.randn(200, len(names), generator=torch.Generator().manual_seed(0), dtype=torch.float64)
     replicated = (replicated - replicated.mean(0)) / replicated.std(0)
     p = torch.linspace(0.01, 0.9, len(names))
-    return PredictiveCheck(tuple(names), z, replicated, p, p / 10, p, z, 0.02, source)
+    statistics = tuple(name.partition("[")[0] for name in names)
+    return PredictiveCheck(tuple(names), z, replicated, p, p / 10, p, z, 0.02, source, statistics)
 
 
 def khat_map(khat, log_p):

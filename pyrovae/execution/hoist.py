@@ -6,6 +6,8 @@ from operator import getitem
 import torch
 from torch import Tensor, fx
 
+from pyrovae.execution.simplify import changed_in_place
+
 _PRODUCTS = tuple(
     getattr(torch.ops.aten, name).default
     for name in ("mm", "addmm", "bmm", "baddbmm", "mv", "addmv", "linear", "convolution")
@@ -69,25 +71,9 @@ def _hoistable(nodes: Sequence[fx.Node], varying: set[fx.Node]) -> set[fx.Node]:
 def _fixed(nodes: Sequence[fx.Node], varying: set[fx.Node]) -> set[fx.Node]:
     """Find the nodes that depend on no varying input, random draw or change in place."""
     fixed = set(nodes) - varying
-    changed = _changed_in_place(nodes)
+    changed = changed_in_place(nodes)
     for node in nodes:
         random = torch.Tag.nondeterministic_seeded in getattr(node.target, "tags", ())
         if random or node.op == "output" or node in changed or not fixed.issuperset(node.all_input_nodes):
             fixed.discard(node)
     return fixed
-
-
-def _changed_in_place(nodes: Sequence[fx.Node]) -> set[fx.Node]:
-    """Find the nodes whose memory an operation writes to, including the bases of views."""
-    found: set[fx.Node] = set()
-    for node in reversed(nodes):
-        schema = getattr(node.target, "_schema", None)
-        if schema is None:
-            continue
-        given = dict(zip((argument.name for argument in schema.arguments), node.args, strict=False)) | node.kwargs
-        for argument in schema.arguments:
-            if argument.alias_info is not None and argument.alias_info.is_write:
-                fx.map_arg(given.get(argument.name), found.add)
-        if node in found and any(value.alias_info is not None for value in schema.returns):
-            found.update(node.all_input_nodes)
-    return found

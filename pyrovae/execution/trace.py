@@ -16,6 +16,7 @@ import torch
 from torch import Tensor, fx
 
 from pyrovae.execution.messages import NotRecordedError
+from pyrovae.execution.simplify import simplify
 from pyrovae.execution.tensors import Outputs
 
 _ATEN = torch.ops.aten
@@ -46,7 +47,7 @@ def record(function: Callable[..., Outputs], inputs: Sequence[Tensor]) -> tuple[
     for node in graph.graph.nodes:
         _check_static(node)
     lifted = _lift(graph)
-    _simplify(graph.graph)
+    simplify(graph.graph)
     for node in graph.graph.find_nodes(op="placeholder")[: len(lifted)]:
         if not node.users:
             lifted.pop(node)
@@ -92,13 +93,3 @@ def _lift(graph: fx.GraphModule) -> dict[fx.Node, Tensor]:
         node.replace_all_uses_with(places[id(value)])
         graph.graph.erase_node(node)
     return lifted
-
-
-def _simplify(graph: fx.Graph) -> None:
-    """Remove aliases, which only derivatives need, and unused operations."""
-    if not any(torch.Tag.inplace_view in getattr(node.target, "tags", ()) for node in graph.nodes):
-        for node in list(graph.nodes):
-            if node.target in (_ATEN.alias.default, _ATEN.detach.default):
-                node.replace_all_uses_with(node.args[0])
-                graph.erase_node(node)
-    graph.eliminate_dead_code()

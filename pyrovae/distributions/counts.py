@@ -119,7 +119,7 @@ class MeanNegativeBinomial(TorchDistribution):
             self._validate_sample(value)
         r, count = self._unbroadcast.double(), value.double()
         logits = self.log_mean.double() - r.log()
-        given = count * logsigmoid(logits) + r * logsigmoid(-logits)
+        given = (count + r) * logsigmoid(logits) - r * logits  # log sigmoid(-l) = log sigmoid(l) - l
         ways = torch.lgamma(count + r) - torch.lgamma(r) - log_factorial(value)
         return (given + ways).to(result_type(value, self.log_mean))
 

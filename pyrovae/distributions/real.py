@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from pyrovae.distributions.expand import Shape
-from pyrovae.distributions.log_gamma import result_type
+from pyrovae.distributions.log_gamma import log_gamma_half_step, result_type
 from pyrovae.distributions.student_mass import log_student_survival
 
 
@@ -35,10 +35,8 @@ class StudentT(dist.StudentT):
         if self._validate_args:
             self._validate_sample(value)
         df, scale = self._unbroadcast
-        half, shape = 0.5 * (df + 1), 0.5 * df.double()  # the gamma functions of a large df cancel
-        log_norm = torch.lgamma(shape + 0.5) - torch.lgamma(shape) - 0.5 * (2 * math.pi * shape).log()
-        log_norm = log_norm.to(df.dtype) - scale.log()
-        return log_norm - half * torch.log1p(((value - self.loc) / scale).square() / df)
+        log_norm = log_gamma_half_step(0.5 * df) - 0.5 * (math.pi * df).log() - scale.log()
+        return log_norm - 0.5 * (df + 1) * torch.log1p(((value - self.loc) / scale).square() / df)
 
     def cdf(self, value: Tensor) -> Tensor:
         """Return P(X <= value), by quadrature (`log_student_survival`), which torch lacks."""

@@ -270,10 +270,8 @@ def scale_of(log_scale: Tensor) -> Tensor:
     Args:
         log_scale: Log scales a of any shape.
     """
-    beyond = log_scale.abs() > _LOG_SCALE_BOUND
-    excess = torch.where(beyond, log_scale - _LOG_SCALE_BOUND * log_scale.sign(), 0.0)
-    inside = torch.where(beyond, _LOG_SCALE_BOUND * log_scale.sign(), log_scale)
-    return (inside + _ROOM * torch.tanh(excess / _ROOM)).exp()
+    inside = log_scale.clamp(-_LOG_SCALE_BOUND, _LOG_SCALE_BOUND)
+    return (inside + _ROOM * torch.tanh((log_scale - inside) / _ROOM)).exp()
 
 
 def out_features(network: nn.Module) -> int:

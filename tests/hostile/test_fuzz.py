@@ -31,6 +31,7 @@ READERS = {
     "run/weights.safetensors": ("evaluate", "sample"),
     "run/checkpoint.safetensors": ("resume",),
     "run/metrics.jsonl": ("resume",),
+    "run/epochs.safetensors": ("resume",),
     "run/evaluation.csv": ("compare",),
     "run/evaluation.json": ("compare",),
     "bits.npy": ("evaluate", "train"),

@@ -54,6 +54,9 @@ TABLE = "income,species,body_mass_g,school,w,year\n" + "".join(
 )
 
 
+ACCEPTED = set()  # commands that this process has tried
+
+
 class AcceptedError(BaseException):
     """Raised in place of what a script does after it has accepted its command line."""
 
@@ -194,7 +197,9 @@ def test_a_script_accepts_every_command_that_a_page_or_docstring_gives(page, acc
         if not arguments and page.suffix == ".md" and script != "scripts/train.py":
             continue  # the name of a script, without what it needs
         for name, given in ((script, arguments), ("scripts/train.py", arguments[end + 1 :])):
-            assert accept(name, given) is None, (page.name, name, given)
+            if (name, *given) not in ACCEPTED:  # on another page
+                assert accept(name, given) is None, (page.name, name, given)
+                ACCEPTED.add((name, *given))
 
 
 @pytest.mark.parametrize(

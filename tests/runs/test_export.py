@@ -153,10 +153,12 @@ def test_arviz_summarises_and_plots_all_groups() -> None:
     assert len(arviz.summary(data, var_names=["z"], kind="stats")) == 2 * N
     with matplotlib.rc_context({"backend": "agg"}), warnings.catch_warnings():
         warnings.simplefilter("ignore")  # of ArviZ and matplotlib, about each other
+        chosen = {"datum": as_tree(data)["posterior"]["datum"].values[:2], "z_dim": [0]}
+        drawn = [arviz.plot_forest(data, var_names=["z"], coords=chosen, combined=True)]
         if hasattr(arviz, "plot_ppc_dist"):  # 1.x
-            drawn = [arviz.plot_ppc_dist(data), arviz.plot_forest(data, var_names=["s"])]
+            drawn += [arviz.plot_ppc_dist(data), arviz.plot_forest(data, var_names=["s"])]
         else:
-            drawn = [
+            drawn += [
                 arviz.plot_ppc(data, num_pp_samples=10),
                 arviz.plot_ppc(data, group="prior", num_pp_samples=10, observed=True),
                 arviz.plot_forest(data, var_names=["s"]),

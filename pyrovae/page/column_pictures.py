@@ -14,6 +14,7 @@ from torch import Tensor
 
 from pyrovae.columns import LEVELLED, Column, date_text
 from pyrovae.page.blocks import Block, Folded, Picture, Table
+from pyrovae.page.digits import in_digits
 from pyrovae.page.fit import Fit
 from pyrovae.plots import is_image, plot_columns, plot_marginal, plot_pairs, plot_rootogram, plot_samples
 
@@ -57,9 +58,9 @@ def rootograms(fit: Fit) -> Iterator[Block]:
         gap = _gap(x, drawn)
         zeros = [float((values == 0).double().mean()) for values in (x, drawn)]
         alt = (
-            f"The cumulative shares differ most, by {gap.size:.2f}, at {gap.value:.3g}: {100 * gap.data:.0f} % of the "
-            f"data are at most that, {100 * gap.draws:.0f} % of the draws. Zeros: {100 * zeros[0]:.1f} % of the data, "
-            f"{100 * zeros[1]:.1f} % of the draws."
+            f"The cumulative shares differ most, by {gap.size:.2f}, at {in_digits(gap.value, 3)}: "
+            f"{100 * gap.data:.0f} % of the data are at most that, {100 * gap.draws:.0f} % of the draws. Zeros: "
+            f"{100 * zeros[0]:.1f} % of the data, {100 * zeros[1]:.1f} % of the draws."
         )
         of = _of_all(len(counts), _ROOTOGRAMS)
         caption = (
@@ -253,7 +254,7 @@ def _text(fit: Fit, d: int, value: float) -> str:
     """Write a value of a column, in the unit of its source."""
     column = _column(fit, d)
     if column is None:
-        return f"{value:.4g}"
+        return in_digits(value, 4)
     return date_text(value + column.origin, "date") if column.format else f"{value + column.origin:.6g}"
 
 

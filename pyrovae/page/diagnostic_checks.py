@@ -6,6 +6,7 @@ import torch
 
 from pyrovae.diagnostics import ACTIVE_FROM, Uniformity, check_uniform, holm
 from pyrovae.page.check import P_VALUE, Check
+from pyrovae.page.digits import in_digits
 from pyrovae.page.fit import LEVEL, Fit
 
 _ERRORS = 2.0  # standard errors beyond which a difference counts
@@ -22,8 +23,8 @@ def predictive_checks(fit: Fit) -> Check:
     found = fit.predictive
     worst = found.z.abs().nan_to_num(torch.inf).argsort(descending=True, stable=True)[:3].tolist()
     said = "; ".join(
-        f"{found.names[m]} is {found.observed[m]:.3g}, in replicates {found.replicated[:, m].mean():.3g} ± "
-        f"{found.replicated[:, m].std():.2g}"
+        f"{found.names[m]} is {in_digits(found.observed[m], 3)}, in replicates "
+        f"{in_digits(found.replicated[:, m].mean(), 3)} ± {in_digits(found.replicated[:, m].std(), 2)}"
         for m in worst
     )
     passed = found.joint_p_value >= _SMALLEST_P

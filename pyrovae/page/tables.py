@@ -22,6 +22,7 @@ from pyrovae.page.diagnostic_pictures import (
     transform_picture,
     typical_pictures,
 )
+from pyrovae.page.digits import in_digits
 from pyrovae.page.fit import Fit
 from pyrovae.plots import is_image, plot_grids
 from pyrovae.stats import mean_and_std_error
@@ -133,8 +134,8 @@ def predictive(fit: Fit) -> Iterator[Block]:
     rows = [
         [
             found.names[m],
-            f"{found.observed[m]:.4g}",
-            f"{found.replicated[:, m].mean():.4g} ± {found.replicated[:, m].std():.2g}",
+            in_digits(found.observed[m], 4),
+            f"{in_digits(found.replicated[:, m].mean(), 4)} ± {in_digits(found.replicated[:, m].std(), 2)}",
             f"{found.p_value[m]:.3f}",
         ]
         for m in order
@@ -217,7 +218,7 @@ def worst_data(fit: Fit) -> Iterator[Block]:
                 plot_grids([("", x)], fit.data.shape),
                 f"The {len(x)} data with the largest k-hat, in the order of the table.",
                 f"{len(x)} data, k-hat from {found.khat[worst[-1]]:.2f} to {found.khat[worst[0]]:.2f}; their mean "
-                f"value is {x.nanmean():.3g}, that of all {fit.x.nanmean():.3g}.",
+                f"value is {in_digits(x.nanmean(), 3)}, that of all {in_digits(fit.x.nanmean(), 3)}.",
                 pixels=True,
             )
         )
@@ -236,7 +237,7 @@ def _cells(fit: Fit, values: Tensor) -> list[str]:
     found = []
     for d, value in enumerate(values[:_COLUMNS].tolist()):
         levels: Sequence[str] = fit.columns.levels.get(d, ())
-        text = "-" if math.isnan(value) else levels[int(value)] if levels else f"{value:.4g}"
+        text = "-" if math.isnan(value) else levels[int(value)] if levels else in_digits(value, 4)
         found.append(text)
     return found
 

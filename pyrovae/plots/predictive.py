@@ -10,7 +10,7 @@ from torch import Tensor
 from pyrovae.diagnostics import ForeignData, PredictiveCheck, Typicality
 from pyrovae.plots.base import COLOURS, legend_above, new_axes, p_text, short_name
 
-_LONGEST, _FEW_LETTERS = 22, 18  # letters of a name, at most and in full size
+_LONGEST, _FEW_LETTERS = 28, 18  # letters of a name, at most and in full size
 _MOST_NAMED = 40  # elements with a row of their own
 _FARTHEST = 2.5  # end of the axis, times the simultaneous limit
 _SOURCES = {"prior": "z from the prior", "guide": "z from q(z|x): conservative"}
@@ -93,7 +93,7 @@ def plot_predictive(result: PredictiveCheck, axes: Axes | None = None) -> Axes:
     texts = [short_name(label, _LONGEST) for label in labels]
     axes.set_yticks(range(len(labels)), texts, fontsize=9 if max(map(len, texts)) <= _FEW_LETTERS else 8)
     axes.set(xlim=(-end, end), ylim=(len(labels) - 0.4, -0.6))
-    axes.set_xlabel(f"z of the statistic; joint {p_text(result.joint_p_value)}")
+    axes.set_xlabel(f"z; joint {p_text(result.joint_p_value)}")
     legend_above(axes)
     return axes
 

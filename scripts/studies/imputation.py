@@ -7,11 +7,12 @@ python scripts/studies/imputation.py --data [oracle] --masks 1      # against th
 The protocol is that of Mattei and Frellsen ("MIWAE", ICML 2019): n p / 2 cells are deleted, chosen by a permutation of
 all cells that the mask's number seeds. The model trains on all rows. The error is the mean over the deleted cells of
 the squared difference, in standard deviations of the whole columns. All tables have one configuration: a Student-t per
-column, networks of three layers of 128, p / 2 latents, the importance-weighted bound with 20 draws, and an average of
-the weights over about 100 steps. The number of epochs is that with the largest log p of held-out observed cells given
-the others of their rows, by 100 draws of the guide, summed over three trainings without a tenth of the observed cells
-each, as a mean over three looks, ten epochs apart. Three last trainings of that length have all observed cells and a
-seed each: "model" is the error of the mean of their imputations, and "one" the mean error of each by itself.
+column, with a scale and degrees of freedom for each, networks of three layers of 128, p / 2 latents, the
+importance-weighted bound with 20 draws, and an average of the weights over about 100 steps. The number of epochs is
+that with the largest log p of held-out observed cells given the others of their rows, by 100 draws of the guide, summed
+over three trainings without a tenth of the observed cells each, as a mean over three looks, ten epochs apart. Three
+last trainings of that length have all observed cells and a seed each: "model" is the error of the mean of their
+imputations, and "one" the mean error of each by itself.
 
 "ridge" is scikit-learn's IterativeImputer with BayesianRidge. The oracle has 1,000 rows of 8 columns with 2 latents and
 noise 0.5. "exact" is the error of its exact conditional means, and "covariance" the relative difference of the mean
@@ -42,7 +43,7 @@ from pyrovae.runs.tables import aligned
 from pyrovae.stats import mean_and_std_error
 
 Name = Literal["breast_cancer", "wine", "diabetes", "oracle"]
-_STUDENT = {"scale": "network", "df": "network"}
+_STUDENT = {"scale": "dimension", "df": "dimension"}
 _LOADINGS_SEED = 0
 _FOLDS, _TENTHS = 3, 10  # trainings, each without one tenth of the observed cells
 _EVERY, _SMOOTHED = 10, 3  # epochs between looks, and looks of which the mean is taken
@@ -68,7 +69,7 @@ def main() -> int:
     add("--data", type=list[Name], default=["breast_cancer", "wine", "diabetes"], help="tables")
     add("--masks", type=PositiveInt, default=5, help="number of masks, 0, 1, ...")
     add("--first", type=NonNegativeInt, default=0, help="number of the first mask")
-    add("--epochs", type=PositiveInt, default=150, help="most epochs")
+    add("--epochs", type=PositiveInt, default=250, help="most epochs")
     add("--num_particles", type=PositiveInt, default=300, help="draws K per row of the imputation")
     add("--json", type=str | None, default=None, help="file for the numbers (default: none)")
     flags = parse_flags(parser, sys.argv[1:])

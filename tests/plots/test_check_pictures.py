@@ -238,13 +238,13 @@ def test_predictive_elements_lie_at_their_z_with_ranges_and_the_limit_of_replica
     edge = 0.97 * 2.5 * limit
     np.testing.assert_allclose(places, [[0.5, 0], [-3.5, 1], [edge, 2], [-edge, 3]])
     assert [tick.get_text() for tick in axes.get_yticklabels()] == ["a", "b", "c", "d"]
-    assert axes.get_xlabel() == "z of the statistic; joint p = 0.02"
+    assert axes.get_xlabel() == "z; joint p = 0.02"
 
 
 def test_many_predictive_elements_have_a_row_for_each_statistic():
     axes = PICTURES["many elements"]()
     names = [tick.get_text() for tick in axes.get_yticklabels()]
-    assert names == ["row profile", "ink", r"a \$b\$ long <name> of …"]
+    assert names == ["row profile", "ink", r"a \$b\$ long <name> of a stat…"]
     rows = np.sort(np.concatenate([dots.get_offsets()[:, 1] for dots in axes.collections[1:]]))
     np.testing.assert_allclose(rows, [*np.linspace(-0.35, 0.35, 40), 1, 2])
 

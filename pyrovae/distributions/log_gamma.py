@@ -32,8 +32,9 @@ def log_factorial(count: Tensor) -> Tensor:
     if count.device not in _tables:
         _tables[count.device] = _TABLE.to(count.device)
     y = count.double() + 0.5
-    # 32 bits, of which a processor clamps several at once. In place, since fresh memory costs more than the arithmetic.
-    rows = count.clamp(max=_NUM_TABULATED).int().clamp_(0, _NUM_TABULATED - 1)
+    # 32 bits, of which a processor clamps several at once; beyond them any row serves, since its share vanishes. In
+    # place, since fresh memory costs more than the arithmetic.
+    rows = count.int().clamp_(0, _NUM_TABULATED - 1)
     correction = _tables[count.device].index_select(0, rows.flatten()).view_as(rows)
     return y.log().sub_(1).mul_(y).add_(correction.div_(y)).add_(_HALF_LOG_2_PI)
 

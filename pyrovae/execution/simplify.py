@@ -98,10 +98,10 @@ def _is_view(node: fx.Node) -> bool:
 
 
 def _unchanged_by(node: fx.Node) -> fx.Node | None:
-    """Return the first argument of x/1, x*1 and x^1, unless it is an input, whose memory is another's."""
-    first: Any = node.args[0] if node.args else None
-    if node.target not in _NEUTRAL_ONE or node.args[1:] != (1,) or first.op != "call_function":
+    """Return the first argument of x/1, x*1 and x^1."""
+    if node.target not in _NEUTRAL_ONE or node.args[1:] != (1,):
         return None
+    first: Any = node.args[0]
     return first if _form(first) == _form(node) is not None else None
 
 

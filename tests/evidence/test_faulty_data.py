@@ -120,6 +120,11 @@ def test_a_row_far_from_the_others_leaves_them_their_value(name):
 def test_bounded_scales_are_those_of_exp_in_the_normal_range_and_finite_beyond():
     a = torch.linspace(-10, 10, 2001)
     assert torch.equal(scale_of(a), a.exp())
+    beyond, room = torch.tensor([10.5, 12.0, 20.0], dtype=torch.float64, requires_grad=True), math.log(1e6) - 10
+    expected = 10 + room * ((beyond - 10) / room).tanh()
+    torch.testing.assert_close(scale_of(torch.cat([beyond, -beyond])).log(), torch.cat([expected, -expected]))
+    (slope,) = torch.autograd.grad(scale_of(beyond).log().sum(), beyond)
+    torch.testing.assert_close(slope, 1 - ((beyond.detach() - 10) / room).tanh().square())
     far = torch.tensor([-1e30, -100.0, -10.5, 10.5, 100.0, 1e30], requires_grad=True)
     scale = scale_of(far)
     assert bool((scale >= 0.99e-6).all())

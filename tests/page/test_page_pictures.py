@@ -12,7 +12,7 @@ from page_helpers import small_network
 from scipy.stats import ks_2samp, spearmanr
 from sklearn.decomposition import PCA
 
-from pyrovae import BernoulliLikelihood, Blueprint, Column, Columns, PoissonLikelihood, read_table
+from pyrovae import BernoulliLikelihood, Blueprint, Column, Columns, NormalLikelihood, PoissonLikelihood, read_table
 from pyrovae.baselines import Comparison
 from pyrovae.data import Data
 from pyrovae.page import Fit
@@ -145,6 +145,19 @@ def test_counts_have_rootograms_with_the_shares_of_zeros():
         d = int(re.search(r"column (\d)", picture.caption)[1])
         zeros = 100 * float((made.x[:, d] == 0).double().mean())
         assert f"Zeros: {zeros:.1f} % of the data" in picture.alt
+
+
+def test_real_columns_of_arrays_are_named_and_standardised_if_their_units_differ():
+    labels = {}
+    for unit in (1.0, 1000.0):
+        pyro.set_rng_seed(0)
+        x = torch.randn(200, 3) * torch.tensor([1.0, 2.0, unit])
+        vae = Blueprint(3, 2, likelihood=NormalLikelihood, x=x, network=small_network).vae()
+        made = shown(columns.columns, columns.marginals, fit=fit_of(vae, data_of(x, (3,))))
+        labels[unit] = made["Columns"][0].image.get_xlabel()
+        titles = {picture.image.get_title(loc="left") for picture in made["Distribution of a column"]}
+        assert titles == {"column 0", "column 1", "column 2"}
+    assert labels == {1.0: "column", 1000.0: "(x - median) / sd of the data"}
 
 
 def test_tables_have_distributions_pairs_and_a_folded_picture_of_all_columns():

@@ -90,7 +90,7 @@ class LatentSpace:
             return None
         means, scales = (
             torch.cat([site_entries(site, part(entry)).flatten(0, 1).double().cpu() for site, entry in found], -1)
-            for part in (lambda entry: entry.loc, lambda entry: entry.scale)
+            for part in (lambda entry: entry.loc.detach(), lambda entry: entry.scale.detach())
         )
         scale = float(scales.mean())
         if float((scales - scale).abs().max()) > _ALIKE * scale or not bool((means == means[:1]).all()):

@@ -107,6 +107,12 @@ def test_an_arc_turns_at_a_constant_rate_about_the_mean_of_an_isotropic_prior():
     torch.testing.assert_close(found.log_prior, -square / 2 - math.log(2 * math.pi * 4), rtol=1e-4, atol=1e-4)
 
 
+def test_an_isotropic_prior_whose_scale_is_learned_has_arcs_too():
+    scale = torch.full((2,), 2.0, requires_grad=True)
+    model, _, x, codes = two_latents(dist.Normal(scale * 0, scale).to_event(1))
+    assert interpolate(model, x[:1], codes=codes, ends=torch.eye(2)).kinds == ("straight", "spherical")
+
+
 @pytest.mark.parametrize(
     "prior",
     [

@@ -142,29 +142,25 @@ def _of_columns(
         names = [f"column {place}" for place in range(len(kinds))]
     found: dict[str, Statistic] = {}
 
-    def add(name: str, columns: list[int], function: Statistic) -> None:
-        """Add a statistic of each column; if the columns have names, its elements have them too."""
+    def add(name: str, columns: list[int], function: Statistic, elements: Sequence[str] = ()) -> None:
+        """Add a statistic of some columns. Its elements have the names given, else those of the columns, if any."""
         statistic: Statistic = partial(_of_some, columns=columns, function=function)
-        if names is None:
-            found[name] = statistic
-            return
+        own = tuple(elements) or tuple(f"{name} of {names[column]}" for column in columns if names is not None)
         known = found.get(name)
-        own = tuple(f"{name} of {names[column]}" for column in columns)
         if isinstance(known, NamedElements):  # of the columns of another kind
             found[name] = NamedElements(partial(_joined, functions=(known, statistic)), (*known.names, *own))
         else:
-            found[name] = NamedElements(statistic, own)
+            found[name] = NamedElements(statistic, own) if own else statistic
 
     for kind, columns in places.items():
         if kind.startswith("category"):
-            for column in columns:
-                count = int(kind.partition(":")[2])
-                of_column = levels.get(column, [str(level) for level in range(count)])
-                own = names[column] if names is not None else f"column {column}"
-                found[f"shares of {own}"] = NamedElements(
-                    partial(_of_some, columns=[column], function=partial(_shares, count=count)),
-                    tuple(f"share of {own} = {level}" for level in of_column),
-                )
+            count = int(kind.partition(":")[2])
+            shares = [
+                f"share of {names[column] if names is not None else f'column {column}'} = {level}"
+                for column in columns
+                for level in levels.get(column, range(count))
+            ]
+            add("share", columns, partial(_shares, count=count), shares)
             continue
         add("mean", columns, _mean)
         if kind == "count":
@@ -223,8 +219,8 @@ def _share(x: Tensor, level: int) -> Tensor:
 
 
 def _shares(x: Tensor, count: int) -> Tensor:
-    """Compute the share of each level of one column among its observed entries."""
-    return torch.cat([_share(x, level) for level in range(count)])
+    """Compute the share of each level among the observed entries of each column, the levels of a column together."""
+    return torch.stack([_share(x, level) for level in range(count)], 1).flatten()
 
 
 def _max(x: Tensor) -> Tensor:

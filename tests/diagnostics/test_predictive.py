@@ -156,9 +156,15 @@ def test_the_elements_of_tables_are_told_by_column_and_by_name():
     assert found["mean of member"] == (pytest.approx(x[:, 3].mean().item()), "mean")
     assert found["sd of income"] == (pytest.approx(x[:, 0].std().item()), "sd")
     assert found["zeros of visits"] == (pytest.approx((x[:, 1] == 0).double().mean().item()), "zeros")
-    assert found["share of where = west"] == (pytest.approx((x[:, 2] == 1).double().mean().item()), "shares of where")
+    assert found["share of where = west"] == (pytest.approx((x[:, 2] == 1).double().mean().item()), "share")
     expected = x[:, [0, 3]].T.corrcoef()[0, 1].item()
     assert found["correlation of income and member"] == (pytest.approx(expected, abs=1e-6), "correlation")
+    codes = torch.stack([x[:, 2], x[:, 0] % 3, x[:, 3]], 1)
+    share = default_statistics(["category:3", "category:3", "category:2"])["share"]
+    places = [(column, level) for column, count in enumerate((3, 3, 2)) for level in range(count)]
+    assert share.names == tuple(f"share of column {column} = {level}" for column, level in places)
+    shares = [(codes[:, column] == level).double().mean() for column, level in places]
+    torch.testing.assert_close(share(codes), torch.stack(shares))
     numbered = check_predictive(Table(), x)
     words = dict(zip(("income", "visits", "where", "member"), (f"column {d}" for d in range(4)), strict=True))
     words |= {"east": "0", "west": "1", "south": "2"}

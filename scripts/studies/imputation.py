@@ -50,7 +50,7 @@ _EVERY, _SMOOTHED = 10, 3  # epochs between looks, and looks of which the mean i
 _LOOK_PARTICLES = 100
 _RECORDED_FROM = 5_000  # rows in all epochs, from which a training is recorded
 _NETWORKS = 3  # whose imputations are averaged
-_MASKS = 100  # between the seeds of two networks, so that masks do not share them
+_SEED_STEP = 100  # between the seeds of the networks of a mask, so that masks do not share them
 
 
 class Problem(NamedTuple):
@@ -129,7 +129,7 @@ def errors(problem: Problem, seed: int, flags: Any) -> dict[str, float]:
     draws = 40 if problem.covariances is not None else 0
     found = []
     for network in range(_NETWORKS):
-        vae = trained(table, seed + _MASKS * network, epochs, table.mask)
+        vae = trained(table, seed + _SEED_STEP * network, epochs, table.mask)
         found.append(impute(vae.model, vae.guide, **given(table), num_particles=flags.num_particles, num_draws=draws))
     origins = np.array([column.origin for column in table.columns.data])
     values = [one.value.double().numpy() + origins for one in found]

@@ -71,8 +71,6 @@ def main() -> int:
     add("--seed", type=Seed, default=0, help="seed of the data and of the training")
     add("--out", type=str | None, default=None, help="file for the figure, a PNG (default: none)")
     flags = parse_flags(parser, sys.argv[1:])
-    if not flags.steps:
-        raise ValueError("--steps []: there is nothing to show; give at least one step, such as [0,600]")
     if flags.out:
         check_writable("--out", flags.out)
     x = _MEAN + _SD * torch.randn(flags.num_data, 1, generator=torch.Generator().manual_seed(flags.seed))

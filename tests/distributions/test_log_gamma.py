@@ -9,7 +9,7 @@ from pyrovae.distributions.log_gamma import log_gamma_half_step
 
 @pytest.mark.parametrize("x", [1e-30, 1e-3, 0.5, 1.0, 3.7, 50.0, 1e4, 1e8, 1e20])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
-def test_half_steps_are_right_in_single_precision(x, dtype):
+def test_half_steps_are_right_in_both_precisions(x, dtype):
     at = torch.tensor(x, dtype=dtype, requires_grad=True)
     with mpmath.workdps(40):
         given = mpmath.mpf(at.item())

@@ -10,11 +10,11 @@ import pyro.optim
 import pytest
 import torch
 from pyro.infer import SVI, RenyiELBO, Trace_ELBO, TraceGraph_ELBO
+from small_programs import make_vae
 from torch import nn
 from torch.utils.data import DataLoader, Dataset, DistributedSampler, IterableDataset, TensorDataset
 
 from pyrovae import Blueprint, ImportanceWeightedELBO, LinearWarmup, fit, log_marginal
-from tests.small_programs import make_vae
 
 STEPS = 6
 

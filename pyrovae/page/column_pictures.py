@@ -4,7 +4,7 @@ To add one, write a function from a `Fit` to blocks and add it to `COLUMN_PICTUR
 makes no sense.
 """
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from typing import NamedTuple
 
 import numpy as np
@@ -21,7 +21,6 @@ from pyrovae.plots import is_image, plot_columns, plot_marginal, plot_pairs, plo
 _COLUMNS = 24  # of a table or an array in one picture
 _ROOTOGRAMS, _MARGINALS, _PAIRED = 3, 6, 4  # columns
 _COMPARED = 40  # columns whose dependence is compared
-_SEVERAL = 10  # ratio of standard deviations, from which columns have several units
 _SEEN_NUMBERS = 2_000_000  # of draws that are compared with data
 
 
@@ -33,7 +32,7 @@ def columns(fit: Fit) -> Iterator[Block]:
     places = [d for d, kind in enumerate(kinds) if kind not in LEVELLED][:_COLUMNS]
     if places:
         data, drawn = fit.x[:, places], fit.many_samples[:, places]
-        named = [fit.columns.names[d] for d in places] if _in_several_units(fit, kinds) else None
+        named = [fit.columns.names[d] for d in places] if fit.columns.in_several_units else None
         off = _largest_shift(data, drawn)
         label = _name(fit, places[off[0]])
         caption = (
@@ -242,16 +241,6 @@ def _kinds(fit: Fit) -> list[str]:
     seen, drawn = _seen(fit.x), _seen(fit.samples)
     counts = all(bool(((values >= 0) & (values == values.floor())).all()) for values in (seen, drawn))
     return ["count" if counts and float(seen.max()) > 1 else "real"] * fit.x.shape[1]
-
-
-def _in_several_units(fit: Fit, kinds: Sequence[str]) -> bool:
-    """Whether columns have units of their own: those of tables, and few real ones that spread very differently."""
-    if fit.columns.of_table or "real" not in kinds or len(kinds) > _COLUMNS:
-        return fit.columns.of_table
-    mean = fit.x.double().nanmean(0)
-    spread = (fit.x.double() - mean).square().nanmean(0).sqrt()
-    spread = spread[spread > 0]
-    return len(spread) > 1 and float(spread.max() / spread.min()) > _SEVERAL
 
 
 def _column(fit: Fit, d: int) -> Column | None:

@@ -2,12 +2,23 @@
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
 from pyrovae.columns import LEVELLED, Columns
 from pyrovae.diagnostics import default_statistics
+
+_FEW = 24  # columns, up to which those of an array may have a unit each
+_SEVERAL = 10  # ratio of standard deviations, from which columns have several units
+
+
+class Spread(NamedTuple):
+    """Means and standard deviations of columns, each with shape (D,)."""
+
+    mean: Tensor
+    std: Tensor
 
 
 @dataclass(frozen=True)
@@ -18,22 +29,29 @@ class DataColumns:
         names: Name of each column.
         levels: Names of the levels of each column that has levels, by column.
         kinds: Kind of each column of a table; empty for arrays and images.
+        spread: Spread of the columns of an array if they have several units; None otherwise.
     """
 
     names: tuple[str, ...]
     levels: Mapping[int, tuple[str, ...]]
     kinds: tuple[str, ...] = ()
+    spread: Spread | None = None
 
     @classmethod
-    def of(cls, schema: Columns | None, size: int) -> "DataColumns":
+    def of(cls, schema: Columns | None, x: Tensor, *, image: bool) -> "DataColumns":
         """Read the columns of a table; number those of arrays.
 
         Args:
             schema: Columns of a table; None for arrays and images.
-            size: Number of columns D.
+            x: Data, with shape (N, D), NaN where missing.
+            image: Whether the data are images, whose pixels have one unit.
         """
         if schema is None:
-            return cls(tuple(f"column {d}" for d in range(size)), {})
+            return cls(
+                tuple(f"column {d}" for d in range(x.shape[1])),
+                {},
+                spread=None if image else _spread_of_several_units(x),
+            )
         columns = schema.data
         levels = {d: column.levels for d, column in enumerate(columns) if column.kind in LEVELLED}
         return cls(tuple(column.name for column in columns), levels, tuple(column.kind for column in columns))
@@ -42,6 +60,15 @@ class DataColumns:
     def of_table(self) -> bool:
         """Whether the data are a table, whose columns have names of their own."""
         return bool(self.kinds)
+
+    @property
+    def in_several_units(self) -> bool:
+        """Whether columns have units of their own: those of tables, and few real ones that spread very differently."""
+        return self.of_table or self.spread is not None
+
+    def on_one_scale(self, values: Tensor) -> Tensor:
+        """Standardise values, with shape (..., D), by the data if the columns of an array have several units."""
+        return values if self.spread is None else (values - self.spread.mean) / self.spread.std
 
     @property
     def decoded_names(self) -> list[str]:
@@ -73,3 +100,16 @@ class DataColumns:
         if kind in ("binary", "count"):
             return kind
         return f"category:{len(self.levels[d])}" if d in self.levels else "real"
+
+
+def _spread_of_several_units(x: Tensor) -> Spread | None:
+    """Return the spread of real columns if they are few and their standard deviations differ much, otherwise None."""
+    seen = x[~x.isnan()]
+    if x.shape[1] > _FEW or bool(((seen >= 0) & (seen == seen.floor())).all()):  # counts have one unit
+        return None
+    mean = x.double().nanmean(0)
+    std = (x.double() - mean).square().nanmean(0).sqrt()
+    known = std[std > 0]
+    if not len(known) or float(known.max() / known.min()) <= _SEVERAL:
+        return None
+    return Spread(mean.nan_to_num(), std.where(std > 0, 1.0))

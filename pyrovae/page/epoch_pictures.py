@@ -67,12 +67,20 @@ def _codes(fit: Fit, taken: Mapping[int, Snapshot], labels: Tensor | None, split
 
 
 def _decoded(fit: Fit, taken: Mapping[int, Snapshot], x: Tensor, split: str) -> Iterator[Block]:
-    """Samples and reconstructions, if they have the columns of the data, all of one unit."""
+    """Samples and reconstructions, if they have the columns of the data."""
     shape, first, last = fit.data.shape, taken[min(taken)], taken[max(taken)]
     if fit.columns.of_table or first.samples.shape[1:] != x.shape[1:]:
         return
     if not is_image(shape) and x.shape[1] > _MOST_LINES:
         return
+    on_one_scale, units = fit.columns.on_one_scale, ""
+    if fit.columns.in_several_units:
+        units = " Each column is in standard deviations of the data from their mean."
+    taken = {
+        epoch: one._replace(samples=on_one_scale(one.samples), reconstructions=on_one_scale(one.reconstructions))
+        for epoch, one in taken.items()
+    }
+    x, first, last = on_one_scale(x), taken[min(taken)], taken[max(taken)]
     small = {**_SMALL, "small": len(shape) < 3 or shape[0] == 1}  # colours need more than a palette
     seen = x[~x.isnan()]
     limits, best = (float(seen.min()), float(seen.max())), fit.history.best_epoch
@@ -80,7 +88,7 @@ def _decoded(fit: Fit, taken: Mapping[int, Snapshot], x: Tensor, split: str) -> 
     yield Picture(
         "Samples by epoch",
         plot_samples_by_epoch(taken, shape, limits=limits, best_epoch=best),
-        f"Means E[x|z] of the same {len(first.samples)} draws of the prior, cut to the range of the data.",
+        f"Means E[x|z] of the same {len(first.samples)} draws of the prior, cut to the range of the data.{units}",
         f"The mean value goes from {means[0]:.3g} {_when(min(taken))} to {means[1]:.3g} {_when(max(taken))}; that of "
         f"the data is {seen.mean():.3g}.",
         **small,
@@ -90,7 +98,7 @@ def _decoded(fit: Fit, taken: Mapping[int, Snapshot], x: Tensor, split: str) -> 
     yield Picture(
         "Reconstructions by epoch",
         plot_reconstructions_by_epoch(taken, data, shape, best_epoch=best),
-        f"The first row are {split} data, below them their means E[x|z] at one draw z of q(z|x).",
+        f"The first row are {split} data, below them their means E[x|z] at one draw z of q(z|x).{units}",
         f"The root mean square difference from the data goes from {errors[0]:.3g} {_when(min(taken))} to "
         f"{errors[1]:.3g} {_when(max(taken))}.",
         **small,

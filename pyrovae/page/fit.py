@@ -207,7 +207,8 @@ class Fit:
     @cached_property
     def columns(self) -> DataColumns:
         """Columns of the data."""
-        return DataColumns.of(None if self.data.table is None else self.data.table.columns, self.x.shape[1])
+        schema = None if self.data.table is None else self.data.table.columns
+        return DataColumns.of(schema, self.x, image=is_image(self.data.shape))
 
     def decode(self, z: Tensor) -> Tensor:
         """Decode places of latent space, with shape (M, J), given the arguments of the first datum."""

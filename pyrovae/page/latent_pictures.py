@@ -96,6 +96,7 @@ def decoded(fit: Fit) -> Iterator[Block]:
     args, kwargs = fit.arguments(slice(0, 1))
     x, y = (fit.codes.quantiles[steps, j] for j in dims)
     grid = decoded_grid(fit.vae.model, *args, codes=fit.codes, dims=dims, places=(x, y), **kwargs)
+    grid = grid._replace(means=fit.columns.on_one_scale(grid.means))
     change = (grid.means[:, 1:] - grid.means[:, :-1]).abs().mean(), (grid.means[1:] - grid.means[:-1]).abs().mean()
     alt = (
         f"From cell to cell the mean changes by {change[0]:.3g} on average along {grid.names[0]} and by "
@@ -113,6 +114,8 @@ def grids_by_label(fit: Fit) -> Iterator[Block]:
     if _num_latents(fit) < 2 or not _drawable(fit) or not fit.label_covariates:
         return
     found = fit.label_grids
+    on_one_scale = fit.columns.on_one_scale
+    found = found._replace(grids=tuple(grid._replace(means=on_one_scale(grid.means)) for grid in found.grids))
     means = torch.stack([grid.means for grid in found.grids])  # (L, H, W, D)
     between, within = means.std(0).mean(), means.flatten(1, 2).std(1).mean()
     mean = means.flatten(1).mean(1)
@@ -139,6 +142,7 @@ def traversals(fit: Fit) -> Iterator[Block]:
         found = fit.traversals
     except OutsideSupportError:  # no latent of a simplex can move alone
         return
+    found = found._replace(means=fit.columns.on_one_scale(found.means))
     change = (found.means[:, -1] - found.means[:, 0]).abs().mean(-1)
     said = [
         f"{name}{f', with {kl:.2f} nats,' if kl == kl else ''} {size:.3g}"
@@ -187,6 +191,7 @@ def interpolation(fit: Fit) -> Iterator[Block]:
     found, names = fit.interpolation, [_name(fit, row) for row in fit.ends]
     if names[0] == names[1]:
         names = [f"{name}, {_row(fit, row)}" for name, row in zip(names, fit.ends, strict=True)]
+    found = found._replace(means=fit.columns.on_one_scale(found.means))
     middle = len(found.share) // 2
     means, log_p = found.means[0], found.log_prior[0]
     away = [(means[middle] - means[end]).square().mean().sqrt() for end in (0, -1)]
@@ -211,6 +216,8 @@ def redraws(fit: Fit) -> Iterator[Block]:
     if not _num_latents(fit) or not _drawable(fit):
         return
     found = fit.redraws
+    x, means = (fit.columns.on_one_scale(values) for values in (found.x, found.means))
+    found = found._replace(x=x, means=means, spread=means.std(0))
     error = (found.means - found.x).square().nanmean().sqrt()
     alt = (
         f"The {len(found.means)} means differ among each other by {found.spread.mean():.3g} on average over entries, "
@@ -256,7 +263,7 @@ def _row(fit: Fit, row: int) -> str:
 
 
 def _drawable(fit: Fit) -> bool:
-    """Whether decoded means can be drawn: images, or lines over columns of one unit."""
+    """Whether decoded means can be drawn: images, or lines over columns."""
     return is_image(fit.data.shape) or (fit.x.shape[1] <= _LONGEST_LINE and not fit.columns.of_table)
 
 
@@ -264,6 +271,8 @@ def _lines(fit: Fit, means: Tensor) -> str:
     """Say how data are drawn that are no images."""
     if is_image(fit.data.shape):
         return ""
+    if fit.columns.in_several_units:
+        return " Lines run over the columns, each in standard deviations of the data from their mean."
     return " Lines run over the columns" + (", log(1 + x)." if is_skewed(means) else ".")
 
 

@@ -1,5 +1,6 @@
 """Pictures of the page that depend on the kind of data and of model, and what their alt texts say."""
 
+import dataclasses
 import itertools
 import re
 from types import SimpleNamespace
@@ -15,10 +16,13 @@ from sklearn.decomposition import PCA
 from pyrovae import BernoulliLikelihood, Blueprint, Column, Columns, NormalLikelihood, PoissonLikelihood, read_table
 from pyrovae.baselines import Comparison
 from pyrovae.data import Data
+from pyrovae.diagnostics import take_snapshot
 from pyrovae.page import Fit
 from pyrovae.page import column_pictures as columns
 from pyrovae.page import diagnostic_pictures as diagnostics
 from pyrovae.page import latent_pictures as latents
+from pyrovae.page.epoch_pictures import by_epoch
+from pyrovae.runs import Snapshots
 from pyrovae.training import History
 
 
@@ -158,6 +162,26 @@ def test_real_columns_of_arrays_are_named_and_standardised_if_their_units_differ
         titles = {picture.image.get_title(loc="left") for picture in made["Distribution of a column"]}
         assert titles == {"column 0", "column 1", "column 2"}
     assert labels == {1.0: "column", 1000.0: "(x - median) / sd of the data"}
+
+
+def test_decoded_lines_over_columns_of_several_units_do_not_depend_on_the_units():
+    alts = []
+    for units in (1.0, torch.tensor([1024.0, 1 / 128, 2.0, 8.0])):
+        pyro.set_rng_seed(0)
+        x = torch.randn(200, 4) * torch.tensor([1.0, 2.0, 40.0, 0.5]) * units
+        fit = fit_of(Blueprint(4, 2, likelihood=NormalLikelihood, x=x, network=small_network).vae(), data_of(x, (4,)))
+        rows = torch.arange(0, 20, 2)
+        snapshot = take_snapshot(fit.vae.model, fit.vae.guide, fit.data.validation[rows])
+        fit = dataclasses.replace(fit, snapshots=Snapshots("validation", rows, {0: snapshot, 6: snapshot}))
+        functions = (latents.decoded, latents.traversals, latents.interpolation, latents.redraws, by_epoch)
+        found = shown(*functions, fit=fit)
+        assert found.pop("Codes by epoch")
+        assert len(found) == 6
+        assert all("in standard deviations of the data" in picture.caption for (picture,) in found.values())
+        alts.append({title: numbers(picture.alt) for title, (picture,) in found.items()})
+    assert alts[0].keys() == alts[1].keys()
+    for title, expected in alts[0].items():
+        assert alts[1][title] == pytest.approx(expected, rel=1e-3), title
 
 
 def test_tables_have_distributions_pairs_and_a_folded_picture_of_all_columns():

@@ -60,7 +60,7 @@ def default_statistics(
         kinds: Kind of each of the D columns: "real", "count", "binary", or "category:L" with L levels.
         shape: Shape of one datum, if it is an image, with product D.
         names: Names of the columns, which name the elements then, as "mean of income"; None for "column 0", ... where
-            the columns are of several kinds, and for indices of elements where they are of one.
+            the columns are of several kinds, and in correlations, and for indices of elements otherwise.
         levels: Names of the levels of a column, by its number; None for 0, 1, ...
 
     Returns:
@@ -78,11 +78,10 @@ def default_statistics(
         found = _of_columns(kinds, names, levels or {})
     ordered = [place for place, kind in enumerate(kinds) if not kind.startswith("category")]
     if 1 < len(ordered) <= _MOST_PAIRS:
-        correlations: Statistic = partial(_correlations, columns=ordered)
-        if names is not None:
-            pairs = combinations((names[place] for place in ordered), 2)
-            correlations = NamedElements(correlations, tuple(f"correlation of {a} and {b}" for a, b in pairs))
-        found["correlation"] = correlations
+        known = [f"column {place}" for place in range(size)] if names is None else names
+        pairs = combinations((known[place] for place in ordered), 2)
+        elements = tuple(f"correlation of {a} and {b}" for a, b in pairs)  # an index of a pair tells nobody which it is
+        found["correlation"] = NamedElements(partial(_correlations, columns=ordered), elements)
     elif _MOST_PAIRS < len(ordered) <= _MOST_COLUMNS:
         found["rms correlation"] = partial(_rms_correlation, columns=ordered)
     return found

@@ -222,3 +222,12 @@ def test_a_later_site_depends_on_the_drawn_value_of_an_earlier_one():
     assert bool((found["x"] - found["y"]).abs().max() < 0.01)
     with pytest.raises(ValueError, match="observed sites 'x', 'y'; choose one by site="):
         check_predictive(model, torch.randn(20), torch.randn(20))
+
+
+def test_correlations_of_columns_without_names_say_which_columns():
+    found = default_statistics(["real"] * 3)["correlation"]
+    pairs = [(0, 1), (0, 2), (1, 2)]
+    assert found.names == tuple(f"correlation of column {a} and column {b}" for a, b in pairs)
+    x = torch.randn(50, 3, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+    expected = [float(torch.corrcoef(x[:, [a, b]].T)[0, 1]) for a, b in pairs]
+    assert found(x).tolist() == pytest.approx(expected)

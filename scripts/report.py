@@ -2,6 +2,7 @@
 
 python scripts/report.py runs/digits-001
 python scripts/report.py runs/mnist-001 --data_dir data --device cuda
+python scripts/report.py runs/digits-001 --figures figures --figure_format pdf    # each picture as a file too
 
 The page is one file without network access: a verdict in words, the numbers with their errors, all checks, pictures,
 and the latent space to explore. It uses the last evaluation of the run.
@@ -10,16 +11,27 @@ and the latent space to explore. It uses the last evaluation of the run.
 import startup  # noqa: F401  # first, since it ends failing imports without a traceback
 
 import sys
+from pathlib import Path
+from typing import Literal
 
 from pyrovae.page import Fit, make_page
-from pyrovae.runs import make_run_parser, open_run, parse_flags, run_script, write_json, write_whole
+from pyrovae.plots import to_pdf, to_png, to_svg
+from pyrovae.runs import check_folder, make_run_parser, open_run, parse_flags, run_script, write_json, write_whole
 from pyrovae.runs.report import compare_to_baselines
+
+_RENDERERS = {"png": to_png, "svg": to_svg, "pdf": to_pdf}
 
 
 def main() -> int:
     """Write report.html and diagnosis.json into the run folder."""
     parser = make_run_parser(prog="report.py", description=__doc__)
+    parser.add_argument("--figures", type=str | None, default=None, help="folder to write each picture into as well")
+    parser.add_argument(
+        "--figure_format", type=Literal["png", "svg", "pdf"], default="png", help="format of these files"
+    )
     args = parse_flags(parser, sys.argv[1:])
+    if args.figures is not None:
+        check_folder("--figures", args.figures)
 
     run, vae, data = open_run(args, bits=True)
     config, (summary, values) = run.config(args.trust_imports), run.evaluation()
@@ -28,11 +40,18 @@ def main() -> int:
     page = make_page(Fit.of_run(run, config, vae, data, baselines, seed=args.seed))
     write_json(run.path / "diagnosis.json", page.diagnosis)
     write_whole(run.path / "report.html", page.text.encode())
+    if args.figures is not None:
+        folder = Path(args.figures)
+        folder.mkdir(parents=True, exist_ok=True)
+        for name, figure in page.figures().items():
+            write_whole(folder / f"{name}.{args.figure_format}", _RENDERERS[args.figure_format](figure))
     diagnosis = page.findings.diagnosis
     print(diagnosis.headline)
     for check in diagnosis.warnings:
         print(f"  {check.fault}: {check.sentence}\n    try: {check.advice}")
     print(f"wrote {run.path / 'report.html'} and {run.path / 'diagnosis.json'}")
+    if args.figures is not None:
+        print(f"wrote {len(page.pictures)} pictures into {args.figures}")
     return 0
 
 

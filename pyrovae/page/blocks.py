@@ -6,7 +6,7 @@ To add a kind of block, write a class with a method `html`.
 import base64
 import html
 import json
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
@@ -128,15 +128,19 @@ class Picture:
     wide: bool = False
     small: bool = False
 
+    @property
+    def figure(self) -> Figure:
+        """The figure of the image."""
+        return self.image if isinstance(self.image, Figure) else figure_of(self.image)
+
     def html(self) -> str:
         """Return the block as HTML."""
-        figure = self.image if isinstance(self.image, Figure) else figure_of(self.image)
         if self.pixels:
-            png = to_png(figure, small=self.small)
+            png = to_png(self.figure, small=self.small)
             source = f"data:image/png;base64,{base64.b64encode(png if self.small else grey_png(png)).decode()}"
             image = f'<img src="{source}" alt="{html.escape(self.alt)}">'
         else:
-            image = inline_svg(to_svg(figure, paths=False), self.alt)
+            image = inline_svg(to_svg(self.figure, paths=False), self.alt)
         if self.wide:  # scrolls in its own frame where the page is narrow
             image = (
                 f'<div class="scroll" tabindex="0" role="region" aria-label="{html.escape(self.title)}">{image}</div>'
@@ -230,3 +234,12 @@ def to_json(content: Any) -> str:
 
 def _class(name: str) -> str:
     return f' class="{html.escape(name)}"' if name else ""
+
+
+def pictures_in(blocks: Iterable[Block]) -> Iterator[Picture]:
+    """Iterate over the pictures among blocks, and in blocks inside of them."""
+    for block in blocks:
+        if isinstance(block, Picture):
+            yield block
+        elif isinstance(block, (Pictures, Folded, Group)):
+            yield from pictures_in(block.blocks)

@@ -3,16 +3,22 @@
 import base64
 import hashlib
 import html
+import re
 from functools import cache
 from importlib import resources
 from string import Template
 from typing import Any, NamedTuple
 
+from matplotlib.figure import Figure
+
+from pyrovae.page.blocks import Picture, pictures_in
 from pyrovae.page.checks import Diagnosis
 from pyrovae.page.fit import Fit
 from pyrovae.page.inline import share_definitions
 from pyrovae.page.sections import SECTIONS, Findings
 from pyrovae.runs import table_lines
+
+_NO_LETTERS = re.compile(r"[^a-z0-9]+")
 
 
 class Page(NamedTuple):
@@ -22,11 +28,20 @@ class Page(NamedTuple):
         text: HTML of the whole page.
         diagnosis: Content of diagnosis.json.
         findings: What the page was made from.
+        pictures: Pictures in their order.
     """
 
     text: str
     diagnosis: dict[str, Any]
     findings: Findings
+    pictures: tuple[Picture, ...]
+
+    def figures(self) -> dict[str, Figure]:
+        """Return the figures by a name for a file: the place on the page and the title, as "02-cost-of-the-code"."""
+        return {
+            f"{place:02d}-{_NO_LETTERS.sub('-', picture.title.lower()).strip('-')}": picture.figure
+            for place, picture in enumerate(self.pictures, start=1)
+        }
 
 
 def make_page(fit: Fit, *, script: str | None = None) -> Page:
@@ -38,10 +53,12 @@ def make_page(fit: Fit, *, script: str | None = None) -> Page:
     """
     findings = Findings(fit, Diagnosis.of(fit))
     names = [(section.__name__.replace("_", "-"), (section.__doc__ or "").split(".")[0]) for section in SECTIONS]
-    parts = []
+    parts, pictures = [], list[Picture]()
     for (name, title), section in zip(names, SECTIONS, strict=True):
-        blocks = "\n".join(block.html() for block in section(findings))
-        parts.append(f'<section aria-labelledby="{name}"><h2 id="{name}">{title}</h2>\n{blocks}\n</section>')
+        blocks = list(section(findings))
+        inside = "\n".join(block.html() for block in blocks)
+        parts.append(f'<section aria-labelledby="{name}"><h2 id="{name}">{title}</h2>\n{inside}\n</section>')
+        pictures += pictures_in(blocks)
     style, script = _source("page.css"), script_of() if script is None else script
     text = Template(_source("page.html")).substitute(
         title=html.escape(f"Fit {fit.name}"),
@@ -52,7 +69,7 @@ def make_page(fit: Fit, *, script: str | None = None) -> Page:
         contents="".join(f'<li><a href="#{name}">{title}</a></li>' for name, title in names),
         sections=share_definitions("\n".join(parts)),
     )
-    return Page(text, _diagnosis(findings), findings)
+    return Page(text, _diagnosis(findings), findings, tuple(pictures))
 
 
 def _diagnosis(findings: Findings) -> dict[str, Any]:

@@ -7,7 +7,7 @@ calibration: ECDFs of ranks with bands. guides: k-hat, NUTS, entropies. rates: r
 predictive: replicates, typicality, foreign data. counts: rootograms. tables: columns by their kind.
 """
 
-from pyrovae.plots.base import COLOURS, figure_of, new_axes, short_name, to_png, to_svg
+from pyrovae.plots.base import COLOURS, figure_of, new_axes, short_name, to_pdf, to_png, to_svg
 from pyrovae.plots.calibration import plot_calibration, plot_pit, plot_uniformity
 from pyrovae.plots.counts import plot_rootogram
 from pyrovae.plots.dimensions import (
@@ -90,6 +90,7 @@ __all__ = [
     "prior_samples",
     "reconstructions",
     "short_name",
+    "to_pdf",
     "to_png",
     "to_svg",
 ]

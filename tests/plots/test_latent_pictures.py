@@ -48,6 +48,7 @@ from pyrovae.plots import (
     plot_traversals,
     plot_tsne,
     short_name,
+    to_pdf,
     to_svg,
 )
 
@@ -178,6 +179,14 @@ def test_names_stay_inside_a_new_figure_and_out_of_the_markup(name):
     assert box.x1 < width + 0.02
     assert box.y0 > -0.02
     assert box.y1 < height + 0.02
+
+
+def test_pdf_has_equal_bytes_and_its_fonts_inside():
+    figure = figure_of(PICTURES["activity"](3, None))
+    pdf = to_pdf(figure)
+    assert pdf == to_pdf(figure)
+    assert pdf.startswith(b"%PDF")
+    assert b"/FontFile2" in pdf
 
 
 def test_short_names_are_one_line_without_mathematics():

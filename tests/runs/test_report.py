@@ -8,6 +8,10 @@ from script_helpers import TINY, call, run
 from pyrovae.page import fit
 
 
+def page_of(place):
+    return (place / "short run" / "report.html").read_text()
+
+
 def test_train_ends_with_checks_and_the_command_that_makes_the_page(place, capsys, monkeypatch):
     out = run("train", "--data", "bits.npy", *TINY, "--epochs", 2, "--out", "short run", cwd=place).stdout
     assert re.search(r"\d of \d checks of training and evaluation failed:", out)
@@ -17,8 +21,12 @@ def test_train_ends_with_checks_and_the_command_that_makes_the_page(place, capsy
     monkeypatch.chdir(place)
     monkeypatch.setattr(fit, "_REFINE_STEPS", 5)
     monkeypatch.setattr(fit, "_REFINED", 3)
-    assert call(capsys, monkeypatch, "report", "short run")[0] == 0
-    page = (place / "short run" / "report.html").read_text()
+    assert call(capsys, monkeypatch, "report", "short run", "--figures", "some/figures")[0] == 0
+    figures = sorted((place / "some" / "figures").iterdir())
+    assert [path.name[:3] for path in figures] == [f"{number:02d}-" for number in range(1, len(figures) + 1)]
+    assert len(figures) == page_of(place).count("<figure")
+    assert all(path.suffix == ".png" and path.read_bytes()[1:4] == b"PNG" for path in figures)
+    page = page_of(place)
     assert "Not shown" not in page
     assert len(page) < 500_000
     diagnosis = json.loads((place / "short run" / "diagnosis.json").read_text())

@@ -7,7 +7,7 @@ diagnostic_checks.py.
 
 import math
 from collections.abc import Iterable, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 import torch
@@ -38,6 +38,8 @@ _FEW_EPOCHS = 5  # below which no rise can be measured
 _FEW_DATA = 100
 _FLOOR = 1.5  # times its lower bound, below which a scale lies at it
 _GAP = 1.0  # nats
+_BELOW, _MANY = 0.1, 3.0  # nats and standard errors, by which an ELBO may lie above log p(x)
+_MORE_DRAWS = "evaluate again with more draws: scripts/evaluate.py RUN --num_particles 20000"
 
 
 @dataclass(frozen=True)
@@ -236,7 +238,7 @@ def unreliable_weights(fit: Fit) -> Check:
         "% of the data",
         f"at most {100 * _KHAT_SHARE:g} % above {KHAT_LIMIT}",
     )
-    advice = "evaluate again with more draws: scripts/evaluate.py RUN --num_particles 20000"
+    advice = _MORE_DRAWS
     if draws < KHAT_DRAWS:
         sentence = f"k-hat needs at least {KHAT_DRAWS} draws, got {draws:g}"
         return Check(name, fault, "number", None, None, unit, threshold, None, sentence, advice)
@@ -263,10 +265,22 @@ def few_data(fit: Fit) -> Check:
 
 
 def approximation_gap(fit: Fit) -> Check:
-    """Check that the guide's family can come near the posterior."""
+    """Check that the guide's family can come near the posterior, and that no ELBO is above log p(x)."""
     sentence = "the best normal posterior of each datum lies {} nats from log p(x)"
     advice = "use a richer guide: --encoder FullCovarianceNormalEncoder or FlowEncoder; log p(x) itself needs no change"
-    return _gap(fit, "approximation gap", "wide approximation gap", fit.refined.approximation_gap, sentence, advice)
+    found = _gap(fit, "approximation gap", "wide approximation gap", fit.refined.approximation_gap, sentence, advice)
+    if found.value is None or found.error is None or found.value >= -max(_BELOW, _MANY * found.error):
+        return found
+    return replace(
+        found,
+        fault="log p(x) below an ELBO",
+        subject="number",
+        threshold=f"at most {_GAP:g}, and at least -{_BELOW:g} or {_MANY:g} standard errors below 0",
+        passed=False,
+        sentence=f"the ELBO of the best normal posterior of each datum lies {-found.value:.2f} nats above log p(x), "
+        "whose estimate is too low",
+        advice=_MORE_DRAWS,
+    )
 
 
 def amortisation_gap(fit: Fit) -> Check:

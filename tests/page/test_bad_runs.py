@@ -15,6 +15,7 @@ from pyrovae.baselines import Comparison
 from pyrovae.data import Data
 from pyrovae.page import CHECKS, Diagnosis, Fit
 from pyrovae.page import diagnostic_checks as checks
+from pyrovae.page.checks import approximation_gap
 
 
 def data_of(x, sizes=(600, 100, 300)):
@@ -96,6 +97,32 @@ def test_the_fault_of_a_guide_is_in_the_headline(shape, word):
     made = SimpleNamespace(calibration=SimpleNamespace(words=(f"the guide {verb} in z",), p_value=1e-9))
     check = checks.calibration_of_the_guide(made)
     assert (check.passed, check.fault, check.measured) == (False, f"guide {word} (SBC)", "p < 0.0001")
+
+
+def test_an_elbo_above_log_p_says_that_log_p_is_too_low():
+    def check(mean, sd):
+        gaps = mean + sd * torch.linspace(-1, 1, 40, dtype=torch.float64)
+        return approximation_gap(SimpleNamespace(refined=SimpleNamespace(approximation_gap=gaps), split="test"))
+
+    low = check(-0.5, 0.2)
+    assert (low.passed, low.subject, low.fault) == (False, "number", "log p(x) below an ELBO")
+    assert "0.50 nats above log p(x)" in low.sentence
+    assert check(-0.05, 0.01).passed  # no more than the bias of an estimate
+    assert check(-0.5, 3.0).passed  # no more than its error
+    assert check(0.5, 0.2).passed
+    wide = check(1.5, 0.2)
+    assert (wide.passed, wide.subject) == (False, "guide")
+
+
+def test_a_test_of_columns_that_images_do_not_have_says_so_in_a_sentence():
+    class Images:
+        @property
+        def pit(self):
+            raise ValueError("images of 784 pixels are not tested pixel by pixel")
+
+    check = checks.randomised_pit(Images())
+    assert (check.passed, check.name) == (None, "distribution of columns (PIT)")
+    assert check.sentence == "images of 784 pixels are not tested pixel by pixel"
 
 
 def test_codes_outside_the_prior_need_more_than_a_tenth_of_a_nat_beyond_the_error():

@@ -1,9 +1,14 @@
 """The page in headless Chromium: no error, no violation of its policy, no sideways scroll, and keys move the plane."""
 
+import numpy as np
+import pyro
 import pytest
-from page_helpers import HOSTILE, PROBE, browse, make_fit, needs_chromium
+import torch
+from page_helpers import HOSTILE, PROBE, browse, fit_of, make_fit, needs_chromium, with_results
 
-from pyrovae.page import make_page
+from pyrovae import BernoulliLikelihood, Blueprint
+from pyrovae.page import make_page, sections, write
+from pyrovae.page.plane import plane
 from pyrovae.page.write import script_of
 
 pytestmark = needs_chromium
@@ -36,3 +41,63 @@ def test_a_planted_image_from_the_network_a_script_and_a_wide_element_are_seen(p
     refused = [line for line in console if "Content Security Policy" in line]
     assert any("localhost" in line for line in refused)
     assert any("script" in line for line in refused)
+
+
+# Appended to page.js: moves each slider to three places and tells the window around it the pixels that it saw.
+SLIDERS = """
+(async () => {
+  for (let k = 0; k < 200 && !document.querySelector(".slider input"); k += 1) {
+    await new Promise((resolve) => setTimeout(resolve, 10));
+  }
+  const canvas = document.querySelector(".decoded canvas");
+  const pixels = () => {
+    const { data } = canvas.getContext("2d").getImageData(0, 0, canvas.width, canvas.height);
+    return Array.from({ length: data.length / 4 }, (_, k) => data[4 * k]);
+  };
+  const seen = { rows: [] };
+  document.querySelectorAll("button")[1].click();
+  document.querySelectorAll(".slider input").forEach((input, slider) => {
+    for (const share of [0.2, 0.5, 0.83]) {
+      input.value = Number(input.min) + share * (input.max - input.min);
+      input.dispatchEvent(new Event("input"));
+      seen.rows.push({ slider, value: Number(input.value), pixels: pixels() });
+    }
+  });
+  seen.place = document.querySelector(".place").textContent;
+  window.parent.postMessage(seen, "*");
+})();
+"""
+
+
+class Product(torch.nn.Module):
+    """A network that is no chain of layers, so that the page blends means that were decoded before."""
+
+    def __init__(self, num_inputs, num_outputs):
+        super().__init__()
+        self.layers = torch.nn.ModuleList(torch.nn.Linear(num_inputs, num_outputs) for _ in range(2))
+
+    def forward(self, z):
+        return self.layers[0](z) * self.layers[1](z)
+
+
+def test_sliders_show_the_means_along_lines_through_the_code_of_a_datum(tmp_path, monkeypatch):
+    monkeypatch.setattr(write, "SECTIONS", (sections.explore,))  # the others take seconds
+    like = make_fit()
+    pyro.set_rng_seed(0)
+    vae = Blueprint(12, 3, likelihood=BernoulliLikelihood, x=like.data.train, network=Product).vae()
+    made = with_results(fit_of(vae, like.data), like)
+    content = plane(made)
+    assert content["live"] is content["sheet"] is None
+    seen, console = browse(make_page(made, script=script_of() + SLIDERS).text, tmp_path, width=800)
+    assert [line for line in console if "getImageData" not in line] == []  # of which the test makes many
+    assert len(seen["rows"]) == 9
+    base = made.codes.mean[content["traversals"]["data"][1]]  # the second, by the button
+    assert f"row {int(made.data.test_index[content['traversals']['data'][1]])}" in seen["place"]
+    low, high = (np.array(content["scale"][end]) for end in ("low", "high"))
+    for row in seen["rows"]:
+        j, nodes = content["sliders"][row["slider"]], content["traversals"]["nodes"][row["slider"]]
+        z = base.repeat(len(nodes), 1)
+        z[:, j] = torch.tensor(nodes)
+        means = made.decode(z).numpy()
+        expected = [np.interp(row["value"], nodes, means[:, d]) for d in range(12)]
+        assert np.abs((np.array(expected) - low) / (high - low) * 255 - row["pixels"]).max() < 2

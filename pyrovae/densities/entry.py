@@ -243,7 +243,10 @@ def _call(
     if args and isinstance(args[0], VectorizedProgram):
         return function(*args, **kwargs)
     check_places(name, signature, args, kwargs)
-    bound = signature.bind(*args, **kwargs)
+    try:
+        bound = signature.bind(*args, **kwargs)
+    except TypeError as error:  # Python's own message without the function
+        raise TypeError(f"{name}() {error}") from None
     given = bound.arguments
     programs = [given[place] for place in ("model", "guide") if given.get(place) is not None]
     with one_line_errors(name, programs, *_data_of(given, settings[0])):

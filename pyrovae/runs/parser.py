@@ -267,4 +267,6 @@ def _reworded(message: str, parser: Parser, argv: Sequence[str]) -> str:
         values = [value for name, value in flags_and_values(argv) if name == flag.name]
         if values and in_words(flag.type) != "a value":
             return f"--{flag.name} {values[-1] or repr(values[-1])}: {expected(flag.type, values[-1])}; {_SEE}"
+        if flag.name in parser.positional and (given := re.search(r"Got value: (.*)$", message)):
+            return f"{flag.name.upper()} {given[1]}: {expected(flag.type, given[1])}; {_SEE}"
     return f"{message}; {_SEE}"

@@ -412,3 +412,8 @@ def test_warnings_of_arguments_that_may_be_cut_by_mistake_come_once():
         with refused:
             pyrovae.exact_log_marginal(model, x, offset)
         pyrovae.exact_log_marginal(lambda x, offset: model(x, offset), x, Whole(offset))
+
+
+def test_an_argument_that_a_function_does_not_have_is_refused_by_the_name_of_the_function():
+    with pytest.raises(TypeError, match=r"fit\(\) got an unexpected keyword argument 'lr'"):
+        fit(lambda x: None, lambda x: None, torch.zeros(3, 1), elbo=None, epochs=1, lr=0.1)

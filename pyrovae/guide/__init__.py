@@ -21,6 +21,7 @@ TOPICS = (
     "safety",
     "speed",
     "results",
+    "published",
     "tables",
     "house",
     "glossary",

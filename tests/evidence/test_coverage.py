@@ -98,3 +98,23 @@ def test_the_coverage_script_refuses_flags_without_effect(monkeypatch, flags, me
     monkeypatch.setattr(sys, "argv", ["coverage.py", *flags])
     with pytest.raises(ValueError, match=message):
         study.main()
+
+
+def test_data_whose_quadrature_is_refused_are_computed_again_with_more_points_and_else_left_out(monkeypatch, capsys):
+    found, calls = study.exact_log_marginal, []
+
+    def refusing(*args, **kwargs):
+        exact = found(*args, **kwargs)
+        calls.append(len(exact.value))
+        for values in exact[:4]:
+            values[0] = torch.nan  # the second time the first of those that were refused before
+            if len(calls) == 1:
+                values[3] = torch.nan
+        return exact
+
+    monkeypatch.setattr(study, "exact_log_marginal", refusing)
+    problem = study.curved("bernoulli", "normal", 1, 20)
+    assert calls == [20, 2]
+    assert len(problem.x) == len(problem.log_p) == len(problem.loc) == len(problem.covariance) == 19
+    assert problem.posterior("exact")[1].isfinite().all()
+    assert "1 of 20 data are left out" in capsys.readouterr().out

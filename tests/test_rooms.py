@@ -41,6 +41,7 @@ LIBRARIES = {  # of the rooms on the ground
 FILES = sorted(path for folder in ("pyrovae", "scripts", "tests") for path in (ROOT / folder).rglob("*.py"))
 
 
+@cache
 def imports_of(path: Path) -> set[str]:
     """The dotted names that a file imports."""
     found = set()

@@ -84,6 +84,7 @@ def test_log_marginal_of_ragged_sequences_agrees_with_the_closed_form(form, othe
 
 
 @pytest.mark.parametrize("form", FORMS)
+@pytest.mark.thin(1)
 def test_ais_of_ragged_sequences_agrees_with_the_closed_form(form):
     x, mask = sequences()
     pyro.set_rng_seed(3)

@@ -78,7 +78,7 @@ def test_densities_integrate_to_one(name, dim, constrained):
 
 @pytest.mark.parametrize("name", REAL_ENCODERS)
 @pytest.mark.parametrize("constrained", [False, True])
-@pytest.mark.thin(6)
+@pytest.mark.thin(3)
 def test_draws_match_densities(name, constrained):
     q, points, weights = at_two(name, 2, constrained)
     with torch.no_grad():
@@ -276,7 +276,7 @@ def pair(prior, encoder, latent_dim=3, seed=0):
 
 
 @pytest.mark.parametrize(("prior", "encoder"), PAIRS)
-@pytest.mark.thin(24)
+@pytest.mark.thin(8)
 def test_every_prior_and_encoder_pair_gives_weights_and_trains(prior, encoder):
     vae, x, kwargs = pair(prior, encoder)
     log_w = log_weights(vae.model, vae.guide, x, num_particles=3, **kwargs)
@@ -358,7 +358,7 @@ SLOW = ("splines and student-t",)  # 20 s
 @pytest.mark.parametrize(
     "name", [pytest.param(name, marks=pytest.mark.slow) if name in SLOW else name for name in QUADRATURE]
 )
-@pytest.mark.thin(2)
+@pytest.mark.thin(1)
 def test_log_marginal_agrees_with_quadrature(name):
     make, encoder = QUADRATURE[name]
     prior = make()

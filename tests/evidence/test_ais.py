@@ -63,6 +63,7 @@ class TestLinearGaussian:
     oracle = LinearGaussian()
 
     @pytest.mark.parametrize(("start", "worst"), [("prior", 0.2), ("guide", 0.2), ("normal", 0.05)])
+    @pytest.mark.thin(1)
     def test_ais_is_within_its_standard_error(self, start, worst):
         x, vae = self.oracle.data(300), self.oracle.vae(sd_factor=0.6, shift=1.0)
         given = {"guide": {"guide": vae.guide}, "normal": {"start": normal_near(self.oracle, x)}}.get(start, {})
@@ -86,6 +87,7 @@ class TestLinearGaussian:
         assert few.mean() > 2 * many.mean()
 
     @pytest.mark.parametrize("asked", [0.5, 0.65, 0.9])
+    @pytest.mark.thin(1)
     def test_adapted_steps_reach_the_target_acceptance(self, asked):
         x, vae = self.oracle.data(100), self.oracle.vae()
         betas = linear_schedule(6)
@@ -134,7 +136,7 @@ class TestLinearGaussian:
 
     def test_ais_is_accurate_for_any_chunk_size(self):
         x, vae = self.oracle.data(40), self.oracle.vae()
-        settings = {"num_particles": 10, "betas": linear_schedule(6), **QUICK}
+        settings = {"num_particles": 4, "betas": linear_schedule(6), **QUICK}
         start = normal_near(self.oracle, x)
         for size, chunk_size in ((2, 1), (40, 200), (40, None)):
             here = (start[0][:size], start[1][:size])
@@ -165,7 +167,7 @@ class TestLinearGaussian:
             x,
             covariates=covariates,
             num_particles=16,
-            betas=sigmoidal_schedule(40),
+            betas=sigmoidal_schedule(20),
             chunk_size=500,
             **QUICK,
         )
@@ -175,7 +177,7 @@ class TestLinearGaussian:
         ("start", "execution", "chunk_size"),
         [
             ("prior", "recorded", 9),
-            ("guide", "recorded", 9),
+            pytest.param("guide", "recorded", 9, marks=pytest.mark.slow),
             pytest.param("normal", "recorded", 9, marks=pytest.mark.slow),
             pytest.param("guide", "compiled", None, marks=[pytest.mark.compiles, pytest.mark.slow]),
         ],
@@ -228,7 +230,7 @@ class TestLinearGaussian:
         pyro.set_rng_seed(5)
         ais(vae.model, x, **settings, commit=saved.append)
         assert [(s["block"], s["temperature"]) for s in saved] == [(0, 3), (0, 6), (1, 0), (1, 3), (1, 6), (2, 0)]
-        for index, state in enumerate(saved[1:4]):
+        for index, state in enumerate(saved[1:3]):
             write_state(tmp_path / f"{index}", state)
             pyro.set_rng_seed(index)
             resumed = ais(vae.model, x, **settings, resume=read_state(tmp_path / f"{index}"))
@@ -275,7 +277,7 @@ def test_ais_from_the_prior_finds_the_mode_that_the_guide_misses():
     [("bernoulli", "prior"), ("bernoulli", "guide"), ("poisson", "prior"), ("poisson", "normal")]
     + [("simplex", start) for start in ("prior", "guide", "normal")],
 )
-@pytest.mark.thin(3)
+@pytest.mark.thin(1)
 def test_ais_agrees_with_quadrature(kind, start):
     pyro.set_rng_seed(2)
     latent_dim = 3 if kind == "simplex" else 2
@@ -309,7 +311,6 @@ def test_ais_with_two_latent_sites_agrees_with_quadrature():
     sites = {name: points[:, None, i : i + 1].expand(-1, 50, 1) for i, name in enumerate(("z2", "z1"))}
     exact = log_integral(log_joint(vae.model, sites, x).detach(), weights)
     settings = {"num_particles": 16, "betas": sigmoidal_schedule(25), **QUICK}
-    check(ais(vae.model, x, **settings), exact, worst=0.25)
     check(ais(vae.model, x, guide=vae.guide, **settings), exact, worst=0.25)
 
 

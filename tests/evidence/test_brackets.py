@@ -98,7 +98,9 @@ class TestBracket:
         assert (which[slots] == 1).all()
         assert len(slots.unique()) > 1  # any of these
 
-    @pytest.mark.parametrize("start", ["prior", "guide", pytest.param("normal", marks=pytest.mark.slow)])
+    @pytest.mark.parametrize(
+        "start", ["prior", *(pytest.param(each, marks=pytest.mark.slow) for each in ("guide", "normal"))]
+    )
     def test_the_bracket_of_annealing_encloses_log_p_within_its_errors(self, start):
         vae = self.oracle.vae(sd_factor=0.6, shift=0.5)
         latents, x = self.simulated(vae, 150)

@@ -63,7 +63,7 @@ def test_a_start_that_covers_one_of_two_modes_is_log_2_too_low():
     study = runpy.run_path(str(path_of("chains")))
     x = torch.linspace(0.5, 2.5, 40, dtype=torch.float64)
     log_p = study["log_p_of_two_modes"](x)
-    settings = {"num_particles": 16, "betas": linear_schedule(100), "num_leapfrog": 3}
+    settings = {"num_particles": 16, "betas": linear_schedule(40), "num_leapfrog": 3}
     one = ais(study["two_modes"], x, guide=study["one_of_two"], **settings)
     assert (one.value - log_p).mean().item() == pytest.approx(-math.log(2), abs=0.03)
     both = ais(study["two_modes"], x, **settings)

@@ -80,6 +80,7 @@ class TestAgainstExactValues:
         assert within(estimate, oracle.log_marginal(x))
 
     @pytest.mark.parametrize("name", ["default", "widened t", "defensive", "prior"])
+    @pytest.mark.thin(2)
     def test_log_marginal_agrees_with_quadrature_on_a_simplex(self, name):
         encoder = ConstrainedEncoder(NormalEncoder(MLP(4, 2)), dist.constraints.simplex)
         vae = VAE(DirichletPrior(2, concentration=0.7), PoissonLikelihood(MLP(2, 4)), encoder)

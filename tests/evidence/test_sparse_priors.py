@@ -106,7 +106,7 @@ def test_estimators_warn_of_mass_at_the_edge_and_of_none_inside(dtype, a):
         calls = [
             lambda: log_marginal(model, guide, x, num_particles=500).value,  # noqa: B023
             lambda: log_marginal(model, guide, x, num_particles=500, proposal=GuideProposal()).value,  # noqa: B023
-            lambda: ais(model, x, num_particles=4, betas=linear_schedule(3)).value,  # noqa: B023
+            lambda: ais(model, x, num_particles=4, betas=linear_schedule(3), num_tuning=10).value,  # noqa: B023
             lambda: exact_log_marginal(model, x).value,  # noqa: B023
         ]
         for call in calls:
@@ -119,7 +119,7 @@ def test_estimators_warn_of_mass_at_the_edge_and_of_none_inside(dtype, a):
 
 
 @pytest.mark.filterwarnings(OF_THE_EDGE)
-@pytest.mark.parametrize("a", [0.02, 0.001])
+@pytest.mark.parametrize("a", [pytest.param(0.02, marks=pytest.mark.slow), 0.001])
 def test_draws_of_sparse_dirichlets_follow_their_density(a):
     # Of torch's draws, 12 % are (1/3, 1/3, 1/3) for a = 0.001. The largest entry is 1 - y, y < 0.1 but rarely.
     torch.manual_seed(0)

@@ -108,7 +108,7 @@ def test_a_target_error_stops_by_other_draws_than_those_it_averages():
     # Stopped by the very draws it averages, the guide that is too narrow came out 0.04 nats low here, for its error is
     # small where its tail is missed; chosen by others, the bias is the bound's own, half the squared error.
     oracle = LinearGaussian(data_dim=16, latent_dim=6)
-    vae, x = oracle.vae(sd_factor=0.8), oracle.data(400)
+    vae, x = oracle.vae(sd_factor=0.8), oracle.data(160)
     found = [
         log_marginal(
             vae.model, vae.guide, x[n : n + 1], num_particles=20_000, target_std_error=0.1, proposal=GuideProposal()

@@ -286,6 +286,7 @@ def test_the_divergence_reaches_its_capacity():
 
 
 @pytest.mark.parametrize("make", [lambda: KLConstraint(0.5, rate=0.2), lambda: Capacity(2.0, epochs=3), FreeBits])
+@pytest.mark.thin(2)
 def test_recorded_steps_with_kl_weights_equal_eager_steps(make, x):
     rows, ends = [], []
     for execution in ("eager", "recorded"):
@@ -319,6 +320,7 @@ def test_a_learned_weight_changes_by_its_rate():
 
 @pytest.mark.parametrize("stop_at", [2, 4, 7])
 @pytest.mark.parametrize("make", [lambda: KLConstraint(0.2, rate=0.3), lambda: Capacity(2.0, epochs=3)])
+@pytest.mark.thin(3)
 def test_a_resumed_run_with_a_kl_weight_equals_an_uninterrupted_run(x, stop_at, make):
     def run(vae, seed=8, **given):
         pyro.set_rng_seed(seed)

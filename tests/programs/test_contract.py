@@ -88,6 +88,7 @@ def test_gradients_reach_every_parameter(make):
 
 
 @pytest.mark.parametrize("make", PARTS)
+@pytest.mark.thin(15)
 def test_parts_survive_copy_and_state_round_trip(make):
     part, other = make(), make()
     other.load_state_dict(part.state_dict())
@@ -113,6 +114,7 @@ def test_parts_treat_leading_dimensions_separately(make):
 
 
 @pytest.mark.parametrize(("prior", "likelihood"), [(p, q) for p in PRIORS if p != "conditional" for q in LIKELIHOODS])
+@pytest.mark.thin(84)
 def test_every_prior_and_likelihood_pair_generates_data_and_gives_weights(prior, likelihood):
     p_z = PRIORS[prior]()
     vae = VAE(p_z, LIKELIHOODS[likelihood](), matching_encoder(p_z))

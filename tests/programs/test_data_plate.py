@@ -73,7 +73,7 @@ def near(found, tolerance=4.5):
 
 @pytest.mark.parametrize("options", [{}, {"plate": "documents"}], ids=["found", "named"])
 @pytest.mark.parametrize("dim", [-1, -2])
-@pytest.mark.thin(2)
+@pytest.mark.thin(1)
 def test_estimators_sum_over_words_and_not_over_documents(dim, options):
     model, guide = documents(dim)
     pyro.set_rng_seed(1)

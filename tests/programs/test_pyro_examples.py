@@ -129,6 +129,7 @@ def labelled_guide(x, y, auxiliary):
 
 
 @pytest.mark.parametrize(("auxiliary", "site"), [("observed", "y"), ("factor", "classifier")])
+@pytest.mark.thin(1)
 def test_train_elbo_is_left_out_if_the_guide_holds_an_auxiliary_loss(auxiliary, site):
     x, y = torch.randn(N), torch.bernoulli(torch.full((N,), 0.5))
     guide = partial(labelled_guide, auxiliary=auxiliary)
@@ -249,6 +250,7 @@ def model_by_row(x):
         (model_by_row, names_by_row, "parameter 'loc_2' has rows for single data"),
     ],
 )
+@pytest.mark.thin(2)
 def test_parameters_of_single_data_keep_their_rows_in_a_full_batch_and_are_refused_in_batches(model, guide, said):
     x = torch.arange(float(N))
     pyro.clear_param_store()

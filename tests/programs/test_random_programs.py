@@ -77,7 +77,7 @@ def check(outcomes, most_far=0.07):
 
 
 def test_log_marginal_of_random_programs_is_within_its_errors():
-    check([Outcome(seed) for seed in seeds(40)])
+    check([Outcome(seed) for seed in seeds(20)], most_far=0.1)
 
 
 @pytest.mark.slow
@@ -86,8 +86,8 @@ def test_log_marginal_of_500_random_programs_is_within_its_errors():
 
 
 def test_log_marginal_of_random_programs_with_latents_in_further_plates_is_within_its_errors():
-    # Of about 60 data with 5 % far, more than 15 % are so in one of a thousand sets of programs.
-    check([Outcome(seed, nested=True) for seed in range(15)], most_far=0.15)
+    # Of about 30 data with 5 % far, more than 20 % are so in one of a thousand sets of programs.
+    check([Outcome(seed, nested=True) for seed in range(8)], most_far=0.2)
 
 
 @pytest.mark.slow

@@ -162,12 +162,13 @@ def assert_close(found, built, std_error, what):
 
 
 @pytest.mark.parametrize("entry", entries("default", lambda entry: accepted(entry) and "default" in entry.estimators))
-@pytest.mark.thin(12)
+@pytest.mark.thin(5)
 def test_log_marginal_is_within_its_error_of_the_reference(entry):
     check_log_marginal(entry, None)
 
 
 @pytest.mark.parametrize("entry", entries("guide", lambda entry: accepted(entry) and "guide" in entry.estimators))
+@pytest.mark.thin(9)
 def test_log_marginal_by_draws_of_the_guide_is_within_its_error_of_the_reference(entry):
     check_log_marginal(entry, GuideProposal())
 
@@ -184,6 +185,7 @@ def check_log_marginal(entry, proposal):
 
 
 @pytest.mark.parametrize("entry", entries("bound", accepted))
+@pytest.mark.thin(9)
 def test_the_elbo_is_below_log_p_and_the_mean_of_log_weights(entry):
     built = build(entry)
     pyro.set_rng_seed(3)
@@ -198,6 +200,7 @@ def test_the_elbo_is_below_log_p_and_the_mean_of_log_weights(entry):
 
 
 @pytest.mark.parametrize("entry", entries("exact", lambda entry: accepted(entry) and "exact" in entry.estimators))
+@pytest.mark.thin(10)
 def test_exact_log_marginal_is_the_reference(entry):
     built = build(entry)
     with tiles(entry):
@@ -208,7 +211,7 @@ def test_exact_log_marginal_is_the_reference(entry):
 
 
 @pytest.mark.parametrize("entry", entries("ais", lambda entry: accepted(entry) and "ais" in entry.estimators))
-@pytest.mark.thin(7)
+@pytest.mark.thin(2)
 def test_ais_is_within_its_error_of_the_reference(entry):
     built = build(entry)
     pyro.set_rng_seed(4)
@@ -287,7 +290,7 @@ def test_fit_takes_the_steps_of_svi_to_the_bit(entry):
 
 
 @pytest.mark.parametrize("entry", entries("recorded", trainable))
-@pytest.mark.thin(11)
+@pytest.mark.thin(4)
 def test_recorded_training_equals_eager_training(entry):
     with tiles(entry), warnings.catch_warnings():
         warnings.simplefilter("ignore", NotRecordedWarning)

@@ -77,6 +77,7 @@ def sign(folder, name):
 
 @pytest.mark.parametrize("special", SPECIAL)
 @pytest.mark.parametrize("name", READERS)
+@pytest.mark.thin(4)
 def test_a_special_file_is_refused_without_waiting(folder, name, special):
     (folder / name).unlink()
     SPECIAL[special](folder / name)

@@ -44,7 +44,7 @@ FLAGS = ("--data", "rows.csv", *TINY)
 def test_a_label_with_holes_is_learned_from_both_kinds_of_rows_and_filled(folder):
     result = run(
         *("train", *FLAGS, "--label", "kind", "--columns.w.kind", "drop", "--columns.school.kind", "drop"),
-        *("--program", "MixtureVAE", "--elbo", "TraceEnum_ELBO", "--lr", 0.02, "--epochs", 40, "--out", "labels"),
+        *("--program", "MixtureVAE", "--elbo", "TraceEnum_ELBO", "--lr", 0.05, "--epochs", 15, "--out", "labels"),
         cwd=folder,
     )
     found = re.search(

@@ -187,6 +187,7 @@ def test_a_run_resumed_in_the_middle_of_an_epoch_is_bit_identical(x, name, execu
 
 
 @pytest.mark.parametrize("name", ["one-cycle", "ladder"])
+@pytest.mark.thin(1)
 def test_recorded_steps_train_as_eager_ones(x, name):
     eager, recorded = (train(x, execution=how, **COMBINED[name])[0] for how in ("eager", "recorded"))
     for one, other in zip(eager.parameters(), recorded.parameters(), strict=True):

@@ -133,6 +133,7 @@ class TestObjectives:
 class TestLoaders:
     @pytest.mark.parametrize("execution", ["eager", "recorded"])
     @pytest.mark.parametrize("elbo", [Trace_ELBO(), ImportanceWeightedELBO(4)], ids=["pyro", "ours"])
+    @pytest.mark.thin(2)
     def test_batches_of_every_form_train_alike(self, x, elbo, execution):
         found = []
         for data in (x, TensorDataset(x), [{"x": row} for row in x], [(row,) for row in x]):

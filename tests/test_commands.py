@@ -187,7 +187,7 @@ def named(page):
 
 
 @pytest.mark.parametrize("page", [*PAGES, *SOURCES], ids=named)
-@pytest.mark.thin(10)
+@pytest.mark.thin(7)
 def test_a_script_accepts_every_command_that_a_page_or_docstring_gives(page, accept):
     for script, arguments in commands_in(page):
         if script == "pyrovae.guide":

@@ -309,6 +309,7 @@ CLOSED += [("logistic normal", "normal"), ("categorical", "categorical")]
 
 
 @pytest.mark.parametrize(("prior", "encoder"), PAIRS)
+@pytest.mark.thin(48)
 def test_closed_form_kl_agrees_with_draws(prior, encoder):
     vae, x, kwargs = pair(prior, encoder)
     p, q = vae.model.prior(*kwargs.values()), vae.guide.encoder(x, *kwargs.values())
@@ -323,6 +324,7 @@ def test_closed_form_kl_agrees_with_draws(prior, encoder):
 
 
 @pytest.mark.parametrize(("prior", "encoder"), [each for each in PAIRS if each[0] != "categorical"])
+@pytest.mark.thin(48)
 def test_every_prior_and_encoder_pair_trains_with_the_default_objective(prior, encoder):
     vae, x, kwargs = pair(prior, encoder)
     assert math.isfinite(TraceMeanField_ELBO().loss_and_grads(vae.model, vae.guide, x, **kwargs))

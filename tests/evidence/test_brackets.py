@@ -32,7 +32,7 @@ class TestBracket:
         assert abs(found.gap.mean()) + 4 * found.gap.std() / root < gap
         torch.testing.assert_close(found.gap, found.upper - found.lower)
 
-    @pytest.mark.parametrize("proposal", [GuideProposal(), None])
+    @pytest.mark.parametrize("proposal", [GuideProposal(), pytest.param(None, marks=pytest.mark.slow)])
     def test_the_bracket_of_importance_sampling_is_below_a_hundredth_of_a_nat(self, proposal):
         vae = self.oracle.vae(sd_factor=1.2)
         latents, x = self.simulated(vae, 300)

@@ -75,13 +75,13 @@ def test_temperatures_double_until_forward_and_reverse_chains_agree():
     vae = oracle.vae()
     nodes = poutine.trace(vae.model).get_trace(size=60).nodes
     latents, x = {"z": nodes["z"]["value"].detach()}, nodes["x"]["value"].detach()
-    settings = {"num_particles": 4, "num_leapfrog": 2, "num_tuning": 50, "chunk_size": 2**17}
-    betas = agreeing_schedule(vae.model, None, latents, x, gap=0.6, num_temperatures=5, **settings)
+    settings = {"num_particles": 4, "num_leapfrog": 2, "num_tuning": 20, "chunk_size": 2**17}
+    betas = agreeing_schedule(vae.model, None, latents, x, gap=1.2, num_temperatures=5, **settings)
     steps = len(betas) - 1
-    assert steps in (20, 40, 80, 160)
+    assert steps in (10, 20, 40)
     torch.testing.assert_close(betas, linear_schedule(steps))
-    assert bracket(vae.model, None, latents, x, betas=betas, **settings).gap.mean() < 0.8
-    assert bracket(vae.model, None, latents, x, betas=linear_schedule(5), **settings).gap.mean() > 0.8
+    assert bracket(vae.model, None, latents, x, betas=betas, **settings).gap.mean() < 1.5
+    assert bracket(vae.model, None, latents, x, betas=linear_schedule(5), **settings).gap.mean() > 1.5
     with pytest.raises(ValueError, match=r"forward and reverse chains must agree within 0.001 nats, but 5 temp"):
         agreeing_schedule(vae.model, None, latents, x, gap=0.001, num_temperatures=5, most=5, **settings)
     with pytest.raises(ValueError, match="gap must be above 0 nats, got 0"):

@@ -200,7 +200,7 @@ class TestDensities:
         got = torch.einsum("kni,knj->nij", draws - loc, draws - loc) / 60_000
         torch.testing.assert_close(got[0], factor * covariance, rtol=0, atol=0.06 * factor * covariance.abs().max())
 
-    @pytest.mark.parametrize("name", ["laplace", "modes", "widened", "mixture"])
+    @pytest.mark.parametrize("name", ["laplace", "modes", "widened", pytest.param("mixture", marks=pytest.mark.slow)])
     def test_densities_on_the_simplex_integrate_to_one(self, name):
         encoder = ConstrainedEncoder(NormalEncoder(MLP(4, 4)), dist.constraints.simplex)
         vae = VAE(DirichletPrior(3, concentration=2.0), PoissonLikelihood(MLP(3, 4)), encoder).double()

@@ -165,6 +165,7 @@ def test_refine_works_in_the_unconstrained_coordinates_of_a_simplex():
     assert (found.amortisation_gap > -4 * found.amortisation_error).all()
 
 
+@pytest.mark.slow
 def test_hand_written_programs_and_two_sites_are_refined():
     hand = HandWritten()
     x = torch.randn(10, 4)

@@ -267,6 +267,7 @@ def test_ais_agrees_with_quadrature_on_domains_that_differ_from_supports(case):
     assert_near(ais(case.model, case.x, **settings), case.reference, largest_error=0.5)
 
 
+@pytest.mark.slow
 def test_refined_posteriors_stay_below_the_evidence():
     pyro.set_rng_seed(5)
     for name in ("angle", "bounds by latent"):

@@ -150,7 +150,7 @@ def test_log_weights_in_single_precision_are_within_a_thousandth_of_a_nat():
     assert (single - double).abs().max() < 1e-3
 
 
-@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("dtype", [torch.float32, pytest.param(torch.float64, marks=pytest.mark.slow)])
 def test_the_default_estimate_is_right_in_both_precisions(dtype):
     oracle = LinearGaussian(dtype=dtype)
     vae, x = oracle.vae(sd_factor=1.3), oracle.data(200)

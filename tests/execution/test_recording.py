@@ -384,6 +384,7 @@ def stop_after(steps):
     return lambda: next(count) == steps
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "stop_at", [pytest.param(1, marks=pytest.mark.slow), 4, pytest.param(6, marks=pytest.mark.slow)]
 )

@@ -70,6 +70,7 @@ def expected_gradient(name, weight=1.0):
 
 @pytest.mark.parametrize("gradient", ["pathwise", "dreg", "vimco"])
 @pytest.mark.parametrize("name", BOUNDS)
+@pytest.mark.thin(12)
 def test_gradients_of_bounds_are_unbiased(name, gradient):
     if gradient == "vimco" and name == "iwae, K = 1":
         pytest.skip("VIMCO asks for two draws")

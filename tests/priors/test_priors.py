@@ -2,8 +2,6 @@
 
 import copy
 import math
-import subprocess
-import sys
 
 import pyro
 import pyro.distributions as dist
@@ -14,6 +12,7 @@ from catalogue import PRIORS, REAL_PRIORS, SIMPLEX, C, D, attached, call, networ
 from pyro.distributions import constraints
 from pyro.infer import SVI, Trace_ELBO
 from quadrature import SCORE, log_integral, moment_scores, plane, simplex
+from script_helpers import run
 from torch import nn
 
 from pyrovae import (
@@ -179,21 +178,18 @@ def _jacobian(y):
 
 
 class TestFlows:
-    def test_flows_leave_the_validation_setting_of_torch_unchanged(self):
-        script = """
-import pyro, torch
+    def test_flows_leave_the_validation_setting_of_torch_unchanged(self, tmp_path):
+        # In a process that has made no flow yet; tests/test_rooms.py says that importing pyrovae changes nothing.
+        (tmp_path / "flows.py").write_text("""
+import pyrovae, torch
 from torch.distributions import Distribution
-def use(validated):
+for validated in (False, True):
+    Distribution.set_default_validate_args(validated)
     pyrovae.FlowPrior(2)().log_prob(torch.zeros(2))
     pyrovae.FlowEncoder(torch.nn.Linear(3, 20))(torch.zeros(4, 3)).rsample()
     assert Distribution._validate_args is validated
-Distribution.set_default_validate_args(False)
-import pyrovae
-use(False)  # with the imports that the first flow makes
-Distribution.set_default_validate_args(True)
-use(True)
-"""
-        subprocess.run([sys.executable, "-W", "error", "-c", script], check=True)
+""")
+        run(tmp_path / "flows", cwd=tmp_path)
 
     def test_cached_log_density_equals_the_recomputed_one(self):
         part = FlowEncoder(network(2 * 3 + 4), num_features=4).double()

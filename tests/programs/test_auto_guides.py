@@ -138,10 +138,10 @@ def test_fit_trains_an_auto_normal_row_by_row_to_the_posterior(x):
         guide,
         x,
         elbo=Trace_ELBO(num_particles=8),
-        epochs=60,
+        epochs=80,
         batch_size=N,
         validation=x,
-        optimizer=lambda parameters: torch.optim.Adam(parameters, lr=0.1),
+        optimizer=lambda parameters: torch.optim.Adam(parameters, lr=0.05),
     )
     torch.testing.assert_close(guide.locs.z.detach(), 0.8 * x, rtol=0.0, atol=0.2)
     bound = evidence_lower_bound(model, guide, x, num_particles=500)

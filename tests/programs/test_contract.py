@@ -45,6 +45,7 @@ def test_every_part_of_the_library_is_in_the_catalogue():
 @pytest.mark.parametrize("make", PARTS)
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("leading", [(5,), (3, 5)])
+@pytest.mark.thin(138)
 def test_parts_have_the_contracted_shapes_and_dtype(make, dtype, leading):
     part = make().to(dtype)
     p = call(part, leading, dtype)
@@ -61,6 +62,7 @@ def test_parts_have_the_contracted_shapes_and_dtype(make, dtype, leading):
 
 
 @pytest.mark.parametrize("make", PARTS)
+@pytest.mark.thin(35)
 def test_parts_move_to_a_device_completely(make):
     # Torch's "meta" device refuses operands that stayed behind, as CUDA does, and is everywhere.
     part = make().to("meta")

@@ -244,12 +244,13 @@ def test_wrong_labels_are_refused(labels, message):
 
 
 def test_labels_of_any_integer_type_are_converted():
-    vae, x, _ = made()
-    truth = exact_log_marginal(vae.model, x, labels=LABELS).value
-    for labels in (LABELS.int(), LABELS.numpy().astype("int8")):
+    vae, x, _ = made(num_data=2)
+    some, known = LABELS[1:3], LABELS[2:4]
+    truth = exact_log_marginal(vae.model, x, labels=some).value
+    for labels in (some.int(), some.numpy().astype("int8")):
         assert torch.equal(exact_log_marginal(vae.model, x, labels=labels).value, truth)
-    truth = exact_log_marginal(vae.model, x, labels=WHICH["all"]).value
-    assert torch.equal(exact_log_marginal(vae.model, x, labels=WHICH["all"].to(torch.uint8)).value, truth)
+    truth = exact_log_marginal(vae.model, x, labels=known).value
+    assert torch.equal(exact_log_marginal(vae.model, x, labels=known.to(torch.uint8)).value, truth)
 
 
 @pytest.mark.parametrize("which", WHICH)

@@ -26,6 +26,7 @@ def x():
 
 
 @pytest.mark.parametrize("elbo", [Trace_ELBO, TraceMeanField_ELBO, TraceGraph_ELBO])
+@pytest.mark.thin(1)
 def test_svi_of_plain_pyro_steps_a_vae(vae, x, elbo):
     svi = SVI(vae.model, vae.guide, Adam({"lr": 1e-2}), elbo())
     losses = [svi.step(x) for _ in range(60)]

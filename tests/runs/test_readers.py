@@ -276,6 +276,7 @@ def test_plain_yaml_is_read_as_before(tmp_path):
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.float64, torch.bfloat16, torch.int64])
+@pytest.mark.thin(1)
 def test_weights_of_another_dtype_are_refused(folder, dtype):
     weights = {name: value.to(dtype) for name, value in pyrovae.load(folder).state_dict().items()}
     write_whole(folder / "weights.safetensors", tensors_to_bytes(weights))

@@ -160,6 +160,7 @@ def test_covariates_that_tell_the_data_raise_their_probability(place, script):
     assert told > untold + 0.2
 
 
+@pytest.mark.slow
 def test_evaluate_refuses_a_run_whose_covariates_changed(place, script, capsys, monkeypatch):
     np.save(place / "mine.npy", np.arange(120) % 2)
     script("train", *BITS, "--covariates", "mine.npy", "--out", "mine")

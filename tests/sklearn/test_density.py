@@ -68,8 +68,8 @@ def test_score_samples_is_the_log_density_in_the_units_of_the_data():
         2,
         likelihood={"real": partial(NormalLikelihood, scale="dimension")},
         network=partial(MLP, hidden=()),
-        epochs=60,
-        learning_rate=0.02,
+        epochs=25,
+        learning_rate=0.05,
         num_particles=500,
         random_state=0,
     ).fit(train)
@@ -147,7 +147,9 @@ def test_draws_differ_by_their_random_state(density):
     assert not np.array_equal(density.sample(5, generator), density.sample(5, generator))
 
 
-@pytest.mark.parametrize("scaler", [StandardScaler(), QuantileTransformer(n_quantiles=20)])
+@pytest.mark.parametrize(
+    "scaler", [StandardScaler(), pytest.param(QuantileTransformer(n_quantiles=20), marks=pytest.mark.slow)]
+)
 def test_a_pipeline_scores_the_scaled_data(scaler):
     pipeline = make_pipeline(scaler, VAEDensity(2, **QUICK)).fit(X)
     by_hand = pipeline[-1].score_samples(pipeline[0].transform(X[:9]))

@@ -318,7 +318,7 @@ def test_the_scale_of_the_weights_is_immaterial(noise):
     assert_same(equal, trained(vae, X, Trace_ELBO()))
 
 
-@pytest.mark.parametrize("execution", ["eager", "recorded"])
+@pytest.mark.parametrize("execution", ["eager", pytest.param("recorded", marks=pytest.mark.slow)])
 def test_the_weights_follow_the_data_through_shuffled_batches(noise, execution):
     """Against descent by hand on the batches of each epoch, with the weighted mean of the losses of single data."""
     elbo, weights = TraceMeanField_ELBO(), WEIGHTS[:5].double()

@@ -83,6 +83,7 @@ def test_the_parameters_of_an_unreachable_pair_are_released(kind, use):
 @pytest.mark.parametrize(
     "elbo", [partial(FactorVAEELBO, 2), partial(BetaTCELBO, 16), partial(ImportanceWeightedELBO, 3)]
 )
+@pytest.mark.thin(1)
 def test_an_objective_is_released(elbo):
     vae, objective = make_vae(), elbo()
     train(vae.model, vae.guide, objective)

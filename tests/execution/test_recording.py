@@ -385,9 +385,7 @@ def stop_after(steps):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(
-    "stop_at", [pytest.param(1, marks=pytest.mark.slow), 4, pytest.param(6, marks=pytest.mark.slow)]
-)
+@pytest.mark.parametrize("stop_at", [1, 4, 6])
 def test_a_resumed_recorded_run_equals_an_uninterrupted_run(x, stop_at):
     arguments = {"validation": x[:9], "kl_weight": LinearWarmup(2), "transform": noisy}
     straight = trained("recorded", x, partial(make_vae, nn.Dropout(0.2)), **arguments)
@@ -434,7 +432,6 @@ def test_resuming_a_run_that_cannot_be_recorded_does_not_warn_again(x):
 PROPOSALS = {"default": None, "guide": GuideProposal(), "defensive": DefensiveProposal()}
 
 
-# The default is recorded below, with masks, in a fifth of the time.
 @pytest.mark.parametrize("proposal", [pytest.param("default", marks=pytest.mark.slow), "guide", "defensive"])
 def test_recorded_log_marginal_equals_the_eager_one(x, proposal):
     vae = make_vae()

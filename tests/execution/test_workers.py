@@ -37,7 +37,8 @@ def forks(number, script, arguments, cwd):
 def asked(request):
     """The cases, "name-execution", whose tests were collected for this number of processes."""
     given = [item.callspec.params for item in request.session.items if hasattr(item, "callspec")]
-    return sorted({f"{one['name']}-{one['execution']}" for one in given if one.get("outcome") == request.param})
+    given = [one for one in given if "name" in one and one.get("outcome") == request.param]
+    return sorted({f"{one['name']}-{one['execution']}" for one in given})
 
 
 @pytest.fixture(scope="module")

@@ -128,7 +128,7 @@ def build_each(folder, honest, every):
 def test_no_configuration_runs_code_in_load_and_in_a_training(folder, honest, monkeypatch):
     monkeypatch.syspath_prepend(folder)
     monkeypatch.chdir(folder)
-    assert load_each(folder, honest, 31) >= 2 * len(CLASSES)
+    assert load_each(folder, honest, 13) > 30
     assert build_each(folder, honest, 31) >= 2 * len(CLASSES)
 
 

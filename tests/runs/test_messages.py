@@ -318,7 +318,7 @@ def test_a_study_leaves_no_folder_if_its_training_is_refused(traps, capsys, monk
         return training
 
     monkeypatch.chdir(traps)
-    monkeypatch.setattr(sys.modules["pyrovae.runs.sweep"], "subprocess", SimpleNamespace(run=by_fork))
+    monkeypatch.setattr("pyrovae.runs.sweep.subprocess", SimpleNamespace(run=by_fork))
     code, err = call(capsys, monkeypatch, script, "--out", "table/new", "--", "--epochs", 0)
     assert_refused(script, code, err, STUDIES[script])
     assert not (traps / "table").exists()

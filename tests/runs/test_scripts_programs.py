@@ -226,7 +226,7 @@ BOUND = ["--elbo", "ImportanceWeightedELBO", "--elbo.num_particles", "7", "--elb
 
 
 def test_flags_build_an_importance_weighted_bound():
-    bound = build_objective(parse_training(BOUND))
+    bound = build_objective(parse_training(BOUND)).elbo
     assert isinstance(bound, pyrovae.ImportanceWeightedELBO)
     assert (bound.num_particles, bound.gradient) == (7, "dreg")
 

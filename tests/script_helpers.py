@@ -4,12 +4,14 @@ import atexit
 import json
 import os
 import re
+import resource
 import runpy
 import shutil
 import signal
 import subprocess
 import sys
 import tempfile
+from contextlib import contextmanager
 from functools import cache
 from itertools import count
 from pathlib import Path
@@ -31,11 +33,11 @@ class Script:
     _server = None
     _numbers = count()
 
-    def __init__(self, script, arguments, *, cwd, strict=True, env=None, memory=None, closed=(), **files):
+    def __init__(self, script, arguments, *, cwd, strict=True, env=None, memory=None, largest=None, closed=(), **files):
         self.files = {name: Path(self._folder(), f"{next(self._numbers)}.{name}") for name in ("out", "err")} | files
         argv = [str(path_of(script)), *map(str, arguments)]
         files = {name: str(path) for name, path in self.files.items()}
-        limits = {"env": env or {}, "memory": memory, "closed": list(closed)}
+        limits = {"env": env or {}, "memory": memory, "largest": largest, "closed": list(closed)}
         self.pid = self._ask({"argv": argv, "cwd": str(cwd), "strict": strict, **limits, **files})
         self.returncode = None
 
@@ -139,6 +141,17 @@ def help_of(capsys, monkeypatch, script):
     with pytest.raises(SystemExit):
         runpy.run_path(str(path_of(script)), run_name="__main__")
     return capsys.readouterr().out
+
+
+@contextmanager
+def largest_file(size):
+    """Let this process write no file of more bytes, as if the disk were full."""
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (size, limits[1]))  # Python ignores the signal
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
 
 
 def damage(path, how):

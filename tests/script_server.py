@@ -1,10 +1,11 @@
 """Run scripts in forks of a process that has done their imports, which take most of the time of a short run.
 
 Each line on stdin is one request in JSON. {"argv": [...], "cwd": ..., "out": ..., "err": ..., "strict": ..., "env":
-{...}, "memory": ..., "closed": [...]} starts a script; the response is its pid. "memory" limits its memory, in MB more
-than the server has; "closed" names the outputs, "out" or "err", that are pipes without a reader. {"wait": pid,
-"seconds": ...} waits; the response is the exit code, or null if the script is still running. {"used": pid} asks for its
-processor time in seconds and its peak of memory in bytes.
+{...}, "memory": ..., "largest": ..., "closed": [...]} starts a script; the response is its pid. "memory" limits its
+memory, in MB more than the server has, "largest" the bytes of each file that it writes; "closed" names the outputs,
+"out" or "err", that are pipes without a reader. {"wait": pid, "seconds": ...} waits; the response is the exit code, or
+null if the script is still running. {"used": pid} asks for its processor time in seconds and its peak of memory in
+bytes.
 """
 
 import contextlib
@@ -53,6 +54,8 @@ def run_script(request):
         pages = int(Path("/proc/self/statm").read_text().split()[0])
         limit = pages * resource.getpagesize() + request["memory"] * 2**20
         resource.setrlimit(resource.RLIMIT_AS, (limit, limit))
+    if request["largest"] is not None:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (request["largest"], request["largest"]))
     if request["strict"]:
         warnings.simplefilter("error")
     sys.argv = request["argv"]

@@ -187,6 +187,7 @@ def named(page):
 
 
 @pytest.mark.parametrize("page", [*PAGES, *SOURCES], ids=named)
+@pytest.mark.thin(7)
 def test_a_script_accepts_every_command_that_a_page_or_docstring_gives(page, accept):
     for script, arguments in commands_in(page):
         if script == "pyrovae.guide":
@@ -237,6 +238,7 @@ def refusals_of(span, accept):
 
 
 @pytest.mark.parametrize("page", PAGES, ids=named)
+@pytest.mark.thin(5)
 def test_a_script_has_every_flag_in_the_prose_of_a_page_and_accepts_its_value(page, accept):
     for span in re.findall(r"`(--[^`]+)`", page.read_text()):
         assert None in refusals_of(span.replace("\n", " "), accept), span

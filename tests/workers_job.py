@@ -175,9 +175,9 @@ def weighed():
     return {"log_marginal": found.marginal.log_marginal.value, "elbo": found.elbo}, len(committed)
 
 
-def main(out, resume):
+def main(out, resume, cases):
     with joined() as workers:
-        for name, execution in CASES if workers.size == 2 else [*CASES, *MORE_CASES]:
+        for name, execution in (case.rsplit("-", 1) for case in cases):
             torch.save(train(name, execution), out / f"{name}-{execution}-{workers.rank}.pt")
         state = read_state(resume)
         committed = []
@@ -188,4 +188,4 @@ def main(out, resume):
 
 
 if __name__ == "__main__":
-    main(Path(sys.argv[1]), Path(sys.argv[2]))
+    main(Path(sys.argv[1]), Path(sys.argv[2]), sys.argv[3:])

@@ -210,11 +210,11 @@ def train(name, execution):
     return {"parameters": found, "objective": objectives, "after": torch.rand(3)}
 
 
-def main(out):
+def main(out, cases):
     with joined() as workers:
-        found = {case: train(*case) for case in [(name, "eager") for name in CASES] + RECORDED}
+        found = {case: train(*case) for case in (tuple(text.rsplit("-", 1)) for text in cases)}
         torch.save(found, out / f"{workers.rank}.pt")
 
 
 if __name__ == "__main__":
-    main(Path(sys.argv[1]))
+    main(Path(sys.argv[1]), sys.argv[2:])

@@ -302,6 +302,7 @@ def data_for(maker):
         if name.endswith("Likelihood") and name not in ("Likelihood", "MixedLikelihood", "MultinomialLikelihood")
     ],
 )
+@pytest.mark.thin(7)
 def test_the_fit_of_every_likelihood_is_finite_and_no_worse_than_its_start(name):
     maker = getattr(room, name)
     x = data_for(maker)

@@ -81,6 +81,7 @@ def test_log_p_is_maximal_also_with_missing_cells(kind, has_holes):
 
 
 @pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.thin(1)
 def test_other_units_change_log_p_by_the_jacobian_of_the_observed_cells(kind):
     x = draws(150, df=5.0)
     x = x if kind is GaussianMixture else with_holes(x)

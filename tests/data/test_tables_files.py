@@ -1,10 +1,11 @@
 """Files that are no table, damaged, or do not fit the columns: one line with file, column and row, or a choice."""
 
+import builtins
 import gzip
+import importlib
 import io
 import os
 import pickle
-import subprocess
 import sys
 
 import numpy as np
@@ -203,12 +204,15 @@ def test_parquet_without_its_libraries_says_what_to_install(tmp_path, monkeypatc
     refused(path, r"pip install 'pyrovae\[table\]'", ImportError)
 
 
-def test_reading_a_csv_imports_no_data_frames(tmp_path):
+def test_reading_a_csv_imports_no_data_frames(tmp_path, monkeypatch):
     path = write(tmp_path, TEXT)
-    script = (
-        "import sys, builtins; from pyrovae.data import read_table\n"
-        "known = set(sys.modules)\n"
-        f"read_table({str(path)!r}); print(sorted({{'pandas', 'polars', 'pyarrow'}} & (set(sys.modules) - known)))"
-    )
-    ran = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
-    assert ran.stdout.strip() == "[]"
+    imported, load = [], builtins.__import__
+
+    def noted(name, *args, **kwargs):
+        imported.append(name.partition(".")[0])
+        return load(name, *args, **kwargs)
+
+    monkeypatch.setattr(builtins, "__import__", noted)
+    monkeypatch.setattr(importlib, "import_module", lambda name, package=None: noted(name))
+    read_table(path)
+    assert not {"pandas", "polars", "pyarrow"} & set(imported)

@@ -141,6 +141,7 @@ class TestConversion:
         found = seeded(FUNCTIONS["log_weights"], pair.model, pair.guide, x.numpy(), covariates=c.double().numpy())
         assert torch.equal(found, expected)
 
+    @pytest.mark.thin(4)
     def test_covariates_are_converted(self, function, conditional, x, c):
         if function is FUNCTIONS["adaptive_schedule"]:
             return

@@ -121,7 +121,7 @@ def lda_by_quadrature(words):
 
 @pytest.mark.parametrize("give", GIVING)
 @pytest.mark.parametrize("size", [2, 6])  # as many documents as topics, and more
-@pytest.mark.thin(2)
+@pytest.mark.thin(1)
 def test_lda_with_given_topics_agrees_with_quadrature(give, size):
     words = torch.randint(4, (size, 7))
     exact = lda_by_quadrature(words)

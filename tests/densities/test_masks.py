@@ -75,6 +75,7 @@ def closed_form(x, mask):
 @pytest.mark.parametrize("form", FORMS)
 @pytest.mark.parametrize("other", FORMS)
 @pytest.mark.parametrize("proposal", [None, GuideProposal(), PriorProposal()])
+@pytest.mark.thin(16)
 def test_log_marginal_of_ragged_sequences_agrees_with_the_closed_form(form, other, proposal):
     x, mask = sequences()
     pyro.set_rng_seed(2)
@@ -84,6 +85,7 @@ def test_log_marginal_of_ragged_sequences_agrees_with_the_closed_form(form, othe
 
 
 @pytest.mark.parametrize("form", FORMS)
+@pytest.mark.thin(1)
 def test_ais_of_ragged_sequences_agrees_with_the_closed_form(form):
     x, mask = sequences()
     pyro.set_rng_seed(3)

@@ -49,7 +49,7 @@ def test_streamed_is_indexed_as_the_tensor_it_replaces(file):
 
 @pytest.mark.parametrize("execution", ["eager", "recorded"])
 @pytest.mark.parametrize("transform", [None, Binarize()])
-@pytest.mark.thin(2)
+@pytest.mark.thin(1)
 def test_streamed_data_train_and_score_as_in_memory(file, execution, transform):
     array = np.load(file, mmap_mode="r")
     tensor = torch.as_tensor(np.array(array)).reshape(90, -1).float()

@@ -78,7 +78,7 @@ def test_densities_integrate_to_one(name, dim, constrained):
 
 @pytest.mark.parametrize("name", REAL_ENCODERS)
 @pytest.mark.parametrize("constrained", [False, True])
-@pytest.mark.thin(6)
+@pytest.mark.thin(3)
 def test_draws_match_densities(name, constrained):
     q, points, weights = at_two(name, 2, constrained)
     with torch.no_grad():
@@ -276,7 +276,7 @@ def pair(prior, encoder, latent_dim=3, seed=0):
 
 
 @pytest.mark.parametrize(("prior", "encoder"), PAIRS)
-@pytest.mark.thin(24)
+@pytest.mark.thin(8)
 def test_every_prior_and_encoder_pair_gives_weights_and_trains(prior, encoder):
     vae, x, kwargs = pair(prior, encoder)
     log_w = log_weights(vae.model, vae.guide, x, num_particles=3, **kwargs)
@@ -309,6 +309,7 @@ CLOSED += [("logistic normal", "normal"), ("categorical", "categorical")]
 
 
 @pytest.mark.parametrize(("prior", "encoder"), PAIRS)
+@pytest.mark.thin(48)
 def test_closed_form_kl_agrees_with_draws(prior, encoder):
     vae, x, kwargs = pair(prior, encoder)
     p, q = vae.model.prior(*kwargs.values()), vae.guide.encoder(x, *kwargs.values())
@@ -323,6 +324,7 @@ def test_closed_form_kl_agrees_with_draws(prior, encoder):
 
 
 @pytest.mark.parametrize(("prior", "encoder"), [each for each in PAIRS if each[0] != "categorical"])
+@pytest.mark.thin(48)
 def test_every_prior_and_encoder_pair_trains_with_the_default_objective(prior, encoder):
     vae, x, kwargs = pair(prior, encoder)
     assert math.isfinite(TraceMeanField_ELBO().loss_and_grads(vae.model, vae.guide, x, **kwargs))
@@ -358,7 +360,7 @@ SLOW = ("splines and student-t",)  # 20 s
 @pytest.mark.parametrize(
     "name", [pytest.param(name, marks=pytest.mark.slow) if name in SLOW else name for name in QUADRATURE]
 )
-@pytest.mark.thin(2)
+@pytest.mark.thin(1)
 def test_log_marginal_agrees_with_quadrature(name):
     make, encoder = QUADRATURE[name]
     prior = make()

@@ -63,6 +63,7 @@ class TestLinearGaussian:
     oracle = LinearGaussian()
 
     @pytest.mark.parametrize(("start", "worst"), [("prior", 0.2), ("guide", 0.2), ("normal", 0.05)])
+    @pytest.mark.thin(1)
     def test_ais_is_within_its_standard_error(self, start, worst):
         x, vae = self.oracle.data(300), self.oracle.vae(sd_factor=0.6, shift=1.0)
         given = {"guide": {"guide": vae.guide}, "normal": {"start": normal_near(self.oracle, x)}}.get(start, {})
@@ -80,12 +81,14 @@ class TestLinearGaussian:
         torch.testing.assert_close(exact.value, self.oracle.log_marginal(x), rtol=0, atol=1e-9)  # at rest all the way
         assert ((annealed.value - self.oracle.log_marginal(x)).abs() < 4 * annealed.std_error).all()
 
+    @pytest.mark.slow
     def test_more_temperatures_reduce_the_error_of_ais(self):
         x, model = self.oracle.data(100), self.oracle.vae().model
         few, many = (ais(model, x, num_particles=10, betas=linear_schedule(t), **QUICK).std_error for t in (2, 40))
         assert few.mean() > 2 * many.mean()
 
     @pytest.mark.parametrize("asked", [0.5, 0.65, 0.9])
+    @pytest.mark.thin(1)
     def test_adapted_steps_reach_the_target_acceptance(self, asked):
         x, vae = self.oracle.data(100), self.oracle.vae()
         betas = linear_schedule(6)
@@ -123,6 +126,7 @@ class TestLinearGaussian:
             products = centred[:, i] * centred[:, j]
             assert abs(products.mean() - covariance[i, j]) < 4.5 * products.std() / 40_000**0.5
 
+    @pytest.mark.slow
     def test_ais_integrates_masked_entries_out(self):
         x, vae = self.oracle.data(100), self.oracle.vae()
         mask = torch.rand(100, 5) > 0.4
@@ -134,7 +138,7 @@ class TestLinearGaussian:
 
     def test_ais_is_accurate_for_any_chunk_size(self):
         x, vae = self.oracle.data(40), self.oracle.vae()
-        settings = {"num_particles": 10, "betas": linear_schedule(6), **QUICK}
+        settings = {"num_particles": 4, "betas": linear_schedule(6), **QUICK}
         start = normal_near(self.oracle, x)
         for size, chunk_size in ((2, 1), (40, 200), (40, None)):
             here = (start[0][:size], start[1][:size])
@@ -165,7 +169,7 @@ class TestLinearGaussian:
             x,
             covariates=covariates,
             num_particles=16,
-            betas=sigmoidal_schedule(40),
+            betas=sigmoidal_schedule(20),
             chunk_size=500,
             **QUICK,
         )
@@ -175,7 +179,7 @@ class TestLinearGaussian:
         ("start", "execution", "chunk_size"),
         [
             ("prior", "recorded", 9),
-            ("guide", "recorded", 9),
+            pytest.param("guide", "recorded", 9, marks=pytest.mark.slow),
             pytest.param("normal", "recorded", 9, marks=pytest.mark.slow),
             pytest.param("guide", "compiled", None, marks=[pytest.mark.compiles, pytest.mark.slow]),
         ],
@@ -228,7 +232,7 @@ class TestLinearGaussian:
         pyro.set_rng_seed(5)
         ais(vae.model, x, **settings, commit=saved.append)
         assert [(s["block"], s["temperature"]) for s in saved] == [(0, 3), (0, 6), (1, 0), (1, 3), (1, 6), (2, 0)]
-        for index, state in enumerate(saved[1:4]):
+        for index, state in enumerate(saved[1:3]):
             write_state(tmp_path / f"{index}", state)
             pyro.set_rng_seed(index)
             resumed = ais(vae.model, x, **settings, resume=read_state(tmp_path / f"{index}"))
@@ -275,7 +279,7 @@ def test_ais_from_the_prior_finds_the_mode_that_the_guide_misses():
     [("bernoulli", "prior"), ("bernoulli", "guide"), ("poisson", "prior"), ("poisson", "normal")]
     + [("simplex", start) for start in ("prior", "guide", "normal")],
 )
-@pytest.mark.thin(3)
+@pytest.mark.thin(1)
 def test_ais_agrees_with_quadrature(kind, start):
     pyro.set_rng_seed(2)
     latent_dim = 3 if kind == "simplex" else 2
@@ -309,7 +313,6 @@ def test_ais_with_two_latent_sites_agrees_with_quadrature():
     sites = {name: points[:, None, i : i + 1].expand(-1, 50, 1) for i, name in enumerate(("z2", "z1"))}
     exact = log_integral(log_joint(vae.model, sites, x).detach(), weights)
     settings = {"num_particles": 16, "betas": sigmoidal_schedule(25), **QUICK}
-    check(ais(vae.model, x, **settings), exact, worst=0.25)
     check(ais(vae.model, x, guide=vae.guide, **settings), exact, worst=0.25)
 
 
@@ -321,8 +324,7 @@ def test_ais_is_accurate_for_hand_written_programs():
     hand = HandWritten()
     x = torch.randn(80, 4)
     settings = {"num_particles": 16, "betas": linear_schedule(15), **QUICK}
-    for guide in (None, hand.guide):
-        check(ais(hand.model, x, guide=guide, **settings), hand.log_marginal(x), worst=0.25)
+    check(ais(hand.model, x, guide=hand.guide, **settings), hand.log_marginal(x), worst=0.25)
     assert all(p.grad is None for net in (hand.decoder, hand.encoder) for p in net.parameters())
 
 

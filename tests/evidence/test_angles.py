@@ -44,6 +44,7 @@ def data(mean, size):
 
 @pytest.mark.parametrize(("prior", "concentration"), [(0.1, 0.1), (0.1, 20.0), (0.1, 500.0), (20.0, 500.0)])
 @pytest.mark.parametrize("size", [1, 3])
+@pytest.mark.thin(3)
 def test_modes_at_the_cut_of_the_period_are_as_easy_as_others(prior, concentration, size):
     ess = []
     for mean in (0.0, math.pi):
@@ -75,6 +76,7 @@ def test_a_wide_copy_of_the_guide_is_right_at_the_cut():
 
 @pytest.mark.parametrize("concentration", [0.1, 20.0, 500.0])
 @pytest.mark.parametrize("size", [1, 2, 3])
+@pytest.mark.thin(4)
 def test_quadrature_at_the_cut_is_right_within_its_error(concentration, size):
     x = data(math.pi, size)
     found = exact_log_marginal(pair(math.pi, 0.1, concentration, size)[0], x)

@@ -32,7 +32,7 @@ class TestBracket:
         assert abs(found.gap.mean()) + 4 * found.gap.std() / root < gap
         torch.testing.assert_close(found.gap, found.upper - found.lower)
 
-    @pytest.mark.parametrize("proposal", [GuideProposal(), None])
+    @pytest.mark.parametrize("proposal", [GuideProposal(), pytest.param(None, marks=pytest.mark.slow)])
     def test_the_bracket_of_importance_sampling_is_below_a_hundredth_of_a_nat(self, proposal):
         vae = self.oracle.vae(sd_factor=1.2)
         latents, x = self.simulated(vae, 300)
@@ -98,7 +98,9 @@ class TestBracket:
         assert (which[slots] == 1).all()
         assert len(slots.unique()) > 1  # any of these
 
-    @pytest.mark.parametrize("start", ["prior", "guide", pytest.param("normal", marks=pytest.mark.slow)])
+    @pytest.mark.parametrize(
+        "start", ["prior", *(pytest.param(each, marks=pytest.mark.slow) for each in ("guide", "normal"))]
+    )
     def test_the_bracket_of_annealing_encloses_log_p_within_its_errors(self, start):
         vae = self.oracle.vae(sd_factor=0.6, shift=0.5)
         latents, x = self.simulated(vae, 150)

@@ -109,9 +109,9 @@ def test_the_ladder_rises_and_ends_at_the_estimate():
 
 
 def test_the_target_error_is_reached_with_fewer_draws_than_the_maximum():
-    _, x, vae = shifted(80)
-    made = evaluate(vae.model, vae.guide, x, num_particles=20_000, guide_particles=50, target_std_error=0.02)
-    assert (made.marginal.log_marginal.std_error <= 0.02).all()
+    _, x, vae = shifted(20)
+    made = evaluate(vae.model, vae.guide, x, num_particles=20_000, guide_particles=50, target_std_error=0.04)
+    assert (made.marginal.log_marginal.std_error <= 0.04).all()
     assert made.marginal.draws.max() < 20_000
     assert (made.guide.draws == 50).all()
     assert made.summary()["elbo"]["num_particles"] == 50
@@ -190,7 +190,7 @@ def test_the_first_rung_of_the_default_can_be_a_draw_of_the_prior():
     oracle = LinearGaussian(data_dim=32, latent_dim=6)
     vae, x = oracle.vae(), oracle.data(20)
     first, second = [], []
-    for _ in range(20):
+    for _ in range(10):
         rungs = ladder(vae.model, vae.guide, x, num_particles=100)
         first.append((rungs[0].lower_bound - oracle.log_marginal(x)).mean().item())
         second.append((rungs[1].lower_bound - oracle.log_marginal(x)).mean().item())

@@ -24,6 +24,7 @@ SLOW = ("x = z^2, Z = 3", "sin(kz), Z = 2", "shell, Z = 3")  # seconds a datum
 @pytest.mark.parametrize(
     "name", [pytest.param(n, marks=pytest.mark.slow if n in SLOW else ()) for n in study.families()]
 )
+@pytest.mark.thin(9)
 def test_the_error_covers_log_p_in_every_family(name):
     # 1 of 100 answers may be beyond its error; of four cases of each family none is, with the seed fixed.
     wrong, error, answered = study.measure(study.families()[name], 4, seed=3)

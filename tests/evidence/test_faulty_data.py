@@ -77,7 +77,7 @@ def test_data_without_weights_get_nan_and_the_others_their_value():
 
 
 def test_chains_without_weights_get_nan_and_the_others_their_value_also_after_a_resume():
-    states, run = [], {"num_particles": 8, "betas": linear_schedule(5), "num_tuning": 20, "chunk_size": 16}
+    states, run = [], {"num_particles": 8, "betas": linear_schedule(3), "num_tuning": 8, "chunk_size": 16}
     with pytest.warns(UserWarning, match=r"1 of 3 data get NaN, the others their value \(rows 1\)"):
         found = ais(model, X, guide=guide, commit=states.append, **run)
     assert [field.isnan().tolist() for field in found] == [[False, True, False]] * 4
@@ -105,6 +105,7 @@ ENCODERS = {
 
 
 @pytest.mark.parametrize("name", ENCODERS)
+@pytest.mark.thin(3)
 def test_a_row_far_from_the_others_leaves_them_their_value(name):
     torch.manual_seed(1)
     x = torch.cat([torch.randn(5, 6), torch.full((1, 6), 1e4)])

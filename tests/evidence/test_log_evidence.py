@@ -18,7 +18,7 @@ from pyro.infer.autoguide import (
     AutoMultivariateNormal,
     AutoNormal,
 )
-from scipy import integrate, stats
+from scipy import stats
 
 from pyrovae import log_evidence, log_marginal
 from pyrovae.densities import LoopedWarning
@@ -38,15 +38,13 @@ def eight_schools(y, sigma):
 
 def eight_schools_by_quadrature():
     """Integrate over (mu, tau), with theta integrated out: y_j ~ N(mu, sigma_j^2 + tau^2)."""
-    y, sigma = Y.double().numpy(), SIGMA.double().numpy()
-
-    def density(mu, log_tau):
-        tau = math.exp(log_tau)
-        log_p = stats.norm.logpdf(y, mu, np.sqrt(sigma**2 + tau**2)).sum() + stats.norm.logpdf(mu, 0, 10)
-        return math.exp(log_p + stats.halfcauchy.logpdf(tau, scale=25) + log_tau)
-
-    value, _ = integrate.dblquad(density, -15, 12, -60, 60, epsabs=0, epsrel=1e-7)
-    return math.log(value)
+    mu, log_tau = np.linspace(-60, 60, 601)[:, None], np.linspace(-15, 12, 541)
+    tau = np.exp(log_tau)
+    log_p = stats.norm.logpdf(mu, 0, 10) + stats.halfcauchy.logpdf(tau, scale=25) + log_tau
+    for y, sigma in zip(Y.tolist(), SIGMA.tolist(), strict=True):
+        log_p = log_p + stats.norm.logpdf(y, mu, np.sqrt(sigma**2 + tau**2))
+    # The trapezoid rule, for a smooth density that vanishes at the ends: all digits with two points a width.
+    return math.log(np.exp(log_p).sum() * 0.2 * 0.05)
 
 
 def conjugate(x):
@@ -99,8 +97,8 @@ def test_eight_schools_agree_with_quadrature():
     exact = eight_schools_by_quadrature()
     assert exact == pytest.approx(-32.42, abs=0.005)
     guide = trained(eight_schools, partial(AutoNormal, init_scale=0.5), Y, SIGMA)
-    found = log_evidence(eight_schools, guide, Y, SIGMA, num_particles=40_000)
-    assert_near(found, exact)
+    found = log_evidence(eight_schools, guide, Y, SIGMA, num_particles=10_000)
+    assert_near(found, exact, 0.1)
     assert found.ess.item() > 100
 
 
@@ -111,7 +109,7 @@ def test_eight_schools_agree_with_quadrature():
     ("model", "evidence"), [(conjugate, conjugate_evidence), (hierarchical, hierarchical_evidence)]
 )
 @pytest.mark.parametrize("proposal", [None, GuideProposal(), WidenedProposal(df=5.0)], ids=["default", "guide", "wide"])
-@pytest.mark.thin(6)
+@pytest.mark.thin(3)
 def test_auto_guides_give_the_evidence_of_a_normal_model(x, make, model, evidence, proposal):
     guide = trained(model, make, x)
     found = log_evidence(model, guide, x, num_particles=4000, proposal=proposal)
@@ -148,11 +146,11 @@ def test_a_proposal_may_be_a_program_and_the_data_need_no_argument(x):
 
 
 def test_recorded_evidence_equals_eager_evidence(x):
-    guide = trained(hierarchical, AutoMultivariateNormal, x)
+    guide = trained(hierarchical, AutoMultivariateNormal, x, steps=30)
     values = []
     for execution in ("eager", "recorded"):
         pyro.set_rng_seed(3)
-        values.append(log_evidence(hierarchical, guide, x, num_particles=3000, execution=execution).value)
+        values.append(log_evidence(hierarchical, guide, x, num_particles=1000, execution=execution).value)
     torch.testing.assert_close(*values, rtol=1e-5, atol=1e-5)
 
 

@@ -247,8 +247,8 @@ def test_draws_have_the_distribution_of_the_mixture(data):
 
 def test_centres_that_columns_lack_are_refused(data):
     with pytest.raises(ValueError, match=r"column 2 \(FloatCategorical\) has no mean; use mode"):
-        run(data, ["mean"] * D)
+        run(data, ["mean"] * D, num_particles=20)
     with pytest.raises(ValueError, match=r"column 0 \(Normal\) has no mode; use mean or median"):
-        run(data, ["mode"] * D)
+        run(data, ["mode"] * D, num_particles=20)
     with pytest.raises(ValueError, match=r"centre must be .* for each of the 9 columns, got 'average'"):
-        run(data, "average")
+        run(data, "average", num_particles=20)

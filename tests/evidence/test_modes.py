@@ -92,6 +92,7 @@ def test_an_easy_posterior_needs_no_search():
 
 
 @pytest.mark.parametrize("name", ["half_normals", "uniforms"])
+@pytest.mark.thin(1)
 def test_posteriors_at_the_edge_of_a_support_have_proposals_with_two_widths(name):
     found = check_covered(getattr(edges, name)(20, 40), chunk_size=2**15)
     assert (found.khat < 0.7).all()

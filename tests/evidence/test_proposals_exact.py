@@ -80,6 +80,7 @@ class TestAgainstExactValues:
         assert within(estimate, oracle.log_marginal(x))
 
     @pytest.mark.parametrize("name", ["default", "widened t", "defensive", "prior"])
+    @pytest.mark.thin(1)
     def test_log_marginal_agrees_with_quadrature_on_a_simplex(self, name):
         encoder = ConstrainedEncoder(NormalEncoder(MLP(4, 2)), dist.constraints.simplex)
         vae = VAE(DirichletPrior(2, concentration=0.7), PoissonLikelihood(MLP(2, 4)), encoder)
@@ -128,13 +129,13 @@ class TestAgainstExactValues:
                 loc = torch.cat([x[:, :1].clamp(min=0.05).sqrt(), x[:, 1:] / 1.09], -1)
                 pyro.sample("z", dist.Normal(loc, 0.25).to_event(1))
 
-        x = torch.randn(300, 10, dtype=F64)
+        x = torch.randn(150, 10, dtype=F64)
         x[:, 0] = x[:, 0] ** 2
         x += 0.3 * torch.randn_like(x)
         exact = by_quadrature(squared(), x[:, :1]) + dist.Normal(0.0, 1.09**0.5).log_prob(x[:, 1:]).sum(-1)
         found = log_marginal(model, guide, x, num_particles=1000)
         covered = ((found.value - exact).abs() < 1.96 * found.std_error).double().mean()
-        assert covered > 0.9  # 0.95 with a standard error of 0.013: 0.8 without a search, 0.4 from one start
+        assert covered > 0.9  # 0.95 with a standard error of 0.018: 0.8 without a search, 0.4 from one start
         assert (found.value - exact).mean() > -0.02
 
     def test_log_marginal_is_accurate_in_single_precision_under_no_grad(self):

@@ -49,6 +49,7 @@ class TestLinearGaussian:
         assert ((found.amortisation_gap - kl).abs() < 4 * found.amortisation_error + 1e-3).all()
         assert found.total_error.max() < 0.15 * kl.min()
 
+    @pytest.mark.slow
     def test_refined_diagonal_normals_leave_the_gap_of_mean_field(self):
         # The best diagonal normal has the posterior's mean and variances 1 / Lambda_ii; it leaves
         # (sum_i log Lambda_ii - log det Lambda) / 2 (Bishop 2006, section 10.1.2).
@@ -95,7 +96,7 @@ class _PoorGuide:
 
 @pytest.mark.parametrize("family", ["diagonal", "full"])
 @pytest.mark.parametrize(("shift", "factor"), [(0, 1e-4), (100, 1), (30, 1e-3), (0, 1000)])
-@pytest.mark.thin(3)
+@pytest.mark.thin(1)
 def test_gaps_of_collapsed_and_far_guides_agree_with_the_closed_form(family, shift, factor):
     # The best diagonal normal leaves (sum_i log Lambda_ii - log det Lambda) / 2; Adam from the guide left 5 to 170,000.
     oracle = LinearGaussian(32, 10)
@@ -164,6 +165,7 @@ def test_refine_works_in_the_unconstrained_coordinates_of_a_simplex():
     assert (found.amortisation_gap > -4 * found.amortisation_error).all()
 
 
+@pytest.mark.slow
 def test_hand_written_programs_and_two_sites_are_refined():
     hand = HandWritten()
     x = torch.randn(10, 4)

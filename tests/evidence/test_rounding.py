@@ -67,6 +67,7 @@ class Constant(nn.Module):
 
 
 @pytest.mark.parametrize("estimator", ["guide", "default", "ais"])
+@pytest.mark.thin(1)
 def test_equal_weights_have_the_error_of_their_rounding(estimator):
     # The guide is the posterior, so all weights are equal but for rounding; log p(x) is about -5,500.
     vae = VAE(StandardNormalPrior(2), NormalLikelihood(Constant(4000), scale=1.0), NormalEncoder(MLP(4000, 4)))

@@ -44,6 +44,7 @@ OF_THE_EDGE = "ignore:.*of the prior's mass lies nearer to the edge"
 
 @pytest.mark.filterwarnings(OF_THE_EDGE)
 @pytest.mark.parametrize("a", [1.0, 0.1, 0.02])
+@pytest.mark.thin(2)
 def test_sparse_dirichlet_priors_have_the_right_log_marginal(a):
     torch.manual_seed(0)
     value, error, *_ = log_marginal(*multinomial(a), COUNTS, num_particles=20_000)
@@ -53,6 +54,7 @@ def test_sparse_dirichlet_priors_have_the_right_log_marginal(a):
 
 @pytest.mark.filterwarnings(OF_THE_EDGE)
 @pytest.mark.parametrize("a", [1.0, 0.3, 0.05, 0.01])
+@pytest.mark.thin(2)
 def test_gamma_priors_with_a_small_shape_have_the_right_log_marginal(a):
     torch.manual_seed(0)
     x = torch.tensor([0.0, 1.0, 5.0])
@@ -73,6 +75,7 @@ ORDERINGS = math.lgamma(6) - torch.lgamma(HITS + 1) - torch.lgamma(6 - HITS)  # 
 
 @pytest.mark.filterwarnings(OF_THE_EDGE)
 @pytest.mark.parametrize("a", [0.5, 0.02, 0.001])
+@pytest.mark.thin(2)
 def test_sparse_beta_priors_have_the_right_log_marginal(a):
     torch.manual_seed(0)
     pair = programs(dist.Beta(a, a), dist.Beta(1.0, 1.0), binomial)
@@ -106,7 +109,7 @@ def test_estimators_warn_of_mass_at_the_edge_and_of_none_inside(dtype, a):
         calls = [
             lambda: log_marginal(model, guide, x, num_particles=500).value,  # noqa: B023
             lambda: log_marginal(model, guide, x, num_particles=500, proposal=GuideProposal()).value,  # noqa: B023
-            lambda: ais(model, x, num_particles=4, betas=linear_schedule(3)).value,  # noqa: B023
+            lambda: ais(model, x, num_particles=4, betas=linear_schedule(3), num_tuning=10).value,  # noqa: B023
             lambda: exact_log_marginal(model, x).value,  # noqa: B023
         ]
         for call in calls:
@@ -119,7 +122,7 @@ def test_estimators_warn_of_mass_at_the_edge_and_of_none_inside(dtype, a):
 
 
 @pytest.mark.filterwarnings(OF_THE_EDGE)
-@pytest.mark.parametrize("a", [0.02, 0.001])
+@pytest.mark.parametrize("a", [pytest.param(0.02, marks=pytest.mark.slow), 0.001])
 def test_draws_of_sparse_dirichlets_follow_their_density(a):
     # Of torch's draws, 12 % are (1/3, 1/3, 1/3) for a = 0.001. The largest entry is 1 - y, y < 0.1 but rarely.
     torch.manual_seed(0)

@@ -42,15 +42,16 @@ def by_quadrature():
 def test_ais_names_the_data_whose_gradients_are_nan(execution):
     pyro.set_rng_seed(0)
     with pytest.warns(UserWarning, match=r"gradient .* is NaN .* for data 0 \(100%\), 2 \(100%\), .*do not move"):
-        found = ais(model, X, num_particles=1000, betas=linear_schedule(20), execution=execution)
+        found = ais(model, X, num_particles=1000, betas=linear_schedule(20), num_tuning=40, execution=execution)
     assert ((found.value - by_quadrature()).abs() < 5 * found.std_error).all()
     assert found.std_error[0] > found.std_error[1]
 
 
 def test_bracket_names_the_data_whose_gradients_are_nan():
     pyro.set_rng_seed(0)
+    settings = {"num_particles": 20, "betas": linear_schedule(3), "num_tuning": 10}
     with pytest.warns(UserWarning, match=r"for data 0 \(100%\), 2 \(100%\), "):
-        bracket(model, None, {"z": torch.zeros(3, dtype=torch.float64)}, X, num_particles=50, betas=linear_schedule(5))
+        bracket(model, None, {"z": torch.zeros(3, dtype=torch.float64)}, X, **settings)
 
 
 @pytest.mark.slow
@@ -70,5 +71,5 @@ def test_defined_gradients_cause_no_warning():
     x = X[1:2].expand(2, 2)
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        ais(model, x, num_particles=50, betas=linear_schedule(5))
+        ais(model, x, num_particles=20, betas=linear_schedule(4), num_tuning=10)
         refine(model, guide, x, log_p=by_quadrature()[[1, 1]], steps=20)

@@ -63,6 +63,7 @@ def check(found):
 
 
 @pytest.mark.parametrize("likelihood", [normal, mixed])
+@pytest.mark.thin(1)
 def test_log_p_is_zero_for_every_estimator(likelihood):
     vae, x, mask = problem(likelihood)
     programs, options = (vae.model, vae.guide, x), {"mask": mask, "num_particles": 300}

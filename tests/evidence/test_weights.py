@@ -108,7 +108,7 @@ def test_a_target_error_stops_by_other_draws_than_those_it_averages():
     # Stopped by the very draws it averages, the guide that is too narrow came out 0.04 nats low here, for its error is
     # small where its tail is missed; chosen by others, the bias is the bound's own, half the squared error.
     oracle = LinearGaussian(data_dim=16, latent_dim=6)
-    vae, x = oracle.vae(sd_factor=0.8), oracle.data(400)
+    vae, x = oracle.vae(sd_factor=0.8), oracle.data(160)
     found = [
         log_marginal(
             vae.model, vae.guide, x[n : n + 1], num_particles=20_000, target_std_error=0.1, proposal=GuideProposal()
@@ -150,7 +150,7 @@ def test_log_weights_in_single_precision_are_within_a_thousandth_of_a_nat():
     assert (single - double).abs().max() < 1e-3
 
 
-@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("dtype", [torch.float32, pytest.param(torch.float64, marks=pytest.mark.slow)])
 def test_the_default_estimate_is_right_in_both_precisions(dtype):
     oracle = LinearGaussian(dtype=dtype)
     vae, x = oracle.vae(sd_factor=1.3), oracle.data(200)

@@ -165,7 +165,7 @@ def run(make_optimizer, elbo, *extra, sizes=(20,), steps=STEPS):
 @pytest.mark.parametrize(
     "extra", [(), (partial(nn.Dropout, 0.3), partial(nn.BatchNorm1d, 8))], ids=["plain", "buffers"]
 )
-@pytest.mark.thin(3)
+@pytest.mark.thin(1)
 def test_graphs_of_one_step_train_as_recorded_steps(gpu, make_optimizer, sizes, extra):
     settings = {"sizes": sizes, "steps": STEPS * len(sizes)}
     recorded = run(make_optimizer, TraceMeanField_ELBO(), *extra, **settings)
@@ -178,6 +178,7 @@ def test_graphs_of_one_step_train_as_recorded_steps(gpu, make_optimizer, sizes, 
 
 
 @pytest.mark.parametrize("fail", [refusing, breaking])
+@pytest.mark.thin(1)
 def test_a_step_that_cuda_cannot_capture_is_replayed_without_a_graph(gpu, monkeypatch, fail):
     recorded = run(ADAM, Trace_ELBO())
     monkeypatch.setattr(torch.cuda, "graph", fail)
@@ -227,6 +228,7 @@ def at_once(monkeypatch):
 
 
 @pytest.mark.parametrize("kl_weight", [None, LinearWarmup(3)], ids=["plain", "warm-up"])
+@pytest.mark.thin(1)
 def test_graphs_of_several_steps_train_as_recorded_steps(gpu, at_once, kl_weight):
     recorded, asked = trained(kl_weight=kl_weight)
     assert asked == 4 * 9
@@ -238,6 +240,7 @@ def test_graphs_of_several_steps_train_as_recorded_steps(gpu, at_once, kl_weight
 
 
 @pytest.mark.parametrize(("stop_after", "on_gpu"), [(9, True), (15, False)])
+@pytest.mark.thin(1)
 def test_a_run_stopped_on_either_device_resumes_with_graphs(gpu, at_once, stop_after, on_gpu):
     recorded, _ = trained()
     if on_gpu:
@@ -253,6 +256,7 @@ def test_a_run_stopped_on_either_device_resumes_with_graphs(gpu, at_once, stop_a
 
 
 @pytest.mark.parametrize("kl_weight", [lambda: Capacity(0.5, epochs=2), lambda: KLConstraint(5.0)])
+@pytest.mark.thin(1)
 def test_kl_weights_that_depend_on_the_divergence_run_at_every_step(gpu, at_once, kl_weight):
     recorded, _ = trained(kl_weight=kl_weight(), epochs=2)
     gpu()
@@ -262,6 +266,7 @@ def test_kl_weights_that_depend_on_the_divergence_run_at_every_step(gpu, at_once
 
 
 @pytest.mark.parametrize("draw", [random.random, np.random.random], ids=["python", "numpy"])
+@pytest.mark.thin(1)
 def test_a_transform_that_draws_in_python_runs_at_every_step(gpu, at_once, draw):
     def brightened(x):
         return torch.bernoulli(x) if draw() > 1e-9 else x  # draws, and no more
@@ -340,7 +345,7 @@ def estimated(method):
     return [found.value, found.std_error, torch.rand(())]
 
 
-@pytest.mark.parametrize("method", [None, GuideProposal(), ais], ids=["default", "guide", "ais"])
+@pytest.mark.parametrize("method", [GuideProposal(), None, ais], ids=["guide", "default", "ais"])
 @pytest.mark.thin(1)
 def test_estimates_with_graphs_equal_those_without(gpu, method):
     recorded = estimated(method)
@@ -352,6 +357,7 @@ def test_estimates_with_graphs_equal_those_without(gpu, method):
 
 
 @pytest.mark.parametrize("fail", [refusing, breaking])
+@pytest.mark.thin(1)
 def test_estimates_that_cuda_cannot_capture_are_replayed_without_a_graph(gpu, monkeypatch, fail):
     recorded = estimated(GuideProposal())
     monkeypatch.setattr(torch.cuda, "graph", fail)

@@ -64,6 +64,7 @@ def test_exact_log_marginal_equals_the_closed_form(device):
 
 @pytest.mark.parametrize("execution", ["eager", "recorded"])
 @pytest.mark.parametrize("proposal", [None, GuideProposal()], ids=["default", "guide"])
+@pytest.mark.thin(2)
 def test_log_marginal_lies_within_its_standard_errors(device, execution, proposal):
     vae, x, exact = linear(device)
     given = {} if proposal is None else {"proposal": proposal}
@@ -73,6 +74,7 @@ def test_log_marginal_lies_within_its_standard_errors(device, execution, proposa
 
 
 @pytest.mark.parametrize("execution", ["eager", "recorded"])
+@pytest.mark.thin(1)
 def test_ais_lies_within_its_standard_errors(device, execution):
     vae, x, exact = linear(device)
     quick = {"num_leapfrog": 4, "num_tuning": 20}

@@ -48,7 +48,7 @@ class Rows(TorchDispatchMode):
         return out
 
 
-@pytest.mark.parametrize("proposal", [None, GuideProposal()])
+@pytest.mark.parametrize("proposal", [pytest.param(None, marks=pytest.mark.slow), GuideProposal()])
 def test_the_encoder_runs_once_for_each_datum(proposal):
     torch.manual_seed(0)
     encoder = NormalEncoder(MLP(6, 2 * 7, hidden=[11]))
@@ -68,6 +68,7 @@ def test_the_encoder_runs_once_for_each_datum(proposal):
 
 
 @pytest.mark.parametrize("cell", CELLS, ids=", ".join)
+@pytest.mark.thin(1)
 def test_recorded_log_marginal_of_other_parts_equals_the_eager_one(cell):
     prior, encoder, likelihood = cell
     support = LIKELIHOODS[likelihood]()(torch.zeros(2)).support

@@ -77,7 +77,7 @@ def assert_close(one, other, tolerance):
 
 
 @pytest.mark.parametrize("cell", CELLS, ids=" ".join)
-@pytest.mark.thin(13)
+@pytest.mark.thin(5)
 def test_recorded_steps_of_every_part_have_the_loss_and_gradients_of_pyros_objective(cell):
     elbo = (Trace_ELBO, TraceMeanField_ELBO)[CELLS.index(cell) % 2]()
     eager, draw = steps_of(cell, elbo, "eager")

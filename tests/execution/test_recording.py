@@ -145,6 +145,7 @@ def assert_trained_alike(one, other, tolerance=1e-5):
     ],
     ids=["sampled", "closed form", "particles in turn", "particles at once"],
 )
+@pytest.mark.thin(2)
 def test_recorded_fit_equals_eager_fit(x, elbo):
     runs = [trained(how, x, elbo=copy.deepcopy(elbo), validation=x[:9]) for how in ("eager", "recorded")]
     assert_trained_alike(*runs)
@@ -180,6 +181,7 @@ def test_dropout_draws_anew_at_every_replay(x):
 
 
 @pytest.mark.parametrize("elbo", [Trace_ELBO, TraceMeanField_ELBO])
+@pytest.mark.thin(1)
 def test_recorded_steps_with_masks_equal_eager_steps(x, elbo):
     mask = torch.rand(70, 6) < 0.7
     data = {"x": x.where(mask, torch.nan), "mask": mask}
@@ -266,7 +268,7 @@ class Classes(nn.Module):
     ids=["once", "particles in turn", "particles at once"],
 )
 @pytest.mark.parametrize("masked", [False, True])
-@pytest.mark.thin(2)
+@pytest.mark.thin(1)
 def test_recorded_steps_of_a_sum_over_classes_equal_eager_steps(x, settings, masked):
     elbo, data = TraceEnum_ELBO(max_plate_nesting=1, **settings), {"x": x, "mask": torch.rand(70) < 0.7}
     arguments = {"elbo": elbo, "kl_weight": LinearWarmup(4), "batch_size": 35}
@@ -276,6 +278,7 @@ def test_recorded_steps_of_a_sum_over_classes_equal_eager_steps(x, settings, mas
 
 
 @pytest.mark.parametrize("program", [partial(MixtureVAE, num_classes=3), Blueprint.vae], ids=["mixture", "alone"])
+@pytest.mark.thin(1)
 def test_programs_with_a_discrete_latent_are_recorded(x, program):
     parts = {"prior": CategoricalPrior, "encoder": CategoricalEncoder} if program is Blueprint.vae else {}
 
@@ -331,6 +334,7 @@ class Own(Trace_ELBO):
     ],
     ids=["control flow", "selection", "own objective", "in turn", "some", "the model's", "drawn", "a site for all"],
 )
+@pytest.mark.thin(4)
 def test_programs_that_cannot_be_recorded_warn_once_and_run_eagerly(x, make, elbo, reason):
     eager = trained("eager", x, make, elbo)
     with pytest.warns(NotRecordedWarning, match=f"training runs eagerly, .* recorded: .*{reason}") as caught:
@@ -380,9 +384,8 @@ def stop_after(steps):
     return lambda: next(count) == steps
 
 
-@pytest.mark.parametrize(
-    "stop_at", [pytest.param(1, marks=pytest.mark.slow), 4, pytest.param(6, marks=pytest.mark.slow)]
-)
+@pytest.mark.slow
+@pytest.mark.parametrize("stop_at", [1, 4, 6])
 def test_a_resumed_recorded_run_equals_an_uninterrupted_run(x, stop_at):
     arguments = {"validation": x[:9], "kl_weight": LinearWarmup(2), "transform": noisy}
     straight = trained("recorded", x, partial(make_vae, nn.Dropout(0.2)), **arguments)
@@ -429,7 +432,7 @@ def test_resuming_a_run_that_cannot_be_recorded_does_not_warn_again(x):
 PROPOSALS = {"default": None, "guide": GuideProposal(), "defensive": DefensiveProposal()}
 
 
-@pytest.mark.parametrize("proposal", PROPOSALS)
+@pytest.mark.parametrize("proposal", [pytest.param("default", marks=pytest.mark.slow), "guide", "defensive"])
 def test_recorded_log_marginal_equals_the_eager_one(x, proposal):
     vae = make_vae()
     arguments = {

@@ -6,17 +6,39 @@ import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 import workers_job
 from pyro.infer import Trace_ELBO, TraceMeanField_ELBO
-from script_helpers import SCRIPTS, Script, call, run
+from script_helpers import SCRIPTS, TINY, Script, call, run
 
 from pyrovae import VAE, BernoulliLikelihood, BetaTCELBO, Capacity, NormalEncoder, StandardNormalPrior, fit
 from pyrovae.execution import Share, Workers, joined
 from pyrovae.runs import write_state
 
 TORCHRUN = [sys.executable, "-m", "torch.distributed.run", "--standalone"]
+
+
+def forks(number, script, arguments, cwd):
+    """Run a script in several processes, as torchrun does, but as forks of a process that has imported torch."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    size = {"WORLD_SIZE": str(number), "LOCAL_WORLD_SIZE": str(number)}
+    size |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
+    ranks = [{**size, "RANK": str(rank), "LOCAL_RANK": str(rank)} for rank in range(number)]
+    started = [Script(script, arguments, cwd=cwd, strict=False, env=env) for env in ranks]
+    for process in started:
+        assert process.wait() == 0, process.stderr
+    return started
+
+
+def asked(request):
+    """The cases, "name-execution", whose tests were collected for this number of processes."""
+    given = [item.callspec.params for item in request.session.items if hasattr(item, "callspec")]
+    given = [one for one in given if "name" in one and one.get("outcome") == request.param]
+    return sorted({f"{one['name']}-{one['execution']}" for one in given})
 
 
 @pytest.fixture(scope="module")
@@ -33,16 +55,7 @@ def resumed(tmp_path_factory):
 def outcome(request, tmp_path_factory, resumed):
     """Run the job in several processes. Returns the folder of their results and their number."""
     out = tmp_path_factory.mktemp(f"by-{request.param}")
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    # Started as by torchrun, but faster: as forks of a process that has imported torch.
-    job, size = Path(workers_job.__file__).with_suffix(""), {"WORLD_SIZE": str(request.param)}
-    size |= {"LOCAL_WORLD_SIZE": str(request.param), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
-    ranks = [{**size, "RANK": str(rank), "LOCAL_RANK": str(rank)} for rank in range(request.param)]
-    started = [Script(job, [out, resumed], cwd=out, strict=False, env=env) for env in ranks]
-    for process in started:
-        assert process.wait() == 0, process.stderr
+    started = forks(request.param, Path(workers_job.__file__).with_suffix(""), [out, resumed, *asked(request)], cwd=out)
     assert [process.stdout.split() for process in started] == [["rank", "0"]] + [[]] * (request.param - 1)
     return out, request.param
 
@@ -123,12 +136,22 @@ def test_several_processes_refuse_objectives_of_a_whole_batch(monkeypatch, optio
         fit(vae.model, vae.guide, torch.ones(4, 6), epochs=1, **options)
 
 
-def test_scripts_train_and_evaluate_with_several_processes(tmp_path):
-    flags = ["--epochs", "1", "--network.hidden", "[6]", "--latent_dim", "2", "--num_particles", "25", "--out", "two"]
-    command = [*TORCHRUN, "--nproc-per-node=2", str(SCRIPTS / "train.py"), *flags]
-    result = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=300, check=False)
+def by_torchrun(script, arguments, cwd):
+    command = [*TORCHRUN, "--nproc-per-node=2", str(SCRIPTS / f"{script}.py"), *arguments]
+    result = subprocess.run(command, cwd=cwd, capture_output=True, text=True, timeout=300, check=False)
     assert result.returncode == 0, result.stderr
-    assert result.stdout.count("wrote two") == 1
+    return result.stdout
+
+
+def by_forks(script, arguments, cwd):
+    return "".join(process.stdout for process in forks(2, script, arguments, cwd))
+
+
+@pytest.mark.parametrize("start", [by_forks, pytest.param(by_torchrun, marks=pytest.mark.slow)])
+def test_scripts_train_and_evaluate_with_several_processes(tmp_path, start):
+    np.save(tmp_path / "bits.npy", np.random.default_rng(0).integers(0, 2, (60, 6)))
+    written = start("train", ["--data", "bits.npy", *TINY, "--epochs", "1", "--out", "two"], tmp_path)
+    assert written.count("wrote two") == 1
     assert json.loads((tmp_path / "two" / "manifest.json").read_text())["status"] == "finished"
     shared = (tmp_path / "two" / "evaluation.csv").read_bytes()
     run("evaluate", "two", "--num_particles", 25, cwd=tmp_path)

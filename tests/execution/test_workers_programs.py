@@ -23,16 +23,18 @@ REFUSED = {
 
 
 @pytest.fixture(scope="module")
-def two(tmp_path_factory):
-    """Train by two processes. Returns the results of both."""
+def two(request, tmp_path_factory):
+    """Train by two processes what the collected tests ask for. Returns the results of both."""
     out = tmp_path_factory.mktemp("programs")
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
     common = {"WORLD_SIZE": "2", "LOCAL_WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
     ranks = [{**common, "RANK": rank, "LOCAL_RANK": rank} for rank in ("0", "1")]
+    given = [item.callspec.params for item in request.session.items if "two" in getattr(item, "fixturenames", ())]
+    asked = {"-".join(one["case"]) if "case" in one else f"{one['name']}-eager" for one in given}
     path = Path(job.__file__).with_suffix("")
-    started = [Script(path, [out], cwd=out, strict=False, env=env) for env in ranks]
+    started = [Script(path, [out, *sorted(asked)], cwd=out, strict=False, env=env) for env in ranks]
     for process in started:
         assert process.wait() == 0, process.stderr
     return [torch.load(out / f"{rank}.pt") for rank in range(2)]

@@ -170,7 +170,7 @@ def fuzz(origin, tmp_path, seed, count):
 @pytest.mark.parametrize("seed", range(4))
 @pytest.mark.thin(1)
 def test_damaged_files_and_strange_flags_are_refused_in_one_line_or_do_what_they_say(origin, tmp_path, seed):
-    fuzz(origin, tmp_path, seed, 30)
+    fuzz(origin, tmp_path, seed, 14)
 
 
 @pytest.mark.slow

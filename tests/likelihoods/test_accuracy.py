@@ -256,6 +256,7 @@ def exactly(log_p, row):
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 @pytest.mark.parametrize("name", CASES)
+@pytest.mark.thin(58)
 def test_log_densities_are_right_to_a_thousandth_of_a_nat_or_one_rounding(name, dtype):
     likelihood, exact, cases = CASES[name]
     found, slopes, rows = evaluate(likelihood, cases, dtype)
@@ -269,6 +270,7 @@ def test_log_densities_are_right_to_a_thousandth_of_a_nat_or_one_rounding(name, 
 
 
 @pytest.mark.parametrize("name", CASES)
+@pytest.mark.thin(20)
 def test_gradients_in_single_precision_are_those_of_40_digits(name):
     likelihood, exact, cases = CASES[name]
     _, slopes, rows = evaluate(likelihood, cases, torch.float32)

@@ -47,7 +47,7 @@ SCALE = torch.tensor([8.0, 1000.0, 1e-2, 1e-4], dtype=torch.float64)
 
 @pytest.mark.parametrize("scale", ["global", "dimension", "network"])
 @pytest.mark.parametrize("kind", [NormalLikelihood, LaplaceLikelihood, StudentTLikelihood])
-@pytest.mark.thin(4)
+@pytest.mark.thin(2)
 def test_log_p_of_reals_changes_by_the_jacobian_of_the_units(x, kind, scale):
     made = partial(kind, scale=scale)
     before = log_p(x[:100], made, x[100:])

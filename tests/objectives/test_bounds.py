@@ -70,6 +70,7 @@ def expected_gradient(name, weight=1.0):
 
 @pytest.mark.parametrize("gradient", ["pathwise", "dreg", "vimco"])
 @pytest.mark.parametrize("name", BOUNDS)
+@pytest.mark.thin(12)
 def test_gradients_of_bounds_are_unbiased(name, gradient):
     if gradient == "vimco" and name == "iwae, K = 1":
         pytest.skip("VIMCO asks for two draws")
@@ -116,6 +117,7 @@ def test_sticking_the_landing_is_unbiased_only_for_one_draw():
 @pytest.mark.parametrize("name", ["iwae, K = 1", "iwae, K = 8", "renyi 0.5, K = 4", "piwae, 2 of 3"])
 @pytest.mark.parametrize("gradient", ["pathwise", "dreg", "vimco"])
 @pytest.mark.parametrize("weight", [0.0, 0.4, torch.tensor(2.0)])
+@pytest.mark.thin(10)
 def test_gradients_of_bounds_are_unbiased_under_a_kl_weight(name, gradient, weight):
     if gradient == "vimco" and name == "iwae, K = 1":
         pytest.skip("VIMCO asks for two draws")

@@ -119,6 +119,7 @@ def test_vr_max_is_the_limit_of_very_negative_alpha(x):
 
 
 @pytest.mark.parametrize("elbo", [ImportanceWeightedELBO(3), RenyiELBO(0.5, 3), CombinedImportanceWeightedELBO(0.5, 3)])
+@pytest.mark.thin(1)
 def test_the_pathwise_gradient_is_the_derivative_of_the_loss(elbo):
     oracle = LinearGaussian(data_dim=3)
     x, decoder, encoder = oracle.data(2), oracle.decoder(), torch.nn.Linear(3, 4).double()
@@ -173,6 +174,7 @@ PROGRAMS = {
 
 @pytest.mark.parametrize("program", PROGRAMS)
 @pytest.mark.parametrize("gradient", ["pathwise", "stl", "dreg"])
+@pytest.mark.thin(3)
 def test_bounds_train_under_svi_and_as_modules(program, gradient, x):
     made = PROGRAMS[program]()
     data = x[:, :4] if program == "hand-written" else x
@@ -231,7 +233,7 @@ RECORDED = [
         ("two layers", RECORDED[2], lambda epoch: 0.2 + epoch / 9),
     ],
 )
-@pytest.mark.thin(3)
+@pytest.mark.thin(1)
 def test_recorded_steps_of_bounds_equal_eager_steps(program, elbo, kl_weight, x):
     ends = []
     for execution in ("eager", "recorded"):

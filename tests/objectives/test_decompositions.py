@@ -287,6 +287,7 @@ def test_the_dip_vae_target_is_the_covariance_of_the_prior(x):
 
 
 @pytest.mark.parametrize("elbo", [BetaTCELBO(30), InfoVAEELBO(), FactorVAEELBO(2), DIPVAEELBO()])
+@pytest.mark.thin(2)
 def test_objectives_of_the_aggregate_posterior_train_and_recorded_steps_equal_eager_steps(elbo, x):
     ends = []
     for execution in ("eager", "recorded"):

@@ -286,6 +286,7 @@ def test_the_divergence_reaches_its_capacity():
 
 
 @pytest.mark.parametrize("make", [lambda: KLConstraint(0.5, rate=0.2), lambda: Capacity(2.0, epochs=3), FreeBits])
+@pytest.mark.thin(1)
 def test_recorded_steps_with_kl_weights_equal_eager_steps(make, x):
     rows, ends = [], []
     for execution in ("eager", "recorded"):
@@ -319,6 +320,7 @@ def test_a_learned_weight_changes_by_its_rate():
 
 @pytest.mark.parametrize("stop_at", [2, 4, 7])
 @pytest.mark.parametrize("make", [lambda: KLConstraint(0.2, rate=0.3), lambda: Capacity(2.0, epochs=3)])
+@pytest.mark.thin(3)
 def test_a_resumed_run_with_a_kl_weight_equals_an_uninterrupted_run(x, stop_at, make):
     def run(vae, seed=8, **given):
         pyro.set_rng_seed(seed)
@@ -372,6 +374,7 @@ def test_the_history_reports_the_elbo_with_weight_one_and_its_parts(x):
 
 @pytest.mark.parametrize("elbo", [TraceMeanField_ELBO(), ImportanceWeightedELBO(4)])
 @pytest.mark.parametrize("weight", [1.0, 8.0])
+@pytest.mark.thin(2)
 def test_the_best_epoch_has_the_best_validation_objective(elbo, weight, x):
     vae = make_vae()
     optimizer = partial(torch.optim.Adam, lr=3e-2)

@@ -72,6 +72,7 @@ SLOW = ("pairs", "40 columns", "40 recovered")
 
 
 @pytest.mark.parametrize("name", [pytest.param(n, marks=pytest.mark.slow) if n in SLOW else n for n in FIGURES])
+@pytest.mark.thin(3)
 def test_no_text_of_a_figure_is_clipped(name):
     assert clipped_texts(FIGURES[name]()) == []
 

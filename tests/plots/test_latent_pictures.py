@@ -159,6 +159,7 @@ PICTURES = {
 
 @pytest.mark.parametrize("count", [1, 12])
 @pytest.mark.parametrize("name", PICTURES)
+@pytest.mark.thin(10)
 def test_a_picture_of_one_latent_or_twelve_draws_in_the_given_axes(name, count):
     given = new_axes(5.0)
     assert PICTURES[name](count, given) is given
@@ -166,6 +167,7 @@ def test_a_picture_of_one_latent_or_twelve_draws_in_the_given_axes(name, count):
 
 
 @pytest.mark.parametrize("name", ["activity", "posteriors", "information", "traversals", "tsne", "labels", "khat"])
+@pytest.mark.thin(2)
 def test_names_stay_inside_a_new_figure_and_out_of_the_markup(name):
     axes = PICTURES[name](12, None)
     figure = figure_of(axes)

@@ -52,6 +52,7 @@ PICTURES = {
 
 
 @pytest.mark.parametrize("name", PICTURES)
+@pytest.mark.thin(4)
 def test_a_picture_draws_in_given_or_new_axes_with_equal_bytes(name):
     torch.manual_seed(0)
     given = new_axes()

@@ -102,6 +102,7 @@ def _seed():
 
 @pytest.mark.parametrize("proposal", [None, GuideProposal()], ids=["default", "guide"])
 @pytest.mark.parametrize("name", SERVED)
+@pytest.mark.thin(4)
 def test_an_auto_guide_gives_the_evidence(name, proposal):
     found = log_evidence(model, SERVED[name](model), X, num_particles=4000, proposal=proposal)
     if found.khat < 0.7:  # some guides are too narrow before they are trained, which khat says

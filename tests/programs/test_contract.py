@@ -45,6 +45,7 @@ def test_every_part_of_the_library_is_in_the_catalogue():
 @pytest.mark.parametrize("make", PARTS)
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("leading", [(5,), (3, 5)])
+@pytest.mark.thin(138)
 def test_parts_have_the_contracted_shapes_and_dtype(make, dtype, leading):
     part = make().to(dtype)
     p = call(part, leading, dtype)
@@ -61,6 +62,7 @@ def test_parts_have_the_contracted_shapes_and_dtype(make, dtype, leading):
 
 
 @pytest.mark.parametrize("make", PARTS)
+@pytest.mark.thin(35)
 def test_parts_move_to_a_device_completely(make):
     # Torch's "meta" device refuses operands that stayed behind, as CUDA does, and is everywhere.
     part = make().to("meta")
@@ -88,6 +90,7 @@ def test_gradients_reach_every_parameter(make):
 
 
 @pytest.mark.parametrize("make", PARTS)
+@pytest.mark.thin(15)
 def test_parts_survive_copy_and_state_round_trip(make):
     part, other = make(), make()
     other.load_state_dict(part.state_dict())
@@ -113,6 +116,7 @@ def test_parts_treat_leading_dimensions_separately(make):
 
 
 @pytest.mark.parametrize(("prior", "likelihood"), [(p, q) for p in PRIORS if p != "conditional" for q in LIKELIHOODS])
+@pytest.mark.thin(84)
 def test_every_prior_and_likelihood_pair_generates_data_and_gives_weights(prior, likelihood):
     p_z = PRIORS[prior]()
     vae = VAE(p_z, LIKELIHOODS[likelihood](), matching_encoder(p_z))

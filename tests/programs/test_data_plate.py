@@ -73,13 +73,24 @@ def near(found, tolerance=4.5):
 
 @pytest.mark.parametrize("options", [{}, {"plate": "documents"}], ids=["found", "named"])
 @pytest.mark.parametrize("dim", [-1, -2])
-@pytest.mark.thin(2)
+@pytest.mark.thin(1)
 def test_estimators_sum_over_words_and_not_over_documents(dim, options):
     model, guide = documents(dim)
     pyro.set_rng_seed(1)
     near(log_marginal(model, guide, X, num_particles=3000, **options))
     near(log_marginal(model, guide, X, num_particles=3000, proposal=GuideProposal(), **options))
-    near(ais(model, X, guide=guide, num_particles=100, betas=linear_schedule(15), num_leapfrog=3, **options))
+    near(
+        ais(
+            model,
+            X,
+            guide=guide,
+            num_particles=100,
+            betas=linear_schedule(15),
+            num_leapfrog=3,
+            num_tuning=30,
+            **options,
+        )
+    )
     bound = evidence_lower_bound(model, guide, X, num_particles=1000, **options)
     refined = refine(model, guide, X, log_p=log_p(), steps=2, **options)
     assert (bound.value < log_p() + 4 * bound.std_error).all()

@@ -230,9 +230,9 @@ def test_draws_of_correlation_matrices_follow_their_density():
     expected = log_p_of_correlations(x, 1.5)
     for proposal in (GuideProposal(), PriorProposal(), None):
         pyro.set_rng_seed(1)
-        found = log_marginal(model, factor_guide, x, num_particles=20000, proposal=proposal)
+        found = log_marginal(model, factor_guide, x, num_particles=5000, proposal=proposal)
         assert ((found.value - expected).abs() < 4.5 * found.std_error + 4e-3).all()
-        assert (found.std_error < 0.02).all()
+        assert (found.std_error < 0.04).all()
 
 
 def components(x):

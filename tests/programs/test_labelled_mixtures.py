@@ -34,7 +34,7 @@ from pyrovae.training import fit
 DIMS, N, C, CLASSES = 3, 6, 2, 3
 LABELS = torch.tensor([0, -1, 2, 1, -1, 0])
 WHICH = {"some": LABELS, "all": LABELS.clamp(min=0), "none": torch.full((N,), -1)}
-ADAM = partial(torch.optim.Adam, lr=0.02)
+ADAM, FAST = partial(torch.optim.Adam, lr=0.02), partial(torch.optim.Adam, lr=0.1)
 SCORE = 4.5  # standard errors; of 54 numbers, one beyond has probability 4e-4
 
 
@@ -105,8 +105,8 @@ def test_every_proposal_agrees_with_a_sum_by_hand(proposal):
         last = vae.guide.encoder.network[-1].layers[-1]
         last.weight.zero_()
         last.bias.copy_(torch.tensor([0.5, math.log(5.0)]))  # wider than the posteriors
-    estimate = log_marginal(vae.model, vae.guide, x, labels=LABELS, num_particles=20_000, proposal=proposal)
-    assert estimate.std_error.max() < 0.05
+    estimate = log_marginal(vae.model, vae.guide, x, labels=LABELS, num_particles=5000, proposal=proposal)
+    assert estimate.std_error.max() < 0.1
     assert ((estimate.value - by_hand(vae, x, LABELS)).abs() < SCORE * estimate.std_error + 1e-6).all()
 
 
@@ -176,7 +176,7 @@ def test_recorded_training_in_minibatches_equals_eager_training():
         data = {"x": x, "labels": torch.arange(40) % 4 - 1, **kwargs, "mask": x > -1}
         pyro.set_rng_seed(0)
         history = fit(
-            vae.model, vae.guide, data, elbo=elbo, epochs=5, batch_size=16, validation=data, execution=execution
+            vae.model, vae.guide, data, elbo=elbo, epochs=3, batch_size=16, validation=data, execution=execution
         )
         assert history["validation_elbo"][-1] > history["validation_elbo"][0]
         ends.append(torch.cat([parameter.detach().flatten() for parameter in vae.parameters()]))
@@ -194,7 +194,7 @@ def test_training_raises_log_p_of_labels_to_their_shares():
     """With every label known, p(y) becomes the share of each class."""
     vae, x, _ = made(num_data=60)
     labels = torch.tensor([0] * 10 + [1] * 20 + [2] * 30)
-    fit(vae.model, vae.guide, {"x": x, "labels": labels}, elbo=TraceEnum_ELBO(), epochs=400, optimizer=ADAM)
+    fit(vae.model, vae.guide, {"x": x, "labels": labels}, elbo=TraceEnum_ELBO(), epochs=80, optimizer=FAST)
     share = vae.model.logits.softmax(0).detach()
     torch.testing.assert_close(share, torch.tensor([1, 2, 3], dtype=share.dtype) / 6, rtol=0, atol=0.02)
 
@@ -244,12 +244,13 @@ def test_wrong_labels_are_refused(labels, message):
 
 
 def test_labels_of_any_integer_type_are_converted():
-    vae, x, _ = made()
-    truth = exact_log_marginal(vae.model, x, labels=LABELS).value
-    for labels in (LABELS.int(), LABELS.numpy().astype("int8")):
+    vae, x, _ = made(num_data=2)
+    some, known = LABELS[1:3], LABELS[2:4]
+    truth = exact_log_marginal(vae.model, x, labels=some).value
+    for labels in (some.int(), some.numpy().astype("int8")):
         assert torch.equal(exact_log_marginal(vae.model, x, labels=labels).value, truth)
-    truth = exact_log_marginal(vae.model, x, labels=WHICH["all"]).value
-    assert torch.equal(exact_log_marginal(vae.model, x, labels=WHICH["all"].to(torch.uint8)).value, truth)
+    truth = exact_log_marginal(vae.model, x, labels=known).value
+    assert torch.equal(exact_log_marginal(vae.model, x, labels=known.to(torch.uint8)).value, truth)
 
 
 @pytest.mark.parametrize("which", WHICH)
@@ -275,7 +276,7 @@ def test_a_table_with_holes_in_data_and_labels_is_classified():
     vae = MixtureVAE(Blueprint.of(table, latent_dim=1, **parts), num_classes=2)
     data = {**table.arguments(), "labels": table.labels}
     elbo = ClassificationELBO(num_data=60, num_labelled=12)
-    fit(vae.model, vae.guide, data, elbo=elbo, epochs=150, optimizer=ADAM)
+    fit(vae.model, vae.guide, data, elbo=elbo, epochs=40, optimizer=FAST)
     hidden = torch.where(table.labels < 0, truth, -1)
     found = classify(vae.model, vae.guide, **table.arguments(), labels=hidden, num_particles=100)
     assert found.error.size == 48

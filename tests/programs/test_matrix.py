@@ -113,7 +113,7 @@ EXPENSIVE = [pair for pair in CELLS if pair[0] == "flow, nsf" or pair == ("vamp"
 
 
 @pytest.mark.parametrize(("prior", "encoder"), CELLS)
-@pytest.mark.thin(23)
+@pytest.mark.thin(12)
 def test_combinations_train_give_weights_sample_save_and_export(prior, encoder):
     pair = prior, encoder
     check_cells(prior, encoder, share(pair), default=[] if pair in EXPENSIVE else [by_default(pair)])
@@ -145,12 +145,13 @@ VARIANTS = [
 
 
 @pytest.mark.parametrize(("prior", "encoder", "likelihood"), VARIANTS)
-@pytest.mark.thin(7)
+@pytest.mark.thin(3)
 def test_variants_of_parts_train_give_weights_sample_save_and_export(prior, encoder, likelihood):
     check_cell(prior, encoder, likelihood)
 
 
 @pytest.mark.parametrize("likelihood", LIKELIHOOD_NAMES)
+@pytest.mark.thin(6)
 def test_mismatched_pairs_are_rejected_with_every_likelihood(likelihood):
     x = torch.rand(N, D)
     for prior, encoder in UNMATCHED:

@@ -110,7 +110,7 @@ MASKS = {
 
 @pytest.mark.parametrize("program", PROGRAMS)
 @pytest.mark.parametrize(("mask", "num_covariates"), [("whole", 0), ("whole", C), ("entries", 0), ("data", C)])
-@pytest.mark.thin(4)
+@pytest.mark.thin(3)
 def test_log_marginal_agrees_with_quadrature_over_observed_entries(program, num_covariates, mask):
     vae, x, kwargs = made(program, num_covariates=num_covariates)
     observed = MASKS[mask]
@@ -120,8 +120,8 @@ def test_log_marginal_agrees_with_quadrature_over_observed_entries(program, num_
         x = torch.where(observed, x, torch.nan)
     cover(vae, x, kwargs)
     truth = exact(vae, x, observed, kwargs.get("covariates"))
-    estimate = log_marginal(vae.model, vae.guide, x, num_particles=20_000, **kwargs)
-    assert estimate.std_error.max() < 0.02
+    estimate = log_marginal(vae.model, vae.guide, x, num_particles=4000, **kwargs)
+    assert estimate.std_error.max() < 0.045
     # 64 numbers: one beyond has probability 4e-4, once.
     assert ((estimate.value - truth).abs() < SCORE * estimate.std_error + 1e-6).all()
     if mask == "whole":  # the test has power: another datum's log p(x) does not pass
@@ -228,7 +228,7 @@ LEFT_OUT = {"CategoricalPrior", "CategoricalEncoder"}
 @pytest.mark.parametrize("num_covariates", [0, C])
 @pytest.mark.parametrize("program", PROGRAMS)
 @pytest.mark.parametrize("kind", ["prior", "likelihood", "encoder", "network"])
-@pytest.mark.thin(8)
+@pytest.mark.thin(3)
 def test_a_blueprint_fits_every_part_to_every_program(kind, program, num_covariates):
     for name in known_parts(kind):
         conditional = name == "ConditionalNormalPrior"

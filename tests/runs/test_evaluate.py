@@ -160,6 +160,7 @@ def test_an_interrupted_evaluation_resumes_to_the_same_evaluation_json(place, st
     assert not list(blocks.iterdir())
 
 
+@pytest.mark.slow
 def test_a_stopped_evaluation_is_resumed_by_the_same_flags_alone_and_not_with_fresh(
     straight, monkeypatch, capsys, blocks, tmp_path
 ):

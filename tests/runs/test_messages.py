@@ -5,11 +5,12 @@ import re
 import runpy
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import torch
-from script_helpers import SCRIPTS, assert_refused, call, help_of
+from script_helpers import SCRIPTS, Script, assert_refused, call, help_of
 
 from pyrovae.runs import find_device, parse_training
 from pyrovae.runs.options import options_text, parts_text
@@ -311,7 +312,13 @@ STUDIES = {
 @pytest.mark.parametrize("script", STUDIES)
 @pytest.mark.thin(1)
 def test_a_study_leaves_no_folder_if_its_training_is_refused(traps, capsys, monkeypatch, script):
+    def by_fork(command, **options):
+        training = Script(Path(command[1]).with_suffix(""), command[2:], cwd=Path.cwd(), strict=False)
+        training.wait()
+        return training
+
     monkeypatch.chdir(traps)
+    monkeypatch.setattr("pyrovae.runs.sweep.subprocess", SimpleNamespace(run=by_fork))
     code, err = call(capsys, monkeypatch, script, "--out", "table/new", "--", "--epochs", 0)
     assert_refused(script, code, err, STUDIES[script])
     assert not (traps / "table").exists()
@@ -322,6 +329,7 @@ SCRIPT_NAMES = sorted(file.stem for file in SCRIPTS.rglob("*.py") if "run_script
 
 
 @pytest.mark.parametrize("script", SCRIPT_NAMES)
+@pytest.mark.thin(7)
 def test_every_flag_names_itself_if_it_is_misspelled_or_has_no_value(tmp_path, capsys, monkeypatch, script):
     monkeypatch.chdir(tmp_path)
     flags = re.findall(r"^  --(\w+) ", help_of(capsys, monkeypatch, script), re.MULTILINE)

@@ -229,6 +229,7 @@ def test_ten_times_the_samples_need_no_more_memory(place, straight):
     ],
     ids=lambda arguments: arguments[0],
 )
+@pytest.mark.thin(3)
 def test_a_limit_of_memory_gives_one_line(place, straight, arguments, memory):
     process = Script(arguments[0], arguments[1:], cwd=place, memory=memory)
     assert_refused(arguments[0], process.wait(60), process.stderr, "this machine is out of memory; lower")

@@ -77,6 +77,7 @@ def sign(folder, name):
 
 @pytest.mark.parametrize("special", SPECIAL)
 @pytest.mark.parametrize("name", READERS)
+@pytest.mark.thin(4)
 def test_a_special_file_is_refused_without_waiting(folder, name, special):
     (folder / name).unlink()
     SPECIAL[special](folder / name)
@@ -275,6 +276,7 @@ def test_plain_yaml_is_read_as_before(tmp_path):
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.float64, torch.bfloat16, torch.int64])
+@pytest.mark.thin(1)
 def test_weights_of_another_dtype_are_refused(folder, dtype):
     weights = {name: value.to(dtype) for name, value in pyrovae.load(folder).state_dict().items()}
     write_whole(folder / "weights.safetensors", tensors_to_bytes(weights))

@@ -3,12 +3,10 @@
 import json
 import shutil
 import signal
-import subprocess
-import sys
 import time
 
 import pytest
-from script_helpers import SCRIPTS, TINY, call, damage, lines, run, start
+from script_helpers import TINY, Script, call, damage, lines, run, start
 
 import pyrovae
 import pyrovae.evidence.evaluation
@@ -72,16 +70,9 @@ def test_a_signal_finishes_the_step_and_saves(place, number, code):
 
 def test_a_full_disk_stops_in_one_line_and_the_run_resumes(place, straight):
     size = (straight / "checkpoint.safetensors").stat().st_size
-    script = f"""
-import resource, runpy, signal, sys
-signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
-resource.setrlimit(resource.RLIMIT_FSIZE, ({size - 500}, {size - 500}))
-sys.path.insert(0, "{SCRIPTS}")
-sys.argv = ["train.py", "--config", "{straight}/config.yaml", "--out", "full"]
-runpy.run_path("{SCRIPTS}/train.py", run_name="__main__")
-"""
-    result = subprocess.run([sys.executable, "-c", script], cwd=place, capture_output=True, text=True, timeout=300)
-    assert result.returncode == 1
+    flags = ["--config", straight / "config.yaml", "--out", "full"]
+    result = Script("train", flags, cwd=place, strict=False, largest=size - 500)
+    assert result.wait() == 1
     message = result.stderr.strip().splitlines()[-1]
     assert message.startswith("train.py: error: cannot write")
     assert "full stays. Resume with: train.py --resume full, or remove the folder" in result.stderr

@@ -10,7 +10,7 @@ import yaml
 from script_helpers import TINY, assert_refused, call, lines, run, start
 
 import pyrovae
-from pyrovae.runs import read_state
+from pyrovae.runs import build_objective, parse_training, read_state
 
 OWN_MODULE = '''
 import pathlib
@@ -141,6 +141,7 @@ def test_each_kind_of_model_is_trained_evaluated_sampled_and_loaded(place, scrip
     assert pyrovae.log_weights(vae.model, vae.guide, torch.zeros(4, 12), **kwargs).shape == (1, 4)
 
 
+@pytest.mark.slow
 def test_a_run_with_the_labels_of_digits_is_trained_evaluated_and_sampled(place, script):
     script("train", *TINY, "--covariates", "labels", "--epochs", 1, "--out", "labels")
     script("evaluate", "labels", "--num_particles", 5)
@@ -159,6 +160,7 @@ def test_covariates_that_tell_the_data_raise_their_probability(place, script):
     assert told > untold + 0.2
 
 
+@pytest.mark.slow
 def test_evaluate_refuses_a_run_whose_covariates_changed(place, script, capsys, monkeypatch):
     np.save(place / "mine.npy", np.arange(120) % 2)
     script("train", *BITS, "--covariates", "mine.npy", "--out", "mine")
@@ -172,6 +174,7 @@ def test_evaluate_refuses_a_run_whose_covariates_changed(place, script, capsys, 
 # A user's program
 
 
+@pytest.mark.slow
 def test_a_run_with_an_own_program_opens_only_if_its_module_is_trusted(place):
     run("train", *BITS, *OWN, "--program.width", 4, "--out", "own", cwd=place)
     draws = posterior(place / "own")
@@ -219,9 +222,18 @@ def _interrupted(place, out, arguments, *with_resume):
 # Objectives and warm-up
 
 
+BOUND = ["--elbo", "ImportanceWeightedELBO", "--elbo.num_particles", "7", "--elbo.gradient", "dreg"]
+
+
+def test_flags_build_an_importance_weighted_bound():
+    bound = build_objective(parse_training(BOUND)).elbo
+    assert isinstance(bound, pyrovae.ImportanceWeightedELBO)
+    assert (bound.num_particles, bound.gradient) == (7, "dreg")
+
+
+@pytest.mark.slow
 def test_train_builds_an_importance_weighted_bound_from_its_flags(place, script):
-    flags = ["--elbo", "ImportanceWeightedELBO", "--elbo.num_particles", 7, "--elbo.gradient", "dreg"]
-    script("train", "--data", "bits.npy", *TINY, *flags, "--epochs", 1, "--out", "bound")
+    script("train", "--data", "bits.npy", *TINY, *BOUND, "--epochs", 1, "--out", "bound")
     written = (place / "bound/config.yaml").read_text()
     assert "class_path: pyrovae.ImportanceWeightedELBO" in written
     assert "num_particles: 7" in written
@@ -318,7 +330,7 @@ def test_train_refuses_invalid_flags_of_programs_and_objectives_in_one_line(plac
 
 
 def test_the_estimators_script_tabulates_every_estimator_and_resumes_from_its_file(place, capsys, monkeypatch):
-    run("train", "--data", "digits", *TINY, "--epochs", 1, "--out", "side", cwd=place)
+    run("train", "--data", "bits.npy", *TINY, "--epochs", 1, "--out", "side", cwd=place)
     flags = ["--num_data", 4, "--guide", "[20,30]", "--default", "[20]", "--ais_prior", "[]", "--ais_guide", "[]"]
     table = run("estimators", "side", *flags, "--ais_laplace", "[2]", "--out", "side.json", cwd=place).stdout
     for name in ("guide, K = 20", "guide, K = 30", "default, K = 20", "AIS from Laplace, T = 2"):

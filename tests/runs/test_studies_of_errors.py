@@ -39,8 +39,10 @@ def test_a_study_of_trainings_prints_a_line_for_each_way(script, flags, ways, tm
     assert [path.name for path in tmp_path.iterdir()] == ["x.json"]
 
 
-def test_the_study_of_imputed_cells_prints_a_line_for_each_table(tmp_path):
-    flags = ("--data", "[wine]", "--masks", 1, "--epochs", 5, "--num_particles", 20, "--json", "x.json")
+@pytest.mark.parametrize(("epochs", "num_particles"), [(1, 2), pytest.param(5, 20, marks=pytest.mark.slow)])
+def test_the_study_of_imputed_cells_prints_a_line_for_each_table(tmp_path, epochs, num_particles):
+    sizes = ("--epochs", epochs, "--num_particles", num_particles)
+    flags = ("--data", "[wine]", "--masks", 1, *sizes, "--json", "x.json")
     result = run("imputation", *flags, cwd=tmp_path)
     header, line = result.stdout.splitlines()
     assert header.split()[:3] == ["table", "column", "mean"]

@@ -12,11 +12,17 @@ from safetensors import safe_open
 from script_helpers import TINY, call, lines, run
 
 import pyrovae
+from pyrovae.runs import parse_training
 from pyrovae.runs.versions import installed_version
 
+SMALL = ["--network.hidden", "[6]", "--latent_dim", 2, "--batch_size", 256, "--num_particles", 25]
 
-def test_training_by_default_prints_the_table_and_writes_the_configuration(tmp_path):
-    result = run("train", "--epochs", 2, "--num_particles", 40, cwd=tmp_path)
+
+@pytest.mark.parametrize(
+    "flags", [SMALL, pytest.param(["--num_particles", 40], marks=pytest.mark.slow)], ids=["small", "default"]
+)
+def test_training_by_default_prints_the_table_and_writes_the_configuration(tmp_path, flags):
+    result = run("train", "--epochs", 2, *flags, cwd=tmp_path)
     assert "nats per datum" in result.stdout
     baseline = re.search(r"histogram by column +- +(-\d+\.\d+)", result.stdout)
     assert -109 < float(baseline[1]) < -106
@@ -26,7 +32,8 @@ def test_training_by_default_prints_the_table_and_writes_the_configuration(tmp_p
     config = (tmp_path / "runs/digits-001/config.yaml").read_text()
     assert "BinomialLikelihood" in config
     assert "total_count: 16" in config
-    run("train", "--epochs", 1, *TINY, "--elbo", "Trace_ELBO", "--proposal", "guide", cwd=tmp_path)
+    small = [*SMALL, "--epochs", 1, "--elbo", "Trace_ELBO", "--proposal", "guide"]
+    run("train", *small, cwd=tmp_path)
     assert "pyro.infer.Trace_ELBO" in (tmp_path / "runs/digits-002/config.yaml").read_text()
 
 
@@ -101,9 +108,11 @@ def test_training_again_from_config_yaml_is_bit_identical(place, straight):
     run("train", "--config", config, "--out", "again", cwd=place)
     for name in ("weights.safetensors", "config.yaml", "posterior.nc", "evaluation.csv", "samples.png", "training.png"):
         assert (place / "again" / name).read_bytes() == (straight / name).read_bytes(), name
-    # Flags go above the file.
-    run("train", "--config", config, "--out", "other", "--seed", 5, "--epochs", 1, cwd=place)
-    assert (place / "other/weights.safetensors").read_bytes() != (straight / "weights.safetensors").read_bytes()
+
+
+def test_flags_go_above_the_file_of_a_configuration(straight):
+    config = parse_training(["--config", str(straight / "config.yaml"), "--seed", "5", "--epochs", "1"])
+    assert (config.seed, config.epochs, config.latent_dim) == (5, 1, 2)
 
 
 def test_a_run_with_an_own_prior_opens_only_if_its_module_is_trusted(place):
@@ -129,6 +138,7 @@ def test_a_run_with_an_own_likelihood_and_encoder_is_trained_and_evaluated(place
     run("evaluate", "own-parts", "--num_particles", 30, "--trust_imports", "mymodule", cwd=place)
     held = json.loads((place / "own-parts/evaluation.json").read_text())
     assert held["base_measure"] == "lebesgue"
+    assert held["bits_per_dim"] is None
     config = (place / "own-parts/config.yaml").read_text()
     assert "mymodule.CauchyLikelihood" in config
     assert "mymodule.TiedEncoder" in config
@@ -147,6 +157,7 @@ def test_train_names_the_row_of_a_value_outside_the_support(place, row):
     assert not (place / "outside").exists()
 
 
+@pytest.mark.slow
 def test_a_run_with_a_density_reports_no_bits_per_dim(place):
     arguments = ["--data", "both.npz:reals", "--likelihood", "NormalLikelihood", "--likelihood.scale", "dimension"]
     run("train", *arguments, *TINY, "--epochs", 2, "--out", "reals", cwd=place)
@@ -155,24 +166,23 @@ def test_a_run_with_a_density_reports_no_bits_per_dim(place):
     assert summary["base_measure"] == "lebesgue"
 
 
-@pytest.mark.parametrize("binarize", ["dynamic", "static"])
+@pytest.mark.parametrize("binarize", ["dynamic", pytest.param("static", marks=pytest.mark.slow)])
 def test_train_reads_mnist_from_data_dir_under_every_binarisation(tmp_path, binarize):
     write_fake_mnist(tmp_path, 120, 20)
     network = ["--network", "ConvNet", "--network.channels", "[2,3]", "--latent_dim", 2]
     few = ["--num_particles", 5, "--proposal", "guide"]  # the default's curvature takes seconds here
-    run("train", "--data", "mnist", "--data_dir", ".", "--binarize", binarize, *network, "--epochs", 2,
+    run("train", "--data", "mnist", "--data_dir", ".", "--binarize", binarize, *network, "--epochs", 1,
         *few, "--out", "m", cwd=tmp_path)  # fmt: skip
     summary = json.loads((tmp_path / "m/evaluation.json").read_text())
     assert summary["binarize"] == binarize
     assert summary["num_data"] == 20
-    run("evaluate", "m", *few, "--split", "train", cwd=tmp_path)
     moved = tmp_path / "elsewhere"
     moved.mkdir()
     (tmp_path / "MNIST").rename(moved / "MNIST")
     run("evaluate", tmp_path / "m", *few, "--data_dir", moved, cwd=moved)
 
 
-def test_a_run_from_a_source_tree_that_is_not_installed_has_an_unknown_version(place, capsys, monkeypatch):
+def not_installed(monkeypatch):
     def version(package):
         if package == "pyrovae":
             raise importlib.metadata.PackageNotFoundError(package)
@@ -180,6 +190,20 @@ def test_a_run_from_a_source_tree_that_is_not_installed_has_an_unknown_version(p
 
     installed = importlib.metadata.version
     monkeypatch.setattr(importlib.metadata, "version", version)
+    return installed
+
+
+def test_a_source_tree_that_is_not_installed_has_an_unknown_version(monkeypatch):
+    installed = not_installed(monkeypatch)
+    assert installed_version("pyrovae") == "unknown"
+    assert installed_version("torch") == installed("torch")
+    tree = pyrovae.to_arviz({"z": torch.zeros(1, 1)}, observed={})
+    assert tree.attrs["inference_library_version"] == "unknown"
+
+
+@pytest.mark.slow
+def test_a_run_from_a_source_tree_that_is_not_installed_has_an_unknown_version(place, capsys, monkeypatch):
+    installed = not_installed(monkeypatch)
     monkeypatch.chdir(place)
     flags = ["--data", "bits.npy", *TINY, "--epochs", 1, "--out", "uninstalled"]
     code, err = call(capsys, monkeypatch, "train", *flags)

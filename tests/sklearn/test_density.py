@@ -1,8 +1,8 @@
 """`VAEDensity` on arrays: exact densities, and what scikit-learn does with estimators."""
 
-import ast
 import pickle
 import random
+import re
 from functools import partial
 from pathlib import Path
 
@@ -62,14 +62,14 @@ def test_score_samples_is_the_log_density_in_the_units_of_the_data():
     weight, unit, shift = rng.normal(size=(2, 4)), np.array([1.0, 1e3, 1e-3, 1.0]), np.array([0.0, 5e3, 0.0, 1e7])
     x = (rng.normal(size=(1000, 2)) @ weight + 0.5 * rng.normal(size=(1000, 4))) * unit + shift
     covariance = (weight.T @ weight + 0.25 * np.eye(4)) * np.outer(unit, unit)
-    train, test = x[:600].copy(), x[600:]
+    train, test = x[:600].copy(), x[600:700]
     train[rng.random(train.shape) < 0.1] = np.nan
     density = VAEDensity(
         2,
         likelihood={"real": partial(NormalLikelihood, scale="dimension")},
         network=partial(MLP, hidden=()),
-        epochs=60,
-        learning_rate=0.02,
+        epochs=25,
+        learning_rate=0.05,
         num_particles=500,
         random_state=0,
     ).fit(train)
@@ -147,7 +147,9 @@ def test_draws_differ_by_their_random_state(density):
     assert not np.array_equal(density.sample(5, generator), density.sample(5, generator))
 
 
-@pytest.mark.parametrize("scaler", [StandardScaler(), QuantileTransformer(n_quantiles=20)])
+@pytest.mark.parametrize(
+    "scaler", [StandardScaler(), pytest.param(QuantileTransformer(n_quantiles=20), marks=pytest.mark.slow)]
+)
 def test_a_pipeline_scores_the_scaled_data(scaler):
     pipeline = make_pipeline(scaler, VAEDensity(2, **QUICK)).fit(X)
     by_hand = pipeline[-1].score_samples(pipeline[0].transform(X[:9]))
@@ -158,10 +160,11 @@ def test_a_pipeline_scores_the_scaled_data(scaler):
 
 
 def test_cross_validation_and_a_grid_use_the_held_out_score():
-    scores = cross_val_score(VAEDensity(1, **QUICK), X, cv=2)
-    first = VAEDensity(1, **QUICK).fit(X[40:]).score(X[:40])
+    few = {**QUICK, "epochs": 1}
+    scores = cross_val_score(VAEDensity(1, **few), X, cv=2)
+    first = VAEDensity(1, **few).fit(X[40:]).score(X[:40])
     assert scores[0] == first
-    grid = GridSearchCV(VAEDensity(**QUICK), {"latent_dim": [1, 2]}, cv=2).fit(X)
+    grid = GridSearchCV(VAEDensity(2, **few), {"latent_dim": [1]}, cv=2).fit(X)
     np.testing.assert_allclose(grid.cv_results_["mean_test_score"][0], scores.mean())
     assert grid.transform(X).shape == (80, grid.best_params_["latent_dim"])
 
@@ -287,7 +290,5 @@ def test_a_large_share_of_high_khats_is_told(density):
 def test_the_library_does_not_import_the_estimator():
     package = Path(__file__).parents[2] / "pyrovae"
     for path in package.rglob("*.py"):
-        names = [
-            node.module or "" for node in ast.walk(ast.parse(path.read_text())) if isinstance(node, ast.ImportFrom)
-        ]
-        assert path.parent.name == "sklearn" or not any(name.startswith("pyrovae.sklearn") for name in names), path
+        found = re.search(r"^\s*(from|import) pyrovae\.sklearn", path.read_text(), flags=re.M)
+        assert path.parent.name == "sklearn" or not found, path

@@ -113,6 +113,11 @@ def test_identifiers_and_constants_are_left_out_with_a_warning(density):
     assert (drawn["wave"] == 2).all()
     assert drawn["id"].isna().all()
     assert np.isfinite(other.score_samples(drawn)).all()
+
+
+@pytest.mark.slow
+def test_identifiers_and_constants_that_the_user_drops_cause_no_warning(density):
+    frame = FRAME.assign(id=[f"p{row}" for row in range(N)], wave=2)
     chosen = VAEDensity(2, columns={"id": "drop", "wave": "drop"}, **QUICK).fit(frame)  # no warning
     np.testing.assert_array_equal(chosen.score_samples(frame), density.score_samples(FRAME))
 

@@ -128,7 +128,7 @@ def assert_same(found, expected):
 
 @pytest.mark.parametrize("execution", ["eager", "recorded"])
 @pytest.mark.parametrize("elbo", CASES)
-@pytest.mark.thin(9)
+@pytest.mark.thin(4)
 def test_weights_train_as_repeated_and_removed_rows(noise, elbo, execution):
     make = mixture if isinstance(elbo, TraceEnum_ELBO) else vae
     expected = trained(make, X[ROWS], elbo)
@@ -138,6 +138,7 @@ def test_weights_train_as_repeated_and_removed_rows(noise, elbo, execution):
 
 
 @pytest.mark.parametrize("execution", ["eager", "recorded"])
+@pytest.mark.thin(1)
 def test_weights_of_labelled_data_train_as_repeated_and_removed_rows(noise, execution):
     """The weights multiply the ELBO and the term of the labels, of which M is the labelled share of the weights."""
     labels = torch.tensor([1, -1, 0, 2, -1, 1])
@@ -317,7 +318,7 @@ def test_the_scale_of_the_weights_is_immaterial(noise):
     assert_same(equal, trained(vae, X, Trace_ELBO()))
 
 
-@pytest.mark.parametrize("execution", ["eager", "recorded"])
+@pytest.mark.parametrize("execution", ["eager", pytest.param("recorded", marks=pytest.mark.slow)])
 def test_the_weights_follow_the_data_through_shuffled_batches(noise, execution):
     """Against descent by hand on the batches of each epoch, with the weighted mean of the losses of single data."""
     elbo, weights = TraceMeanField_ELBO(), WEIGHTS[:5].double()

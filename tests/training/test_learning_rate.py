@@ -93,6 +93,7 @@ def rates_of_torch(schedule, losses, by_step):
 
 
 @pytest.mark.parametrize("name", SCHEDULES)
+@pytest.mark.thin(4)
 def test_the_rates_are_those_of_torchs_scheduler_in_a_loop(x, name):
     seen = []
     _, history = train(x, seen=seen, lr_schedule=SCHEDULES[name])
@@ -166,7 +167,7 @@ RESUMED = [
 
 
 @pytest.mark.parametrize(("name", "execution", "stop_at"), RESUMED)
-@pytest.mark.thin(4)
+@pytest.mark.thin(1)
 def test_a_run_resumed_in_the_middle_of_an_epoch_is_bit_identical(x, name, execution, stop_at):
     make = partial(torch.optim.AdamW, lr=0.01, weight_decay=0.1)
     options = {**COMBINED[name], "execution": execution, "optimizer": make}
@@ -187,6 +188,7 @@ def test_a_run_resumed_in_the_middle_of_an_epoch_is_bit_identical(x, name, execu
 
 
 @pytest.mark.parametrize("name", ["one-cycle", "ladder"])
+@pytest.mark.thin(1)
 def test_recorded_steps_train_as_eager_ones(x, name):
     eager, recorded = (train(x, execution=how, **COMBINED[name])[0] for how in ("eager", "recorded"))
     for one, other in zip(eager.parameters(), recorded.parameters(), strict=True):

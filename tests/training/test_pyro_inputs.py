@@ -61,6 +61,7 @@ class TestOptimizers:
         ],
     )
     @pytest.mark.parametrize("execution", ["eager", "recorded"])
+    @pytest.mark.thin(2)
     def test_pyro_optimizers_train_as_those_of_torch(self, x, of_pyro, of_torch, execution):
         expected, found = make_vae(), make_vae()
         train(expected, x, optimizer=of_torch, execution=execution)
@@ -133,6 +134,7 @@ class TestObjectives:
 class TestLoaders:
     @pytest.mark.parametrize("execution", ["eager", "recorded"])
     @pytest.mark.parametrize("elbo", [Trace_ELBO(), ImportanceWeightedELBO(4)], ids=["pyro", "ours"])
+    @pytest.mark.thin(1)
     def test_batches_of_every_form_train_alike(self, x, elbo, execution):
         found = []
         for data in (x, TensorDataset(x), [{"x": row} for row in x], [(row,) for row in x]):

@@ -242,6 +242,7 @@ def stop_after(steps):
 
 @pytest.mark.parametrize("stop_at", [1, 4, 7, 9, 13])
 @pytest.mark.parametrize("optimizer", [PLAIN_ADAM, partial(torch.optim.SGD, lr=1e-3, momentum=0.9)])
+@pytest.mark.thin(3)
 def test_a_resumed_run_equals_an_uninterrupted_run(x, stop_at, optimizer):
     arguments = {
         "elbo": Trace_ELBO(),

@@ -25,7 +25,9 @@ _RENDERERS = {"png": to_png, "svg": to_svg, "pdf": to_pdf}
 def main() -> int:
     """Write report.html and diagnosis.json into the run folder."""
     parser = make_run_parser(prog="report.py", description=__doc__)
-    parser.add_argument("--figures", type=str | None, default=None, help="folder to write each picture into as well")
+    parser.add_argument(
+        "--figures", type=str | None, default=None, help="folder to write each picture into too (default: null)"
+    )
     parser.add_argument(
         "--figure_format", type=Literal["png", "svg", "pdf"], default="png", help="format of these files"
     )

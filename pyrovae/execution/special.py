@@ -43,10 +43,7 @@ def log_gamma(x: Tensor) -> Tensor:
     """
     if not _is_slow(x):
         return torch.lgamma(x)
-    reflected = x <= 0
-    positive = torch.where(reflected, 1 - x, x)
-    shifted = positive < _SERIES_FROM
-    y = torch.where(shifted, positive + _SERIES_FROM, positive)
+    reflected, positive, shifted, y = _to_series(x)
     inverse = y.reciprocal()
     stirling = (y - 0.5) * (y.log() - 1) + _CONSTANT + _polynomial(_LOG_GAMMA, inverse * inverse) * inverse
     product = torch.where(shifted, _product(positive)[0], 1.0)
@@ -64,10 +61,7 @@ def digamma(x: Tensor) -> Tensor:
     """
     if not _is_slow(x):
         return torch.digamma(x)
-    reflected = x <= 0
-    positive = torch.where(reflected, 1 - x, x)
-    shifted = positive < _SERIES_FROM
-    y = torch.where(shifted, positive + _SERIES_FROM, positive)
+    reflected, positive, shifted, y = _to_series(x)
     inverse = y.reciprocal()
     square = inverse * inverse
     product, slope = _product(positive)
@@ -81,6 +75,14 @@ def digamma(x: Tensor) -> Tensor:
 def _is_slow(x: Tensor) -> bool:
     """Whether the functions here are faster than torch's."""
     return x.dtype == torch.float64 and x.device.type == "cpu"
+
+
+def _to_series(x: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Return where x is reflected, the positive x or 1 - x, where that is below 8, and the y >= 8 of the series."""
+    reflected = x <= 0
+    positive = torch.where(reflected, 1 - x, x)
+    shifted = positive < _SERIES_FROM
+    return reflected, positive, shifted, torch.where(shifted, positive + _SERIES_FROM, positive)
 
 
 def _product(x: Tensor) -> tuple[Tensor, Tensor]:

@@ -63,7 +63,7 @@ def test_a_start_that_covers_one_of_two_modes_is_log_2_too_low():
     study = runpy.run_path(str(path_of("chains")))
     x = torch.linspace(0.5, 2.5, 40, dtype=torch.float64)
     log_p = study["log_p_of_two_modes"](x)
-    settings = {"num_particles": 16, "betas": linear_schedule(40), "num_leapfrog": 3}
+    settings = {"num_particles": 16, "betas": linear_schedule(100), "num_leapfrog": 3}
     one = ais(study["two_modes"], x, guide=study["one_of_two"], **settings)
     assert (one.value - log_p).mean().item() == pytest.approx(-math.log(2), abs=0.03)
     both = ais(study["two_modes"], x, **settings)
@@ -75,13 +75,13 @@ def test_temperatures_double_until_forward_and_reverse_chains_agree():
     vae = oracle.vae()
     nodes = poutine.trace(vae.model).get_trace(size=60).nodes
     latents, x = {"z": nodes["z"]["value"].detach()}, nodes["x"]["value"].detach()
-    settings = {"num_particles": 4, "num_leapfrog": 2, "num_tuning": 20, "chunk_size": 2**17}
-    betas = agreeing_schedule(vae.model, None, latents, x, gap=1.2, num_temperatures=5, **settings)
+    settings = {"num_particles": 4, "num_leapfrog": 2, "num_tuning": 50, "chunk_size": 2**17}
+    betas = agreeing_schedule(vae.model, None, latents, x, gap=0.6, num_temperatures=5, **settings)
     steps = len(betas) - 1
-    assert steps in (10, 20, 40)
+    assert steps in (20, 40, 80, 160)
     torch.testing.assert_close(betas, linear_schedule(steps))
-    assert bracket(vae.model, None, latents, x, betas=betas, **settings).gap.mean() < 1.5
-    assert bracket(vae.model, None, latents, x, betas=linear_schedule(5), **settings).gap.mean() > 1.5
+    assert bracket(vae.model, None, latents, x, betas=betas, **settings).gap.mean() < 0.8
+    assert bracket(vae.model, None, latents, x, betas=linear_schedule(5), **settings).gap.mean() > 0.8
     with pytest.raises(ValueError, match=r"forward and reverse chains must agree within 0.001 nats, but 5 temp"):
         agreeing_schedule(vae.model, None, latents, x, gap=0.001, num_temperatures=5, most=5, **settings)
     with pytest.raises(ValueError, match="gap must be above 0 nats, got 0"):

@@ -120,8 +120,8 @@ def test_log_marginal_agrees_with_quadrature_over_observed_entries(program, num_
         x = torch.where(observed, x, torch.nan)
     cover(vae, x, kwargs)
     truth = exact(vae, x, observed, kwargs.get("covariates"))
-    estimate = log_marginal(vae.model, vae.guide, x, num_particles=4000, **kwargs)
-    assert estimate.std_error.max() < 0.045
+    estimate = log_marginal(vae.model, vae.guide, x, num_particles=20_000, **kwargs)
+    assert estimate.std_error.max() < 0.02
     # 64 numbers: one beyond has probability 4e-4, once.
     assert ((estimate.value - truth).abs() < SCORE * estimate.std_error + 1e-6).all()
     if mask == "whole":  # the test has power: another datum's log p(x) does not pass

@@ -11,6 +11,7 @@ import math
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import partial
 from typing import NamedTuple
 
 import torch
@@ -18,13 +19,20 @@ from torch import Tensor
 
 from pyrovae.densities import Program, evaluating, modules_of
 from pyrovae.evidence.blocks import DEFAULT_CHUNK_SIZE, check_counts, split_count
+from pyrovae.evidence.derivatives import derivatives, gradient_at, log_joint_at
 from pyrovae.evidence.latent_space import LatentSpace
 
 # Dampings tried in each step, in units of the mean curvature: from Newton's step to a short step up the gradient.
 _DAMPING = (0.0, 0.1, 1.0, 10.0, 100.0)
 
-# Steps per Hessian. A Hessian costs the gradients of U copies, each further step a gradient and a few values.
+# Steps per Hessian. A Hessian costs U backward passes, each further step a gradient and a few values.
 _STEPS_PER_HESSIAN = 3
+
+# Steps of a further start by the curvature at the first start's mode, before it has Hessians of its own.
+_SHARED_STEPS = 8
+
+# Squared distance from a mode, in standard deviations, and nats below it, within which a start has come to that mode.
+_ARRIVED = 1.0, 1.0
 
 # Gain of a Newton step, g' H^-1 g / 2 in nats, below which a climb stops.
 _GAIN = 1e-3
@@ -40,6 +48,31 @@ _PROBE = 1.5
 _PROBE_BOUNDS = (0.2, 25.0)
 
 SKEWED_FROM = 1.25  # ratio of the widths up and down an axis
+
+
+class _Ends(NamedTuple):
+    """Points of climbs, with what the next step needs, in units of the prior's width.
+
+    Attributes:
+        u: Points, with shape (S, N, U).
+        value: f there, with shape (S, N).
+        slope: Gradient along the eigenvectors of P, with shape (S, N, U), float64.
+        curvature: Eigenvalues of P, with shape (S, N, U), float64.
+        axes: Eigenvectors of P, with shape (S, N, U, U), float64.
+        undefined: Whether the gradient is NaN where f is finite, with shape (S, N).
+    """
+
+    u: Tensor
+    value: Tensor
+    slope: Tensor
+    curvature: Tensor
+    axes: Tensor
+    undefined: Tensor
+
+    @property
+    def going(self) -> Tensor:
+        """Whether a Newton step still gains, with shape (S, N)."""
+        return (self.slope.square() / self.curvature).sum(-1) >= 2 * _GAIN
 
 
 class LaplaceFit(NamedTuple):
@@ -105,7 +138,8 @@ def climb(space: LatentSpace, *, steps: int = 8, starts: int = 1, chunk_size: in
 
     Returns:
         LaplaceFit of mode (S, N, U), scale_tril (S, N, U, U) and log_joint (S, N). The first start is the guide's mean
-        or its best draw; others are, in turn, the best of four draws of the prior and of the guide.
+        or its best draw; others are, in turn, the best of four draws of the prior and of the guide. Where another start
+        comes to the mode of the first, the first's fit stands again, with log_joint -inf.
 
     Raises:
         ValueError: If a latent has no unconstrained coordinates, or a mask leaves latents out.
@@ -114,8 +148,46 @@ def climb(space: LatentSpace, *, steps: int = 8, starts: int = 1, chunk_size: in
     check_counts(steps=steps, starts=starts)
     with _fixed_programs(space):
         u = _starts(space, starts, chunk_size)
-        fit, failed = _climb(space, u, log_joint_at(space, u, chunk_size), steps, chunk_size)
+        value = log_joint_at(space, u, chunk_size)
+        ends, failed = _climb(space, u[:1], value[:1], steps, chunk_size)
+        fit = _with_widths(space, ends, chunk_size)
+        if starts > 1:
+            u, value, undefined, arrived = _follow(space, ends, u[1:], value[1:], chunk_size)
+            arrived &= ~failed
+            failed &= undefined.all(0)
+            others = climb_some(space, u, ~arrived, fit, steps=steps, chunk_size=chunk_size)
+            fit = LaplaceFit(*(torch.cat(parts) for parts in zip(fit, others, strict=True)))
         return _with_moments(space, fit, failed, chunk_size) if bool(failed.any()) else fit
+
+
+def climb_some(
+    space: LatentSpace, u: Tensor, which: Tensor, others: LaplaceFit, *, steps: int, chunk_size: int
+) -> LaplaceFit:
+    """Climb as `climb` does from some of the points u.
+
+    Args:
+        space: Continuous latents of a model and a guide at N data.
+        u: Starting points, with shape (S, N, U).
+        which: Whether to climb from a point, with shape (S, N).
+        others: Fits whose first one stands for the other points, with log_joint -inf.
+        steps: Maximum number of Hessians of each climb.
+        chunk_size: Number of latents, K times N, decoded at once, which bounds memory.
+
+    Returns:
+        LaplaceFit of mode (S, N, U), scale_tril (S, N, U, U) and log_joint (S, N).
+    """
+    fit = LaplaceFit(*(part[:1].repeat(len(u), *[1] * (part.dim() - 1)) for part in others))
+    fit.log_joint.fill_(-torch.inf)
+    if not bool(which.any()):
+        return fit
+    if space.model.divisible:
+        part = _part(space, which.nonzero()[:, 1], chunk_size)
+        found, _ = climb_from(part, u[which].unsqueeze(0), steps=steps, chunk_size=chunk_size)
+        for old, new in zip(fit, found, strict=True):
+            old[which] = new[0]
+        return fit
+    found, _ = climb_from(space, u, steps=steps, chunk_size=chunk_size)
+    return found._replace(log_joint=torch.where(which, found.log_joint, -torch.inf))
 
 
 def climb_from(
@@ -141,30 +213,82 @@ def climb_from(
     _check_coordinates(space)
     check_counts(steps=steps)
     with _fixed_programs(space):
-        return _climb(space, u, log_joint_at(space, u, chunk_size), steps, chunk_size, held)
+        ends, failed = _climb(space, u, log_joint_at(space, u, chunk_size), steps, chunk_size, held)
+        return _with_widths(space, ends, chunk_size), failed
 
 
 def _climb(
     space: LatentSpace, u: Tensor, value: Tensor, steps: int, chunk_size: int, held: int | None = None
-) -> tuple[LaplaceFit, Tensor]:
-    """Climb from u, with shape (S, N, U), where f is value; return the fits, and whether a datum's climbs failed."""
-    _, unit = prior_scale(space, chunk_size)
-    for step in range(steps + 1):
-        gradient, curvature, axes = _curvature(space, u, unit, chunk_size, held)
-        if step == 0:
-            failed = (gradient.isnan().any(-1) & value.isfinite()).all(0)
-        gradient = gradient.nan_to_num(0.0, 0.0, 0.0)
-        slope = _to_eigenbasis(axes, gradient)
-        if step == steps or bool((slope.square() / curvature).sum(-1).max() < 2 * _GAIN):
+) -> tuple[_Ends, Tensor]:
+    """Climb from u, with shape (S, N, U), where f is value; return the ends, and whether a datum's climbs failed."""
+    start = _ends_at(space, u, value, chunk_size, held)
+    ends = _go_on(space, start, steps, chunk_size, held)
+    u, value = _best_step(space, ends.u, ends.value, ends.slope, ends.curvature, ends.axes, chunk_size)
+    return ends._replace(u=u, value=value), start.undefined.all(0)
+
+
+def _go_on(space: LatentSpace, ends: _Ends, steps: int, chunk_size: int, held: int | None = None) -> _Ends:
+    """Climb on from points with up to `steps` more Hessians. Where most have arrived, the others go on alone."""
+    while steps:
+        going = ends.going
+        if not bool(going.any()):
             break
+        if space.model.divisible and 2 * int(going.sum()) <= going.numel():
+            part = _part(space, going.nonzero()[:, 1], chunk_size)
+            some = _go_on(part, _Ends(*(old[going].unsqueeze(0) for old in ends)), steps, chunk_size, held)
+            ends = _Ends(*(old.clone() for old in ends))
+            for old, new in zip(ends, some, strict=True):
+                old[going] = new[0]
+            break
+        u, value, slope = ends.u, ends.value, ends.slope
         for again in range(_STEPS_PER_HESSIAN):
             if again:
-                gradient = (_gradient(space, u, chunk_size) * unit).double().nan_to_num(0.0, 0.0, 0.0)
-                if held is not None:
-                    gradient[..., held] = 0.0
-                slope = _to_eigenbasis(axes, gradient)
-            u, value = _best_step(space, u, value, slope, curvature, axes, unit, chunk_size)
-    return _with_widths(space, u, value, curvature, axes, unit, chunk_size), failed
+                slope = _to_eigenbasis(ends.axes, _gradient(space, u, chunk_size, held).nan_to_num(0.0, 0.0, 0.0))
+            u, value = _best_step(space, u, value, slope, ends.curvature, ends.axes, chunk_size)
+        ends = _ends_at(space, u, value, chunk_size, held)
+        steps -= 1
+    return ends
+
+
+def _follow(
+    space: LatentSpace, ends: _Ends, u: Tensor, value: Tensor, chunk_size: int
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Climb from points u, with shape (S, N, U), by the curvature at each datum's mode, until all are at that mode.
+
+    Args:
+        space: Continuous latents of a model and a guide at N data.
+        ends: Modes, with shape (1, N, U), and their curvature.
+        u: Starting points, with shape (S, N, U).
+        value: f there, with shape (S, N).
+        chunk_size: Number of latents, K times N, decoded at once, which bounds memory.
+
+    Returns:
+        Points, with shape (S, N, U); f there; whether the gradient is NaN at the start where f is finite; and whether
+        the point has come to the mode, each with shape (S, N).
+    """
+    _, unit = prior_scale(space, chunk_size)
+    distance, height = _ARRIVED
+    undefined = None
+    for step in range(_SHARED_STEPS + 1):
+        away = _to_eigenbasis(ends.axes, (u - ends.u).double() / unit)
+        arrived = ((away.square() * ends.curvature).sum(-1) < distance) & (value > ends.value - height) & ~ends.going
+        if bool(arrived.all()) or step == _SHARED_STEPS:
+            break
+        gradient = _gradient(space, u, chunk_size)
+        if undefined is None:
+            undefined = gradient.isnan().any(-1) & value.isfinite()
+        slope = _to_eigenbasis(ends.axes, gradient.nan_to_num(0.0, 0.0, 0.0))
+        u, value = _best_step(space, u, value, slope, ends.curvature, ends.axes, chunk_size)
+    return u, value, torch.zeros_like(arrived) if undefined is None else undefined, arrived
+
+
+def _part(space: LatentSpace, rows: Tensor, chunk_size: int) -> LatentSpace:
+    """Make the space of these rows of the data, which may repeat, with the prior's width as it is known there."""
+    scale = prior_scale(space, chunk_size)
+    part = space.of_rows(rows)
+    if part is not space:
+        part.memo["prior scale"] = tuple(value[rows] for value in scale)
+    return part
 
 
 def _check_coordinates(space: LatentSpace) -> None:
@@ -209,9 +333,7 @@ def normal_at(space: LatentSpace, u: Tensor, *, chunk_size: int = DEFAULT_CHUNK_
         LaplaceFit of mode u, with shape (S, N, U), scale_tril (S, N, U, U) and log_joint (S, N).
     """
     with _fixed_programs(space):
-        (_, unit), value = prior_scale(space, chunk_size), log_joint_at(space, u, chunk_size)
-        _, curvature, axes = _curvature(space, u, unit, chunk_size)
-        return _with_widths(space, u, value, curvature, axes, unit, chunk_size)
+        return _with_widths(space, _ends_at(space, u, log_joint_at(space, u, chunk_size), chunk_size), chunk_size)
 
 
 def curvature_at(space: LatentSpace, u: Tensor, *, chunk_size: int = DEFAULT_CHUNK_SIZE) -> Tensor:
@@ -225,64 +347,6 @@ def curvature_at(space: LatentSpace, u: Tensor, *, chunk_size: int = DEFAULT_CHU
         _, hessian = derivatives(space, u, chunk_size)
         second = (hessian.diagonal(dim1=-2, dim2=-1) * unit.square()).double()
         return second.nan_to_num(0.0, 0.0, 0.0).abs().clamp(min=_FLOOR)
-
-
-def derivatives(space: LatentSpace, u: Tensor, chunk_size: int = DEFAULT_CHUNK_SIZE) -> tuple[Tensor, Tensor]:
-    """Compute gradient, (S, N, U), and Hessian, (S, N, U, U), of log p(x, z(u)) |dz/du| at u, (S, N, U).
-
-    Each row of the Hessian has a copy of u in place of a particle, so that two ordinary backward passes suffice. If an
-    operation has no second derivative, differences of gradients replace it.
-    """
-    starts, num_data, size = u.shape
-    at_once = max(1, chunk_size // num_data)
-    if starts > at_once:
-        parts = [derivatives(space, some, chunk_size) for some in u.split(at_once)]
-        gradients, hessians = zip(*parts, strict=True)
-        return torch.cat(gradients), torch.cat(hessians)
-    rows: list[Tensor] = []
-    for dims in torch.arange(size, device=u.device).split(max(1, chunk_size // (starts * num_data))):
-        copies = u.detach().repeat(len(dims), 1, 1).requires_grad_()
-        with torch.enable_grad():
-            total = space.log_joint(copies).sum()
-            (slopes,) = torch.autograd.grad(total, copies, create_graph=True)
-            each = slopes.reshape(len(dims), starts, num_data, size)
-            row = each[torch.arange(len(dims)), :, :, dims].sum()
-            if row.requires_grad:
-                try:
-                    (row,) = torch.autograd.grad(row, copies, materialize_grads=True)
-                except (RuntimeError, NotImplementedError):
-                    row = _differences(space, u, dims, chunk_size)
-            else:
-                row = torch.zeros_like(copies)
-        rows.append(row.reshape(len(dims), starts, num_data, size))
-        gradient = each[0].detach()
-    hessian = torch.cat(rows).movedim(0, -2)
-    return gradient, (hessian + hessian.mT) / 2
-
-
-def _differences(space: LatentSpace, u: Tensor, dims: Tensor, chunk_size: int) -> Tensor:
-    """Compute these rows of the Hessian by differences of gradients, stacked along the first dimension."""
-    width = torch.finfo(u.dtype).eps ** 0.25 * u.abs().clamp(min=1)
-    shift = (torch.eye(u.shape[-1], dtype=u.dtype, device=u.device)[dims, None, None] * width).flatten(0, 1)
-    up, down = (_gradient(space, u.repeat(len(dims), 1, 1) + sign * shift, chunk_size) for sign in (1, -1))
-    return (up - down) / (2 * shift.sum(-1, keepdim=True))
-
-
-def _gradient(space: LatentSpace, u: Tensor, chunk_size: int) -> Tensor:
-    """Compute the gradient of f at u, with shape (S, N, U), in chunks."""
-    gradients = []
-    for some in u.detach().split(max(1, chunk_size // u.shape[1])):
-        with torch.enable_grad():
-            point = some.clone().requires_grad_()
-            gradients += torch.autograd.grad(space.log_joint(point).sum(), point)
-    return torch.cat(gradients)
-
-
-def log_joint_at(space: LatentSpace, u: Tensor, chunk_size: int) -> Tensor:
-    """Compute f(u), with shape (K, N), in chunks; -inf where it is not finite."""
-    parts = u.split(max(1, chunk_size // u.shape[1]))
-    value = torch.cat([space.log_joint(part) for part in parts])
-    return torch.where(value.isfinite(), value, -torch.inf)
 
 
 def _starts(space: LatentSpace, starts: int, chunk_size: int) -> Tensor:
@@ -326,16 +390,10 @@ def _prior_scale(space: LatentSpace, chunk_size: int) -> tuple[Tensor, Tensor]:
 
 
 def _best_step(
-    space: LatentSpace,
-    u: Tensor,
-    value: Tensor,
-    slope: Tensor,
-    curvature: Tensor,
-    axes: Tensor,
-    unit: Tensor,
-    chunk_size: int,
+    space: LatentSpace, u: Tensor, value: Tensor, slope: Tensor, curvature: Tensor, axes: Tensor, chunk_size: int
 ) -> tuple[Tensor, Tensor]:
     """Select the best of the damped steps from u, or u itself: the point, with shape (S, N, U), and f there, (S, N)."""
+    _, unit = prior_scale(space, chunk_size)
     mean = curvature.mean(-1, keepdim=True)
     moves = [_from_eigenbasis(axes, slope / (curvature + damping * mean)) for damping in _DAMPING]
     trials = torch.stack([u, *(u + unit * move.to(u) for move in moves)])
@@ -345,10 +403,18 @@ def _best_step(
     return trials.gather(0, best.unsqueeze(-1).expand(-1, *u.shape))[0], values.gather(0, best)[0]
 
 
-def _curvature(
-    space: LatentSpace, u: Tensor, unit: Tensor, chunk_size: int, held: int | None = None
-) -> tuple[Tensor, Tensor, Tensor]:
-    """Compute the gradient of f, and the eigenvalues and eigenvectors of P, in units of the prior's width."""
+def _gradient(space: LatentSpace, u: Tensor, chunk_size: int, held: int | None = None) -> Tensor:
+    """Compute the gradient of f, with shape (S, N, U), in units of the prior's width, float64."""
+    _, unit = prior_scale(space, chunk_size)
+    gradient = (gradient_at(space, u, chunk_size) * unit).double()
+    if held is not None:
+        gradient[..., held] = 0.0
+    return gradient
+
+
+def _ends_at(space: LatentSpace, u: Tensor, value: Tensor, chunk_size: int, held: int | None = None) -> _Ends:
+    """Compute the gradient of f, and the eigenvalues and eigenvectors of P, at u, where f is value."""
+    _, unit = prior_scale(space, chunk_size)
     gradient, hessian = derivatives(space, u, chunk_size)
     gradient = (gradient * unit).double()
     hessian = (unit[..., None] * hessian * unit[..., None, :]).double().nan_to_num(0.0, 0.0, 0.0)
@@ -356,31 +422,33 @@ def _curvature(
         gradient[..., held], hessian[..., held, :], hessian[..., held] = 0.0, 0.0, 0.0
         # Eigenvectors of equal eigenvalues may mix: give the held axis the largest, alone.
         hessian[..., held, held] = -1 - 2 * hessian.abs().amax((-2, -1))
+    undefined = gradient.isnan().any(-1) & value.isfinite()
     curvature, axes = torch.linalg.eigh(-hessian)
     # A flat spot of a kinked density has no curvature: use the prior's.
-    return gradient, curvature.abs().clamp(min=_FLOOR), axes
+    slope = _to_eigenbasis(axes, gradient.nan_to_num(0.0, 0.0, 0.0))
+    return _Ends(u, value, slope, curvature.abs().clamp(min=_FLOOR), axes, undefined)
 
 
-def _with_widths(
-    space: LatentSpace, u: Tensor, value: Tensor, curvature: Tensor, axes: Tensor, unit: Tensor, chunk_size: int
-) -> LaplaceFit:
-    """Make the fit at u: axes of P, with the widths measured along them."""
-    root = unit.double().unsqueeze(-1) * axes / curvature.sqrt().unsqueeze(-2)
-    variances = _variances(space, u, value, root, _PROBE, chunk_size)  # (2, S, N, U)
+def _with_widths(space: LatentSpace, ends: _Ends, chunk_size: int) -> LaplaceFit:
+    """Make the fit at the ends: axes of P, with the widths measured along them."""
+    _, unit = prior_scale(space, chunk_size)
+    root = unit.double().unsqueeze(-1) * ends.axes / ends.curvature.sqrt().unsqueeze(-2)
+    measured = partial(_variances, space, ends.u, ends.value, root, chunk_size)
+    variances = measured(_PROBE)  # (2, S, N, U)
     variance = variances.mean(0)
     widths = variances.log()
     if bool(((widths[0] - widths[1]).abs() > math.log(SKEWED_FROM**2)).any()):
         # The longer tail may fall slower further out, as that of an exponential.
-        variances = variances.maximum(_variances(space, u, value, root, 2 * _PROBE, chunk_size))
+        variances = variances.maximum(measured(2 * _PROBE))
     root = root * variance.sqrt().unsqueeze(-2)
     # R of root' = Q R gives the Cholesky factor of root root' without squaring its condition.
     rotation, upper = torch.linalg.qr(root.mT)
     sign = upper.diagonal(dim1=-2, dim2=-1).sign()
     sides = (variances / variance).sqrt().movedim(0, -2)
-    return LaplaceFit(u, upper.mT * sign.unsqueeze(-2), value, rotation * sign.unsqueeze(-2), sides)
+    return LaplaceFit(ends.u, upper.mT * sign.unsqueeze(-2), ends.value, rotation * sign.unsqueeze(-2), sides)
 
 
-def _variances(space: LatentSpace, u: Tensor, value: Tensor, steps: Tensor, probe: float, chunk_size: int) -> Tensor:
+def _variances(space: LatentSpace, u: Tensor, value: Tensor, steps: Tensor, chunk_size: int, probe: float) -> Tensor:
     """Measure the variances up and down each axis by the fall of f, relative to the curvature's: (2, S, N, U)."""
     moves = probe * steps.movedim(-1, 0).to(u)  # (U, S, N, U)
     variances = []

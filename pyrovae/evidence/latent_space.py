@@ -150,8 +150,8 @@ class LatentSpace:
         return FixedCoordinates(supports, shapes), ""
 
     def of_rows(self, rows: Tensor) -> "LatentSpace":
-        """Make the space of some of the data, with the same coordinates; of all of them if they cannot be divided."""
-        if not self.model.divisible or len(rows) == self.num_data:
+        """Make the space of these rows of the data, which may repeat; of all data if they cannot be divided."""
+        if not self.model.divisible or torch.equal(rows, torch.arange(self.num_data, device=rows.device)):
             return self
         args, kwargs = take(self.args, self.kwargs, rows)
         space = LatentSpace(self.model, self.guide, *args, **kwargs)

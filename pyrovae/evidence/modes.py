@@ -7,7 +7,8 @@ import torch
 from torch import Tensor
 
 from pyrovae.evidence.blocks import DEFAULT_CHUNK_SIZE
-from pyrovae.evidence.laplace import LaplaceFit, climb, climb_from, from_prior, highest, log_joint_at, prior_scale
+from pyrovae.evidence.derivatives import log_joint_at
+from pyrovae.evidence.laplace import LaplaceFit, climb, climb_some, from_prior, highest, prior_scale
 from pyrovae.evidence.latent_space import LatentSpace
 
 _MOST_MODES = 48  # per datum
@@ -55,30 +56,16 @@ def find_modes(
         chosen, promising = _choose(space, fit, candidates, room, chunk_size)
         several = unsettled & ((_masses(fit) > _MASS).sum(0) > 1)
         first = len(fit.mode)
-        for rows, from_prior_too in ((promising.any(0), False), (several, True)):
-            if bool(rows.any()):
-                part = space.of_rows(rows.nonzero().flatten())
-                rows = rows if part is not space else torch.ones_like(rows)
-                u = _from_prior(part, chunk_size) if from_prior_too else chosen[: int(promising.any(1).sum()), rows]
-                more, _ = climb_from(part, u, steps=steps, chunk_size=chunk_size)
-                fit = _with_fits(fit, more, rows)
+        if bool(several.any()):
+            chosen = torch.cat([chosen, _from_prior(space, chunk_size)])
+            promising = torch.cat([promising, several.expand(2, -1)])
+        more = climb_some(space, chosen, promising, fit, steps=steps, chunk_size=chunk_size)
+        fit = LaplaceFit(*(torch.cat(parts) for parts in zip(fit, more, strict=True)))
         fit = _alive(_without_repeats(fit, first), first)
         unsettled = (_masses(fit)[first:] > _MASS).any(0)
         if not bool(unsettled.any()) or len(fit.mode) >= _MOST_MODES:
             break
     return fit, unsettled
-
-
-def _with_fits(fit: LaplaceFit, more: LaplaceFit, rows: Tensor) -> LaplaceFit:
-    """Add fits, with shape (S', n, ...), at the n data where rows is true; other data repeat their first fit, dead."""
-    found = []
-    for old, new in zip(fit, more, strict=True):
-        added = old[:1].expand(len(new), *old.shape[1:]).clone()
-        added[:, rows] = new
-        found.append(torch.cat([old, added]))
-    every = LaplaceFit(*found)
-    every.log_joint[len(fit.mode) :, ~rows] = -torch.inf
-    return every
 
 
 def _without_repeats(fit: LaplaceFit, before: int) -> LaplaceFit:

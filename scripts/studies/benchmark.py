@@ -47,13 +47,16 @@ from torch import Tensor
 
 from pyrovae import MLP, VAE, BernoulliLikelihood, GuideProposal, NormalEncoder, StandardNormalPrior
 from pyrovae.data import load_data
-from pyrovae.evidence import DEFAULT_CHUNK_SIZE, log_marginal, log_weight_blocks
+from pyrovae.evidence import DEFAULT_CHUNK_SIZE, Proposal, log_marginal, log_weight_blocks
 from pyrovae.execution import Execution, Workers
 from pyrovae.runs import check_writable, find_device, make_parser, parse_flags, read_json, run_script, write_json
 from pyrovae.training import Batches, GraphedEpoch, SingleSteps, Stepper, trainable_parameters
 
 GROWTH_DATA, GROWTH_PARTICLES, TENFOLD = 64, 500, 10
-Part = Literal["floor", "growth", "steps", "sampling", "processes"]
+EVIDENCE_DATA, EVIDENCE_PARTICLES, BOUND_PARTICLES = 16, 1_000, 5_000
+FEW_LATENTS, MANY_LATENTS = 10, 256
+STEEPNESS = 1.2  # standard deviation of a random decoder's numbers, with which its posteriors are not normal
+Part = Literal["floor", "growth", "steps", "sampling", "evidence", "processes"]
 FIRST_CALLS = 3  # which record, compile and compare
 Times = dict[str, list[float]]
 
@@ -88,6 +91,10 @@ def main() -> int:
     if "sampling" in args.parts:
         first, times = measure(ways_of_sampling(x, args.execution, args.chunk_sizes, args.rounds), args.rounds, 1)
         found.append(report("importance sampling: s per million latents", first, times, 1e6 / NUM_DATA / PARTICLES))
+    if "evidence" in args.parts:
+        first, times = measure(ways_of_evaluating(device), args.rounds, 1)
+        title = f"log p(x) of a random decoder, K = {EVIDENCE_PARTICLES:,} where not said: ms per datum"
+        found.append(report(title, first, times, 1e3 / EVIDENCE_DATA))
     if "processes" in args.parts and device.type == "cpu":
         found.append(processes(args.rounds, args.steps))
     if args.json:
@@ -159,6 +166,16 @@ def ways_of_sampling(
     return ways
 
 
+def ways_of_evaluating(device: torch.device) -> dict[str, Callable[[], Any]]:
+    """List the default estimate of log p(x), which climbs to each datum's posterior, and the guide's bound."""
+    return {
+        f"ours, default, Z = {Z}": ours_evaluation(device, Z),
+        f"ours, default, Z = {FEW_LATENTS}": ours_evaluation(device, FEW_LATENTS),
+        f"ours, default, Z = {MANY_LATENTS}": ours_evaluation(device, MANY_LATENTS),
+        f"guide, K = {BOUND_PARTICLES:,}, Z = {Z}": ours_evaluation(device, Z, GuideProposal(), BOUND_PARTICLES),
+    }
+
+
 def measure(ways: dict[str, Callable[[], Any]], rounds: int, calls: int) -> tuple[dict[str, float], Times]:
     """Time the first calls of each way together, and one call in each round, in turn. Returns seconds."""
     first, times = {}, {name: [] for name in ways}
@@ -206,10 +223,11 @@ def _ours(times: Times) -> list[str]:
     return [name for name in times if name.startswith("ours")]
 
 
-def make_vae(device: torch.device) -> VAE:
+def make_vae(device: torch.device, latent_dim: int = Z) -> VAE:
     """Make the VAE of the comparison."""
-    decoder, encoder = (MLP(*sizes, hidden=[H], activation="softplus") for sizes in ((Z, D), (D, 2 * Z)))
-    return VAE(StandardNormalPrior(Z), BernoulliLikelihood(decoder), NormalEncoder(encoder)).to(device)
+    sizes = (latent_dim, D), (D, 2 * latent_dim)
+    decoder, encoder = (MLP(*size, hidden=[H], activation="softplus") for size in sizes)
+    return VAE(StandardNormalPrior(latent_dim), BernoulliLikelihood(decoder), NormalEncoder(encoder)).to(device)
 
 
 def make_stepper(x: Tensor, execution: Execution, workers: Workers | None = None) -> Stepper:
@@ -266,6 +284,19 @@ def ours_sampling(x: Tensor, execution: Execution, chunk: int, calls: int) -> Ca
         execution=execution,
     )
     return lambda: next(blocks)
+
+
+def ours_evaluation(
+    device: torch.device, latent_dim: int, proposal: Proposal | None = None, num_particles: int = EVIDENCE_PARTICLES
+) -> Callable[[], Any]:
+    """Make a function that evaluates data that a decoder with fixed random weights has drawn."""
+    vae = make_vae(device, latent_dim)
+    with torch.no_grad():
+        for layer in vae.model.likelihood.network.modules():
+            if isinstance(layer, torch.nn.Linear):
+                layer.weight.normal_(0.0, STEEPNESS / layer.in_features**0.5)
+        x = vae.model(size=EVIDENCE_DATA)
+    return lambda: log_marginal(vae.model, vae.guide, x, num_particles=num_particles, proposal=proposal)
 
 
 def products(device: torch.device) -> Callable[[], Any]:

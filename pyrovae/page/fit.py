@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import shlex
 import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -158,7 +159,7 @@ class Fit:
             errors=values["std_error"],
             baselines=baselines,
             about=about_run(run, config, data),
-            command=f"python scripts/train.py --config {run.path}/config.yaml",
+            command=f"python scripts/train.py --config {shlex.quote(f'{run.path}/config.yaml')}",
             planned=config.epochs,
             seed=seed,
             snapshots=read_snapshots(run.path),

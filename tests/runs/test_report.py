@@ -33,6 +33,7 @@ def test_train_ends_with_checks_and_the_command_that_makes_the_page(place, capsy
     states = {check["name"]: check["state"] for check in diagnosis["checks"]}
     assert states["convergence"] == states["test data"] == "warning"
     assert diagnosis["headline"].startswith("Do not believe this model yet")
+    assert diagnosis["command"] == "python scripts/train.py --config 'short run/config.yaml'"
     (place / "short run" / "evaluation.csv").write_text("changed")
     code, err = call(capsys, monkeypatch, "report", "short run")
     assert code == 1

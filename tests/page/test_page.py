@@ -10,8 +10,10 @@ from types import SimpleNamespace
 
 import numpy as np
 import pytest
+import torch
 from page_helpers import HOSTILE, make_fit, with_results
 
+from pyrovae import VAE, NormalEncoder, NormalLikelihood, StandardNormalPrior
 from pyrovae.baselines import Comparison
 from pyrovae.page import CHECKS, Diagnosis, make_page, sections
 from pyrovae.page import checks as checks_module
@@ -189,6 +191,24 @@ def test_a_model_two_errors_below_a_baseline_is_warned_of(differences, passed):
 def test_weights_need_a_small_share_of_large_khats(share, draws, passed):
     summary = {"log_marginal": {"khat": {"share_above_0.7": share}, "num_particles": draws}}
     assert checks_module.unreliable_weights(SimpleNamespace(summary=summary)).passed is passed
+
+
+@pytest.mark.parametrize("choice", ["dimension", "network", 0.5])
+def test_scales_at_their_lower_bound_are_warned_of(choice):
+    likelihood = NormalLikelihood(torch.nn.Linear(1, 6 if choice == "network" else 3), scale=choice)
+    vae = VAE(StandardNormalPrior(1), likelihood, NormalEncoder(torch.nn.Linear(3, 2)))
+    made = SimpleNamespace(vae=vae, seed=0, arguments=lambda rows: ((torch.zeros(4, 3),), {}))
+    check = checks_module.scales_at_their_floor(made)
+    assert (check.value, check.passed) == ((None, None) if choice == 0.5 else (0.0, True))
+    if choice == "dimension":
+        likelihood.scale.raw.data[1] = -1e3
+    elif choice == "network":
+        torch.nn.init.zeros_(likelihood.network.weight)
+        likelihood.network.bias.data[4] = -1e3
+    check = checks_module.scales_at_their_floor(made)
+    if choice != 0.5:
+        assert (check.value, check.passed) == (pytest.approx(1 / 3), False)
+        assert "33.3 % of the learned scales lie at their lower bound" in check.sentence
 
 
 def test_a_check_that_raises_is_not_measured():

@@ -75,7 +75,7 @@ def small_network(num_inputs, num_outputs):
     )
 
 
-# Appended to page.js: waits for the plane, presses keys, and tells its own window, or the one around it, what it saw.
+# Appended to page.js: waits for the plane, presses keys, moves, clicks, and tells the window around it what it saw.
 PROBE = """
 (async () => {
   for (let k = 0; k < 200 && !document.querySelector(".plane .place")?.textContent; k += 1) {
@@ -92,6 +92,18 @@ PROBE = """
   [seen.after, seen.pixelsAfter] = [place(), pixels()];
   canvas.dispatchEvent(new KeyboardEvent("keydown", { key: "Enter", bubbles: true }));
   seen.chosen = place();
+  const point = (kind, x, y) => {
+    const { left, top, width, height } = canvas.getBoundingClientRect();
+    canvas.dispatchEvent(new PointerEvent(kind, { clientX: left + x * width, clientY: top + y * height }));
+  };
+  const datum = () => document.querySelectorAll(".decoded canvas")[1].toDataURL();
+  seen.moved = [[0.3, 0.6], [0.7, 0.3]].map(([x, y]) => { point("pointermove", x, y); return [place(), pixels()]; });
+  seen.clicked = {};
+  for (let k = 0; k < 144; k += 1) {
+    const before = place().split("row")[1];
+    point("pointerdown", 0.15 + 0.07 * (k % 12), 0.05 + 0.07 * Math.floor(k / 12));
+    if (place().split("row")[1] !== before) seen.clicked[parseInt(place().split("row")[1])] = [place(), datum()];
+  }
   seen.images = document.querySelectorAll("img[src=x]").length;
   window.parent.postMessage(seen, "*");
 })();

@@ -1,10 +1,15 @@
-"""The page in headless Chromium: no error, no violation of its policy, no sideways scroll, and keys move the plane."""
+"""The page in headless Chromium: no error, no violation of its policy, no sideways scroll; keys and pointer work."""
+
+import base64
+import io
+import re
 
 import numpy as np
 import pyro
 import pytest
 import torch
 from page_helpers import HOSTILE, PROBE, browse, fit_of, make_fit, needs_chromium, with_results
+from PIL import Image
 
 from pyrovae import BernoulliLikelihood, Blueprint
 from pyrovae.page import make_page, sections, write
@@ -15,11 +20,16 @@ pytestmark = needs_chromium
 
 
 @pytest.fixture(scope="module")
-def page():
-    return make_page(make_fit(), script=script_of() + PROBE).text
+def made():
+    return make_fit()
 
 
-def test_a_page_with_hostile_labels_works_at_390_pixels_without_an_error(page, tmp_path):
+@pytest.fixture(scope="module")
+def page(made):
+    return make_page(made, script=script_of() + PROBE).text
+
+
+def test_a_page_with_hostile_labels_works_at_390_pixels_without_an_error(made, page, tmp_path):
     seen, console = browse(page, tmp_path)
     assert console == []
     assert seen["images"] == 0
@@ -29,6 +39,16 @@ def test_a_page_with_hostile_labels_works_at_390_pixels_without_an_error(page, t
     assert seen["pixelsAfter"] != seen["pixelsBefore"]
     assert seen["before"].startswith("z[0] = ")
     assert "test datum: row " in seen["chosen"]
+    (first, decoded), (second, other) = seen["moved"]
+    assert first != second
+    assert decoded != other
+    assert len(seen["clicked"]) > 1
+    for row, (place, picture) in seen["clicked"].items():
+        n = made.data.test_index.tolist().index(int(row))
+        z = [float(number) for number in re.findall(r"= (-?[\d.]+)", place.replace("\N{MINUS SIGN}", "-"))]
+        assert z == pytest.approx(made.codes.mean[n].tolist(), abs=0.006)
+        pixels = np.asarray(Image.open(io.BytesIO(base64.b64decode(picture.partition(",")[2]))).convert("L"))
+        assert pixels.flatten().tolist() == (255 * made.data.test[n]).tolist()
     assert HOSTILE in page.replace("&lt;", "<").replace("&gt;", ">")
 
 

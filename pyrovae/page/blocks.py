@@ -6,6 +6,7 @@ To add a kind of block, write a class with a method `html`.
 import base64
 import html
 import json
+import math
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Protocol
@@ -59,25 +60,56 @@ class Command:
 
 
 @dataclass(frozen=True)
+class Number:
+    """Cell of a table: a number, perhaps with its spread.
+
+    Attributes:
+        value: Number.
+        text: The number as the page shows it.
+        spread: Standard error or deviation that the text gives after a ±; None without.
+    """
+
+    value: float
+    text: str
+    spread: float | None = None
+
+    def __str__(self) -> str:
+        return self.text
+
+    def to_json(self) -> float | list[float | None] | None:
+        """Return the number in full precision, in a pair with its spread; None in place of NaN and infinity."""
+        value = _finite(self.value)
+        return value if self.spread is None else [value, _finite(self.spread)]
+
+
+Cell = str | Number
+
+
+@dataclass(frozen=True)
 class Table:
     """Table whose first column names its rows.
 
     Attributes:
         caption: Caption.
         header: Names of the columns; the first may be empty.
-        rows: Cells as texts.
+        rows: Cells.
     """
 
     caption: str
     header: Sequence[str]
-    rows: Sequence[Sequence[str]]
+    rows: Sequence[Sequence[Cell]]
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return the table for JSON, with numbers in full precision."""
+        rows = [[cell.to_json() if isinstance(cell, Number) else cell for cell in row] for row in self.rows]
+        return {"caption": self.caption, "header": list(self.header), "rows": rows}
 
     def html(self) -> str:
         """Return the block as HTML. A table wider than the page scrolls in its own frame."""
         head = "".join(f'<th scope="col">{html.escape(name)}</th>' if name else "<td></td>" for name in self.header)
         body = "".join(
-            f'<tr><th scope="row">{html.escape(first)}</th>'
-            + "".join(f"<td>{html.escape(cell)}</td>" for cell in rest)
+            f'<tr><th scope="row">{html.escape(str(first))}</th>'
+            + "".join(f"<td>{html.escape(str(cell))}</td>" for cell in rest)
             + "</tr>"
             for first, *rest in self.rows
         )
@@ -236,10 +268,14 @@ def _class(name: str) -> str:
     return f' class="{html.escape(name)}"' if name else ""
 
 
-def pictures_in(blocks: Iterable[Block]) -> Iterator[Picture]:
-    """Iterate over the pictures among blocks, and in blocks inside of them."""
+def leaves(blocks: Iterable[Block], title: str = "") -> Iterator[tuple[str, Block]]:
+    """Iterate over blocks and the blocks inside of them, each with the title of the innermost group around it."""
     for block in blocks:
-        if isinstance(block, Picture):
-            yield block
-        elif isinstance(block, (Pictures, Folded, Group)):
-            yield from pictures_in(block.blocks)
+        if isinstance(block, Pictures | Folded | Group):
+            yield from leaves(block.blocks, block.title if isinstance(block, Group) else title)
+        else:
+            yield title, block
+
+
+def _finite(value: float) -> float | None:
+    return value if math.isfinite(value) else None

@@ -13,7 +13,7 @@ from scipy.stats import rankdata
 from torch import Tensor
 
 from pyrovae.columns import LEVELLED, Column, date_text
-from pyrovae.page.blocks import Block, Folded, Picture, Table
+from pyrovae.page.blocks import Block, Cell, Folded, Number, Picture, Table
 from pyrovae.page.digits import in_digits
 from pyrovae.page.fit import Fit
 from pyrovae.plots import is_image, plot_columns, plot_marginal, plot_pairs, plot_rootogram, plot_samples
@@ -267,13 +267,14 @@ def _largest_shift(data: Tensor, draws: Tensor) -> tuple[int, float]:
     return place, float(shift[place])
 
 
-def _shares(fit: Fit, d: int) -> list[list[str]]:
+def _shares(fit: Fit, d: int) -> list[list[Cell]]:
     assert fit.data.table is not None
     column, seen = fit.data.table.columns.data[d], _seen(fit.x[:, d])
     drawn = fit.many_samples[:, d]
 
-    def share(values: Tensor, code: int) -> str:
-        return f"{100 * float((values == code).double().mean()):.1f} %"
+    def share(values: Tensor, code: int) -> Number:
+        found = float((values == code).double().mean())
+        return Number(found, f"{100 * found:.1f} %")
 
     levels = enumerate(column.levels[:12])
     return [[f"{column.name}: {level}", share(seen, code), share(drawn, code)] for code, level in levels]

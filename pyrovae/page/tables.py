@@ -6,11 +6,12 @@ diagnostics are in diagnostic_pictures.py.
 
 import math
 from collections.abc import Callable, Iterator, Sequence
+from typing import SupportsFloat
 
 import torch
 from torch import Tensor
 
-from pyrovae.page.blocks import Block, Folded, Picture, Table, Words
+from pyrovae.page.blocks import Block, Cell, Folded, Number, Picture, Table, Words
 from pyrovae.page.diagnostic_checks import pit_tests
 from pyrovae.page.diagnostic_pictures import (
     MOST_PIXELS,
@@ -32,16 +33,19 @@ _WORST = 10  # data with the largest k-hat
 _COLUMNS = 6  # of such data that are no images
 _FOLDED = 40  # rows, at most
 
+_Rows = list[list[Cell]]
+
 
 def latents(fit: Fit) -> Iterator[Block]:
     """Latent dimensions."""
     codes, collapse = fit.codes, fit.collapse
     verdicts = dict(zip(collapse.labels, collapse.verdict, strict=True))
-    rows = []
+    rows: _Rows = []
     for j in fit.order:
         spread = codes.sd[:, j].square().mean().sqrt() / codes.prior[:, j].std()
         name = codes.names[j]
-        rows.append([name, _number(fit.kl[j], 2), f"{codes.activity[j]:.3f}", f"{spread:.3f}", verdicts.get(name, "-")])
+        found = [_number(fit.kl[j]), _number(codes.activity[j], 3), _number(spread, 3)]
+        rows.append([name, *found, verdicts.get(name, "-")])
     caption = (
         "Latent dimensions by falling KL(q(z_j|x), p(z_j)) in nats; variance of the posterior means, and width of the "
         "posterior, relative to the prior; use."
@@ -52,18 +56,20 @@ def latents(fit: Fit) -> Iterator[Block]:
 def aggregate(fit: Fit) -> Iterator[Block]:
     """Aggregate posterior."""
     found = fit.information
-    rows = [
+    dimensions: _Rows = [
         [label, _number(found.dimension_kl[j], 3), _number(found.dimension_kl_error[j], 3)]
         for j, label in enumerate(found.labels)
     ]
     caption = "KL(q(z_j), p(z_j)) in nats, of the codes of all data together against the prior, by dimension."
-    yield from _folded(Table(caption, ["", "nats", "s.e."], rows))
+    yield from _folded(Table(caption, ["", "nats", "s.e."], dimensions))
     pairs = (
         ("I(x; z) under the guide", found.information),
         ("KL(q(z), p(z))", found.aggregate_kl),
         ("total correlation of q(z)", found.total_correlation),
     )
-    rows = [[name, _number(ends.lower), _number(ends.upper)] for name, ends in pairs if bool(ends.lower.isfinite())]
+    rows: _Rows = [
+        [name, _number(ends.lower), _number(ends.upper)] for name, ends in pairs if bool(ends.lower.isfinite())
+    ]
     yield Table(
         f"All dimensions together, in nats, between two ends, from {found.num_data} data.", ["", "from", "to"], rows
     )
@@ -73,8 +79,8 @@ def aggregate(fit: Fit) -> Iterator[Block]:
 def bits(fit: Fit) -> Iterator[Block]:
     """Entropies in bits."""
     found = fit.entropies.in_bits()
-    rows = [
-        [label, *(f"{_number(value[j])} ± {_number(error[j])}" for value, error in _triple(found))]
+    rows: _Rows = [
+        [label, *(_with_spread(value[j], error[j]) for value, error in _triple(found))]
         for j, label in enumerate(found.labels)
     ]
     total = [_number(value.sum()) for value, _ in _triple(found)]
@@ -94,7 +100,7 @@ def _triple(found: object) -> list[tuple[Tensor, Tensor]]:
 
 def gaps(fit: Fit) -> Iterator[Block]:
     """Gaps of the guide."""
-    found, rows = fit.refined, []
+    found, rows = fit.refined, _Rows()
     for name, gap in (
         ("log p(x) - ELBO", found.total_gap),
         ("approximation gap", found.approximation_gap),
@@ -103,7 +109,7 @@ def gaps(fit: Fit) -> Iterator[Block]:
         known = gap[gap.isfinite()]
         if len(known) > 1:
             mean, error = mean_and_std_error(known)
-            rows.append([name, f"{mean:.3f}", f"{error:.3f}", f"{float(known.max()):.2f}", f"{len(known)}"])
+            rows.append([name, _number(mean, 3), _number(error, 3), _number(known.max()), _number(len(known), 0)])
     caption = f"Gaps of the guide in nats, over some {fit.split} data."
     yield Table(caption, ["", "mean", "s.e. data", "largest", "data"], rows)
 
@@ -111,7 +117,7 @@ def gaps(fit: Fit) -> Iterator[Block]:
 def calibration(fit: Fit) -> Iterator[Block]:
     """Calibration of the guide and of the weights (SBC)."""
     found, weighted = fit.calibration, fit.weighted_calibration
-    rows = []
+    rows: _Rows = []
     for name, test in found.uniformity.items():
         p = weighted.adjusted.get(name, math.nan)
         shape = {"none": "-", "other": "another shape"}.get(test.shape, test.shape)
@@ -131,12 +137,12 @@ def predictive(fit: Fit) -> Iterator[Block]:
     """Predictive checks."""
     found = fit.predictive
     order = found.z.abs().nan_to_num(torch.inf).argsort(descending=True, stable=True)[:_FOLDED].tolist()
-    rows = [
+    rows: _Rows = [
         [
             found.names[m],
-            in_digits(found.observed[m], 4),
-            f"{in_digits(found.replicated[:, m].mean(), 4)} ± {in_digits(found.replicated[:, m].std(), 2)}",
-            f"{found.p_value[m]:.3f}",
+            _in_digits(found.observed[m]),
+            _in_digits(found.replicated[:, m].mean(), found.replicated[:, m].std()),
+            _number(found.p_value[m], 3),
         ]
         for m in order
     ]
@@ -156,8 +162,8 @@ def transform(fit: Fit) -> Iterator[Block]:
     if is_image(fit.data.shape) and fit.x.shape[1] > MOST_PIXELS:
         return
     tests = pit_tests(fit)
-    rows = [
-        [name, _cell(p), "-" if test.shape == "none" else test.shape, f"{test.shift:+.1f}", f"{test.spread:+.1f}"]
+    rows: _Rows = [
+        [name, _cell(p), "-" if test.shape == "none" else test.shape, *(_signed(z) for z in (test.shift, test.spread))]
         for name, test, p in tests[:_FOLDED]
     ]
     caption = (
@@ -179,12 +185,12 @@ def typical(fit: Fit) -> Iterator[Block]:
         f"Ranks of log p(x) of {len(u)} data among the model's own draws: share in each fifth, 20 % each if the model "
         f"is right (p {_p(found.p_value)}).",
         ["", "lowest", "second", "middle", "fourth", "highest"],
-        [["share of data", *(f"{100 * share:.0f} %" for share in shares.tolist())]],
+        [["share of data", *(Number(share, f"{100 * share:.0f} %") for share in shares.tolist())]],
     )
-    rows = []
+    rows: _Rows = []
     for name, one in fit.foreign.items():
         difference = float(one.log_p.nanmean() - one.foreign_log_p.nanmean())
-        rows.append([name, f"{one.auc.value:.3f}", f"{one.auc.std_error:.3f}", f"{difference:+.1f}"])
+        rows.append([name, _number(one.auc.value, 3), _number(one.auc.std_error, 3), _signed(difference)])
     yield Table(
         "Foreign data: probability (AUC) that log p(x) of a test datum is the larger one, and difference of the means "
         "in nats.",
@@ -197,13 +203,13 @@ def worst_data(fit: Fit) -> Iterator[Block]:
     """Data that the guide approximates worst."""
     found, places = fit.khat_map, fit.rows(len(fit.khat_map.khat))
     worst = found.worst[:_WORST]
-    rows = [
+    rows: _Rows = [
         [
             f"{places[int(row['index'])]}",
-            f"{row['khat']:.2f}",
-            f"{row['ess']:.0f}",
-            f"{row['gap']:.2f} ± {row['gap_error']:.2f}",
-            f"{row['log_p']:.1f}",
+            _number(row["khat"]),
+            _number(row["ess"], 0),
+            _with_spread(row["gap"], row["gap_error"]),
+            _number(row["log_p"], 1),
         ]
         for row in found.rows(_WORST)
     ]
@@ -233,12 +239,11 @@ def worst_data(fit: Fit) -> Iterator[Block]:
     yield Folded(f"The worst {len(rows)} data", [Table(caption, header, rows), *blocks])
 
 
-def _cells(fit: Fit, values: Tensor) -> list[str]:
-    found = []
+def _cells(fit: Fit, values: Tensor) -> list[Cell]:
+    found: list[Cell] = []
     for d, value in enumerate(values[:_COLUMNS].tolist()):
         levels: Sequence[str] = fit.columns.levels.get(d, ())
-        text = "-" if math.isnan(value) else levels[int(value)] if levels else in_digits(value, 4)
-        found.append(text)
+        found.append("-" if math.isnan(value) else levels[int(value)] if levels else _in_digits(value))
     return found
 
 
@@ -262,14 +267,31 @@ def _folded(table: Table) -> Iterator[Block]:
     yield table if len(table.rows) <= _ROWS else Folded(f"{table.caption} {len(table.rows)} rows.", [table])
 
 
-def _number(value: Tensor | float, digits: int = 2) -> str:
+def _number(value: SupportsFloat, digits: int = 2) -> Number:
     value = float(value)
-    return f"{value:.{digits}f}" if math.isfinite(value) else "-"
+    return Number(value, f"{value:.{digits}f}" if math.isfinite(value) else "-")
+
+
+def _signed(value: SupportsFloat) -> Number:
+    return Number(float(value), f"{float(value):+.1f}")
+
+
+def _with_spread(value: SupportsFloat, spread: SupportsFloat) -> Number:
+    return Number(float(value), f"{_number(value)} ± {_number(spread)}", float(spread))
+
+
+def _in_digits(value: SupportsFloat, spread: SupportsFloat | None = None) -> Number:
+    text = in_digits(value, 4)
+    return (
+        Number(float(value), text)
+        if spread is None
+        else Number(float(value), f"{text} ± {in_digits(spread, 2)}", float(spread))
+    )
 
 
 def _p(value: float) -> str:
     return "-" if math.isnan(value) else f"= {value:.3f}" if value >= 1e-3 else "< 0.001"
 
 
-def _cell(p: float) -> str:
-    return _p(p).removeprefix("= ")
+def _cell(p: float) -> Number:
+    return Number(float(p), _p(p).removeprefix("= "))

@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 
 from matplotlib.figure import Figure
 
-from pyrovae.page.blocks import Picture, pictures_in
+from pyrovae.page.blocks import Picture, Table, leaves
 from pyrovae.page.checks import Diagnosis
 from pyrovae.page.fit import Fit
 from pyrovae.page.inline import share_definitions
@@ -53,12 +53,16 @@ def make_page(fit: Fit, *, script: str | None = None) -> Page:
     """
     findings = Findings(fit, Diagnosis.of(fit))
     names = [(section.__name__.replace("_", "-"), (section.__doc__ or "").split(".")[0]) for section in SECTIONS]
-    parts, pictures = [], list[Picture]()
+    parts, pictures, tables = [], list[Picture](), list[dict[str, Any]]()
     for (name, title), section in zip(names, SECTIONS, strict=True):
         blocks = list(section(findings))
+        for group, block in leaves(blocks, title):
+            if isinstance(block, Picture):
+                pictures.append(block)
+            elif isinstance(block, Table):
+                tables.append({"title": group, **block.to_dict()})
         inside = "\n".join(block.html() for block in blocks)
         parts.append(f'<section aria-labelledby="{name}"><h2 id="{name}">{title}</h2>\n{inside}\n</section>')
-        pictures += pictures_in(blocks)
     style, script = _source("page.css"), script_of() if script is None else script
     text = Template(_source("page.html")).substitute(
         title=html.escape(f"Fit {fit.name}"),
@@ -69,7 +73,7 @@ def make_page(fit: Fit, *, script: str | None = None) -> Page:
         contents="".join(f'<li><a href="#{name}">{title}</a></li>' for name, title in names),
         sections=share_definitions("\n".join(parts)),
     )
-    return Page(text, _diagnosis(findings), findings, tuple(pictures))
+    return Page(text, {**_diagnosis(findings), "tables": tables}, findings, tuple(pictures))
 
 
 def _diagnosis(findings: Findings) -> dict[str, Any]:

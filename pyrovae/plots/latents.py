@@ -6,7 +6,6 @@ from typing import Any
 import numpy as np
 import torch
 from matplotlib.axes import Axes
-from matplotlib.patheffects import withStroke
 from scipy.stats import gaussian_kde
 from torch import Tensor
 
@@ -53,7 +52,7 @@ def plot_codes(
     rest = ~np.isin(known.numpy(), classes)
     style: dict[str, Any] = {"s": 14, "linewidths": 0, "alpha": 0.75, "rasterized": len(z) > MOST_MARKS}
     axes.scatter(*z[rest].T, color=COLOURS[0 if not classes else -1], **style)
-    halo = [withStroke(linewidth=2.5, foreground="white")]
+    box = {"boxstyle": "round,pad=0.12", "facecolor": "white", "alpha": 0.8, "linewidth": 0}
     for place, label in enumerate(classes):
         some = z[known.numpy() == label]
         colour, marker = class_style(place)
@@ -61,7 +60,7 @@ def plot_codes(
     for label in classes:  # above all points
         name = str(label) if names is None else names[label]
         x, y = np.median(z[known.numpy() == label], 0)
-        axes.text(x, y, short_name(name, 12), ha="center", va="center", weight="bold", path_effects=halo)
+        axes.text(x, y, short_name(name, 12), ha="center", va="center", weight="bold", bbox=box)
     axes.set(xlabel=codes.names[dims[0]], ylabel=codes.names[dims[1]])
     return axes
 

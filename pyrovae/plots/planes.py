@@ -3,9 +3,11 @@
 import textwrap
 from collections.abc import Sequence
 
+import matplotlib
 import numpy as np
 import torch
 from matplotlib.axes import Axes
+from matplotlib.cm import ScalarMappable
 from matplotlib.colors import Normalize
 from matplotlib.ticker import MaxNLocator
 from torch import Tensor
@@ -14,6 +16,7 @@ from pyrovae.diagnostics import Ascent, Codes, CodesPCA, CodesTSNE, KhatMap
 from pyrovae.plots.base import COLOURS, MOST_MARKS, figure_of, new_axes, short_name
 
 _MARKS = "os^Dv<>Ph*"
+_STEPS = 10  # colours from 0 to 1
 
 
 def plot_khat_plane(
@@ -21,7 +24,7 @@ def plot_khat_plane(
 ) -> Axes:
     """Plot the mean codes of data in two dimensions, coloured by k-hat; data above the limit have a red triangle.
 
-    Colours end at 0 and 1. With one latent, k-hat is plotted against it.
+    Colours have steps of a tenth, and end at 0 and 1. With one latent, k-hat is plotted against it.
 
     Args:
         result: k-hat of N data.
@@ -39,25 +42,28 @@ def plot_khat_plane(
     single = codes.mean.shape[1] == 1
     x = codes.mean[:, 0 if single else dims[0]].numpy()
     y = khat if single else codes.mean[:, dims[1]].numpy()
-    for some, marker, size in ((~bad, "o", 16), (bad, "^", 34)):
-        points = axes.scatter(
-            x[some],
-            y[some],
-            c=khat[some],
-            cmap="cividis",
-            norm=Normalize(0, 1),
-            marker=marker,
-            s=size,
-            linewidths=0.9 if marker == "^" else 0,
-            edgecolors=COLOURS[2] if marker == "^" else "none",
-            rasterized=len(khat) > MOST_MARKS,
-        )
+    colours = matplotlib.colormaps["cividis"].resampled(_STEPS)
+    step = np.minimum((_STEPS * np.nan_to_num(khat)).astype(int), _STEPS - 1)
+    for here, marker, size in ((~bad & ~np.isnan(khat), "o", 16), (bad, "^", 34)):
+        for each in np.unique(step[here]):  # points of one colour take few bytes
+            some = here & (step == each)
+            axes.scatter(
+                x[some],
+                y[some],
+                color=colours(int(each)),
+                marker=marker,
+                s=size,
+                linewidths=0.9 if marker == "^" else 0,
+                edgecolors=COLOURS[2] if marker == "^" else "none",
+                rasterized=len(khat) > MOST_MARKS,
+            )
     axes.set_xlabel(short_name(codes.names[0 if single else dims[0]], 30))
     axes.set_ylabel("k-hat" if single else short_name(codes.names[dims[1]], 30))
     if single:
         axes.axhline(result.limit, color="0.35", linewidth=1, linestyle="--")
     else:
-        bar = figure_of(axes).colorbar(points, ax=axes, label="k-hat", shrink=0.8)
+        scale = ScalarMappable(Normalize(0, 1), colours)
+        bar = figure_of(axes).colorbar(scale, ax=axes, label="k-hat", shrink=0.8)
         bar.ax.axhline(result.limit, color=COLOURS[2], linewidth=2)
     share = f"{result.num_unreliable} of {len(khat)} above the limit, {result.limit:.2f}"
     axes.set_title(share, fontsize=10)

@@ -100,6 +100,36 @@ def test_sections_come_in_order_and_the_verdict_first(page):
     json.dumps(page.diagnosis)
 
 
+def test_the_json_holds_every_table_of_the_page_in_full_precision(made, page):
+    tables = page.diagnosis["tables"]
+    shown = re.findall(r"<table.*?</table>", page.text, flags=re.S)
+    assert len(tables) == len(shown) > 10
+    for table, text in zip(tables, shown, strict=True):
+        assert len(table["rows"]) == text.count('<th scope="row">')
+        for row, cells in zip(table["rows"], re.findall(r'<tr><th scope="row".*?</tr>', text, flags=re.S), strict=True):
+            texts = [html.unescape(cell) for cell in re.findall(r"<t[hd][^>]*>(.*?)</t[hd]>", cells)]
+            for value, cell in zip(row, texts, strict=True):
+                check_same(value, cell)
+    (latents,) = [table for table in tables if table["title"] == "Latent dimensions"]
+    assert {row[0]: row[1] for row in latents["rows"]} == dict(zip(made.codes.names, made.kl.tolist(), strict=True))
+
+
+def check_same(value, text):
+    """Check that a cell shows a value of the JSON, rounded."""
+    if isinstance(value, list):
+        for each, part in zip(value, text.split(" ± "), strict=True):
+            check_same(each, part)
+    elif value is None:
+        assert text in ("-", "nan", "inf")
+    elif isinstance(value, str):
+        assert text == value
+    elif text != "< 0.001":
+        percent, number = text.endswith("%"), text.removesuffix(" %")
+        rounding = 0.51 * 10.0 ** -len(number.partition(".")[2])  # half of the last decimal
+        value = 100 * value if percent else value
+        assert abs(float(number) - value) <= max(rounding, 0.05 * abs(value) if "±" in text else 0.005 * abs(value))
+
+
 def test_a_reason_why_something_is_not_shown_stands_once():
     def broken(fit):
         """Some picture. Of something."""

@@ -3,6 +3,7 @@
 import subprocess
 import sys
 
+import matplotlib
 import pytest
 import torch
 from matplotlib.colors import to_rgb
@@ -318,12 +319,15 @@ def test_each_label_has_its_grid_below_its_name():
 def test_khat_colours_codes_and_marks_those_above_the_limit():
     result, where = khat(), codes(12)
     axes = plot_khat_plane(result, where, dims=(3, 1))
-    good, bad = axes.collections
-    above = result.khat > 0.7
-    torch.testing.assert_close(torch.as_tensor(good.get_offsets().data), where.mean[~above][:, [3, 1]])
-    torch.testing.assert_close(torch.as_tensor(bad.get_offsets().data), where.mean[above][:, [3, 1]])
-    assert bad.get_array().tolist() == result.khat[above].clamp(0, 1).tolist()
-    assert tuple(bad.get_edgecolor()[0][:3]) == to_rgb(COLOURS[2])
+    above, drawn = result.khat > 0.7, {}
+    for points in axes.collections:
+        edges = points.get_edgecolor()
+        red = len(edges) > 0 and tuple(edges[0][:3]) == to_rgb(COLOURS[2])
+        drawn |= {tuple(place): (red, tuple(points.get_facecolor()[0])) for place in points.get_offsets().data}
+    assert len(drawn) == 60
+    tenths = matplotlib.colormaps["cividis"].resampled(10)
+    for place, k, bad in zip(where.mean[:, [3, 1]].numpy(), result.khat.tolist(), above.tolist(), strict=True):
+        assert drawn[tuple(place)] == (bad, tenths(min(9, int(10 * k))))
     assert axes.get_title() == f"{int(above.sum())} of 60 above the limit, 0.70"
     with pytest.raises(ValueError, match="k-hat of 60 data"):
         plot_khat_plane(result, where._replace(mean=where.mean[:5]))

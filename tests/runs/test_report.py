@@ -3,6 +3,7 @@
 import json
 import re
 
+import pytest
 from script_helpers import TINY, call, run
 
 from pyrovae.page import fit
@@ -38,3 +39,14 @@ def test_train_ends_with_checks_and_the_command_that_makes_the_page(place, capsy
     code, err = call(capsys, monkeypatch, "report", "short run")
     assert code == 1
     assert "evaluation.csv" in err
+
+
+@pytest.mark.slow
+def test_the_page_of_digits_by_default_is_below_half_a_megabyte_and_the_same_in_another_process(place):
+    run("train", "--out", "digits", cwd=place)
+    pages = []
+    for _ in range(2):
+        run("report", "digits", cwd=place)
+        pages.append((place / "digits" / "report.html").read_bytes())
+    assert len(pages[0]) < 500_000
+    assert pages[0] == pages[1]

@@ -3,6 +3,7 @@
 python scripts/report.py runs/digits-001
 python scripts/report.py runs/mnist-001 --data_dir data --device cuda
 python scripts/report.py runs/digits-001 --figures figures --figure_format pdf    # each picture as a file too
+python scripts/report.py runs/digits-001 --foreign letters.npy                    # other data, to be told apart
 
 The page is one file without network access: a verdict in words, the numbers with their errors, all checks, pictures,
 and the latent space to explore. It uses the last evaluation of the run.
@@ -11,13 +12,27 @@ and the latent space to explore. It uses the last evaluation of the run.
 import startup  # noqa: F401  # first, since it ends failing imports without a traceback
 
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import Literal
 
+from pyrovae.densities import check_support
 from pyrovae.page import Fit, make_page
 from pyrovae.plots import to_pdf, to_png, to_svg
-from pyrovae.runs import check_folder, make_run_parser, open_run, parse_flags, run_script, write_json, write_whole
+from pyrovae.runs import (
+    check_folder,
+    find_device,
+    make_run_parser,
+    open_run,
+    parse_flags,
+    run_script,
+    with_name_lists,
+    write_json,
+    write_whole,
+)
+from pyrovae.runs.encodings import read_data
 from pyrovae.runs.report import compare_to_baselines
+from pyrovae.runs.table_files import add_table_flags
 
 _RENDERERS = {"png": to_png, "svg": to_svg, "pdf": to_pdf}
 
@@ -31,7 +46,17 @@ def main() -> int:
     parser.add_argument(
         "--figure_format", type=Literal["png", "svg", "pdf"], default="png", help="format of these files"
     )
-    args = parse_flags(parser, sys.argv[1:])
+    parser.add_argument(
+        "--foreign",
+        type=str | None,
+        default=None,
+        help="file of foreign data, an array or a table, against which to test log p(x) (default: null)",
+    )
+    parser.add_argument(
+        "--foreign_covariates", type=str | None, default=None, help="array of their covariates (default: null)"
+    )
+    add_table_flags(parser)
+    args = parse_flags(parser, with_name_lists(sys.argv[1:]))
     if args.figures is not None:
         check_folder("--figures", args.figures)
 
@@ -39,7 +64,15 @@ def main() -> int:
     config, (summary, values) = run.config(args.trust_imports), run.evaluation()
     log_p, measure = values["log_marginal"], summary["base_measure"]
     baselines = compare_to_baselines(config, data, log_p, base_measure=measure, split=summary["split"])
-    page = make_page(Fit.of_run(run, config, vae, data, baselines, seed=args.seed))
+    fit = Fit.of_run(run, config, vae, data, baselines, seed=args.seed)
+    if args.foreign is not None:
+        given = {"covariates": args.foreign_covariates, "unseen": args.unseen, "na_values": args.na_values}
+        other = read_data(run, data, args.foreign, **given)
+        fit = replace(fit, others={Path(args.foreign).name: (other.x, other.conditions)})
+        device = find_device(args.device)
+        conditions = {name: value.to(device) for name, value in other.conditions.items()}
+        check_support(vae.model, other.x.to(device), guide=vae.guide, **conditions)
+    page = make_page(fit)
     write_json(run.path / "diagnosis.json", page.diagnosis)
     write_whole(run.path / "report.html", page.text.encode())
     if args.figures is not None:

@@ -6,8 +6,8 @@ import math
 import shlex
 import warnings
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
-from functools import cached_property
+from dataclasses import dataclass, field
+from functools import cached_property, partial
 from typing import Any
 
 import torch
@@ -106,6 +106,7 @@ class Fit:
         planned: Number of epochs that the training could have taken.
         seed: Random seed of draws.
         snapshots: Codes and decoded draws by epoch, or in one sentence why there are none; None to leave them out.
+        others: Foreign data of the user by name: x, with shape (M, D), and the programs' other arguments.
     """
 
     name: str
@@ -121,6 +122,7 @@ class Fit:
     planned: int = 0
     seed: int = 0
     snapshots: Snapshots | str | None = None
+    others: Mapping[str, tuple[Tensor, Mapping[str, Tensor]]] = field(default_factory=dict)
 
     @classmethod
     def of_run(
@@ -289,7 +291,7 @@ class Fit:
 
     def rows(self, count: int) -> Tensor:
         """Return at most `count` row numbers, evenly spread over the split."""
-        return torch.linspace(0, self.num_data - 1, min(count, self.num_data)).round().long()
+        return _evenly(self.num_data, count)
 
     def _log_p(self, rows: Tensor) -> LogMarginal:
         """Return the estimates log p(x) of the evaluation for some data."""
@@ -434,17 +436,20 @@ class Fit:
 
     @cached_property
     def foreign(self) -> dict[str, ForeignData]:
-        """Noise, and data with shuffled columns, against at most 200 data, all by draws of the guide."""
+        """Noise, shuffled columns, and others, at most 200 of each against at most 200 data, by draws of the guide."""
         (x,), kwargs = self.arguments(self.rows(_FEW))
         noise = [noise_like(column, seed=self.seed + d) for d, column in enumerate(x.split(1, 1))]
         kinds = {"noise": torch.cat(noise, 1)}
         if x.shape[1] > 1:
             kinds["shuffled columns"] = shuffled_columns(x, seed=self.seed)
         options: dict[str, Any] = {"num_particles": _LOG_P_PARTICLES, "proposal": GuideProposal(), "seed": self.seed}
-        return {
-            name: foreign_data(self.vae.model, self.vae.guide, x, foreign=one, **options, **kwargs)
-            for name, one in kinds.items()
-        }
+        compare = partial(foreign_data, self.vae.model, self.vae.guide, x, **options, **kwargs)
+        found = {name: compare(foreign=one) for name, one in kinds.items()}
+        for name, (other, arguments) in self.others.items():
+            (other,), given = take((other,), arguments, _evenly(len(other), _FEW))
+            given = {key: value.to(x.device) for key, value in given.items()}
+            found[name] = compare(foreign=other, foreign_arguments=given)
+        return found
 
     @cached_property
     def khat_map(self) -> KhatMap:
@@ -474,3 +479,8 @@ class Fit:
             return refine(
                 self.vae.model, self.vae.guide, *args, log_p=log_p, num_particles=400, steps=_REFINE_STEPS, **kwargs
             )
+
+
+def _evenly(size: int, count: int) -> Tensor:
+    """Return at most `count` row numbers below `size`, evenly spread."""
+    return torch.linspace(0, size - 1, min(count, size)).round().long()

@@ -3,6 +3,7 @@
 import json
 import re
 
+import numpy as np
 import pytest
 from script_helpers import TINY, call, run
 
@@ -22,7 +23,13 @@ def test_train_ends_with_checks_and_the_command_that_makes_the_page(place, capsy
     monkeypatch.chdir(place)
     monkeypatch.setattr(fit, "_REFINE_STEPS", 5)
     monkeypatch.setattr(fit, "_REFINED", 3)
-    assert call(capsys, monkeypatch, "report", "short run", "--figures", "some/figures")[0] == 0
+    np.save("shifted.npy", np.load("bits.npy") + 0.5)
+    code, err = call(capsys, monkeypatch, "report", "short run", "--foreign", "shifted.npy")
+    assert code == 1
+    assert "1,440 of 1,440 values lie outside the support of Bernoulli" in err
+    assert not (place / "short run" / "report.html").exists()
+    flags = "--figures", "some/figures", "--foreign", "bits.npy"
+    assert call(capsys, monkeypatch, "report", "short run", *flags)[0] == 0
     figures = sorted((place / "some" / "figures").iterdir())
     assert [path.name[:3] for path in figures] == [f"{number:02d}-" for number in range(1, len(figures) + 1)]
     assert len(figures) == page_of(place).count("<figure")
@@ -34,6 +41,8 @@ def test_train_ends_with_checks_and_the_command_that_makes_the_page(place, capsy
     states = {check["name"]: check["state"] for check in diagnosis["checks"]}
     assert states["convergence"] == states["test data"] == "warning"
     assert diagnosis["headline"].startswith("Do not believe this model yet")
+    ((auc, error, _),) = [row[1:] for table in diagnosis["tables"] for row in table["rows"] if row[0] == "bits.npy"]
+    assert abs(auc - 0.5) < 3 * error < 0.5  # the data themselves
     assert diagnosis["command"] == "python scripts/train.py --config 'short run/config.yaml'"
     (place / "short run" / "evaluation.csv").write_text("changed")
     code, err = call(capsys, monkeypatch, "report", "short run")

@@ -224,6 +224,8 @@ def _climb(
     start = _ends_at(space, u, value, chunk_size, held)
     ends = _go_on(space, start, steps, chunk_size, held)
     u, value = _best_step(space, ends.u, ends.value, ends.slope, ends.curvature, ends.axes, chunk_size)
+    far = ends.going  # where the curvature of the last step is not that of the end
+    u, value = torch.where(far.unsqueeze(-1), ends.u, u), torch.where(far, ends.value, value)
     return ends._replace(u=u, value=value), start.undefined.all(0)
 
 

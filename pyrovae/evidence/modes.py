@@ -12,6 +12,7 @@ from pyrovae.evidence.laplace import LaplaceFit, climb, climb_some, from_prior, 
 from pyrovae.evidence.latent_space import LatentSpace
 
 _MOST_MODES = 48  # per datum
+_MOST_CHOSEN = 12  # candidates of a round from which to climb
 _MOST_MIRRORED = 8  # modes that are mirrored, the highest
 _NEIGHBOURS = 8  # other data whose best mode is tried
 _PRIOR_DRAWS = 32
@@ -52,7 +53,7 @@ def find_modes(
     unsettled = torch.ones_like(data, dtype=torch.bool)
     for _ in range(rounds):
         candidates = _candidates(space, fit, first, middle, chunk_size)
-        room = min(max(starts, len(fit.mode) - first), _MOST_MODES - len(fit.mode))
+        room = min(_MOST_CHOSEN, _MOST_MODES - len(fit.mode))
         chosen, promising = _choose(space, fit, candidates, room, chunk_size)
         several = unsettled & ((_masses(fit) > _MASS).sum(0) > 1)
         first = len(fit.mode)

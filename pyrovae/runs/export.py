@@ -172,8 +172,9 @@ def write_netcdf(tree: "DataTree", path: str | os.PathLike[str]) -> None:
     }
     # HDF5 crashes the interpreter when the disk fills up under an open file
     # (https://github.com/h5py/h5py/issues/914), so it writes to memory and Python to the disk.
-    content = root.to_netcdf(engine="h5netcdf", encoding=encoding)
-    write_whole(path, bytes(content))
+    with memoryview(root.to_netcdf(engine="h5netcdf", encoding=encoding)) as view:
+        content = bytes(view)
+    write_whole(path, content)
 
 
 def _draws(

@@ -23,7 +23,7 @@ CASES = {
     "shares": (RNG.uniform(0.1, 0.9, N).tolist(), "interval", ()),
     "numbers": (NORMAL.tolist(), "real", ()),
     "whole numbers far from zero": (RNG.integers(150, 200, N).tolist(), "real", ()),
-    "days": ([str(np.datetime64("2020-01-01") + i * 3 % 97) for i in range(N)], "real", ()),
+    "days": ([str(np.datetime64("2020-01-01") + np.timedelta64(i * 3 % 97, "D")) for i in range(N)], "real", ()),
     "row numbers": (list(range(1, N + 1)), "drop", ()),
     "patient_id": (RNG.permutation(10**6)[:N].tolist(), "drop", ()),
     "free text": ([f"said {i}" for i in range(N)], "drop", ()),

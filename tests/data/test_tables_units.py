@@ -23,7 +23,7 @@ def mixed():
         "sex": [None if i % 9 == 0 else "FM"[i % 2] for i in range(N)],
         "region": [f"r{i % 3}" for i in range(N)],
         "grade": [1 + i % 4 for i in range(N)],
-        "day": [str(np.datetime64("2019-03-01") + int(d)) for d in RNG.integers(0, 700, N)],
+        "day": [str(np.datetime64("2019-03-01") + np.timedelta64(int(d), "D")) for d in RNG.integers(0, 700, N)],
         "text": [f"t{i}" for i in range(N)],
     }
 

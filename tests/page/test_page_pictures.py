@@ -215,7 +215,7 @@ def test_the_distance_of_columns_is_that_of_kolmogorov_and_smirnov():
     generator = torch.Generator().manual_seed(0)
     x, drawn = torch.randn(70, generator=generator), 0.4 + torch.randn(300, generator=generator)
     gap = columns._gap(x, drawn)
-    exact = ks_2samp(x.numpy(), drawn.numpy())
+    exact = ks_2samp(x.double().numpy(), drawn.double().numpy())
     np.testing.assert_allclose(gap.size, exact.statistic, rtol=1e-12)
     assert gap.size == abs(gap.data - gap.draws)
     assert gap.data == float((x <= gap.value).double().mean())

@@ -4,9 +4,11 @@ import subprocess
 import sys
 
 import matplotlib
+import numpy as np
 import pytest
 import torch
 from matplotlib.colors import to_rgb
+from matplotlib.path import Path
 
 from pyrovae.diagnostics import (
     Ascent,
@@ -52,6 +54,7 @@ from pyrovae.plots import (
     to_pdf,
     to_svg,
 )
+from pyrovae.plots.latents import prior_contours
 
 HOSTILE = ("$z_{", "</script><img onerror=alert(1)>", "a" * 40, "$\\frac$ & \n \\")
 
@@ -314,6 +317,21 @@ def test_each_label_has_its_grid_below_its_name():
     block = picture[3:5, 0:2], picture[3:5, 16:18], picture[12:14, 0:2]
     assert [float(each.mean()) for each in block] == [0.0, 1.0, 0.5]
     assert [text.get_text() for text in axes.texts] == ["a", "b", "c"]
+
+
+@pytest.mark.parametrize("shape", ["normal", "two clusters"])
+def test_contours_of_the_prior_hold_their_shares(shape):
+    generator = np.random.default_rng(0)
+    centres = 0.0 if shape == "normal" else generator.choice([[-4.0, 0.0], [4.0, 0.0]], 20_000)
+    prior = centres + generator.normal(size=(20_000, 2)) * [1.0, 3.0]
+    axes = new_axes(4.0)
+    prior_contours(axes, prior[:10_000], filled=True)  # lines are cut by their labels
+    (regions,) = axes.collections
+    assert len(regions.get_paths()) == 3
+    for share, path in zip((0.09, 0.4, 0.5), regions.get_paths(), strict=True):  # from 99 to 90, to 50 %, and inside
+        rings = [Path(ring) for ring in path.to_polygons()]
+        inside = sum(ring.contains_points(prior[10_000:]).astype(int) for ring in rings) % 2 == 1
+        assert abs(inside.mean() - share) < 0.03
 
 
 def test_khat_colours_codes_and_marks_those_above_the_limit():

@@ -3,10 +3,13 @@
 python scripts/compare.py runs/digits-001 runs/digits-002
 python scripts/compare.py runs/mnist-* --figure comparison.png
 python scripts/compare.py runs/digits-001 runs/digits-002 runs/digits-003 --reference runs/digits-001
+python scripts/compare.py table/standard-10-fold table/flow-prior-10-fold    # folders of the runs of ten folds
 
 The script uses the last evaluation of each run, by train.py or evaluate.py. It refuses runs that differ in data,
 binarisation, split or base measure. The 95 % intervals of the differences hold jointly: for all pairs of runs, since
-the data choose the best as reference, or with --reference for the differences from that run. The script compares the
+the data choose the best as reference, or with --reference for the differences from that run. A folder that holds the
+runs of all folds, of train.py --folds 10 --fold 1 to 10, is one model: log p(x) of each datum is that of the run that
+held it out, and the intervals are the wider of those over data and over folds. The script compares the
 marginal log p(x), whereas ArviZ's `compare` and `loo` on a posterior.nc use the conditional log p(x|z), which rises
 with the freedom of z.
 """
@@ -18,14 +21,23 @@ from pathlib import Path
 
 from pyrovae.plots import to_png
 from pyrovae.runs import check_writable, make_parser, parse_flags, run_script, write_whole
-from pyrovae.runs.comparison import Evaluated, compare, meaning_of_intervals, plot_comparison
+from pyrovae.runs.comparison import (
+    Evaluated,
+    compare,
+    comparison_lines,
+    data_of,
+    meaning_of_intervals,
+    plot_comparison,
+)
 from pyrovae.runs.tables import aligned
 
 
 def main() -> int:
     """Print the table, and write the figure."""
     parser = make_parser(prog="compare.py", description=__doc__)
-    parser.add_argument("runs", type=str, nargs="+", help="run folders of train.py, two or more")
+    parser.add_argument(
+        "runs", type=str, nargs="+", help="run folders of train.py, or folders of all folds, two or more"
+    )
     parser.add_argument(
         "--reference",
         type=str | None,
@@ -46,19 +58,11 @@ def main() -> int:
     found = compare(runs, reference=reference)
     protocols = {run.name: run.protocol for run in runs}
     alike = len(set(protocols.values())) == 1
-    header = ["", "log p(x)", "s.e. data", "s.e. MC", "difference", "95 % interval", "s.e. data", "s.e. MC"]
-    lines = [[*header, *["proposal"] * (not alike)]]
-    for name, row in found.items():
-        numbers = [f"{row.mean:.2f}", f"{row.std_error:.2f}", f"{row.mc_std_error:.3f}"]
-        differences = [""] * 4
-        if row.interval is not None:
-            errors = (f"{row.difference_std_error:.2f}", f"{row.difference_mc_std_error:.3f}")
-            differences = [f"{row.difference:+.2f}", "{:+.2f} to {:+.2f}".format(*row.interval), *errors]
-        lines.append([name, *numbers, *differences, *[protocols[name]] * (not alike)])
+    lines = comparison_lines(found, None if alike else protocols)
     base = "the best run" if reference is None else reference
-    print(f"{len(runs[0].value):,} {runs[0].about['split']} data; nats per datum; differences from {base}\n")
+    print(f"{data_of(runs[0])}; nats per datum; differences from {base}\n")
     print(aligned(lines))
-    print(meaning_of_intervals(len(runs), reference))
+    print(meaning_of_intervals(len(runs), reference, folds=runs[0].folds is not None))
     if alike:
         print(f"proposal of all: {runs[0].protocol}")
     else:

@@ -4,6 +4,7 @@
     sources     arrays of digits, MNIST and files
     load        `load_data`: checks, covariates, splits of arrays and images
     binarize    dynamic and static binarisation
+    folds       the folds of cross-validation
     tables      `read_table`: mixed columns and missing cells, kinds, units, splits
     ampute      deletion of cells for studies of missing data
     untrusted   files of a stranger: regular files, YAML of plain values
@@ -15,6 +16,7 @@ the global random state unchanged. Only `Binarize`, a part of training, draws fr
 from pyrovae.data.ampute import Mechanism, ampute
 from pyrovae.data.binarize import EVALUATION_SEED, Binarize
 from pyrovae.data.dataset import Data
+from pyrovae.data.folds import Fold, fold_rows, fold_splits
 from pyrovae.data.load import load_data
 from pyrovae.data.sources import read_array
 from pyrovae.data.table_files import RawTable, read_raw
@@ -28,12 +30,15 @@ __all__ = [
     "NA_VALUES",
     "Binarize",
     "Data",
+    "Fold",
     "Mechanism",
     "RawTable",
     "Table",
     "ampute",
     "check_size",
     "columns_yaml",
+    "fold_rows",
+    "fold_splits",
     "load_data",
     "open_regular",
     "original",

@@ -13,6 +13,7 @@ from torch import Tensor
 
 from pyrovae.data.binarize import evaluation_bits
 from pyrovae.data.dataset import Data
+from pyrovae.data.folds import Fold, fold_rows
 from pyrovae.data.sources import read_array, read_digits, read_mnist, unknown
 from pyrovae.densities import Streamed
 
@@ -27,6 +28,7 @@ def load_data(
     data_dir: str | os.PathLike[str] | None = None,
     binarize: str | None = None,
     split_seed: int = 0,
+    fold: Fold | None = None,
     covariates: str | os.PathLike[str] | None = None,
     stream: bool = False,
     download: bool = True,
@@ -45,7 +47,7 @@ def load_data(
 
     Digits and arrays of the user are permuted by `split_seed`; floor(N / 10) data are the validation set, floor(N / 10)
     the test set, and the rest the training set. MNIST's training file is permuted and split 11 to 1 (55,000 and 5,000);
-    its test file is the test set, in order.
+    its test file is the test set, in order. With `fold`, the test set is that fold (see `fold_rows`).
 
     Evaluation bits are drawn once for the whole source, in source order, from `EVALUATION_SEED`, so a datum has the
     same bits under every split, seed and run. Static binarisation uses the same draw for the training data.
@@ -55,6 +57,7 @@ def load_data(
         data_dir: Folder that contains MNIST/raw; None for "data". Other sources ignore it.
         binarize: Binarisation: "dynamic", "static" or "none"; None for "dynamic" on MNIST, else "none".
         split_seed: Random seed of the split.
+        fold: Number k of the fold that is the test set, from 1, and number of folds K; None for a single split.
         covariates: Covariates c: "labels", the one-hot labels of digits and MNIST, or an array file as above with one
             row per datum. Integers with shape (N,) are classes and become one-hot; other arrays are used as real
             numbers, with shape (N,) or (N, C). None for no covariates.
@@ -67,7 +70,8 @@ def load_data(
 
     Raises:
         ValueError: If the name, the binarisation, or the key or content of a file is invalid, if values outside [0, 1]
-            are to be binarised, or if stream is used without a PATH.npy or with static binarisation.
+            are to be binarised, if there is no such fold, or if stream is used without a PATH.npy or with static
+            binarisation.
         FileNotFoundError: If the file is missing, or MNIST is missing and is not or cannot be downloaded.
 
     Example:
@@ -79,6 +83,8 @@ def load_data(
     if binarize is None:
         binarize = "dynamic" if name == "mnist" else "none"
     _check_options(name, binarize, stream)
+    if fold is not None and name == "mnist":
+        raise ValueError("--folds: mnist has a test set of its own; omit the folds, or give digits or an array")
     labels: Tensor | None = None
     num_test_file = 0
     if name == "digits":
@@ -93,7 +99,7 @@ def load_data(
         conditions = _covariates(os.fspath(covariates), labels, len(source), name)
         digest = _sha256(conditions.numpy())
 
-    splits = _split_rows(len(source), num_test_file, split_seed)
+    splits = _split_rows(len(source), num_test_file, split_seed, fold)
     train, test = splits["train"], splits["test"]
     in_memory = {split: rows for split, rows in splits.items() if not (stream and split == "train")}
     values: Tensor | Streamed = Streamed(source) if stream else _floats(source, 255 if name == "mnist" else 1)
@@ -128,8 +134,10 @@ def _check_options(name: str, binarize: str, stream: bool) -> None:
         )
 
 
-def _split_rows(num_data: int, num_test_file: int, seed: int) -> dict[str, Tensor]:
+def _split_rows(num_data: int, num_test_file: int, seed: int, fold: Fold | None) -> dict[str, Tensor]:
     """Return the rows of each split in the source. The last num_test_file rows, if any, are the test set."""
+    if fold is not None:
+        return fold_rows(num_data, seed, fold)
     order = torch.randperm(num_data - num_test_file, generator=torch.Generator().manual_seed(seed))
     if num_test_file:
         num_validation = max(1, len(order) // 12)

@@ -10,6 +10,7 @@ import numpy as np
 
 from pyrovae.columns import DROPPED_BY_FLAG, LEVELLED, Column, Columns, shown
 from pyrovae.data.cells import Cells, convert, parse, without_missing
+from pyrovae.data.folds import Fold, fold_splits
 from pyrovae.data.guess import Question, guess, levels_of
 from pyrovae.data.moments import complete
 from pyrovae.data.sources import unknown
@@ -40,6 +41,7 @@ def build(
     by_column: Mapping[str, tuple[str, ...]],
     unseen: str,
     split_seed: int,
+    fold: Fold | None,
     new_data: bool,
 ) -> Built:
     """Build the columns and values of a table. See `read_table` for the arguments.
@@ -52,6 +54,7 @@ def build(
         by_column: Further ones by column.
         unseen: Treatment of unknown levels.
         split_seed: Random seed of the split.
+        fold: Fold whose rows are the test rows; None for a single split.
         new_data: Whether all rows are test rows of a complete schema.
     """
     _check_names(raw, roles, by_column)
@@ -69,7 +72,7 @@ def build(
         _check_columns(raw, schema, new_data)
         notes[""] += _ignored(raw, schema)
     group = _group(raw, of_role)
-    splits = _splits(raw, of_role, group, split_seed, new_data)
+    splits = _splits(raw, of_role, group, split_seed, fold, new_data)
     built = Built(Columns((Column("x", "drop"),)), {}, splits, group, notes=notes)
     found = []
     for name in raw.columns if schema is None else schema.names:
@@ -191,11 +194,15 @@ def _group(raw: RawTable, of_role: Mapping[str, str]) -> np.ndarray | None:
 
 
 def _splits(
-    raw: RawTable, of_role: Mapping[str, str], group: np.ndarray | None, seed: int, new_data: bool
+    raw: RawTable, of_role: Mapping[str, str], group: np.ndarray | None, seed: int, fold: Fold | None, new_data: bool
 ) -> np.ndarray:
     if new_data:
         return np.full(raw.num_rows, 2, dtype=np.int64)
     name = next((name for name, role in of_role.items() if role == "split"), None)
+    if name is not None and fold is not None:
+        raise ValueError(f"{raw.place(name)} has the splits, but --folds draws them; omit the folds, or the column")
+    if fold is not None:
+        return fold_splits(raw.num_rows, group, seed, fold)
     if name is None:
         return draw_split(raw.num_rows, group, seed)
     splits = read_split(raw, name)

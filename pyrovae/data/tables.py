@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from pyrovae.columns import Column, Columns
+from pyrovae.data.folds import Fold
 from pyrovae.data.guess import Question
 from pyrovae.data.table_build import Built, build
 from pyrovae.data.table_files import read_raw
@@ -65,9 +66,16 @@ class Table:
     @property
     def sha256(self) -> str:
         """Hexadecimal digest of all that a model sees: names and kinds, values, covariates, weights, labels, splits."""
+        return self._digest(self.values, self.covariates, self.weights, self.labels, self.group, self.splits)
+
+    @property
+    def rows_sha256(self) -> str:
+        """Hexadecimal digest of what does not depend on the split: names and kinds, values, weights, labels, groups."""
+        return self._digest(self.values, self.weights, self.labels, self.group)
+
+    def _digest(self, *rows: np.ndarray | Tensor | None) -> str:
         digest = hashlib.sha256(repr([(column.name, column.kind, column.role) for column in self.columns]).encode())
-        rows = (self.covariates, self.weights, self.labels, self.group, self.splits)
-        for part in (self.values, *(None if one is None else one.numpy() for one in rows)):
+        for part in (one.numpy() if isinstance(one, Tensor) else one for one in rows):
             if part is None:
                 digest.update(b"none")
                 continue
@@ -213,6 +221,7 @@ def read_table(
     split: str | None = None,
     unseen: Literal["refuse", "missing"] = "refuse",
     split_seed: int = 0,
+    fold: Fold | None = None,
     names: Sequence[str] | None = None,
     delimiter: str | None = None,
     new_data: bool = False,
@@ -225,7 +234,7 @@ def read_table(
     The numbers of the columns (range, resolution, origin, centre, spread, share of missing cells) are those of the
     observed cells of the training rows; numbers that `columns` has are kept. Rows are permuted by `split_seed`;
     floor(N / 10) are validation rows, as many are test rows, and the rest are training rows. Rows of one group stay in
-    one split.
+    one split. With `fold`, the test rows are those of that fold (see `fold_splits`).
 
     Args:
         source: Path of a CSV, TSV or Parquet file in UTF-8, a data frame of pandas or polars, or a mapping of names to
@@ -241,6 +250,7 @@ def read_table(
         unseen: Whether to "refuse" levels that `columns` does not have, or to treat them as "missing" and count them in
             `Table.unseen`.
         split_seed: Random seed of the split.
+        fold: Number k of the fold that is the test set, from 1, and number of folds K; None for a single split.
         names: Names of the columns of a text file without a header; None if its first line has them.
         delimiter: Letter between cells; None for a comma in .csv and a tab in .tsv.
         new_data: Whether the rows are new to a fitted model. They are all test rows, `columns` must be complete, and
@@ -288,6 +298,7 @@ def read_table(
         by_column={name: tuple(codes) for name, codes in by_column.items()},
         unseen=unseen,
         split_seed=split_seed,
+        fold=fold,
         new_data=new_data,
     )
     return _table(raw.name, built)

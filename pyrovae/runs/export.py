@@ -15,7 +15,7 @@ import os
 import warnings
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 import torch
@@ -25,6 +25,7 @@ from pyrovae.runs.files import write_whole
 from pyrovae.runs.versions import installed_version
 
 if TYPE_CHECKING:
+    from arviz import ELPDData
     from xarray import Dataset, DataTree
 
     from pyrovae.stats import LogMarginal
@@ -146,6 +147,55 @@ def to_arviz(
     return _for_installed_arviz(tree)
 
 
+def kfold_to_arviz(log_p: Tensor, folds: Tensor, *, data_index: Tensor | None = None) -> "ELPDData":
+    """Give the log p(x) of a cross-validation to ArviZ, whose ``compare`` takes such results by model.
+
+    ``elpd`` is the sum over data, ``se`` its standard error over data, sqrt(N) sd(log p), as ArviZ computes the errors
+    of differences too. They do not include the spread over folds (see ``comparison.compare``), and data have no case
+    weights. The effective number of parameters is unknown, NaN. ArviZ 1.x says the kind "loo_kfold". ArviZ 0.23 knows
+    no K-fold results: there they have the names of `loo`, as ``elpd_loo`` and ``loo_i``.
+
+    Args:
+        log_p: Held-out log p(x) of each datum in nats, with shape (N,), such as ``Evaluated.value``.
+        folds: Fold that holds out each datum, with shape (N,), such as ``Evaluated.folds``.
+        data_index: Row of each datum in its data set, with shape (N,); None counts from zero.
+
+    Raises:
+        ValueError: If the shapes differ, or there are fewer than two data.
+
+    Example:
+        >>> result = kfold_to_arviz(torch.tensor([-1.0, -3.0]), torch.tensor([1, 2]))
+        >>> float(result.se)
+        2.0
+    """
+    import xarray as xr
+
+    if log_p.dim() != 1 or log_p.shape != folds.shape or len(log_p) < 2:
+        raise ValueError(
+            f"log_p and folds must have one shape (N,), with two data or more, got {tuple(log_p.shape)} and "
+            f"{tuple(folds.shape)}"
+        )
+    index = torch.arange(len(log_p)) if data_index is None else data_index
+    _check_shape("data_index", index, tuple(log_p.shape))
+    values = log_p.detach().cpu().double()
+    pointwise = xr.DataArray(values.numpy(), dims=["datum"], coords={"datum": index.cpu().numpy()})
+    size, spread = len(values), values.std().item()
+    elpd, error, unknown = values.sum().item(), size**0.5 * spread, float("nan")
+    sizes = {"n_samples": 1, "n_data_points": size, "warning": False, "scale": "log"}
+    _import_arviz()
+    if int(installed_version("arviz").split(".")[0]) < 1:
+        from arviz.stats import ELPDData
+
+        # ArviZ reads the kind from the first name, and prints by the order.
+        return ELPDData({"elpd_loo": elpd, "se": error, "p_loo": unknown, **sizes, "loo_i": pointwise})
+    from arviz_stats import utils
+
+    given: dict[str, Any] = {"elpd": elpd, "se": error, "p": unknown, **sizes, "good_k": None, "elpd_i": pointwise}
+    if hasattr(utils, "ELPDDataLOOKFold"):
+        return utils.ELPDDataLOOKFold(**given, n_folds=len(folds.unique()))
+    return utils.ELPDData(kind="loo_kfold", **given, n_folds=len(folds.unique()))
+
+
 def write_netcdf(tree: "DataTree", path: str | os.PathLike[str]) -> None:
     """Write ArviZ data atomically as netCDF4, for ``arviz.from_netcdf``.
 
@@ -262,8 +312,12 @@ def _root_attrs(attrs: Mapping[str, str | int | float]) -> dict[str, str | int |
 def _for_installed_arviz(tree: "DataTree") -> "DataTree":
     if int(installed_version("arviz").split(".")[0]) >= 1:
         return tree
+    return _import_arviz().InferenceData.from_datatree(tree)
+
+
+def _import_arviz() -> Any:
     with warnings.catch_warnings():
         # Once a day, ArviZ 0.23 recommends ArviZ 1.x on import, which Python 3.11 cannot install.
         warnings.filterwarnings("ignore", r"\s*ArviZ is undergoing", FutureWarning)
         import arviz
-    return arviz.InferenceData.from_datatree(tree)
+    return arviz

@@ -18,7 +18,7 @@ from pyrovae.runs.table_data import take_column_flags
 from pyrovae.runs.words import converted, expected, fits, names, near, shown
 
 # Flags beside --config that choose other training rows, of which the numbers of a table's columns then are.
-_SPLITTING = {"data", "split_seed", "group", "split", "na_values"}
+_SPLITTING = {"data", "split_seed", "folds", "fold", "group", "split", "na_values"}
 
 
 def parse_training(argv: Sequence[str], **given: Any) -> Namespace:

@@ -58,6 +58,7 @@ _MANIFEST = {
     "data": {
         "name": TEXT,
         "sha256": SUM,
+        "rows_sha256?": SUM,
         "binarize": _BINARIZE,
         "shape": [_COUNT],
         "num_dims": _COUNT,

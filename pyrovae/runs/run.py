@@ -55,7 +55,7 @@ from pyrovae.runs.readers import (
 )
 from pyrovae.runs.reading import CONFIG_LIMIT, LIMIT, check_size, read_yaml
 from pyrovae.runs.resolve import find_device
-from pyrovae.runs.table_data import COLUMNS, takes_labels
+from pyrovae.runs.table_data import COLUMNS, fold_of, takes_labels
 from pyrovae.runs.versions import all_versions
 from pyrovae.training import History
 
@@ -202,7 +202,8 @@ class Run:
         """
         columns = self.columns()
         if columns is not None:
-            table = read_table(config.data, columns=columns, split_seed=config.split_seed, unseen=config.unseen)
+            splits = {"split_seed": config.split_seed, "fold": fold_of(config)}
+            table = read_table(config.data, columns=columns, unseen=config.unseen, **splits)
             data = Data.of(table, labelled=takes_labels(config) and table.labels is not None)
         else:
             data = load_data(
@@ -210,6 +211,7 @@ class Run:
                 data_dir=data_dir or config.data_dir,
                 binarize="static" if bits and config.binarize == "dynamic" else config.binarize,
                 split_seed=config.split_seed,
+                fold=fold_of(config),
                 stream=config.stream and not bits,
                 covariates=config.covariates,
                 download=False,
@@ -435,8 +437,10 @@ def _remove_empty(folders: Iterable[Path]) -> None:
 
 def _about(data: Data) -> dict[str, Any]:
     """Return the properties of the data that the manifest has."""
+    rows = {} if data.table is None else {"rows_sha256": data.table.rows_sha256}
     return {
         "name": Path(data.name).name,  # the configuration has the path
+        **rows,
         "sha256": data.sha256,
         "binarize": data.binarize,
         "shape": list(data.shape),

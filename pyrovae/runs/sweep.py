@@ -54,6 +54,41 @@ def train_all(script: Path, runs: Mapping[Path, Sequence[str]], *, jobs: int = 1
             progress.update()
 
 
+def train_folds(
+    script: Path, out: Path, variants: Mapping[str, Sequence[str]], *, folds: int, seed: int = 0, jobs: int = 1
+) -> dict[str, Path]:
+    """Train each variant once for every fold, by `train_all`; folds that are finished are not trained again.
+
+    All variants have the same folds, and in fold k the seed + k - 1, so that the spread over folds includes the noise
+    of training.
+
+    Args:
+        script: Path of train.py.
+        out: Folder of all runs.
+        variants: Flags of each variant by its name.
+        folds: Number of folds K.
+        seed: Seed of the first fold's training.
+        jobs: Number of parallel trainings.
+
+    Returns:
+        Folder of the K runs of each variant, OUT/NAME-K-fold, as `Evaluated.of` reads it.
+
+    Raises:
+        ValueError: If a training fails.
+    """
+    folders = {name: out / f"{name}-{folds}-fold" for name in variants}
+    runs = {
+        folders[name] / f"{fold:0{len(str(folds))}d}": [
+            *flags,
+            *f"--folds {folds} --fold {fold} --seed {(seed + fold - 1) % 2**32}".split(),
+        ]
+        for fold in range(1, folds + 1)
+        for name, flags in variants.items()
+    }
+    train_all(script, runs, jobs=jobs)
+    return folders
+
+
 def on_test_data(path: Path, num_data: int) -> tuple[ProgramPair, Tensor, dict[str, Tensor]]:
     """Load a run: return the trained model, its first test data x with shape (N, D), and their covariates."""
     run = Run(path)

@@ -10,7 +10,7 @@ from typing import Any
 from jsonargparse import Namespace
 
 from pyrovae.columns import DROPPED_BY_FLAG, NUMERIC, Column, Columns
-from pyrovae.data import NA_VALUES, Data, Table, load_data, parse_yaml, read_columns, read_table
+from pyrovae.data import NA_VALUES, Data, Fold, Table, load_data, parse_yaml, read_columns, read_table
 from pyrovae.runs.options import FROM_DATA, KNOWN_OPTIONS
 from pyrovae.runs.registry import part_class
 from pyrovae.runs.specs import make_arguments, read_part
@@ -105,6 +105,7 @@ def training_data(flags: Namespace) -> Data:
         data_dir=flags.data_dir,
         binarize=flags.binarize,
         split_seed=flags.split_seed,
+        fold=fold_of(flags),
         stream=flags.stream,
         covariates=flags.covariates,
         download=flags.config is None,  # a file from elsewhere starts none
@@ -132,6 +133,7 @@ def training_table(flags: Namespace) -> Table:
         "split": flags.split,
         "unseen": flags.unseen,
         "split_seed": flags.split_seed,
+        "fold": fold_of(flags),
     }
     columns = None if flags.columns is None else read_columns(flags.columns)
     if columns is not None and flags.new_numbers:
@@ -142,6 +144,21 @@ def training_table(flags: Namespace) -> Table:
             columns = without_numbers(read_table(flags.data, na_values_by_column=codes, **options).columns)
         columns = changed(columns, flags.column_changes)
     return read_table(flags.data, columns=columns, **options)
+
+
+def fold_of(config: Namespace) -> Fold | None:
+    """Return the fold that is the test set, from 1, and the number of folds; None for a single split.
+
+    Raises:
+        ValueError: If one of them is missing.
+    """
+    if config.folds is None and config.fold is None:
+        return None
+    if config.fold is None:
+        raise ValueError(f"--folds {config.folds} needs --fold, the number of the fold that is the test set")
+    if config.folds is None:
+        raise ValueError(f"--fold {config.fold} needs --folds, the number of folds")
+    return config.fold, config.folds
 
 
 def takes_labels(config: Namespace) -> bool:

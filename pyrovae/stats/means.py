@@ -78,6 +78,49 @@ def crossed_mean_and_std_error(values: Tensor) -> tuple[float, float]:
     return mean, math.hypot(over_data, over_runs)
 
 
+def clustered_mean_and_std_error(values: Tensor, cluster: Tensor, weights: Tensor | None = None) -> tuple[float, float]:
+    """Compute the mean over data and its standard error over K clusters, such as the folds of cross-validation.
+
+        m = sum_n w_n v_n / sum_n w_n,  error^2 = K / (K - 1) sum_k (sum_{n in k} w_n (v_n - m))^2 / (sum_n w_n)^2,
+
+    the linearised error of a ratio of cluster totals (as in `mean_and_std_error`, with clusters for data). For clusters
+    of one size and no weights it is sd(cluster means) / sqrt(K). Data of one cluster may depend on each other in any
+    way. With K folds of n / K data, whose values have the covariance gamma across folds, the expectation of error^2 is
+    the variance of the mean less gamma: the mean over folds of n / K data has the variance V / K + (1 - 1 / K) gamma,
+    with V that of a fold's mean, and the expectation of the sample variance of these means is V - gamma. No unbiased
+    estimator of the variance exists (Bengio and Grandvalet, "No unbiased estimator of the variance of K-fold
+    cross-validation", 2004, https://www.jmlr.org/papers/v5/grandvalet04a.html).
+
+    Args:
+        values: One value per datum, with shape (N,).
+        cluster: Number of each datum's cluster, with shape (N,), int64.
+        weights: Case weights, not negative, with shape (N,); None for 1.
+
+    Returns:
+        The mean and its standard error, in the unit of values. The error is NaN for a single cluster.
+
+    Raises:
+        ValueError: If values is empty, or cluster or weights do not fit it.
+
+    Example:
+        >>> import torch
+        >>> clustered_mean_and_std_error(torch.tensor([1.0, 1.0, 3.0, 3.0]), torch.tensor([0, 0, 1, 1]))
+        (2.0, 1.0)
+    """
+    _check_not_empty(values, "values")
+    if tuple(cluster.shape) != (len(values),):
+        raise ValueError(f"cluster must have shape ({len(values)},), one for each datum, got {tuple(cluster.shape)}")
+    v = values.detach().double().flatten()
+    kept = torch.ones_like(v, dtype=torch.bool) if weights is None else weights.to(v.device) > 0
+    v, share = _weighed(v, torch.ones_like(v) if weights is None else weights)
+    mean = (share * v).sum()
+    _, place = cluster.to(v.device)[kept].unique(return_inverse=True)
+    totals = v.new_zeros(int(place.max()) + 1).index_add(0, place, share * (v - mean))
+    count = len(totals)
+    error = math.nan if count == 1 else totals.square().sum().sqrt().item() * math.sqrt(count / (count - 1))
+    return mean.item(), error
+
+
 def monte_carlo_std_error(std_error: Tensor, weights: Tensor | None = None) -> float:
     """Compute the Monte Carlo error of the mean over data, sqrt(sum_n s_n^2) / N.
 

@@ -3,17 +3,23 @@
 python scripts/studies/swap.py --out table/digits --jobs 2
 python scripts/studies/swap.py --out table/mnist -- --data mnist --data_dir data --latent_dim 20 --epochs 20
 python scripts/studies/swap.py --out table/digits --only flow-prior,two-layer-program
+python scripts/studies/swap.py --out table/digits --folds 10 --only flow-prior     # cross-validation, for small data
 
 scripts/train.py trains each combination with every seed in a separate run folder; flags after -- are passed to it.
 A second call resumes the first. Differences from the standard VAE are paired by test datum and seed; their standard
 error includes data and seeds. The ladder shows how much log p(x) still rises with more draws, on a common subset.
 A difference below two standard errors, or below that rise, is not significant.
+
+With --folds K each combination is trained K times, each time with another fold held out, the same for all. The seed of
+fold k is that of --seeds plus k - 1. Log p(x) of every datum, by the model that was not trained on it, is compared with
+the standard VAE's. compare.py reads the folders OUT/NAME-K-fold and explains the intervals.
 """
 
 import startup  # noqa: F401  # first, since it ends failing imports without a traceback
 
 import shlex
 import sys
+from dataclasses import asdict
 from pathlib import Path
 
 import torch
@@ -23,7 +29,8 @@ from jsonargparse.typing import PositiveInt
 from pyrovae.evidence import evaluate
 from pyrovae.execution import Progress
 from pyrovae.runs import Seed, check_folder, make_parser, near, parse_flags, run_script, write_json
-from pyrovae.runs.sweep import load_or_compute, on_test_data, split_flags, train_all
+from pyrovae.runs.comparison import compare_folds
+from pyrovae.runs.sweep import load_or_compute, on_test_data, split_flags, train_all, train_folds
 from pyrovae.runs.tables import aligned
 from pyrovae.stats import crossed_mean_and_std_error
 
@@ -51,6 +58,18 @@ def main() -> int:
     names = [name for name in COMBINATIONS if name in (BASELINE, *flags.only.split(","))]
     check_folder("--out", flags.out)
     out = Path(flags.out)
+    train = Path(__file__).parents[1] / "train.py"
+    if flags.folds is not None:
+        variants = {
+            name: [*shlex.split(COMBINATIONS[name]), *training, "--num_particles", str(flags.num_particles)]
+            for name in names
+        }
+        folders = train_folds(train, out, variants, folds=flags.folds, seed=flags.seeds[0], jobs=flags.jobs)
+        found, text = compare_folds(folders, BASELINE)
+        path = out / f"table-{flags.folds}-fold.json"
+        write_json(path, {"training": training, "rows": {name: asdict(row) for name, row in found.items()}})
+        print(f"\n{text}\nwrote {path}")
+        return 0
     jobs = [(out / f"{name}-{seed}", name, seed) for seed in flags.seeds for name in names]
     runs = {
         # The table uses other draws.
@@ -61,7 +80,7 @@ def main() -> int:
         ]
         for path, name, seed in jobs
     }
-    train_all(Path(__file__).parents[1] / "train.py", runs, jobs=flags.jobs)
+    train_all(train, runs, jobs=flags.jobs)
 
     measured: dict[str, dict[int, dict[str, torch.Tensor]]] = {name: {} for name in names}
     ladder: dict[str, list[float]] = {}
@@ -88,15 +107,25 @@ def parse(argv: list[str]) -> tuple[Namespace, list[str]]:
     parser = make_parser(prog="swap.py", description=__doc__)
     add = parser.add_argument
     add("--out", type=str, required=True, help="folder of the runs and of table.json")
-    add("--seeds", type=list[Seed], default=[0, 1, 2], help="training seeds")
+    add("--seeds", type=list[Seed] | None, default=None, help="training seeds (default: [0,1,2]; [0] with --folds)")
+    add("--folds", type=PositiveInt | None, default=None, help="number of folds (default: a single split)")
     add("--only", type=str, default=",".join(COMBINATIONS), help="combinations besides standard, a,b (default: all)")
     add("--jobs", type=PositiveInt, default=1, help="parallel trainings")
-    add("--num_data", type=PositiveInt, default=1000, help="maximum number of test data in the table")
+    add("--num_data", type=PositiveInt, default=1000, help="maximum number of test data in the table, without --folds")
     add("--num_particles", type=PositiveInt, default=500, help="draws per datum in the table")
-    add("--ladder", type=list[PositiveInt], default=[500, 5000, 50_000], help="draws per datum in the ladder")
+    add(
+        "--ladder",
+        type=list[PositiveInt],
+        default=[500, 5000, 50_000],
+        help="draws per datum in the ladder, without --folds",
+    )
     add("--ladder_data", type=PositiveInt, default=25, help="test data in the ladder, of the first seed")
     own, training = split_flags(argv)
     flags = parse_flags(parser, own)
+    if flags.seeds is None:
+        flags.seeds = [0, 1, 2] if flags.folds is None else [0]
+    if flags.folds is not None and len(flags.seeds) > 1:
+        raise ValueError("--seeds: with --folds each fold is trained once; give the seed of the first fold alone")
     for name in flags.only.split(","):
         if name not in COMBINATIONS:
             raise ValueError(f"--only {name}: no such combination; {near(name, COMBINATIONS)}")

@@ -34,7 +34,7 @@ def test_a_linear_vae_nears_probabilistic_pca(tmp_path, steps, most):
 @pytest.mark.parametrize(
     ("flags", "message"),
     [
-        (("pca",), "NAME pca: expected ppca; did you mean ppca?"),
+        (("pca",), "NAME pca: expected ppca or k-fold; did you mean ppca?"),
         (("ppca", "--latent_dims", "[3,64]"), "--latent_dims: probabilistic PCA of 64 pixels needs fewer latents"),
     ],
 )

@@ -165,7 +165,7 @@ def kfold_to_arviz(log_p: Tensor, folds: Tensor, *, data_index: Tensor | None = 
 
     Example:
         >>> result = kfold_to_arviz(torch.tensor([-1.0, -3.0]), torch.tensor([1, 2]))
-        >>> float(result.se)
+        >>> round(float(result.se), 6)
         2.0
     """
     import xarray as xr

@@ -104,7 +104,8 @@ def clustered_mean_and_std_error(values: Tensor, cluster: Tensor, weights: Tenso
 
     Example:
         >>> import torch
-        >>> clustered_mean_and_std_error(torch.tensor([1.0, 1.0, 3.0, 3.0]), torch.tensor([0, 0, 1, 1]))
+        >>> mean, error = clustered_mean_and_std_error(torch.tensor([1.0, 1.0, 3.0, 3.0]), torch.tensor([0, 0, 1, 1]))
+        >>> mean, round(error, 6)
         (2.0, 1.0)
     """
     _check_not_empty(values, "values")

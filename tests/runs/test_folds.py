@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from script_helpers import assert_refused, call, run
+from script_helpers import Script, assert_refused, call, run
 
 from pyrovae.data import fold_rows, fold_splits, load_data, read_table
 from pyrovae.runs import Run
@@ -303,7 +303,9 @@ def test_the_swap_script_cross_validates_and_resumes(tmp_path):
 @pytest.mark.slow
 def test_the_published_study_says_its_cost_and_that_it_is_shortened(tmp_path):
     flags = ["k-fold", "--folds", "2", "--epochs", "1", "--num_particles", "20", "--out", "x.json"]
-    result = run("published", *flags, cwd=tmp_path)
+    result = Script("published", flags, cwd=tmp_path)
+    result.wait(1500)
+    assert result.returncode == 0, result.stderr
     assert result.stdout.startswith("4 trainings of at most 1 epochs, about 1 min on one idle core")
     assert "shortened: the full study has 10 folds and 300 epochs" in result.stdout
     assert set(json.loads((tmp_path / "x.json").read_text())["rows"]) == {"standard", "flow-prior"}

@@ -9,6 +9,8 @@ from torch import Tensor
 from pyrovae.evidence.blocks import DEFAULT_CHUNK_SIZE
 from pyrovae.evidence.latent_space import LatentSpace
 
+ROWS_ONE_BY_ONE = "rows one by one"  # key in the memo of a space whose gradients cannot be batched
+
 
 def log_joint_at(space: LatentSpace, u: Tensor, chunk_size: int) -> Tensor:
     """Compute f(u), with shape (K, N), in chunks; -inf where it is not finite."""
@@ -53,11 +55,11 @@ def derivatives(space: LatentSpace, u: Tensor, chunk_size: int = DEFAULT_CHUNK_S
 
 def _hessian(space: LatentSpace, slopes: Tensor, point: Tensor, at_once: int) -> Tensor | None:
     """Compute the Hessian from the graph of the gradient; None if an operation has no second derivative."""
-    if not space.memo.get("rows one by one"):
+    if not space.memo.get(ROWS_ONE_BY_ONE):
         try:
             return _rows(slopes, point, at_once, batched=True)
         except (RuntimeError, NotImplementedError):
-            space.memo["rows one by one"] = True
+            space.memo[ROWS_ONE_BY_ONE] = True
     try:
         return _rows(slopes, point, 1, batched=False)
     except (RuntimeError, NotImplementedError):

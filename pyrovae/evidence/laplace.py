@@ -19,7 +19,7 @@ from torch import Tensor
 
 from pyrovae.densities import Program, evaluating, modules_of
 from pyrovae.evidence.blocks import DEFAULT_CHUNK_SIZE, check_counts, split_count
-from pyrovae.evidence.derivatives import derivatives, gradient_at, log_joint_at
+from pyrovae.evidence.derivatives import ROWS_ONE_BY_ONE, derivatives, gradient_at, log_joint_at
 from pyrovae.evidence.latent_space import LatentSpace
 
 # Dampings tried in each step, in units of the mean curvature: from Newton's step to a short step up the gradient.
@@ -290,6 +290,7 @@ def _part(space: LatentSpace, rows: Tensor, chunk_size: int) -> LatentSpace:
     part = space.of_rows(rows)
     if part is not space:
         part.memo["prior scale"] = tuple(value[rows] for value in scale)
+        part.memo[ROWS_ONE_BY_ONE] = space.memo.get(ROWS_ONE_BY_ONE, False)
     return part
 
 

@@ -3,7 +3,7 @@
 import json
 import re
 from collections.abc import Iterator, Sequence
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, get_args
 
 from jsonargparse import ArgumentError, ArgumentParser, Namespace
 
@@ -141,7 +141,7 @@ def _check_entries(flag: Flag, value: Any, *, positional: bool) -> None:
     name = flag.name.upper() if positional else f"--{flag.name}"
     if positional and "" in (value if isinstance(value, list) else [value]):
         raise ValueError(f"{name} is an empty text; expected {needs(flag)}; {_SEE}")
-    if not is_list(flag.type):
+    if not isinstance(value, list) or not any(is_list(kind) for kind in (flag.type, *get_args(flag.type))):
         return
     if not flag.may_be_empty and not value:
         raise ValueError(f"{name} []: the list is empty; give at least one value; {_SEE}")

@@ -5,7 +5,7 @@ from curved_models import F64, curved, space_of
 from torch import nn
 
 from pyrovae import MLP, VAE, BernoulliLikelihood, NormalEncoder, PoissonLikelihood, StandardNormalPrior
-from pyrovae.evidence.derivatives import derivatives
+from pyrovae.evidence.derivatives import ROWS_ONE_BY_ONE, derivatives
 
 
 def test_differences_replace_a_missing_second_derivative():
@@ -84,7 +84,7 @@ def test_an_operation_that_cannot_be_batched_has_the_same_hessian():
         vae = VAE(StandardNormalPrior(2), PoissonLikelihood(Decoder(cube)), NormalEncoder(MLP(4, 4))).double()
         space = space_of(vae, torch.ones(5, 4, dtype=F64))
         hessians.append(derivatives(space, u)[1])
-        assert bool(space.memo.get("rows one by one")) == (cube == Cube.apply)
+        assert bool(space.memo.get(ROWS_ONE_BY_ONE)) == (cube == Cube.apply)
     torch.testing.assert_close(hessians[0], hessians[1])
 
 

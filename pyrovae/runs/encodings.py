@@ -52,6 +52,7 @@ def read_data(
     covariates: str | None = None,
     unseen: Any = "refuse",
     na_values: Sequence[str] = (),
+    flag: str = "FILE",
 ) -> NewData:
     """Read data for a trained run.
 
@@ -63,6 +64,7 @@ def read_data(
         covariates: Array of covariates for an array of data, PATH.npy or PATH.npz:KEY; None if the model has none.
         unseen: Whether to "refuse" levels that the run does not know, or to treat them as "missing".
         na_values: Further texts that stand for missing cells of a table.
+        flag: Flag that gives the source, for messages.
 
     Raises:
         ValueError: If the data do not fit the run.
@@ -78,7 +80,7 @@ def read_data(
         x = arguments.pop("x")
         rows = list(range(1, len(x) + 1))
         return NewData(x, arguments, rows, _levels(table.columns, table.labels))
-    return _array(run, data, source, covariates)
+    return _array(run, data, source, covariates, flag)
 
 
 def _split(data: Data, split: str) -> NewData:
@@ -100,8 +102,8 @@ def _levels(columns: Any, codes: Tensor | None) -> list[str] | None:
     return ["" if code < 0 else levels[code] if levels else str(code) for code in codes.tolist()]
 
 
-def _array(run: Run, data: Data, source: str, covariates: str | None) -> NewData:
-    array = read_array(source, "FILE", new_data=True)
+def _array(run: Run, data: Data, source: str, covariates: str | None, flag: str) -> NewData:
+    array = read_array(source, flag, new_data=True)
     x = torch.from_numpy(array.astype(np.float32).reshape(len(array), -1))
     size = data.test.shape[1]
     if x.shape[1] != size:

@@ -8,6 +8,17 @@ from pyrovae import MLP, VAE, BernoulliLikelihood, NormalEncoder, PoissonLikelih
 from pyrovae.evidence.derivatives import ROWS_ONE_BY_ONE, derivatives
 
 
+class Decoder(nn.Module):
+    """Decode z into a function of z, and z itself."""
+
+    def __init__(self, function):
+        super().__init__()
+        self.function = function
+
+    def forward(self, z):
+        return torch.cat([self.function(z), z], -1)
+
+
 def test_differences_replace_a_missing_second_derivative():
     class Twice(torch.autograd.Function):
         @staticmethod
@@ -27,14 +38,6 @@ def test_differences_replace_a_missing_second_derivative():
         @staticmethod
         def backward(ctx, grad):
             return Twice.apply(ctx.saved_tensors[0], grad)
-
-    class Decoder(nn.Module):
-        def __init__(self, square):
-            super().__init__()
-            self.square = square
-
-        def forward(self, z):
-            return torch.cat([self.square(z), z], -1)
 
     u, hessians = torch.randn(1, 5, 2, dtype=F64), []
     for square in (Square.apply, torch.square):
@@ -70,14 +73,6 @@ def test_an_operation_that_cannot_be_batched_has_the_same_hessian():
         def backward(ctx, grad):
             assert grad.sum().item() < torch.inf  # reads a number, which a batch of gradients has not
             return 3 * ctx.saved_tensors[0] ** 2 * grad
-
-    class Decoder(nn.Module):
-        def __init__(self, cube):
-            super().__init__()
-            self.cube = cube
-
-        def forward(self, z):
-            return torch.cat([self.cube(z), self.cube(z.sin())], -1)
 
     u, hessians = torch.randn(2, 5, 2, dtype=F64), []
     for cube in (Cube.apply, lambda z: z**3):

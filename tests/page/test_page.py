@@ -127,7 +127,7 @@ def check_same(value, text):
         percent, number = text.endswith("%"), text.removesuffix(" %")
         rounding = 0.51 * 10.0 ** -len(number.partition(".")[2])  # half of the last decimal
         value = 100 * value if percent else value
-        assert abs(float(number) - value) <= max(rounding, 0.05 * abs(value) if "±" in text else 0.005 * abs(value))
+        assert abs(float(number) - value) <= max(rounding, 0.005 * abs(value))
 
 
 def test_a_reason_why_something_is_not_shown_stands_once():

@@ -27,6 +27,13 @@ def test_train_ends_with_checks_and_the_command_that_makes_the_page(place, capsy
     code, err = call(capsys, monkeypatch, "report", "short run", "--foreign", "shifted.npy")
     assert code == 1
     assert "1,440 of 1,440 values lie outside the support of Bernoulli" in err
+    for flags, words in (
+        (("--foreign", "nowhere.npy"), "nowhere.npy: no such file; check the path given to --foreign"),
+        (("--covariates", "bits.npy"), "are of the data of --foreign; give it, or omit them"),
+    ):
+        code, err = call(capsys, monkeypatch, "report", "short run", *flags)
+        assert code == 1
+        assert words in err
     assert not (place / "short run" / "report.html").exists()
     flags = "--figures", "some/figures", "--foreign", "bits.npy"
     assert call(capsys, monkeypatch, "report", "short run", *flags)[0] == 0
@@ -44,6 +51,8 @@ def test_train_ends_with_checks_and_the_command_that_makes_the_page(place, capsy
     ((auc, error, _),) = [row[1:] for table in diagnosis["tables"] for row in table["rows"] if row[0] == "bits.npy"]
     assert abs(auc - 0.5) < 3 * error < 0.5  # the data themselves
     assert diagnosis["command"] == "python scripts/train.py --config 'short run/config.yaml'"
+    assert call(capsys, monkeypatch, "report", "short run", "--out", "pages/one")[0] == 0
+    assert {path.name for path in (place / "pages" / "one").iterdir()} == {"report.html", "diagnosis.json"}
     (place / "short run" / "evaluation.csv").write_text("changed")
     code, err = call(capsys, monkeypatch, "report", "short run")
     assert code == 1

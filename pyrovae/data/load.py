@@ -29,6 +29,7 @@ def load_data(
     binarize: str | None = None,
     split_seed: int = 0,
     fold: Fold | None = None,
+    num_validation: int | None = None,
     covariates: str | os.PathLike[str] | None = None,
     stream: bool = False,
     download: bool = True,
@@ -47,7 +48,8 @@ def load_data(
 
     Digits and arrays of the user are permuted by `split_seed`; floor(N / 10) data are the validation set, floor(N / 10)
     the test set, and the rest the training set. MNIST's training file is permuted and split 11 to 1 (55,000 and 5,000);
-    its test file is the test set, in order. With `fold`, the test set is that fold (see `fold_rows`).
+    its test file is the test set, in order. With `fold`, the test set is that fold (see `fold_rows`). With
+    `num_validation`, the validation set has that size instead, and the training set the rest.
 
     Evaluation bits are drawn once for the whole source, in source order, from `EVALUATION_SEED`, so a datum has the
     same bits under every split, seed and run. Static binarisation uses the same draw for the training data.
@@ -58,6 +60,7 @@ def load_data(
         binarize: Binarisation: "dynamic", "static" or "none"; None for "dynamic" on MNIST, else "none".
         split_seed: Random seed of the split.
         fold: Number k of the fold that is the test set, from 1, and number of folds K; None for a single split.
+        num_validation: Number of validation data; None for the shares above.
         covariates: Covariates c: "labels", the one-hot labels of digits and MNIST, or an array file as above with one
             row per datum. Integers with shape (N,) are classes and become one-hot; other arrays are used as real
             numbers, with shape (N,) or (N, C). None for no covariates.
@@ -70,8 +73,8 @@ def load_data(
 
     Raises:
         ValueError: If the name, the binarisation, or the key or content of a file is invalid, if values outside [0, 1]
-            are to be binarised, if there is no such fold, or if stream is used without a PATH.npy or with static
-            binarisation.
+            are to be binarised, if there is no such fold, if no training data would be left, or if stream is used
+            without a PATH.npy or with static binarisation.
         FileNotFoundError: If the file is missing, or MNIST is missing and is not or cannot be downloaded.
 
     Example:
@@ -99,7 +102,7 @@ def load_data(
         conditions = _covariates(os.fspath(covariates), labels, len(source), name)
         digest = _sha256(conditions.numpy())
 
-    splits = _split_rows(len(source), num_test_file, split_seed, fold)
+    splits = _split_rows(len(source), num_test_file, split_seed, fold, num_validation)
     train, test = splits["train"], splits["test"]
     in_memory = {split: rows for split, rows in splits.items() if not (stream and split == "train")}
     values: Tensor | Streamed = Streamed(source) if stream else _floats(source, 255 if name == "mnist" else 1)
@@ -134,18 +137,27 @@ def _check_options(name: str, binarize: str, stream: bool) -> None:
         )
 
 
-def _split_rows(num_data: int, num_test_file: int, seed: int, fold: Fold | None) -> dict[str, Tensor]:
+def _split_rows(
+    num_data: int, num_test_file: int, seed: int, fold: Fold | None, num_validation: int | None
+) -> dict[str, Tensor]:
     """Return the rows of each split in the source. The last num_test_file rows, if any, are the test set."""
     if fold is not None:
+        if num_validation is not None:
+            raise ValueError(
+                "--num_validation: in cross-validation a tenth of the data are for validation; omit the flag"
+            )
         return fold_rows(num_data, seed, fold)
     order = torch.randperm(num_data - num_test_file, generator=torch.Generator().manual_seed(seed))
+    num_test = 0 if num_test_file else len(order) // 10
+    if num_validation is None:
+        num_validation = max(1, len(order) // 12) if num_test_file else num_test
+    num_train = len(order) - num_validation - num_test
+    if num_train < 1:
+        most = len(order) - num_test - 1
+        raise ValueError(f"--num_validation {num_validation} leaves no training data; give at most {most:,}")
+    train, validation, test = order.split([num_train, num_validation, num_test])
     if num_test_file:
-        num_validation = max(1, len(order) // 12)
-        train, validation = order[:-num_validation], order[-num_validation:]
         test = torch.arange(num_test_file) + len(order)
-    else:
-        tenth = len(order) // 10
-        train, validation, test = order.split([len(order) - 2 * tenth, tenth, tenth])
     return {"train": train, "validation": validation, "test": test}
 
 

@@ -108,6 +108,8 @@ FLAGS = (
          "whether the training data of a PATH.npy stay on disk"),
     Flag("data", "split_seed", Seed, 0,
          "seed of the split into train, validation and test"),
+    Flag("data", "num_validation", PositiveInt | None, None,
+         "number of validation data of an array (default: a tenth; a twelfth of MNIST's training file)"),
     Flag("data", "folds", PositiveInt | None, None,
          "number of folds K of cross-validation, with --fold (default: a single split)"),
     Flag("data", "fold", PositiveInt | None, None,

@@ -212,6 +212,7 @@ class Run:
                 binarize="static" if bits and config.binarize == "dynamic" else config.binarize,
                 split_seed=config.split_seed,
                 fold=fold_of(config),
+                num_validation=config.num_validation,
                 stream=config.stream and not bits,
                 covariates=config.covariates,
                 download=False,

@@ -106,6 +106,7 @@ def training_data(flags: Namespace) -> Data:
         binarize=flags.binarize,
         split_seed=flags.split_seed,
         fold=fold_of(flags),
+        num_validation=flags.num_validation,
         stream=flags.stream,
         covariates=flags.covariates,
         download=flags.config is None,  # a file from elsewhere starts none
@@ -124,6 +125,8 @@ def training_table(flags: Namespace) -> Table:
     if flags.binarize not in (None, "none") or flags.stream:
         flag = "--stream" if flags.stream else f"--binarize {flags.binarize}"
         raise ValueError(f"{flag} is for arrays and images, got the table {flags.data}; omit it")
+    if flags.num_validation is not None:
+        raise ValueError("--num_validation is for arrays and images; name the splits of a table's rows by --split")
     options: dict[str, Any] = {
         "na_values": (*NA_VALUES, *flags.na_values),
         "covariates": _names_in(flags.covariates),

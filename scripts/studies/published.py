@@ -2,8 +2,21 @@
 
 python scripts/studies/published.py ppca
 python scripts/studies/published.py ppca --latent_dims [1,10] --out ppca.json
-python scripts/studies/published.py k-fold --runs k-fold --jobs 2                  # the same command resumes it
-python scripts/studies/published.py k-fold --runs k-fold --folds 2 --epochs 5      # shortened, to see that it works
+python scripts/studies/published.py k-fold --jobs 2                    # the same command resumes it
+python scripts/studies/published.py vae-mlp400 --data_dir data         # MNIST; protocols.py holds the flags of train.py
+python scripts/studies/published.py vampprior --epochs 5 --seeds [0]   # shortened, to see that it works
+python scripts/studies/published.py burda-iwae --full true             # all epochs; the default has the first 121
+
+"vae-mlp400", "burda-vae", "burda-iwae", "vampprior" and "rainforth" train on MNIST with several seeds, and compare L_K,
+the bound of K draws of the guide, with the published value. They say their cost before they start. Runs lie in --runs,
+and the same command resumes them. A protocol that would take more than three hours on two cores is shortened by
+default, and says so. Flags after -- go to train.py and change the protocol, which the table says too.
+
+"wu-ais": annealed importance sampling against importance sampling on one decoder, that of the first seed of
+"vae-mlp400": 1,000 temperatures for 1,000 test images, and 10,000 for 50 (Wu et al., https://arxiv.org/abs/1611.04273).
+
+"cremer-gaps": approximation gap and amortisation gap of the first seed of "burda-vae" with k = 1, on 1,000 test images
+(Cremer et al., https://arxiv.org/abs/1801.03558). Log p(x) is the default with --num_particles draws.
 
 "ppca": the maximum of a linear VAE's likelihood is probabilistic PCA, in closed form (Tipping and Bishop,
 "Probabilistic principal component analysis", 1999; Lucas et al., "Don't blame the ELBO!", NeurIPS 2019). A linear
@@ -18,56 +31,97 @@ the mean log p(x) of held-out data, in nats, and its difference paired by datum,
 
 import startup  # noqa: F401  # first, since it ends failing imports without a traceback
 
+import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import asdict
 from functools import partial
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 import pyro
 import torch
 from jsonargparse.typing import PositiveInt
+from protocols import PROTOCOLS, Trained, tabulate, train
 from pyro.infer import TraceMeanField_ELBO
 from torch import Tensor, nn
 
 from pyrovae import VAE, NormalEncoder, NormalLikelihood, StandardNormalPrior, fit, log_marginal
 from pyrovae.data import load_data
+from pyrovae.evidence import refine
 from pyrovae.execution import Progress
 from pyrovae.runs import Seed, check_folder, check_writable, make_parser, parse_flags, run_script, write_json
 from pyrovae.runs.comparison import compare_folds
-from pyrovae.runs.sweep import train_folds
+from pyrovae.runs.parser import flags_and_values
+from pyrovae.runs.sweep import on_test_data, split_flags, train_folds
 from pyrovae.runs.tables import aligned
-from pyrovae.stats import mean_and_std_error
+from pyrovae.stats import mean_and_std_error, monte_carlo_std_error
 
 _LEARNING_RATE = 0.05
 _FOLDS, _EPOCHS = 10, 300  # of the full k-fold
 _SECONDS = 10, 50  # of a training and evaluation of k-fold on one idle core: of any, and of 300 epochs
+_MNIST = 10_000  # test images
+_WU_FEW = 1000, 1000  # numbers of temperatures up to the first, for so many test images
+_WU_MANY = 50  # test images for more temperatures
+_AIS_SECONDS = 0.005  # a temperature of a test image with 16 chains, on one core
+_CREMER = 1000  # test images
+_RUNS_OF = {"wu-ais": "vae-mlp400", "cremer-gaps": "burda-vae"}  # whose first run they use
+_STUDIES = Path(__file__).parent
 
 
 def main() -> int:
     """Reproduce one result, and print its table."""
     parser = make_parser(prog="published.py", description=__doc__)
     add = parser.add_argument
-    add("name", type=Literal["ppca", "k-fold"], help="name of the result")
+    add("name", type=Literal[tuple(RESULTS)], help="name of the result")
+    add("--runs", type=str | None, default=None, help="folder of the runs (default: published/NAME)")
+    add("--data_dir", type=str, default="data", help="folder that holds MNIST, or receives it")
+    add("--seeds", type=list[Seed], default=[0, 1, 2], help="seeds of the trainings on MNIST")
+    add("--epochs", type=PositiveInt | None, default=None, help="maximum number of epochs (default: the protocol's)")
+    add("--full", type=bool, default=False, help="whether a protocol that is shortened by default runs in full")
+    add("--num_data", type=PositiveInt | None, default=None, help="number of test data (default: the protocol's)")
+    add("--num_particles", type=PositiveInt, default=1000, help="draws of the default proposal per test datum")
+    add("--jobs", type=PositiveInt, default=1, help="number of trainings at the same time")
     all_dims = list(range(1, 31))
-    add("--latent_dims", type=list[PositiveInt], default=all_dims, help="numbers of latents Z (default: 1 to 30)")
+    add(
+        "--latent_dims",
+        type=list[PositiveInt],
+        default=all_dims,
+        help="numbers of latents of ppca (default: 1 to 30)",
+    )
     add("--steps", type=PositiveInt, default=3000, help="number of training steps of ppca")
+    add("--temperatures", type=list[PositiveInt], default=[1000, 10_000], help="numbers of temperatures of wu-ais")
     add("--folds", type=PositiveInt, default=_FOLDS, help="number of folds of k-fold")
-    add("--epochs", type=PositiveInt, default=_EPOCHS, help="maximum number of epochs of k-fold")
-    add("--runs", type=str, default="k-fold", help="folder of the runs of k-fold")
-    add("--jobs", type=PositiveInt, default=1, help="parallel trainings of k-fold")
-    add("--num_particles", type=PositiveInt, default=1000, help="draws per test datum for log p(x)")
-    add("--seed", type=Seed, default=0, help="seed of training and draws")
+    add("--seed", type=Seed, default=0, help="seed of the others, and of draws")
     add("--out", type=str | None, default=None, help="JSON file of the numbers (default: null)")
-    flags = parse_flags(parser, sys.argv[1:])
+    own, changes = split_flags(sys.argv[1:])
+    flags = parse_flags(parser, own)
+    flags.changes = changes
+    _check_flags(flags.name, own, changes)
+    if flags.runs is not None:
+        check_folder("--runs", flags.runs)
+    flags.runs = Path(flags.runs or Path("published") / _RUNS_OF.get(flags.name, flags.name))
     check_writable("--out", flags.out)
-    rows = RESULTS[flags.name](flags)
+    rows = RESULTS[flags.name].make(flags)
     if flags.out is not None:
-        write_json(Path(flags.out), {"flags": vars(flags), "rows": rows})
+        write_json(Path(flags.out), {"flags": {**vars(flags), "runs": str(flags.runs)}, "rows": rows})
         print(f"wrote {flags.out}")
     return 0
+
+
+def _check_flags(name: str, own: Sequence[str], changes: Sequence[str]) -> None:
+    """Check that the result uses all flags that were given.
+
+    Raises:
+        ValueError: With the first that it does not use.
+    """
+    used = RESULTS[name].flags
+    for flag, _ in flags_and_values(own):
+        if flag not in used:
+            raise ValueError(f"--{flag}: {name} does not use it, only {', '.join(f'--{one}' for one in sorted(used))}")
+    if changes and "data_dir" not in used:
+        raise ValueError(f"--: {name} takes no flags of train.py; omit {' '.join(changes)}")
 
 
 def ppca(flags: Any) -> list[dict[str, float]]:
@@ -103,22 +157,77 @@ def ppca(flags: Any) -> list[dict[str, float]]:
     return rows
 
 
+def protocol(flags: Any) -> dict[str, dict[str, float | None]]:
+    """Train and evaluate by a protocol of `PROTOCOLS`, and print its table."""
+    num_data = flags.num_data or _MNIST
+    trained = _trained(flags, flags.name, flags.seeds, num_data)
+    return tabulate(trained, num_data=num_data, num_particles=flags.num_particles)
+
+
+def wu_ais(flags: Any) -> dict[str, Any]:
+    """Compare annealed importance sampling with draws of the guide and of the default, on one decoder."""
+    most, size = _WU_FEW
+    plans = [(t, min(size if t <= most else _WU_MANY, flags.num_data or size)) for t in flags.temperatures]
+    hours = sum(count * size for count, size in plans) * _AIS_SECONDS / 3600
+    print(f"annealing takes about {hours:.1f} hours on one core, after the training:")
+    trained = _trained(flags, "vae-mlp400", [flags.seed], None)
+    (run,) = trained.folders.values()
+    print("Wu et al., for a decoder of their own: AIS -85.62, draws of the guide -86.90 (K = 10^4), -86.46 (K = 10^5)")
+    for count, size in plans:
+        out = run.with_name(f"{run.name}-ais-{count}-{size}.json")
+        estimators = f"--guide [5000] --default [{flags.num_particles}] --ais_prior [{count}] --ais_guide []"
+        command = [sys.executable, str(_STUDIES / "estimators.py"), str(run), *estimators.split()]
+        command += f"--ais_laplace [] --num_data {size} --seed {flags.seed} --data_dir {flags.data_dir} --out".split()
+        sys.stdout.flush()
+        if subprocess.run([*command, str(out)], check=False).returncode:
+            raise ValueError(f"{out}: annealing with {count:,} temperatures failed; see the message above")
+    print(trained.label)
+    return {"run": str(run)}
+
+
+def cremer_gaps(flags: Any) -> dict[str, dict[str, float]]:
+    """Measure approximation and amortisation gaps of a VAE on MNIST."""
+    num_data = flags.num_data or _CREMER
+    trained = _trained(flags, "burda-vae", [flags.seed], None, variants=["VAE, k = 1"])
+    (run,) = trained.folders.values()
+    vae, x, _ = on_test_data(run, num_data)
+    marginal = log_marginal(vae.model, vae.guide, x, num_particles=flags.num_particles)
+    found = refine(vae.model, vae.guide, x, log_p=marginal)
+    lines = [["", "nats", "s.e. data", "s.e. MC"]]
+    rows: dict[str, dict[str, float]] = {}
+    for name, value, error in (
+        ("log p(x)", marginal.value, marginal.std_error),
+        ("ELBO, best diagonal normal", found.elbo, found.elbo_error),
+        ("ELBO, guide", found.guide_elbo, found.guide_elbo_error),
+        ("approximation gap", found.approximation_gap, found.approximation_error),
+        ("amortisation gap", found.amortisation_gap, found.amortisation_error),
+    ):
+        known = ~value.isnan()
+        mean, over_data = mean_and_std_error(value[known])
+        monte_carlo = monte_carlo_std_error(error[known])
+        rows[name] = {"mean": mean, "std_error": over_data, "mc_std_error": monte_carlo, "num_data": int(known.sum())}
+        lines.append([name, f"{mean:.3f}", f"{over_data:.3f}", f"{monte_carlo:.3f}"])
+    lost = int(found.elbo.isnan().sum())
+    print(f"\n{aligned(lines)}\n{trained.label}; {num_data:,} test data, of which {lost} without a converged normal")
+    return rows
+
+
 def k_fold(flags: Any) -> dict[str, dict[str, Any]]:
     """Compare the standard VAE with a flow prior on the digits by cross-validation, and resume it."""
-    check_folder("--runs", flags.runs)
-    runs = Path(flags.runs) / f"{flags.epochs}-epochs-{flags.num_particles}-draws-seed-{flags.seed}"
+    epochs = flags.epochs or _EPOCHS
+    runs = flags.runs / f"{epochs}-epochs-{flags.num_particles}-draws-seed-{flags.seed}"
     variants = {"standard": "", "flow-prior": "--prior FlowPrior --prior.kind maf"}
     count = len(variants) * flags.folds
-    full = (flags.folds, flags.epochs) == (_FOLDS, _EPOCHS)
-    minutes = count * (_SECONDS[0] + _SECONDS[1] * flags.epochs / _EPOCHS) / 60
+    full = (flags.folds, epochs) == (_FOLDS, _EPOCHS)
+    minutes = count * (_SECONDS[0] + _SECONDS[1] * epochs / _EPOCHS) / 60
     print(
-        f"{count} trainings of at most {flags.epochs} epochs, about {max(1, round(minutes))} min on one idle core; "
+        f"{count} trainings of at most {epochs} epochs, about {max(1, round(minutes))} min on one idle core; "
         f"finished ones in {runs} are not trained again"
     )
     if not full:
         print(f"shortened: the full study has {_FOLDS} folds and {_EPOCHS} epochs, and its numbers differ")
     sys.stdout.flush()
-    common = f"--data digits --epochs {flags.epochs} --num_particles {flags.num_particles}"
+    common = f"--data digits --epochs {epochs} --num_particles {flags.num_particles}"
     folders = train_folds(
         Path(__file__).parents[1] / "train.py",
         runs,
@@ -130,6 +239,24 @@ def k_fold(flags: Any) -> dict[str, dict[str, Any]]:
     found, text = compare_folds(folders, "standard")
     print(f"\n{text}{'' if full else ' (shortened)'}")
     return {name: asdict(row) for name, row in found.items()}
+
+
+def _trained(
+    flags: Any, name: str, seeds: Sequence[int], num_data: int | None, variants: Sequence[str] | None = None
+) -> Trained:
+    """Train by a protocol, with the flags of this script."""
+    return train(
+        name,
+        flags.runs,
+        seeds=seeds,
+        variants=variants,
+        epochs=flags.epochs,
+        full=flags.full,
+        num_data=num_data,
+        data_dir=flags.data_dir,
+        jobs=flags.jobs,
+        changes=flags.changes,
+    )
 
 
 def trained_linear(x: Tensor, size: int, *, steps: int, seed: int) -> VAE:
@@ -167,7 +294,21 @@ def probabilistic_pca(x: Tensor, size: int) -> torch.distributions.MultivariateN
     return torch.distributions.MultivariateNormal(x.mean(0), weight @ weight.T + noise * identity)
 
 
-RESULTS: dict[str, Callable[[Any], Any]] = {"ppca": ppca, "k-fold": k_fold}
+class Result(NamedTuple):
+    """Function of the parsed flags that prints a table and returns its numbers, and the names of the flags it uses."""
+
+    make: Callable[[Any], Any]
+    flags: frozenset[str]
+
+
+_OF_RUNS = frozenset({"runs", "data_dir", "epochs", "full", "num_data", "num_particles", "jobs", "out"})
+RESULTS: dict[str, Result] = {
+    **dict.fromkeys(PROTOCOLS, Result(protocol, _OF_RUNS | {"seeds"})),
+    "wu-ais": Result(wu_ais, _OF_RUNS - {"full", "jobs"} | {"seed", "temperatures"}),
+    "cremer-gaps": Result(cremer_gaps, _OF_RUNS - {"jobs"} | {"seed"}),
+    "ppca": Result(ppca, frozenset({"latent_dims", "steps", "num_particles", "seed", "out"})),
+    "k-fold": Result(k_fold, frozenset({"runs", "folds", "epochs", "num_particles", "seed", "jobs", "out"})),
+}
 """Results by name."""
 
 

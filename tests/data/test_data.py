@@ -82,6 +82,22 @@ def test_mnist_keeps_its_test_file_and_splits_the_training_file(mnist_root):
     assert load_data("mnist", data_dir=str(mnist_root)).binarize == "dynamic"
 
 
+def test_a_number_of_validation_data_moves_data_from_training_alone(mnist_root, own):
+    path, _ = own
+    for name, sizes in ((path, [47, 5, 5]), ("mnist", [220, 20, 30])):
+        plain, chosen = (load_data(name, data_dir=mnist_root, num_validation=n) for n in (None, 12))
+        assert [len(x) for x in parts(plain)] == sizes
+        assert [len(x) for x in parts(chosen)] == [sum(sizes[:2]) - 12, 12, sizes[2]]
+        assert torch.equal(chosen.test_index, plain.test_index)
+        rows = [torch.cat([one.train_index, one.validation_index]) for one in (plain, chosen)]
+        assert torch.equal(*rows)
+    assert len(load_data(path, num_validation=51).train) == 1
+    assert "--num_validation 52 leaves no training data; give at most 51" in message(
+        ValueError, path, num_validation=52
+    )
+    assert "a tenth of the data are for validation" in message(ValueError, path, fold=(1, 5), num_validation=5)
+
+
 def test_mnist_is_read_from_the_folder_data_by_default(mnist_root, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "data").symlink_to(mnist_root)

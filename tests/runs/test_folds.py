@@ -195,6 +195,7 @@ BAD = {
     "train --folds 3 --fold 4": "--fold 4: the folds are 1 to 3",
     "train --folds 1 --fold 1": "--folds 1: cross-validation needs two folds or more",
     "swap --out new --folds 3 --seeds [0,1]": "with --folds each fold is trained once",
+    "train --folds 3 --fold 1 --num_validation 9": "--num_validation: in cross-validation a tenth of the data",
 }
 
 

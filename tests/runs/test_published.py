@@ -1,13 +1,138 @@
-"""Published results: the closed forms that they are held against, and what the script prints."""
+"""Published results: their closed forms, the trainings of their protocols, and what the script prints."""
 
 import json
 
 import numpy as np
+import protocols
 import published as study
 import pytest
 import torch
+from data_helpers import write_fake_mnist
+from protocols import PROTOCOLS
 from script_helpers import call, run
 from sklearn.decomposition import PCA
+
+from pyrovae.runs import Run, parse_training
+
+SMALL = ("--", "--num_validation", "20", "--network.hidden", "[8]", "--execution", "recorded", "--latent_dim", "3")
+
+
+@pytest.fixture(scope="module")
+def followed(tmp_path_factory):
+    """The shortest run of a protocol, its folder and its output."""
+    path = tmp_path_factory.mktemp("followed")
+    write_fake_mnist(path / "data", 120, 30)
+    flags = ("--epochs", 1, "--seeds", "[0,1]", "--num_data", 12, "--num_particles", 20, "--out", "table.json")
+    return path, run("published", "vae-mlp400", *flags, *SMALL, cwd=path).stdout
+
+
+@pytest.mark.slow
+def test_a_protocol_sets_published_and_own_values_side_by_side(followed):
+    path, text = followed
+    assert "2 trainings of at most 1 epochs. With log p(x) of 12 test data they take about" in text
+    assert "shortened (at most 1 of 500 epochs; 12 of 10,000 test data; changed by --num_validation 20" in text
+    (row,) = json.loads((path / "table.json").read_text())["rows"].values()
+    (parent,) = (one for one in (path / "published/vae-mlp400").iterdir() if one.is_dir())
+    made = [json.loads((parent / f"VAE-{seed}-12-200-20.json").read_text()) for seed in (0, 1)]
+    bounds = np.array([one["bound"] for one in made])
+    assert bounds.shape == (2, 12)
+    assert row["bound"] == pytest.approx(bounds.mean())
+    assert row["sd"] == pytest.approx(bounds.mean(1).std(ddof=1))
+    assert row["difference"] == pytest.approx(bounds.mean() + 89.9)
+    assert row["epochs"] == 1
+    line = next(line for line in text.splitlines() if line.startswith("VAE "))
+    assert line.split()[1:3] == ["-89.90", f"{bounds.mean():.2f}"]
+
+
+@pytest.mark.slow
+def test_a_protocol_is_followed_by_train_py(followed):
+    path, _ = followed
+    (folder,) = (path / "published/vae-mlp400").glob("*/VAE-1")
+    saved = Run(folder)
+    config = saved.config()
+    assert (config.lr, config.batch_size, config.binarize, config.seed) == (1e-4, 100, "static", 1)
+    assert config.lr_schedule.init_args.milestones == [200, 350]
+    data = saved.data(config, data_dir=str(path / "data"))
+    assert [len(x) for x in (data.train, data.validation, data.test)] == [100, 20, 30]
+
+
+@pytest.mark.slow
+def test_the_same_command_trains_nothing_again(followed):
+    path, text = followed
+    stamps = {file: file.stat().st_mtime_ns for file in path.rglob("*") if file.name != "table.json"}
+    flags = ("--epochs", 1, "--seeds", "[0,1]", "--num_data", 12, "--num_particles", 20, "--out", "table.json")
+    assert run("published", "vae-mlp400", *flags, *SMALL, cwd=path).stdout == text
+    assert stamps == {file: file.stat().st_mtime_ns for file in path.rglob("*") if file.name != "table.json"}
+
+
+@pytest.mark.slow
+def test_the_ladder_of_estimators_runs_on_the_first_decoder(followed):
+    path, _ = followed
+    flags = ("--epochs", 1, "--num_data", 3, "--num_particles", 20, "--temperatures", "[5,1001]")
+    text = run("published", "wu-ais", *flags, *SMALL, cwd=path).stdout
+    assert "3 test data; nats per datum; AIS with 16 chains" in text
+    assert "AIS from prior, T = 1,001" in text
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", [name for name in PROTOCOLS if name != "vae-mlp400"])
+def test_each_protocol_runs(followed, name):
+    path, _ = followed
+    flags = ("--epochs", 1, "--seeds", "[0]", "--num_data", 2, "--num_particles", 20, "--out", f"{name}.json")
+    text = run("published", name, *flags, *SMALL, cwd=path).stdout
+    assert text.splitlines()[-2].startswith("shortened (at most 1 of ")
+    assert set(json.loads((path / f"{name}.json").read_text())["rows"]) == set(PROTOCOLS[name].variants)
+
+
+@pytest.mark.slow
+def test_the_gaps_sum_to_the_distance_from_the_guides_elbo(followed):
+    path, _ = followed
+    flags = ("--epochs", 1, "--num_data", 4, "--num_particles", 200, "--out", "gaps.json")
+    run("published", "cremer-gaps", *flags, *SMALL, cwd=path)
+    rows = {name: row["mean"] for name, row in json.loads((path / "gaps.json").read_text())["rows"].items()}
+    gaps = rows["approximation gap"] + rows["amortisation gap"]
+    assert rows["log p(x)"] - rows["ELBO, guide"] == pytest.approx(gaps, abs=1e-6)
+
+
+def test_every_protocol_has_flags_that_train_py_takes(monkeypatch, tmp_path, capsys):
+    given = {}
+    monkeypatch.setattr(protocols, "train_all", lambda script, runs, jobs: given.update(runs))
+    options = {"seeds": [3, 4], "num_data": 10_000, "data_dir": "mnist", "jobs": 2}
+    for name, protocol in PROTOCOLS.items():
+        given.clear()
+        full = protocols.train(name, tmp_path, epochs=None, full=True, changes=[], **options)
+        assert full.label == "complete protocol"
+        assert len(given) == len(set(given)) == 2 * len(protocol.variants)
+        assert list(given) == list(full.folders.values())
+        for (_, seed), folder in full.folders.items():
+            flags = parse_training(given[folder])
+            assert (flags.seed, flags.epochs, flags.data, flags.data_dir) == (seed, protocol.epochs, "mnist", "mnist")
+    capsys.readouterr()
+    short = protocols.train("rainforth", tmp_path, epochs=None, full=False, changes=["--lr", "1"], **options)
+    assert short.label.startswith("shortened (at most 13 of 3,280 epochs; changed by --lr 1)")
+    assert "6 trainings of at most 13 epochs" in capsys.readouterr().out
+    assert all(flags[-2:] == ["--lr", "1"] for flags in given.values() if "13" in flags)
+
+
+def test_a_row_has_means_over_seeds_and_data_and_the_spread_over_seeds():
+    generator = torch.Generator().manual_seed(0)
+    made = [torch.randn(9, generator=generator, dtype=torch.float64) for _ in range(3)]
+    by_seed = [{key: one + i for i, key in enumerate(("bound", "log_marginal", "elbo", "epochs"))} for one in made]
+    row = protocols._row(by_seed, -2.0)
+    means = [one.mean().item() for one in made]
+    assert row["bound"] == pytest.approx(np.mean(means))
+    assert row["elbo"] == pytest.approx(np.mean(means) + 2)
+    assert row["sd"] == pytest.approx(np.std(means, ddof=1))
+    assert row["difference"] == pytest.approx(np.mean(means) + 2)
+    assert protocols._row(by_seed[:1], None)["sd"] is None
+
+
+def test_every_flag_belongs_to_a_result():
+    used = set().union(*(result.flags for result in study.RESULTS.values()))
+    assert used == {
+        *("data_dir", "epochs", "folds", "full", "jobs", "latent_dims", "num_data", "num_particles", "out", "runs"),
+        *("seed", "seeds", "steps", "temperatures"),
+    }
 
 
 def test_probabilistic_pca_has_the_density_of_scikit_learn():
@@ -34,7 +159,12 @@ def test_a_linear_vae_nears_probabilistic_pca(tmp_path, steps, most):
 @pytest.mark.parametrize(
     ("flags", "message"),
     [
-        (("pca",), "NAME pca: expected ppca or k-fold; did you mean ppca?"),
+        (("pca",), "ppca or k-fold; did you mean ppca?"),
+        (
+            ("ppca", "--seeds", "[0]"),
+            "--seeds: ppca does not use it, only --latent_dims, ",
+        ),
+        (("k-fold", "--", "--lr", "1"), "k-fold takes no flags of train.py; omit --lr 1"),
         (("ppca", "--latent_dims", "[3,64]"), "--latent_dims: probabilistic PCA of 64 pixels needs fewer latents"),
     ],
 )

@@ -245,6 +245,7 @@ def test_an_evaluation_reads_the_same_table_and_refuses_a_changed_one(trained, r
         (["--weights", "sex"], "sex"),
         (["--binarize", "dynamic"], "for arrays and images"),
         (["--stream", "true"], "for arrays and images"),
+        (["--num_validation", "5"], "name the splits of a table's rows by --split"),
         (["--mask_extra", "1"], "below 1"),
         (["--likelihood", "BetaLikelihood"], "column 'height'"),
     ],

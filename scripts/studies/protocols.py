@@ -1,0 +1,301 @@
+"""Protocols of published results that train.py can follow, and the table that sets them beside ours.
+
+`published.py` runs them. Numbers are mean log p(x) of the test set in nats, estimated from draws of the guide, as the
+papers do. All are of MNIST with bits of our own: those of Larochelle and Murray (2011), which "static" stands for in
+the papers, are another draw from the same grey values.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from pyrovae.evidence import evaluate
+from pyrovae.execution import Progress
+from pyrovae.runs import Run
+from pyrovae.runs.sweep import load_or_compute, on_test_data, train_all
+from pyrovae.runs.tables import aligned
+from pyrovae.stats import crossed_mean_and_std_error
+
+_BURDA = (
+    "--data mnist --latent_dim 50 --network.hidden [200,200] --network.activation tanh --output_bias data "
+    "--batch_size 20 --optimizer.eps 1e-4 --lr 1e-3 --lr_schedule BurdaLR --patience null"
+)
+_STATIC = "--data mnist --binarize static --num_validation 10000 --latent_dim 40 --batch_size 100"
+_TRAINING = "--num_particles 25 --proposal guide --threads 1 --execution compiled"  # the table has draws of its own
+_EVALUATION_SECONDS = 0.13  # a test datum, one core, 5,000 draws of the guide and 1,000 of the default
+
+
+@dataclass(frozen=True)
+class Variant:
+    """One row of a published table.
+
+    Attributes:
+        flags: Flags of train.py.
+        published: Log p(x) of the source, in nats; None if it has none.
+    """
+
+    flags: str
+    published: float | None
+
+
+@dataclass(frozen=True)
+class Protocol:
+    """How a table was made, and where it is printed.
+
+    Attributes:
+        source: Paper or code, and what differs here.
+        common: Flags of train.py that all variants share, without --epochs.
+        variants: Rows by their names.
+        epochs: Largest number of epochs of the full protocol.
+        guide_particles: Number of draws K of the guide.
+        here: Largest number of epochs without --full, where the full protocol takes more than three hours.
+        epoch_seconds: Rough time of an epoch of one variant on one core.
+    """
+
+    source: str
+    common: str
+    variants: dict[str, Variant]
+    epochs: int
+    guide_particles: int
+    epoch_seconds: float
+    here: int | None = None
+
+
+PROTOCOLS: dict[str, Protocol] = {
+    "vae-mlp400": Protocol(
+        source=(
+            "Rezende and Mohamed, https://arxiv.org/abs/1505.05770, by the network and schedule of pythae's\n"
+            "repetition, which reached -89.78 (https://github.com/clementchadebec/benchmark_VAE)."
+        ),
+        common=(
+            f"{_STATIC} --network.hidden [400] --lr 1e-4 --lr_schedule MultiStepLR "
+            "--lr_schedule.milestones [200,350] --lr_schedule.gamma 0.630957 --patience null"
+        ),
+        variants={"VAE": Variant("", -89.9)},
+        epochs=500,
+        guide_particles=200,
+        epoch_seconds=3.0,
+    ),
+    "burda-vae": Protocol(
+        source=(
+            "Burda et al., https://arxiv.org/abs/1509.00519, Table 1; here with 55,000 of their 60,000 training\n"
+            "images, since the others choose the epoch."
+        ),
+        common=f"{_BURDA} --elbo MultiplyImportanceWeightedELBO --elbo.num_particles 1",
+        variants={f"VAE, k = {k}": Variant(f"--elbo.num_groups {k}", v) for k, v in ((1, -86.76), (5, -86.47))},
+        epochs=3280,
+        here=121,
+        guide_particles=5000,
+        epoch_seconds=8.0,
+    ),
+    "burda-iwae": Protocol(
+        source=(
+            "Burda et al., https://arxiv.org/abs/1509.00519, Table 1; here with 55,000 of their 60,000 training\n"
+            "images, since the others choose the epoch."
+        ),
+        common=f"{_BURDA} --elbo ImportanceWeightedELBO",
+        variants={f"IWAE, k = {k}": Variant(f"--elbo.num_particles {k}", v) for k, v in ((1, -86.76), (5, -85.54))},
+        epochs=3280,
+        here=121,
+        guide_particles=5000,
+        epoch_seconds=8.0,
+    ),
+    "vampprior": Protocol(
+        source=(
+            "Tomczak and Welling, https://arxiv.org/abs/1705.07120; pythae's repetition reached -85.79.\n"
+            "Their Adam divides the gradient of each weight matrix by its norm; ours does not."
+        ),
+        common=(
+            f"{_STATIC} --network GatedMLP --network.hidden [300,300] --lr 5e-4 --kl_weight LinearWarmup "
+            "--kl_weight.epochs 100 --patience 50"
+        ),
+        variants={
+            "VampPrior": Variant("--prior VampPrior --prior.num_components 500", -85.57),
+            "standard": Variant("", None),
+        },
+        epochs=2000,
+        guide_particles=5000,
+        epoch_seconds=20.0,
+    ),
+    "rainforth": Protocol(
+        source=(
+            "Rainforth et al., https://arxiv.org/abs/1802.04537, with 64 draws per datum; figures as quoted by\n"
+            "pythae, whose repetition reached -85.09, -84.58 and -84.74. Here with 55,000 of 60,000 training images."
+        ),
+        common=_BURDA,
+        variants={
+            "MIWAE (8, 8)": Variant("--elbo MultiplyImportanceWeightedELBO", -84.97),
+            "PIWAE (8, 8)": Variant("--elbo PartiallyImportanceWeightedELBO", -84.46),
+            "CIWAE 0.05": Variant(
+                "--elbo CombinedImportanceWeightedELBO --elbo.share 0.05 --elbo.num_particles 64", -84.57
+            ),
+        },
+        epochs=3280,
+        here=13,
+        guide_particles=5000,
+        epoch_seconds=70.0,
+    ),
+}
+"""Protocols by the names of published.py."""
+
+
+@dataclass(frozen=True)
+class Trained:
+    """Runs of a protocol.
+
+    Attributes:
+        protocol: The protocol.
+        folders: Run folders by variant and seed.
+        label: Whether it is complete, in words.
+    """
+
+    protocol: Protocol
+    folders: dict[tuple[str, int], Path]
+    label: str
+
+
+def train(
+    name: str,
+    runs: Path,
+    *,
+    seeds: Sequence[int],
+    variants: Sequence[str] | None = None,
+    epochs: int | None,
+    full: bool,
+    num_data: int | None,
+    data_dir: str,
+    jobs: int,
+    changes: Sequence[str],
+) -> Trained:
+    """Train each variant with each seed, or resume it; say the cost first.
+
+    Args:
+        name: Name of the protocol.
+        runs: Folder of the runs.
+        seeds: Seeds of training.
+        variants: Names of the variants; None for all.
+        epochs: Largest number of epochs; None for that of the protocol.
+        full: Whether to train for all epochs of the full protocol, where fewer are the default.
+        num_data: Number of test data that `tabulate` will evaluate; None for none.
+        data_dir: Folder of MNIST.
+        jobs: Number of parallel trainings.
+        changes: Further flags of train.py, which change the protocol.
+
+    Raises:
+        ValueError: If a training fails.
+    """
+    protocol = PROTOCOLS[name]
+    most = epochs or (protocol.epochs if full or protocol.here is None else protocol.here)
+    chosen = list(protocol.variants if variants is None else variants)
+    parent = runs / re.sub(r"[^\w.]+", "-", " ".join([f"{most} epochs", *changes])).strip("-")
+    folders = {
+        (variant, seed): parent / f"{re.sub(r'[^A-Za-z0-9.]+', '-', variant).strip('-')}-{seed}"
+        for variant in chosen
+        for seed in seeds
+    }
+    label = _label(protocol, most, num_data, changes)
+    hours = len(folders) * (most * protocol.epoch_seconds / jobs + (num_data or 0) * _EVALUATION_SECONDS) / 3600
+    work = "They" if num_data is None else f"With log p(x) of {num_data:,} test data they"
+    print(f"{name}: {protocol.source}\n")
+    print(
+        f"{len(folders)} trainings of at most {most:,} epochs. {work} take about {hours:.1f} hours "
+        f"here. Finished ones in {parent} are not repeated.\n{label}",
+        flush=True,
+    )
+    flags = {
+        folder: [
+            *f"{protocol.common} {protocol.variants[variant].flags} --epochs {most} --seed {seed}".split(),
+            *_TRAINING.split(),
+            *("--data_dir", data_dir),
+            *changes,
+        ]
+        for (variant, seed), folder in folders.items()
+    }
+    train_all(Path(__file__).parents[1] / "train.py", flags, jobs=jobs)
+    return Trained(protocol, folders, label)
+
+
+def tabulate(trained: Trained, *, num_data: int, num_particles: int) -> dict[str, dict[str, float | None]]:
+    """Evaluate the runs of a protocol, and print their table beside the published one.
+
+    Args:
+        trained: Result of `train`.
+        num_data: Number of test data, from the first.
+        num_particles: Number of draws of the default proposal per datum.
+
+    Returns:
+        Numbers of each variant by name.
+    """
+    protocol = trained.protocol
+    draws = (protocol.guide_particles, num_particles)
+    found: dict[str, list[dict[str, Tensor]]] = {}
+    with Progress(len(trained.folders), "run", "log p(x)") as progress:
+        for (variant, _), folder in trained.folders.items():
+            path = folder.with_name(f"{folder.name}-{'-'.join(map(str, (num_data, *draws)))}.json")
+            found.setdefault(variant, []).append(load_or_compute(path, partial(_measured, folder, num_data, *draws)))
+            progress.update()
+    rows = {variant: _row(values, protocol.variants[variant].published) for variant, values in found.items()}
+    head = ["", "published", f"L_{protocol.guide_particles}", "s.e. data", "sd seeds", "difference", "log p(x)", "ELBO"]
+    columns = ("published", "bound", "std_error", "sd", "difference", "log_marginal", "elbo")
+    lines = [
+        [variant, *(_number(row[c], "+.2f" if c == "difference" else ".2f") for c in columns), f"{row['epochs']:.0f}"]
+        for variant, row in rows.items()
+    ]
+    seeds = sorted({seed for _, seed in trained.folders})
+    print(f"\n{aligned([[*head, 'epochs'], *lines])}\n{trained.label}; {num_data:,} test data, seeds {seeds}")
+    return rows
+
+
+def _label(protocol: Protocol, epochs: int, num_data: int | None, changes: Sequence[str]) -> str:
+    """Say whether the protocol is complete."""
+    reasons = []
+    if epochs < protocol.epochs:
+        reasons.append(f"at most {epochs:,} of {protocol.epochs:,} epochs")
+    if num_data is not None and num_data < 10_000:
+        reasons.append(f"{num_data:,} of 10,000 test data")
+    if changes:
+        reasons.append(f"changed by {' '.join(changes)}")
+    if not reasons:
+        return "complete protocol"
+    return f"shortened ({'; '.join(reasons)}): the numbers do not claim to agree"
+
+
+def _measured(path: Path, num_data: int, guide_particles: int, num_particles: int) -> dict[str, Tensor]:
+    """Compute ELBO, L_K and log p(x) of the first test data, each with shape (N,), and the number of epochs."""
+    vae, x, conditions = on_test_data(path, num_data)
+    found = evaluate(
+        vae.model, vae.guide, x, guide_particles=guide_particles, num_particles=num_particles, **conditions
+    )
+    return {
+        "elbo": found.elbo,
+        "bound": found.guide.log_marginal.value,
+        "log_marginal": found.marginal.log_marginal.value,
+        "epochs": torch.tensor(float(len(Run(path).metrics()))),
+    }
+
+
+def _row(by_seed: list[dict[str, Tensor]], published: float | None) -> dict[str, float | None]:
+    """Compute means over seeds and data, and the errors of L_K."""
+    values = {key: torch.stack([one[key] for one in by_seed]) for key in by_seed[0]}
+    bound, error = crossed_mean_and_std_error(values["bound"])
+    return {
+        "published": published,
+        "bound": bound,
+        "std_error": error,
+        "sd": values["bound"].mean(1).std().item() if len(by_seed) > 1 else None,
+        "difference": None if published is None else bound - published,
+        "log_marginal": values["log_marginal"].mean().item(),
+        "elbo": values["elbo"].mean().item(),
+        "epochs": values["epochs"].mean().item(),
+    }
+
+
+def _number(value: float | None, form: str) -> str:
+    return "-" if value is None else format(value, form)

@@ -1,7 +1,7 @@
 """Annealed importance sampling: log p(x) per datum, by chains that walk from a start to the posterior."""
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Self
 
@@ -33,6 +33,7 @@ from pyrovae.execution import Execution, Progress
 from pyrovae.stats import LogMarginal, Rounding, sampling_std_error, student_t_critical, summarize_log_weights
 
 _COMMIT_EVERY = 100  # temperatures
+_FORMAT = 2  # of a saved state
 _MANY_CHAINS = 50  # whose khat is known well enough
 _LARGEST_ERROR_OF_ALL = 3.0  # nats, by all chains, also by those that stay behind
 _LARGEST_ERROR = 2.0  # nats; a larger error of few chains says only that temperatures are too few
@@ -122,7 +123,7 @@ def ais(
     num_blocks = math.ceil(size / at_once)
     run = {"num_data": size, "num_particles": num_particles, "blocks": num_blocks, "betas": betas}
     run |= {"num_leapfrog": num_leapfrog, "acceptance": acceptance, "num_tuning": num_tuning}
-    run |= {"guide": guide is not None, "start": start is not None}
+    run |= {"format": _FORMAT, "guide": guide is not None, "start": start is not None}
     state = AISState(run) if resume is None else AISState.from_dict(resume, run)
 
     def save() -> None:
@@ -138,13 +139,13 @@ def ais(
                 tuning = tune(path, betas, num_leapfrog=num_leapfrog, acceptance=acceptance, num_tuning=num_tuning)
                 walk = Walk.start(path, path.draw(num_particles))
             else:
-                tuning, walk = state.tuning.to(path.device), state.walk.to(path.device)
+                tuning, walk = state.tuning.to(path.device), Walk.of(state.walk, path.device)
             walks = anneal(path, walk, betas, range(state.temperature, len(betas)), tuning, num_leapfrog)
             for walk in walks:
                 bar.update()
                 state.temperature += 1
                 if state.temperature % _COMMIT_EVERY == 0 and state.temperature < num_steps:
-                    state.tuning, state.walk = tuning, walk
+                    state.tuning, state.walk = tuning, walk.tensors()
                     save()
             path.undefined.warn(block.first, STUCK)
             state.finish_block(*_summarised(block, walk.log_w))
@@ -222,7 +223,7 @@ class AISState:
         done: Results of the finished blocks.
         faults: Why some data of each finished block have NaN; empty if none has.
         tuning: Tuning of the next block; None before its first commit.
-        walk: Chains of the next block; None before its first commit.
+        walk: Tensors of the chains of the next block; None before its first commit.
     """
 
     run: dict[str, Any]
@@ -231,7 +232,7 @@ class AISState:
     done: list[LogMarginal] = field(default_factory=list)
     faults: list[str] = field(default_factory=list)
     tuning: Tuning | None = None
-    walk: Walk | None = None
+    walk: Sequence[Tensor] | None = None
 
     def finish_block(self, result: LogMarginal, fault: str) -> None:
         """Add the result of a block, with the reason why some data have NaN, and go to the next one."""
@@ -280,5 +281,5 @@ class AISState:
             [LogMarginal(*result) for result in saved["done"]],
             list(saved["faults"]),
             Tuning(*saved["tuning"]) if saved["tuning"] else None,
-            Walk(*saved["walk"]) if saved["walk"] else None,
+            saved["walk"] or None,
         )

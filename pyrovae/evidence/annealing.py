@@ -1,6 +1,7 @@
 """Annealing: chains that walk from a start s to the posterior, through tempered densities f_b.
 
-Everything here uses the unconstrained coordinates u of `LatentSpace`, with shape (K, N, U) for K chains of N data.
+Chains have coordinates v, with shape (K, N, U) for K chains of N data. They are the unconstrained coordinates u of
+`LatentSpace`; from a normal start with mean m and Cholesky factor L, v of u = m + L v, in which s is N(0, I).
 """
 
 import math
@@ -11,7 +12,6 @@ from typing import Any, NamedTuple, Self
 
 import torch
 from torch import Tensor
-from torch.distributions import MultivariateNormal
 
 from pyrovae.densities import isolated_rng
 from pyrovae.evidence.blocks import UndefinedGradients
@@ -35,8 +35,34 @@ _COMPILED_FROM = 4000
 STUCK = "their chains do not move there, and the estimate is worse than its number of temperatures suggests"
 
 
+class Position(NamedTuple):
+    """Chains, and the densities and gradients there. They do not depend on the temperature.
+
+    Attributes:
+        v: Coordinates, with shape (K, N, U).
+        base: Log s, with shape (K, N).
+        slope: Log p(x, z) |dz/dv| - log s, with shape (K, N).
+        base_gradient: Gradient of base, with shape (K, N, U).
+        slope_gradient: Gradient of slope, with shape (K, N, U).
+    """
+
+    v: Tensor
+    base: Tensor
+    slope: Tensor
+    base_gradient: Tensor
+    slope_gradient: Tensor
+
+    def value(self, beta: float) -> Tensor:
+        """Log f_b, with shape (K, N)."""
+        return self.base + beta * self.slope
+
+    def gradient(self, beta: float) -> Tensor:
+        """Gradient of log f_b, with shape (K, N, U)."""
+        return self.base_gradient + beta * self.slope_gradient
+
+
 class Path:
-    """Densities f_b between a start s and the posterior, log f_b(u) = log s(u) + b slope(u).
+    """Densities f_b between a start s and the posterior, log f_b(v) = log s(v) + b slope(v).
 
     Args:
         space: Latents in coordinates u.
@@ -45,8 +71,7 @@ class Path:
         execution: How to run the gradients: "eager", "recorded" or "compiled".
 
     Attributes:
-        normal: The normal start; None if the path starts from the guide or the prior.
-        device: Device of the latents.
+        normal: Mean and scale_tril of the normal start; None if the path starts from the guide or the prior.
         undefined: Where transitions met a gradient that is NaN at a finite density.
 
     Raises:
@@ -62,39 +87,45 @@ class Path:
         self.space = space
         self.execution = execution
         with isolated_rng():
-            like = space.pack(space.from_prior(1))
-        self.device = like.device
-        self.normal = None if start is None else _normal_start(space, start, like)
+            self._like = space.pack(space.from_prior(1))
+        self.normal = None if start is None else _normal_start(space, start, self._like)
         self.undefined = UndefinedGradients()
-        self._tempered = Recorded(partial(_tempered, space, self.normal), num_varying=2)
+        self._evaluate = Recorded(partial(_evaluate, space, self.normal), num_varying=1)
+
+    @property
+    def device(self) -> torch.device:
+        """Device of the latents."""
+        return self._like.device
 
     def draw(self, num_particles: int) -> Tensor:
-        """Draw u from the start, with shape (K, N, U)."""
+        """Draw v from the start, with shape (K, N, U)."""
         if self.normal is not None:
-            return self.normal.sample((num_particles,))
+            return torch.randn((num_particles, *self._like.shape[1:]), dtype=self._like.dtype, device=self.device)
         draw = self.space.from_prior if self.space.guide is None else self.space.from_guide
         return self.space.pack(draw(num_particles))
 
-    def parts(self, u: Tensor) -> tuple[Tensor, Tensor]:
-        """Evaluate log s(u) and the slope log p(x, z(u)) |dz/du| - log s(u), each with shape (K, N)."""
-        return _parts(self.space, self.normal, u)
+    def coordinates(self, u: Tensor) -> Tensor:
+        """Convert coordinates u to v, with shape (K, N, U)."""
+        if self.normal is None:
+            return u
+        mean, scale_tril = self.normal
+        return torch.linalg.solve_triangular(scale_tril, (u - mean).unsqueeze(-1), upper=False).squeeze(-1)
 
-    def tempered(self, u: Tensor, beta: float) -> tuple[Tensor, Tensor, Tensor]:
-        """Evaluate log f_b(u) and the slope, with shape (K, N), and the gradient of log f_b, with shape (K, N, U)."""
-        inputs = u.detach().contiguous(), u.new_full((), beta)  # a recording holds for one memory layout
+    def at(self, v: Tensor) -> Position:
+        """Evaluate densities and gradients at v, with shape (K, N, U)."""
+        v = v.detach().contiguous()  # a recording holds for one memory layout
         if self.execution != "eager":
             try:
-                outputs: Any = self._tempered(*inputs, compiled=self.execution == "compiled")
+                outputs: Any = self._evaluate(v, compiled=self.execution == "compiled")
             except NotRecordedError as error:
                 self.execution = "eager"
                 refuse("the path's gradient", error)
             else:
-                value, slope, gradient = outputs
-                return value, slope, gradient
-        return _tempered(self.space, self.normal, *inputs)
+                return Position(v, *outputs)
+        return Position(v, *_evaluate(self.space, self.normal, v))
 
 
-def _normal_start(space: LatentSpace, start: Start, like: Tensor) -> MultivariateNormal:
+def _normal_start(space: LatentSpace, start: Start, like: Tensor) -> Normal:
     if space.masked:
         raise ValueError("a normal start needs all latents, but a mask leaves some out; start from the prior or guide")
     mean, scale_tril = start(space) if callable(start) else start
@@ -104,53 +135,65 @@ def _normal_start(space: LatentSpace, start: Start, like: Tensor) -> Multivariat
             f"start has a mean of shape {tuple(mean.shape)} and a scale_tril of {tuple(scale_tril.shape)}; "
             f"expected {shape} and {(*shape, space.size)}, for {shape[0]} data with {shape[1]} coordinates each"
         )
-    return MultivariateNormal(mean.to(like), scale_tril=scale_tril.to(like), validate_args=False)
+    return mean.to(like), scale_tril.to(like)
 
 
-def _parts(space: LatentSpace, normal: MultivariateNormal | None, u: Tensor) -> tuple[Tensor, Tensor]:
-    latents, log_det = space.unpack(u)
-    log_prior, log_lik = space.log_model(latents)
-    if normal is not None:
-        base = normal.log_prob(u)
-        return base, log_prior + log_lik + log_det - base
-    if space.guide is None:
-        return log_prior + log_det, log_lik
-    log_guide = space.log_guide(latents)
-    return log_guide + log_det, log_prior + log_lik - log_guide
-
-
-def _tempered(
-    space: LatentSpace, normal: MultivariateNormal | None, u: Tensor, beta: Tensor
-) -> tuple[Tensor, Tensor, Tensor]:
+def _evaluate(space: LatentSpace, normal: Normal | None, v: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Compute base, slope and their gradients at v."""
     with torch.enable_grad():
-        u = u.detach().requires_grad_()
-        base, slope = _parts(space, normal, u)
-        value = base + beta * slope
-        (gradient,) = torch.autograd.grad(value.sum(), u)
-    return value.detach(), slope.detach(), gradient
+        v = v.detach().requires_grad_()
+        if normal is None:
+            u, base = v, v.new_zeros(())
+        else:
+            mean, scale_tril = normal
+            u = mean + torch.einsum("nij,knj->kni", scale_tril, v)
+            log_volume = scale_tril.diagonal(dim1=-2, dim2=-1).log().sum(-1)
+            base = -v.square().sum(-1) / 2 - v.shape[-1] / 2 * math.log(2 * math.pi) - log_volume
+        latents, log_det = space.unpack(u)
+        log_prior, log_lik = space.log_model(latents)
+        if normal is None and space.guide is None:
+            base = log_prior + log_det
+            return base.detach(), log_lik.detach(), _gradient(base, v), _gradient(log_lik, v)
+        joint = log_prior + log_lik + log_det
+        if normal is None:
+            base = space.log_guide(latents) + log_det
+        base_gradient = _gradient(base, v) if normal is None else -v.detach()
+        return base.detach(), (joint - base).detach(), base_gradient, _gradient(joint, v) - base_gradient
+
+
+def _gradient(value: Tensor, v: Tensor) -> Tensor:
+    """Compute the gradient of each chain's value, and keep the graph; zero where the value does not depend on v."""
+    if not value.requires_grad:
+        return torch.zeros_like(v)
+    (gradient,) = torch.autograd.grad(value.sum(), v, retain_graph=True, allow_unused=True, materialize_grads=True)
+    return gradient
 
 
 class Walk(NamedTuple):
-    """Positions and weights of chains.
+    """Chains and their weights.
 
     Attributes:
-        u: Coordinates, with shape (K, N, U).
-        slope: The path's slope there, with shape (K, N).
+        position: The chains.
         log_w: Log weights so far, with shape (K, N), float64.
     """
 
-    u: Tensor
-    slope: Tensor
+    position: Position
     log_w: Tensor
 
     @classmethod
-    def start(cls, path: Path, u: Tensor) -> Self:
-        """Start chains at u, with shape (K, N, U), with weights of one."""
-        return cls(u, path.parts(u)[1], torch.zeros(u.shape[:2], dtype=torch.float64, device=u.device))
+    def start(cls, path: Path, v: Tensor) -> Self:
+        """Start chains at v, with shape (K, N, U), with weights of one."""
+        return cls(path.at(v), torch.zeros(v.shape[:2], dtype=torch.float64, device=v.device))
 
-    def to(self, device: torch.device) -> Self:
-        """Move the chains to a device."""
-        return self._replace(u=self.u.to(device), slope=self.slope.to(device), log_w=self.log_w.to(device))
+    def tensors(self) -> tuple[Tensor, ...]:
+        """Return all tensors, for a saved state."""
+        return (*self.position, self.log_w)
+
+    @classmethod
+    def of(cls, tensors: Sequence[Tensor], device: torch.device) -> Self:
+        """Make chains on a device from the result of `tensors`."""
+        *position, log_w = (tensor.to(device) for tensor in tensors)
+        return cls(Position(*position), log_w)
 
 
 class Tuning(NamedTuple):
@@ -159,8 +202,7 @@ class Tuning(NamedTuple):
     Attributes:
         places: The inverse temperatures, with shape (G,), on the CPU.
         step: Step sizes, with shape (G, N).
-        scale: Standard deviations per dimension, with shape (G, N, U); unused with a normal start, whose scale_tril
-            replaces them.
+        scale: Standard deviations of v, with shape (G, N, U); ones with a normal start.
     """
 
     places: Tensor
@@ -178,62 +220,63 @@ def anneal(
     """Walk through the temperatures in this order, rising or falling, and yield the chains after each."""
     for before, now in pairwise(order):
         # The slope is infinite where f_b is zero for b > 0, and so is the weight.
-        log_w = walk.log_w + (betas[now] - betas[before]).item() * walk.slope.double()
+        log_w = walk.log_w + (betas[now] - betas[before]).item() * walk.position.slope.double()
         walk = walk._replace(log_w=log_w)
         if 0 < now < len(betas) - 1:
-            u, slope, _ = tuned_transition(path, walk.u, betas[now].item(), tuning, num_leapfrog)
-            walk = walk._replace(u=u, slope=slope)
+            position, _ = tuned_transition(path, walk.position, betas[now].item(), tuning, num_leapfrog)
+            walk = walk._replace(position=position)
         yield walk
 
 
 def tuned_transition(
-    path: Path, u: Tensor, beta: float, tuning: Tuning, num_leapfrog: int
-) -> tuple[Tensor, Tensor, Tensor]:
+    path: Path, position: Position, beta: float, tuning: Tuning, num_leapfrog: int
+) -> tuple[Position, Tensor]:
     """Make a `transition` with the step size and the scale of the nearest tuned temperature."""
     place = int((tuning.places - beta).abs().argmin())
-    scale = tuning.scale[place] if path.normal is None else path.normal.scale_tril
-    return transition(path, u, beta, tuning.step[place], scale, num_leapfrog)
+    return transition(path, position, beta, tuning.step[place], tuning.scale[place], num_leapfrog)
 
 
 def transition(
-    path: Path, u: Tensor, beta: float, step: Tensor, scale: Tensor, num_leapfrog: int
-) -> tuple[Tensor, Tensor, Tensor]:
+    path: Path, position: Position, beta: float, step: Tensor, scale: Tensor, num_leapfrog: int
+) -> tuple[Position, Tensor]:
     """Make one Hamiltonian Monte Carlo transition that leaves f_b invariant.
 
     Source: Neal 2011, "MCMC using Hamiltonian dynamics", https://arxiv.org/abs/1206.1901. The momentum is standard
-    normal in the coordinates v of u = scale v. Trajectories that reach a non-finite value are rejected.
+    normal in the coordinates v / scale. Trajectories that reach a non-finite value are rejected.
 
     Args:
         path: Densities f_b.
-        u: Coordinates, with shape (K, N, U).
+        position: The chains.
         beta: Inverse temperature b.
         step: Step sizes, with shape (N,).
-        scale: Standard deviations, with shape (N, U), or a scale_tril, with shape (N, U, U).
+        scale: Standard deviations of v, with shape (N, U).
         num_leapfrog: Number of leapfrog steps per transition.
 
     Returns:
-        The next u, with shape (K, N, U), the slope there and the probability of acceptance, each with shape (K, N).
+        The next position, and the probability of acceptance, with shape (K, N).
     """
-    size = (step * (1 + _JITTER * (2 * torch.rand_like(u[..., 0]) - 1))).unsqueeze(-1)
-    momentum = torch.randn_like(u)
-    value, slope, gradient = path.tempered(u, beta)
+    jitter = 1 + _JITTER * (2 * torch.rand_like(position.base) - 1)
+    stride = (step * jitter).unsqueeze(-1) * scale
+    momentum = torch.randn_like(position.v)
+    value, gradient = position.value(beta), position.gradient(beta)
     before = value - momentum.square().sum(-1) / 2
-    undefined = value.isfinite() & gradient.isnan().any(-1)
-    v, finite = u, torch.ones_like(value, dtype=torch.bool)
-    for _ in range(num_leapfrog):
-        momentum = momentum + size / 2 * _scale_transposed(scale, gradient)
-        moved = v + size * _scale(scale, momentum)
-        finite = finite & moved.isfinite().all(-1)
-        v = torch.where(finite.unsqueeze(-1), moved, u)
-        value, new_slope, gradient = path.tempered(v, beta)
-        undefined = undefined | (finite & value.isfinite() & gradient.isnan().any(-1))
-        momentum = momentum + size / 2 * _scale_transposed(scale, gradient)
+    undefined = value.isfinite() & gradient.sum(-1).isnan()
+    there, finite = position, torch.ones_like(value, dtype=torch.bool)
+    momentum = momentum + stride / 2 * gradient
+    for left in reversed(range(num_leapfrog)):
+        moved = there.v + stride * momentum
+        finite = finite & moved.sum(-1).isfinite()
+        there = path.at(torch.where(finite.unsqueeze(-1), moved, position.v))
+        value, gradient = there.value(beta), there.gradient(beta)
+        undefined = undefined | (finite & value.isfinite() & gradient.sum(-1).isnan())
+        momentum = momentum + (stride if left else stride / 2) * gradient  # two half steps, but one at the end
     path.undefined.add(undefined)
     log_ratio = value - momentum.square().sum(-1) / 2 - before
     log_ratio = torch.where(finite & ~log_ratio.isnan(), log_ratio, -torch.inf)
     accepted = torch.rand_like(log_ratio).log() < log_ratio
-    probability = log_ratio.clamp(max=0).exp()
-    return torch.where(accepted.unsqueeze(-1), v, u), torch.where(accepted, new_slope, slope), probability
+    pairs = zip(there, position, strict=True)
+    chosen = (torch.where(accepted if old.dim() == 2 else accepted.unsqueeze(-1), new, old) for new, old in pairs)
+    return Position(*chosen), log_ratio.clamp(max=0).exp()
 
 
 def tune(path: Path, betas: Tensor, *, num_leapfrog: int, acceptance: float, num_tuning: int) -> Tuning:
@@ -249,7 +292,7 @@ def tune(path: Path, betas: Tensor, *, num_leapfrog: int, acceptance: float, num
     for place in places.tolist():
         chains.move(place, rounds=max(2, num_tuning // count))
         steps.append(chains.log_step.exp())
-        scales.append(chains.variance.sqrt())
+        scales.append(chains.scale)
     return Tuning(places, torch.stack(steps), torch.stack(scales))
 
 
@@ -263,38 +306,27 @@ class AdaptiveChains:
         acceptance: Target acceptance rate of the step sizes.
 
     Attributes:
-        slope: The path's slope at the chains, with shape (K, N).
+        position: The chains.
         log_step: Logarithms of the step sizes, with shape (N,).
-        variance: Variances of u, with shape (N, U), averaged over about the last 20 transitions.
+        scale: Standard deviations of v, with shape (N, U): ones with a normal start, and otherwise of the chains,
+            averaged over about the last 20 transitions.
     """
 
     def __init__(self, path: Path, num_chains: int, num_leapfrog: int, acceptance: float) -> None:
         self.path, self.num_leapfrog, self.acceptance = path, num_leapfrog, acceptance
-        self.u = path.draw(num_chains)
-        self.slope = path.parts(self.u)[1]
-        self.variance = path.draw(100).var(0)
-        size = self.u.shape[-1]
-        self.log_step = torch.full_like(self.u[0, :, 0], math.log(0.7 * size**-0.25))
+        self.position = path.at(path.draw(num_chains))
+        self.scale = torch.ones_like(self.position.v[0]) if path.normal else path.draw(100).std(0)
+        self.log_step = torch.full_like(self.position.base[0], math.log(0.7 * self.scale.shape[-1] ** -0.25))
 
     def move(self, beta: float, rounds: int) -> None:
         """Make transitions at b and adapt: log step grows by gain (accepted - target), with a gain falling to 0.15."""
         for done in range(rounds):
-            scale = self.variance.sqrt() if self.path.normal is None else self.path.normal.scale_tril
-            self.u, self.slope, accepted = transition(
-                self.path, self.u, beta, self.log_step.exp(), scale, self.num_leapfrog
+            self.position, accepted = transition(
+                self.path, self.position, beta, self.log_step.exp(), self.scale, self.num_leapfrog
             )
             self.log_step = self.log_step + max(0.15, 1 / (done + 2)) * (accepted.mean(0) - self.acceptance)
-            self.variance = torch.lerp(self.variance, self.u.var(0), 0.05)
-
-
-def _scale(scale: Tensor, v: Tensor) -> Tensor:
-    """Multiply v by standard deviations, with shape (N, U), or by a scale_tril, with shape (N, U, U)."""
-    return scale * v if scale.dim() == 2 else (scale @ v.unsqueeze(-1)).squeeze(-1)
-
-
-def _scale_transposed(scale: Tensor, gradient: Tensor) -> Tensor:
-    """Turn a gradient with respect to u into the gradient with respect to v, for u = scale v."""
-    return scale * gradient if scale.dim() == 2 else (scale.mT @ gradient.unsqueeze(-1)).squeeze(-1)
+            if self.path.normal is None:
+                self.scale = torch.lerp(self.scale.square(), self.position.v.var(0), 0.05).sqrt()
 
 
 def rows_of(start: Start | None, rows: slice) -> Start | None:

@@ -283,17 +283,17 @@ def _by_annealing(
     tuning, num_leapfrog = tune(path, betas, **settings), settings["num_leapfrog"]
     rising = range(len(betas))
 
-    def estimate(u: Tensor, order: range) -> tuple[Tensor, Tensor]:
-        *_, walk = anneal(path, Walk.start(path, u), betas, order, tuning, num_leapfrog)
+    def estimate(walk: Walk, order: range) -> tuple[Tensor, Tensor]:
+        *_, walk = anneal(path, walk, betas, order, tuning, num_leapfrog)
         summary = summarize_chains(walk.log_w, path.space.rounding)
         return summary.value, summary.std_error
 
-    lower, lower_error = estimate(path.draw(num_particles), rising)
-    u = path.space.pack(true).expand(num_particles, -1, -1)
+    lower, lower_error = estimate(Walk.start(path, path.draw(num_particles)), rising)
+    walk = Walk.start(path, path.coordinates(path.space.pack(true)).expand(num_particles, -1, -1))
     if len(tuning.places):
         for _ in range(num_equilibrium):
-            u, _, _ = tuned_transition(path, u, 1.0, tuning, num_leapfrog)
-    reverse, upper_error = estimate(u, rising[::-1])
+            walk = walk._replace(position=tuned_transition(path, walk.position, 1.0, tuning, num_leapfrog)[0])
+    reverse, upper_error = estimate(walk, rising[::-1])
     gap_error = (lower_error**2 + upper_error**2).sqrt()
     return Bracket(lower, lower_error, -reverse, upper_error, -reverse - lower, gap_error)
 

@@ -79,7 +79,7 @@ def adaptive_schedule(
         chains = AdaptiveChains(path, num_particles, num_leapfrog, acceptance)
         found = [0.0]
         while found[-1] < 1:
-            found.append(_next_beta(chains.slope, found[-1]))
+            found.append(_next_beta(chains.position.slope, found[-1]))
             chains.move(found[-1], rounds=5)
     index = torch.linspace(0, len(found) - 1, num_temperatures + 1, dtype=torch.float64)
     below = index.long().clamp(max=len(found) - 2)

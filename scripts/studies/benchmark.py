@@ -47,16 +47,26 @@ from torch import Tensor
 
 from pyrovae import MLP, VAE, BernoulliLikelihood, GuideProposal, NormalEncoder, StandardNormalPrior
 from pyrovae.data import load_data
-from pyrovae.evidence import DEFAULT_CHUNK_SIZE, Proposal, log_marginal, log_weight_blocks
+from pyrovae.evidence import (
+    DEFAULT_CHUNK_SIZE,
+    LatentSpace,
+    Proposal,
+    ais,
+    laplace_fit,
+    log_marginal,
+    log_weight_blocks,
+    sigmoidal_schedule,
+)
 from pyrovae.execution import Execution, Workers
 from pyrovae.runs import check_writable, find_device, make_parser, parse_flags, read_json, run_script, write_json
 from pyrovae.training import Batches, GraphedEpoch, SingleSteps, Stepper, trainable_parameters
 
 GROWTH_DATA, GROWTH_PARTICLES, TENFOLD = 64, 500, 10
 EVIDENCE_DATA, EVIDENCE_PARTICLES, BOUND_PARTICLES = 16, 1_000, 5_000
+TEMPERATURES, CHAINS, LEAPFROG = 400, 16, 10
 FEW_LATENTS, MANY_LATENTS = 10, 256
 STEEPNESS = 1.2  # standard deviation of a random decoder's numbers, with which its posteriors are not normal
-Part = Literal["floor", "growth", "steps", "sampling", "evidence", "processes"]
+Part = Literal["floor", "growth", "steps", "sampling", "evidence", "annealing", "processes"]
 FIRST_CALLS = 3  # which record, compile and compare
 Times = dict[str, list[float]]
 
@@ -95,6 +105,12 @@ def main() -> int:
         first, times = measure(ways_of_evaluating(device), args.rounds, 1)
         title = f"log p(x) of a random decoder, K = {EVIDENCE_PARTICLES:,} where not said: ms per datum"
         found.append(report(title, first, times, 1e3 / EVIDENCE_DATA))
+    if "annealing" in args.parts:
+        first, times = measure(ways_of_annealing(device, args.execution), args.rounds, 1, first_calls=1)
+        title = (
+            f"annealing from the Laplace fit, T = {TEMPERATURES}, {CHAINS} chains, {LEAPFROG} steps each: s per datum"
+        )
+        found.append(report(title, first, times, 1 / EVIDENCE_DATA))
     if "processes" in args.parts and device.type == "cpu":
         found.append(processes(args.rounds, args.steps))
     if args.json:
@@ -176,12 +192,20 @@ def ways_of_evaluating(device: torch.device) -> dict[str, Callable[[], Any]]:
     }
 
 
-def measure(ways: dict[str, Callable[[], Any]], rounds: int, calls: int) -> tuple[dict[str, float], Times]:
+def ways_of_annealing(device: torch.device, executions: Sequence[Execution]) -> dict[str, Callable[[], Any]]:
+    """List annealed importance sampling from the Laplace approximation, and its floor."""
+    ways = {f"ours, {how}": ours_annealing(device, how) for how in executions}
+    return ways | {"matrix products alone": gradient_products(device)}
+
+
+def measure(
+    ways: dict[str, Callable[[], Any]], rounds: int, calls: int, first_calls: int = FIRST_CALLS
+) -> tuple[dict[str, float], Times]:
     """Time the first calls of each way together, and one call in each round, in turn. Returns seconds."""
     first, times = {}, {name: [] for name in ways}
     for name, way in ways.items():
         started = time.perf_counter()
-        for _ in range(FIRST_CALLS):
+        for _ in range(first_calls):
             way()
         synchronize()
         first[name] = time.perf_counter() - started
@@ -286,17 +310,43 @@ def ours_sampling(x: Tensor, execution: Execution, chunk: int, calls: int) -> Ca
     return lambda: next(blocks)
 
 
-def ours_evaluation(
-    device: torch.device, latent_dim: int, proposal: Proposal | None = None, num_particles: int = EVIDENCE_PARTICLES
-) -> Callable[[], Any]:
-    """Make a function that evaluates data that a decoder with fixed random weights has drawn."""
+def random_decoder(device: torch.device, latent_dim: int) -> tuple[VAE, torch.Tensor]:
+    """Make a VAE whose decoder has fixed random weights, and data that it draws."""
     vae = make_vae(device, latent_dim)
     with torch.no_grad():
         for layer in vae.model.likelihood.network.modules():
             if isinstance(layer, torch.nn.Linear):
                 layer.weight.normal_(0.0, STEEPNESS / layer.in_features**0.5)
-        x = vae.model(size=EVIDENCE_DATA)
+        return vae, vae.model(size=EVIDENCE_DATA)
+
+
+def ours_evaluation(
+    device: torch.device, latent_dim: int, proposal: Proposal | None = None, num_particles: int = EVIDENCE_PARTICLES
+) -> Callable[[], Any]:
+    """Make a function that evaluates data that a decoder with fixed random weights has drawn."""
+    vae, x = random_decoder(device, latent_dim)
     return lambda: log_marginal(vae.model, vae.guide, x, num_particles=num_particles, proposal=proposal)
+
+
+def ours_annealing(device: torch.device, execution: Execution) -> Callable[[], Any]:
+    """Make a function that anneals the same data from their Laplace approximations."""
+    vae, x = random_decoder(device, Z)
+
+    def start(space: LatentSpace) -> tuple[torch.Tensor, torch.Tensor]:
+        fit = laplace_fit(space)
+        return fit.mode, fit.scale_tril
+
+    betas = sigmoidal_schedule(TEMPERATURES)
+    return lambda: ais(
+        vae.model,
+        x,
+        guide=vae.guide,
+        num_particles=CHAINS,
+        betas=betas,
+        start=start,
+        num_leapfrog=LEAPFROG,
+        execution=execution,
+    )
 
 
 def products(device: torch.device) -> Callable[[], Any]:
@@ -307,6 +357,21 @@ def products(device: torch.device) -> Callable[[], Any]:
     def multiply() -> None:
         z @ one
         h @ two
+
+    return multiply
+
+
+def gradient_products(device: torch.device) -> Callable[[], Any]:
+    """Make a function that computes the products of the gradients of all transitions, the floor of annealing."""
+    z, h, x = (torch.randn(EVIDENCE_DATA * CHAINS, size, device=device) for size in (Z, H, D))
+    one, two = torch.randn(Z, H, device=device), torch.randn(H, D, device=device)
+
+    def multiply() -> None:
+        for _ in range((TEMPERATURES - 1) * LEAPFROG):
+            z @ one
+            h @ two
+            x @ two.T
+            h @ one.T
 
     return multiply
 

@@ -41,6 +41,7 @@ from pyrovae.runs import read_state, write_state
 from pyrovae.stats import summarize_log_weights
 
 F64 = torch.float64
+START = [[0.5, -0.3]], [[[1.0, 0.0], [0.4, 0.6]]]  # mean and scale_tril of a normal start
 QUICK = {"num_leapfrog": 2, "acceptance": 0.9, "num_tuning": 50}
 
 
@@ -95,29 +96,33 @@ class TestLinearGaussian:
         with evaluation_mode(vae.model, None):
             path = Path(LatentSpace(vae.model, None, x))
             tuning = tune(path, betas, num_leapfrog=2, acceptance=asked, num_tuning=200)
-            u, seen = path.draw(50), []
+            position, seen = path.at(path.draw(50)), []
             for place, beta in enumerate(betas[1:-1].tolist()):
                 for _ in range(4):
-                    u, _, accepted = transition(path, u, beta, tuning.step[place], tuning.scale[place], 2)
+                    position, accepted = transition(path, position, beta, tuning.step[place], tuning.scale[place], 2)
                 seen.append(accepted.mean().item())
         assert abs(sum(seen) / len(seen) - asked) < 0.04
         assert max(abs(rate - asked) for rate in seen) < 0.08
 
-    def test_transitions_leave_their_density_invariant(self):
+    @pytest.mark.parametrize("normal", [False, True])
+    def test_transitions_leave_their_density_invariant(self, normal):
         # From exact draws of the posterior, at a step so long that about half are refused: means and covariances
-        # stay. The 2 + 3 moments of 40,000 chains are each within 4.5 standard errors: false alarm 3e-5, once.
+        # stay. The 2 + 3 moments of 40,000 chains are each within 4.5 standard errors: false alarm 3e-5 each time.
         oracle = LinearGaussian(latent_dim=2)
         x, vae = oracle.data(1), oracle.vae()
         loc, covariance = oracle.posterior(x)
         exact = torch.distributions.MultivariateNormal(loc, covariance)
         with evaluation_mode(vae.model, None):
-            path = Path(LatentSpace(vae.model, None, x))
-            u, scale = exact.sample((40_000,)), torch.tensor([[[1.0, 0.0], [0.4, 0.6]]], dtype=x.dtype)
-            rates = []
+            mean, scale_tril = (torch.tensor(start, dtype=x.dtype) for start in START)
+            path = Path(LatentSpace(vae.model, None, x), (mean, scale_tril) if normal else None)
+            position, rates = path.at(path.coordinates(exact.sample((40_000,)))), []
+            step, scale = (torch.tensor(one, dtype=x.dtype) for one in ([0.6], [[1.0, 1.0] if normal else [1.0, 0.6]]))
             for _ in range(5):
-                u, slope, rate = transition(path, u, 1.0, torch.tensor([0.6], dtype=x.dtype), scale, 3)
+                position, rate = transition(path, position, 1.0, step, scale, 3)
                 rates.append(rate.mean().item())
-            torch.testing.assert_close(slope, path.parts(u)[1])
+            for found, expected in zip(position, path.at(position.v), strict=True):
+                torch.testing.assert_close(found, expected)
+            u = mean + position.v @ scale_tril[0].T if normal else position.v
         assert 0.2 < min(rates) < 0.8
         centred = (u - loc).squeeze(1)
         for entry, true in ((centred[:, 0], 0), (centred[:, 1], 0)):

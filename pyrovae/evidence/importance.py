@@ -352,10 +352,16 @@ def chunks_of(num_data: int, block: int, num_particles: int, chunk_size: int, ex
 
 
 def _chunk_shape(size: int, num_particles: int, chunk_size: int) -> tuple[int, int]:
-    """Compute the numbers of data and of draws per chunk; many draws of few data run the encoder seldom."""
+    """Compute the numbers of data and of draws per chunk; many draws of few data run the encoder seldom.
+
+    A chunk of another size runs without the record. So the number of draws divides K if that takes at most twice as
+    many chunks; otherwise the last chunk is little smaller than the others.
+    """
     # 64 data still fill the matrix products.
     at_once = max(1, min(size, chunk_size, max(64, chunk_size // num_particles), _HELD_WEIGHTS // num_particles))
-    return at_once, min(num_particles, max(1, chunk_size // at_once))
+    fewest = math.ceil(num_particles / max(1, chunk_size // at_once))
+    counts = (count for count in range(fewest, 2 * fewest + 1) if num_particles % count == 0)
+    return at_once, math.ceil(num_particles / next(counts, fewest))
 
 
 class _WeightSampler:

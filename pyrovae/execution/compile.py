@@ -7,7 +7,7 @@ from typing import Any
 from torch import Tensor, fx
 
 from pyrovae.densities import isolated_rng
-from pyrovae.execution.special import with_plain_gammas
+from pyrovae.execution.special import with_fast_functions
 from pyrovae.execution.tensors import Outputs
 
 
@@ -17,6 +17,6 @@ def compile_graph(graph: fx.GraphModule, inputs: Sequence[Tensor]) -> Callable[.
 
     with torch.no_grad(), isolated_rng(), warnings.catch_warnings():
         warnings.simplefilter("ignore")  # torch's own
-        faster = with_plain_gammas(graph)
+        faster = with_fast_functions(graph)
         compiled: Any = torch._inductor.compile(faster, list(inputs), options={"fallback_random": True})
     return compiled

@@ -181,10 +181,10 @@ def climb_some(
     if not bool(which.any()):
         return fit
     if space.model.divisible:
-        part = _part(space, which.nonzero()[:, 1], chunk_size)
-        found, _ = climb_from(part, u[which].unsqueeze(0), steps=steps, chunk_size=chunk_size)
-        for old, new in zip(fit, found, strict=True):
-            old[which] = new[0]
+        for part, chosen in _parts(space, which, chunk_size):
+            found, _ = climb_from(part, u[chosen].unsqueeze(0), steps=steps, chunk_size=chunk_size)
+            for old, new in zip(fit, found, strict=True):
+                old[chosen] = new[0]
         return fit
     found, _ = climb_from(space, u, steps=steps, chunk_size=chunk_size)
     return found._replace(log_joint=torch.where(which, found.log_joint, -torch.inf))
@@ -236,11 +236,11 @@ def _go_on(space: LatentSpace, ends: _Ends, steps: int, chunk_size: int, held: i
         if not bool(going.any()):
             break
         if space.model.divisible and 2 * int(going.sum()) <= going.numel():
-            part = _part(space, going.nonzero()[:, 1], chunk_size)
-            some = _go_on(part, _Ends(*(old[going].unsqueeze(0) for old in ends)), steps, chunk_size, held)
             ends = _Ends(*(old.clone() for old in ends))
-            for old, new in zip(ends, some, strict=True):
-                old[going] = new[0]
+            for part, chosen in _parts(space, going, chunk_size):
+                some = _go_on(part, _Ends(*(old[chosen].unsqueeze(0) for old in ends)), steps, chunk_size, held)
+                for old, new in zip(ends, some, strict=True):
+                    old[chosen] = new[0]
             break
         u, value, slope = ends.u, ends.value, ends.slope
         for again in range(_STEPS_PER_HESSIAN):
@@ -284,14 +284,16 @@ def _follow(
     return u, value, torch.zeros_like(arrived) if undefined is None else undefined, arrived
 
 
-def _part(space: LatentSpace, rows: Tensor, chunk_size: int) -> LatentSpace:
-    """Make the space of these rows of the data, which may repeat, with the prior's width as it is known there."""
+def _parts(space: LatentSpace, which: Tensor, chunk_size: int) -> Iterator[tuple[LatentSpace, tuple[Tensor, Tensor]]]:
+    """Make spaces of at most chunk_size of the chosen points, with shape (S, N), and yield them with their indices."""
     scale = prior_scale(space, chunk_size)
-    part = space.of_rows(rows)
-    if part is not space:
-        part.memo["prior scale"] = tuple(value[rows] for value in scale)
-        part.memo[ROWS_ONE_BY_ONE] = space.memo.get(ROWS_ONE_BY_ONE, False)
-    return part
+    for some in which.nonzero().split(chunk_size):
+        starts, rows = some.unbind(1)
+        part = space.of_rows(rows)
+        if part is not space:
+            part.memo["prior scale"] = tuple(value[rows] for value in scale)
+            part.memo[ROWS_ONE_BY_ONE] = space.memo.get(ROWS_ONE_BY_ONE, False)
+        yield part, (starts, rows)
 
 
 def _check_coordinates(space: LatentSpace) -> None:

@@ -42,6 +42,7 @@ from pyrovae.stats import (
 
 # The tail fit needs all log weights of a block of data at once: 32 MiB at most, in float64.
 _HELD_WEIGHTS = 2**22
+_TRIED = 1000  # numbers of chunks, for one that divides the draws
 
 # Numbers of chunks from which recording them, and compiling, pays.
 _RECORDED_FROM = 100
@@ -360,7 +361,8 @@ def _chunk_shape(size: int, num_particles: int, chunk_size: int) -> tuple[int, i
     # 64 data still fill the matrix products.
     at_once = max(1, min(size, chunk_size, max(64, chunk_size // num_particles), _HELD_WEIGHTS // num_particles))
     fewest = math.ceil(num_particles / max(1, chunk_size // at_once))
-    counts = (count for count in range(fewest, 2 * fewest + 1) if num_particles % count == 0)
+    tried = range(fewest, min(2 * fewest, fewest + _TRIED) + 1)  # K may be beyond all use, which is refused later
+    counts = (count for count in tried if num_particles % count == 0)
     return at_once, math.ceil(num_particles / next(counts, fewest))
 
 

@@ -32,6 +32,7 @@ def test_blocks_are_as_large_as_the_numbers_of_their_columns_allow(num_columns, 
         (64, 251, 8192, (126, 64)),  # a prime number: 126 and 125
         (1000, 10, 8192, (10, 819)),
         (1, 3, 1, (1, 1)),
+        (64, 10**15, 8192, (8192, 1)),  # beyond all use, but no search without end
     ],
 )
 def test_chunks_of_draws_are_equal_or_nearly_so(num_data, num_particles, chunk_size, expected):

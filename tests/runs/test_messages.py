@@ -246,7 +246,7 @@ OF_OTHER_SCRIPTS = {
     "evaluate straight --device gpu": "--device gpu: no such device",
     "sample straight --num_samples 0": "--num_samples 0: expected a whole number, at least 1",
     "estimators straight --guide 20": "--guide 20: expected a list of whole numbers, at least 1, as in [20,10]",
-    "benchmark --parts [floor,sampler]": "expected a list of floor, growth, steps, sampling, evidence or processes",
+    "benchmark --parts [floor,sampler]": "a list of floor, growth, steps, sampling, evidence, annealing or processes",
     "swap --out new --seeds [-1]": "expected a list of whole numbers from 0 to 4294967295, as in [0,1]",
     "swap --out new --seeds []": "--seeds []: the list is empty; give at least one value",
     "swap --out new --seeds [0,0]": "--seeds [0,0]: 0 is given twice; give each value once",

@@ -29,13 +29,13 @@ def with_fast_functions(graph: fx.GraphModule) -> fx.GraphModule:
     Args:
         graph: Graph of ATen operations, as recorded by make_fx.
     """
-    return _WithFastFunctions(graph, garbage_collect_values=False).transform()
+    return _WithFastFunctions(graph).transform()
 
 
 class _WithFastFunctions(fx.Transformer):
-    def __init__(self, graph: fx.GraphModule, *, garbage_collect_values: bool) -> None:
+    def __init__(self, graph: fx.GraphModule) -> None:
         super().__init__(graph)
-        self.garbage_collect_values = garbage_collect_values  # a sum is computed from what its terms are of
+        self.garbage_collect_values = False  # a sum is computed from what its terms are of
 
     def run_node(self, n: fx.Node) -> Any:
         of_bernoulli = _logits_and_bits(n)

@@ -68,6 +68,22 @@ class Protocol:
     here: int | None = None
 
 
+def _burda(objective: str, variants: dict[str, Variant]) -> Protocol:
+    """Make a protocol of Burda et al.'s network with one stochastic layer."""
+    return Protocol(
+        source=(
+            "Burda et al., https://arxiv.org/abs/1509.00519, Table 1; here with 55,000 of their 60,000 training\n"
+            "images, since the others choose the epoch."
+        ),
+        common=f"{_BURDA} {objective}",
+        variants=variants,
+        epochs=3280,
+        here=121,
+        guide_particles=5000,
+        epoch_seconds=8.0,
+    )
+
+
 PROTOCOLS: dict[str, Protocol] = {
     "vae-mlp400": Protocol(
         source=(
@@ -83,29 +99,13 @@ PROTOCOLS: dict[str, Protocol] = {
         guide_particles=200,
         epoch_seconds=3.0,
     ),
-    "burda-vae": Protocol(
-        source=(
-            "Burda et al., https://arxiv.org/abs/1509.00519, Table 1; here with 55,000 of their 60,000 training\n"
-            "images, since the others choose the epoch."
-        ),
-        common=f"{_BURDA} --elbo MultiplyImportanceWeightedELBO --elbo.num_particles 1",
-        variants={f"VAE, k = {k}": Variant(f"--elbo.num_groups {k}", v) for k, v in ((1, -86.76), (5, -86.47))},
-        epochs=3280,
-        here=121,
-        guide_particles=5000,
-        epoch_seconds=8.0,
+    "burda-vae": _burda(
+        "--elbo MultiplyImportanceWeightedELBO --elbo.num_particles 1",
+        {f"VAE, k = {k}": Variant(f"--elbo.num_groups {k}", v) for k, v in ((1, -86.76), (5, -86.47))},
     ),
-    "burda-iwae": Protocol(
-        source=(
-            "Burda et al., https://arxiv.org/abs/1509.00519, Table 1; here with 55,000 of their 60,000 training\n"
-            "images, since the others choose the epoch."
-        ),
-        common=f"{_BURDA} --elbo ImportanceWeightedELBO",
-        variants={f"IWAE, k = {k}": Variant(f"--elbo.num_particles {k}", v) for k, v in ((1, -86.76), (5, -85.54))},
-        epochs=3280,
-        here=121,
-        guide_particles=5000,
-        epoch_seconds=8.0,
+    "burda-iwae": _burda(
+        "--elbo ImportanceWeightedELBO",
+        {f"IWAE, k = {k}": Variant(f"--elbo.num_particles {k}", v) for k, v in ((1, -86.76), (5, -85.54))},
     ),
     "vampprior": Protocol(
         source=(

@@ -67,8 +67,12 @@ def test_the_log_density_of_bernoulli_variables_at_edges():
         torch.testing.assert_close(bernoulli_log_prob(logits, bits), expected, equal_nan=True)
 
 
+def _loss(logits, bits):
+    return functional.binary_cross_entropy_with_logits(logits, bits, reduction="none")
+
+
 def _entries(logits, bits):
-    return -functional.binary_cross_entropy_with_logits(logits, bits, reduction="none")
+    return -_loss(logits, bits)
 
 
 @pytest.mark.parametrize(
@@ -78,6 +82,7 @@ def _entries(logits, bits):
         (lambda logits, bits: [_entries(logits, bits).sum(-1), _entries(logits, bits).sum(-1)], 2),
         (lambda logits, bits: [_entries(logits, bits).sum(0)], 0),
         (lambda logits, bits: [(entries := _entries(logits, bits)).sum(-1), entries], 0),
+        (lambda logits, bits: [-(loss := _loss(logits, bits)).sum(-1), (-loss).sum(-1)], 0),
         (lambda logits, bits: [(_entries(logits, bits) * bits).sum(-1)], 0),
         (lambda logits, bits: [_entries(logits[:, :15], bits[:, :15]).sum(-1)], 0),
     ],

@@ -33,7 +33,7 @@ from pyrovae.execution import (
 )
 from pyrovae.objectives import recordable
 from pyrovae.training.batches import for_programs
-from pyrovae.training.optimizers import prepare_optimizer
+from pyrovae.training.optimizers import prepare_optimizer, take_step
 from pyrovae.training.plates import OutsideSites, weighed
 from pyrovae.training.shares import Sharing
 
@@ -153,7 +153,7 @@ class EagerStep:
         """Clip the norm of the gradient of a batch of this size, if asked, and take the optimizer's step."""
         if self.clip is not None:
             nn.utils.clip_grad_norm_(self.parameters, self.clip * size)
-        self.optimizer.step()
+        take_step(self.optimizer)
 
 
 class RecordedStep:

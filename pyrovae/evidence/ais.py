@@ -17,7 +17,18 @@ from pyrovae.densities import (
     torch_generator_states,
     vectorize,
 )
-from pyrovae.evidence.annealing import STUCK, Path, Start, Tuning, Walk, anneal, execution_of, rows_of, tune
+from pyrovae.evidence.annealing import (
+    STUCK,
+    Path,
+    Start,
+    Tuning,
+    Walk,
+    anneal,
+    execution_of,
+    rows_of,
+    transitions_of,
+    tune,
+)
 from pyrovae.evidence.blocks import (
     DataBlock,
     check_counts,
@@ -49,7 +60,7 @@ def ais(
     start: Start | None = None,
     num_leapfrog: int = 10,
     acceptance: float = 0.65,
-    num_tuning: int = 200,
+    num_tuning: int | None = None,
     chunk_size: int | None = None,
     execution: Execution = "auto",
     plate: str | None = None,
@@ -89,8 +100,9 @@ def ais(
             function that finds them in the `LatentSpace` of model and guide; None for the guide or the prior.
         num_leapfrog: Number of leapfrog steps per transition.
         acceptance: Target acceptance rate of the step sizes.
-        num_tuning: Approximate number of transitions of the preliminary run; at least 2 at each of up to 50
-            temperatures.
+        num_tuning: Approximate number of transitions of the preliminary run, at least 2 at each of up to 50
+            temperatures; None for 200. From a normal start, whose coordinates need no standard deviations, up to 20
+            temperatures, and None for 60.
         chunk_size: Number of chains, K times n data, run at once, which bounds memory; None for 8,192, or
             for 6,500,000 / D if there are more than 793 columns D.
         execution: How to run the path's gradients: "eager", "recorded", "compiled", or "auto", which chooses by the
@@ -112,6 +124,7 @@ def ais(
             discrete, data lie outside the support, all data have a weight that is NaN, the state to resume is of
             another run, or a program breaks the contract of `log_weights`.
     """
+    num_tuning = transitions_of(num_tuning, start)
     check_counts(num_particles=num_particles, num_leapfrog=num_leapfrog, num_tuning=num_tuning)
     betas = check_betas(betas)
     if not 0 < acceptance < 1:

@@ -10,7 +10,18 @@ from torch import Tensor
 
 from pyrovae.densities import Program, entry, num_data, vectorize
 from pyrovae.evidence.ais import summarize_chains
-from pyrovae.evidence.annealing import STUCK, Path, Start, Walk, anneal, execution_of, rows_of, tune, tuned_transition
+from pyrovae.evidence.annealing import (
+    STUCK,
+    Path,
+    Start,
+    Walk,
+    anneal,
+    execution_of,
+    rows_of,
+    transitions_of,
+    tune,
+    tuned_transition,
+)
 from pyrovae.evidence.blocks import (
     DataBlock,
     check_counts,
@@ -66,7 +77,7 @@ def bracket(
     start: Start | None = None,
     num_leapfrog: int = 10,
     acceptance: float = 0.65,
-    num_tuning: int = 200,
+    num_tuning: int | None = None,
     num_equilibrium: int = 20,
     chunk_size: int | None = None,
     plate: str | None = None,
@@ -109,7 +120,7 @@ def bracket(
         start: A normal in u to anneal from, as in `ais`.
         num_leapfrog: Number of leapfrog steps per transition.
         acceptance: Target acceptance rate of the step sizes.
-        num_tuning: Approximate number of transitions of the preliminary run.
+        num_tuning: Approximate number of transitions of the preliminary run; None for the default of `ais`.
         num_equilibrium: Number of transitions that separate the reverse chains.
         chunk_size: Number of latents, K times N, decoded at once, which bounds memory; None for 8,192, or
             for 6,500,000 / D if there are more than 793 columns D.
@@ -128,6 +139,7 @@ def bracket(
         >>> bracket(vae.model, vae.guide, latents, x, num_particles=100).gap.shape
         torch.Size([5])
     """
+    num_tuning = transitions_of(num_tuning, start)
     settings: dict[str, Any] = {"num_leapfrog": num_leapfrog, "acceptance": acceptance, "num_tuning": num_tuning}
     if betas is not None:
         check_counts(num_particles=num_particles, num_leapfrog=num_leapfrog, num_tuning=num_tuning)

@@ -34,7 +34,7 @@ from pyrovae import (
     sigmoidal_schedule,
 )
 from pyrovae.evidence import LatentSpace
-from pyrovae.evidence.annealing import Path, execution_of, transition, tune
+from pyrovae.evidence.annealing import Path, execution_of, transition, transitions_of, tune, tuned_transition
 from pyrovae.evidence.blocks import evaluation_mode
 from pyrovae.execution import NotRecordedWarning
 from pyrovae.runs import read_state, write_state
@@ -104,6 +104,23 @@ class TestLinearGaussian:
         assert abs(sum(seen) / len(seen) - asked) < 0.04
         assert max(abs(rate - asked) for rate in seen) < 0.08
 
+    @pytest.mark.parametrize("start", ["prior", "normal"])
+    def test_default_tuning_holds_the_target_acceptance_along_the_path(self, start):
+        x, vae = self.oracle.data(100), self.oracle.vae()
+        betas = sigmoidal_schedule(100)
+        normal = normal_near(self.oracle, x) if start == "normal" else None
+        with evaluation_mode(vae.model, None):
+            path = Path(LatentSpace(vae.model, None, x), normal)
+            num_tuning = transitions_of(None, normal)
+            tuning = tune(path, betas, num_leapfrog=10, acceptance=0.65, num_tuning=num_tuning)
+            position, seen = path.at(path.draw(16)), []
+            for beta in betas[1:-1].tolist():
+                position, accepted = tuned_transition(path, position, beta, tuning, 10)
+                seen.append(accepted.mean().item())
+        assert (num_tuning, len(tuning.places)) == {"prior": (200, 50), "normal": (60, 20)}[start]
+        assert abs(sum(seen) / len(seen) - 0.65) < 0.05
+        assert max(abs(rate - 0.65) for rate in seen) < 0.2
+
     @pytest.mark.parametrize("normal", [False, True])
     def test_transitions_leave_their_density_invariant(self, normal):
         # From exact draws of the posterior, at a step so long that about half are refused: means and covariances
@@ -148,7 +165,8 @@ class TestLinearGaussian:
         for size, chunk_size in ((2, 1), (40, 200), (40, None)):
             here = (start[0][:size], start[1][:size])
             estimate = ais(vae.model, x[:size], start=here, chunk_size=chunk_size, **settings)
-            assert (estimate.value - self.oracle.log_marginal(x[:size])).abs().max() < 0.4
+            off = estimate.value - self.oracle.log_marginal(x[:size])
+            assert off.square().mean().sqrt() < 0.2  # 0.1 over many seeds, but single data may be off by 0.5
 
     def test_ais_is_accurate_in_single_precision(self):
         oracle = LinearGaussian(dtype=torch.float32)

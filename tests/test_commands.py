@@ -45,6 +45,7 @@ NEEDED = {
     "impute": ["RUN", "survey.csv"],
     "score": ["RUN", "survey.csv"],
     "studies/swap": ["--out", "table"],
+    "studies/published": ["burda-iwae", "--data_dir", "data"],
 }
 # What the commands name and this machine may lack, and what stands for it here.
 STANDS_FOR = {"cuda": "cpu", "[topic]": "glossary"}

@@ -7,7 +7,7 @@ from typing import Any
 from torch import Tensor, fx
 
 from pyrovae.densities import isolated_rng
-from pyrovae.execution.special import with_fast_functions
+from pyrovae.execution.fast_functions import with_fast_functions
 from pyrovae.execution.tensors import Outputs
 
 

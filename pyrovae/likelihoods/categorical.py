@@ -10,8 +10,7 @@ from torch import Tensor, nn
 
 from pyrovae.distributions import DiscretizedLogistic, FloatCategorical, OrderedLogistic
 from pyrovae.likelihoods.base import Likelihood, largest_count, log_of
-from pyrovae.likelihoods.positive import bounded_exp
-from pyrovae.nn import out_features
+from pyrovae.nn import bounded_exp, out_features
 
 # Data with more values get no suggestion of this many classes: the network would need D C outputs.
 _MOST_CLASSES = 1024

@@ -7,7 +7,7 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
-from pyrovae.nn import out_features
+from pyrovae.nn import bounded_exp, out_features
 
 # A positive number (fixed), "global" (learned, one for all dimensions), "dimension" (learned, one per dimension), or
 # "network" (an output of the network per datum and dimension).
@@ -18,11 +18,8 @@ Choice = float | Literal["global", "dimension", "network"]
 class Positive(nn.Module):
     """Positive parameter of a likelihood: fixed, learned, or an output of the network.
 
-        v(a) = exp(m + h tanh(t + a/h)),  v(0) = start
-
-    v is smoothly bounded: m is the middle and h half the length of [log low, log high], and v(0) = start determines t.
-    If start lies outside the bounds, v(0) is their geometric mean. Well inside the bounds, log v increases with a at
-    a rate near 1. A learned a is initially 0.
+    v is smoothly bounded: proportional to exp(a) well inside its bounds, with v(0) = start (see `bounded_exp`). A
+    learned a is initially 0.
 
     Args:
         name: Name of the parameter in the constructor of the likelihood.
@@ -75,10 +72,3 @@ class Positive(nn.Module):
         """Show the choice, and the bounds unless the value is fixed."""
         bounds = f", low={self.low:g}, high={self.high:g}" if isinstance(self.choice, str) else ""
         return f"{self.choice!r}{bounds}"
-
-
-def bounded_exp(raw: Tensor, *, start: float, low: float, high: float) -> Tensor:
-    """Map real numbers a to v = exp(m + h tanh(t + a/h)) in [low, high], with v(0) = start (see `Positive`)."""
-    middle, half = (math.log(high) + math.log(low)) / 2, (math.log(high) - math.log(low)) / 2
-    shift = math.atanh((math.log(start) - middle) / half) if low < start < high else 0.0
-    return (middle + half * torch.tanh(shift + raw / half)).exp()

@@ -8,8 +8,8 @@ from torch import Tensor, nn
 
 Activation = Literal["relu", "tanh", "softplus", "silu", "gelu", "elu", "leaky_relu"]
 
-_LOG_SCALE_BOUND = 10.0
-_ROOM = math.log(1e6) - _LOG_SCALE_BOUND
+# Of the length of an interval of log v, at each of its ends: [1e-6, 1e6] has exp(-10) to exp(10) inside.
+_ROOM = (1 - 10 / math.log(1e6)) / 2
 
 _ACTIVATIONS: dict[str, type[nn.Module]] = {
     "relu": nn.ReLU,
@@ -259,10 +259,7 @@ def split(outputs: Tensor, parts: int) -> tuple[Tensor, ...]:
 
 
 def scale_of(log_scale: Tensor) -> Tensor:
-    """Return exp(a) for log scales a from a network, smoothly bounded to [1e-6, 1e6].
-
-        log scale = a                                            if |a| <= 10,
-                    sign(a) [10 + w tanh((|a| - 10)/w)],  w = log(1e6) - 10,   beyond
+    """Return exp(a) for log scales a from a network, smoothly bounded to [1e-6, 1e6] (see `bounded_exp`).
 
     A datum far from those that a network was trained on can get any a, and exp(a) overflows in float32 from 88.7 on.
     Within the bounds of 10, scales of 5e-5 to 2e4, the result is that of exp bit by bit.
@@ -270,8 +267,32 @@ def scale_of(log_scale: Tensor) -> Tensor:
     Args:
         log_scale: Log scales a of any shape.
     """
-    inside = log_scale.clamp(-_LOG_SCALE_BOUND, _LOG_SCALE_BOUND)
-    return (inside + _ROOM * torch.tanh((log_scale - inside) / _ROOM)).exp()
+    return bounded_exp(log_scale, start=1.0, low=1e-6, high=1e6)
+
+
+def bounded_exp(raw: Tensor, *, start: float, low: float, high: float) -> Tensor:
+    """Map real numbers a to v in [low, high], with v(0) = start and v proportional to exp(a) well inside.
+
+        log v = b                                      inside [log low + w, log high - w],
+                edge + w tanh((b - edge)/w)            beyond an edge of this interval,
+
+    where b = a + c, the constant c makes v(0) = start, and w is about a seventh of log(high/low). So a bound that is far
+    from the values changes nothing. If start lies outside the bounds, v(0) is their geometric mean.
+
+    Args:
+        raw: Real numbers a of any shape.
+        start: Value of v at a = 0.
+        low: Lower bound of v, positive.
+        high: Upper bound of v.
+    """
+    bottom, top = math.log(low), math.log(high)
+    room = _ROOM * (top - bottom)
+    at_zero = math.log(start) if low < start < high else (bottom + top) / 2
+    edge = min(max(at_zero, bottom + room), top - room)
+    offset = edge + room * math.atanh((at_zero - edge) / room)
+    log_v = raw + offset if offset else raw
+    inside = log_v.clamp(bottom + room, top - room)
+    return (inside + room * torch.tanh((log_v - inside) / room)).exp()
 
 
 def out_features(network: nn.Module) -> int:

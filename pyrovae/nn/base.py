@@ -276,8 +276,8 @@ def bounded_exp(raw: Tensor, *, start: float, low: float, high: float) -> Tensor
         log v = b                                      inside [log low + w, log high - w],
                 edge + w tanh((b - edge)/w)            beyond an edge of this interval,
 
-    where b = a + c, the constant c makes v(0) = start, and w is about a seventh of log(high/low). So a bound that is far
-    from the values changes nothing. If start lies outside the bounds, v(0) is their geometric mean.
+    where b = a + c, the constant c makes v(0) = start, and w is about a seventh of log(high/low). So a bound far from
+    the values changes nothing. If start lies outside the bounds, v(0) is their geometric mean.
 
     Args:
         raw: Real numbers a of any shape.

@@ -9,6 +9,7 @@ import numpy as np
 
 from pyrovae.columns import Column, date_text, shown
 from pyrovae.data.cells import EXACT, Cells, number_as_text, values_of
+from pyrovae.data.moments import smallest_gap
 from pyrovae.data.table_files import RawTable
 
 _FEW = 10  # distinct numbers that may be levels
@@ -18,6 +19,19 @@ _MOST_LEVELS = 1000
 _SKEWED = 1.0
 _ID = re.compile(r"(.*[^a-z])?(id|uuid|key|index|rownames|row_number)", re.IGNORECASE)
 _CODES = {-1, -7, -8, -9, -88, -99, -888, -999, -8888, -9999, 99, 999, 9999, 99999, 999999}
+# Texts that are numbers or dates for people, what they look like, and what to do.
+_NEARLY = (
+    (
+        re.compile(r"[+-]?\d[\d.,]*\s*%|[+-]?[$\u00a3\u20ac]\s*\d[\d.,]*|\d[\d.,]*\s*[$\u00a3\u20ac]", re.ASCII),
+        "numbers with a sign",
+        "remove the sign, and commas between thousands",
+    ),
+    (
+        re.compile(r"\d{1,2}[./-]\d{1,2}[./-](\d{4}|\d{2})([ T].*)?|\d{4}[./]\d{1,2}[./]\d{1,2}([ T].*)?", re.ASCII),
+        "dates in another format",
+        "write dates as 2024-01-31",
+    ),
+)
 _DECIMAL_COMMA = re.compile(r"[+-]?\d+,\d+", re.ASCII)
 
 
@@ -117,7 +131,7 @@ def _guess_texts(name: str, cells: Cells) -> tuple[Column, list[Question]]:
             )
         ]
     if len(cells.counts) == 2:
-        return Column(name, "binary", levels=tuple(sorted(cells.counts))), []
+        return Column(name, "binary", levels=tuple(sorted(cells.counts))), _alike(cells)
     if all(_DECIMAL_COMMA.fullmatch(text) for text in cells.counts):
         first = next(iter(cells.counts))
         return Column(name, "drop", reason="numbers with a comma"), [
@@ -126,9 +140,15 @@ def _guess_texts(name: str, cells: Cells) -> tuple[Column, list[Question]]:
                 "write a point, and no comma between thousands",
             )
         ]
+    for pattern, what, advice in _NEARLY:
+        if all(pattern.fullmatch(text) for text in cells.counts):
+            first = next(iter(cells.counts))
+            return Column(name, "drop", reason=what), [
+                Question(f"cells such as {first!r:.40} look like {what}", advice)
+            ]
     if _is_identifier(len(cells.counts), cells.num_observed):
         return _identifier(name, cells)
-    asked = []
+    asked = _alike(cells)
     if len(cells.counts) > _MANY_LEVELS:
         asked.append(Question(f"it has {len(cells.counts):,} levels", "join rare levels, or write kind: drop"))
     single = [text for text, count in cells.counts.items() if count == 1]
@@ -136,6 +156,19 @@ def _guess_texts(name: str, cells: Cells) -> tuple[Column, list[Question]]:
         few = f"{len(single):,} of {len(cells.counts):,} levels stand in one row, such as {shown(single[0])!r}"
         asked.append(Question(few, "join rare levels, since one row tells little of them, or write kind: drop"))
     return Column(name, "category", levels=tuple(sorted(cells.counts))), asked
+
+
+def _alike(cells: Cells) -> list[Question]:
+    """Ask about levels that differ only in case or in spaces."""
+    groups: dict[str, list[str]] = {}
+    for text in sorted(cells.counts):
+        groups.setdefault(" ".join(text.split()).casefold(), []).append(text)
+    alike = [group for group in groups.values() if len(group) > 1]
+    if not alike:
+        return []
+    names = " and ".join(repr(shown(text)) for text in alike[0][:3])
+    fact = f"{names} differ only in case or spaces" + (f", as do {len(alike) - 1:,} others" if len(alike) > 1 else "")
+    return [Question(fact, "read as different levels; if they are one, write them alike")]
 
 
 def _guess_dates(name: str, cells: Cells, train: np.ndarray) -> tuple[Column, list[Question]]:
@@ -179,7 +212,7 @@ def _guess_numbers(name: str, cells: Cells, values: np.ndarray, train: np.ndarra
     zeros = int(counts[distinct == 0].sum()) if low == 0 else 0
     column: dict[str, Any] = {"kind": "real"}
     asked = list(spikes)
-    if zeros and high > 1 and distinct[1] > 10 * float(np.diff(distinct[1:]).min()) and zeros > 0.05 * len(observed):
+    if zeros and high > 1 and _apart(distinct, counts) and zeros > 0.05 * len(observed):
         column = {"kind": "positive", "likelihood": "HurdleLogNormalLikelihood"}
         asked = [
             Question(
@@ -217,7 +250,35 @@ def _guess_numbers(name: str, cells: Cells, values: np.ndarray, train: np.ndarra
         column = {"kind": "positive"}
     if column["kind"] == "real" or (column["kind"] == "interval" and "likelihood" not in column):
         asked += _many_ties(distinct, counts, len(observed))
+    if column["kind"] in ("real", "positive"):
+        asked += _odd_value(distinct, counts)
+    if are_whole and len(distinct) == len(observed):
+        asked.append(
+            Question(
+                f"{len(distinct):,} different whole numbers in as many rows",
+                f"read as {column['kind']}; if they are an identifier, write kind: drop",
+            )
+        )
     return Column(name, **column), asked
+
+
+def _apart(distinct: np.ndarray, counts: np.ndarray) -> bool:
+    """Return whether the first value, 0, is far from the next, compared with the gaps between the others."""
+    return len(distinct) > 2 and bool(distinct[1] > 10 * smallest_gap(distinct[1:], counts[1:])[0])
+
+
+def _odd_value(distinct: np.ndarray, counts: np.ndarray) -> list[Question]:
+    """Ask about a value between repeated values that are all much further apart, such as a mistyped cell."""
+    gap, place = smallest_gap(distinct, counts)
+    if place is None:
+        return []
+    return [
+        Question(
+            f"the value {number_as_text(float(distinct[place]))} is nearer to its neighbour than {gap:g}, the smallest "
+            "gap between values that occur more than once",
+            f"correct it if it is mistyped; learned scales have the floor {gap:g}; if that is wrong, write resolution",
+        )
+    ]
 
 
 def _few(levels: tuple[str, ...], may_count: bool) -> Question:

@@ -10,6 +10,8 @@ import numpy as np
 from pyrovae.columns import NUMERIC, Column
 
 _OFFSET = 100  # standard deviations between 0 and the mean, beyond which an origin is subtracted
+_COMMON = 0.9  # share of the cells with repeated values, from which these tell the resolution
+_ODD = 10  # times the smallest gap that repeated values are apart, from which other values do not count
 _NOISE = 1e-12  # relative gaps below it are rounding errors
 
 
@@ -27,7 +29,7 @@ def complete(column: Column, values: np.ndarray, train: np.ndarray) -> Column:
     if column.kind not in NUMERIC:
         return column
     observed = values[train & ~np.isnan(values)]
-    distinct = np.unique(observed)
+    distinct, counts = np.unique(observed, return_counts=True)
     if len(distinct) < 2:
         raise ValueError(
             f"column {column.name!r} has no two values in the training rows, so kind {column.kind} has no scale; write "
@@ -40,7 +42,7 @@ def complete(column: Column, values: np.ndarray, train: np.ndarray) -> Column:
     found: dict[str, Any] = {
         "low": float(distinct[0]),
         "high": float(distinct[-1]),
-        "resolution": _resolution(distinct - origin),
+        "resolution": smallest_gap(distinct - origin, counts)[0],
         "centre": float(x.mean()),
         "spread": float(x.std()),
     }
@@ -66,8 +68,27 @@ def _origin(column: Column, observed: np.ndarray, distinct: np.ndarray) -> float
     return middle if column.format or is_far or (lost and kept > len(distinct) - lost) else 0.0
 
 
-def _resolution(distinct: np.ndarray) -> float:
-    """Return the smallest gap between values to six digits, without gaps that are rounding errors."""
+def smallest_gap(distinct: np.ndarray, counts: np.ndarray) -> tuple[float, int | None]:
+    """Find the smallest gap between values, to six digits, without gaps that are rounding errors.
+
+    If nine tenths of the cells or more have values that occur more than once, and those are more than ten times as far
+    apart, a few odd values, such as a mistyped cell, do not count. Otherwise one of them would make the floor of
+    learned scales useless.
+
+    Args:
+        distinct: At least two distinct values, increasing.
+        counts: How often each occurs.
+
+    Returns:
+        The gap, and the place of a value that does not count; None if all count.
+    """
     gaps = np.diff(distinct)
-    real = gaps[gaps > _NOISE * np.abs(distinct).max()]
-    return float(f"{(real if len(real) else gaps).min():.6g}")
+    is_real = gaps > _NOISE * np.abs(distinct).max()
+    smallest = gaps[is_real].min() if is_real.any() else gaps.min()
+    common = counts > 1
+    if common.sum() > 2 and counts[common].sum() >= _COMMON * counts.sum():
+        of_common = np.diff(distinct[common]).min()
+        if of_common > _ODD * smallest:
+            place = int(np.flatnonzero(gaps == smallest)[0])
+            return float(f"{of_common:.6g}"), place + int(common[place])
+    return float(f"{smallest:.6g}"), None

@@ -100,9 +100,8 @@ def ais(
             function that finds them in the `LatentSpace` of model and guide; None for the guide or the prior.
         num_leapfrog: Number of leapfrog steps per transition.
         acceptance: Target acceptance rate of the step sizes.
-        num_tuning: Approximate number of transitions of the preliminary run, at least 2 at each of up to 50
-            temperatures; None for 200. From a normal start, whose coordinates need no standard deviations, up to 20
-            temperatures, and None for 60.
+        num_tuning: Approximate number of transitions of the preliminary run; at least 2 at each of up to 50
+            temperatures; None for 200, or for 100 from a normal start, whose coordinates need no standard deviations.
         chunk_size: Number of chains, K times n data, run at once, which bounds memory; None for 8,192, or
             for 6,500,000 / D if there are more than 793 columns D.
         execution: How to run the path's gradients: "eager", "recorded", "compiled", or "auto", which chooses by the

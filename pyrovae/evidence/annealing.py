@@ -24,11 +24,9 @@ Start = Normal | Callable[[LatentSpace], Normal]
 
 _JITTER = 0.2  # step sizes vary by this factor, so that no trajectory is a whole period of a normal
 _TUNING_CHAINS = 8
-# Of the preliminary run: temperatures at which steps are adapted (others use the nearest of them), transitions at the
-# first of these before adaptation counts, and transitions at all of them. A normal start needs no scales.
-_TUNING_PLACES, _PLACES_OF_NORMAL = 50, 20
-_BURN_IN, _BURN_IN_OF_NORMAL = 20, 10
-_NUM_TUNING, _NUM_TUNING_OF_NORMAL = 200, 60
+_TUNING_PLACES = 50  # temperatures at which steps are adapted; others use the nearest of them
+_BURN_IN = 20  # transitions at the first of these temperatures, before adaptation counts
+_NUM_TUNING, _NUM_TUNING_OF_NORMAL = 200, 100  # transitions at all of them; a normal start needs no scales
 # Numbers of gradients per block of data from which recording, and compiling, pays.
 _RECORDED_FROM = 1000
 _COMPILED_FROM = 4000
@@ -287,10 +285,10 @@ def tune(path: Path, betas: Tensor, *, num_leapfrog: int, acceptance: float, num
     inner = betas[1:-1]
     if not len(inner):
         return Tuning(*(torch.zeros(0) for _ in Tuning._fields))
-    count = min(len(inner), _PLACES_OF_NORMAL if path.normal else _TUNING_PLACES)
+    count = min(len(inner), _TUNING_PLACES)
     places = inner[torch.linspace(0, len(inner) - 1, count).round().long()]
     chains = AdaptiveChains(path, _TUNING_CHAINS, num_leapfrog, acceptance)
-    chains.move(places[0].item(), rounds=_BURN_IN_OF_NORMAL if path.normal else _BURN_IN)
+    chains.move(places[0].item(), rounds=_BURN_IN)
     steps, scales = [], []
     for place in places.tolist():
         chains.move(place, rounds=max(2, num_tuning // count))

@@ -62,7 +62,8 @@ def _logits_and_bits(node: fx.Node) -> tuple[fx.Node, fx.Node] | None:
     if entries.target is not _ATEN.binary_cross_entropy_with_logits.default or len(entries.users) > 1:
         return None
     logits, bits, *options = entries.args
-    value = logits.meta.get("val")
-    if options != [None, None, 0] or entries.kwargs or not isinstance(value, Tensor):
+    value, of_bits = logits.meta.get("val"), bits.meta.get("val")
+    if options != [None, None, 0] or entries.kwargs or not (isinstance(value, Tensor) and isinstance(of_bits, Tensor)):
         return None
-    return (logits, bits) if is_slow(value) and value.shape[-1] >= JOINED else None
+    fits = is_slow(value) and value.dtype == of_bits.dtype and value.dim() and value.shape[-1] >= JOINED
+    return (logits, bits) if fits else None

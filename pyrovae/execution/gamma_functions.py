@@ -18,7 +18,9 @@ _COSINE = tuple((-1) ** k * math.pi ** (2 * k) / math.factorial(2 * k) for k in 
 
 
 def log_gamma(x: Tensor) -> Tensor:
-    """Compute log |Gamma(x)| like `torch.lgamma`, without a gradient, with an error of a few roundings.
+    """Compute log |Gamma(x)| like `torch.lgamma`, without a gradient.
+
+    The error is a few roundings of the value, or of 1 where the value is smaller, as beside its zeros at 1 and 2.
 
     From 8 on by Stirling's series, below by the recurrence to x + 8, and for negative x by reflection (DLMF 5.11.1,
     5.5.1 and 5.5.3).
@@ -35,7 +37,7 @@ def log_gamma(x: Tensor) -> Tensor:
     fraction = x - x.round()
     sine = (_polynomial(_SINE, fraction * fraction) * fraction).abs()
     factor = torch.where(reflected, product * (math.pi / sine), product.reciprocal())
-    return torch.where(reflected, -stirling, stirling) + factor.log()
+    return torch.where(x.isinf(), torch.inf, torch.where(reflected, -stirling, stirling) + factor.log())
 
 
 def digamma(x: Tensor) -> Tensor:
@@ -54,7 +56,9 @@ def digamma(x: Tensor) -> Tensor:
     fraction = x - x.round()
     squared = fraction * fraction
     cotangent = _polynomial(_COSINE, squared) / (_polynomial(_SINE, squared) * fraction)
-    return of_positive - torch.where(shifted, slope / product, 0.0) - torch.where(reflected, math.pi * cotangent, 0.0)
+    value = of_positive - torch.where(shifted, slope / product, 0.0) - torch.where(reflected, math.pi * cotangent, 0.0)
+    at_poles = torch.where(x == 0, -x.reciprocal(), torch.nan)  # of -0.0 the limit from the left
+    return torch.where((x <= 0) & (fraction == 0), at_poles, value)
 
 
 def _is_slow(x: Tensor) -> bool:

@@ -8,6 +8,7 @@ from torch import Tensor
 from torch.nn import functional
 
 JOINED = 16  # factors between 1 and 2 of which one logarithm is taken
+_FLAT = 20  # from which softplus is its argument to a rounding of single precision
 # Terms of the series of the logarithm up to rounding.
 _TERMS = {torch.float32: 7, torch.float64: 16}
 
@@ -18,17 +19,15 @@ def is_slow(x: Tensor) -> bool:
 
 
 def softplus(x: Tensor, beta: float = 1.0, threshold: float = 20.0) -> Tensor:
-    """Compute log(1 + exp(beta x)) / beta like `torch.nn.functional.softplus`, also above the threshold.
+    """Compute log(1 + exp(x)) like `torch.nn.functional.softplus`, also above the threshold.
 
     Args:
         x: Real numbers. Torch's own function computes all but single and double precision on a processor.
-        beta: Factor of the argument.
-        threshold: Number from which torch's own function returns x.
+        beta: Factor of the argument. Torch's own function computes all but 1.
+        threshold: Number from which torch's own function returns x, and which computes all below 20.
     """
-    if not is_slow(x):
+    if not is_slow(x) or beta != 1 or threshold < _FLAT:
         return functional.softplus(x, beta, threshold)
-    if beta != 1:
-        return softplus(x * beta) / beta
     return x.clamp(min=0) + _log1p((-x.abs()).exp())
 
 
@@ -63,10 +62,11 @@ def binary_cross_entropy_with_logits(logits: Tensor, x: Tensor, *options: Any) -
 
 
 def bernoulli_log_prob(logits: Tensor, x: Tensor) -> Tensor:
-    """Compute the log density of independent Bernoulli variables, without a gradient, up to rounding.
+    """Compute the log density of independent Bernoulli variables, without a gradient.
 
     log p = -sum_d [(1 - x_d) l_d - min(l_d, 0)] - sum_d log(1 + exp(-|l_d|)). Sixteen factors of the last sum, which
-    lie between 1 and 2, are multiplied before their logarithm is taken.
+    lie between 1 and 2, are multiplied before their logarithm is taken. The absolute error is up to D/2 roundings of 1:
+    a factor nearer to 1 than a rounding counts as 1.
 
     Args:
         logits: Logits l, with shape (..., D).

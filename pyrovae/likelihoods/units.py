@@ -5,6 +5,9 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
+# As in `pyrovae.data.moments`: the share of repeated entries that tell the gap, and how much further apart they are.
+_COMMON, _ODD = 0.9, 10
+
 
 class Moments(NamedTuple):
     """Moments of the columns of training data, each with shape (D,).
@@ -141,8 +144,23 @@ def _mean_and_deviation(x: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def _smallest_gap(x: Tensor) -> Tensor:
-    """Return the smallest gap between distinct values of each column, with shape (D,); 0 if it is constant."""
-    gaps = x.sort(0).values.diff(dim=0)  # NaN is last
+    """Return the smallest gap between distinct values of each column, with shape (D,); 0 if it is constant.
+
+    A few odd values do not count, as in `pyrovae.data.moments.smallest_gap`: if nine tenths of the entries have values
+    that occur more than once, and those are more than ten times as far apart.
+    """
+    ordered = x.sort(0).values  # NaN is last
+    tied = torch.cat([(ordered.diff(dim=0) == 0), torch.zeros_like(ordered[:1], dtype=torch.bool)])
+    common = tied | tied.roll(1, 0)
+    smallest, _ = _gaps(ordered)
+    of_common, count = _gaps(torch.where(common, ordered, torch.nan).sort(0).values)
+    few_are_odd = common.sum(0) >= _COMMON * ordered.isfinite().sum(0)
+    return torch.where(few_are_odd & (count > 1) & (of_common > _ODD * smallest), of_common, smallest)
+
+
+def _gaps(ordered: Tensor) -> tuple[Tensor, Tensor]:
+    """Return the smallest gap between distinct values of each sorted column, 0 if there is none, and their number."""
+    gaps = ordered.diff(dim=0)
     gaps = torch.where(gaps > 0, gaps, torch.inf)
-    smallest = torch.cat([gaps, gaps.new_full((1, x.shape[1]), torch.inf)]).amin(0)
-    return torch.where(smallest.isfinite(), smallest, 0)
+    smallest = torch.cat([gaps, gaps.new_full((1, ordered.shape[1]), torch.inf)]).amin(0)
+    return torch.where(smallest.isfinite(), smallest, 0), gaps.isfinite().sum(0)

@@ -102,6 +102,7 @@ def _plain_fused_adam(optimizer: Optimizer) -> bool:
     return (
         type(optimizer) in (torch.optim.Adam, torch.optim.AdamW)
         and "step" not in vars(optimizer)  # a scheduler replaces the method
+        and all(getattr(optimizer, name, None) is None for name in ("grad_scale", "found_inf"))
         and not any(getattr(optimizer, hooks, True) for hooks in _HOOKS)
         and not any(getattr(sys.modules[Optimizer.__module__], hooks, True) for hooks in _GLOBAL_HOOKS)
         and all(
@@ -109,7 +110,8 @@ def _plain_fused_adam(optimizer: Optimizer) -> bool:
             for group in optimizer.param_groups
         )
         and all(
-            parameter.grad is None or (parameter in optimizer.state and not parameter.is_complex())
+            parameter.grad is None
+            or (optimizer.state.get(parameter) and not parameter.is_complex() and not parameter.grad.is_sparse)
             for group in optimizer.param_groups
             for parameter in group["params"]
         )

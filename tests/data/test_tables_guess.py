@@ -147,6 +147,36 @@ def test_rare_levels_and_repeated_identifiers_are_asked_about():
     assert "name it as group" in questions([f"p{i * 2 // 3}" for i in range(N)])[0]
 
 
+@pytest.mark.parametrize("step", [1e-3, -1e-5])
+def test_one_mistyped_cell_is_asked_about_and_does_not_change_the_resolution(step):
+    cells = 100 + 0.5 * np.random.default_rng(0).integers(14, size=600)
+    cells[5] += step
+    table = read_table({"a": cells.tolist(), "b": np.random.default_rng(1).normal(size=600).tolist()})
+    assert table.columns["a"].resolution == 0.5
+    assert table.columns["b"].resolution < 1e-4
+    assert len(table.questions) == 1
+    assert f"the value {cells[5]:.10g} is nearer to its neighbour than 0.5" in table.questions[0]
+    from_zero = read_table({"a": (cells - 100).tolist()})  # neither zeros beside positive numbers
+    assert (from_zero.columns["a"].kind, from_zero.columns["a"].likelihood) == ("real", None)
+
+
+@pytest.mark.parametrize(
+    ("cells", "kind", "words"),
+    [
+        (RNG.permutation(10**8)[:N].tolist(), "real", "200 different whole numbers in as many rows"),
+        (["Yes", "yes ", "no"] * 60, "category", "'Yes' and 'yes' differ only in case or spaces"),
+        ([f"{i / 7:.1f}%" for i in range(N)], "drop", "look like numbers with a sign -- remove the sign"),
+        ([f"$ {i * 1234:,}" for i in range(N)], "drop", "look like numbers with a sign -- remove the sign"),
+        ([f"{i % 12 + 1}/{i % 28 + 1}/2019" for i in range(N)], "drop", "look like dates in another format"),
+    ],
+)
+def test_what_is_nearly_a_number_a_date_an_identifier_or_a_level_is_asked_about(cells, kind, words):
+    table = read_table({"a": cells, "b": NORMAL.tolist()[: len(cells)]})
+    assert table.columns["a"].kind == kind
+    assert any(words in question for question in table.questions), table.questions
+    assert "free text" not in table.columns["a"].reason
+
+
 def test_missing_codes_match_numbers_in_every_form():
     cells = ["-9", "-9.0", "-9.00", "3", "4.5", *map(str, NORMAL[:-5])]
     table = read_table({"a": [float(cell) for cell in cells]}, na_values_by_column={"a": ["-9"]})

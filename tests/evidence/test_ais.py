@@ -117,7 +117,7 @@ class TestLinearGaussian:
             for beta in betas[1:-1].tolist():
                 position, accepted = tuned_transition(path, position, beta, tuning, 10)
                 seen.append(accepted.mean().item())
-        assert (num_tuning, len(tuning.places)) == {"prior": (200, 50), "normal": (60, 20)}[start]
+        assert (num_tuning, len(tuning.places)) == {"prior": (200, 50), "normal": (100, 50)}[start]
         assert abs(sum(seen) / len(seen) - 0.65) < 0.05
         assert max(abs(rate - 0.65) for rate in seen) < 0.2
 

@@ -60,6 +60,10 @@ def _sharp_softplus(x):
     return functional.softplus(x, beta=3.0)
 
 
+def _early_softplus(x):
+    return functional.softplus(x, threshold=1.0)
+
+
 def _log_sigmoid(x):
     return functional.logsigmoid(x)
 
@@ -72,6 +76,14 @@ def _loss(x):
     return functional.binary_cross_entropy_with_logits(x, (x > 0.3).to(x.dtype), reduction="none")
 
 
+def _loss_of_shares(x):
+    return functional.binary_cross_entropy_with_logits(x, x.detach().sigmoid(), reduction="none")
+
+
+def _broadcast_logaddexp(x):
+    return torch.logaddexp(x, x.detach().flip(0)[:, None])
+
+
 def _mean_loss(x):
     return functional.binary_cross_entropy_with_logits(x, (x > 0.3).to(x.dtype))
 
@@ -82,7 +94,10 @@ def _weighted_loss(x):
     )
 
 
-FUNCTIONS = [_softplus, _sharp_softplus, _log_sigmoid, _logaddexp, _loss, _mean_loss, _weighted_loss]
+FUNCTIONS = [
+    *(_softplus, _sharp_softplus, _early_softplus, _log_sigmoid, _logaddexp, _broadcast_logaddexp),
+    *(_loss, _loss_of_shares, _mean_loss, _weighted_loss),
+]
 
 
 @pytest.mark.parametrize("function", FUNCTIONS)
@@ -154,6 +169,11 @@ def _entries(logits, bits):
         (lambda logits, bits: [-(loss := _losses(logits, bits)).sum(-1), (-loss).sum(-1)], 0),
         (lambda logits, bits: [(_entries(logits, bits) * bits).sum(-1)], 0),
         (lambda logits, bits: [(-functional.binary_cross_entropy_with_logits(logits, bits)).sum(-1)], 0),
+        (lambda logits, bits: [_entries(logits, logits.sigmoid()).sum(-1)], 1),
+        (lambda logits, bits: [_entries(logits, bits).sum(-1, dtype=torch.float64)], 0),
+        (lambda logits, bits: [_entries(logits, bits.double()).sum(-1)], 0),
+        (lambda logits, bits: [_entries(logits[0, 0], bits[0, 0]).sum(-1)], 0),
+        (lambda logits, bits: [(-_weighted_loss(logits)).sum(-1)], 0),
         (lambda logits, bits: [_entries(logits[:, :15], bits[:, :15]).sum(-1)], 0),
     ],
 )

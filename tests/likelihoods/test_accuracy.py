@@ -106,8 +106,10 @@ def truncated_normal(x, a, scale):
 
 def discretized_logistic(k, logit, b, e):
     half = mp.mpf(255) / 2
-    bound = mp.log(1000)
-    loc, scale = half * (1 + b), half * mp.exp(bound * mp.tanh(e / bound))
+    room = mp.log(1000) * (1 - 10 / mp.log(10**6))  # of log scales from -log(1000) to log(1000), at each end
+    edge = mp.log(1000) - room
+    log_scale = e if abs(e) <= edge else mp.sign(e) * (edge + room * mp.tanh((abs(e) - edge) / room))
+    loc, scale = half * (1 + b), half * mp.exp(log_scale)
     below = lambda y: log_sigmoid((y - loc) / scale)  # noqa: E731
     above = lambda y: log_sigmoid((loc - y) / scale)  # noqa: E731
     if k == 0:

@@ -150,3 +150,15 @@ def test_output_bias_needs_a_likelihood_with_intercept():
 
     with pytest.raises(ValueError, match=r"needs a method intercept\(x\), but Plain has none"):
         Blueprint(D, Z, likelihood=Plain, output_bias="data").make_likelihood()
+
+
+@pytest.mark.parametrize("step", [0.0, 1e-3, -1e-5])
+def test_one_mistyped_entry_does_not_change_the_floor_of_scales(step):
+    generator = torch.Generator().manual_seed(0)
+    grid = 100 + 0.5 * torch.randint(14, (600,), generator=generator, dtype=torch.float64)
+    grid[5] += step
+    grid[7] = torch.nan
+    x = torch.stack([grid, torch.randn(600, generator=generator).double()], 1)
+    found = Moments.of(x).resolution
+    assert found[0] == 0.5
+    assert found[1] == x[:, 1].sort().values.diff().min()

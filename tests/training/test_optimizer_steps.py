@@ -6,15 +6,41 @@ import pytest
 import torch
 from torch.optim import SGD, Adam, AdamW
 from torch.optim.lr_scheduler import ExponentialLR
-from torch.optim.optimizer import register_optimizer_step_pre_hook
+from torch.optim.optimizer import register_optimizer_step_post_hook, register_optimizer_step_pre_hook
 
 from pyrovae.training.optimizers import take_step
+
+
+class Restless(Adam):
+    """Adam that takes every step twice."""
+
+    def step(self, closure=None):
+        super().step()
+        return super().step()
+
+
+def with_attribute(optimizer, name, value):
+    setattr(optimizer, name, value)
+    return optimizer
+
+
+def looked_at(optimizer):
+    """An optimizer with an empty state of each parameter, which a lookup has left behind."""
+    assert not any(optimizer.state[parameter] for parameter in optimizer.param_groups[0]["params"])
+    return optimizer
+
 
 OPTIMIZERS = {
     "plain": lambda p: Adam(p, lr=0.1, fused=True),
     "options": lambda p: Adam(p, lr=0.1, betas=(0.7, 0.8), eps=0.3, weight_decay=0.2, maximize=True, fused=True),
     "decoupled": lambda p: AdamW(p, lr=0.1, weight_decay=0.2, fused=True),
-    "groups": lambda p: Adam([{"params": p[:1], "lr": 0.5}, {"params": p[1:], "eps": 0.2}], lr=0.1, fused=True),
+    "groups": lambda p: Adam(
+        [{"params": p[:1], "lr": 0.5, "betas": (0.5, 0.6)}, {"params": p[1:], "eps": 0.2}], lr=0.1, fused=True
+    ),
+    "own step": lambda p: Restless(p, lr=0.1, fused=True),
+    "gradients scaled": lambda p: with_attribute(Adam(p, lr=0.1, fused=True), "grad_scale", torch.tensor(3.0)),
+    "found infinite": lambda p: with_attribute(Adam(p, lr=0.1, fused=True), "found_inf", torch.tensor(1.0)),
+    "state looked at": lambda p: looked_at(Adam(p, lr=0.1, fused=True)),
     "amsgrad": lambda p: Adam(p, lr=0.1, amsgrad=True, fused=True),
     "unfused": lambda p: Adam(p, lr=0.1),
     "sgd": lambda p: SGD(p, lr=0.1, momentum=0.9),
@@ -59,30 +85,38 @@ def test_only_the_first_step_of_a_plain_adam_is_its_method(calls):
     assert len(calls) == 1
 
 
-def test_hooks_and_schedulers_see_every_step(calls):
+@pytest.mark.parametrize("register", ["register_step_pre_hook", "register_step_post_hook"])
+def test_hooks_of_an_optimizer_see_every_step(register):
     seen = []
 
     def hooked(parameters):
         optimizer = Adam(parameters, fused=True)
-        optimizer.register_step_post_hook(lambda *args: seen.append("after"))
+        getattr(optimizer, register)(lambda *args: seen.append(args))
         return optimizer
 
     walk(hooked, take_step)
-    assert len(calls) == seen.count("after") == 10
-    handle = register_optimizer_step_pre_hook(lambda *args: seen.append("before"))
+    assert len(seen) == 10
+
+
+@pytest.mark.parametrize("register", [register_optimizer_step_pre_hook, register_optimizer_step_post_hook])
+def test_hooks_of_all_optimizers_see_every_step(register):
+    seen = []
+    handle = register(lambda *args: seen.append(args))
     try:
         walk(OPTIMIZERS["plain"], take_step)
     finally:
         handle.remove()
-    assert seen.count("before") == 10
+    assert len(seen) == 10
 
+
+def test_schedulers_see_every_step(calls):
     def scheduled(parameters):
         optimizer = Adam(parameters, fused=True)
         optimizer.scheduler = ExponentialLR(optimizer, 0.5)
         return optimizer
 
     walk(scheduled, take_step)
-    assert len(calls) == 30
+    assert len(calls) == 10
 
 
 def test_a_new_learning_rate_holds_from_the_next_step():
@@ -95,3 +129,13 @@ def test_a_new_learning_rate_holds_from_the_next_step():
         take_step(optimizer)
         moves.append(before - parameter.item())
     assert moves == pytest.approx([0.5, 0.5, 0.01], rel=1e-5)
+
+
+def test_sparse_gradients_are_refused_in_the_words_of_the_optimizer():
+    parameter = torch.zeros(3, requires_grad=True)
+    optimizer = Adam([parameter], fused=True)
+    parameter.grad = torch.ones(3)
+    take_step(optimizer)
+    parameter.grad = torch.ones(3).to_sparse()
+    with pytest.raises(RuntimeError, match="SparseAdam"):
+        take_step(optimizer)

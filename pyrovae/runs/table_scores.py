@@ -198,7 +198,7 @@ def mean_lines(scores: RowScores, weights: Tensor | None) -> list[list[str]]:
     if weights is not None:
         known &= weights > 0
     lines = [["rows", "number", "mean log p(x)", "s.e. data"]]
-    parts = {"trained on": scores.trained, "held out": ~scores.trained, "all": torch.ones_like(scores.trained)}
+    parts = {"trained on": scores.trained, "not trained on": ~scores.trained, "all": torch.ones_like(scores.trained)}
     for name, of_part in parts.items():
         rows = known & of_part
         if name == "all" and bool(scores.trained.all() | (~scores.trained).all()):

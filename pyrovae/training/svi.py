@@ -490,6 +490,11 @@ def _quiet() -> Iterator[None]:
 
 
 def _describe(history: History) -> str:
-    row = history.rows[-1]
-    parts = [f"{kind} {row[f'{kind}_elbo']:.2f}" for kind in ("train", "validation") if row[f"{kind}_elbo"] is not None]
-    return f"ELBO {', '.join(parts)} nats" if parts else f"objective {row['train_objective']:.2f} nats"
+    """Say the objective of the last epoch, if it is not the ELBO, and the ELBO."""
+    row, texts = history.rows[-1], []
+    for quantity, name in (("objective", "objective"), ("elbo", "ELBO")):
+        values = {kind: row[f"{kind}_{quantity}"] for kind in ("train", "validation")}
+        if quantity == "elbo" or row["train_elbo"] is None:
+            texts.append(", ".join(f"{kind} {value:.2f}" for kind, value in values.items() if value is not None))
+            texts[-1] = texts[-1] and f"{name} {texts[-1]}"
+    return f"{'; '.join(filter(None, texts))} nats"

@@ -127,7 +127,7 @@ def test_the_rows_of_a_group_lie_in_one_split_and_covariates_are_given(folder):
     trained = read_table(folder / "rows.csv", columns=str(folder / "groups/columns.yaml")).splits == 0
     assert [row["trained_on"] == "yes" for row in scores] == trained.tolist()
     assert f"log p(x) of {int(trained.sum())} of {N} rows is transductive" in result.stdout
-    for name, rows in (("trained on", trained), ("held out", ~trained)):
+    for name, rows in (("trained on", trained), ("not trained on", ~trained)):
         values = np.array([float(row["log_marginal"]) for row, used in zip(scores, rows, strict=True) if used])
         error = values.std(ddof=1) / len(values) ** 0.5
         assert re.search(rf"{name} +{len(values)} +{values.mean():.2f} +{error:.2f}\n", result.stdout)

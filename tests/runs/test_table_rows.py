@@ -82,17 +82,17 @@ def test_means_are_printed_with_and_without_the_training_rows_and_by_their_weigh
     assert head == ["rows", "number", "mean log p(x)", "s.e. data"]
     assert lines == [
         ["trained on", "2", "-2.00", "1.00"],
-        ["held out", "2", "-10.00", "2.00"],
+        ["not trained on", "2", "-10.00", "2.00"],
         ["all", "4", "-6.00", f"{torch.tensor([-1.0, -3, -8, -12]).std() / 2:.2f}"],
     ]
     weights = torch.tensor([1.0, 3.0, 0.0, 1.0, 5.0])
     squares = 1 * 1.5**2 + 9 * 0.5**2  # around -2.5
     assert mean_lines(scores, weights)[1:3] == [
         ["trained on", "2", "-2.50", f"{math.sqrt(2 * squares) / 4:.2f}"],
-        ["held out", "1", "-12.00", "-"],
+        ["not trained on", "1", "-12.00", "-"],
     ]
     assert reason_lines(scores) == ["row 5 has no log p(x): it is odd"]
-    assert [line[0] for line in mean_lines(scores_of([-1.0, -2.0], [False, False]), None)[1:]] == ["held out"]
+    assert [line[0] for line in mean_lines(scores_of([-1.0, -2.0], [False, False]), None)[1:]] == ["not trained on"]
 
 
 class Broken(nn.Module):

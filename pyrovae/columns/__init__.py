@@ -6,15 +6,27 @@
 The table decides the likelihood. Nothing else in the library learns what a column is.
 """
 
-from pyrovae.columns.column import DEFAULT_LIKELIHOODS, DROPPED_BY_FLAG, KINDS, LEVELLED, NUMERIC, ROLES, Column
+from pyrovae.columns.column import (
+    COMMON_SHARE,
+    DEFAULT_LIKELIHOODS,
+    DROPPED_BY_FLAG,
+    KINDS,
+    LEVELLED,
+    NUMERIC,
+    ODD_FACTOR,
+    ROLES,
+    Column,
+)
 from pyrovae.columns.columns import Columns, date_text, shown
 
 __all__ = [
+    "COMMON_SHARE",
     "DEFAULT_LIKELIHOODS",
     "DROPPED_BY_FLAG",
     "KINDS",
     "LEVELLED",
     "NUMERIC",
+    "ODD_FACTOR",
     "ROLES",
     "Column",
     "Columns",

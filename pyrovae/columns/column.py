@@ -14,6 +14,9 @@ LEVELLED = ("binary", "category", "ordered")
 KINDS = (*NUMERIC, *LEVELLED, "drop")
 ROLES = ("data", "covariate", "label", "weight", "group", "split", "drop")
 FORMATS = ("", "date", "datetime", "datetime utc")
+# The resolution is the smallest gap between values. If this share of the cells has values that occur more than once,
+# and those are this many times as far apart, single values such as a mistyped cell do not count.
+COMMON_SHARE, ODD_FACTOR = 0.9, 10
 DROPPED_BY_FLAG = "by --columns"
 """Reason of a column that a flag drops; other reasons are facts about its values."""
 

@@ -140,15 +140,12 @@ def _guess_texts(name: str, cells: Cells) -> tuple[Column, list[Question]]:
                 "write a point, and no comma between thousands",
             )
         ]
-    for pattern, what, advice in _NEARLY:
-        if all(pattern.fullmatch(text) for text in cells.counts):
-            first = next(iter(cells.counts))
-            return Column(name, "drop", reason=what), [
-                Question(f"cells such as {first!r:.40} look like {what}", advice)
-            ]
+    nearly = _nearly(cells)
+    if nearly and len(cells.counts) > _FEW:
+        return Column(name, "drop", reason=nearly[0].fact), nearly
     if _is_identifier(len(cells.counts), cells.num_observed):
         return _identifier(name, cells)
-    asked = _alike(cells)
+    asked = [*nearly, *_alike(cells)]
     if len(cells.counts) > _MANY_LEVELS:
         asked.append(Question(f"it has {len(cells.counts):,} levels", "join rare levels, or write kind: drop"))
     single = [text for text, count in cells.counts.items() if count == 1]
@@ -156,6 +153,16 @@ def _guess_texts(name: str, cells: Cells) -> tuple[Column, list[Question]]:
         few = f"{len(single):,} of {len(cells.counts):,} levels stand in one row, such as {shown(single[0])!r}"
         asked.append(Question(few, "join rare levels, since one row tells little of them, or write kind: drop"))
     return Column(name, "category", levels=tuple(sorted(cells.counts))), asked
+
+
+def _nearly(cells: Cells) -> list[Question]:
+    """Ask about texts that are all numbers or dates for people."""
+    first = next(iter(cells.counts))
+    return [
+        Question(f"cells such as {first!r:.40} look like {what}", advice)
+        for pattern, what, advice in _NEARLY
+        if all(pattern.fullmatch(text) for text in cells.counts)
+    ]
 
 
 def _alike(cells: Cells) -> list[Question]:
@@ -276,7 +283,7 @@ def _odd_value(distinct: np.ndarray, counts: np.ndarray) -> list[Question]:
         Question(
             f"the value {number_as_text(float(distinct[place]))} is nearer to its neighbour than {gap:g}, the smallest "
             "gap between values that occur more than once",
-            f"correct it if it is mistyped; learned scales have the floor {gap:g}; if that is wrong, write resolution",
+            f"correct it if it is mistyped; learned scales have the floor {gap:g}, unless you write another resolution",
         )
     ]
 

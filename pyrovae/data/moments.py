@@ -7,11 +7,9 @@ from typing import Any
 
 import numpy as np
 
-from pyrovae.columns import NUMERIC, Column
+from pyrovae.columns import COMMON_SHARE, NUMERIC, ODD_FACTOR, Column
 
 _OFFSET = 100  # standard deviations between 0 and the mean, beyond which an origin is subtracted
-_COMMON = 0.9  # share of the cells with repeated values, from which these tell the resolution
-_ODD = 10  # times the smallest gap that repeated values are apart, from which other values do not count
 _NOISE = 1e-12  # relative gaps below it are rounding errors
 
 
@@ -86,9 +84,9 @@ def smallest_gap(distinct: np.ndarray, counts: np.ndarray) -> tuple[float, int |
     is_real = gaps > _NOISE * np.abs(distinct).max()
     smallest = gaps[is_real].min() if is_real.any() else gaps.min()
     common = counts > 1
-    if common.sum() > 2 and counts[common].sum() >= _COMMON * counts.sum():
+    if common.sum() > 2 and counts[common].sum() >= COMMON_SHARE * counts.sum():
         of_common = np.diff(distinct[common]).min()
-        if of_common > _ODD * smallest:
+        if of_common > ODD_FACTOR * smallest:
             place = int(np.flatnonzero(gaps == smallest)[0])
             return float(f"{of_common:.6g}"), place + int(common[place])
     return float(f"{smallest:.6g}"), None

@@ -24,7 +24,7 @@ def softplus(x: Tensor, beta: float = 1.0, threshold: float = 20.0) -> Tensor:
     Args:
         x: Real numbers. Torch's own function computes all but single and double precision on a processor.
         beta: Factor of the argument. Torch's own function computes all but 1.
-        threshold: Number from which torch's own function returns x, and which computes all below 20.
+        threshold: Number from which torch's own function returns x. It computes all with a threshold below 20.
     """
     if not is_slow(x) or beta != 1 or threshold < _FLAT:
         return functional.softplus(x, beta, threshold)
@@ -54,7 +54,8 @@ def binary_cross_entropy_with_logits(logits: Tensor, x: Tensor, *options: Any) -
     Args:
         logits: Logits, with shape (..., D).
         x: Values, with the shape of the logits.
-        *options: Weights and the reduction, as ATen takes them. With any of them torch's own function computes it.
+        *options: Weights and reduction, as ATen takes them. Torch's own function computes all with weights or a
+            reduction.
     """
     if not is_slow(logits) or logits.dtype != x.dtype or list(options) != [None, None, 0]:
         return torch.ops.aten.binary_cross_entropy_with_logits.default(logits, x, *options)

@@ -5,8 +5,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
-# As in `pyrovae.data.moments`: the share of repeated entries that tell the gap, and how much further apart they are.
-_COMMON, _ODD = 0.9, 10
+from pyrovae.columns import COMMON_SHARE, ODD_FACTOR
 
 
 class Moments(NamedTuple):
@@ -84,9 +83,9 @@ class Units(nn.Module):
 def floor_of(x: Tensor, spread: Tensor) -> Tensor:
     """Compute the smallest learned scale of each column, without which a density of repeated values has no maximum.
 
-    It is the smallest gap between two values of the column, but at most the standard deviation of the column, so that
-    the best constant scale is allowed. A constant column has a thousandth of its spread. Numbers that are not rounded
-    have gaps near 0.
+    It is the smallest gap between two values of the column, without a few odd values between repeated ones, but at most
+    the standard deviation of the column, so that the best constant scale is allowed. A constant column has a thousandth
+    of its spread. Numbers that are not rounded have gaps near 0.
 
     Args:
         x: Data, with shape (N, D); NaN where missing.
@@ -95,7 +94,7 @@ def floor_of(x: Tensor, spread: Tensor) -> Tensor:
     Returns:
         The scales in the data's units, with shape (D,), like spread.
     """
-    gap, (_, deviation) = _smallest_gap(x), _mean_and_deviation(x)
+    gap, (_, deviation) = _resolution(x), _mean_and_deviation(x)
     return torch.where(gap > 0, torch.minimum(gap.double(), deviation), 1e-3 * spread.double()).to(spread)
 
 
@@ -144,18 +143,29 @@ def _mean_and_deviation(x: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def _smallest_gap(x: Tensor) -> Tensor:
-    """Return the smallest gap between distinct values of each column, with shape (D,); 0 if it is constant.
+    """Return the smallest gap between distinct values of each column, with shape (D,); 0 if it is constant."""
+    smallest, _ = _gaps(x.sort(0).values)  # NaN is last
+    return smallest
 
-    A few odd values do not count, as in `pyrovae.data.moments.smallest_gap`: if nine tenths of the entries have values
-    that occur more than once, and those are more than ten times as far apart.
+
+def _resolution(x: Tensor) -> Tensor:
+    """Return the smallest gap of each column, with shape (D,), where odd values do not count; 0 if it is constant.
+
+    These are single values, if nine tenths of the entries or more have values that occur more than once, and those are
+    more than ten times as far apart (`pyrovae.data.moments.smallest_gap`).
     """
-    ordered = x.sort(0).values  # NaN is last
-    tied = torch.cat([(ordered.diff(dim=0) == 0), torch.zeros_like(ordered[:1], dtype=torch.bool)])
+    ordered = x.sort(0).values
+    smallest, count = _gaps(ordered)
+    several = count > 2  # gaps, without which no value is odd
+    if not bool(several.any()):
+        return smallest
+    ordered, old = ordered[:, several], smallest[several]
+    tied = torch.cat([ordered.diff(dim=0) == 0, torch.zeros_like(ordered[:1], dtype=torch.bool)])
     common = tied | tied.roll(1, 0)
-    smallest, _ = _gaps(ordered)
-    of_common, count = _gaps(torch.where(common, ordered, torch.nan).sort(0).values)
-    few_are_odd = common.sum(0) >= _COMMON * ordered.isfinite().sum(0)
-    return torch.where(few_are_odd & (count > 1) & (of_common > _ODD * smallest), of_common, smallest)
+    few_are_odd = common.sum(0) >= COMMON_SHARE * ordered.isfinite().sum(0)
+    of_common, count = _gaps(torch.where(common, ordered, -torch.inf).cummax(0).values)  # of the common values so far
+    smallest[several] = torch.where(few_are_odd & (count > 1) & (of_common > ODD_FACTOR * old), of_common, old)
+    return smallest
 
 
 def _gaps(ordered: Tensor) -> tuple[Tensor, Tensor]:

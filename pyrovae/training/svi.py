@@ -492,9 +492,8 @@ def _quiet() -> Iterator[None]:
 def _describe(history: History) -> str:
     """Say the objective of the last epoch, if it is not the ELBO, and the ELBO."""
     row, texts = history.rows[-1], []
-    for quantity, name in (("objective", "objective"), ("elbo", "ELBO")):
-        values = {kind: row[f"{kind}_{quantity}"] for kind in ("train", "validation")}
-        if quantity == "elbo" or row["train_elbo"] is None:
-            texts.append(", ".join(f"{kind} {value:.2f}" for kind, value in values.items() if value is not None))
-            texts[-1] = texts[-1] and f"{name} {texts[-1]}"
-    return f"{'; '.join(filter(None, texts))} nats"
+    for name in ("ELBO",) if row["train_elbo"] is not None else ("objective", "ELBO"):
+        values = {kind: row[f"{kind}_{name.lower()}"] for kind in ("train", "validation")}
+        known = [f"{kind} {value:.2f}" for kind, value in values.items() if value is not None]
+        texts += [f"{name} {', '.join(known)}"] if known else []
+    return f"{'; '.join(texts)} nats"

@@ -177,6 +177,12 @@ def test_what_is_nearly_a_number_a_date_an_identifier_or_a_level_is_asked_about(
     assert "free text" not in table.columns["a"].reason
 
 
+def test_few_levels_that_are_nearly_numbers_stay_levels():
+    table = read_table({"a": ["5%", "10%", "20%"] * 60})
+    assert table.columns["a"].levels == ("10%", "20%", "5%")
+    assert "look like numbers with a sign" in table.questions[0]
+
+
 def test_missing_codes_match_numbers_in_every_form():
     cells = ["-9", "-9.0", "-9.00", "3", "4.5", *map(str, NORMAL[:-5])]
     table = read_table({"a": [float(cell) for cell in cells]}, na_values_by_column={"a": ["-9"]})

@@ -262,7 +262,7 @@ def test_programs_with_labels_keep_the_contract(which):
 def test_a_table_with_holes_in_data_and_labels_is_classified():
     """Two groups far apart in both columns: with few labels, all rows get the class of their group.
 
-    About one training in four ends in a local optimum, where z tells the groups apart and the classes do not.
+    About half of the trainings end in a local optimum, where z tells the groups apart and the classes do not.
     """
     pyro.set_rng_seed(1)
     group = torch.arange(60) % 2

@@ -162,3 +162,5 @@ def test_one_mistyped_entry_does_not_change_the_floor_of_scales(step):
     found = Moments.of(x).resolution
     assert found[0] == 0.5
     assert found[1] == x[:, 1].sort().values.diff().min()
+    pairs = torch.cat([torch.arange(20.0).repeat(2), torch.tensor([7.0 + step])]).double()  # each value twice
+    assert Moments.of(pairs[:, None]).resolution == 1

@@ -12,6 +12,7 @@ import sys
 import tomllib
 from pathlib import Path
 
+import numpy as np
 import pyro.distributions
 import pyro.infer
 import pyro.nn
@@ -181,3 +182,24 @@ def test_no_other_room_imports_the_guides():
     for path in (ROOT / "pyrovae").rglob("*.py"):
         if GUIDE not in path.parents:
             assert not re.search(r"^\s*(from|import) pyrovae\.guide\b", path.read_text(), flags=re.M), path
+
+
+def test_the_example_of_pooling_prints_the_pooled_difference_of_draws(tmp_path, monkeypatch, capsys):
+    rng = np.random.default_rng(0)
+    sex = np.array(["female", "male"] * 50)
+    lines, differences = [".imp,.id,.refit,body_mass_g,sex"], []
+    for imputation in range(20):
+        mass = 4000 + 700 * (sex == "male") + 300 * rng.normal(size=100)
+        differences.append(mass[1::2].mean() - mass[::2].mean())
+        lines += [f"{imputation + 1},{n + 1},{imputation // 4 + 1},{mass[n]},{sex[n]}" for n in range(100)]
+    folder = tmp_path / "runs" / "penguins-001"
+    folder.mkdir(parents=True)
+    (folder / "draws.csv").write_text("\n".join(lines))
+    monkeypatch.chdir(tmp_path)
+    (block,) = re.findall(r"^```text\n(.*?)^```$", (GUIDE / "own-data.md").read_text(), flags=re.M | re.S)
+    exec(block, {})
+    printed = [float(number) for number in re.findall(r"-?\d+\.\d", capsys.readouterr().out)]
+    error = (sum(300**2 / 50 for _ in range(2)) + np.var(differences, ddof=1)) ** 0.5
+    assert printed[0] == pytest.approx(np.mean(differences), abs=0.1)
+    assert printed[1] == pytest.approx(error, rel=0.25)
+    assert printed[2] < 700 < printed[3]

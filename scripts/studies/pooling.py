@@ -121,7 +121,7 @@ def repetition(seed: int, flags: Any) -> dict[str, Any]:
     parts = {"real": partial(NormalLikelihood, scale="dimension")}
     blueprint = Blueprint.of(table, latent_dim=2, parts=parts, network=partial(MLP, hidden=[32]))
     options: dict[str, Any] = {"elbo": ImportanceWeightedELBO(10), "epochs": flags.epochs, "batch_size": 100}
-    options["optimizer"] = partial(torch.optim.Adam, lr=0.01)
+    options |= {"optimizer": partial(torch.optim.Adam, lr=0.01), "execution": "recorded"}
     arguments = {"x": table.x, "mask": table.mask}
     origins = torch.tensor([column.origin for column in table.columns.data])
 

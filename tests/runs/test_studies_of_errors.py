@@ -3,8 +3,9 @@
 import json
 import random
 
+import numpy as np
 import pytest
-from script_helpers import run
+from script_helpers import Script, run
 
 RUNS = [
     ("coverage", ["--edges", "--pairs", "20", "--only", "linear, Z = 1"], "linear, Z = 1 "),
@@ -74,6 +75,17 @@ def test_the_study_of_pooled_intervals_prints_a_line_for_each_way(tmp_path):
         assert low < estimate < high
         assert error > 0
         assert estimate != second[way][0]
+
+
+@pytest.mark.slow
+def test_pooled_intervals_of_refits_contain_the_slope_and_are_wider_than_those_of_one_fit(tmp_path):
+    assert Script("pooling", ["--repetitions", 24, "--json", "x.json"], cwd=tmp_path).wait(1500) == 0
+    rows = json.loads((tmp_path / "x.json").read_text())["rows"]
+    found = {way: np.array([row[way] for row in rows]) for way in ("refits", "one fit", "complete data")}
+    estimate, error, low, high = found["refits"].T
+    assert ((low < 0.5) & (high > 0.5)).sum() >= 19  # fewer in 1 of 1,000 studies, if 95 % do
+    assert abs(estimate.mean() - 0.5) < 4 * estimate.std(ddof=1) / 24**0.5
+    assert error.mean() > found["one fit"][:, 1].mean() > found["complete data"][:, 1].mean()
 
 
 def test_the_study_of_mixed_tables_reads_a_folder_and_a_table(tmp_path):

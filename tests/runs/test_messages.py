@@ -324,7 +324,7 @@ def test_a_study_leaves_no_folder_if_its_training_is_refused(traps, capsys, monk
     assert not (traps / "table").exists()
 
 
-SWITCHES = {"describe", "edges", "fresh", "projector", "stream", "weighted"}  # flags that may stand alone
+SWITCHES = {"describe", "edges", "fresh", "full", "projector", "stream", "weighted"}  # flags that may stand alone
 SCRIPT_NAMES = sorted(file.stem for file in SCRIPTS.rglob("*.py") if "run_script(main)" in file.read_text())
 
 

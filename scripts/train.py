@@ -52,6 +52,7 @@ from pyrovae.runs.report import (
     SPLIT_WORDS,
     classification_line,
     compare_to_baselines,
+    describe_columns,
     describe_floors,
     describe_table,
     evaluate_run,
@@ -78,7 +79,7 @@ def describe(flags: Namespace) -> int:
     """Print the columns of a table as YAML, and on stderr as a table with the questions about them."""
     columns = training_table(flags)
     print(columns.describe(), end="")
-    print(f"{columns.columns}\n", *columns.questions, sep="\n", file=sys.stderr)
+    print(f"{describe_columns(columns)}\n", *columns.questions, sep="\n", file=sys.stderr)
     return 0
 
 

@@ -68,9 +68,15 @@ def split_of(data: Data, split: str) -> tuple[Tensor, Tensor]:
     return getattr(data, split), getattr(data, f"{split}_index")
 
 
+def describe_columns(table: Table) -> str:
+    """Describe the columns of a table, and say which rows the values and the missing cells are counted in."""
+    count = int((table.splits == 0).sum())
+    return f"{table.columns}\nvalues and missing cells: of the {count:,} training rows of {len(table):,}"
+
+
 def describe_table(table: Table) -> str:
     """Describe the columns of a table, the questions about their kinds, and what is assumed of missing cells."""
-    lines = [str(table.columns), ""]
+    lines = [describe_columns(table), ""]
     lines += [f"?  {question}" for question in table.questions]
     lines += unseen_lines(table)
     if bool((~table.mask).any()):

@@ -91,6 +91,8 @@ def test_the_columns_that_describe_prints_train_the_same_model(trained):
     result = run("train", *COUNT, "--data", "survey.csv", "--describe", "true", cwd=folder)
     assert "height" in yaml.safe_load(result.stdout)
     assert "likelihood" in result.stderr  # the table of the columns
+    held_out = 2 * (N // 10)
+    assert f"values and missing cells: of the {N - held_out} training rows of {N}\n" in result.stderr
     (folder / "columns.yaml").write_text(result.stdout)
     run(
         "train", "--data", "survey.csv", "--columns", "columns.yaml", "--epochs", 3, *TINY, "--out", "again", cwd=folder

@@ -32,9 +32,10 @@ class Imputation(NamedTuple):
     Attributes:
         value: Data whose missing entries are the means, medians or modes of p(x_d | x_obs), with shape (N, D).
         centre: What value is in each of the D columns: "mean", "median" or "mode".
-        std_error: Monte Carlo standard error of imputed means, with shape (N, D); 0 for observed entries, NaN for
-            medians and modes.
-        probability: Probability P(x_d = value | x_obs) of imputed modes, with shape (N, D); NaN elsewhere.
+        std_error: Monte Carlo standard error of imputed means and of medians with a density, with shape (N, D); 0 for
+            observed entries, NaN elsewhere and for the medians of distributions without a distribution function.
+        probability: Probability P(x_d = value | x_obs) of imputed modes, and of medians that have one, such as levels
+            and counts, with shape (N, D); NaN elsewhere.
         draws: Draws of p(x_mis | x_obs), with shape (M, N, D).
         log_marginal: Estimates of log p(x_obs), with their errors, effective sample sizes and k-hats, in nats, each
             with shape (N,).
@@ -174,7 +175,7 @@ class _Centres:
 def _centre_of_block(
     block: DataBlock, mask: Tensor, drawn: WeightedPoints, centres: _Centres, chunk_size: int, site: str
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Impute a block of data: the completed data, the errors of means, and the probabilities of modes, each (n, D)."""
+    """Impute a block of data: the completed data, their errors and their probabilities, each with shape (n, D)."""
     x, missing = block.args[0], ~mask.flatten(1)
     value = torch.where(missing, torch.nan, x.flatten(1).double())
     error, probability = torch.where(missing, torch.nan, 0.0).to(value), torch.full_like(value, torch.nan)
@@ -200,7 +201,7 @@ def _centre_of_block(
                 spread[:, replaced] = torch.nan
                 centres.replace(replaced, settled=block.rows.start == 0)
             elif own and word == "median":
-                centre[:, columns] = group.median()[:, own]
+                centre[:, columns], spread[:, columns], share[:, columns] = (part[:, own] for part in group.median())
             elif own:
                 centre[:, columns], share[:, columns] = (part[:, own] for part in group.mode())
     value[rows] = torch.where(lacking, centre, value[rows])

@@ -28,6 +28,7 @@ from pyrovae.runs.table_files import add_table_flags, read_new_rows, trained_lin
 from pyrovae.runs.table_imputations import (
     Draws,
     classify_rows,
+    draw_rows,
     impute_rows,
     missing_labels,
     with_labels,
@@ -63,7 +64,7 @@ def main() -> int:
     options = {**given, "centre": args.centre, "labelled": data.labelled}
     config = run.config(args.trust_imports)
     config.device = str(device)
-    imputed = impute_rows(vae, new, device, seed=args.seed, num_draws=0 if args.refits else args.draws, **options)
+    imputed = impute_rows(vae, new.table, device, seed=args.seed, num_draws=0 if args.refits else args.draws, **options)
     of_classes = {"seed": args.seed, "num_particles": min(args.num_particles, CLASS_DRAWS)}
     classes = classify_rows(vae, new, device, **of_classes) if data.labelled else None
     draws = []
@@ -72,9 +73,9 @@ def main() -> int:
     if args.refits:
         for number, refit in enumerate(refits(config, data, args.refits, seed=args.seed), start=1):
             own_seed = int(np.random.SeedSequence([args.seed, number]).generate_state(1)[0])
-            found = impute_rows(refit, new, device, seed=own_seed, num_draws=args.draws // args.refits, **options)
+            x = draw_rows(refit, new.table, device, seed=own_seed, num_draws=args.draws // args.refits, **options)
             likely = classify_rows(refit, new, device, **of_classes) if data.labelled else None
-            own = Draws(found.draws, number)
+            own = Draws(x, number)
             draws.append(with_labels(refit, new, device, own, likely, seed=own_seed, **given))
             print(f"refit {number} of {args.refits}", file=sys.stderr)
     out.mkdir(parents=True, exist_ok=True)

@@ -35,23 +35,40 @@ class Draws(NamedTuple):
 
 
 def impute_rows(
-    vae: ProgramPair, new: NewRows, device: torch.device, *, labelled: bool, seed: int, **options: Any
+    vae: ProgramPair, table: Table, device: torch.device, *, labelled: bool, seed: int, **options: Any
 ) -> Imputation:
-    """Impute the missing cells of new rows.
+    """Impute the missing cells of a table.
 
     Args:
         vae: Trained model.
-        new: Rows.
+        table: Rows.
         device: Device of the model.
         labelled: Whether its programs have an argument `labels`.
         seed: Random seed.
         **options: Further arguments of `impute`.
     """
-    arguments = _arguments(new.table, device)
-    if labelled and new.table.labels is not None:
-        arguments["labels"] = new.table.labels.to(device)
+    arguments = _arguments(table, device)
+    if labelled and table.labels is not None:
+        arguments["labels"] = table.labels.to(device)
     with isolated_rng(seed):
         return impute(vae.model, vae.guide, **arguments, **options)
+
+
+def draw_rows(vae: ProgramPair, table: Table, device: torch.device, *, num_draws: int, **options: Any) -> Tensor:
+    """Draw the missing cells of a table, with shape (M, N, D); rows without missing cells cost nothing.
+
+    Args:
+        vae: Trained model.
+        table: Rows.
+        device: Device of the model.
+        num_draws: Number of draws M.
+        **options: Further arguments of `impute_rows`.
+    """
+    holes, draws = (~table.mask).any(1), table.x.repeat(num_draws, 1, 1)
+    if bool(holes.any()):
+        found = impute_rows(vae, table.rows(holes), device, num_draws=num_draws, **options)
+        draws[:, holes] = found.draws.to(draws)
+    return draws
 
 
 def classify_rows(vae: ProgramPair, new: NewRows, device: torch.device, *, seed: int, **options: Any) -> Tensor:

@@ -141,11 +141,12 @@ def test_training_ends_with_the_baselines_and_what_their_differences_say(trained
 
 def test_refits_impute_by_their_own_networks(trained, monkeypatch, capsys):
     folder, _ = trained
-    used, original = [], table_imputations.impute_rows
+    used, tables, original = [], [], table_imputations.impute_rows
 
-    def impute_rows(vae, *args, **kwargs):
+    def impute_rows(vae, table, *args, **kwargs):
         used.append(torch.cat([parameter.detach().flatten() for parameter in vae.parameters()]))
-        return original(vae, *args, **kwargs)
+        tables.append(table)
+        return original(vae, table, *args, **kwargs)
 
     monkeypatch.setattr(table_imputations, "impute_rows", impute_rows)
     monkeypatch.chdir(folder)
@@ -155,6 +156,9 @@ def test_refits_impute_by_their_own_networks(trained, monkeypatch, capsys):
     assert len(refits) == 2
     for one, other in ((first, refits[0]), (first, refits[1]), refits):
         assert (one - other).abs().max() > 0.01
+    for table in tables[1:]:  # rows without missing cells need no refit
+        assert bool((~table.mask).any(1).all())
+        assert len(table) == int((~tables[0].mask).any(1).sum()) < len(tables[0])
 
 
 def test_texts_of_missing_cells_and_the_centre_are_those_of_the_flags(trained):

@@ -188,7 +188,7 @@ def labelled():
 def test_missing_labels_are_drawn_with_the_missing_cells_of_their_rows(labelled, tmp_path):
     new, vae, y = labelled
     options = {"num_particles": 60, "chunk_size": None}
-    imputed = impute_rows(vae, new, CPU, labelled=True, seed=0, num_draws=300, **options)
+    imputed = impute_rows(vae, new.table, CPU, labelled=True, seed=0, num_draws=300, **options)
     classes = classify_rows(vae, new, CPU, seed=0, num_particles=60)
     draws = with_labels(vae, new, CPU, Draws(imputed.draws, None), classes, seed=1, **options)
     assert bool((draws.labels[:, 12:] == -1).all())

@@ -1,6 +1,6 @@
 """Error of imputed cells: half of the cells of real tables deleted at random, and a linear-Gaussian table.
 
-python scripts/studies/imputation.py                                # five masks of three tables; hours on two cores
+python scripts/studies/imputation.py                                # five masks of three tables; an hour on one core
 python scripts/studies/imputation.py --data [wine] --masks 2
 python scripts/studies/imputation.py --data [oracle] --masks 1      # against the exact conditional means
 

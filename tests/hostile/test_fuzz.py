@@ -107,7 +107,7 @@ def check_call(script, arguments, place, about):
 
 
 def has_values(path: Path, values: dict) -> bool:
-    """Whether a path is a regular file that holds these values as JSON, in any layout."""
+    """Return whether a path is a regular file that holds these values as JSON, in any layout."""
     if not path.is_file() or path.is_symlink() or path.stat().st_size > 10**6:
         return False
     try:

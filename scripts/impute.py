@@ -5,11 +5,11 @@ python scripts/impute.py runs/survey-001 survey.csv --draws 20 --refits 5     # 
 python scripts/impute.py runs/survey-001 new.csv --centre median --out filled/
 
 Writes imputed.csv, the table filled; draws.csv, all draws below each other, with .imp and .id as in R's mice;
-imputation.csv, effective sample size and k-hat per row; and imputed_cells.csv, a line per filled cell. With labels,
-classes.csv has their probabilities. A missing label is a missing cell: imputed.csv has the most probable one, draws.csv
-a drawn one, given which the other missing cells of the row are drawn. Means and draws are of p(x_missing | x_observed),
-by importance sampling. --refits trains again on bootstrap rows, as often as it says; pool the estimates by
-pyrovae.pool(..., nested=True).
+imputation.csv, effective sample size and k-hat of each row with missing cells; and imputed_cells.csv, a line per filled
+cell. With labels, classes.csv has their probabilities. A missing label is a missing cell: imputed.csv has the most
+probable one, draws.csv a drawn one, given which the other missing cells of the row are drawn. Means and draws are of
+p(x_missing | x_observed), by importance sampling. --refits trains again on bootstrap rows, as often as it says; pool
+the estimates by pyrovae.pool(..., nested=True).
 """
 
 import startup  # noqa: F401  # first, since it ends failing imports without a traceback
@@ -31,6 +31,7 @@ from pyrovae.runs.table_imputations import (
     draw_rows,
     impute_rows,
     missing_labels,
+    rows_with_holes,
     with_labels,
     write_imputations,
 )
@@ -71,20 +72,21 @@ def main() -> int:
     if not args.refits:
         draws.append(with_labels(vae, new, device, Draws(imputed.draws, None), classes, seed=args.seed, **given))
     if args.refits:
-        for number, refit in enumerate(refits(config, data, args.refits, seed=args.seed), start=1):
+        training = {"seed": args.seed, "progress": sys.stderr.isatty()}  # a log has a line per refit
+        for number, refit in enumerate(refits(config, data, args.refits, **training), start=1):
             own_seed = int(np.random.SeedSequence([args.seed, number]).generate_state(1)[0])
-            x = draw_rows(refit, new.table, device, seed=own_seed, num_draws=args.draws // args.refits, **options)
+            own = {"seed": own_seed, "num_draws": args.draws // args.refits, "title": f"refit {number}"}
+            x = draw_rows(refit, new.table, device, **own, **options)
             likely = classify_rows(refit, new, device, **of_classes) if data.labelled else None
-            own = Draws(x, number)
-            draws.append(with_labels(refit, new, device, own, likely, seed=own_seed, **given))
+            draws.append(with_labels(refit, new, device, Draws(x, number), likely, seed=own_seed, **given))
             print(f"refit {number} of {args.refits}", file=sys.stderr)
     out.mkdir(parents=True, exist_ok=True)
     assert data.table is not None
     trained = trained_rows(new.table, data.table.part("train"))
     paths, num_guarded = write_imputations(out, new, imputed, draws, trained, classes)
 
-    missing, no_label = ~new.table.mask, missing_labels(new)
-    with_holes, num_labels = missing.any(1) | no_label, 0 if new.table.labels is None else len(missing)
+    missing, no_label = ~new.table.mask, missing_labels(new.table)
+    with_holes, num_labels = rows_with_holes(new.table), 0 if new.table.labels is None else len(missing)
     cells, rows = (
         f"{int(missing.sum() + no_label.sum()):,} of {missing.numel() + num_labels:,} cells",
         f"{int(with_holes.sum()):,} of {len(missing):,}",

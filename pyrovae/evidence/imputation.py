@@ -1,7 +1,7 @@
 """Missing entries of data given the observed ones: means, medians or modes, and draws of p(x_mis | x_obs)."""
 
 import warnings
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import torch
@@ -53,7 +53,7 @@ class Imputation(NamedTuple):
     components: tuple[str, ...]
 
 
-@entry("num_particles", "num_draws", "centre", "proposal", "chunk_size", "site", "plate")
+@entry("num_particles", "num_draws", "centre", "proposal", "chunk_size", "site", "plate", "on_progress")
 def impute(
     model: Program,
     guide: Program,
@@ -66,6 +66,7 @@ def impute(
     chunk_size: int | None = None,
     site: str = "x",
     plate: str | None = None,
+    on_progress: Callable[[int], Any] | None = None,
     **kwargs: Any,
 ) -> Imputation:
     """Impute missing entries by self-normalised importance sampling.
@@ -98,6 +99,7 @@ def impute(
             default 4 K n D is at most 6.5 million.
         site: Name of the model's site of x.
         plate: Name of the plate over the data; None for the only plate around all sites that has their number.
+        on_progress: Function that is called with the number of further data that are done.
         **kwargs: Keyword arguments of both programs: mask, whether each entry of x is observed, with shape (N, D), and
             further ones, such as covariates.
 
@@ -111,7 +113,7 @@ def impute(
     pair = vectorize_pair(model, guide, (x,), kwargs, plate=plate)
     at_once = decoded_data_at_once(num_particles, chunk_size, (x,), kwargs)
     chunk_size = chunk_size_or_default(chunk_size, (x,), kwargs)
-    centres = _Centres(centre)
+    centres, reported = _Centres(centre), 0
     while not centres.settled:
         centres.settled = True
         found = []
@@ -121,6 +123,9 @@ def impute(
                 filled = _centre_of_block(block, mask[block.rows], drawn, centres, chunk_size, site)
                 draws = draws_given(block, mask[block.rows], drawn, num_draws, chunk_size, site)
             found.append((filled, draws, drawn.weights))
+            if on_progress is not None and len(found) > reported:  # a second pass, for medians, counts nothing
+                reported += 1
+                on_progress(len(filled[0]))
     centres.warn()
     weights = [one for _, _, one in found]
     log_marginal = LogMarginal(*concatenate([one.summary() for one in weights]))

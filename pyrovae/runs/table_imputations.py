@@ -13,8 +13,10 @@ from torch import Tensor
 from pyrovae.data import Table, original, write_csv_rows
 from pyrovae.densities import evaluating, isolated_rng
 from pyrovae.evidence import Imputation, classify, impute
+from pyrovae.execution import Progress
 from pyrovae.programs import ProgramPair
 from pyrovae.runs.table_files import NewRows
+from pyrovae.stats import LogMarginal
 
 ROW_NAMES = ("row", "missing", "log_marginal", "std_error", "ess", "khat", "proposal", "trained_on")
 CELL_NAMES = ("row", "column", "value", "centre", "mc_std_error", "probability")
@@ -36,9 +38,16 @@ class Draws(NamedTuple):
 
 
 def impute_rows(
-    vae: ProgramPair, table: Table, device: torch.device, *, labelled: bool, seed: int, **options: Any
+    vae: ProgramPair,
+    table: Table,
+    device: torch.device,
+    *,
+    labelled: bool,
+    seed: int,
+    title: str = "imputation",
+    **options: Any,
 ) -> Imputation:
-    """Impute the missing cells of a table.
+    """Impute the missing cells of a table and show progress; complete rows cost nothing.
 
     Args:
         vae: Trained model.
@@ -46,17 +55,47 @@ def impute_rows(
         device: Device of the model.
         labelled: Whether its programs have an argument `labels`.
         seed: Random seed.
+        title: Name of the computation, for its progress.
         **options: Further arguments of `impute`.
+
+    Returns:
+        The imputation, on the CPU. The log p(x) and the errors of rows without missing cells or label are NaN.
     """
-    arguments = _arguments(table, device)
-    if labelled and table.labels is not None:
-        arguments["labels"] = table.labels.to(device)
-    with isolated_rng(seed):
-        return impute(vae.model, vae.guide, **arguments, **options)
+    rows = rows_with_holes(table)
+    if not bool(rows.any()):
+        return _complete(table, options.get("num_draws", 0))
+    part = table.rows(rows)
+    arguments = _arguments(part, device)
+    if labelled and part.labels is not None:
+        arguments["labels"] = part.labels.to(device)
+    with isolated_rng(seed), Progress(len(part), "row", title) as progress:
+        found = impute(vae.model, vae.guide, **arguments, **options, on_progress=progress.update)
+    whole = _complete(table, len(found.draws))
+    for field in ("value", "std_error", "probability", "served"):
+        getattr(whole, field)[rows] = getattr(found, field).to(getattr(whole, field))
+    for into, values in zip(whole.log_marginal, found.log_marginal, strict=True):
+        into[rows] = values.to(into)
+    whole.draws[:, rows] = found.draws.to(whole.draws)
+    return whole._replace(centre=found.centre, components=found.components)
+
+
+def _complete(table: Table, num_draws: int) -> Imputation:
+    """Return the imputation of a table as if nothing were missing."""
+    x, unknown = table.x, torch.full((len(table),), torch.nan, dtype=torch.float64)
+    return Imputation(
+        x.clone(),
+        ("",) * x.shape[1],
+        torch.zeros_like(x, dtype=torch.float64),
+        torch.full_like(x, torch.nan, dtype=torch.float64),
+        x.repeat(num_draws, 1, 1),
+        LogMarginal(*(unknown.clone() for _ in LogMarginal._fields)),
+        torch.zeros(len(table), dtype=torch.long),
+        (),
+    )
 
 
 def draw_rows(vae: ProgramPair, table: Table, device: torch.device, *, num_draws: int, **options: Any) -> Tensor:
-    """Draw the missing cells of a table, with shape (M, N, D); rows without missing cells cost nothing.
+    """Draw the missing cells of a table, with shape (M, N, D); complete rows cost nothing.
 
     Args:
         vae: Trained model.
@@ -65,13 +104,9 @@ def draw_rows(vae: ProgramPair, table: Table, device: torch.device, *, num_draws
         num_draws: Number of draws M.
         **options: Further arguments of `impute_rows`.
     """
-    holes, draws = (~table.mask).any(1), table.x.repeat(num_draws, 1, 1)
-    if bool(holes.any()):
-        with warnings.catch_warnings():
-            warnings.filterwarnings("ignore", "the conditional mean of column")  # a draw needs no mean
-            found = impute_rows(vae, table.rows(holes), device, num_draws=num_draws, **options)
-        draws[:, holes] = found.draws.to(draws)
-    return draws
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "the conditional mean of column")  # a draw needs no mean
+        return impute_rows(vae, table, device, num_draws=num_draws, **options).draws
 
 
 def classify_rows(vae: ProgramPair, new: NewRows, device: torch.device, *, seed: int, **options: Any) -> Tensor:
@@ -80,10 +115,14 @@ def classify_rows(vae: ProgramPair, new: NewRows, device: torch.device, *, seed:
         return classify(vae.model, vae.guide, **_arguments(new.table, device), **options).probabilities.cpu()
 
 
-def missing_labels(new: NewRows) -> Tensor:
-    """Return whether the label of each row is missing, with shape (N,), bool; false if the file has no labels."""
-    labels = new.table.labels
-    return torch.zeros(len(new.table), dtype=torch.bool) if labels is None else labels < 0
+def missing_labels(table: Table) -> Tensor:
+    """Return whether the label of each row is missing, with shape (N,), bool; false if the table has no labels."""
+    return torch.zeros(len(table), dtype=torch.bool) if table.labels is None else table.labels < 0
+
+
+def rows_with_holes(table: Table) -> Tensor:
+    """Return whether a cell or the label of each row is missing, with shape (N,), bool."""
+    return (~table.mask).any(1) | missing_labels(table)
 
 
 def with_labels(
@@ -112,10 +151,10 @@ def with_labels(
         seed: Random seed.
         **options: Further arguments of `impute`.
     """
-    if classes is None or not bool(missing_labels(new).any()):
+    if classes is None or not bool(missing_labels(new.table).any()):
         return draws
     x = draws.x
-    rows = missing_labels(new) & ~classes.isnan().any(1)
+    rows = missing_labels(new.table) & ~classes.isnan().any(1)
     y = torch.full((len(x), len(new.table)), -1)
     with isolated_rng(seed):
         if bool(rows.any()):
@@ -146,9 +185,10 @@ def write_imputations(
 
     imputed.csv is the file with its missing cells filled. draws.csv has each draw of the whole file below the other, as
     mice's long format: ".imp" is the number of the draw, ".id" that of the row, and ".refit" that of the refit, if any.
-    imputation.csv has a line per row, which says whether the row equals a training row; imputed_cells.csv has one per
-    filled cell. classes.csv has the probabilities of the classes of each row. A missing label is a missing cell:
-    imputed.csv has the most probable class, draws.csv the drawn one. It stays missing if it has no probabilities.
+    imputation.csv has a line per row with missing cells, which says whether the row equals a training row;
+    imputed_cells.csv has one per filled cell. classes.csv has the probabilities of the classes of each row. A missing
+    label is a missing cell: imputed.csv has the most probable class, draws.csv the drawn one. It stays missing if it
+    has no probabilities.
 
     Args:
         folder: Folder of the files.
@@ -168,7 +208,7 @@ def write_imputations(
         paths.append(folder / "classes.csv")
         rows = ((row, *map(float, p)) for row, p in enumerate(classes, start=1))
         write_csv_rows(paths[-1], ("row", *label.levels), rows)
-        likely = torch.where(missing_labels(new) & ~classes.isnan().any(1), classes.nan_to_num(0.0).argmax(1), -1)
+        likely = torch.where(missing_labels(new.table) & ~classes.isnan().any(1), classes.nan_to_num(0.0).argmax(1), -1)
     completed = new.completed(imputed.value, likely)
     num_guarded = write_csv_rows(paths[0], new.names, zip(*completed, strict=True))
     has_refits = any(part.refit is not None for part in draws)
@@ -199,10 +239,11 @@ def _label_cells(new: NewRows, classes: Tensor | None, likely: Tensor | None) ->
 
 
 def _rows(new: NewRows, imputed: Imputation, trained: Tensor) -> Iterator[Sequence[Any]]:
-    missing, found = (~new.table.mask).sum(1) + missing_labels(new), imputed.log_marginal
-    for n, count in enumerate(missing.tolist()):
+    missing, found = (~new.table.mask).sum(1) + missing_labels(new.table), imputed.log_marginal
+    for n in missing.nonzero().flatten().tolist():
         numbers = (float(value[n]) for value in (found.value, found.std_error, found.ess, found.khat))
-        yield n + 1, count, *numbers, imputed.components[int(imputed.served[n])], "yes" if trained[n] else "no"
+        served = imputed.components[int(imputed.served[n])]
+        yield n + 1, int(missing[n]), *numbers, served, "yes" if trained[n] else "no"
 
 
 def _cells(new: NewRows, imputed: Imputation) -> Iterator[Sequence[Any]]:

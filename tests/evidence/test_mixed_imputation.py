@@ -239,11 +239,11 @@ def test_a_column_has_one_centre_in_all_blocks(data):
     def its_guide(x, mask, heavy):
         guide(x, mask)
 
-    heavy, x = torch.arange(len(x)) == len(x) - 1, x[:, :1]
+    heavy, x, done = torch.arange(len(x)) == len(x) - 1, x[:, :1], list[int]()
+    options = {"mask": torch.zeros_like(x).bool(), "heavy": heavy, "chunk_size": 2000, "num_draws": 0}
     with pytest.warns(UserWarning, match="mean of column 0 does not exist"):
-        found = impute(
-            sometimes_heavy, its_guide, x, mask=torch.zeros_like(x).bool(), heavy=heavy, chunk_size=2000, num_draws=0
-        )
+        found = impute(sometimes_heavy, its_guide, x, **options, on_progress=done.append)
+    assert done == [2] * 6  # the second pass, for medians, is not counted again
     assert found.centre == ("median",)
     assert bool((found.value - 1).abs().max() < 0.25)  # the means are 1.65
 

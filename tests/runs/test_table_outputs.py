@@ -71,7 +71,9 @@ def test_each_imputed_number_is_in_the_row_and_the_column_of_its_cell(tmp_path):
     assert [row[".refit"] for row in long] == ["1"] * 10 + ["2"] * 10
 
     about = csv_rows(tmp_path / "imputation.csv")
-    for n, row in enumerate(about):
+    holed = sorted({row for row, _ in HOLES})
+    for n, row in zip(holed, about, strict=True):  # no line of complete rows
+        assert int(row["row"]) == n + 1
         assert row["proposal"] == imputed.components[n % 3]
         assert [float(row[key]) for key in ("log_marginal", "std_error", "ess", "khat")] == [
             float(value[n]) for value in marginal
@@ -139,16 +141,16 @@ def test_training_ends_with_the_baselines_and_what_their_differences_say(trained
     assert said == pytest.approx(difference, abs=0.02)
 
 
-def test_refits_impute_by_their_own_networks(trained, monkeypatch, capsys):
+def test_refits_impute_rows_with_missing_cells_by_their_own_networks(trained, monkeypatch, capsys):
     folder, _ = trained
-    used, tables, original = [], [], table_imputations.impute_rows
+    used, masks, original = [], [], table_imputations.impute
 
-    def impute_rows(vae, table, *args, **kwargs):
-        used.append(torch.cat([parameter.detach().flatten() for parameter in vae.parameters()]))
-        tables.append(table)
-        return original(vae, table, *args, **kwargs)
+    def impute(model, guide, **kwargs):
+        used.append(torch.cat([parameter.detach().flatten() for parameter in model.parameters()]))
+        masks.append(kwargs["mask"])
+        return original(model, guide, **kwargs)
 
-    monkeypatch.setattr(table_imputations, "impute_rows", impute_rows)
+    monkeypatch.setattr(table_imputations, "impute", impute)
     monkeypatch.chdir(folder)
     flags = ("--draws", 2, "--refits", 2, "--num_particles", 10, "--out", "refits")
     assert call(capsys, monkeypatch, "impute", "run", "survey.csv", *flags)[0] == 0
@@ -156,9 +158,23 @@ def test_refits_impute_by_their_own_networks(trained, monkeypatch, capsys):
     assert len(refits) == 2
     for one, other in ((first, refits[0]), (first, refits[1]), refits):
         assert (one - other).abs().max() > 0.01
-    for table in tables[1:]:  # rows without missing cells need no refit
-        assert bool((~table.mask).any(1).all())
-        assert len(table) == int((~tables[0].mask).any(1).sum()) < len(tables[0])
+    holed = sum("" in row.values() for row in csv_rows(folder / "survey.csv"))
+    for mask in masks:
+        assert bool((~mask).any(1).all())
+        assert len(mask) == holed < N
+
+
+def test_a_table_without_missing_cells_is_written_as_it_is(trained, capsys, monkeypatch):
+    folder, _ = trained
+    rows = [row for row in csv_rows(folder / "survey.csv") if "" not in row.values()]
+    write(folder / "complete.csv", {name: [row[name] for row in rows] for name in rows[0]})
+    monkeypatch.chdir(folder)
+    flags = ("--draws", 2, "--num_particles", 10, "--out", "complete")
+    assert call(capsys, monkeypatch, "impute", "run", "complete.csv", *flags)[0] == 0
+    assert csv_rows(folder / "complete/imputed.csv") == rows
+    drawn = csv_rows(folder / "complete/draws.csv")
+    assert [{name: row[name] for name in rows[0]} for row in drawn] == rows * 2
+    assert csv_rows(folder / "complete/imputation.csv") == csv_rows(folder / "complete/imputed_cells.csv") == []
 
 
 def test_texts_of_missing_cells_and_the_centre_are_those_of_the_flags(trained):

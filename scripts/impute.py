@@ -30,6 +30,7 @@ from pyrovae.runs.table_imputations import (
     classify_rows,
     draw_rows,
     impute_rows,
+    median_lines,
     missing_labels,
     rows_with_holes,
     with_labels,
@@ -99,7 +100,7 @@ def main() -> int:
     if bool(no_label.any()):
         lines.append([new.table.columns.of_role("label")[0].name, f"{int(no_label.sum()):,}", "mode"])
     print(aligned(lines))
-    for line in unseen_lines(new.table):
+    for line in (*median_lines(new.table, imputed), *unseen_lines(new.table)):
         print(line)
     unreliable = int((imputed.log_marginal.khat.cpu()[missing.any(1)] > 0.7).sum())
     print(f"\nk-hat is above 0.7 in {unreliable:,} rows with missing cells, whose weights few draws carry")

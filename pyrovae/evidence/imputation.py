@@ -41,6 +41,7 @@ class Imputation(NamedTuple):
             with shape (N,).
         served: Index of the proposal's component with the largest share of each datum's weight, with shape (N,).
         components: Names of the components.
+        without_mean: Columns that have medians in place of means, since some of these do not exist or overflow.
     """
 
     value: Tensor
@@ -51,6 +52,7 @@ class Imputation(NamedTuple):
     log_marginal: LogMarginal
     served: Tensor
     components: tuple[str, ...]
+    without_mean: tuple[int, ...] = ()
 
 
 @entry("num_particles", "num_draws", "centre", "proposal", "chunk_size", "site", "plate", "on_progress")
@@ -139,6 +141,7 @@ def impute(
         torch.cat([draws for _, draws, _ in found], 1),
         log_marginal,
         *served_by(weights),
+        tuple(sorted(centres.replaced)),
     )
 
 

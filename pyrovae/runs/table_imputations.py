@@ -10,6 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from pyrovae.columns import shown
 from pyrovae.data import Table, original, write_csv_rows
 from pyrovae.densities import evaluating, isolated_rng
 from pyrovae.evidence import Imputation, classify, impute
@@ -68,7 +69,8 @@ def impute_rows(
     arguments = _arguments(part, device)
     if labelled and part.labels is not None:
         arguments["labels"] = part.labels.to(device)
-    with isolated_rng(seed), Progress(len(part), "row", title) as progress:
+    with isolated_rng(seed), warnings.catch_warnings(), Progress(len(part), "row", title) as progress:
+        warnings.filterwarnings("ignore", "the conditional mean of column")  # see `median_lines`
         found = impute(vae.model, vae.guide, **arguments, **options, on_progress=progress.update)
     whole = _complete(table, len(found.draws))
     for field in ("value", "std_error", "probability", "served"):
@@ -76,7 +78,7 @@ def impute_rows(
     for into, values in zip(whole.log_marginal, found.log_marginal, strict=True):
         into[rows] = values.to(into)
     whole.draws[:, rows] = found.draws.to(whole.draws)
-    return whole._replace(centre=found.centre, components=found.components)
+    return whole._replace(centre=found.centre, components=found.components, without_mean=found.without_mean)
 
 
 def _complete(table: Table, num_draws: int) -> Imputation:
@@ -104,9 +106,18 @@ def draw_rows(vae: ProgramPair, table: Table, device: torch.device, *, num_draws
         num_draws: Number of draws M.
         **options: Further arguments of `impute_rows`.
     """
-    with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", "the conditional mean of column")  # a draw needs no mean
-        return impute_rows(vae, table, device, num_draws=num_draws, **options).draws
+    return impute_rows(vae, table, device, num_draws=num_draws, **options).draws
+
+
+def median_lines(table: Table, imputed: Imputation) -> list[str]:
+    """Name the columns, if any, that have medians since some of their means do not exist or overflow."""
+    names = ", ".join(shown(table.columns.data[place].name) for place in imputed.without_mean)
+    if not names:
+        return []
+    return [
+        f"the conditional mean of {names} does not exist or overflows in some rows, so medians take its place; a "
+        "likelihood with lighter tails has one"
+    ]
 
 
 def classify_rows(vae: ProgramPair, new: NewRows, device: torch.device, *, seed: int, **options: Any) -> Tensor:

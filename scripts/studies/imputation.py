@@ -2,7 +2,7 @@
 
 python scripts/studies/imputation.py                                # five masks of three tables; an hour on one core
 python scripts/studies/imputation.py --data [wine] --masks 2
-python scripts/studies/imputation.py --data [oracle] --masks 1      # against the exact conditional means
+python scripts/studies/imputation.py --data [oracle,linear] --masks 2     # against the exact conditional means
 
 The protocol is that of Mattei and Frellsen ("MIWAE", ICML 2019): n p / 2 cells are deleted, chosen by a permutation of
 all cells that the mask's number seeds. The model trains on all rows. The error is the mean over the deleted cells of
@@ -15,9 +15,10 @@ others of their rows, by 100 draws of the guide, summed over three trainings wit
 as a mean over three looks, ten epochs apart. Three last trainings of that length have all observed cells and a seed
 each: "model" is the error of the mean of their imputations, and "one" the mean error of each by itself.
 
-"ridge" is scikit-learn's IterativeImputer with BayesianRidge. The oracle has 1,000 rows of 8 columns with 2 latents and
-noise 0.5. "exact" is the error of its exact conditional means, and "covariance" the relative difference of the mean
-covariance of the draws from the exact one.
+"ridge" is scikit-learn's IterativeImputer with BayesianRidge. "oracle" is a simulated table, 1,000 rows of 8 columns that
+are normal and linear in 2 latents, with noise 0.5, by the configuration of all tables. "linear" is the same table by a
+model that contains the truth: normals with a linear mean of 2 latents, trained without decay. "exact" is the error of the
+exact conditional means, and "covariance" the relative difference of the mean covariance of the draws from the exact one.
 """
 
 import startup  # noqa: F401  # first, since it ends failing imports without a traceback
@@ -43,7 +44,7 @@ from pyrovae.runs import check_writable, make_parser, parse_flags, run_script, w
 from pyrovae.runs.tables import aligned
 from pyrovae.stats import mean_and_std_error
 
-Name = Literal["breast_cancer", "wine", "diabetes", "oracle"]
+Name = Literal["breast_cancer", "wine", "diabetes", "oracle", "linear"]
 _STUDENT = {"scale": "dimension", "df": "dimension"}
 _LOADINGS_SEED = 0
 _FOLDS, _TENTHS = 3, 10  # trainings, each without one tenth of the observed cells

@@ -162,6 +162,7 @@ def test_each_column_has_the_centre_that_suits_it(data):
     with pytest.warns(UserWarning, match="mean of column 5 does not exist or overflows"):
         found = run(data, "auto", num_particles=4000, num_draws=0)
     assert found.centre == ("mean", "mode", "mode", "median", "mean", "median", "mean", "mean", "mean")
+    assert found.without_mean == (HEAVY,)
     log_p = torch.tensor([log_p for _, log_p in posteriors])
     assert bool(((found.log_marginal.value - log_p).abs() < 5 * found.log_marginal.std_error + 1e-6).all())
     assert found.log_marginal.value[0] == 0
@@ -186,6 +187,7 @@ def test_each_column_has_the_centre_that_suits_it(data):
 def test_medians_are_those_of_the_mixture(data):
     found = run(data, "median", num_particles=4000, num_draws=0)
     assert found.centre == ("median", "median", "mode", *["median"] * 6)
+    assert not found.without_mean
     for n, d, weight in missing(data, REAL, BINARY, ORDERED, POSITIVE, HEAVY, HURDLE, ROUNDED, COUNT):
         below, at_most = (weight @ cdf(d, found.value[n, d].item() + shift) for shift in (-1e-4, 0.0))
         if d in (BINARY, ORDERED, COUNT, ROUNDED):
@@ -245,6 +247,7 @@ def test_a_column_has_one_centre_in_all_blocks(data):
         found = impute(sometimes_heavy, its_guide, x, **options, on_progress=done.append)
     assert done == [2] * 6  # the second pass, for medians, is not counted again
     assert found.centre == ("median",)
+    assert found.without_mean == (0,)
     assert bool((found.value - 1).abs().max() < 0.25)  # the means are 1.65
 
 

@@ -2,6 +2,8 @@
 
 import csv
 import re
+from contextlib import redirect_stdout
+from io import StringIO
 
 import numpy as np
 import pytest
@@ -162,6 +164,21 @@ def test_refits_impute_rows_with_missing_cells_by_their_own_networks(trained, mo
     for mask in masks:
         assert bool((~mask).any(1).all())
         assert len(mask) == holed < N
+
+
+def test_a_column_without_means_is_named(trained, monkeypatch, capsys):
+    folder, _ = trained
+    monkeypatch.chdir(folder)
+    original = table_imputations.impute
+
+    def impute(*args, **kwargs):
+        return original(*args, **kwargs)._replace(without_mean=(2,))
+
+    monkeypatch.setattr(table_imputations, "impute", impute)
+    flags = ("--draws", 1, "--num_particles", 10, "--out", "medians")
+    with redirect_stdout(StringIO()) as printed:
+        assert call(capsys, monkeypatch, "impute", "run", "survey.csv", *flags)[0] == 0
+    assert "the conditional mean of visits does not exist" in printed.getvalue()
 
 
 def test_a_table_without_missing_cells_is_written_as_it_is(trained, capsys, monkeypatch):

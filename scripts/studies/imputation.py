@@ -15,10 +15,11 @@ others of their rows, by 100 draws of the guide, summed over three trainings wit
 as a mean over three looks, ten epochs apart. Three last trainings of that length have all observed cells and a seed
 each: "model" is the error of the mean of their imputations, and "one" the mean error of each by itself.
 
-"ridge" is scikit-learn's IterativeImputer with BayesianRidge. "oracle" is a simulated table, 1,000 rows of 8 columns that
-are normal and linear in 2 latents, with noise 0.5, by the configuration of all tables. "linear" is the same table by a
-model that contains the truth: normals with a linear mean of 2 latents, trained without decay. "exact" is the error of the
-exact conditional means, and "covariance" the relative difference of the mean covariance of the draws from the exact one.
+"ridge" is scikit-learn's IterativeImputer with BayesianRidge. "oracle" is a simulated table, 1,000 rows of 8 columns
+that are normal and linear in 2 latents, with noise 0.5, by the configuration of all tables. "linear" is the same table
+by a model that contains the truth: normals with a linear mean of 2 latents, trained without decay. "exact" is the error
+of the exact conditional means, and "covariance" the relative difference of the mean covariance of the draws from the
+exact one.
 """
 
 import startup  # noqa: F401  # first, since it ends failing imports without a traceback
@@ -34,7 +35,7 @@ import numpy as np
 import pyro
 import torch
 from jsonargparse.typing import NonNegativeInt, PositiveInt
-from torch import Tensor
+from torch import Tensor, nn
 
 from pyrovae import MLP, Blueprint, Column, Columns, ImportanceWeightedELBO, conditional, fit, impute, read_table
 from pyrovae.data import Table
@@ -45,8 +46,8 @@ from pyrovae.runs.tables import aligned
 from pyrovae.stats import mean_and_std_error
 
 Name = Literal["breast_cancer", "wine", "diabetes", "oracle", "linear"]
-_STUDENT = {"scale": "dimension", "df": "dimension"}
 _LOADINGS_SEED = 0
+_LINEAR_LATENTS = 2
 _FOLDS, _TENTHS = 3, 10  # trainings, each without one tenth of the observed cells
 _EVERY, _SMOOTHED = 10, 3  # epochs between looks, and looks of which the mean is taken
 _LOOK_PARTICLES = 100
@@ -55,9 +56,42 @@ _NETWORKS = 3  # whose imputations are averaged
 _SEED_STEP = 100  # between the seeds of the networks of a mask, so that masks do not share them
 
 
+class Setup(NamedTuple):
+    """Configuration of a model: the columns' likelihood, the latents of p columns, networks, and the optimizer."""
+
+    likelihood: str
+    arguments: dict[str, str]
+    latent_dim: Callable[[int], int]
+    network: Callable[[int, int], nn.Module]
+    optimizer: Callable[..., torch.optim.Optimizer]
+
+
+def _linear_decoder(size: int, num_outputs: int) -> nn.Module:
+    """Make the network of a linear decoder of two latents and its encoder, which has more inputs."""
+    hidden = [] if size == _LINEAR_LATENTS else [64, 64]
+    return MLP(size, num_outputs, hidden=hidden, activation="tanh")
+
+
+COMMON = Setup(
+    "StudentTLikelihood",
+    {"scale": "dimension", "df": "dimension"},
+    lambda columns: max(2, columns // 2),
+    partial(MLP, hidden=[64, 64], activation="tanh"),
+    partial(torch.optim.AdamW, lr=1e-3, weight_decay=0.1),
+)
+LINEAR = Setup(
+    "NormalLikelihood",
+    {"scale": "dimension"},
+    lambda columns: _LINEAR_LATENTS,
+    _linear_decoder,
+    partial(torch.optim.Adam, lr=5e-3),
+)
+
+
 class Problem(NamedTuple):
     """A complete table, with shape (n, p), which cells stay, and the exact conditional means if they are known."""
 
+    setup: Setup
     x: np.ndarray
     mask: np.ndarray
     exact: np.ndarray | None = None
@@ -91,13 +125,13 @@ def main() -> int:
 
 def load(name: Name, number: int) -> Problem:
     """Load a table, and delete half of its cells at random."""
-    if name == "oracle":
-        return oracle(number)
+    if name in ("oracle", "linear"):
+        return oracle(number, COMMON if name == "oracle" else LINEAR)
     import sklearn.datasets
 
     options = {"scaled": False} if name == "diabetes" else {}
     x = getattr(sklearn.datasets, f"load_{name}")(**options).data.astype(np.float64)
-    return Problem(x, kept(x.shape, number))
+    return Problem(COMMON, x, kept(x.shape, number))
 
 
 def kept(shape: tuple[int, int], number: int) -> np.ndarray:
@@ -108,7 +142,7 @@ def kept(shape: tuple[int, int], number: int) -> np.ndarray:
     return mask.reshape(shape)
 
 
-def oracle(number: int) -> Problem:
+def oracle(number: int, setup: Setup) -> Problem:
     """Simulate a linear-Gaussian table, with the exact conditional means and covariances of its missing cells."""
     rng = np.random.default_rng([_LOADINGS_SEED, number])
     loadings = rng.normal(size=(8, 2))
@@ -119,19 +153,19 @@ def oracle(number: int) -> Problem:
         gain = covariance[~seen][:, seen] @ np.linalg.pinv(covariance[seen][:, seen])
         exact[n, ~seen] = gain @ x[n, seen]
         variances[n][np.ix_(~seen, ~seen)] = covariance[~seen][:, ~seen] - gain @ covariance[seen][:, ~seen]
-    return Problem(x, mask, exact, variances)
+    return Problem(setup, x, mask, exact, variances)
 
 
 def errors(problem: Problem, seed: int, flags: Any) -> dict[str, float]:
     """Impute by the model and by its peers, and return their errors."""
-    x, mask = problem.x, problem.mask
-    table = as_table(x, mask)
+    setup, x, mask = problem.setup, problem.x, problem.mask
+    table = as_table(problem)
 
-    epochs = chosen_epochs(table, seed, flags.epochs)
+    epochs = chosen_epochs(table, setup, seed, flags.epochs)
     draws = 40 if problem.covariances is not None else 0
     found = []
     for network in range(_NETWORKS):
-        vae = trained(table, seed + _SEED_STEP * network, epochs, table.mask)
+        vae = trained(table, setup, seed + _SEED_STEP * network, epochs, table.mask)
         found.append(impute(vae.model, vae.guide, **given(table), num_particles=flags.num_particles, num_draws=draws))
     origins = np.array([column.origin for column in table.columns.data])
     values = [one.value.double().numpy() + origins for one in found]
@@ -161,14 +195,15 @@ def trace_ratio(draws: np.ndarray, covariances: np.ndarray) -> float:
     return float(np.linalg.norm(found - exact) / np.linalg.norm(exact))
 
 
-def as_table(x: np.ndarray, mask: np.ndarray) -> Table:
+def as_table(problem: Problem) -> Table:
     """Make the table of the cells that stay, all rows for training."""
+    setup, x, mask = problem[:3]
     names = [f"x{place}" for place in range(x.shape[1])]
     rows: dict[str, list[Any]] = {
         name: [float(value) if seen else None for value, seen in zip(cells, there, strict=True)]
         for name, cells, there in zip(names, x.T, mask.T, strict=True)
     }
-    columns = [Column(name, "real", likelihood="StudentTLikelihood", arguments=_STUDENT) for name in names]
+    columns = [Column(name, "real", likelihood=setup.likelihood, arguments=setup.arguments) for name in names]
     columns.append(Column("split", "category", role="split"))
     return read_table({**rows, "split": ["train"] * len(x)}, columns=Columns(tuple(columns)))
 
@@ -178,7 +213,7 @@ def given(table: Table, mask: Tensor | None = None) -> dict[str, Tensor]:
     return {"x": table.x, "mask": table.mask if mask is None else mask}
 
 
-def chosen_epochs(table: Table, seed: int, most: int) -> int:
+def chosen_epochs(table: Table, setup: Setup, seed: int, most: int) -> int:
     """Return the number of epochs, of those looked at, with the largest log p of held-out cells."""
     fold = torch.from_numpy(np.random.default_rng([1, seed]).integers(0, _TENTHS, tuple(table.mask.shape)))
     looks = range(_EVERY, most + 1, _EVERY)
@@ -192,7 +227,7 @@ def chosen_epochs(table: Table, seed: int, most: int) -> int:
             if row["epoch"] in total:
                 total[row["epoch"]] += held_out_log_p(vae, table, kept)
 
-        trained(table, seed, most, kept, look)
+        trained(table, setup, seed, most, kept, look)
     width = min(_SMOOTHED, len(looks))
     smooth = np.convolve(list(total.values()), np.ones(width) / width, "valid")
     return looks[int(smooth.argmax()) + width // 2]
@@ -205,21 +240,20 @@ def held_out_log_p(vae: Any, table: Table, kept: Tensor) -> float:
         return float(conditional(vae.model, vae.guide, **given(table), given=kept, **options).value.sum())
 
 
-def blueprint(table: Table) -> Blueprint:
-    """Return the configuration that all tables have."""
-    network = partial(MLP, hidden=[64, 64], activation="tanh")
-    return Blueprint.of(table, latent_dim=max(2, table.x.shape[1] // 2), network=network)
-
-
 def trained(
-    table: Table, seed: int, epochs: int, mask: Tensor, look: Callable[[dict[str, Any], Any], object] | None = None
+    table: Table,
+    setup: Setup,
+    seed: int,
+    epochs: int,
+    mask: Tensor,
+    look: Callable[[dict[str, Any], Any], object] | None = None,
 ) -> Any:
     """Train on the cells of a mask for a number of epochs, looking at the model after each; return the model."""
     pyro.clear_param_store()
     pyro.set_rng_seed(seed)
-    vae = blueprint(table).vae()
+    vae = Blueprint.of(table, latent_dim=setup.latent_dim(table.x.shape[1]), network=setup.network).vae()
     options: dict[str, Any] = {"elbo": ImportanceWeightedELBO(20), "epochs": epochs, "batch_size": 64, "seed": seed}
-    options["optimizer"] = partial(torch.optim.AdamW, lr=1e-3, weight_decay=0.1)
+    options["optimizer"] = setup.optimizer
     if epochs * len(table) >= _RECORDED_FROM:
         options["execution"] = "recorded"
     on_epoch = None if look is None else partial(look, vae=vae)

@@ -53,6 +53,17 @@ def test_the_study_of_imputed_cells_prints_a_line_for_each_table(tmp_path, epoch
     assert 0.9 < row["column mean"] < 1.1
 
 
+def test_the_study_of_imputed_cells_compares_with_exact_means(tmp_path):
+    sizes = ("--masks", 1, "--epochs", 1, "--num_particles", 2)
+    result = run("imputation", "--data", "[oracle,linear]", *sizes, "--json", "x.json", cwd=tmp_path)
+    assert [line.split()[0] for line in result.stdout.splitlines()[1:]] == ["oracle", "linear"]
+    oracle, linear = json.loads((tmp_path / "x.json").read_text())["rows"]
+    for key in ("exact", "ridge", "column mean"):
+        assert oracle[key] == linear[key]
+    for row in (oracle, linear):
+        assert row["exact"] < row["ridge"] < row["column mean"]
+
+
 def test_the_study_of_densities_prints_a_line_for_each_density(tmp_path):
     flags = ("--data", "[wine]", "--splits", 1, "--epochs", 1, "--num_particles", 20, "--json", "x.json")
     result = run("densities", *flags, cwd=tmp_path)

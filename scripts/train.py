@@ -20,6 +20,7 @@ import sys
 from jsonargparse import Namespace
 from torch import nn
 
+from pyrovae.columns import number_text
 from pyrovae.data import Binarize, Data
 from pyrovae.densities import SupportError
 from pyrovae.execution import Workers, joined
@@ -185,8 +186,12 @@ def check_values(data: Data, vae: ProgramPair, device: str) -> None:
             row = int(getattr(data, f"{split}_index")[error.datum])
             place = f"row {row}"
             if data.table is not None:  # rows are counted as in messages of the table's reader
-                named = "" if error.entry is None else f"column {data.table.columns.data[error.entry].name!r}, "
-                place = f"{named}row {row + 1:,}"
+                place = f"row {row + 1:,}"
+                if error.entry is not None:
+                    column = data.table.columns.data[error.entry]
+                    place = f"column {column.name!r}, {place}"
+                    if column.origin:
+                        place += f", in numbers from the origin {number_text(column, column.origin)} on"
             raise ValueError(f"{data.name}, {place} ({split} datum {error.datum}): {error}") from error
 
 

@@ -17,7 +17,7 @@ from pyrovae.columns.column import (
     ROLES,
     Column,
 )
-from pyrovae.columns.columns import Columns, date_text, shown
+from pyrovae.columns.columns import Columns, date_text, number_text, shown
 
 __all__ = [
     "COMMON_SHARE",
@@ -31,5 +31,6 @@ __all__ = [
     "Column",
     "Columns",
     "date_text",
+    "number_text",
     "shown",
 ]

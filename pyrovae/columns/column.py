@@ -53,7 +53,8 @@ class Column:
         format: Text format of a real column in days since 1970-01-01: "date", "datetime" or "datetime utc"; "" for
             numbers.
         origin: Number subtracted in float64 when the table is read; not 0 for real columns alone.
-        resolution: Smallest gap between distinct values; None while unknown.
+        resolution: Smallest gap between distinct values, the floor of learned scales; None while unknown.
+        grid: Step of which all x are multiples, that of rounded likelihoods; None if there is none, or while unknown.
         low: Smallest value, origin included; None while unknown.
         high: Largest value, origin included; None while unknown.
         centre: Mean of x; None while unknown.
@@ -77,6 +78,7 @@ class Column:
     format: str = ""
     origin: float = 0.0
     resolution: float | None = None
+    grid: float | None = None
     low: float | None = None
     high: float | None = None
     centre: float | None = None
@@ -122,15 +124,15 @@ class Column:
             self._fail(f"kind {self.kind} needs {needed}, got {len(self.levels)}; use category, or drop the column")
 
     def _check_numbers(self) -> None:
-        for key in ("origin", "missing", *_NUMBERS):
+        for key in ("origin", "missing", "grid", *_NUMBERS):
             value = getattr(self, key)
             if value is None and key != "origin":
                 continue
             if type(value) not in (int, float) or not math.isfinite(value):
                 self._fail(f"{key} must be a finite number, got {value!r:.80}; write it such as 0.5 or 1.0e-3")
-            if value <= 0 and key in ("resolution", "spread", "log_spread"):
+            if value <= 0 and key in ("resolution", "grid", "spread", "log_spread"):
                 self._fail(f"{key} must be above 0, got {value:g}")
-            if key in _NUMBERS and self.kind not in NUMERIC:
+            if key in ("grid", *_NUMBERS) and self.kind not in NUMERIC:
                 self._fail(f"kind {self.kind} has no {key}; remove it")
             object.__setattr__(self, key, float(value))
         if self.missing is not None and not 0 <= self.missing <= 1:

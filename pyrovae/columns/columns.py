@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Mapping
 from dataclasses import MISSING, dataclass, fields, replace
 from datetime import UTC, datetime, timedelta
@@ -110,7 +111,8 @@ class Columns:
         """Make columns from plain values, as `to_dict` gives them.
 
         So that a user may change the word of a kind and nothing else, values that the new kind does not use are
-        ignored: levels of numbers; a format, origin, resolution, range and moments of levels; the reason for a drop.
+        ignored: levels of numbers; a format, origin, resolution, grid, range and moments of levels; the reason for a
+        drop.
 
         Args:
             plain: Mapping of names to mappings of attributes to values.
@@ -164,7 +166,7 @@ def _column(name: Any, entry: Any) -> Column:
     if entry["kind"] not in LEVELLED:
         unused += ("levels",)
     if entry["kind"] not in NUMERIC:
-        unused += ("format", "origin", "resolution", "low", "high", "centre", "spread")
+        unused += ("format", "origin", "resolution", "grid", "low", "high", "centre", "spread")
     if entry["kind"] != "positive":
         unused += ("log_centre", "log_spread")
     if entry["kind"] != "drop":
@@ -196,7 +198,11 @@ def number_text(column: Column, value: float) -> str:
     """Write a value of a numeric column: a number, or a date in ISO 8601."""
     if column.format:
         return date_text(value, column.format)
-    return f"{value:,.0f}" if value == round(value) and abs(value) < 1e15 else f"{value:,.6g}"
+    if value == round(value) and abs(value) < 1e15:
+        return f"{value:,.0f}"
+    if abs(value) >= 1e6 and column.resolution is not None:  # with the digits that tell neighbouring values apart
+        return f"{value:,.{max(0, min(6, -math.floor(math.log10(column.resolution))))}f}"
+    return f"{value:,.6g}"
 
 
 def date_text(days: float, form: str) -> str:

@@ -11,6 +11,9 @@ from pyrovae.columns import COMMON_SHARE, NUMERIC, ODD_FACTOR, Column
 
 _OFFSET = 100  # standard deviations between 0 and the mean, beyond which an origin is subtracted
 _NOISE = 1e-12  # relative gaps below it are rounding errors
+_DIGITS = 6  # of a gap, at most
+_STEPS = [float(f"{step}e{power}") for power in range(9, -10, -1) for step in (5, 2.5, 2, 1)]  # of usual grids
+_MOST_STEPS = 2**23  # between 0 and a value that float32 tells apart
 
 
 def complete(column: Column, values: np.ndarray, train: np.ndarray) -> Column:
@@ -36,11 +39,12 @@ def complete(column: Column, values: np.ndarray, train: np.ndarray) -> Column:
     origin = column.origin
     if column.kind == "real" and origin == 0 and column.centre is None:  # a centre is relative to its origin
         origin = _origin(column, observed, distinct)
-    x = observed - origin
+    x, digits = observed - origin, float(np.spacing(np.abs(observed).max()))
     found: dict[str, Any] = {
         "low": float(distinct[0]),
         "high": float(distinct[-1]),
-        "resolution": smallest_gap(distinct - origin, counts)[0],
+        "resolution": smallest_gap(distinct - origin, counts, digits)[0],
+        "grid": column.resolution or grid_of(distinct - origin, digits),
         "centre": float(x.mean()),
         "spread": float(x.std()),
     }
@@ -66,8 +70,27 @@ def _origin(column: Column, observed: np.ndarray, distinct: np.ndarray) -> float
     return middle if column.format or is_far or (lost and kept > len(distinct) - lost) else 0.0
 
 
-def smallest_gap(distinct: np.ndarray, counts: np.ndarray) -> tuple[float, int | None]:
-    """Find the smallest gap between values, to six digits, without gaps that are rounding errors.
+def grid_of(distinct: np.ndarray, error: float = 0.0) -> float | None:
+    """Find the largest usual step, 1, 2, 2.5 or 5 times a power of ten, of which all values are multiples.
+
+    Args:
+        distinct: Distinct values.
+        error: Rounding error of a value.
+
+    Returns:
+        The step; None if there is none that the rounding errors tell from chance, or whose multiples float32 does.
+    """
+    largest = float(np.abs(distinct).max())
+    tolerance = 4 * max(error, float(np.spacing(largest)))
+    for step in _STEPS:
+        is_known = step <= largest <= _MOST_STEPS * step and step > 100 * tolerance
+        if is_known and (np.abs(distinct - np.round(distinct / step) * step) <= tolerance).all():
+            return step
+    return None
+
+
+def smallest_gap(distinct: np.ndarray, counts: np.ndarray, error: float = 0.0) -> tuple[float, int | None]:
+    """Find the smallest gap between values, to six digits or as many as they have, without rounding errors.
 
     If nine tenths of the cells or more have values that occur more than once, and those are more than ten times as far
     apart, a few odd values, such as a mistyped cell, do not count. Otherwise one of them would make the floor of
@@ -76,6 +99,7 @@ def smallest_gap(distinct: np.ndarray, counts: np.ndarray) -> tuple[float, int |
     Args:
         distinct: At least two distinct values, increasing.
         counts: How often each occurs.
+        error: Rounding error of a value.
 
     Returns:
         The gap, and the place of a value that does not count; None if all count.
@@ -88,5 +112,11 @@ def smallest_gap(distinct: np.ndarray, counts: np.ndarray) -> tuple[float, int |
         of_common = np.diff(distinct[common]).min()
         if of_common > ODD_FACTOR * smallest:
             place = int(np.flatnonzero(gaps == smallest)[0])
-            return float(f"{of_common:.6g}"), place + int(common[place])
-    return float(f"{smallest:.6g}"), None
+            return _to_digits(of_common, error), place + int(common[place])
+    return _to_digits(smallest, error), None
+
+
+def _to_digits(gap: float, error: float) -> float:
+    """Round a gap to the digits that rounding errors of its two values leave."""
+    digits = _DIGITS if error == 0 else int(np.clip(np.log10(gap / (2 * error)), 1, _DIGITS))
+    return float(f"{gap:.{digits}g}")

@@ -20,7 +20,7 @@ from pyrovae.data.untrusted import parse_yaml, read_bytes
 
 _COLUMNS_LIMIT = 2**23  # bytes of a columns.yaml
 # Read from the data
-_NUMBERS = ("origin", "low", "high", "resolution", "centre", "spread", "log_centre", "log_spread", "missing")
+_NUMBERS = ("origin", "low", "high", "resolution", "grid", "centre", "spread", "log_centre", "log_spread", "missing")
 
 
 def columns_yaml(columns: Columns, notes: Mapping[str, Iterable[object]] | None = None, *, numbers: bool = True) -> str:
@@ -82,7 +82,10 @@ def read_columns(path: str | os.PathLike[str]) -> Columns:
     if not path.exists():
         raise FileNotFoundError(f"{path}: no such file; write the columns of a table to it by Table.describe()")
     try:
-        return Columns.from_dict(parse_yaml(read_bytes(path, _COLUMNS_LIMIT).decode()))
+        plain = parse_yaml(read_bytes(path, _COLUMNS_LIMIT).decode())
+        if plain is None:
+            raise ValueError("it is empty; write the columns to it by train.py --data TABLE --describe true")
+        return Columns.from_dict(plain)
     except ValueError as error:
         raise ValueError(f"{path}: {error}") from error
 
@@ -105,6 +108,8 @@ def original(column: Column, x: np.ndarray, exact: np.ndarray) -> list[Any]:
             value is not None and number_as_text(value) == level for value, level in zip(values, levels, strict=True)
         ):
             levels = [int(value) if value == int(value) else value for value in values if value is not None]
+        elif set(levels) <= {"False", "True"}:
+            levels = [level == "True" for level in levels]
         observed = x[~np.isnan(x)]
         if not ((observed >= 0) & (observed < len(levels)) & (observed == np.floor(observed))).all():
             raise ValueError(
@@ -112,8 +117,11 @@ def original(column: Column, x: np.ndarray, exact: np.ndarray) -> list[Any]:
                 "likelihood or modes, not means"
             )
         return [None if np.isnan(value) else levels[int(value)] for value in x]
-    # The shortest decimal of a float32 is what a cell had.
-    plain = [float(str(value)) + column.origin if np.isnan(own) else own for value, own in zip(x, exact, strict=True)]
+    # The shortest decimal of a float32 is what a cell had. A sum with the origin has rounding errors behind 15 digits.
+    plain = [float(str(value)) if np.isnan(own) else own for value, own in zip(x, exact, strict=True)]
+    if column.origin:
+        shifted = (value + column.origin for value in plain)
+        plain = [float(f"{value:.15g}") if np.isnan(own) else own for value, own in zip(shifted, exact, strict=True)]
     return [None if np.isnan(value) else _number(column, float(value)) for value in plain]
 
 

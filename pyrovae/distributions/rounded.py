@@ -47,6 +47,15 @@ class MultiplesOf(constraints.Constraint):
         near = (x - steps * self.resolution).abs() <= 1.01 * eps * x.abs()
         return near & (steps.abs() <= 1 / eps)
 
+    def hint(self, value: Tensor) -> str | None:
+        """Return what to do about a value that is no such multiple; None if it is not finite."""
+        if not bool(value.isfinite().all()):
+            return None
+        return (
+            "give a step of which all values are multiples, by resolution=, or for a column of a table by "
+            "--columns.NAME.grid 0.01, or use another likelihood"
+        )
+
     def __repr__(self) -> str:
         return f"multiples of {self.resolution:g}"
 

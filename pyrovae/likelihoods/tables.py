@@ -143,7 +143,8 @@ def _part_of(column: Column, parts: Mapping[str, Maker]) -> tuple[Maker, dict[st
         for name, given in takes.items()
         if given.default == "global"
     }
-    suggested |= {"num_classes": len(column.levels), "num_levels": len(column.levels), "resolution": column.resolution}
+    suggested |= {"num_classes": len(column.levels), "num_levels": len(column.levels)}
+    suggested["resolution"] = column.grid or column.resolution
     return maker, {
         **{name: value for name, value in suggested.items() if name in takes and name not in known},
         **column.arguments,

@@ -22,7 +22,7 @@ SUFFIXES = (".csv", ".tsv", ".tab", ".parquet", ".pq")
 _ONLY_TABLES = ("describe", "columns", "na_values", "label", "weights", "group", "split", "mask_extra")
 _KEYS = tuple(field.name for field in fields(Column) if field.name not in ("name", "arguments"))
 _LISTS = ("levels", "na_values")
-_COMPUTED = ("origin", "low", "high", "resolution", "centre", "spread", "log_centre", "log_spread", "missing")
+_COMPUTED = ("origin", "low", "high", "resolution", "grid", "centre", "spread", "log_centre", "log_spread", "missing")
 
 Change = tuple[str, str, Any]
 """Name of a column, key of its attribute (or likelihood.ARGUMENT), and value."""

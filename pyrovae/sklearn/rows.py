@@ -14,6 +14,7 @@ from torch import Tensor
 
 from pyrovae.columns import KINDS, Column, Columns
 from pyrovae.data import Table, read_columns, read_table
+from pyrovae.data.moments import grid_of
 from pyrovae.sklearn.forms import SPLIT, Form, is_frame
 
 Unseen = Literal["refuse", "missing"]
@@ -270,6 +271,7 @@ def _number_column(name: str, kind: str, values: np.ndarray, likelihood: str) ->
         name,
         kind,
         resolution=float(np.diff(distinct).min()) if len(distinct) > 1 else 1.0,
+        grid=grid_of(distinct),
         low=float(distinct[0]),
         high=float(distinct[-1]),
         centre=float(observed.mean()),

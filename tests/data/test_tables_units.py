@@ -9,6 +9,7 @@ import torch
 
 from pyrovae.columns import Column, Columns
 from pyrovae.data import read_columns, read_table, write_csv
+from pyrovae.data.moments import grid_of
 
 N = 100
 RNG = np.random.default_rng(1)
@@ -82,6 +83,50 @@ def test_large_numbers_keep_their_digits(first):
     assert column.resolution == 0.25
     assert lists(table.to_frame())["a"] == cells
     assert column.centre == pytest.approx(np.mean([cells[i] - column.origin for i in (table.splits == 0).nonzero()]))
+
+
+def test_amounts_far_from_zero_keep_their_cents_and_show_their_range():
+    cents = np.round(1e9 + 3000 * RNG.normal(size=N), 2)
+    cents[1] = cents[0] + 0.01
+    rows = {"amount": cents.tolist(), "other": RNG.normal(size=N).tolist(), "s": ["train"] * N}
+    table = read_table(rows, split="s")
+    column = table.columns["amount"]
+    assert column.resolution == column.grid == 0.01
+    assert f"{cents.min():,.2f} .. {cents.max():,.2f}" in str(table.columns)
+    draws = list(table.to_frame(table.x + 0.125)["amount"])
+    assert all(repr(value) == f"{value:.15g}" or f"{value:.15g}" == f"{value:.1f}".rstrip("0") for value in draws)
+    assert np.abs(np.array(draws) - cents - 0.125).max() < 1e-3
+
+
+@pytest.mark.parametrize(
+    ("values", "grid"),
+    [
+        ([3, 7, 12, 18, 25], 1.0),
+        ([0.07, 0.21, 1.44, 3.5, 4.9], 0.01),
+        ([150, 165, 170, 185, 195], 5.0),
+        ([2.5, 7.5, 12.5, 10.0], 2.5),
+        ([1e-4, 3e-4, 5e-4], 1e-4),
+        ([math.pi, math.e, 2**0.5], None),
+        ([1e9, 1.0, 2e9], None),  # float32 does not tell the multiples of 1 apart
+    ],
+)
+def test_the_grid_is_the_largest_usual_step_of_all_values(values, grid):
+    assert grid_of(np.unique(np.array(values, dtype=float))) == grid
+    assert grid_of(-np.unique(np.array(values, dtype=float))) == grid
+
+
+def test_a_resolution_that_is_given_is_the_grid():
+    columns = Columns((Column("a", "real", resolution=0.5), Column("b", "real")))
+    table = read_table({"a": (np.arange(N) * 1.0).tolist(), "b": RNG.normal(size=N).tolist()}, columns=columns)
+    assert (table.columns["a"].resolution, table.columns["a"].grid) == (0.5, 0.5)
+    assert table.columns["b"].grid is None
+
+
+def test_truths_return_as_truths_not_texts():
+    rows = {"flag": [None if i % 9 == 4 else i % 3 == 0 for i in range(N)], "a": RNG.normal(size=N).tolist()}
+    table = read_table(rows)
+    assert table.columns["flag"].levels == ("False", "True")
+    assert lists(table.to_frame())["flag"] == rows["flag"]
 
 
 def test_dates_are_days_with_an_origin_and_return_as_dates():
@@ -185,7 +230,7 @@ def test_a_failed_write_leaves_the_file_as_it_was(tmp_path):
         ("age: {kind: real}\nage: {kind: count}", "the key 'age' is there twice"),
         ("1: {kind: real}", "the name of a column must be a text"),
         ("- a", "columns must be a mapping"),
-        ("", "columns must be a mapping"),
+        ("", "it is empty; write the columns to it by train.py"),
         ("a: !!python/object:os.system {}", "tag"),
         ("a: &x {kind: real}\nb: *x", "aliases are refused"),
         ("a: {kind: real", "expected"),

@@ -16,6 +16,16 @@ from pyrovae.distributions.log_gamma import result_type
 class FloatCategorical(dist.Categorical):
     """Categorical distribution over the floats 0..C-1, with their mean and variance."""
 
+    def log_prob(self, value: Tensor) -> Tensor:
+        """Return the log probability in nats, with the shape of value: -inf of other numbers, NaN of NaN."""
+        if self._validate_args:
+            self._validate_sample(value)
+        unknown = value.isnan()
+        level = torch.where(unknown, 0, value).long().clamp(0, self.logits.shape[-1] - 1)
+        index, logits = torch.broadcast_tensors(level.unsqueeze(-1), self.logits)
+        log_p = logits.gather(-1, index[..., :1]).squeeze(-1)
+        return torch.where(unknown, torch.nan, torch.where(level == value, log_p, -torch.inf))
+
     @property
     def mean(self) -> Tensor:
         """Mean, sum_c c p_c."""

@@ -161,6 +161,16 @@ def test_distributions_expand_and_validate(p):
         assert wide.log_prob(torch.full((2,), -0.5)).shape == (3, 2)
 
 
+def test_numbers_that_are_no_class_have_no_probability_and_missing_ones_an_unknown_one():
+    logits = torch.randn(3, 4)
+    p = FloatCategorical(logits=logits, validate_args=False)
+    found = p.log_prob(torch.tensor([[0.0], [3.0], [-1.0], [4.0], [1.5], [math.nan]]))
+    expected = logits.log_softmax(-1)
+    torch.testing.assert_close(found[:2], expected[:, [0, 3]].T)
+    assert bool((found[2:5] == -math.inf).all())
+    assert bool(found[5].isnan().all())
+
+
 @pytest.mark.parametrize("make", [TruncatedNormal, lambda *a, **b: DiscretizedLogistic(*a, 5, **b)])
 def test_distributions_reject_invalid_parameters(make):
     with pytest.raises(ValueError, match="scale"):

@@ -9,7 +9,7 @@ import torch
 from pyro.infer import TraceMeanField_ELBO
 from torch import nn
 
-from pyrovae import MLP, Blueprint, GammaLikelihood, NormalLikelihood, fit, log_marginal
+from pyrovae import MLP, Blueprint, GammaLikelihood, NormalLikelihood, fit, log_marginal, read_table, score
 from pyrovae.columns import Column, Columns
 from pyrovae.distributions import ByColumn
 from pyrovae.likelihoods import MixedLikelihood
@@ -104,3 +104,12 @@ def test_a_table_is_trained_and_its_log_p_has_an_error():
     found = log_marginal(vae.model, vae.guide, X, mask=mask, num_particles=200)
     assert bool(found.value.isfinite().all())
     assert found.value[1].abs() < 0.1  # nothing is observed
+
+
+@pytest.mark.parametrize("estimate", [log_marginal, score])
+def test_missing_levels_without_a_mask_are_refused_in_words(estimate):
+    rows = {"a": [float(n) for n in range(60)], "b": [None if n % 7 == 1 else "xyz"[n % 3] for n in range(60)]}
+    table = read_table(rows)
+    vae = Blueprint.of(table, latent_dim=1).vae()
+    with pytest.raises(ValueError, match="if values are missing, pass mask="):
+        estimate(vae.model, vae.guide, table.x[:5], num_particles=20)

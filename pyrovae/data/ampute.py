@@ -1,6 +1,6 @@
 """Deletion of cells for studies of missing data."""
 
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
@@ -10,7 +10,7 @@ _SLOPE = 2.0  # of the log odds of a missing cell per standard deviation of its 
 _STEPS = 60  # of the bisection for the intercept
 
 
-def ampute(x: Tensor, share: float, mechanism: Mechanism = "MCAR", *, seed: int = 0) -> Tensor:
+def ampute(x: Any, share: float, mechanism: Mechanism = "MCAR", *, seed: int = 0) -> Tensor:
     """Choose cells to delete from complete data.
 
     - MCAR, completely at random: exactly floor(share N D) cells, each set of cells equally likely.
@@ -23,7 +23,7 @@ def ampute(x: Tensor, share: float, mechanism: Mechanism = "MCAR", *, seed: int 
     missing data", Biometrika 1976, https://doi.org/10.1093/biomet/63.3.581, for the mechanisms.)
 
     Args:
-        x: Complete data, with shape (N, D).
+        x: Complete data, a tensor or an array with shape (N, D).
         share: Share of the cells to delete, between 0 and 1; for MAR, below the share of the columns with holes.
         mechanism: "MCAR", "MAR" or "MNAR".
         seed: Random seed.
@@ -34,6 +34,7 @@ def ampute(x: Tensor, share: float, mechanism: Mechanism = "MCAR", *, seed: int 
     Raises:
         ValueError: If x is not complete, share is not possible, or the mechanism is unknown.
     """
+    x = torch.as_tensor(x)
     if x.dim() != 2 or not bool(x.isfinite().all()):
         raise ValueError(f"x must be complete data of shape (N, D), got shape {tuple(x.shape)} or missing cells")
     if mechanism not in ("MCAR", "MAR", "MNAR"):

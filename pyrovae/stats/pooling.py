@@ -35,8 +35,14 @@ class Pooled(NamedTuple):
 
         Args:
             level: Probability of the interval, between 0 and 1.
+
+        Raises:
+            ValueError: If level is not between 0 and 1.
         """
         from scipy.stats import t
+
+        if not 0 < level < 1:
+            raise ValueError(f"level must be between 0 and 1, got {level}; give 0.95 for a 95 % interval")
 
         quantile = torch.as_tensor(t.ppf(0.5 + level / 2, self.df.numpy()), dtype=torch.float64)
         return self.estimate - quantile * self.std_error, self.estimate + quantile * self.std_error
@@ -91,13 +97,14 @@ def pool(estimates: Tensor, variances: Tensor, *, df_complete: float = math.inf,
     added = outer_part + inner_part
     total = within + added
     share = torch.where(total > 0, added / total, 0.0)
-    per_df = (outer_part / total).square() / (m - 1) + (inner_part / total).square() / max(m * (r - 1), 1)
+    outer_share, inner_share = (torch.where(total > 0, one / total, 0.0) for one in (outer_part, inner_part))
+    per_df = outer_share.square() / (m - 1) + inner_share.square() / max(m * (r - 1), 1)
     df = 1 / per_df  # infinite without variation between imputations
     if df_complete < math.inf:
         observed = (df_complete + 1) / (df_complete + 3) * df_complete * (1 - share)
         df = torch.where(df.isfinite(), df * observed / (df + observed), observed)
-    riv = added / within
-    fmi = (riv + 2 / (df + 3)) / (riv + 1)
+    riv = torch.where(added > 0, added / within, 0.0)
+    fmi = share + (1 - share) * 2 / (df + 3)  # (riv + 2 / (df + 3)) / (riv + 1), also for an infinite riv
     return Pooled(means.mean(0), total.sqrt(), df, riv, share, fmi, within, between)
 
 

@@ -21,6 +21,10 @@ def test_the_share_of_deleted_cells_is_as_given(x, mechanism, share):
     assert not torch.equal(mask, ampute(x, share, mechanism, seed=1))
 
 
+def test_an_array_has_the_mask_of_its_tensor(x):
+    assert torch.equal(ampute(x[:50].numpy(), 0.3, "MAR"), ampute(x[:50], 0.3, "MAR"))
+
+
 def correlation(one, other):
     return torch.corrcoef(torch.stack([one.double(), other.double()]))[0, 1].item()
 

@@ -1,5 +1,7 @@
 """Rubin's rules against mice's published example, special cases, and repeated sampling."""
 
+import math
+
 import pytest
 import torch
 
@@ -61,3 +63,21 @@ def test_intervals_of_nested_imputations_cover_the_truth(refits, draws):
 def test_what_cannot_be_pooled_is_refused(q, u, options, words):
     with pytest.raises(ValueError, match=words):
         pool(torch.tensor(q), torch.tensor(u), **options)
+
+
+def test_analyses_without_any_variance_have_an_exact_estimate():
+    found = pool(torch.tensor([1.0, 1.0]), torch.zeros(2))
+    assert (found.estimate, found.std_error, found.riv, found.lambda_, found.fmi) == (1, 0, 0, 0, 0)
+    assert [end.item() for end in found.interval()] == [1, 1]
+
+
+def test_estimates_without_a_variance_of_their_own_have_all_of_it_from_the_missing_cells():
+    found = pool(torch.tensor([1.0, 2.0]), torch.zeros(2))
+    assert found.riv == math.inf
+    assert (found.lambda_, found.fmi) == (1, 1)
+
+
+@pytest.mark.parametrize("level", [0, 1, 95, -0.5])
+def test_a_level_that_is_no_probability_is_refused(level):
+    with pytest.raises(ValueError, match=r"level must be between 0 and 1, got .* give 0\.95"):
+        pool(torch.tensor([1.0, 2.0]), torch.ones(2)).interval(level)

@@ -31,6 +31,7 @@ from pyrovae.runs import (
 )
 from pyrovae.runs.encodings import encode_data, flat_latents, read_data, write_encoding
 from pyrovae.runs.table_files import add_table_flags
+from pyrovae.runs.tables import khat_line
 
 
 def main() -> int:
@@ -60,8 +61,7 @@ def main() -> int:
     source = "the posterior, by importance weights" if args.weighted else "the guide q(z|x)"
     print(f"codes of {len(new.x):,} rows of {args.file}, from {source}")
     if code.log_marginal is not None:
-        unreliable = int((code.log_marginal.khat > 0.7).sum())
-        print(f"k-hat is above 0.7 in {unreliable:,} rows, whose weights few draws carry")
+        print(khat_line(code.log_marginal.khat, args.num_particles))
     print(f"wrote {', '.join(map(str, paths))}")
     return 0
 

@@ -36,7 +36,7 @@ from pyrovae.runs.table_imputations import (
     with_labels,
     write_imputations,
 )
-from pyrovae.runs.tables import aligned
+from pyrovae.runs.tables import aligned, khat_line
 
 
 def main() -> int:
@@ -102,8 +102,10 @@ def main() -> int:
     print(aligned(lines))
     for line in (*median_lines(new.table, imputed), *unseen_lines(new.table)):
         print(line)
-    unreliable = int((imputed.log_marginal.khat.cpu()[missing.any(1)] > 0.7).sum())
-    print(f"\nk-hat is above 0.7 in {unreliable:,} rows with missing cells, whose weights few draws carry")
+    for note in new.table.notes.get("", ()):
+        print(note)
+    khat = imputed.log_marginal.khat[missing.any(1)]
+    print(f"\n{khat_line(khat, args.num_particles, 'rows with missing cells')}")
     if bool(with_holes.any()):
         print("the values hold if cells are missing at random")
         print(trained_line(trained[with_holes], "the imputation"))
@@ -113,7 +115,7 @@ def main() -> int:
             "uncertainty"
         )
     if num_guarded:
-        print(f"{num_guarded:,} texts that a spreadsheet may run got a ' in front")
+        print(f"{num_guarded:,} text{'s' * (num_guarded > 1)} that a spreadsheet may run got a ' in front")
     print(f"wrote {', '.join(map(str, paths))}")
     return 0
 

@@ -34,7 +34,7 @@ from pyrovae.runs.table_scores import (
     reason_lines,
     score_rows,
 )
-from pyrovae.runs.tables import aligned
+from pyrovae.runs.tables import aligned, khat_line
 
 _SHOWN = 10  # rows that are printed
 
@@ -73,10 +73,10 @@ def main() -> int:
     write_csv_rows(out / "scores.csv", SCORE_NAMES, scores.rows())
     write_csv_rows(out / "cells.csv", CELL_NAMES, scores.cells())
     marginal = scores.score.log_marginal
-    unreliable = int((marginal.khat > 0.7).sum())
     print(f"\n{len(new.table):,} rows of {args.table}, K = {args.num_particles:,} draws each; nats")
-    print(aligned(mean_lines(scores, new.table.weights)))
-    print(f"k-hat is above 0.7 in {unreliable:,} rows")
+    means = mean_lines(scores, new.table.weights)
+    print(aligned(means) if len(means) > 1 else "no row has a case weight above 0 and a log p(x), so there is no mean")
+    print(khat_line(marginal.khat, args.num_particles))
     if new.table.columns.of_role("weight"):
         given = new.table.weights is not None
         print(
@@ -84,8 +84,8 @@ def main() -> int:
             + ("weighted by" if given else "unweighted, since the file lacks")
             + " case weights"
         )
-        for note in new.table.notes.get("", ()):
-            print(note)
+    for note in new.table.notes.get("", ()):
+        print(note)
     print(f"{trained_line(scores.trained, 'log p(x)')}\n")
     print(aligned([*_oddest(scores)]))
     for line in reason_lines(scores):

@@ -241,7 +241,8 @@ def _codes(table: RawTable, cells: Cells, column: Column, unseen: str, counted: 
             more = ", ..." if len(column.levels) > 10 else ""
             raise ValueError(
                 f"{table.place(cells.name, cells.first(text))}: the level {text!r:.40} is none of {listed}{more}; add "
-                "it to the levels, correct it, or treat such cells as missing by unseen='missing'"
+                "it to the levels, correct it, or treat such cells as missing by --unseen missing (in Python, "
+                "unseen='missing')"
             )
         codes[text] = math.nan
         if counted is not None:

@@ -122,8 +122,9 @@ def _identifier(name: str, cells: Cells) -> tuple[Column, list[Question]]:
 def _guess_texts(name: str, cells: Cells) -> tuple[Column, list[Question]]:
     if cells.odd and len(cells.counts) > 2:
         first, many = cells.odd[0], sum(cells.counts[text] for text in cells.odd)
-        noun = "dates" if any("-" in text[1:] for text in list(cells.counts)[:5]) else "numbers"
-        problem = f"{many:,} of {cells.num_observed:,} cells are no {noun}, the first {first!r:.40}"
+        noun = "date" if any("-" in text[1:] for text in list(cells.counts)[:5]) else "number"
+        are_no = f"is no {noun}" if many == 1 else f"are no {noun}s"
+        problem = f"{many:,} of {cells.num_observed:,} cells {are_no}, the first {first!r:.40}"
         return Column(name, "drop", reason=problem), [
             Question(
                 f"{problem} in row {cells.first(first) + 1:,}",

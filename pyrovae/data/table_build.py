@@ -225,6 +225,12 @@ def _read(raw: RawTable, name: str, role: str, given: Column | None, built: Buil
         return dataclasses.replace(column, missing=_missing(raw, name, train)) if train.any() else column
     counted: dict[str, int] = {}
     values = convert(raw, cells, column, unseen=unseen, counted=counted)
+    if counted and role == "covariate":
+        level = next(iter(counted))
+        raise ValueError(
+            f"{raw.place(name, cells.first(level))}: the level {level!r:.40} is unknown to the columns, and a "
+            "covariate cannot be treated as missing; correct it, or remove the row"
+        )
     if counted:
         built.unseen[name] = counted
     if column.missing is None and train.any():
@@ -310,9 +316,10 @@ def _check_role(raw: RawTable, column: Column, values: np.ndarray, train: np.nda
     """Check that covariates and weights are observed, and that labels are classes."""
     absent = np.flatnonzero(np.isnan(values))
     if column.role in ("covariate", "weight") and len(absent):
+        others = f", as {len(absent) - 1:,} further cell{'s' * (len(absent) > 2)}" if len(absent) > 1 else ""
         raise ValueError(
-            f"{raw.place(column.name, int(absent[0]))} is missing, one of {len(absent):,} such cells; a {column.role} "
-            "needs every cell: remove these rows, or read the column as data"
+            f"{raw.place(column.name, int(absent[0]))} is missing{others}; a {column.role} needs every cell: "
+            f"remove {'this row' if len(absent) == 1 else 'these rows'}, or read the column as data"
         )
     if column.role == "label" and column.kind not in LEVELLED:
         raise ValueError(f"{raw.place(column.name)}: a label needs kind binary, category or ordered, got {column.kind}")

@@ -69,7 +69,8 @@ def read_raw(source: Any, *, names: Sequence[str] | None = None, delimiter: str 
     Args:
         source: Path of a CSV, TSV or Parquet file, a frame of pandas or polars, or a mapping.
         names: Names of the columns of a text file without a header; None if its first line has them.
-        delimiter: Letter between the cells of a text file; None for a comma in .csv and a tab in .tsv.
+        delimiter: Letter between the cells of a text file; None for a tab in .tsv, and in .csv for a comma, or for
+            ";", a tab or "|" if the header has one of them and no comma.
 
     Raises:
         FileNotFoundError: If there is no such file.
@@ -125,15 +126,21 @@ def _read_text(path: Path, names: Sequence[str] | None, delimiter: str) -> RawTa
         first = next(rows, None)
         if first is None:
             raise ValueError(f"{path} is empty; give a table with a header and at least one row")
-        header = _header(path, names or first, delimiter)
+        other = _other_delimiter(names or first, delimiter)
+        if other is not None:
+            table = _read_text(path, names, other)
+            table.notes.setdefault("", []).append(f"cells are separated by {other!r}")
+            return table
+        header = _header(path, names or first)
         if names is not None and len(first) != len(names):
             raise ValueError(f"{path} has {len(first)} cells in its first row, but names= gives {len(names)}")
         cells: list[list[str | None]] = [[] for _ in header]
         known: list[dict[str, str]] = [{} for _ in header]  # equal texts are kept once
         for count, row in enumerate(chain([first], rows) if names is not None else rows, 1):
             if len(row) != len(header):
+                cells_of_row = "1 cell" if len(row) == 1 else f"{len(row)} cells"
                 raise ValueError(
-                    f"{path}, row {count:,} (line {reader.line_num:,}) has {len(row)} cells, but the header has "
+                    f"{path}, row {count:,} (line {reader.line_num:,}) has {cells_of_row}, but the header has "
                     f"{len(header)}; correct the row, or quote cells that contain {delimiter!r}"
                 )
             for column, texts, cell in zip(cells, known, row, strict=True):
@@ -141,7 +148,7 @@ def _read_text(path: Path, names: Sequence[str] | None, delimiter: str) -> RawTa
                 column.append(texts.setdefault(stripped, stripped))
     table = RawTable(str(path), dict(zip(header, cells, strict=True)))
     if names is None and all(_is_number(name) for name in header if name != _UNNAMED):
-        table.notes[""] = ["the header holds numbers alone; if the file has no header, give names=[...]"]
+        table.notes[""] = ["the header holds numbers alone; if the file has no header, write one as its first line"]
     return table
 
 
@@ -177,10 +184,10 @@ def _rows(reader: Any, path: Path) -> Iterator[list[str]]:
         except StopIteration:
             return
         except csv.Error as error:
-            raise ValueError(
-                f"{path}, line {reader.line_num:,} is no valid CSV ({error}); close its quotes, and double those "
-                "inside a cell"
-            ) from error
+            advice = "close its quotes, and double those inside a cell"
+            if "new-line character" in str(error):  # a return without a line feed, as old systems wrote
+                error, advice = csv.Error("it has a return without a line feed"), "save it with usual ends of lines"
+            raise ValueError(f"{path}, line {reader.line_num:,} is no valid CSV ({error}); {advice}") from error
         if not row:
             empty = empty or reader.line_num
             continue
@@ -191,11 +198,15 @@ def _rows(reader: Any, path: Path) -> Iterator[list[str]]:
         yield row
 
 
-def _header(path: Path, row: Sequence[str], delimiter: str) -> list[str]:
+def _other_delimiter(row: Sequence[str], delimiter: str) -> str | None:
+    """Return what separates the cells of a header without a comma; None if nothing does."""
+    if len(row) > 1 or delimiter != ",":
+        return None
+    return next((letter for letter in ";\t|" if letter in row[0]), None)
+
+
+def _header(path: Path, row: Sequence[str]) -> list[str]:
     header = [str(name).strip() for name in row]
-    if len(header) == 1 and delimiter == "," and any(letter in header[0] for letter in ";\t|"):
-        other = next(letter for letter in ";\t|" if letter in header[0])
-        raise ValueError(f"{path} separates its cells by {other!r}, not a comma; give delimiter={other!r}")
     # write_csv guards names that a spreadsheet would run.
     header = [name[1:] if name[:1] == "'" and name[1:2] in ("=", "+", "-", "@") else name for name in header]
     if header[0] == "" and _UNNAMED not in header:

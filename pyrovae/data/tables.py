@@ -252,7 +252,8 @@ def read_table(
         split_seed: Random seed of the split.
         fold: Number k of the fold that is the test set, from 1, and number of folds K; None for a single split.
         names: Names of the columns of a text file without a header; None if its first line has them.
-        delimiter: Letter between cells; None for a comma in .csv and a tab in .tsv.
+        delimiter: Letter between cells; None for a tab in .tsv, and in .csv for a comma, or for ";", a tab or "|" if
+            the header has one of them and no comma.
         new_data: Whether the rows are new to a fitted model. They are all test rows, `columns` must be complete, and
             the columns of labels, weights, groups and splits may be absent. Weights that are missing or negative leave
             the rows unweighted, with a note.

@@ -254,7 +254,9 @@ def unreliable_weights(fit: Fit) -> Check:
 def few_data(fit: Fit) -> Check:
     """Check that there are enough data for the standard error over data to mean something."""
     size = fit.summary.get("effective_num_data", fit.num_data)
-    sentence = f"the numbers are means over {size:,.0f} {fit.split} data"
+    sentence = f"the numbers are means over {fit.num_data:,} {fit.split} data"
+    if "effective_num_data" in fit.summary:
+        sentence += f", by their case weights worth {size:,.0f} equal ones"
     if size < _FEW_DATA:
         sentence += ": their standard errors are themselves uncertain"
     advice = "hold out more data, or repeat with other --split_seed and report the spread"

@@ -20,7 +20,7 @@ from pyrovae.runs.table_files import NewRows
 from pyrovae.stats import LogMarginal
 
 ROW_NAMES = ("row", "missing", "log_marginal", "std_error", "ess", "khat", "proposal", "trained_on")
-CELL_NAMES = ("row", "column", "value", "centre", "mc_std_error", "probability")
+CELL_NAMES = ("row", "column", "value", "centre", "mc_std_error", "probability", "text")
 
 
 class Draws(NamedTuple):
@@ -197,9 +197,9 @@ def write_imputations(
     imputed.csv is the file with its missing cells filled. draws.csv has each draw of the whole file below the other, as
     mice's long format: ".imp" is the number of the draw, ".id" that of the row, and ".refit" that of the refit, if any.
     imputation.csv has a line per row with missing cells, which says whether the row equals a training row;
-    imputed_cells.csv has one per filled cell. classes.csv has the probabilities of the classes of each row. A missing
-    label is a missing cell: imputed.csv has the most probable class, draws.csv the drawn one. It stays missing if it
-    has no probabilities.
+    imputed_cells.csv has one per filled cell, with the text that the file has there, such as an unknown level.
+    classes.csv has the probabilities of the classes of each row. A missing label is a missing cell: imputed.csv has the
+    most probable class, draws.csv the drawn one. It stays missing if it has no probabilities.
 
     Args:
         folder: Folder of the files.
@@ -246,7 +246,15 @@ def _label_cells(new: NewRows, classes: Tensor | None, likely: Tensor | None) ->
     (label,) = new.table.columns.of_role("label")
     for row in (likely >= 0).nonzero().flatten().tolist():
         code = int(likely[row])
-        yield row + 1, label.name, label.levels[code], "mode", None, float(classes[row, code])
+        yield (
+            row + 1,
+            label.name,
+            label.levels[code],
+            "mode",
+            None,
+            float(classes[row, code]),
+            new.cells[label.name][row],
+        )
 
 
 def _rows(new: NewRows, imputed: Imputation, trained: Tensor) -> Iterator[Sequence[Any]]:
@@ -264,4 +272,5 @@ def _cells(new: NewRows, imputed: Imputation) -> Iterator[Sequence[Any]]:
         shown = original(column, values, np.full(len(rows), np.nan))
         for row, value in zip(rows.tolist(), shown, strict=True):
             errors = (float(part[row, place]) for part in (imputed.std_error, imputed.probability))
-            yield row + 1, column.name, value, imputed.centre[place], *(None if e != e else e for e in errors)
+            text = new.cells[column.name][row]
+            yield row + 1, column.name, value, imputed.centre[place], *(None if e != e else e for e in errors), text

@@ -4,6 +4,8 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from torch import Tensor
+
 from pyrovae.evidence import KHAT_LIMIT
 
 KHAT_DRAWS = 21  # fewer leave no tail to fit
@@ -71,6 +73,21 @@ def caution(summary: Mapping[str, Any]) -> str:
         f"k-hat is above {KHAT_LIMIT} for {100 * share:.1f} % of the data: few draws carry most of their weight,\n"
         "so their s.e. MC is unreliable and their log p(x) may be too low."
     )
+
+
+def khat_line(khat: Tensor, num_particles: int, rows: str = "rows") -> str:
+    """Say for how many rows k-hat is above 0.7.
+
+    Args:
+        khat: k-hat of each row, with shape (N,).
+        num_particles: Number of draws K.
+        rows: Name of the rows.
+    """
+    if num_particles < KHAT_DRAWS:
+        return f"k-hat, which judges the weights, needs at least {KHAT_DRAWS} draws per row, got {num_particles}"
+    count = int((khat > KHAT_LIMIT).sum())
+    few = ", whose weights few draws carry" if count else ""
+    return f"k-hat is above {KHAT_LIMIT} in {count:,} of {len(khat):,} {rows}{few}"
 
 
 def _number(value: float | None, digits: int) -> str:

@@ -54,7 +54,6 @@ def changed(row, text):
         (TEXT.replace("sex", " age "), "columns 1 and 2 have the same name 'age'"),
         (TEXT.replace("sex", ""), "column 2 has no name"),
         (TEXT.replace("sex", "\x1b[2J"), "must have 1 to 200 printable letters"),
-        (TEXT.replace(",", ";"), "separates its cells by ';'.* give delimiter=';'"),
         (changed(7, "inf,F,3"), "column 'age', row 7 is infinite"),
         (changed(7, "-Infinity,F,3"), "column 'age', row 7 is infinite"),
         (changed(7, "1e999,F,3"), "column 'age', row 7 is infinite"),
@@ -63,7 +62,7 @@ def changed(row, text):
         (gzip.compress(TEXT.encode()), "is compressed by gzip"),
         (b"PAR1" + b"x" * 50, "is a Parquet file"),
         (changed(7, "1," + "x" * 200_000 + ",3"), r"field larger than field limit|more than 131,072 letters"),
-        (TEXT.replace("\n", "\r"), "is no valid CSV"),
+        (TEXT.replace("\n", "\r"), r"is no valid CSV \(it has a return without .* save it with usual ends of lines"),
     ],
 )
 def test_a_file_that_is_no_table_is_refused_with_its_place(tmp_path, content, message):
@@ -135,6 +134,18 @@ def test_tabs_other_delimiters_and_names_in_place_of_a_header(tmp_path):
     ]:
         assert read_table(path, **options).columns == plain.columns
     refused(write(tmp_path, TEXT), r"has 3 cells in its first row, but names= gives 2", names=["a", "b"])
+
+
+@pytest.mark.parametrize("delimiter", [";", "\t", "|"])
+def test_the_delimiter_of_a_header_without_a_comma_is_taken(tmp_path, delimiter):
+    path, other = tmp_path / "t.csv", tmp_path / "other.csv"
+    path.write_text(TEXT)
+    other.write_text(TEXT.replace(",", delimiter))
+    table, found = read_table(path), read_table(other)
+    assert found.sha256 == table.sha256
+    assert found.columns == table.columns
+    assert any(f"cells are separated by {delimiter!r}" in question for question in found.questions)
+    assert not any("separated" in question for question in table.questions)
 
 
 def test_a_header_of_numbers_is_asked_about(tmp_path):

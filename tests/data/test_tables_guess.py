@@ -119,15 +119,15 @@ def test_a_word_among_numbers_or_dates_is_asked_about_not_made_a_level():
     assert "'unknown' in row 199" in table.questions[0]
 
 
-@pytest.mark.parametrize("words", ["no numbers", "no dates"])
+@pytest.mark.parametrize("words", ["no number", "no date"])
 def test_a_word_in_a_file_among_numbers_or_dates_names_its_row(tmp_path, words):
-    cells = [f"{i * 7 % 31}.25" if "numbers" in words else f"2020-01-{1 + i % 28:02d}" for i in range(60)]
-    cells[40] = "2020-02-30" if "dates" in words else "abc"
+    cells = [f"{i * 7 % 31}.25" if "number" in words else f"2020-01-{1 + i % 28:02d}" for i in range(60)]
+    cells[40] = "2020-02-30" if "date" in words else "abc"
     path = tmp_path / "t.csv"
     path.write_text("\n".join(["a,b", *(f"{cell},{i % 2}" for i, cell in enumerate(cells))]))
     table = read_table(path)
     assert table.columns["a"].kind == "drop"
-    assert f"1 of 60 cells are {words}, the first {cells[40]!r} in row 41" in table.questions[0]
+    assert f"1 of 60 cells is {words}, the first {cells[40]!r} in row 41" in table.questions[0]
 
 
 def test_decimal_commas_are_asked_about(tmp_path):

@@ -102,7 +102,7 @@ def test_a_column_of_splits_is_followed():
         (
             {"covariates": ["y2"]},
             {},
-            "column 'y2', row 1 is missing, one of 18 such cells; a covariate needs every cell",
+            "column 'y2', row 1 is missing, as 17 further cells; a covariate needs every cell: remove these rows",
         ),
         ({"covariates": ["c"]}, {"c": [1] * N}, "column 'c' is no covariate: constant"),
         ({"weights": "w"}, {"w": [-1.0] + [1.0] * (N - 1)}, "column 'w', row 1 is negative"),

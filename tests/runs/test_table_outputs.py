@@ -8,7 +8,7 @@ from io import StringIO
 import numpy as np
 import pytest
 import torch
-from script_helpers import TINY, call, run
+from script_helpers import TINY, assert_refused, call, run
 from test_table_scripts import COUNT, N, read, survey, write
 
 import pyrovae
@@ -179,6 +179,64 @@ def test_a_column_without_means_is_named(trained, monkeypatch, capsys):
     with redirect_stdout(StringIO()) as printed:
         assert call(capsys, monkeypatch, "impute", "run", "survey.csv", *flags)[0] == 0
     assert "the conditional mean of visits does not exist" in printed.getvalue()
+
+
+def test_a_cell_with_an_unknown_level_is_filled_and_its_text_kept(trained):
+    folder, _ = trained
+    rows = survey(1)
+    rows["region"][5], rows["extra"] = "West", ["1"] * N
+    write(folder / "unseen.csv", rows)
+    flags = ("--draws", 1, "--num_particles", 10, "--unseen", "missing", "--out", "unseen")
+    printed = run("impute", "run", "unseen.csv", *flags, cwd=folder).stdout
+    cells = {(row["row"], row["column"]): row for row in csv_rows(folder / "unseen/imputed_cells.csv")}
+    assert cells["6", "region"]["text"] == "West"
+    assert [row["text"] for row in cells.values()].count("") == len(cells) - 1
+    assert csv_rows(folder / "unseen/imputed.csv")[5]["region"] in ("r0", "r1", "r2")
+    assert "levels that the columns do not name are treated as missing: West (1)" in printed
+    assert "the columns do not name extra, which unseen.csv has" in printed
+    assert "k-hat, which judges the weights, needs at least 21 draws per row, got 10" in printed
+
+
+def test_rows_that_all_have_weight_zero_have_no_mean(trained):
+    folder, _ = trained
+    write(folder / "weighted.csv", {**survey(), "w": ["1"] * N})
+    run("train", *COUNT, "--data", "weighted.csv", "--weights", "w", "--epochs", 1, *TINY, "--out", "w", cwd=folder)
+    few = {name: cells[:3] for name, cells in survey(2).items()}
+    write(folder / "zeros.csv", {**few, "w": ["0"] * 3, "extra": ["1"] * 3})
+    printed = run("score", "w", "zeros.csv", "--num_particles", 30, "--references", 20, cwd=folder).stdout
+    assert "no row has a case weight above 0 and a log p(x), so there is no mean" in printed
+    assert "mean log p(x)" not in printed
+    assert "the columns do not name extra" in printed
+    assert re.search(r"k-hat is above 0.7 in \d of 3 rows", printed)
+
+
+def test_an_unknown_level_of_a_covariate_cannot_be_missing(trained, monkeypatch, capsys):
+    folder, _ = trained
+    rows = {**survey(), "site": [f"s{i % 3}" for i in range(N)]}
+    write(folder / "sites.csv", rows)
+    flags = ("--data", "sites.csv", "--covariates", "[site]", "--epochs", 1, *TINY, "--out", "sites")
+    run("train", *COUNT, *flags, cwd=folder)
+    rows["site"][7] = "q"
+    write(folder / "new-site.csv", rows)
+    monkeypatch.chdir(folder)
+    code, err = call(capsys, monkeypatch, "impute", "sites", "new-site.csv", "--unseen", "missing")
+    assert_refused(
+        "impute", code, err, "column 'site', row 8: the level 'q' is unknown to the columns, and a covariate"
+    )
+
+
+def test_amounts_in_cents_far_from_zero_train_a_rounded_likelihood(tmp_path):
+    rng = np.random.default_rng(0)
+    cents, others = 1e9 + 3000 * rng.normal(size=60), rng.normal(size=60)
+    write(tmp_path / "a.csv", {"amount": [f"{v:.2f}" for v in cents], "b": [f"{v:.3f}" for v in others]})
+    rounded = ("--columns.amount.likelihood", "RoundedNormalLikelihood")
+    run("train", "--data", "a.csv", *rounded, "--epochs", 1, *TINY, "--out", "run", cwd=tmp_path)
+    assert read_columns(tmp_path / "run/columns.yaml")["amount"].grid == 0.01
+    result = run("train", "--data", "a.csv", *rounded, "--columns.amount.grid", 0.7, *TINY, cwd=tmp_path, check=False)
+    assert "column 'amount', row " in result.stderr
+    assert "in numbers from the origin 1,000," in result.stderr or "from the origin 999," in result.stderr
+    assert "multiples of 0.7" in result.stderr
+    assert "--columns.NAME.grid 0.01" in result.stderr
 
 
 def test_a_table_without_missing_cells_is_written_as_it_is(trained, capsys, monkeypatch):

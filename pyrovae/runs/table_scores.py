@@ -4,7 +4,7 @@ import math
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -22,6 +22,7 @@ FEWEST_REFERENCES = 20  # training rows below which a rank says nothing
 _MOST_REASONS = 10  # printed
 _AT_ONCE = 256  # rows that are compared with all training rows at once
 _REFERENCE_DRAWS = 200  # per training row, at most
+_REFERENCES_AT_ONCE = 2000  # training rows that are scored together, about
 
 SCORE_NAMES = (
     *("row", "log_marginal", "std_error", "khat", "observed", "rank", "references", "share_below"),
@@ -137,28 +138,61 @@ def score_rows(
         type(found.log_marginal)(*(one.cpu() for one in found.log_marginal)), *(one.cpu() for one in found[1:])
     )
     frequent = torch.bincount(of_row).argsort(descending=True)[:MOST_PATTERNS]
-    for pattern in frequent.tolist():
-        rows, mask = (of_row == pattern).nonzero().squeeze(1), patterns[pattern]
-        enough = reference.rows((reference.mask | ~mask).all(1))
-        if on_progress is not None:
-            on_progress(len(rows))
-        if not bool(mask.any()) or len(enough) < FEWEST_REFERENCES:
-            continue
-        others = _arguments(enough, mask.expand(len(enough), -1), device)
-        draws = min(num_particles, _REFERENCE_DRAWS)
-        known = _score(vae, others, num_particles=draws, **options)
-        log_p = known.log_marginal.value.cpu()
-        conditional = known.conditional.cpu()[~log_p.isnan()]
-        below[rows] = rank_among(found.log_marginal.value[rows], log_p).rank - 1
-        references[rows] = len(conditional)
-        for part in rows.split(_AT_ONCE):
-            lower = conditional.unsqueeze(0) < found.conditional[part].unsqueeze(1)  # (n, R, D)
-            seen = mask & ~found.conditional[part].isnan()
-            cells_below[part] = torch.where(seen, lower.double().mean(1), torch.nan)
+    draws = min(num_particles, _REFERENCE_DRAWS)
+    for batch in _batches(reference, [(patterns[one], (of_row == one).nonzero().squeeze(1)) for one in frequent]):
+        arguments = [_arguments(part.others, part.mask.expand(len(part.others), -1), device) for part in batch]
+        sizes = [len(part.others) for part in batch]
+        if sum(sizes):
+            joined = {name: torch.cat([one[name] for one in arguments]) for name in arguments[0]}
+            known = _score(vae, joined, num_particles=draws, **options)
+            log_p_of, conditional_of = known.log_marginal.value.cpu().split(sizes), known.conditional.cpu().split(sizes)
+        for place, (mask, rows, others) in enumerate(batch):
+            if on_progress is not None:
+                on_progress(len(rows))
+            if not len(others):
+                continue
+            conditional = conditional_of[place][~log_p_of[place].isnan()]
+            below[rows] = rank_among(found.log_marginal.value[rows], log_p_of[place]).rank - 1
+            references[rows] = len(conditional)
+            for part in rows.split(_AT_ONCE):
+                lower = conditional.unsqueeze(0) < found.conditional[part].unsqueeze(1)  # (n, R, D)
+                seen = mask & ~found.conditional[part].isnan()
+                cells_below[part] = torch.where(seen, lower.double().mean(1), torch.nan)
     names = tuple(column.name for column in table.columns.data)
     bad = found.log_marginal.value.isnan().nonzero().flatten().tolist()
     reasons = {n: _reason(vae, given, n) for n in bad}
     return RowScores(names, found, below, references, cells_below, masks, trained_rows(table, training), reasons)
+
+
+class _Pattern(NamedTuple):
+    """Rows with the same missing cells: which cells they have, the rows, and the training rows to compare with."""
+
+    mask: Tensor
+    rows: Tensor
+    others: Table
+
+
+def _batches(reference: Table, patterns: Sequence[tuple[Tensor, Tensor]]) -> Iterator[list[_Pattern]]:
+    """Find the training rows of each pattern, and join patterns, since many training rows at once share their work.
+
+    Args:
+        reference: Training rows.
+        patterns: Which cells are observed, with shape (D,), and the rows where they are.
+
+    Yields:
+        Patterns with a number of training rows in all. A pattern has none if it has no cell, or fewer than 20.
+    """
+    batch: list[_Pattern] = []
+    for mask, rows in patterns:
+        enough = (reference.mask | ~mask).all(1) & mask.any()
+        if int(enough.sum()) < FEWEST_REFERENCES:
+            enough = torch.zeros_like(enough)
+        batch.append(_Pattern(mask, rows, reference.rows(enough)))
+        if sum(len(part.others) for part in batch) >= _REFERENCES_AT_ONCE:
+            yield batch
+            batch = []
+    if batch:
+        yield batch
 
 
 def _score(vae: ProgramPair, arguments: Mapping[str, Any], **options: Any) -> Score:

@@ -98,6 +98,13 @@ class Likelihood(nn.Module):
             moments: Moments of the D columns.
         """
 
+    def start_at(self, x: Tensor) -> None:
+        """Start learned parameters of the dimensions, such as dispersions, where p(x|z) has the data's variances.
+
+        Args:
+            x: Training data, with shape (N, D).
+        """
+
     def output_bias(self, x: Tensor) -> Tensor:
         """Return an initial bias of the network's last layer: `intercept`, then zeros for the other blocks.
 

@@ -3,6 +3,7 @@
 from typing import Any
 
 import pyro.distributions as dist
+import torch
 from pyro.distributions.torch_distribution import TorchDistributionMixin
 from torch import Tensor, nn
 
@@ -186,6 +187,11 @@ class NegativeBinomialLikelihood(_NegativeBinomial):
     def intercept(self, x: Tensor) -> Tensor:
         """Return the logarithms of the data's means."""
         return log_of(x.mean(0))
+
+    def start_at(self, x: Tensor) -> None:
+        """Start r of the dimensions at the data's moments, or at 1 % more than a Poisson's variance if it is larger."""
+        mean = x.mean(0).clamp(min=1e-3)
+        self.total_count.start_at(mean.square() / torch.maximum(x.var(0, correction=0) - mean, mean / 100))
 
     def forward(self, z: Tensor, covariates: Tensor | None = None) -> TorchDistributionMixin:
         """Return p(x|z), with the batch_shape of z's leading dimensions."""

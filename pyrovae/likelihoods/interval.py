@@ -68,6 +68,11 @@ class BetaLikelihood(Likelihood):
         """Return the logits of the data's means."""
         return logit_of(x.mean(0))
 
+    def start_at(self, x: Tensor) -> None:
+        """Start s of the dimensions at the data's moments."""
+        mean = x.mean(0)
+        self.concentration.start_at(mean * (1 - mean) / x.var(0, correction=0) - 1)
+
     def forward(self, z: Tensor, covariates: Tensor | None = None) -> TorchDistributionMixin:
         """Return p(x|z), with the batch_shape of z's leading dimensions."""
         blocks = self.blocks(z, covariates)

@@ -98,6 +98,11 @@ class HurdleGammaLikelihood(Likelihood):
         mean = _mean_where(x > 0, x)
         return self.units.inverse(torch.where(mean > 0, mean, 1.0).log())
 
+    def start_at(self, x: Tensor) -> None:
+        """Start s of the dimensions at the moments of the positive data."""
+        mean, variance = _moments_where(x > 0, x)
+        self.concentration.start_at(torch.where(variance > 0, mean.square() / variance, 1.0))
+
     def output_bias(self, x: Tensor) -> Tensor:
         """Return an initial bias of the network's last layer: `intercept`, the logits of the share of 0, then zeros.
 
@@ -150,6 +155,11 @@ class ZeroOneInflatedBetaLikelihood(Likelihood):
         between = (x > 0) & (x < 1)
         return torch.where(between.any(0), logit_of(_mean_where(between, x)), 0.0)
 
+    def start_at(self, x: Tensor) -> None:
+        """Start s of the dimensions at the moments of the data between 0 and 1."""
+        mean, variance = _moments_where((x > 0) & (x < 1), x)
+        self.concentration.start_at(torch.where(variance > 0, mean * (1 - mean) / variance - 1, 10.0))
+
     def output_bias(self, x: Tensor) -> Tensor:
         """Return an initial bias of the network's last layer: `intercept`, the log odds of 0 and of 1, then zeros.
 
@@ -172,6 +182,12 @@ class ZeroOneInflatedBetaLikelihood(Likelihood):
 def _mean_where(chosen: Tensor, x: Tensor) -> Tensor:
     """Compute the means of chosen entries of x, with shape (D,), over its first dimension; 0 where none is chosen."""
     return torch.where(chosen, x, 0.0).sum(0) / chosen.sum(0).clamp(min=1)
+
+
+def _moments_where(chosen: Tensor, x: Tensor) -> tuple[Tensor, Tensor]:
+    """Compute the means and variances of chosen entries of x, each with shape (D,), over its first dimension."""
+    mean = _mean_where(chosen, x)
+    return mean, _mean_where(chosen, (x - mean).square())
 
 
 def _with_gate(bias: Tensor, x: Tensor) -> Tensor:

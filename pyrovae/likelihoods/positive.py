@@ -68,6 +68,20 @@ class Positive(nn.Module):
         raw = next(blocks) if self.choice == "network" else self.raw
         return bounded_exp(raw, start=self.start, low=self.low, high=self.high)
 
+    def start_at(self, value: Tensor) -> None:
+        """Start the parameters of the dimensions at values, as far as they lie well inside the bounds.
+
+        Another choice than "dimension" stays as it is.
+
+        Args:
+            value: Values of v, with shape (D,); NaN for those that stay.
+        """
+        if self.choice == "dimension":
+            room = (self.high / self.low) ** 0.15  # beyond which `bounded_exp` bends
+            inside = torch.where(value.isnan(), self.start, value.clamp(self.low * room, self.high / room))
+            with torch.no_grad():
+                self.raw.copy_((inside / self.start).log())
+
     def extra_repr(self) -> str:
         """Show the choice, and the bounds unless the value is fixed."""
         bounds = f", low={self.low:g}, high={self.high:g}" if isinstance(self.choice, str) else ""

@@ -179,6 +179,10 @@ class GammaLikelihood(Likelihood):
         """Return the outputs whose means are those of the data."""
         return self.units.inverse(x.mean(0).log())
 
+    def start_at(self, x: Tensor) -> None:
+        """Start s of the dimensions at the data's moments."""
+        self.concentration.start_at(x.mean(0).square() / x.var(0, correction=0))
+
     def forward(self, z: Tensor, covariates: Tensor | None = None) -> TorchDistributionMixin:
         """Return p(x|z), with the batch_shape of z's leading dimensions."""
         blocks = self.blocks(z, covariates)

@@ -3,7 +3,7 @@
 import functools
 import inspect
 from collections.abc import Callable, Mapping
-from typing import Any, ClassVar, NamedTuple
+from typing import Any, ClassVar, NamedTuple, cast
 
 import torch
 from pyro.distributions.torch_distribution import TorchDistributionMixin
@@ -72,6 +72,16 @@ class MixedLikelihood(Likelihood):
         return torch.cat(
             [_start(part, group, x[:, group.places]) for part, group in zip(self.parts, self.groups, strict=True)]
         )
+
+    def start_at(self, x: Tensor) -> None:
+        """Start the learned parameters of the parts at the data's moments.
+
+        Args:
+            x: Training data, with shape (N, D); NaN where missing.
+        """
+        x = without_holes(x)
+        for part, group in zip(self.parts, self.groups, strict=True):
+            cast(Likelihood, part).start_at(x[:, group.places])
 
     def forward(self, z: Tensor, covariates: Tensor | None = None) -> TorchDistributionMixin:
         """Return p(x|z), with the batch_shape of z's leading dimensions."""

@@ -42,9 +42,9 @@ class Blueprint:
         x: Training data, with shape (N, D), NaN where missing, which scale the encoder's input, give the likelihood its
             units and the floors of its learned scales (`floor_of`), and are passed to `Prior.attach`; None if saved
             weights will replace the values taken from them.
-        output_bias: "data" sets the decoder's last bias so that p(x|z) has the means of x; "random" keeps the bias of
-            the layer; None for "data" if the likelihood is of counts without a known total (`starts_at_means`) and x
-            is given, else "random".
+        output_bias: "data" sets the decoder's last bias so that p(x|z) has the means of x, and starts dispersions of
+            the dimensions at its variances; "random" keeps the bias of the layer; None for "data" if the likelihood is
+            of counts without a known total (`starts_at_means`) and x is given, else "random".
         columns: Columns of a table, from which the encoder makes its `Features`; None for an array.
         mask_extra: Probability with which the encoder's features hide an observed cell in training; needs columns.
 
@@ -158,7 +158,10 @@ class Blueprint:
         likelihood.set_units(moments)
         if self.output_bias == "data" or (self.output_bias is None and likelihood.starts_at_means):
             # Saved weights fit the same layers, whether x is given or not.
-            _start_at_means(likelihood, self.data if self.output_bias or self.x is not None else None)
+            x = self.data if self.output_bias or self.x is not None else None
+            _start_at_means(likelihood, x)
+            if x is not None:
+                likelihood.start_at(x)
         return likelihood
 
     def make_encoder(self, latent_dim: int | None = None, num_covariates: int | None = None) -> Encoder:

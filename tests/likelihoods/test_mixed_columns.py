@@ -2,6 +2,7 @@
 
 from functools import partial
 
+import numpy as np
 import pyro
 import pyro.distributions as dist
 import pytest
@@ -113,3 +114,42 @@ def test_missing_levels_without_a_mask_are_refused_in_words(estimate):
     vae = Blueprint.of(table, latent_dim=1).vae()
     with pytest.raises(ValueError, match="if values are missing, pass mask="):
         estimate(vae.model, vae.guide, table.x[:5], num_particles=20)
+
+
+def table_of_spreads():
+    rng = np.random.default_rng(0)
+    return {
+        "schooling": rng.binomial(16, 0.7, 300).tolist(),  # less spread than a Poisson
+        "hours": rng.normal(400, 100, 300).round().clip(1).tolist(),
+        "visits": rng.negative_binomial(0.5, 0.1, 300).tolist(),
+        "share": rng.beta(30, 50, 300).tolist(),
+        "ends": np.where(rng.random(300) < 0.3, rng.integers(0, 2, 300), rng.beta(50, 30, 300)).tolist(),
+        "size": rng.gamma(40, 2.0, 300).tolist(),
+        "cost": np.where(rng.random(300) < 0.4, 0.0, rng.gamma(20, 2.0, 300)).tolist(),
+    }
+
+
+@pytest.mark.parametrize("holes", [False, True])
+def test_dispersions_start_where_columns_have_their_variances(holes):
+    rows = table_of_spreads()
+    kinds = {"schooling": "count", "hours": "count", "visits": "count", "share": "interval", "ends": "interval"}
+    likelihoods = {
+        "ends": "ZeroOneInflatedBetaLikelihood", "size": "GammaLikelihood", "cost": "HurdleGammaLikelihood",
+    }  # fmt: skip
+    columns = [Column(name, kinds.get(name, "positive"), likelihood=likelihoods.get(name)) for name in rows]
+    if holes:
+        rows = {
+            name: [None if (7 * n + d) % 5 == 0 else cell for n, cell in enumerate(cells)]
+            for d, (name, cells) in enumerate(rows.items())
+        }
+    columns.append(Column("split", "category", role="split"))
+    table = read_table({**rows, "split": ["train"] * 300}, columns=Columns(tuple(columns)))
+    blueprint = Blueprint.of(table, latent_dim=2)
+    p = blueprint.make_likelihood()(torch.zeros(1, 2)).base_dist
+    x = table.x.double()
+    variance = torch.stack([one[~one.isnan()].var() for one in x.T])
+    mean = torch.stack([one[~one.isnan()].mean() for one in x.T])
+    expected = torch.where(torch.arange(7) == 0, 1.01 * mean, variance)  # a count has a Poisson's variance at least
+    ratio = p.variance.squeeze(0).double() / expected
+    assert bool((ratio > 0.6).all()), ratio  # the network has random biases below its last layer
+    assert bool((ratio < 1.6).all()), ratio

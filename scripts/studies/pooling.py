@@ -6,7 +6,7 @@ python scripts/studies/pooling.py --repetitions 20
 Each repetition simulates n rows of y = 0.5 x + 0.3 w + e and x = 0.6 w + d, with standard normal w, d and e. It deletes
 x in 40 % of the rows, the more likely the larger w and y are; w and y stay. The estimate is the slope of x in the
 regression of y on x and w. "refits" pools draws of several refits by the nested rules, "one fit" draws of a single fit
-as if they were independent. "complete cases" leaves rows out, which is biased here; "complete data" deletes nothing.
+as if they were independent. "complete cases" leaves rows out; "complete data" deletes nothing.
 The latents are drawn from the guide and reweighted.
 """
 

@@ -88,7 +88,8 @@ class BetaBinomialLikelihood(_KnownTotal):
         total_count: Number of trials n of every dimension; data are integers 0..n.
         concentration: Concentration s: a positive number (fixed), "global" (learned, one for all dimensions),
             "dimension" (learned, one per dimension), or "network" (D more outputs). Learned ones start at 10 and stay
-            between 0.001 and 1000, beyond which float32 loses the probabilities (see `Positive`).
+            between 0.001 and 1000, beyond which float32 loses the probabilities (see `Positive`). A blueprint
+            starts those of dimensions at the data's variances.
 
     Raises:
         ValueError: If total_count is below 1, or concentration is neither a positive number nor one of the words.
@@ -100,6 +101,13 @@ class BetaBinomialLikelihood(_KnownTotal):
         self.concentration = Positive(
             "concentration", concentration, network, num_blocks, start=10.0, bounds=(1e-3, 1e3)
         )
+
+    def start_at(self, x: Tensor) -> None:
+        """Start s of the dimensions at the data's moments, or at 1.01 times a binomial's variance if it is larger."""
+        n, share = self.total_count, x.mean(0) / self.total_count
+        least = (n * share * (1 - share)).clamp(min=1e-3)
+        ratio = (x.var(0, correction=0) / least).clamp(min=1.01)
+        self.concentration.start_at((n - 1) / (ratio - 1) - 1)
 
     def forward(self, z: Tensor, covariates: Tensor | None = None) -> TorchDistributionMixin:
         """Return p(x|z), with the batch_shape of z's leading dimensions."""
@@ -178,7 +186,8 @@ class NegativeBinomialLikelihood(_NegativeBinomial):
             D outputs for r if total_count is "network".
         total_count: Inverse dispersion r: a positive number (fixed), "global" (learned, one for all dimensions),
             "dimension" (learned, one per dimension), or "network" (D more outputs). Learned ones start at 1 and stay
-            between 0.001 and 10,000, beyond which float32 loses the probabilities (see `Positive`).
+            between 0.001 and 10,000, beyond which float32 loses the probabilities (see `Positive`). A blueprint
+            starts those of dimensions at the data's variances.
 
     Raises:
         ValueError: If total_count is neither a positive number nor one of the words.
@@ -212,7 +221,8 @@ class ZeroInflatedNegativeBinomialLikelihood(_NegativeBinomial):
             NB, then D logits of the share g of extra zeros, then D outputs for r if total_count is "network".
         total_count: Inverse dispersion r: a positive number (fixed), "global" (learned, one for all dimensions),
             "dimension" (learned, one per dimension), or "network" (D more outputs). Learned ones start at 1 and stay
-            between 0.001 and 10,000, beyond which float32 loses the probabilities (see `Positive`).
+            between 0.001 and 10,000, beyond which float32 loses the probabilities (see `Positive`). A blueprint
+            starts those of dimensions at the data's variances.
 
     Raises:
         ValueError: If total_count is neither a positive number nor one of the words.
@@ -223,6 +233,15 @@ class ZeroInflatedNegativeBinomialLikelihood(_NegativeBinomial):
     def intercept(self, x: Tensor) -> Tensor:
         """Return the logarithms of twice the data's means, since the share of extra zeros starts at 1/2."""
         return log_of(2 * x.mean(0))
+
+    def start_at(self, x: Tensor) -> None:
+        """Start r of the dimensions where the variance is that of the data, or 1 % of the mean above its least one.
+
+        With half of the entries 0, the variance is m + m^2 + 2 m^2/r for the mean m.
+        """
+        mean = x.mean(0).clamp(min=1e-3)
+        excess = x.var(0, correction=0) - mean - mean.square()
+        self.total_count.start_at(2 * mean.square() / torch.maximum(excess, mean / 100))
 
     def forward(self, z: Tensor, covariates: Tensor | None = None) -> TorchDistributionMixin:
         """Return p(x|z), with the batch_shape of z's leading dimensions."""

@@ -51,7 +51,8 @@ class BetaLikelihood(Likelihood):
             D outputs for s if concentration is "network".
         concentration: Concentration s: a positive number (fixed), "global" (learned, one for all dimensions),
             "dimension" (learned, one per dimension), or "network" (D more outputs). Learned ones start at 10 and stay
-            between 0.001 and 1000, beyond which float32 loses the density (see `Positive`).
+            between 0.001 and 1000, beyond which float32 loses the density (see `Positive`). A blueprint
+            starts those of dimensions at the data's variances.
 
     Raises:
         ValueError: If concentration is neither a positive number nor one of the words.

@@ -74,7 +74,8 @@ class HurdleGammaLikelihood(Likelihood):
             "network".
         concentration: Concentration s: a positive number (fixed), "global" (learned, one for all dimensions),
             "dimension" (learned, one per dimension), or "network" (D more outputs). Learned ones start at 1, the
-            exponential, and stay between 0.001 and 10,000 (see `Positive`).
+            exponential, and stay between 0.001 and 10,000 (see `Positive`). A blueprint
+            starts those of dimensions at the data's variances.
 
     Raises:
         ValueError: If concentration is neither a positive number nor one of the words.
@@ -135,7 +136,8 @@ class ZeroOneInflatedBetaLikelihood(Likelihood):
             if concentration is "network".
         concentration: Concentration s: a positive number (fixed), "global" (learned, one for all dimensions),
             "dimension" (learned, one per dimension), or "network" (D more outputs). Learned ones start at 10 and stay
-            between 0.001 and 1000, beyond which float32 loses the density (see `Positive`).
+            between 0.001 and 1000, beyond which float32 loses the density (see `Positive`). A blueprint
+            starts those of dimensions at the data's variances.
 
     Raises:
         ValueError: If concentration is neither a positive number nor one of the words.

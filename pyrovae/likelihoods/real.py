@@ -157,7 +157,8 @@ class GammaLikelihood(Likelihood):
             D outputs for s if concentration is "network".
         concentration: Concentration s: a positive number (fixed), "global" (learned, one for all dimensions),
             "dimension" (learned, one per dimension), or "network" (D more outputs). Learned ones start at 1, the
-            exponential, and stay between 0.001 and 10,000 (see `Positive`).
+            exponential, and stay between 0.001 and 10,000 (see `Positive`). A blueprint
+            starts those of dimensions at the data's variances.
 
     Raises:
         ValueError: If concentration is neither a positive number nor one of the words.

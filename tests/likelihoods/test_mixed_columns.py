@@ -125,6 +125,8 @@ def table_of_spreads():
         "share": rng.beta(30, 50, 300).tolist(),
         "ends": np.where(rng.random(300) < 0.3, rng.integers(0, 2, 300), rng.beta(50, 30, 300)).tolist(),
         "size": rng.gamma(40, 2.0, 300).tolist(),
+        "burst": np.where(rng.random(300) < 0.5, 0, rng.negative_binomial(2.0, 0.1, 300)).tolist(),
+        "score": rng.binomial(20, rng.beta(3, 5, 300)).tolist(),
         "cost": np.where(rng.random(300) < 0.4, 0.0, rng.gamma(20, 2.0, 300)).tolist(),
     }
 
@@ -132,11 +134,16 @@ def table_of_spreads():
 @pytest.mark.parametrize("holes", [False, True])
 def test_dispersions_start_where_columns_have_their_variances(holes):
     rows = table_of_spreads()
-    kinds = {"schooling": "count", "hours": "count", "visits": "count", "share": "interval", "ends": "interval"}
+    kinds = {"share": "interval", "ends": "interval", "size": "positive", "cost": "positive"}
     likelihoods = {
         "ends": "ZeroOneInflatedBetaLikelihood", "size": "GammaLikelihood", "cost": "HurdleGammaLikelihood",
+        "burst": "ZeroInflatedNegativeBinomialLikelihood", "score": "BetaBinomialLikelihood",
     }  # fmt: skip
-    columns = [Column(name, kinds.get(name, "positive"), likelihood=likelihoods.get(name)) for name in rows]
+    totals = {"score": {"total_count": 20}}
+    columns = [
+        Column(name, kinds.get(name, "count"), likelihood=likelihoods.get(name), arguments=totals.get(name, {}))
+        for name in rows
+    ]
     if holes:
         rows = {
             name: [None if (7 * n + d) % 5 == 0 else cell for n, cell in enumerate(cells)]
@@ -149,7 +156,7 @@ def test_dispersions_start_where_columns_have_their_variances(holes):
     x = table.x.double()
     variance = torch.stack([one[~one.isnan()].var() for one in x.T])
     mean = torch.stack([one[~one.isnan()].mean() for one in x.T])
-    expected = torch.where(torch.arange(7) == 0, 1.01 * mean, variance)  # a count has a Poisson's variance at least
+    expected = torch.where(torch.arange(9) == 0, 1.01 * mean, variance)  # a count has a Poisson's variance at least
     ratio = p.variance.squeeze(0).double() / expected
     assert bool((ratio > 0.6).all()), ratio  # the network has random biases below its last layer
     assert bool((ratio < 1.6).all()), ratio

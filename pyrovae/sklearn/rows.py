@@ -13,8 +13,7 @@ import torch
 from torch import Tensor
 
 from pyrovae.columns import KINDS, Column, Columns
-from pyrovae.data import Table, read_columns, read_table
-from pyrovae.data.moments import grid_of
+from pyrovae.data import Table, grid_of, read_columns, read_table
 from pyrovae.sklearn.forms import SPLIT, Form, is_frame
 
 Unseen = Literal["refuse", "missing"]

@@ -203,7 +203,7 @@ def test_tables_have_distributions_pairs_and_a_folded_picture_of_all_columns():
     expected = spearmanr(pair[~np.isnan(pair).any(1)]).statistic
     np.testing.assert_allclose(numbers(found["Pairs of columns"][0].alt.partition(":")[2])[0], expected, atol=0.0051)
     gaps = {}
-    for pair in itertools.combinations(range(6), 2):  # of numbers
+    for pair in itertools.combinations(range(7), 2):  # two levels have an order too
         parts = (part[:, list(pair)].double().numpy() for part in (made.x, made.samples))
         ranks = [spearmanr(part[~np.isnan(part).any(1)]).statistic for part in parts]
         gaps[pair] = abs(ranks[0] - ranks[1])

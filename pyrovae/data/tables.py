@@ -155,7 +155,7 @@ class Table:
     def to_frame(self, draws: Tensor | None = None) -> Any:
         """Return data in original units: numbers with their origin, texts of levels, and dates in ISO 8601.
 
-        Cells that equal the table's own get its float64 values. Levels that are numbers are written as numbers.
+        Cells that equal the table's own get its float64 values. Levels that are numbers or truths are written as such.
 
         Args:
             draws: Data like x, with shape (N', D), or (K, N', D) for K draws, which get columns ".imp" (1 to K) and

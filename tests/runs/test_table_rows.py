@@ -26,6 +26,7 @@ from pyrovae import (
 )
 from pyrovae.data import read_raw, read_table
 from pyrovae.evidence import Score, score
+from pyrovae.runs import table_scores
 from pyrovae.runs.report import describe_floors
 from pyrovae.runs.table_files import NewRows, trained_line, trained_rows
 from pyrovae.runs.table_imputations import Draws, classify_rows, impute_rows, with_labels, write_imputations
@@ -158,6 +159,40 @@ def test_a_row_without_log_p_has_a_reason_and_the_others_their_scores():
     assert [rows[n][1] for n in others] == pytest.approx(exact(new.x)[others].tolist(), abs=0.3)
     rank = 1 + int((exact(training.x) < exact(new.x)[0]).sum())
     assert abs(rows[0][5] - rank) <= 4
+
+
+@pytest.mark.parametrize("at_once", [1, 60, 10**6])
+def test_rows_are_ranked_among_the_training_rows_that_have_their_cells(monkeypatch, at_once):
+    monkeypatch.setattr(table_scores, "_REFERENCES_AT_ONCE", at_once)
+    known, given = numbers(), numbers(1, 12)
+    for n in range(12):
+        known["a" if n % 3 else "b"][5 * n] = None
+        if n % 4:  # patterns: both, a alone, b alone, none
+            given["a"][n] = None if n % 4 > 1 else given["a"][n]
+            given["b"][n] = None if n % 4 != 2 else given["b"][n]
+    table = read_table(known)
+    new, training = read_table(given, columns=table.columns, new_data=True), table.part("train")
+    decoder = nn.Linear(1, 2, bias=False)
+    decoder.weight.data = WEIGHT
+    vae = VAE(StandardNormalPrior(1), NormalLikelihood(decoder, scale=1.0), NormalEncoder(nn.Linear(2, 2)))
+    torch.manual_seed(0)
+    done = []
+    scores = score_rows(vae, new, training, training, num_particles=200, on_progress=done.append)
+    assert sum(done) == 12
+    for n, row in enumerate(scores.rows()):
+        seen = new.mask[n]
+        others = training.x[training.mask[:, seen].all(1)]
+        if not seen.any():
+            assert row[5:8] == (None, 0, None)
+            continue
+        if seen.all():
+            log_p, own = exact(others), exact(new.x[n : n + 1])
+        else:
+            marginal = torch.distributions.Normal(0.0, (1 + WEIGHT.square()).sqrt().flatten()[seen])
+            log_p, own = marginal.log_prob(others[:, seen]).squeeze(1), marginal.log_prob(new.x[n, seen])
+        assert row[6] == len(others)
+        assert int((log_p < own - 0.2).sum()) <= row[5] - 1 <= int((log_p < own + 0.2).sum())
+    assert len({int(count) for count in scores.references}) == 4
 
 
 @pytest.fixture(scope="module")

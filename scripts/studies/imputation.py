@@ -10,7 +10,7 @@ the squared difference, in standard deviations of the whole columns. All tables 
 column, with a scale and degrees of freedom for each, networks of two layers of 64, p / 2 latents, the
 importance-weighted bound with 20 draws, AdamW with a weight decay of 0.1, and an average of the weights over about 100
 steps. Layers, sizes and decay were chosen by the errors of diabetes and wine under masks 0 to 2: masks 5 to 9 are a
-check that did not see them. The number of epochs is that with the largest log p of held-out observed cells given the
+check that no choice saw. The number of epochs is that with the largest log p of held-out observed cells given the
 others of their rows, by 100 draws of the guide, summed over three trainings without a tenth of the observed cells each,
 as a mean over three looks, ten epochs apart. Three last trainings of that length have all observed cells and a seed
 each: "model" is the error of the mean of their imputations, and "one" the mean error of each by itself.

@@ -39,12 +39,12 @@ def complete(column: Column, values: np.ndarray, train: np.ndarray) -> Column:
     origin = column.origin
     if column.kind == "real" and origin == 0 and column.centre is None:  # a centre is relative to its origin
         origin = _origin(column, observed, distinct)
-    x, digits = observed - origin, float(np.spacing(np.abs(observed).max()))
+    x, error = observed - origin, float(np.spacing(np.abs(observed).max()))
     found: dict[str, Any] = {
         "low": float(distinct[0]),
         "high": float(distinct[-1]),
-        "resolution": smallest_gap(distinct - origin, counts, digits)[0],
-        "grid": column.resolution or grid_of(distinct - origin, digits),
+        "resolution": smallest_gap(distinct - origin, counts, error)[0],
+        "grid": column.resolution or grid_of(distinct - origin, error),
         "centre": float(x.mean()),
         "spread": float(x.std()),
     }
@@ -78,7 +78,7 @@ def grid_of(distinct: np.ndarray, error: float = 0.0) -> float | None:
         error: Rounding error of a value.
 
     Returns:
-        The step; None if there is none that the rounding errors tell from chance, or whose multiples float32 does.
+        The step; None if no step fits, or if it is too fine for the rounding errors or for float32.
     """
     largest = float(np.abs(distinct).max())
     tolerance = 4 * max(error, float(np.spacing(largest)))

@@ -28,7 +28,6 @@ from pyrovae.runs.table_files import add_table_flags, read_new_rows, trained_lin
 from pyrovae.runs.table_imputations import (
     Draws,
     classify_rows,
-    draw_rows,
     impute_rows,
     median_lines,
     missing_labels,
@@ -77,7 +76,7 @@ def main() -> int:
         for number, refit in enumerate(refits(config, data, args.refits, **training), start=1):
             own_seed = int(np.random.SeedSequence([args.seed, number]).generate_state(1)[0])
             own = {"seed": own_seed, "num_draws": args.draws // args.refits, "title": f"refit {number}"}
-            x = draw_rows(refit, new.table, device, **own, **options)
+            x = impute_rows(refit, new.table, device, **own, **options).draws
             likely = classify_rows(refit, new, device, **of_classes) if data.labelled else None
             draws.append(with_labels(refit, new, device, Draws(x, number), likely, seed=own_seed, **given))
             print(f"refit {number} of {args.refits}", file=sys.stderr)

@@ -96,19 +96,6 @@ def _complete(table: Table, num_draws: int) -> Imputation:
     )
 
 
-def draw_rows(vae: ProgramPair, table: Table, device: torch.device, *, num_draws: int, **options: Any) -> Tensor:
-    """Draw the missing cells of a table, with shape (M, N, D); complete rows cost nothing.
-
-    Args:
-        vae: Trained model.
-        table: Rows.
-        device: Device of the model.
-        num_draws: Number of draws M.
-        **options: Further arguments of `impute_rows`.
-    """
-    return impute_rows(vae, table, device, num_draws=num_draws, **options).draws
-
-
 def median_lines(table: Table, imputed: Imputation) -> list[str]:
     """Name the columns, if any, that have medians since some of their means do not exist or overflow."""
     names = ", ".join(shown(table.columns.data[place].name) for place in imputed.without_mean)

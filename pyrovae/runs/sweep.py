@@ -2,8 +2,9 @@
 
 import subprocess
 import sys
+import threading
 from collections.abc import Callable, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor, as_completed
 from pathlib import Path
 
 import torch
@@ -25,6 +26,8 @@ def split_flags(argv: Sequence[str]) -> tuple[list[str], list[str]]:
 def train_all(script: Path, runs: Mapping[Path, Sequence[str]], *, jobs: int = 1) -> None:
     """Train all runs that are not finished, each by train.py in a separate process; resume those that were stopped.
 
+    After a failure or a signal no other training starts, and the running ones save and stop.
+
     Args:
         script: Path of train.py.
         runs: Flags of each run folder, without --out.
@@ -33,6 +36,8 @@ def train_all(script: Path, runs: Mapping[Path, Sequence[str]], *, jobs: int = 1
     Raises:
         ValueError: If a training fails, with the name of its folder and the last line of its error.
     """
+    processes: list[subprocess.Popen[str]] = []
+    lock, stopping = threading.Lock(), threading.Event()  # no training starts once the others are stopped
 
     def train(path: Path) -> str | None:
         if (path / MANIFEST).is_file():
@@ -41,17 +46,32 @@ def train_all(script: Path, runs: Mapping[Path, Sequence[str]], *, jobs: int = 1
             flags = ["--resume", str(path)]
         else:
             flags = [*runs[path], "--out", str(path)]
-        result = subprocess.run([sys.executable, str(script), *flags], capture_output=True, text=True, check=False)
-        if not result.returncode:
+        command = [sys.executable, str(script), *flags]
+        with lock:
+            if stopping.is_set():
+                return f"training of {path.name} was not started"
+            process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
+            processes.append(process)
+        _, errors = process.communicate()
+        if not process.returncode:
             return None
-        last = result.stderr.strip().splitlines()[-1].removeprefix(f"{script.name}: error: ")
-        return f"training of {path.name} failed: {last}"
+        last = (errors.strip().splitlines() or [f"exit status {process.returncode}"])[-1]
+        return f"training of {path.name} failed: {last.removeprefix(f'{script.name}: error: ')}"
 
     with ThreadPoolExecutor(jobs) as pool, Progress(len(runs), "run", "training") as progress:
-        for problem in pool.map(train, runs):
-            if problem:
-                raise ValueError(problem)
-            progress.update()
+        trainings = [pool.submit(train, path) for path in runs]
+        try:
+            for training in as_completed(trainings):
+                if problem := training.result():
+                    raise ValueError(problem)
+                progress.update()
+        finally:
+            with lock:
+                stopping.set()
+                for training in trainings:
+                    training.cancel()
+                for process in processes:
+                    process.terminate()
 
 
 def train_folds(

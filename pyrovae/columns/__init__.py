@@ -2,6 +2,7 @@
 
     column      `Column`: kind, levels, resolution, origin, centre and spread of one column
     columns     `Columns`: all columns of a table by name, as plain values and as a printed table
+    grids       the step of the grid on which values lie
 
 The table decides the likelihood. Nothing else in the library learns what a column is.
 """
@@ -18,6 +19,7 @@ from pyrovae.columns.column import (
     Column,
 )
 from pyrovae.columns.columns import Columns, date_text, number_text, shown
+from pyrovae.columns.grids import grid_of
 
 __all__ = [
     "COMMON_SHARE",
@@ -31,6 +33,7 @@ __all__ = [
     "Column",
     "Columns",
     "date_text",
+    "grid_of",
     "number_text",
     "shown",
 ]

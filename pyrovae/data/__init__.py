@@ -18,7 +18,6 @@ from pyrovae.data.binarize import EVALUATION_SEED, Binarize
 from pyrovae.data.dataset import Data
 from pyrovae.data.folds import Fold, fold_rows, fold_splits
 from pyrovae.data.load import load_data
-from pyrovae.data.moments import grid_of
 from pyrovae.data.sources import read_array
 from pyrovae.data.table_files import RawTable, read_raw
 from pyrovae.data.table_text import columns_yaml, original, read_columns, write_csv, write_csv_rows
@@ -40,7 +39,6 @@ __all__ = [
     "columns_yaml",
     "fold_rows",
     "fold_splits",
-    "grid_of",
     "load_data",
     "open_regular",
     "original",

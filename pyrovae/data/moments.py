@@ -6,14 +6,13 @@ import dataclasses
 from typing import Any
 
 import numpy as np
+import torch
 
-from pyrovae.columns import COMMON_SHARE, NUMERIC, ODD_FACTOR, Column
+from pyrovae.columns import COMMON_SHARE, NUMERIC, ODD_FACTOR, Column, grid_of
 
 _OFFSET = 100  # standard deviations between 0 and the mean, beyond which an origin is subtracted
 _NOISE = 1e-12  # relative gaps below it are rounding errors
 _DIGITS = 6  # of a gap, at most
-_STEPS = [float(f"{step}e{power}") for power in range(9, -10, -1) for step in (5, 2.5, 2, 1)]  # of usual grids
-_MOST_STEPS = 2**23  # between 0 and a value that float32 tells apart
 
 
 def complete(column: Column, values: np.ndarray, train: np.ndarray) -> Column:
@@ -44,7 +43,7 @@ def complete(column: Column, values: np.ndarray, train: np.ndarray) -> Column:
         "low": float(distinct[0]),
         "high": float(distinct[-1]),
         "resolution": smallest_gap(distinct - origin, counts, error)[0],
-        "grid": column.resolution or grid_of(distinct - origin, error),
+        "grid": column.resolution or grid_of(torch.from_numpy(distinct - origin), error),
         "centre": float(x.mean()),
         "spread": float(x.std()),
     }
@@ -68,25 +67,6 @@ def _origin(column: Column, observed: np.ndarray, distinct: np.ndarray) -> float
     if column.format == "date":
         return float(np.floor(middle))
     return middle if column.format or is_far or (lost and kept > len(distinct) - lost) else 0.0
-
-
-def grid_of(distinct: np.ndarray, error: float = 0.0) -> float | None:
-    """Find the largest usual step, 1, 2, 2.5 or 5 times a power of ten, of which all values are multiples.
-
-    Args:
-        distinct: Distinct values.
-        error: Rounding error of a value.
-
-    Returns:
-        The step; None if no step fits, or if it is too fine for the rounding errors or for float32.
-    """
-    largest = float(np.abs(distinct).max())
-    tolerance = 4 * max(error, float(np.spacing(largest)))
-    for step in _STEPS:
-        is_known = step <= largest <= _MOST_STEPS * step and step > 100 * tolerance
-        if is_known and (np.abs(distinct - np.round(distinct / step) * step) <= tolerance).all():
-            return step
-    return None
 
 
 def smallest_gap(distinct: np.ndarray, counts: np.ndarray, error: float = 0.0) -> tuple[float, int | None]:

@@ -3,17 +3,14 @@
 import math
 from typing import Any, ClassVar
 
-import torch
 from pyro.distributions.torch_distribution import TorchDistributionMixin
 from torch import Tensor, nn
 
-from pyrovae.distributions import MultiplesOf, RoundedNormal, RoundedStudentT
+from pyrovae.columns import grid_of
+from pyrovae.distributions import RoundedNormal, RoundedStudentT
 from pyrovae.likelihoods.base import LocationScaleLikelihood, scale_in
 from pyrovae.likelihoods.positive import Choice, Positive
 from pyrovae.likelihoods.units import Units
-
-# Resolutions that data suggest, the largest first.
-_RESOLUTIONS = [step * 10.0**power for power in range(6, -7, -1) for step in (5, 2.5, 2, 1)]
 
 
 class RoundedNormalLikelihood(LocationScaleLikelihood):
@@ -54,7 +51,7 @@ class RoundedNormalLikelihood(LocationScaleLikelihood):
     @classmethod
     def arguments_for(cls, x: Tensor) -> dict[str, Any]:
         """Suggest resolution: the largest of 1, 2, 2.5 or 5 times a power of ten that divides all x; 1 if none does."""
-        return {"resolution": _resolution_of(x)}
+        return {"resolution": grid_of(x) or 1.0}
 
     def forward(self, z: Tensor, covariates: Tensor | None = None) -> TorchDistributionMixin:
         """Return p(x|z), with the batch_shape of z's leading dimensions."""
@@ -106,7 +103,7 @@ class RoundedStudentTLikelihood(LocationScaleLikelihood):
     @classmethod
     def arguments_for(cls, x: Tensor) -> dict[str, Any]:
         """Suggest resolution: the largest of 1, 2, 2.5 or 5 times a power of ten that divides all x; 1 if none does."""
-        return {"resolution": _resolution_of(x)}
+        return {"resolution": grid_of(x) or 1.0}
 
     def forward(self, z: Tensor, covariates: Tensor | None = None) -> TorchDistributionMixin:
         """Return p(x|z), with the batch_shape of z's leading dimensions."""
@@ -119,13 +116,3 @@ def _positive(resolution: float) -> float:
     if not 0 < resolution < math.inf:
         raise ValueError(f"resolution must be a positive number, got {resolution}")
     return float(resolution)
-
-
-def _resolution_of(x: Tensor) -> float:
-    """Find the largest usual resolution on whose grid all x lie, for which their dtype tells chance from a grid."""
-    largest = x.abs().max().item()
-    for resolution in _RESOLUTIONS:
-        told_apart = resolution >= 64 * torch.finfo(x.dtype).eps * largest
-        if told_apart and resolution <= max(largest, 1.0) and bool(MultiplesOf(resolution).check(x).all()):
-            return float(f"{resolution:g}")
-    return 1.0

@@ -12,8 +12,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from pyrovae.columns import KINDS, Column, Columns
-from pyrovae.data import Table, grid_of, read_columns, read_table
+from pyrovae.columns import KINDS, Column, Columns, grid_of
+from pyrovae.data import Table, read_columns, read_table
 from pyrovae.sklearn.forms import SPLIT, Form, is_frame
 
 Unseen = Literal["refuse", "missing"]
@@ -270,7 +270,7 @@ def _number_column(name: str, kind: str, values: np.ndarray, likelihood: str) ->
         name,
         kind,
         resolution=float(np.diff(distinct).min()) if len(distinct) > 1 else 1.0,
-        grid=grid_of(distinct),
+        grid=grid_of(torch.from_numpy(distinct), float(np.spacing(np.abs(distinct).max()))),
         low=float(distinct[0]),
         high=float(distinct[-1]),
         centre=float(observed.mean()),

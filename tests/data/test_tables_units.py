@@ -7,9 +7,8 @@ import numpy as np
 import pytest
 import torch
 
-from pyrovae.columns import Column, Columns
+from pyrovae.columns import Column, Columns, grid_of
 from pyrovae.data import read_columns, read_table, write_csv
-from pyrovae.data.moments import grid_of
 
 N = 100
 RNG = np.random.default_rng(1)
@@ -111,8 +110,8 @@ def test_amounts_far_from_zero_keep_their_cents_and_show_their_range():
     ],
 )
 def test_the_grid_is_the_largest_usual_step_of_all_values(values, grid):
-    assert grid_of(np.unique(np.array(values, dtype=float))) == grid
-    assert grid_of(-np.unique(np.array(values, dtype=float))) == grid
+    assert grid_of(torch.tensor(values, dtype=torch.float64)) == grid
+    assert grid_of(-torch.tensor(values, dtype=torch.float64)) == grid
 
 
 def test_a_resolution_that_is_given_is_the_grid():

@@ -10,9 +10,9 @@ from scipy import stats
 from torch import nn
 
 from pyrovae import RoundedNormalLikelihood, RoundedStudentTLikelihood
+from pyrovae.columns import grid_of
 from pyrovae.distributions import MultiplesOf, RoundedNormal, RoundedStudentT
 from pyrovae.distributions.student_mass import log_student_mass, log_student_survival
-from pyrovae.likelihoods.rounded import _resolution_of
 
 mp.mp.dps = 40
 SCALES = (1e-6, 1e-3, 0.1, 0.4, 1.0, 30.0, 1e6)
@@ -198,8 +198,8 @@ def test_multiples_in_single_precision_are_accepted_to_their_rounding():
 def test_the_resolution_is_suggested_from_the_data():
     k = torch.randint(-50, 50, (300, 2))
     for resolution in (100.0, 5.0, 1.0, 0.25, 0.1, 0.01):
-        assert _resolution_of(torch.cat([k, k.new_ones(1, 2)]) * torch.tensor(resolution)) == resolution
-    assert _resolution_of(torch.randn(300, 2)) == 1.0
+        assert grid_of(torch.cat([k, k.new_ones(1, 2)]) * torch.tensor(resolution)) == resolution
+    assert grid_of(torch.randn(300, 2)) is None
     for part in (RoundedNormalLikelihood, RoundedStudentTLikelihood):
         assert part.arguments_for(torch.tensor([[0.3, 0.1]])) == {"resolution": 0.1}
         assert part(nn.Identity(), 0.1, scale=1.0).resolution == 0.1

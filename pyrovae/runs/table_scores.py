@@ -126,42 +126,65 @@ def score_rows(
     Raises:
         ValueError: If the likelihood is no product over columns, or as `score`.
     """
-    masks = table.mask
-    patterns, of_row = torch.unique(masks, dim=0, return_inverse=True)
-    size = (len(table), len(table.columns.data))
-    below, references = torch.full((size[0],), torch.nan, dtype=torch.float64), torch.zeros(size[0], dtype=torch.long)
-    cells_below = torch.full(size, torch.nan, dtype=torch.float64)
-    options: dict[str, Any] = {"chunk_size": chunk_size}
-    given = _arguments(table, masks, device)
-    found = _score(vae, given, num_particles=num_particles, **options)
-    found = Score(
-        type(found.log_marginal)(*(one.cpu() for one in found.log_marginal)), *(one.cpu() for one in found[1:])
+    given = _arguments(table, table.mask, device)
+    found = _on_cpu(_score(vae, given, num_particles=num_particles, chunk_size=chunk_size))
+    below, references, cells_below = _compare(
+        vae,
+        found,
+        table,
+        reference,
+        num_particles=min(num_particles, _REFERENCE_DRAWS),
+        chunk_size=chunk_size,
+        device=device,
+        on_progress=on_progress,
     )
+    names = tuple(column.name for column in table.columns.data)
+    bad = found.log_marginal.value.isnan().nonzero().flatten().tolist()
+    reasons = {n: _reason(vae, given, n) for n in bad}
+    return RowScores(names, found, below, references, cells_below, table.mask, trained_rows(table, training), reasons)
+
+
+def _compare(
+    vae: ProgramPair,
+    found: Score,
+    table: Table,
+    reference: Table,
+    *,
+    num_particles: int,
+    chunk_size: int | None,
+    device: torch.device | str,
+    on_progress: Callable[[int], None] | None,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Compare the scores of rows with those of training rows in the same columns.
+
+    Returns:
+        `below`, `references` and `cells_below` of `RowScores`.
+    """
+    masks = table.mask
+    below, references = torch.full((len(table),), torch.nan, dtype=torch.float64), torch.zeros(len(table)).long()
+    cells_below = torch.full(masks.shape, torch.nan, dtype=torch.float64)
+    patterns, of_row = torch.unique(masks, dim=0, return_inverse=True)
     frequent = torch.bincount(of_row).argsort(descending=True)[:MOST_PATTERNS]
-    draws = min(num_particles, _REFERENCE_DRAWS)
     for batch in _batches(reference, [(patterns[one], (of_row == one).nonzero().squeeze(1)) for one in frequent]):
-        arguments = [_arguments(part.others, part.mask.expand(len(part.others), -1), device) for part in batch]
         sizes = [len(part.others) for part in batch]
         if sum(sizes):
+            arguments = [_arguments(part.others, part.mask.expand(len(part.others), -1), device) for part in batch]
             joined = {name: torch.cat([one[name] for one in arguments]) for name in arguments[0]}
-            known = _score(vae, joined, num_particles=draws, **options)
-            log_p_of, conditional_of = known.log_marginal.value.cpu().split(sizes), known.conditional.cpu().split(sizes)
+            known = _on_cpu(_score(vae, joined, num_particles=num_particles, chunk_size=chunk_size))
+            log_p_of, conditional_of = known.log_marginal.value.split(sizes), known.conditional.split(sizes)
         for place, (mask, rows, others) in enumerate(batch):
             if on_progress is not None:
                 on_progress(len(rows))
             if not len(others):
                 continue
-            conditional = conditional_of[place][~log_p_of[place].isnan()]
-            below[rows] = rank_among(found.log_marginal.value[rows], log_p_of[place]).rank - 1
+            log_p, conditional = log_p_of[place], conditional_of[place][~log_p_of[place].isnan()]
+            below[rows] = rank_among(found.log_marginal.value[rows], log_p).rank - 1
             references[rows] = len(conditional)
             for part in rows.split(_AT_ONCE):
                 lower = conditional.unsqueeze(0) < found.conditional[part].unsqueeze(1)  # (n, R, D)
                 seen = mask & ~found.conditional[part].isnan()
                 cells_below[part] = torch.where(seen, lower.double().mean(1), torch.nan)
-    names = tuple(column.name for column in table.columns.data)
-    bad = found.log_marginal.value.isnan().nonzero().flatten().tolist()
-    reasons = {n: _reason(vae, given, n) for n in bad}
-    return RowScores(names, found, below, references, cells_below, masks, trained_rows(table, training), reasons)
+    return below, references, cells_below
 
 
 class _Pattern(NamedTuple):
@@ -204,6 +227,12 @@ def _score(vae: ProgramPair, arguments: Mapping[str, Any], **options: Any) -> Sc
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message=r"\d[\d,]* of \d[\d,]* data get NaN")
         return score(vae.model, vae.guide, **arguments, **options)
+
+
+def _on_cpu(found: Score) -> Score:
+    return Score(
+        type(found.log_marginal)(*(one.cpu() for one in found.log_marginal)), *(one.cpu() for one in found[1:])
+    )
 
 
 def _reason(vae: ProgramPair, arguments: Mapping[str, Tensor], row: int) -> str:

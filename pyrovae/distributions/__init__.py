@@ -10,6 +10,7 @@
     by_column      rows of tables, whose columns have distributions of their own
     flows          normalising flows
     hierarchical   vectors in two blocks, p(a) p(b|a)
+    mixtures       mixtures of many components at many values
 
 Priors, likelihoods and encoders return them. A new distribution comes here if one of those needs it.
 """
@@ -28,11 +29,13 @@ from pyrovae.distributions.flows import FlowDistribution, FlowKind, autoregressi
 from pyrovae.distributions.hierarchical import HierarchicalDistribution, resolve_top_dim
 from pyrovae.distributions.interval import ContinuousBernoulli, LogitBeta, TruncatedNormal
 from pyrovae.distributions.mixed import Hurdle, ZeroOneInflatedBeta
+from pyrovae.distributions.mixtures import BlockwiseMixture
 from pyrovae.distributions.positive import MeanGamma
 from pyrovae.distributions.real import LogNormal, StudentT
 from pyrovae.distributions.rounded import MultiplesOf, RoundedNormal, RoundedStudentT
 
 __all__ = [
+    "BlockwiseMixture",
     "ByColumn",
     "ColumnGroups",
     "ContinuousBernoulli",

@@ -9,6 +9,7 @@ import torch
 from pyro.distributions.torch_distribution import TorchDistributionMixin
 from torch import Tensor, nn
 
+from pyrovae.distributions import BlockwiseMixture
 from pyrovae.priors.base import Prior
 
 
@@ -37,7 +38,7 @@ class MixturePrior(Prior):
     def forward(self, covariates: Tensor | None = None) -> TorchDistributionMixin:
         """Return the mixture. Covariates are ignored."""
         components = dist.Normal(self.loc, self.log_scale.exp()).to_event(1)
-        return dist.MixtureSameFamily(dist.Categorical(logits=self.logits), components)
+        return BlockwiseMixture(dist.Categorical(logits=self.logits), components)
 
 
 class EncodedPrior(Prior):
@@ -141,7 +142,7 @@ class VampPrior(EncodedPrior):
         """Return the mixture p(z), or p(z|c) for covariates with shape (N, C)."""
         components = self.encode_inputs(covariates)
         weights = dist.Categorical(logits=self.logits.expand(components.batch_shape))
-        return dist.MixtureSameFamily(weights, components)
+        return BlockwiseMixture(weights, components)
 
 
 class ExemplarPrior(EncodedPrior):
@@ -178,7 +179,7 @@ class ExemplarPrior(EncodedPrior):
                 "VampPrior or another encoder"
             ) from error
         components = dist.Normal(loc, self.log_scale.exp()).to_event(1)
-        return dist.MixtureSameFamily(dist.Categorical(logits=torch.zeros_like(loc[..., 0])), components)
+        return BlockwiseMixture(dist.Categorical(logits=torch.zeros_like(loc[..., 0])), components)
 
 
 @contextmanager

@@ -1,5 +1,6 @@
 """Parallel runs of train.py, for the scripts that compare them."""
 
+import shlex
 import subprocess
 import sys
 import threading
@@ -14,7 +15,7 @@ from pyrovae.execution import Progress
 from pyrovae.programs import ProgramPair
 from pyrovae.runs.files import write_json
 from pyrovae.runs.reading import read_json
-from pyrovae.runs.run import MANIFEST, Run
+from pyrovae.runs.run import MANIFEST, WEIGHTS, Run
 
 
 def split_flags(argv: Sequence[str]) -> tuple[list[str], list[str]]:
@@ -26,7 +27,8 @@ def split_flags(argv: Sequence[str]) -> tuple[list[str], list[str]]:
 def train_all(script: Path, runs: Mapping[Path, Sequence[str]], *, jobs: int = 1) -> None:
     """Train all runs that are not finished, each by train.py in a separate process; resume those that were stopped.
 
-    After a failure or a signal no other training starts, and the running ones save and stop.
+    The flags of a run stand beside its folder, in NAME.flags.json. After a failure or a signal no other training
+    starts, and the running ones save and stop.
 
     Args:
         script: Path of train.py.
@@ -34,8 +36,11 @@ def train_all(script: Path, runs: Mapping[Path, Sequence[str]], *, jobs: int = 1
         jobs: Number of parallel trainings.
 
     Raises:
-        ValueError: If a training fails, with the name of its folder and the last line of its error.
+        ValueError: If a training fails, with the name of its folder and the last line of its error; before any
+            training, if a run was begun with other flags.
     """
+    for path, flags in runs.items():
+        _check_same_flags(path, flags)
     processes: list[subprocess.Popen[str]] = []
     lock, stopping = threading.Lock(), threading.Event()  # no training starts once the others are stopped
 
@@ -46,6 +51,8 @@ def train_all(script: Path, runs: Mapping[Path, Sequence[str]], *, jobs: int = 1
             flags = ["--resume", str(path)]
         else:
             flags = [*runs[path], "--out", str(path)]
+            path.parent.mkdir(parents=True, exist_ok=True)
+            write_json(_flags_file(path), list(runs[path]))
         command = [sys.executable, str(script), *flags]
         with lock:
             if stopping.is_set():
@@ -72,6 +79,34 @@ def train_all(script: Path, runs: Mapping[Path, Sequence[str]], *, jobs: int = 1
                     training.cancel()
                 for process in processes:
                     process.terminate()
+
+
+def _flags_file(path: Path) -> Path:
+    return path.with_name(f"{path.name}.flags.json")
+
+
+def _check_same_flags(path: Path, flags: Sequence[str]) -> None:
+    """Check that a run that exists was begun with these flags, as far as they are known.
+
+    Raises:
+        ValueError: With the flags of only one of both.
+    """
+    file = _flags_file(path)
+    if not ((path / MANIFEST).is_file() and file.is_file()):
+        return
+    before, now = ([shlex.join(pair) for pair in _pairs(each)] for each in (read_json(file), flags))
+    if before != now:
+        gone, new = ([pair for pair in one if pair not in other] for one, other in ((before, now), (now, before)))
+        raise ValueError(
+            f"{path} was trained with other flags ({' '.join(gone) or 'another order'}; now "
+            f"{' '.join(new) or 'another order'}); give another folder, or remove this one"
+        )
+
+
+def _pairs(flags: Sequence[str]) -> list[list[str]]:
+    """Split flags into lists of a name and its values."""
+    starts = [place for place, token in enumerate(flags) if token.startswith("--")]
+    return [list(flags[start:stop]) for start, stop in zip(starts, [*starts[1:], len(flags)], strict=True)]
 
 
 def train_folds(
@@ -117,8 +152,22 @@ def on_test_data(path: Path, num_data: int) -> tuple[ProgramPair, Tensor, dict[s
     return run.vae(config), data.test[:num_data], {k: v[:num_data] for k, v in data.conditions("test").items()}
 
 
-def load_or_compute(path: Path, compute: Callable[[], Mapping[str, Tensor]]) -> dict[str, Tensor]:
-    """Load named float64 tensors from a JSON file. Compute and save them first if the file does not exist."""
-    if not path.exists():
-        write_json(path, {key: value.tolist() for key, value in compute().items()})
-    return {key: torch.tensor(value, dtype=torch.float64) for key, value in read_json(path).items()}
+def load_or_compute(
+    run: Path, settings: Sequence[int], compute: Callable[[], Mapping[str, Tensor]]
+) -> dict[str, Tensor]:
+    """Load named float64 tensors that were computed from a run, or compute and save them.
+
+    They stand beside the run, in NAME-SETTINGS.json, with the hash of its weights. Those of other weights are not used.
+
+    Args:
+        run: Finished run.
+        settings: Numbers on which the tensors depend.
+        compute: Function that computes the tensors.
+    """
+    file = run.with_name("-".join([run.name, *map(str, settings)]) + ".json")
+    weights = Run(run).manifest["files"][WEIGHTS]
+    saved = read_json(file) if file.exists() else {}
+    if saved.get("weights") != weights:
+        saved = {"weights": weights, "values": {key: value.tolist() for key, value in compute().items()}}
+        write_json(file, saved)
+    return {key: torch.tensor(value, dtype=torch.float64) for key, value in saved["values"].items()}

@@ -102,7 +102,7 @@ def measured(path: Path, settings: dict[str, int]) -> dict[str, Tensor]:
             "activity": activity,
         }
 
-    return load_or_compute(path.with_name(f"{path.name}-{'-'.join(map(str, settings.values()))}.json"), made)
+    return load_or_compute(path, list(settings.values()), made)
 
 
 def summary(values: dict[str, Tensor]) -> dict[str, float | None]:

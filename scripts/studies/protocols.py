@@ -238,8 +238,8 @@ def tabulate(trained: Trained, *, num_data: int, num_particles: int) -> dict[str
     found: dict[str, list[dict[str, Tensor]]] = {}
     with Progress(len(trained.folders), "run", "log p(x)") as progress:
         for (variant, _), folder in trained.folders.items():
-            path = folder.with_name(f"{folder.name}-{'-'.join(map(str, (num_data, *draws)))}.json")
-            found.setdefault(variant, []).append(load_or_compute(path, partial(_measured, folder, num_data, *draws)))
+            compute = partial(_measured, folder, num_data, *draws)
+            found.setdefault(variant, []).append(load_or_compute(folder, [num_data, *draws], compute))
             progress.update()
     rows = {variant: _row(values, protocol.variants[variant].published) for variant, values in found.items()}
     head = ["", "published", f"L_{protocol.guide_particles}", "s.e. data", "sd seeds", "difference", "log p(x)", "ELBO"]

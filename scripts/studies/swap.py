@@ -141,7 +141,7 @@ def values(path: Path, num_data: int, num_particles: int) -> dict[str, torch.Ten
         found = evaluate(model.model, model.guide, x, **draws, **conditions)
         return {"elbo": found.elbo, "log_marginal": found.marginal.log_marginal.value}
 
-    return load_or_compute(path.with_name(f"{path.name}-{num_data}-{num_particles}.json"), compute)
+    return load_or_compute(path, [num_data, num_particles], compute)
 
 
 def table(

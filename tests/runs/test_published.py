@@ -33,7 +33,7 @@ def test_a_protocol_sets_published_and_own_values_side_by_side(followed):
     assert "shortened (at most 1 of 500 epochs; 12 of 10,000 test data; changed by --num_validation 20" in text
     (row,) = json.loads((path / "table.json").read_text())["rows"].values()
     (parent,) = (one for one in (path / "published/vae-mlp400").iterdir() if one.is_dir())
-    made = [json.loads((parent / f"VAE-{seed}-12-200-20.json").read_text()) for seed in (0, 1)]
+    made = [json.loads((parent / f"VAE-{seed}-12-200-20.json").read_text())["values"] for seed in (0, 1)]
     bounds = np.array([one["bound"] for one in made])
     assert bounds.shape == (2, 12)
     assert row["bound"] == pytest.approx(bounds.mean())

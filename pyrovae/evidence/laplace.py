@@ -31,10 +31,12 @@ _STEPS_PER_HESSIAN = 3
 # Steps of a further start by the curvature at the first start's mode, before it has Hessians of its own.
 _SHARED_STEPS = 8
 
-# Squared distance from a mode, in standard deviations, and nats below it, within which a start has come to that mode.
-_ARRIVED = 1.0, 1.0
+# Squared distance of two points, in standard deviations of a mode, up to which they are one mode: at least, and for
+# each latent. Draws of U latents lie at a squared distance of about U.
+_SAME, _SAME_PER_LATENT = 1.0, 0.1
 
-# Gain of a Newton step, g' H^-1 g / 2 in nats, below which a climb stops.
+# Gain in nats below which a climb stops: of a Newton step, g' H^-1 g / 2, or of all steps by the last Hessian. At a
+# kink, as of a ReLU decoder, the gradient does not vanish, so that the first would never stop a climb.
 _GAIN = 1e-3
 
 # Minimum curvature, relative to a normal with the prior's width: no direction is wider than about 3 times the prior.
@@ -60,6 +62,7 @@ class _Ends(NamedTuple):
         curvature: Eigenvalues of P, with shape (S, N, U), float64.
         axes: Eigenvectors of P, with shape (S, N, U, U), float64.
         undefined: Whether the gradient is NaN where f is finite, with shape (S, N).
+        stalled: Whether the steps of the last Hessian gained too little, with shape (S, N).
     """
 
     u: Tensor
@@ -68,11 +71,12 @@ class _Ends(NamedTuple):
     curvature: Tensor
     axes: Tensor
     undefined: Tensor
+    stalled: Tensor
 
     @property
     def going(self) -> Tensor:
-        """Whether a Newton step still gains, with shape (S, N)."""
-        return (self.slope.square() / self.curvature).sum(-1) >= 2 * _GAIN
+        """Whether further steps may gain, with shape (S, N)."""
+        return ((self.slope.square() / self.curvature).sum(-1) >= 2 * _GAIN) & ~self.stalled
 
 
 class LaplaceFit(NamedTuple):
@@ -118,6 +122,15 @@ def laplace_fit(
     return LaplaceFit(*(part[best, data] for part in fits))
 
 
+def same_within(size: int) -> float:
+    """Return the squared distance of two points, in standard deviations of a mode, up to which they are one mode.
+
+    Args:
+        size: Number of coordinates U.
+    """
+    return max(_SAME, _SAME_PER_LATENT * size)
+
+
 def climb(space: LatentSpace, *, steps: int = 8, starts: int = 1, chunk_size: int = DEFAULT_CHUNK_SIZE) -> LaplaceFit:
     r"""Climb to modes of f(u) = log p(x, z(u)) |dz/du| from the guide, and find the curvature there.
 
@@ -150,14 +163,24 @@ def climb(space: LatentSpace, *, steps: int = 8, starts: int = 1, chunk_size: in
         u = _starts(space, starts, chunk_size)
         value = log_joint_at(space, u, chunk_size)
         ends, failed = _climb(space, u[:1], value[:1], steps, chunk_size)
-        fit = _with_widths(space, ends, chunk_size)
-        if starts > 1:
+        if starts == 1:
+            fit = _with_widths(space, ends, chunk_size)
+        else:
             u, value, undefined, arrived = _follow(space, ends, u[1:], value[1:], chunk_size)
             arrived &= ~failed
             failed &= undefined.all(0)
+            fit = _with_widths(space, _highest_of(ends, u, value, arrived), chunk_size)
             others = climb_some(space, u, ~arrived, fit, steps=steps, chunk_size=chunk_size)
             fit = LaplaceFit(*(torch.cat(parts) for parts in zip(fit, others, strict=True)))
         return _with_moments(space, fit, failed, chunk_size) if bool(failed.any()) else fit
+
+
+def _highest_of(ends: _Ends, u: Tensor, value: Tensor, arrived: Tensor) -> _Ends:
+    """Move each mode to the highest of the points that have come to it, since a climb may stop before a kink."""
+    values = torch.cat([ends.value, torch.where(arrived, value, -torch.inf)])
+    best = values.argmax(0, keepdim=True)
+    points = torch.cat([ends.u, u])
+    return ends._replace(u=points.gather(0, best.unsqueeze(-1).expand_as(ends.u)), value=values.gather(0, best))
 
 
 def climb_some(
@@ -247,7 +270,8 @@ def _go_on(space: LatentSpace, ends: _Ends, steps: int, chunk_size: int, held: i
             if again:
                 slope = _to_eigenbasis(ends.axes, _gradient(space, u, chunk_size, held).nan_to_num(0.0, 0.0, 0.0))
             u, value = _best_step(space, u, value, slope, ends.curvature, ends.axes, chunk_size)
-        ends = _ends_at(space, u, value, chunk_size, held)
+        stalled = value - ends.value < _GAIN
+        ends = _ends_at(space, u, value, chunk_size, held)._replace(stalled=stalled)
         steps -= 1
     return ends
 
@@ -269,11 +293,12 @@ def _follow(
         the point has come to the mode, each with shape (S, N).
     """
     _, unit = prior_scale(space, chunk_size)
-    distance, height = _ARRIVED
+    within = same_within(space.size)
     undefined = None
     for step in range(_SHARED_STEPS + 1):
         away = _to_eigenbasis(ends.axes, (u - ends.u).double() / unit)
-        arrived = ((away.square() * ends.curvature).sum(-1) < distance) & (value > ends.value - height) & ~ends.going
+        near = ((away.square() * ends.curvature).sum(-1) < within) & (value > ends.value - within)
+        arrived = near & ~ends.going
         if bool(arrived.all()) or step == _SHARED_STEPS:
             break
         gradient = _gradient(space, u, chunk_size)
@@ -431,7 +456,8 @@ def _ends_at(space: LatentSpace, u: Tensor, value: Tensor, chunk_size: int, held
     curvature, axes = torch.linalg.eigh(-hessian)
     # A flat spot of a kinked density has no curvature: use the prior's.
     slope = _to_eigenbasis(axes, gradient.nan_to_num(0.0, 0.0, 0.0))
-    return _Ends(u, value, slope, curvature.abs().clamp(min=_FLOOR), axes, undefined)
+    stalled = torch.zeros_like(undefined)
+    return _Ends(u, value, slope, curvature.abs().clamp(min=_FLOOR), axes, undefined, stalled)
 
 
 def _with_widths(space: LatentSpace, ends: _Ends, chunk_size: int) -> LaplaceFit:

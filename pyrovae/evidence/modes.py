@@ -8,7 +8,7 @@ from torch import Tensor
 
 from pyrovae.evidence.blocks import DEFAULT_CHUNK_SIZE
 from pyrovae.evidence.derivatives import log_joint_at
-from pyrovae.evidence.laplace import LaplaceFit, climb, climb_some, from_prior, highest, prior_scale
+from pyrovae.evidence.laplace import LaplaceFit, climb, climb_some, from_prior, highest, prior_scale, same_within
 from pyrovae.evidence.latent_space import LatentSpace
 
 _MOST_MODES = 48  # per datum
@@ -20,7 +20,6 @@ _PRIOR_DRAWS = 32
 _ZERO = 0.5  # prior widths within which the prior's middle is taken for 0; draws know it to 0.16 (`prior_scale`)
 _SURPRISE = 3.0  # nats by which f at a candidate exceeds the fits so far
 _REACH = 12.0  # nats below the best mode down to which a candidate is worth a climb
-_SAME = 1.0  # distance of two modes, in standard deviations, up to which they are one
 _MASS = 0.01  # share of the posterior's mass from which a mode counts
 
 
@@ -80,7 +79,7 @@ def _without_repeats(fit: LaplaceFit, before: int) -> LaplaceFit:
     for s in range(max(1, before), len(log_joint)):
         away = _squared_distances(fit, fit.mode[s : s + 1], slice(0, s))[:, 0]
         alive = log_joint[:s].isfinite()
-        near = ((away < _SAME**2) & alive).any(0)
+        near = ((away < same_within(fit.mode.shape[-1])) & alive).any(0)
         log_joint[s] = torch.where(near, -torch.inf, log_joint[s])
     return fit._replace(log_joint=log_joint)
 

@@ -9,12 +9,15 @@ import pyro.distributions as dist
 import pytest
 import torch
 from script_helpers import path_of
+from torch import nn
 
-from pyrovae import log_marginal
-from pyrovae.evidence import LaplaceProposal
+from pyrovae import VAE, BernoulliLikelihood, NormalEncoder, StandardNormalPrior, log_marginal
+from pyrovae.evidence import LaplaceProposal, laplace
 from pyrovae.evidence.angles import centre_angles
+from pyrovae.evidence.laplace import LaplaceFit, climb, climb_from
 from pyrovae.evidence.latent_space import LatentSpace
-from pyrovae.evidence.modes import find_modes
+from pyrovae.evidence.modes import _without_repeats, find_modes
+from pyrovae.nn import MLP
 
 edges = SimpleNamespace(**runpy.run_path(str(path_of("coverage").with_name("edge_problems.py"))))
 
@@ -97,6 +100,33 @@ def test_posteriors_at_the_edge_of_a_support_have_proposals_with_two_widths(name
     found = check_covered(getattr(edges, name)(20, 40), chunk_size=2**15)
     assert (found.khat < 0.7).all()
     assert found.std_error.mean() < 0.1  # 0.42 and 0.12 with one width
+
+
+@pytest.mark.parametrize("scale", [0.7, 1.4])
+def test_a_climb_stops_at_a_kink(scale, monkeypatch):
+    network = MLP(20, 200, hidden=[50], activation="relu")
+    for layer in network.layers[::2]:
+        nn.init.normal_(layer.weight, std=scale / layer.in_features**0.5)
+    vae = VAE(StandardNormalPrior(20), BernoulliLikelihood(network), NormalEncoder(nn.Linear(200, 40)))
+    x = vae.model.likelihood(torch.randn(30, 20)).sample()
+    counts, inner = [], laplace.derivatives
+    monkeypatch.setattr(laplace, "derivatives", lambda *args: counts.append(args[1].shape[1]) or inner(*args))
+    space = LatentSpace(vae.model, vae.guide, x)
+    fit = climb(space, steps=30)
+    assert sum(counts) / len(x) < 9  # Hessians for each datum; all 31 if kinks do not stop it
+    further = [climb_from(space, fit.mode + 0.1 * torch.randn(1, 30, 20), steps=30)[0].log_joint for _ in range(3)]
+    assert (torch.cat(further).amax(0) - fit.log_joint[0]).mean() < 0.4  # as without the rule
+
+
+def test_fits_nearer_than_a_tenth_of_a_squared_deviation_for_each_latent_are_one_mode():
+    for size, reach in ((1, 1.0), (10, 1.0), (40, 2.0)):
+        mode = torch.zeros(3, 1, size)
+        mode[1, :, 0], mode[2, :, 0] = 0.95 * reach, 1.05 * reach
+        eye = torch.eye(size, dtype=torch.float64).expand(3, 1, size, size)
+        fit = LaplaceFit(mode, eye, torch.tensor([[0.0], [-0.1], [-0.2]]), eye, torch.ones(3, 1, 2, size))
+        alone = LaplaceFit(*(part[[0, 2]] for part in fit))
+        assert _without_repeats(fit, 0).log_joint[:2, 0].tolist() == [0.0, -math.inf]
+        assert _without_repeats(alone, 0).log_joint.isfinite().all()
 
 
 def test_the_two_piece_density_integrates_to_one_and_is_that_of_its_draws():

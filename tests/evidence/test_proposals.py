@@ -65,13 +65,19 @@ class TestLaplaceFit:
         at_mode = log_joint(vae.model, {"z": fit.mode.unsqueeze(0)}, x)[0]
         torch.testing.assert_close(fit.log_joint, at_mode, rtol=1e-6, atol=tolerance)
 
-    @pytest.mark.parametrize("likelihood", [BernoulliLikelihood, PoissonLikelihood, LaplaceLikelihood])
-    def test_no_point_of_a_fine_grid_is_higher_than_the_best_of_ten_climbs(self, likelihood):
-        vae, x = curved(likelihood)
-        fit = laplace_fit(space_of(vae, x), starts=10)
-        grid = torch.linspace(-8, 8, 20_001, dtype=F64)[:, None, None].expand(-1, len(x), 1)
-        best = log_joint(vae.model, {"z": grid}, x).max(0).values
-        assert (fit.log_joint > best - 0.01).all()
+    @pytest.mark.parametrize(
+        ("likelihood", "most"), [(BernoulliLikelihood, 0.01), (PoissonLikelihood, 0.01), (LaplaceLikelihood, 0.1)]
+    )
+    def test_no_point_of_a_fine_grid_is_higher_than_the_best_of_ten_climbs(self, likelihood, most):
+        short = []
+        for seed in range(8):
+            pyro.set_rng_seed(seed)
+            vae, x = curved(likelihood)
+            fit = laplace_fit(space_of(vae, x), starts=10)
+            grid = torch.linspace(-8, 8, 20_001, dtype=F64)[:, None, None].expand(-1, len(x), 1)
+            short.append(log_joint(vae.model, {"z": grid}, x).max(0).values - fit.log_joint)
+        assert torch.cat(short).max() < most  # a mode at a kink is reached to a tenth of a nat
+        assert torch.cat(short).clamp(min=0).mean() < 0.003
 
     def test_a_climb_never_ends_below_its_start(self):
         vae, x = curved(PoissonLikelihood, latent_dim=3)

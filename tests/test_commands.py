@@ -33,7 +33,7 @@ PAGES = [ROOT / "README.md", *sorted((ROOT / "pyrovae" / "guide").glob("*.md"))]
 SOURCES = [
     path
     for path in sorted((ROOT / "scripts").rglob("*.py"))
-    if path.name != "benchmark_peers.py" and "run_script(main)" in path.read_text()
+    if not path.name.startswith("benchmark_") and "run_script(main)" in path.read_text()
 ]
 # Scripts whose flags the prose of the pages names, with the arguments that they need.
 NEEDED = {

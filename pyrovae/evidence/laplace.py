@@ -35,9 +35,12 @@ _SHARED_STEPS = 8
 # each latent. Draws of U latents lie at a squared distance of about U.
 _SAME, _SAME_PER_LATENT = 1.0, 0.1
 
-# Gain in nats below which a climb stops: of a Newton step, g' H^-1 g / 2, or of all steps by the last Hessian. At a
-# kink, as of a ReLU decoder, the gradient does not vanish, so that the first would never stop a climb.
+# Gain of a Newton step, g' H^-1 g / 2 in nats, below which a climb stops.
 _GAIN = 1e-3
+
+# Nats that all steps by the last Hessian must have gained, or a climb stops. At a kink, as of a ReLU decoder, the
+# gradient does not vanish.
+_PROGRESS = 1e-2
 
 # Minimum curvature, relative to a normal with the prior's width: no direction is wider than about 3 times the prior.
 _FLOOR = 0.1
@@ -270,7 +273,7 @@ def _go_on(space: LatentSpace, ends: _Ends, steps: int, chunk_size: int, held: i
             if again:
                 slope = _to_eigenbasis(ends.axes, _gradient(space, u, chunk_size, held).nan_to_num(0.0, 0.0, 0.0))
             u, value = _best_step(space, u, value, slope, ends.curvature, ends.axes, chunk_size)
-        stalled = value - ends.value < _GAIN
+        stalled = value - ends.value < _PROGRESS
         ends = _ends_at(space, u, value, chunk_size, held)._replace(stalled=stalled)
         steps -= 1
     return ends

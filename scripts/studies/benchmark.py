@@ -3,6 +3,7 @@
 python scripts/studies/benchmark.py                                    # all tables, on random bits
 python scripts/studies/benchmark.py --data_dir data --json speed.json  # on MNIST, numbers kept
 python scripts/studies/benchmark.py --parts [steps] --batch_sizes [20,256] --rounds 40
+python scripts/studies/benchmark.py --parts [evidence] --run RUN --threads 1   # log p(x) of a trained model
 
 The model is a VAE, 784-400-50 and back, softplus, in float32, without Pyro's validation. Every way has one turn in each
 round, so that other load on the machine affects all alike. Ratios within one run count. The first calls, which record
@@ -25,8 +26,10 @@ from multiprocessing import get_context
 from pathlib import Path
 from typing import Any, Literal, get_args
 
+import benchmark_evidence as evidence
 import pyro
 import torch
+from benchmark_evidence import make_vae, ways_of_annealing, ways_of_evaluating
 from benchmark_peers import (
     NUM_DATA,
     PARTICLES,
@@ -45,27 +48,18 @@ from jsonargparse.typing import PositiveInt
 from pyro.infer import TraceMeanField_ELBO
 from torch import Tensor
 
-from pyrovae import MLP, VAE, BernoulliLikelihood, GuideProposal, NormalEncoder, StandardNormalPrior
+from pyrovae import GuideProposal
 from pyrovae.data import load_data
 from pyrovae.evidence import (
     DEFAULT_CHUNK_SIZE,
-    LatentSpace,
-    Proposal,
-    ais,
-    laplace_fit,
     log_marginal,
     log_weight_blocks,
-    sigmoidal_schedule,
 )
 from pyrovae.execution import Execution, Workers
 from pyrovae.runs import check_writable, find_device, make_parser, parse_flags, read_json, run_script, write_json
 from pyrovae.training import Batches, GraphedEpoch, SingleSteps, Stepper, trainable_parameters
 
 GROWTH_DATA, GROWTH_PARTICLES, TENFOLD = 64, 500, 10
-EVIDENCE_DATA, EVIDENCE_PARTICLES, BOUND_PARTICLES = 16, 1_000, 5_000
-TEMPERATURES, CHAINS, LEAPFROG = 400, 16, 10
-FEW_LATENTS, MANY_LATENTS = 10, 256
-STEEPNESS = 1.2  # standard deviation of a random decoder's numbers, with which its posteriors are not normal
 Part = Literal["floor", "growth", "steps", "sampling", "evidence", "annealing", "processes"]
 FIRST_CALLS = 3  # which record, compile and compare
 Times = dict[str, list[float]]
@@ -102,15 +96,17 @@ def main() -> int:
         first, times = measure(ways_of_sampling(x, args.execution, args.chunk_sizes, args.rounds), args.rounds, 1)
         found.append(report("importance sampling: s per million latents", first, times, 1e6 / NUM_DATA / PARTICLES))
     if "evidence" in args.parts:
-        first, times = measure(ways_of_evaluating(device), args.rounds, 1)
-        title = f"log p(x) of a random decoder, K = {EVIDENCE_PARTICLES:,} where not said: ms per datum"
-        found.append(report(title, first, times, 1e3 / EVIDENCE_DATA))
+        ways = ways_of_evaluating(device, args.execution[-1], args.run, FIRST_CALLS + args.rounds)
+        first, times = measure(ways, args.rounds, 1)
+        model = "a random decoder" if args.run is None else args.run
+        title = f"log p(x) of {model}, K = {evidence.PARTICLES:,} where not said: ms per datum"
+        found.append(report(title, first, times, 1e3 / evidence.BLOCK))
     if "annealing" in args.parts:
         first, times = measure(ways_of_annealing(device, args.execution), args.rounds, 1, first_calls=1)
-        title = (
-            f"annealing from the Laplace fit, T = {TEMPERATURES}, {CHAINS} chains, {LEAPFROG} steps each: s per datum"
+        plan = f"T = {evidence.TEMPERATURES}, {evidence.CHAINS} chains, {evidence.LEAPFROG} steps each"
+        found.append(
+            report(f"annealing from the Laplace fit, {plan}: s per datum", first, times, 1 / evidence.ANNEALED)
         )
-        found.append(report(title, first, times, 1 / EVIDENCE_DATA))
     if "processes" in args.parts and device.type == "cpu":
         found.append(processes(args.rounds, args.steps))
     if args.json:
@@ -141,6 +137,7 @@ def benchmark_parser() -> ArgumentParser:
         default=[DEFAULT_CHUNK_SIZE],
         help="latents that pyrovae decodes at once",
     )
+    add("--run", type=str | None, default=None, help="run whose log p(x) is measured (default: random decoders)")
     add("--threads", type=PositiveInt | None, default=None, help="CPU threads (default: torch's choice)")
     add("--device", type=str, default="cpu", help="cpu, cuda, ...")
     add("--json", type=str | None, default=None, help="file for all numbers (default: null)")
@@ -180,22 +177,6 @@ def ways_of_sampling(
     if importlib.util.find_spec("numpyro"):
         ways["NumPyro RenyiELBO(0)"] = numpyro_sampling(some)
     return ways
-
-
-def ways_of_evaluating(device: torch.device) -> dict[str, Callable[[], Any]]:
-    """List the default estimate of log p(x), which climbs to each datum's posterior, and the guide's bound."""
-    return {
-        f"ours, default, Z = {Z}": ours_evaluation(device, Z),
-        f"ours, default, Z = {FEW_LATENTS}": ours_evaluation(device, FEW_LATENTS),
-        f"ours, default, Z = {MANY_LATENTS}": ours_evaluation(device, MANY_LATENTS),
-        f"guide, K = {BOUND_PARTICLES:,}, Z = {Z}": ours_evaluation(device, Z, GuideProposal(), BOUND_PARTICLES),
-    }
-
-
-def ways_of_annealing(device: torch.device, executions: Sequence[Execution]) -> dict[str, Callable[[], Any]]:
-    """List annealed importance sampling from the Laplace approximation, and its floor."""
-    ways = {f"ours, {how}": ours_annealing(device, how) for how in executions}
-    return ways | {"matrix products alone": gradient_products(device)}
 
 
 def measure(
@@ -245,13 +226,6 @@ def report(title: str, first: dict[str, float], times: Times, unit: float) -> di
 
 def _ours(times: Times) -> list[str]:
     return [name for name in times if name.startswith("ours")]
-
-
-def make_vae(device: torch.device, latent_dim: int = Z) -> VAE:
-    """Make the VAE of the comparison."""
-    sizes = (latent_dim, D), (D, 2 * latent_dim)
-    decoder, encoder = (MLP(*size, hidden=[H], activation="softplus") for size in sizes)
-    return VAE(StandardNormalPrior(latent_dim), BernoulliLikelihood(decoder), NormalEncoder(encoder)).to(device)
 
 
 def make_stepper(x: Tensor, execution: Execution, workers: Workers | None = None) -> Stepper:
@@ -310,45 +284,6 @@ def ours_sampling(x: Tensor, execution: Execution, chunk: int, calls: int) -> Ca
     return lambda: next(blocks)
 
 
-def random_decoder(device: torch.device, latent_dim: int) -> tuple[VAE, torch.Tensor]:
-    """Make a VAE whose decoder has fixed random weights, and data that it draws."""
-    vae = make_vae(device, latent_dim)
-    with torch.no_grad():
-        for layer in vae.model.likelihood.network.modules():
-            if isinstance(layer, torch.nn.Linear):
-                layer.weight.normal_(0.0, STEEPNESS / layer.in_features**0.5)
-        return vae, vae.model(size=EVIDENCE_DATA)
-
-
-def ours_evaluation(
-    device: torch.device, latent_dim: int, proposal: Proposal | None = None, num_particles: int = EVIDENCE_PARTICLES
-) -> Callable[[], Any]:
-    """Make a function that evaluates data that a decoder with fixed random weights has drawn."""
-    vae, x = random_decoder(device, latent_dim)
-    return lambda: log_marginal(vae.model, vae.guide, x, num_particles=num_particles, proposal=proposal)
-
-
-def ours_annealing(device: torch.device, execution: Execution) -> Callable[[], Any]:
-    """Make a function that anneals the same data from their Laplace approximations."""
-    vae, x = random_decoder(device, Z)
-
-    def start(space: LatentSpace) -> tuple[torch.Tensor, torch.Tensor]:
-        fit = laplace_fit(space)
-        return fit.mode, fit.scale_tril
-
-    betas = sigmoidal_schedule(TEMPERATURES)
-    return lambda: ais(
-        vae.model,
-        x,
-        guide=vae.guide,
-        num_particles=CHAINS,
-        betas=betas,
-        start=start,
-        num_leapfrog=LEAPFROG,
-        execution=execution,
-    )
-
-
 def products(device: torch.device) -> Callable[[], Any]:
     """Make a function that computes the decoder's two matrix products, the floor of sampling."""
     z, h = (torch.randn(NUM_DATA * PARTICLES, size, device=device) for size in (Z, H))
@@ -357,21 +292,6 @@ def products(device: torch.device) -> Callable[[], Any]:
     def multiply() -> None:
         z @ one
         h @ two
-
-    return multiply
-
-
-def gradient_products(device: torch.device) -> Callable[[], Any]:
-    """Make a function that computes the products of the gradients of all transitions, the floor of annealing."""
-    z, h, x = (torch.randn(EVIDENCE_DATA * CHAINS, size, device=device) for size in (Z, H, D))
-    one, two = torch.randn(Z, H, device=device), torch.randn(H, D, device=device)
-
-    def multiply() -> None:
-        for _ in range((TEMPERATURES - 1) * LEAPFROG):
-            z @ one
-            h @ two
-            x @ two.T
-            h @ one.T
 
     return multiply
 

@@ -1,0 +1,130 @@
+"""The parts of `benchmark.py` that measure log p(x): the default estimate, and annealed importance sampling."""
+
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from benchmark_peers import D, H, Z
+from torch import Tensor
+
+from pyrovae import MLP, VAE, BernoulliLikelihood, GuideProposal, NormalEncoder, StandardNormalPrior
+from pyrovae.evidence import LatentSpace, Proposal, ais, laplace_fit, log_weight_blocks, sigmoidal_schedule
+from pyrovae.execution import Execution
+from pyrovae.programs import ProgramPair
+from pyrovae.runs.sweep import on_test_data
+
+PARTICLES, BOUND_PARTICLES = 1_000, 5_000
+BLOCK = 64  # data of a turn
+ANNEALED = 16  # data
+TEMPERATURES, CHAINS, LEAPFROG = 400, 16, 10
+FEW_LATENTS, MANY_LATENTS = 10, 256
+DEFAULT: tuple[Proposal | None, int] = (None, PARTICLES)
+BOUND: tuple[Proposal | None, int] = (GuideProposal(), BOUND_PARTICLES)
+STEEPNESS = 1.2  # standard deviation of a random decoder's numbers, with which its posteriors are not normal
+
+
+def ways_of_evaluating(
+    device: torch.device, execution: Execution, run: str | None, calls: int
+) -> dict[str, Callable[[], Any]]:
+    """List the default estimate of log p(x), which climbs to each datum's posterior, and the guide's bound.
+
+    Args:
+        device: Device of random decoders.
+        execution: How the programs run.
+        run: Folder of a run whose model and test data are measured; None for decoders with random weights.
+        calls: Number of calls of each way.
+    """
+    if run is not None:
+        given = on_test_data(Path(run), calls * BLOCK)
+        ours, guide = (ours_evaluation(*given, execution, calls, *estimate) for estimate in (DEFAULT, BOUND))
+        return {"ours, default": ours, f"guide, K = {BOUND_PARTICLES:,}": guide}
+    decoders = {size: (*random_decoder(device, size, 4 * BLOCK), {}) for size in (Z, FEW_LATENTS, MANY_LATENTS)}
+    ways = {
+        f"ours, default, Z = {size}": ours_evaluation(*given, execution, calls, *DEFAULT)
+        for size, given in decoders.items()
+    }
+    return ways | {f"guide, K = {BOUND_PARTICLES:,}, Z = {Z}": ours_evaluation(*decoders[Z], execution, calls, *BOUND)}
+
+
+def ours_evaluation(
+    pair: ProgramPair,
+    x: Tensor,
+    conditions: Mapping[str, Tensor],
+    execution: Execution,
+    calls: int,
+    proposal: Proposal | None,
+    num_particles: int,
+) -> Callable[[], Any]:
+    """Make a function that weighs the next block of data, as `log_marginal` does with many data."""
+    rows = torch.arange(calls * BLOCK) % len(x)
+    blocks = log_weight_blocks(
+        pair.model,
+        pair.guide,
+        x[rows],
+        num_particles=num_particles,
+        proposal=proposal,
+        skip_support_check=True,
+        execution=execution,
+        **{name: value[rows] for name, value in conditions.items()},
+    )
+    return lambda: next(blocks)
+
+
+def ways_of_annealing(device: torch.device, executions: Sequence[Execution]) -> dict[str, Callable[[], Any]]:
+    """List annealed importance sampling from the Laplace approximation, and its floor."""
+    ways = {f"ours, {how}": ours_annealing(device, how) for how in executions}
+    return ways | {"matrix products alone": gradient_products(device)}
+
+
+def make_vae(device: torch.device, latent_dim: int = Z) -> VAE:
+    """Make the VAE of the comparison."""
+    sizes = (latent_dim, D), (D, 2 * latent_dim)
+    decoder, encoder = (MLP(*size, hidden=[H], activation="softplus") for size in sizes)
+    return VAE(StandardNormalPrior(latent_dim), BernoulliLikelihood(decoder), NormalEncoder(encoder)).to(device)
+
+
+def random_decoder(device: torch.device, latent_dim: int, num_data: int) -> tuple[VAE, Tensor]:
+    """Make a VAE whose decoder has fixed random weights, and data that it draws."""
+    vae = make_vae(device, latent_dim)
+    with torch.no_grad():
+        for layer in vae.model.likelihood.network.modules():
+            if isinstance(layer, torch.nn.Linear):
+                layer.weight.normal_(0.0, STEEPNESS / layer.in_features**0.5)
+        return vae, vae.model(size=num_data)
+
+
+def ours_annealing(device: torch.device, execution: Execution) -> Callable[[], Any]:
+    """Make a function that anneals the same data from their Laplace approximations."""
+    vae, x = random_decoder(device, Z, ANNEALED)
+
+    def start(space: LatentSpace) -> tuple[Tensor, Tensor]:
+        fit = laplace_fit(space)
+        return fit.mode, fit.scale_tril
+
+    betas = sigmoidal_schedule(TEMPERATURES)
+    return lambda: ais(
+        vae.model,
+        x,
+        guide=vae.guide,
+        num_particles=CHAINS,
+        betas=betas,
+        start=start,
+        num_leapfrog=LEAPFROG,
+        execution=execution,
+    )
+
+
+def gradient_products(device: torch.device) -> Callable[[], Any]:
+    """Make a function that computes the products of the gradients of all transitions, the floor of annealing."""
+    z, h, x = (torch.randn(ANNEALED * CHAINS, size, device=device) for size in (Z, H, D))
+    one, two = torch.randn(Z, H, device=device), torch.randn(H, D, device=device)
+
+    def multiply() -> None:
+        for _ in range((TEMPERATURES - 1) * LEAPFROG):
+            z @ one
+            h @ two
+            x @ two.T
+            h @ one.T
+
+    return multiply

@@ -3,7 +3,7 @@
 importance            `log_marginal`, `ladder`, `evidence_lower_bound`
 whole                 `log_evidence`, of the whole data set
 proposals             proposals and their shares
-laplace               modes and widths of posteriors, hence location and scale of the default proposal
+laplace               modes and widths of posteriors, hence location and scale of the default proposal; starts of climbs
 proposal_components   draws and densities of adapted proposals; points has their shared densities
 modes                 search for further modes
 nested                one coordinate of a funnel on a grid, normals for the others; nested_component draws from them
@@ -21,9 +21,7 @@ imputation            `impute`, missing entries given the observed ones
 conditioning          `conditional`, log p(x_a | x_b), and draws given x_b
 scoring               `score`, log p(x_d | the other entries); `rank_among`, ranks among training rows
 posterior             weighted draws of the latents for these; entries has means, medians and modes of entries at them
-scoring               `score`, log p(x_d | the other entries)
 classification        `classify`, p(y|x) of a discrete latent, and `error_rate`
-posterior             weighted draws of the latents for both
 evaluation            `evaluate`, all estimates of a run: the fields of evaluation.json and evaluation.csv
 latent_space, blocks  unconstrained coordinates, blocks of data
 """

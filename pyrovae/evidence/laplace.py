@@ -21,6 +21,7 @@ from pyrovae.densities import Program, evaluating, modules_of
 from pyrovae.evidence.blocks import DEFAULT_CHUNK_SIZE, check_counts, split_count
 from pyrovae.evidence.derivatives import ROWS_ONE_BY_ONE, derivatives, gradient_at, log_joint_at
 from pyrovae.evidence.latent_space import LatentSpace
+from pyrovae.evidence.starts import prior_scale, starting_points
 
 # Dampings tried in each step, in units of the mean curvature: from Newton's step to a short step up the gradient.
 _DAMPING = (0.0, 0.1, 1.0, 10.0, 100.0)
@@ -45,7 +46,6 @@ _PROGRESS = 1e-2
 # Minimum curvature, relative to a normal with the prior's width: no direction is wider than about 3 times the prior.
 _FLOOR = 0.1
 
-_PRIOR_DRAWS = 64  # for the prior's width
 _GUIDE_DRAWS = 400  # for its moments, where a climb fails
 
 # Distance at which the width of each axis is measured, in standard deviations, and bounds of the precision's change.
@@ -163,7 +163,7 @@ def climb(space: LatentSpace, *, steps: int = 8, starts: int = 1, chunk_size: in
     _check_coordinates(space)
     check_counts(steps=steps, starts=starts)
     with _fixed_programs(space):
-        u = _starts(space, starts, chunk_size)
+        u = starting_points(space, starts, chunk_size)
         value = log_joint_at(space, u, chunk_size)
         ends, failed = _climb(space, u[:1], value[:1], steps, chunk_size)
         if starts == 1:
@@ -380,46 +380,6 @@ def curvature_at(space: LatentSpace, u: Tensor, *, chunk_size: int = DEFAULT_CHU
         _, hessian = derivatives(space, u, chunk_size)
         second = (hessian.diagonal(dim1=-2, dim2=-1) * unit.square()).double()
         return second.nan_to_num(0.0, 0.0, 0.0).abs().clamp(min=_FLOOR)
-
-
-def _starts(space: LatentSpace, starts: int, chunk_size: int) -> Tensor:
-    """Find starting points, with shape (S, N, U)."""
-    drawn = space.pack(space.from_guide(8))
-    drawn = torch.where(drawn.isfinite(), drawn, 0.0)
-    first = highest(space, torch.cat([drawn.mean(0, keepdim=True), drawn]), chunk_size)
-    if starts > 1:
-        others = [
-            space.pack(space.from_guide(4)) if s % 2 else from_prior(space, 4, chunk_size) for s in range(starts - 1)
-        ]
-        others = [highest(space, torch.where(u.isfinite(), u, 0.0), chunk_size) for u in others]
-        first = torch.cat([first, *others])
-    return first
-
-
-def highest(space: LatentSpace, u: Tensor, chunk_size: int) -> Tensor:
-    """Select the best of K points for each datum, with shape (1, N, U)."""
-    best = log_joint_at(space, u, chunk_size).argmax(0)
-    return u[best, torch.arange(space.num_data, device=best.device)].unsqueeze(0)
-
-
-def from_prior(space: LatentSpace, draws: int, chunk_size: int) -> Tensor:
-    """Draw u from the prior, with shape (K, N, U), in chunks, since the model decodes the draws."""
-    counts = split_count(draws, chunk_size // space.num_data)
-    return torch.cat([space.pack(space.from_prior(count)) for count in counts])
-
-
-def prior_scale(space: LatentSpace, chunk_size: int = DEFAULT_CHUNK_SIZE) -> tuple[Tensor, Tensor]:
-    """Find the prior's middle and width in each coordinate, with shape (N, U), by quartiles, robust to heavy tails."""
-    if "prior scale" not in space.memo:
-        space.memo["prior scale"] = _prior_scale(space, chunk_size)
-    return space.memo["prior scale"]
-
-
-def _prior_scale(space: LatentSpace, chunk_size: int) -> tuple[Tensor, Tensor]:
-    u = from_prior(space, _PRIOR_DRAWS, chunk_size)
-    lower, upper = torch.where(u.isfinite(), u, 0.0).quantile(u.new_tensor([0.25, 0.75]), dim=0)
-    width = (upper - lower) / 1.349
-    return (lower + upper) / 2, torch.where(width > 0, width, 1.0)
 
 
 def _best_step(

@@ -8,8 +8,9 @@ from torch import Tensor
 
 from pyrovae.evidence.blocks import DEFAULT_CHUNK_SIZE
 from pyrovae.evidence.derivatives import log_joint_at
-from pyrovae.evidence.laplace import LaplaceFit, climb, climb_some, from_prior, highest, prior_scale, same_within
+from pyrovae.evidence.laplace import LaplaceFit, climb, climb_some, same_within
 from pyrovae.evidence.latent_space import LatentSpace
+from pyrovae.evidence.starts import from_prior, highest, prior_scale
 
 _MOST_MODES = 48  # per datum
 _MOST_CHOSEN = 12  # candidates of a round from which to climb

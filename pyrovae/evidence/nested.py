@@ -11,9 +11,10 @@ import torch
 from torch import Tensor
 
 from pyrovae.evidence.blocks import DEFAULT_CHUNK_SIZE
-from pyrovae.evidence.laplace import climb_from, curvature_at, prior_scale
+from pyrovae.evidence.laplace import climb_from, curvature_at
 from pyrovae.evidence.latent_space import LatentSpace
 from pyrovae.evidence.splines import interpolation_weights
+from pyrovae.evidence.starts import prior_scale
 
 _PILOT_DATA = 8  # at which the change of the curvature is measured
 _PILOT_REACH = 1.5  # prior widths up and down

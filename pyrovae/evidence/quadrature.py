@@ -10,8 +10,9 @@ from torch import Tensor
 
 from pyrovae.evidence.blocks import split_count
 from pyrovae.evidence.cubature import Cubature, Peaks, integrate_adaptively, to_cube
-from pyrovae.evidence.laplace import climb_from, prior_scale
+from pyrovae.evidence.laplace import climb_from
 from pyrovae.evidence.latent_space import LatentSpace
+from pyrovae.evidence.starts import prior_scale
 
 POINTS = {1: 2000, 2: 100, 3: 50}  # per coordinate for one, two and three coordinates
 

@@ -13,7 +13,8 @@ and the same command resumes them. A protocol that would take more than three ho
 default, and says so. Flags after -- go to train.py and change the protocol, which the table says too.
 
 "wu-ais": annealed importance sampling against importance sampling on one decoder, that of the first seed of
-"vae-mlp400": 1,000 temperatures for 1,000 test images, and 10,000 for 50 (Wu et al., https://arxiv.org/abs/1611.04273).
+"vae-mlp400", with two layers: 1,000 temperatures for 1,000 test images, and 10,000 for 50 (Wu et al.,
+https://arxiv.org/abs/1611.04273).
 
 "cremer-gaps": approximation gap and amortisation gap of the first seed of "burda-vae" with k = 1, on 1,000 test images
 (Cremer et al., https://arxiv.org/abs/1801.03558). Log p(x) is the default with --num_particles draws.
@@ -170,7 +171,7 @@ def wu_ais(flags: Any) -> dict[str, Any]:
     plans = [(t, min(size if t <= most else _WU_MANY, flags.num_data or size)) for t in flags.temperatures]
     hours = sum(count * size for count, size in plans) * _AIS_SECONDS / 3600
     print(f"annealing takes about {hours:.1f} hours on one core, after the training:")
-    trained = _trained(flags, "vae-mlp400", [flags.seed], None)
+    trained = _trained(flags, "vae-mlp400", [flags.seed], None, variants=["VAE, 400-400"])
     (run,) = trained.folders.values()
     print("Wu et al., for a decoder of their own: AIS -85.62, draws of the guide -86.90 (K = 10^4), -86.46 (K = 10^5)")
     for count, size in plans:

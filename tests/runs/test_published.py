@@ -29,25 +29,26 @@ def followed(tmp_path_factory):
 @pytest.mark.slow
 def test_a_protocol_sets_published_and_own_values_side_by_side(followed):
     path, text = followed
-    assert "2 trainings of at most 1 epochs. With log p(x) of 12 test data they take about" in text
+    assert "4 trainings of at most 1 epochs. With log p(x) of 12 test data they take about" in text
     assert "shortened (at most 1 of 500 epochs; 12 of 10,000 test data; changed by --num_validation 20" in text
-    (row,) = json.loads((path / "table.json").read_text())["rows"].values()
+    row, other = json.loads((path / "table.json").read_text())["rows"].values()
+    assert other["published"] is other["difference"] is None
     (parent,) = (one for one in (path / "published/vae-mlp400").iterdir() if one.is_dir())
-    made = [json.loads((parent / f"VAE-{seed}-12-200-20.json").read_text())["values"] for seed in (0, 1)]
+    made = [json.loads((parent / f"VAE-400-400-{seed}-12-200-20.json").read_text())["values"] for seed in (0, 1)]
     bounds = np.array([one["bound"] for one in made])
     assert bounds.shape == (2, 12)
     assert row["bound"] == pytest.approx(bounds.mean())
     assert row["sd"] == pytest.approx(bounds.mean(1).std(ddof=1))
     assert row["difference"] == pytest.approx(bounds.mean() + 89.9)
     assert row["epochs"] == 1
-    line = next(line for line in text.splitlines() if line.startswith("VAE "))
-    assert line.split()[1:3] == ["-89.90", f"{bounds.mean():.2f}"]
+    line = next(line for line in text.splitlines() if line.startswith("VAE, 400-400 "))
+    assert line.split()[2:4] == ["-89.90", f"{bounds.mean():.2f}"]
 
 
 @pytest.mark.slow
 def test_a_protocol_is_followed_by_train_py(followed):
     path, _ = followed
-    (folder,) = (path / "published/vae-mlp400").glob("*/VAE-1")
+    (folder,) = (path / "published/vae-mlp400").glob("*/VAE-400-400-1")
     saved = Run(folder)
     config = saved.config()
     assert (config.lr, config.batch_size, config.binarize, config.seed) == (1e-4, 100, "static", 1)

@@ -51,8 +51,6 @@ def train_all(script: Path, runs: Mapping[Path, Sequence[str]], *, jobs: int = 1
             flags = ["--resume", str(path)]
         else:
             flags = [*runs[path], "--out", str(path)]
-            path.parent.mkdir(parents=True, exist_ok=True)
-            write_json(_flags_file(path), list(runs[path]))
         command = [sys.executable, str(script), *flags]
         with lock:
             if stopping.is_set():
@@ -60,6 +58,8 @@ def train_all(script: Path, runs: Mapping[Path, Sequence[str]], *, jobs: int = 1
             process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
             processes.append(process)
         _, errors = process.communicate()
+        if (path / MANIFEST).is_file() and "--resume" not in flags:
+            write_json(_flags_file(path), flags[:-2])  # without --out
         if not process.returncode:
             return None
         last = (errors.strip().splitlines() or [f"exit status {process.returncode}"])[-1]

@@ -315,10 +315,11 @@ def test_a_study_leaves_no_folder_if_its_training_is_refused(traps, capsys, monk
     def by_fork(command, **options):
         training = Script(Path(command[1]).with_suffix(""), command[2:], cwd=Path.cwd(), strict=False)
         training.wait()
-        return training
+        ended = {"returncode": training.returncode, "communicate": lambda: (None, training.stderr)}
+        return SimpleNamespace(**ended, terminate=lambda: None)
 
     monkeypatch.chdir(traps)
-    monkeypatch.setattr("pyrovae.runs.sweep.subprocess", SimpleNamespace(run=by_fork))
+    monkeypatch.setattr("pyrovae.runs.sweep.subprocess", SimpleNamespace(Popen=by_fork, DEVNULL=None, PIPE=None))
     code, err = call(capsys, monkeypatch, script, "--out", "table/new", "--", "--epochs", 0)
     assert_refused(script, code, err, STUDIES[script])
     assert not (traps / "table").exists()

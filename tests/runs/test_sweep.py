@@ -83,8 +83,8 @@ def test_sigterm_stops_the_running_training_and_starts_no_other(script):
 
 def test_a_run_that_was_begun_with_other_flags_is_refused(script):
     script.write_text(
-        "import sys\nfrom pathlib import Path\nout = Path(sys.argv[sys.argv.index('--out') + 1])\nout.mkdir()\n"
-        "(out / 'manifest.json').write_text('{}')"
+        "import sys\nfrom pathlib import Path\nout = Path(sys.argv[sys.argv.index('--out') + 1])\n"
+        "out.mkdir(parents=True)\n(out / 'manifest.json').write_text('{}')"
     )
     folder = script.parent / "table" / "standard-0"
     train_all(script, {folder: ["--lr", "1", "--data", "a b.csv"]})

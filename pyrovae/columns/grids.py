@@ -14,7 +14,7 @@ def grid_of(values: Tensor, error: float = 0.0) -> float | None:
 
     Args:
         values: Finite values of any shape, float32 or float64.
-        error: Rounding error of an operation by which the values were made; there may be four.
+        error: Rounding error of one operation on the values; four of them are allowed for.
 
     Returns:
         The step; None if no step fits, or if it is too fine for the rounding errors or for float32.

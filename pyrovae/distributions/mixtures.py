@@ -35,7 +35,7 @@ class BlockwiseMixture(dist.MixtureSameFamily):
         shared = self if self._shared is None else self._shared
         shape = value.shape[: value.ndim - len(self.event_shape)]
         entries = (self.component_distribution.batch_shape[-1:] + self.event_shape).numel()  # of one value
-        is_recorded = _get_current_dispatch_mode() is not None
+        is_recorded = _get_current_dispatch_mode() is not None  # a record of each block would be long
         at_once = shared.batch_shape or torch.is_grad_enabled() or is_recorded or value.device.type != "cpu"
         if at_once:
             return super().log_prob(value)

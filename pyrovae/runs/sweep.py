@@ -45,12 +45,10 @@ def train_all(script: Path, runs: Mapping[Path, Sequence[str]], *, jobs: int = 1
     lock, stopping = threading.Lock(), threading.Event()  # no training starts once the others are stopped
 
     def train(path: Path) -> str | None:
-        if (path / MANIFEST).is_file():
-            if Run(path).finished:
-                return None
-            flags = ["--resume", str(path)]
-        else:
-            flags = [*runs[path], "--out", str(path)]
+        begun = (path / MANIFEST).is_file()
+        if begun and Run(path).finished:
+            return None
+        flags = ["--resume", str(path)] if begun else [*runs[path], "--out", str(path)]
         command = [sys.executable, str(script), *flags]
         with lock:
             if stopping.is_set():
@@ -58,8 +56,8 @@ def train_all(script: Path, runs: Mapping[Path, Sequence[str]], *, jobs: int = 1
             process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
             processes.append(process)
         _, errors = process.communicate()
-        if (path / MANIFEST).is_file() and "--resume" not in flags:
-            write_json(_flags_file(path), flags[:-2])  # without --out
+        if not begun and (path / MANIFEST).is_file():
+            write_json(_flags_file(path), list(runs[path]))
         if not process.returncode:
             return None
         last = (errors.strip().splitlines() or [f"exit status {process.returncode}"])[-1]

@@ -76,6 +76,8 @@ def main() -> int:
     check_writable("--json", args.json)
     if args.rounds < 2:
         raise ValueError(f"--rounds must be at least 2, got {args.rounds}; quartiles need two")
+    if args.run is not None and "evidence" not in args.parts:
+        raise ValueError("--run: only the part evidence measures a run; omit it, or add evidence to --parts")
     pyro.enable_validation(False)
     pyro.set_rng_seed(0)
     if args.data_dir is None:

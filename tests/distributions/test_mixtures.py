@@ -13,7 +13,10 @@ M, Z = 50, 3
 
 def make(kind, batch_shape=()):
     generator = torch.Generator().manual_seed(0)
-    draw = lambda *shape: torch.randn(*batch_shape, M, *shape, generator=generator)  # noqa: E731
+
+    def draw(*shape):
+        return torch.randn(*batch_shape, M, *shape, generator=generator)
+
     if kind == "scalar":
         components = dist.Normal(draw(), draw().exp())
     elif kind == "diagonal":

@@ -344,7 +344,8 @@ class TestRefusals:
         with pytest.raises(ValueError, match="needs a guide independent over dimensions, but it is MultivariateNormal"):
             BetaTCELBO(50).loss(vae.model, vae.guide, x)
         vae = VAE(MixturePrior(2), BernoulliLikelihood(MLP(2, 6)), NormalEncoder(MLP(6, 4)))
-        with pytest.raises(ValueError, match="needs a prior with a covariance in closed form, but it is Block"):
+        message = "needs a prior with a covariance in closed form, but it is BlockwiseMixture"
+        with pytest.raises(ValueError, match=message):
             DIPVAEELBO().loss(vae.model, vae.guide, x)
         vae = VAE(
             StandardNormalPrior(2), BernoulliLikelihood(MLP(2, 6)), FlowEncoder(MLP(6, FlowEncoder.num_outputs(2)))

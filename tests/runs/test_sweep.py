@@ -37,8 +37,7 @@ STUDY = """
 import sys
 from pathlib import Path
 from pyrovae.runs import run_script
-from pyrovae.runs import Run
-from pyrovae.runs.sweep import load_or_compute, train_all
+from pyrovae.runs.sweep import train_all
 
 folder = Path(sys.argv[1])
 run_script(lambda: train_all(folder / "train.py", {folder / name: ["wait"] for name in ("long", "later")}))

@@ -129,6 +129,26 @@ def test_fits_nearer_than_a_tenth_of_a_squared_deviation_for_each_latent_are_one
         assert _without_repeats(alone, 0).log_joint.isfinite().all()
 
 
+def test_a_point_far_below_a_mode_has_not_come_to_it():
+    def model(x):
+        with pyro.plate("data", len(x)):
+            z = pyro.sample("z", dist.Normal(0.0, 1.0))
+            pit = (z - 0.5).abs() < 0.1
+            pyro.factor("pit", torch.where(pit, z.square() / 2 - 5, torch.zeros_like(z)))  # flat, five nats deep
+            pyro.sample("x", dist.Normal(0.0, 1.0), obs=x)
+
+    def guide(x):
+        with pyro.plate("data", len(x)):
+            pyro.sample("z", dist.Normal(torch.zeros_like(x), 0.01))
+
+    space = LatentSpace(model, guide, torch.zeros(2))
+    u = torch.zeros(2, 2, 1)
+    u[1] = 0.5
+    ends, _ = laplace._climb(space, u[:1], space.log_joint(u[:1]), 8, 8192)
+    _, _, _, arrived = laplace._follow(space, ends, u, space.log_joint(u), 8192)
+    assert arrived.tolist() == [[True, True], [False, False]]
+
+
 def test_the_two_piece_density_integrates_to_one_and_is_that_of_its_draws():
     problem = edges.half_normals(2, 3)
     space = LatentSpace(problem.model, problem.guide, problem.x)

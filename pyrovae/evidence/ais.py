@@ -44,7 +44,7 @@ from pyrovae.execution import Execution, Progress
 from pyrovae.stats import LogMarginal, Rounding, sampling_std_error, student_t_critical, summarize_log_weights
 
 _COMMIT_EVERY = 100  # temperatures
-_FORMAT = 2  # of a saved state
+_FORMAT = 3  # of a saved state
 _MANY_CHAINS = 50  # whose khat is known well enough
 _LARGEST_ERROR_OF_ALL = 3.0  # nats, by all chains, also by those that stay behind
 _LARGEST_ERROR = 2.0  # nats; a larger error of few chains says only that temperatures are too few
@@ -80,7 +80,9 @@ def ais(
 
     Transitions are preconditioned by the covariance of a normal start, or else by standard deviations per dimension.
     A preliminary run with 8 separate chains determines these and the step sizes, one per datum and temperature. They
-    stay fixed afterwards, so that the estimate stays unbiased.
+    stay fixed afterwards, so that the estimate stays unbiased. From a normal start, trajectories are about three
+    standard deviations long, half a period of a normal, and take at most num_leapfrog steps. Decoders with
+    40 to 50 latents needed 4 steps, and their standard errors were no larger than with 10.
 
     Chains find only the modes that the start covers: from a guide that covers one of two modes with equal mass, the
     value is log 2 too low, and the error does not show it. Start from the prior where modes may be missed. With too few
@@ -98,7 +100,7 @@ def ais(
         betas: Inverse temperatures, increasing from 0 to 1, with shape (T + 1,), such as `linear_schedule(1000)`.
         start: Mean, with shape (N, U), and scale_tril, with shape (N, U, U), of a normal in u to start from, or a
             function that finds them in the `LatentSpace` of model and guide; None for the guide or the prior.
-        num_leapfrog: Number of leapfrog steps per transition.
+        num_leapfrog: Number of leapfrog steps per transition; from a normal start, the largest number.
         acceptance: Target acceptance rate of the step sizes.
         num_tuning: Approximate number of transitions of the preliminary run; at least 2 at each of up to 50
             temperatures; None for 200, or for 100 from a normal start, whose coordinates need no standard deviations.
@@ -152,7 +154,7 @@ def ais(
                 walk = Walk.start(path, path.draw(num_particles))
             else:
                 tuning, walk = state.tuning.to(path.device), Walk.of(state.walk, path.device)
-            walks = anneal(path, walk, betas, range(state.temperature, len(betas)), tuning, num_leapfrog)
+            walks = anneal(path, walk, betas, range(state.temperature, len(betas)), tuning)
             for walk in walks:
                 bar.update()
                 state.temperature += 1

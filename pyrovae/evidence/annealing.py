@@ -23,6 +23,7 @@ Normal = tuple[Tensor, Tensor]
 Start = Normal | Callable[[LatentSpace], Normal]
 
 _JITTER = 0.2  # step sizes vary by this factor, so that no trajectory is a whole period of a normal
+_LENGTH = 3.0  # of a trajectory from a normal start, in its standard deviations; about half a period of a normal
 _TUNING_CHAINS = 8
 _TUNING_PLACES = 50  # temperatures at which steps are adapted; others use the nearest of them
 _BURN_IN = 20  # transitions at the first of these temperatures, before adaptation counts
@@ -198,15 +199,17 @@ class Walk(NamedTuple):
 
 
 class Tuning(NamedTuple):
-    """Step sizes and scales of the transitions at G inverse temperatures.
+    """Step sizes, their numbers and scales of the transitions at G inverse temperatures.
 
     Attributes:
         places: The inverse temperatures, with shape (G,), on the CPU.
+        num_leapfrog: Numbers of leapfrog steps, with shape (G,), on the CPU.
         step: Step sizes, with shape (G, N).
         scale: Standard deviations of v, with shape (G, N, U); ones with a normal start.
     """
 
     places: Tensor
+    num_leapfrog: Tensor
     step: Tensor
     scale: Tensor
 
@@ -215,25 +218,22 @@ class Tuning(NamedTuple):
         return self._replace(step=self.step.to(device), scale=self.scale.to(device))
 
 
-def anneal(
-    path: Path, walk: Walk, betas: Tensor, order: Sequence[int], tuning: Tuning, num_leapfrog: int
-) -> Iterator[Walk]:
+def anneal(path: Path, walk: Walk, betas: Tensor, order: Sequence[int], tuning: Tuning) -> Iterator[Walk]:
     """Walk through the temperatures in this order, rising or falling, and yield the chains after each."""
     for before, now in pairwise(order):
         # The slope is infinite where f_b is zero for b > 0, and so is the weight.
         log_w = walk.log_w + (betas[now] - betas[before]).item() * walk.position.slope.double()
         walk = walk._replace(log_w=log_w)
         if 0 < now < len(betas) - 1:
-            position, _ = tuned_transition(path, walk.position, betas[now].item(), tuning, num_leapfrog)
+            position, _ = tuned_transition(path, walk.position, betas[now].item(), tuning)
             walk = walk._replace(position=position)
         yield walk
 
 
-def tuned_transition(
-    path: Path, position: Position, beta: float, tuning: Tuning, num_leapfrog: int
-) -> tuple[Position, Tensor]:
-    """Make a `transition` with the step size and the scale of the nearest tuned temperature."""
+def tuned_transition(path: Path, position: Position, beta: float, tuning: Tuning) -> tuple[Position, Tensor]:
+    """Make a `transition` with the steps and the scale of the nearest tuned temperature."""
     place = int((tuning.places - beta).abs().argmin())
+    num_leapfrog = int(tuning.num_leapfrog[place])
     return transition(path, position, beta, tuning.step[place], tuning.scale[place], num_leapfrog)
 
 
@@ -289,12 +289,13 @@ def tune(path: Path, betas: Tensor, *, num_leapfrog: int, acceptance: float, num
     places = inner[torch.linspace(0, len(inner) - 1, count).round().long()]
     chains = AdaptiveChains(path, _TUNING_CHAINS, num_leapfrog, acceptance)
     chains.move(places[0].item(), rounds=_BURN_IN)
-    steps, scales = [], []
+    counts, steps, scales = [], [], []
     for place in places.tolist():
         chains.move(place, rounds=max(2, num_tuning // count))
+        counts.append(chains.num_leapfrog)
         steps.append(chains.log_step.exp())
         scales.append(chains.scale)
-    return Tuning(places, torch.stack(steps), torch.stack(scales))
+    return Tuning(places, torch.tensor(counts), torch.stack(steps), torch.stack(scales))
 
 
 class AdaptiveChains:
@@ -303,7 +304,7 @@ class AdaptiveChains:
     Args:
         path: Densities f_b.
         num_chains: Number of chains K per datum.
-        num_leapfrog: Number of leapfrog steps per transition.
+        num_leapfrog: Largest number of leapfrog steps per transition.
         acceptance: Target acceptance rate of the step sizes.
 
     Attributes:
@@ -314,10 +315,17 @@ class AdaptiveChains:
     """
 
     def __init__(self, path: Path, num_chains: int, num_leapfrog: int, acceptance: float) -> None:
-        self.path, self.num_leapfrog, self.acceptance = path, num_leapfrog, acceptance
+        self.path, self.most_leapfrog, self.acceptance = path, num_leapfrog, acceptance
         self.position = path.at(path.draw(num_chains))
         self.scale = torch.ones_like(self.position.v[0]) if path.normal else path.draw(100).std(0)
         self.log_step = torch.full_like(self.position.base[0], math.log(0.7 * self.scale.shape[-1] ** -0.25))
+
+    @property
+    def num_leapfrog(self) -> int:
+        """Number of leapfrog steps: as many as trajectories of `_LENGTH` need at three of four data."""
+        if self.path.normal is None:
+            return self.most_leapfrog
+        return min(self.most_leapfrog, max(1, round(_LENGTH / self.log_step.quantile(0.25).exp().item())))
 
     def move(self, beta: float, rounds: int) -> None:
         """Make transitions at b and adapt: log step grows by gain (accepted - target), with a gain falling to 0.15."""

@@ -118,7 +118,7 @@ def bracket(
         proposal: `Proposal` to draw from, without betas; None for the default of `log_marginal`.
         betas: Inverse temperatures, increasing from 0 to 1, with shape (T + 1,); None for importance sampling.
         start: A normal in u to anneal from, as in `ais`.
-        num_leapfrog: Number of leapfrog steps per transition.
+        num_leapfrog: Number of leapfrog steps per transition; from a normal start, the largest number.
         acceptance: Target acceptance rate of the step sizes.
         num_tuning: Approximate number of transitions of the preliminary run; None for the default of `ais`.
         num_equilibrium: Number of transitions that separate the reverse chains.
@@ -292,11 +292,11 @@ def _slot(component: Component, point: Points, which: Tensor) -> Tensor:
 def _by_annealing(
     path: Path, true: Latents, num_particles: int, betas: Tensor, num_equilibrium: int, settings: Mapping[str, Any]
 ) -> Bracket:
-    tuning, num_leapfrog = tune(path, betas, **settings), settings["num_leapfrog"]
+    tuning = tune(path, betas, **settings)
     rising = range(len(betas))
 
     def estimate(walk: Walk, order: range) -> tuple[Tensor, Tensor]:
-        *_, walk = anneal(path, walk, betas, order, tuning, num_leapfrog)
+        *_, walk = anneal(path, walk, betas, order, tuning)
         summary = summarize_chains(walk.log_w, path.space.rounding)
         return summary.value, summary.std_error
 
@@ -304,7 +304,7 @@ def _by_annealing(
     walk = Walk.start(path, path.coordinates(path.space.pack(true)).expand(num_particles, -1, -1))
     if len(tuning.places):
         for _ in range(num_equilibrium):
-            walk = walk._replace(position=tuned_transition(path, walk.position, 1.0, tuning, num_leapfrog)[0])
+            walk = walk._replace(position=tuned_transition(path, walk.position, 1.0, tuning)[0])
     reverse, upper_error = estimate(walk, rising[::-1])
     gap_error = (lower_error**2 + upper_error**2).sqrt()
     return Bracket(lower, lower_error, -reverse, upper_error, -reverse - lower, gap_error)

@@ -62,7 +62,7 @@ def adaptive_schedule(
         guide: Pyro program q(z|x) to start from; None for the prior.
         start: A normal in u to start from, as in `ais`.
         num_particles: Number of chains K per datum in the preliminary run.
-        num_leapfrog: Number of leapfrog steps per transition.
+        num_leapfrog: Number of leapfrog steps per transition; from a normal start, the largest number.
         acceptance: Target acceptance rate of the step sizes.
         plate: Name of the plate over the data; None for the only plate around all sites that has their number.
         **kwargs: Keyword arguments of both programs.

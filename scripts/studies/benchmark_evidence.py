@@ -72,9 +72,9 @@ def ours_evaluation(
 
 
 def ways_of_annealing(device: torch.device, executions: Sequence[Execution]) -> dict[str, Callable[[], Any]]:
-    """List annealed importance sampling from the Laplace approximation, and its floor."""
+    """List annealed importance sampling from the Laplace approximation, and its products with all steps."""
     ways = {f"ours, {how}": ours_annealing(device, how) for how in executions}
-    return ways | {"matrix products alone": gradient_products(device)}
+    return ways | {f"products of {LEAPFROG} steps": gradient_products(device)}
 
 
 def make_vae(device: torch.device, latent_dim: int = Z) -> VAE:
@@ -116,7 +116,7 @@ def ours_annealing(device: torch.device, execution: Execution) -> Callable[[], A
 
 
 def gradient_products(device: torch.device) -> Callable[[], Any]:
-    """Make a function that computes the products of the gradients of all transitions, the floor of annealing."""
+    """Make a function that computes the products of the gradients of all transitions with 10 steps."""
     z, h, x = (torch.randn(ANNEALED * CHAINS, size, device=device) for size in (Z, H, D))
     one, two = torch.randn(Z, H, device=device), torch.randn(H, D, device=device)
 

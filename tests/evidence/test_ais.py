@@ -115,11 +115,25 @@ class TestLinearGaussian:
             tuning = tune(path, betas, num_leapfrog=10, acceptance=0.65, num_tuning=num_tuning)
             position, seen = path.at(path.draw(16)), []
             for beta in betas[1:-1].tolist():
-                position, accepted = tuned_transition(path, position, beta, tuning, 10)
+                position, accepted = tuned_transition(path, position, beta, tuning)
                 seen.append(accepted.mean().item())
         assert (num_tuning, len(tuning.places)) == {"prior": (200, 50), "normal": (100, 50)}[start]
+        assert tuning.num_leapfrog.eq(10).all() or start == "normal"
         assert abs(sum(seen) / len(seen) - 0.65) < 0.05
         assert max(abs(rate - 0.65) for rate in seen) < 0.2
+
+    @pytest.mark.parametrize("most", [3, 10])
+    def test_trajectories_from_a_normal_start_are_half_a_period_long(self, most):
+        # Between pi/2 and 3 pi/2 standard deviations: a whole period would return to the start. Steps are up to 1.
+        oracle = LinearGaussian(latent_dim=20, data_dim=40)
+        x, vae = oracle.data(50), oracle.vae()
+        with evaluation_mode(vae.model, None):
+            path = Path(LatentSpace(vae.model, None, x), normal_near(oracle, x))
+            tuning = tune(path, linear_schedule(20), num_leapfrog=most, acceptance=0.65, num_tuning=100)
+            length = tuning.num_leapfrog * tuning.step.median(1).values
+            assert (length < 3 * math.pi / 2).all()
+            assert (tuning.num_leapfrog <= most).all()
+            assert (length > math.pi / 2).all()
 
     @pytest.mark.parametrize("normal", [False, True])
     def test_transitions_leave_their_density_invariant(self, normal):

@@ -30,12 +30,11 @@ import benchmark_evidence as evidence
 import pyro
 import torch
 from benchmark_evidence import make_vae, ways_of_annealing, ways_of_evaluating
+from benchmark_floors import sampling_products, step_products
 from benchmark_peers import (
     NUM_DATA,
     PARTICLES,
     D,
-    H,
-    Z,
     hand_written_sampling,
     hand_written_step,
     numpyro_sampling,
@@ -156,7 +155,7 @@ def ways_of_stepping(x: Tensor, executions: Sequence[Execution], steps: int) -> 
         ways["hand-written, torch.compile"] = hand_written_step(x, compiled=True)
     if importlib.util.find_spec("numpyro"):
         ways["NumPyro, steps in one jit"] = numpyro_steps(x, steps)
-    return ways
+    return ways | {"products and Adam alone": step_products(x)}
 
 
 def ways_of_sampling(
@@ -172,7 +171,7 @@ def ways_of_sampling(
     ways |= {
         "hand-written": hand_written_sampling(some),
         "Pyro, vectorised weights": pyro_sampling(some),
-        "matrix products alone": products(x.device),
+        "matrix products alone": sampling_products(x.device),
     }
     if "compiled" in executions:
         ways["hand-written, torch.compile"] = hand_written_sampling(some, compiled=True)
@@ -284,18 +283,6 @@ def ours_sampling(x: Tensor, execution: Execution, chunk: int, calls: int) -> Ca
         execution=execution,
     )
     return lambda: next(blocks)
-
-
-def products(device: torch.device) -> Callable[[], Any]:
-    """Make a function that computes the decoder's two matrix products, the floor of sampling."""
-    z, h = (torch.randn(NUM_DATA * PARTICLES, size, device=device) for size in (Z, H))
-    one, two = torch.randn(Z, H, device=device), torch.randn(H, D, device=device)
-
-    def multiply() -> None:
-        z @ one
-        h @ two
-
-    return multiply
 
 
 def floor(device: torch.device, rounds: int) -> dict[str, Any]:

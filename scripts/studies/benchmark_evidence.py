@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from benchmark_floors import gradient_products
 from benchmark_peers import D, H, Z
 from torch import Tensor
 
@@ -74,7 +75,8 @@ def ours_evaluation(
 def ways_of_annealing(device: torch.device, executions: Sequence[Execution]) -> dict[str, Callable[[], Any]]:
     """List annealed importance sampling from the Laplace approximation, and its products with all steps."""
     ways = {f"ours, {how}": ours_annealing(device, how) for how in executions}
-    return ways | {f"products of {LEAPFROG} steps": gradient_products(device)}
+    gradients = gradient_products(device, ANNEALED * CHAINS, (TEMPERATURES - 1) * LEAPFROG)
+    return ways | {f"products of {LEAPFROG} steps": gradients}
 
 
 def make_vae(device: torch.device, latent_dim: int = Z) -> VAE:
@@ -113,18 +115,3 @@ def ours_annealing(device: torch.device, execution: Execution) -> Callable[[], A
         num_leapfrog=LEAPFROG,
         execution=execution,
     )
-
-
-def gradient_products(device: torch.device) -> Callable[[], Any]:
-    """Make a function that computes the products of the gradients of all transitions with 10 steps."""
-    z, h, x = (torch.randn(ANNEALED * CHAINS, size, device=device) for size in (Z, H, D))
-    one, two = torch.randn(Z, H, device=device), torch.randn(H, D, device=device)
-
-    def multiply() -> None:
-        for _ in range((TEMPERATURES - 1) * LEAPFROG):
-            z @ one
-            h @ two
-            x @ two.T
-            h @ one.T
-
-    return multiply

@@ -80,9 +80,9 @@ def ais(
 
     Transitions are preconditioned by the covariance of a normal start, or else by standard deviations per dimension.
     A preliminary run with 8 separate chains determines these and the step sizes, one per datum and temperature. They
-    stay fixed afterwards, so that the estimate stays unbiased. From a normal start, trajectories are about three
-    standard deviations long, half a period of a normal, and take at most num_leapfrog steps. Decoders with
-    40 to 50 latents needed 4 steps, and their standard errors were no larger than with 10.
+    stay fixed afterwards, so that the estimate stays unbiased. From a normal start, trajectories are about 3.5 standard
+    deviations long, half a period of a normal, and take at most num_leapfrog steps. Decoders with 40 to 50 latents
+    needed 4 steps, and their standard errors were smaller than with 10.
 
     Chains find only the modes that the start covers: from a guide that covers one of two modes with equal mass, the
     value is log 2 too low, and the error does not show it. Start from the prior where modes may be missed. With too few

@@ -23,7 +23,7 @@ Normal = tuple[Tensor, Tensor]
 Start = Normal | Callable[[LatentSpace], Normal]
 
 _JITTER = 0.2  # step sizes vary by this factor, so that no trajectory is a whole period of a normal
-_LENGTH = 3.0  # of a trajectory from a normal start, in its standard deviations; about half a period of a normal
+_LENGTH = 3.5  # of a trajectory from a normal start, in its standard deviations; about half a period of a normal
 _TUNING_CHAINS = 8
 _TUNING_PLACES = 50  # temperatures at which steps are adapted; others use the nearest of them
 _BURN_IN = 20  # transitions at the first of these temperatures, before adaptation counts

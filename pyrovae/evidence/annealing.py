@@ -325,7 +325,8 @@ class AdaptiveChains:
         """Number of leapfrog steps: as many as trajectories of `_LENGTH` need at three of four data."""
         if self.path.normal is None:
             return self.most_leapfrog
-        return min(self.most_leapfrog, max(1, round(_LENGTH / self.log_step.quantile(0.25).exp().item())))
+        step = self.log_step.quantile(0.25).exp().item()  # zero where chains never moved
+        return max(1, round(_LENGTH / max(step, _LENGTH / self.most_leapfrog)))
 
     def move(self, beta: float, rounds: int) -> None:
         """Make transitions at b and adapt: log step grows by gain (accepted - target), with a gain falling to 0.15."""

@@ -34,7 +34,15 @@ from pyrovae import (
     sigmoidal_schedule,
 )
 from pyrovae.evidence import LatentSpace
-from pyrovae.evidence.annealing import Path, execution_of, transition, transitions_of, tune, tuned_transition
+from pyrovae.evidence.annealing import (
+    AdaptiveChains,
+    Path,
+    execution_of,
+    transition,
+    transitions_of,
+    tune,
+    tuned_transition,
+)
 from pyrovae.evidence.blocks import evaluation_mode
 from pyrovae.execution import NotRecordedWarning
 from pyrovae.runs import read_state, write_state
@@ -134,6 +142,16 @@ class TestLinearGaussian:
             assert (length < 3 * math.pi / 2).all()
             assert (tuning.num_leapfrog <= most).all()
             assert (length > math.pi / 2).all()
+
+    def test_chains_that_never_move_take_the_largest_number_of_steps(self):
+        oracle = LinearGaussian()
+        x, vae = oracle.data(3), oracle.vae()
+        with evaluation_mode(vae.model, None):
+            chains = AdaptiveChains(Path(LatentSpace(vae.model, None, x), normal_near(oracle, x)), 8, 7, 0.65)
+            chains.log_step.fill_(-1e4)
+            assert chains.num_leapfrog == 7
+            chains.log_step.fill_(1e4)
+            assert chains.num_leapfrog == 1
 
     @pytest.mark.parametrize("normal", [False, True])
     def test_transitions_leave_their_density_invariant(self, normal):

@@ -73,7 +73,7 @@ def ours_evaluation(
 
 
 def ways_of_annealing(device: torch.device, executions: Sequence[Execution]) -> dict[str, Callable[[], Any]]:
-    """List annealed importance sampling from the Laplace approximation, and its products with all steps."""
+    """List annealed importance sampling from the Laplace approximation, and the products of transitions of 10 steps."""
     ways = {f"ours, {how}": ours_annealing(device, how) for how in executions}
     gradients = gradient_products(device, ANNEALED * CHAINS, (TEMPERATURES - 1) * LEAPFROG)
     return ways | {f"products of {LEAPFROG} steps": gradients}

@@ -1,4 +1,4 @@
-"""The parts of the benchmark's VAE that no implementation can omit: its matrix products, and Adam's kernel."""
+"""Matrix products of the benchmark's VAE, and Adam's kernel, without the rest."""
 
 from collections.abc import Callable
 
@@ -13,7 +13,7 @@ def step_products(x: Tensor) -> Callable[[], None]:
     Args:
         x: Batch, with shape (N, D).
     """
-    one, hidden, outputs, z = (torch.randn(len(x), size, device=x.device) for size in (D, H, 2 * Z, Z))
+    pixels, hidden, outputs, z = (torch.randn(len(x), size, device=x.device) for size in (D, H, 2 * Z, Z))
     model = HandWritten().to(x.device)
     parameters = list(model.parameters())
     for parameter in parameters:
@@ -22,11 +22,11 @@ def step_products(x: Tensor) -> Callable[[], None]:
     encoder, moments, decoder, logits = (p.detach() for p in parameters if p.dim() == 2)
 
     def step() -> None:
-        for value, weight in ((one, encoder), (hidden, moments), (z, decoder), (hidden, logits)):
+        for value, weight in ((pixels, encoder), (hidden, moments), (z, decoder), (hidden, logits)):
             value @ weight.T
-        for gradient, weight in ((one, logits), (hidden, decoder), (outputs, moments)):
+        for gradient, weight in ((pixels, logits), (hidden, decoder), (outputs, moments)):
             gradient @ weight
-        for gradient, value in ((one, hidden), (hidden, z), (outputs, hidden), (hidden, one)):
+        for gradient, value in ((pixels, hidden), (hidden, z), (outputs, hidden), (hidden, pixels)):
             gradient.T @ value
         optimizer.step()
 

@@ -2,8 +2,8 @@
 
 python scripts/studies/benchmark.py                                    # all tables, on random bits
 python scripts/studies/benchmark.py --data_dir data --json speed.json  # on MNIST, numbers kept
-python scripts/studies/benchmark.py --parts [steps] --batch_sizes [20,256] --rounds 40
-python scripts/studies/benchmark.py --parts [evidence] --run RUN --threads 1   # log p(x) of a trained model
+python scripts/studies/benchmark.py --parts '[steps]' --batch_sizes '[20,256]' --rounds 40
+python scripts/studies/benchmark.py --parts '[evidence]' --run RUN --threads 1   # log p(x) of a trained model
 
 The model is a VAE, 784-400-50 and back, softplus, in float32, without Pyro's validation. Every way has one turn in each
 round, so that other load on the machine affects all alike. Ratios within one run count. The first calls, which record
@@ -49,13 +49,10 @@ from torch import Tensor
 
 from pyrovae import GuideProposal
 from pyrovae.data import load_data
-from pyrovae.evidence import (
-    DEFAULT_CHUNK_SIZE,
-    log_marginal,
-    log_weight_blocks,
-)
+from pyrovae.evidence import DEFAULT_CHUNK_SIZE, log_marginal, log_weight_blocks
 from pyrovae.execution import Execution, Workers
 from pyrovae.runs import check_writable, find_device, make_parser, parse_flags, read_json, run_script, write_json
+from pyrovae.runs.tables import aligned
 from pyrovae.training import Batches, GraphedEpoch, SingleSteps, Stepper, trainable_parameters
 
 GROWTH_DATA, GROWTH_PARTICLES, TENFOLD = 64, 500, 10
@@ -210,18 +207,17 @@ def synchronize() -> None:
 
 def report(title: str, first: dict[str, float], times: Times, unit: float) -> dict[str, Any]:
     """Print medians with quartiles, and the medians of the ratios within each round; return them."""
-    heads = f"{'':30}{'median':>9}{'quartiles':>18}{'first, s':>10}   ratios of {'; '.join(_ours(times))}"
-    print(f"\n{title}\n{heads}", flush=True)
+    ours = _ours(times)
+    lines = [["", "median", "quartiles", "first, s", *(f"{name} /" for name in ours)]]
     rows = []
     for name, values in times.items():
         low, middle, high = (unit * q for q in statistics.quantiles(values, n=4))
-        ratios = {
-            ours: statistics.median(a / b for a, b in zip(times[ours], values, strict=True)) for ours in _ours(times)
-        }
-        shown = "".join(f"{ratio:>9.2f}" for ratio in ratios.values())
-        print(f"{name:30}{middle:>9.3f}{f'{low:.3f} to {high:.3f}':>18}{first[name]:>10.1f}   {shown}", flush=True)
+        ratios = {one: statistics.median(a / b for a, b in zip(times[one], values, strict=True)) for one in ours}
+        shown = (f"{middle:.3f}", f"{low:.3f} to {high:.3f}", f"{first[name]:.1f}")
+        lines.append([name, *shown, *(f"{ratio:.2f}" for ratio in ratios.values())])
         row = {"way": name, "median": middle, "quartiles": [low, high], "first_seconds": first[name], "ratios": ratios}
         rows.append(row | {"all": [unit * value for value in values]})
+    print(f"\n{title}\n{aligned(lines)}", flush=True)
     return {"title": title, "rows": rows}
 
 

@@ -1,7 +1,7 @@
 """Train a VAE by SVI, evaluate it on held-out data, and write a run folder.
 
 python scripts/train.py                                              # scikit-learn's digits, 20 to 60 s on an idle core
-python scripts/train.py --data mnist --data_dir data --latent_dim 50 --network.hidden [200,200] --epochs 20
+python scripts/train.py --data mnist --data_dir data --latent_dim 50 --network.hidden '[200,200]' --epochs 20
 python scripts/train.py --prior MixturePrior --prior.num_components 20 --elbo Trace_ELBO --optimizer.eps 1e-4
 python scripts/train.py --data counts.npy --likelihood BinomialLikelihood --likelihood.total_count 20
 python scripts/train.py --data survey.csv --describe true > columns.yaml   # a table: look at its columns first

@@ -1,7 +1,7 @@
 """Train with several weights beta of the KL divergence, and plot reconstruction against divergence.
 
 python scripts/studies/betas.py --out betas
-python scripts/studies/betas.py --out betas --betas [0.25,1,4] -- --data mnist --data_dir data --epochs 20
+python scripts/studies/betas.py --out betas --betas '[0.25,1,4]' -- --data mnist --data_dir data --epochs 20
 
 scripts/train.py trains each beta into a separate run folder. Flags after -- are passed to train.py. A second call
 resumes an interrupted one. ELBO and log p(x) are of the test data, with weight 1 for every training weight.

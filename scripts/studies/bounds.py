@@ -1,7 +1,7 @@
 """Compare training objectives: the ELBO, the importance-weighted bound, and DReG, for several draws and seeds.
 
 python scripts/studies/bounds.py --out bounds
-python scripts/studies/bounds.py --out bounds --draws [1,10] -- --data mnist --data_dir data --batch_size 20 --epochs 5
+python scripts/studies/bounds.py --out bounds --draws '[1,10]' -- --data mnist --data_dir data --epochs 5
 
 scripts/train.py trains each objective with each seed into a separate run folder. Flags after -- are passed to train.py.
 A second call resumes an interrupted one. L_K is the published protocol with draws from the guide; log p(x) uses the

@@ -1,7 +1,7 @@
 """Compare trainings at equal budget: a loop written by hand in PyTorch, `fit` by default, with a schedule, averaged.
 
 python scripts/studies/by_hand.py                                      # digits
-python scripts/studies/by_hand.py --data [digits,mnist] --data_dir data
+python scripts/studies/by_hand.py --data '[digits,mnist]' --data_dir data
 
 All trainings of a row have the same network, optimizer, minibatch size, number of epochs and seed, and end with their
 last epoch. The loop by hand feeds its encoder raw bits, or grey values divided by the largest; `fit` scales by itself.

@@ -1,7 +1,7 @@
 """Held-out log p(x) of real tables, in nats per row and the tables' own units, beside densities without latents.
 
 python scripts/studies/densities.py                       # three tables, five splits; an hour on two cores
-python scripts/studies/densities.py --data [wine] --splits 2
+python scripts/studies/densities.py --data '[wine]' --splits 2
 
 The tables are scikit-learn's, all columns real: diabetes is without sex, which has two values. A permutation seeded by
 the split's number gives 80 % of the rows to training. All tables have one configuration: a Student-t per column, whose

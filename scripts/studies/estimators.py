@@ -1,7 +1,7 @@
 """Compare estimators of log p(x) in nats and seconds, on the first test data of one trained run.
 
 python scripts/studies/estimators.py runs/mnist-001 --out estimators.json
-python scripts/studies/estimators.py runs/mnist-001 --num_data 20 --ais_prior [] --ais_guide [100] --ais_laplace [100]
+python scripts/studies/estimators.py runs/mnist-001 --num_data 20 --ais_prior '[]' --ais_guide '[100,400]'
 
 The estimators are importance sampling from the guide, as in most papers, and from the default proposal of
 `log_marginal`, and annealed importance sampling with 16 chains from the prior, the guide, and the Laplace

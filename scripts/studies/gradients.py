@@ -1,7 +1,7 @@
 """Plot mean, standard deviation and signal-to-noise ratio of the guide's gradient against the draws K of a bound.
 
 python scripts/studies/gradients.py --out gradients.png
-python scripts/studies/gradients.py --out gradients.png --particles [1,10,100] --latent_dim 20 --shift 0.1
+python scripts/studies/gradients.py --out gradients.png --particles '[1,10,100]' --latent_dim 20 --shift 0.1
 
 The model is z ~ N(0, I), x|z ~ N(z, I) with one datum, so the posterior is N(x/2, I/2). The guide is N(m, 2/3 I), where
 m is off by --shift in each dimension (after Rainforth et al., "Tighter variational bounds are not necessarily better",

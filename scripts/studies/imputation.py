@@ -1,8 +1,8 @@
 """Error of imputed cells: half of the cells of real tables deleted at random, and a linear-Gaussian table.
 
 python scripts/studies/imputation.py                                # five masks of three tables; an hour on one core
-python scripts/studies/imputation.py --data [wine] --masks 2
-python scripts/studies/imputation.py --data [linear] --epochs 600   # against the exact conditional means
+python scripts/studies/imputation.py --data '[wine]' --masks 2
+python scripts/studies/imputation.py --data '[linear]' --epochs 600   # against the exact conditional means
 
 The protocol is that of Mattei and Frellsen ("MIWAE", ICML 2019): n p / 2 cells are deleted, chosen by a permutation of
 all cells that the mask's number seeds. The model trains on all rows. The error is the mean over the deleted cells of

@@ -1,7 +1,7 @@
 """Train the smallest linear VAE, one column and one latent, and look at it step by step.
 
 python scripts/studies/linear_steps.py --out linear_steps.png
-python scripts/studies/linear_steps.py --steps [0,20,100,2000] --lr 0.01
+python scripts/studies/linear_steps.py --steps '[0,20,100,2000]' --lr 0.01
 
     z ~ N(0, 1),  x | z ~ N(w z + b, s^2),  q(z|x) = N(a x + c, t^2)
 

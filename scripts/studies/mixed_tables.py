@@ -1,8 +1,8 @@
 """Log p(x) and errors of imputed cells of a mixed table, beside independent columns and the columns' means and modes.
 
 python scripts/studies/mixed_tables.py --data survey.csv --columns columns.yaml --splits 5
-python scripts/studies/mixed_tables.py --data survey.csv --columns columns.yaml --splits 0 --masks [deleted.csv]
-python scripts/studies/mixed_tables.py --data Adult --masks [Missing20_1.csv,Missing50_1.csv]   # a folder of HI-VAE
+python scripts/studies/mixed_tables.py --data survey.csv --columns columns.yaml --splits 0 --masks '[deleted.csv]'
+python scripts/studies/mixed_tables.py --data Adult --masks '[Missing20_1.csv,Missing50_1.csv]'   # a folder of HI-VAE
 
 --data is a table and --columns its columns, as `train.py --describe true` writes them. A folder --data is one of the
 repository of HI-VAE (Nazabal et al., Pattern Recognition 2020), with data.csv and data_types.csv, which may be gzipped.

@@ -1,10 +1,10 @@
 """Published results under their own protocols, beside what theory or the paper says.
 
 python scripts/studies/published.py ppca
-python scripts/studies/published.py ppca --latent_dims [1,10] --out ppca.json
+python scripts/studies/published.py ppca --latent_dims '[1,10]' --out ppca.json
 python scripts/studies/published.py k-fold --jobs 2                    # the same command resumes it
 python scripts/studies/published.py vae-mlp400 --data_dir data         # MNIST; protocols.py holds the flags of train.py
-python scripts/studies/published.py vampprior --epochs 5 --seeds [0]   # shortened, to see that it works
+python scripts/studies/published.py vampprior --epochs 5 --seeds '[0]'   # shortened, to see that it works
 python scripts/studies/published.py burda-iwae --full true             # all epochs; the default has the first 121
 
 "vae-mlp400", "burda-vae", "burda-iwae", "vampprior" and "rainforth" train on MNIST with several seeds, and compare L_K,

@@ -1,7 +1,7 @@
 """Compare scalings of the encoder's input: test ELBO and log p(x) after training at equal budget.
 
 python scripts/studies/scaling.py                                                     # digits, real columns, counts
-python scripts/studies/scaling.py --data [mnist] --data_dir data --seeds [0,1]
+python scripts/studies/scaling.py --data '[mnist]' --data_dir data --seeds '[0,1]'
 
 cancer and wine are scikit-learn's breast_cancer and wine; their columns have mean 0 and variance 1 over training and
 validation data, and their splits depend on the seed.

@@ -49,33 +49,39 @@ class NestedFit(NamedTuple):
     inverse: Tensor
 
 
-def funnel_coordinate(space: LatentSpace, chunk_size: int = DEFAULT_CHUNK_SIZE) -> int | None:
+def funnel_coordinate(
+    space: LatentSpace, chunk_size: int = DEFAULT_CHUNK_SIZE, near: Tensor | None = None
+) -> int | None:
     """Find the coordinate on which the curvature of f(u) = log p(x, z(u)) |dz/du| along the others depends most.
 
-    Candidates are the latent sites with one coordinate, if there are other sites. The curvature is measured at the mean
-    of the guide for the first 8 data, with the candidate moved 1.5 prior widths up and down. No likelihood needs a
-    funnel: if the data determine the other coordinates well, their curvature does not change.
+    Candidates are the latent sites with one coordinate, if there are other sites. The curvature is measured at a point
+    of each of the first 8 data, with the candidate moved 1.5 prior widths up and down from the prior's middle. If the
+    data determine the other coordinates well, their curvature does not change.
 
     Args:
         space: Continuous latents of a model and a guide at N data.
         chunk_size: Number of latents, K times N, decoded at once, which bounds memory.
+        near: The points, with shape (N, U); None for the means of the guide.
 
     Returns:
         Index of the coordinate; None if there is no candidate, or the curvature changes by less than a factor of 4, as
         the geometric mean over the other coordinates and data.
     """
+    if near is not None:
+        return _funnel_coordinate(space, chunk_size, near)
     if "funnel" not in space.memo:
-        space.memo["funnel"] = _funnel_coordinate(space, chunk_size)
+        space.memo["funnel"] = _funnel_coordinate(space, chunk_size, None)
     return space.memo["funnel"]
 
 
-def _funnel_coordinate(space: LatentSpace, chunk_size: int) -> int | None:
+def _funnel_coordinate(space: LatentSpace, chunk_size: int, near: Tensor | None) -> int | None:
     candidates = _scalar_sites(space)
     if not candidates:
         return None
     space = space.of_rows(torch.arange(min(_PILOT_DATA, space.num_data)))
     middle, width = prior_scale(space, chunk_size)
-    u = _guide_mean(space).repeat(2, len(candidates), 1, 1)
+    points = _guide_mean(space) if near is None else near[: space.num_data].unsqueeze(0)
+    u = points.repeat(2, len(candidates), 1, 1)
     for c, held in enumerate(candidates):
         u[0, c, :, held] = (middle - _PILOT_REACH * width)[:, held]
         u[1, c, :, held] = (middle + _PILOT_REACH * width)[:, held]
@@ -165,6 +171,13 @@ def _scalar_sites(space: LatentSpace) -> list[int]:
     assert space.coordinates is not None
     sizes = [math.prod(shape) for shape in space.coordinates.event_shapes.values()]
     return [sum(sizes[:site]) for site, size in enumerate(sizes) if size == 1 < space.size]
+
+
+def site_of(space: LatentSpace, index: int) -> str:
+    """Return the name of the latent site that holds a coordinate."""
+    assert space.coordinates is not None
+    shapes = space.coordinates.event_shapes
+    return [name for name, shape in shapes.items() for _ in range(math.prod(shape))][index]
 
 
 def _joined(others: Tensor, a: Tensor, held: int) -> Tensor:

@@ -12,7 +12,7 @@ import pytest
 import torch
 from script_helpers import path_of
 
-from pyrovae import log_marginal
+from pyrovae import ais, linear_schedule, log_marginal
 from pyrovae.evidence import MixtureProposal, NestedLaplaceProposal, PriorProposal
 from pyrovae.evidence.latent_space import LatentSpace
 from pyrovae.evidence.nested import funnel_coordinate, nested_fit, other_funnels
@@ -141,6 +141,27 @@ def test_the_funnel_coordinate_is_the_scale_among_all_latents():
     assert funnel_coordinate(space_of(edges.scales(8, 10))) == 0
     assert funnel_coordinate(space_of(schools([1.0] * 8, 10))) == 1
     assert funnel_coordinate(space_of(neals_funnel(8, 10))) == 0
+
+
+def test_ais_warns_that_a_normal_start_does_not_cover_a_funnel(recwarn):
+    funnel = edges.scales(8, 10)
+
+    def anneal(problem, **given):
+        settings = {"num_particles": 4, "betas": linear_schedule(4), "num_leapfrog": 2, "num_tuning": 8}
+        pyro.set_rng_seed(0)
+        return ais(problem.model, problem.x, **settings, **given).value
+
+    def start(space):
+        return space.pack(space.from_prior(64)).mean(0), torch.eye(space.size, dtype=torch.float64).expand(10, -1, -1)
+
+    with pytest.warns(UserWarning, match="narrows along 'tau' like a funnel.*std_error does not show it") as told:
+        anneal(funnel, start=start)
+    assert told[0].filename == __file__
+    recwarn.clear()
+    anneal(funnel)
+    anneal(funnel, guide=funnel.guide)
+    anneal(edges.linear(2, 10), start=start)
+    assert not recwarn.list
 
 
 def test_a_model_with_one_latent_site_has_no_funnel_coordinate():

@@ -106,7 +106,9 @@ def main() -> int:
     check_writable("--out", flags.out)
     rows = RESULTS[flags.name].make(flags)
     if flags.out is not None:
-        write_json(Path(flags.out), {"flags": {**vars(flags), "runs": str(flags.runs)}, "rows": rows})
+        used = ["name", *sorted(RESULTS[flags.name].flags - {"out"})]
+        given = {flag: str(flags[flag]) if flag == "runs" else flags[flag] for flag in used}
+        write_json(Path(flags.out), {"flags": {**given, "changes": changes}, "rows": rows})
         print(f"wrote {flags.out}")
     return 0
 

@@ -31,7 +31,10 @@ def test_a_protocol_sets_published_and_own_values_side_by_side(followed):
     path, text = followed
     assert "4 trainings of at most 1 epochs. With log p(x) of 12 test data they take about" in text
     assert "shortened (at most 1 of 500 epochs; 12 of 10,000 test data; changed by --num_validation 20" in text
-    row, other = json.loads((path / "table.json").read_text())["rows"].values()
+    written = json.loads((path / "table.json").read_text())
+    assert written["flags"]["changes"] == list(SMALL[1:])
+    assert "latent_dims" not in written["flags"]
+    row, other = written["rows"].values()
     assert other["published"] is other["difference"] is None
     (parent,) = (one for one in (path / "published/vae-mlp400").iterdir() if one.is_dir())
     made = [json.loads((parent / f"VAE-400-400-{seed}-12-200-20.json").read_text())["values"] for seed in (0, 1)]
@@ -152,7 +155,10 @@ def test_a_linear_vae_nears_probabilistic_pca(tmp_path, steps, most):
     header, row = result.stdout.splitlines()[-3:-1]
     assert header.split()[:2] == ["Z", "probabilistic"]
     assert row.split()[0] == "1"
-    (found,) = json.loads((tmp_path / "ppca.json").read_text())["rows"]
+    written = json.loads((tmp_path / "ppca.json").read_text())
+    used = {"latent_dims": [1], "steps": steps, "num_particles": 50, "seed": 0}
+    assert written["flags"] == {"name": "ppca", **used, "changes": []}
+    (found,) = written["rows"]
     assert abs(found["difference"]) < most  # nats
     assert found["vae"] - found["ppca"] == pytest.approx(found["difference"])
 

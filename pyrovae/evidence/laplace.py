@@ -32,8 +32,8 @@ _STEPS_PER_HESSIAN = 3
 # Steps of a further start by the curvature at the first start's mode, before it has Hessians of its own.
 _SHARED_STEPS = 8
 
-# Squared distance of two points, in standard deviations of a mode, up to which they are one mode: at least, and for
-# each latent. Draws of U latents lie at a squared distance of about U.
+# Squared distance of two points, in standard deviations of a mode, up to which they are one mode: in any case, and for
+# each latent if no valley lies between them. Draws of U latents lie at a squared distance of about U.
 _SAME, _SAME_PER_LATENT = 1.0, 0.1
 
 # Gain of a Newton step, g' H^-1 g / 2 in nats, below which a climb stops.
@@ -125,13 +125,29 @@ def laplace_fit(
     return LaplaceFit(*(part[best, data] for part in fits))
 
 
-def same_within(size: int) -> float:
-    """Return the squared distance of two points, in standard deviations of a mode, up to which they are one mode.
+def at_one_mode(
+    space: LatentSpace, one: Tensor, other: Tensor, lower: Tensor, squared_distance: Tensor, chunk_size: int
+) -> Tensor:
+    """Find the pairs of points that are at one mode: near each other, and with no valley between them.
+
+    Within one standard deviation two points are at one mode. Within a squared distance of 0.1 for each latent, they are
+    if f half-way is not below f at the lower point. Then a kink or flat place may have stopped a climb.
 
     Args:
-        size: Number of coordinates U.
+        space: Continuous latents of a model at N data.
+        one: Points, with shape (S, N, U).
+        other: The other points, with shape (S, N, U).
+        lower: The lower f of each pair, with shape (S, N).
+        squared_distance: Their squared distance, in standard deviations of a mode, with shape (S, N).
+        chunk_size: Number of latents, K times N, decoded at once, which bounds memory.
     """
-    return max(_SAME, _SAME_PER_LATENT * size)
+    same = squared_distance < _SAME
+    open_pairs = ~same & (squared_distance < _SAME_PER_LATENT * space.size)
+    some = open_pairs.any(1)
+    if bool(some.any()):
+        half_way = log_joint_at(space, (one[some] + other[some]) / 2, chunk_size)
+        same[some] |= open_pairs[some] & (half_way >= lower[some])
+    return same
 
 
 def climb(space: LatentSpace, *, steps: int = 8, starts: int = 1, chunk_size: int = DEFAULT_CHUNK_SIZE) -> LaplaceFit:
@@ -296,12 +312,13 @@ def _follow(
         the point has come to the mode, each with shape (S, N).
     """
     _, unit = prior_scale(space, chunk_size)
-    within = same_within(space.size)
+    lowest = ends.value - max(_SAME, _SAME_PER_LATENT * space.size)
     undefined = None
     for step in range(_SHARED_STEPS + 1):
         away = _to_eigenbasis(ends.axes, (u - ends.u).double() / unit)
-        near = ((away.square() * ends.curvature).sum(-1) < within) & (value > ends.value - within)
-        arrived = near & ~ends.going
+        square = torch.where(value > lowest, (away.square() * ends.curvature).sum(-1), torch.inf)
+        modes = ends.u.expand_as(u)
+        arrived = at_one_mode(space, u, modes, value.minimum(ends.value), square, chunk_size) & ~ends.going
         if bool(arrived.all()) or step == _SHARED_STEPS:
             break
         gradient = _gradient(space, u, chunk_size)

@@ -8,7 +8,7 @@ from torch import Tensor
 
 from pyrovae.evidence.blocks import DEFAULT_CHUNK_SIZE
 from pyrovae.evidence.derivatives import log_joint_at
-from pyrovae.evidence.laplace import LaplaceFit, climb, climb_some, same_within
+from pyrovae.evidence.laplace import LaplaceFit, at_one_mode, climb, climb_some
 from pyrovae.evidence.latent_space import LatentSpace
 from pyrovae.evidence.starts import from_prior, highest, prior_scale
 
@@ -45,7 +45,8 @@ def find_modes(
         The fits, with shape (S, N, ...), where a mode that was found before has log_joint -inf; and whether the last
         round still found a mode with 1 % of the mass, with shape (N,).
     """
-    fit = _alive(_without_repeats(climb(space, steps=steps, starts=starts, chunk_size=chunk_size), 0), 0)
+    fit = climb(space, steps=steps, starts=starts, chunk_size=chunk_size)
+    fit = _alive(_without_repeats(space, fit, 0, chunk_size), 0)
     middle, width = prior_scale(space, chunk_size)
     middle = torch.where(middle.abs() < _ZERO * width, 0.0, middle)  # a mirror must be precise
     data = torch.arange(space.num_data, device=middle.device)
@@ -62,27 +63,31 @@ def find_modes(
             promising = torch.cat([promising, several.expand(2, -1)])
         more = climb_some(space, chosen, promising, fit, steps=steps, chunk_size=chunk_size)
         fit = LaplaceFit(*(torch.cat(parts) for parts in zip(fit, more, strict=True)))
-        fit = _alive(_without_repeats(fit, first), first)
+        fit = _alive(_without_repeats(space, fit, first, chunk_size), first)
         unsettled = (_masses(fit)[first:] > _MASS).any(0)
         if not bool(unsettled.any()) or len(fit.mode) >= _MOST_MODES:
             break
     return fit, unsettled
 
 
-def _without_repeats(fit: LaplaceFit, before: int) -> LaplaceFit:
+def _without_repeats(space: LatentSpace, fit: LaplaceFit, before: int, chunk_size: int) -> LaplaceFit:
     """Set log_joint to -inf for fits from index `before` on at modes that an earlier fit, or a better new one, found.
 
     Args:
+        space: Continuous latents of a model and a guide at N data.
         fit: Fits with shape (S, N, ...).
         before: Number of fits that stay as they are.
+        chunk_size: Number of latents, K times N, decoded at once, which bounds memory.
     """
-    log_joint = fit.log_joint.clone()
-    for s in range(max(1, before), len(log_joint)):
-        away = _squared_distances(fit, fit.mode[s : s + 1], slice(0, s))[:, 0]
-        alive = log_joint[:s].isfinite()
-        near = ((away < same_within(fit.mode.shape[-1])) & alive).any(0)
-        log_joint[s] = torch.where(near, -torch.inf, log_joint[s])
-    return fit._replace(log_joint=log_joint)
+    value = fit.log_joint.clone()
+    for s in range(max(1, before), len(value)):
+        mode, others = fit.mode[s : s + 1], slice(0, s)
+        square = _squared_distances(fit, mode, others)[:, 0]
+        square = torch.where(value[others].isfinite() & value[s].isfinite(), square, torch.inf)
+        modes = fit.mode[others]
+        same = at_one_mode(space, mode.expand_as(modes), modes, value[others].minimum(value[s]), square, chunk_size)
+        value[s] = torch.where(same.any(0), -torch.inf, value[s])
+    return fit._replace(log_joint=value)
 
 
 def _alive(fit: LaplaceFit, first: int) -> LaplaceFit:

@@ -118,15 +118,64 @@ def test_a_climb_stops_at_a_kink(scale, monkeypatch):
     assert (torch.cat(further).amax(0) - fit.log_joint[0]).mean() < 0.4  # as without the rule
 
 
-def test_fits_nearer_than_a_tenth_of_a_squared_deviation_for_each_latent_are_one_mode():
+def standard_normal_space(size):
+    """The posterior is standard normal."""
+
+    def model(x):
+        with pyro.plate("data", len(x)):
+            pyro.sample("z", dist.Normal(torch.zeros(size), 1.0).to_event(1))
+            pyro.sample("x", dist.Normal(torch.zeros(1), 1.0).to_event(1), obs=x)
+
+    return LatentSpace(model, None, torch.zeros(1, 1))
+
+
+def test_fits_without_a_valley_nearer_than_a_tenth_of_a_squared_deviation_for_each_latent_are_one_mode():
     for size, reach in ((1, 1.0), (10, 1.0), (40, 2.0)):
-        mode = torch.zeros(3, 1, size)
+        space, mode = standard_normal_space(size), torch.zeros(3, 1, size)
         mode[1, :, 0], mode[2, :, 0] = 0.95 * reach, 1.05 * reach
         eye = torch.eye(size, dtype=torch.float64).expand(3, 1, size, size)
-        fit = LaplaceFit(mode, eye, torch.tensor([[0.0], [-0.1], [-0.2]]), eye, torch.ones(3, 1, 2, size))
+        fit = LaplaceFit(mode, eye, space.log_joint(mode), eye, torch.ones(3, 1, 2, size))
         alone = LaplaceFit(*(part[[0, 2]] for part in fit))
-        assert _without_repeats(fit, 0).log_joint[:2, 0].tolist() == [0.0, -math.inf]
-        assert _without_repeats(alone, 0).log_joint.isfinite().all()
+        assert _without_repeats(space, fit, 0, 8192).log_joint.isfinite()[:2, 0].tolist() == [True, False]
+        assert _without_repeats(space, alone, 0, 8192).log_joint.isfinite().all()
+
+
+def between_two(size, separation):
+    """Make z ~ N(0, I), x ~ N(z_1 -+ b, 0.5^2) at 0: a posterior with two modes, so many deviations apart."""
+    noise, shrunk = 0.5, 1.25
+    b = separation * noise * shrunk**0.5 / 2
+
+    def model(x):
+        with pyro.plate("data", len(x)):
+            z = pyro.sample("z", dist.Normal(torch.zeros(size), 1.0).to_event(1))
+            centres = z[..., :1] + torch.tensor([-b, b])
+            pyro.sample(
+                "x", dist.MixtureSameFamily(dist.Categorical(torch.ones(2)), dist.Normal(centres, noise)), obs=x
+            )
+
+    def guide(x):
+        with pyro.plate("data", len(x)):
+            loc = torch.zeros(size)
+            loc[0] = b / shrunk
+            pyro.sample("z", dist.Normal(loc, 0.8).to_event(1))
+
+    exact = -math.log(2 * math.pi * shrunk) / 2 - b**2 / (2 * shrunk)
+    return SimpleNamespace(model=model, guide=guide, x=torch.zeros(8), log_p=torch.full((8,), exact))
+
+
+@pytest.mark.parametrize(("size", "separation"), [(160, 3.8), pytest.param(256, 4.9, marks=pytest.mark.slow)])
+def test_near_modes_in_many_dimensions_are_two_where_a_valley_lies_between_them(size, separation):
+    problem = between_two(size, separation)
+    space = LatentSpace(problem.model, problem.guide, problem.x)
+    fit, unsettled = find_modes(space, steps=8, starts=4, rounds=6)
+    assert not bool(unsettled.any())
+    where = torch.where(fit.log_joint.isfinite(), fit.mode[..., 0], 0.0)
+    assert (where.amin(0) < -0.5).all()
+    assert (where.amax(0) > 0.5).all()
+    assert (fit.log_joint.isfinite().sum(0) == 2).all()
+    z, found = z_scores(problem, num_particles=1000)
+    assert (z.abs() < 4).all()
+    assert (found.ess > 100).all()
 
 
 def test_a_point_far_below_a_mode_has_not_come_to_it():

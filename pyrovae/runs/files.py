@@ -137,6 +137,28 @@ def write_json(path: Path, content: Any) -> None:
     write_whole(path, f"{text}\n".encode())
 
 
+def to_plain(values: Tensor) -> Any:
+    """Convert a tensor to numbers for JSON, in nested lists; inf and NaN, which JSON lacks, become texts."""
+    return _plain(values.tolist())
+
+
+def _plain(values: Any) -> Any:
+    if isinstance(values, list):
+        return [_plain(value) for value in values]
+    return values if math.isfinite(values) else str(float(values))
+
+
+def from_plain(values: Any) -> Tensor:
+    """Convert the result of `to_plain` back to a tensor, in float64."""
+    return torch.tensor(_numbers(values), dtype=torch.float64)
+
+
+def _numbers(values: Any) -> Any:
+    if isinstance(values, list):
+        return [_numbers(value) for value in values]
+    return math.nan if values is None else float(values)  # null in files of earlier versions
+
+
 def sha256_of(path: Path) -> str:
     """Compute the SHA-256 of a regular file, in hexadecimal."""
     with open_regular(path) as file:

@@ -6,16 +6,18 @@ import sys
 import threading
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed
+from contextlib import suppress
 from pathlib import Path
 
-import torch
 from torch import Tensor
 
 from pyrovae.execution import Progress
 from pyrovae.programs import ProgramPair
-from pyrovae.runs.files import write_json
+from pyrovae.runs.files import from_plain, to_plain, write_json
 from pyrovae.runs.reading import read_json
 from pyrovae.runs.run import MANIFEST, WEIGHTS, Run
+
+_OF_MACHINE = {"--data_dir", "--device", "--threads", "--execution"}  # flags that change no number but its rounding
 
 
 def split_flags(argv: Sequence[str]) -> tuple[list[str], list[str]]:
@@ -27,8 +29,8 @@ def split_flags(argv: Sequence[str]) -> tuple[list[str], list[str]]:
 def train_all(script: Path, runs: Mapping[Path, Sequence[str]], *, jobs: int = 1) -> None:
     """Train all runs that are not finished, each by train.py in a separate process; resume those that were stopped.
 
-    The flags of a run stand beside its folder, in NAME.flags.json. After a failure or a signal no other training
-    starts, and the running ones save and stop.
+    The flags of a run stand beside its folder, in NAME.flags.json, before its training starts. After a failure or a
+    signal no other training starts, and the running ones save and stop.
 
     Args:
         script: Path of train.py.
@@ -53,11 +55,12 @@ def train_all(script: Path, runs: Mapping[Path, Sequence[str]], *, jobs: int = 1
         with lock:
             if stopping.is_set():
                 return f"training of {path.name} was not started"
+            made = [] if begun else _write_flags(path, runs[path])
             process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
             processes.append(process)
         _, errors = process.communicate()
-        if not begun and (path / MANIFEST).is_file():
-            write_json(_flags_file(path), list(runs[path]))
+        if not (path / MANIFEST).is_file():
+            _remove_flags(path, made)
         if not process.returncode:
             return None
         last = (errors.strip().splitlines() or [f"exit status {process.returncode}"])[-1]
@@ -83,6 +86,22 @@ def _flags_file(path: Path) -> Path:
     return path.with_name(f"{path.name}.flags.json")
 
 
+def _write_flags(path: Path, flags: Sequence[str]) -> list[Path]:
+    """Write the flags of a run that is about to begin; return the folders that were made for them, inner ones first."""
+    made = [folder for folder in path.parents if not folder.exists()]
+    path.parent.mkdir(parents=True, exist_ok=True)
+    write_json(_flags_file(path), list(flags))
+    return made
+
+
+def _remove_flags(path: Path, made: Sequence[Path]) -> None:
+    """Remove the flags of a run that did not begin, and the empty ones of these folders."""
+    _flags_file(path).unlink(missing_ok=True)
+    for folder in made:
+        with suppress(OSError):  # another run has begun there
+            folder.rmdir()
+
+
 def _check_same_flags(path: Path, flags: Sequence[str]) -> None:
     """Check that a run that exists was begun with these flags, as far as they are known.
 
@@ -94,17 +113,17 @@ def _check_same_flags(path: Path, flags: Sequence[str]) -> None:
         return
     before, now = ([shlex.join(pair) for pair in _pairs(each)] for each in (read_json(file), flags))
     if before != now:
-        gone, new = ([pair for pair in one if pair not in other] for one, other in ((before, now), (now, before)))
-        raise ValueError(
-            f"{path} was trained with other flags ({' '.join(gone) or 'another order'}; now "
-            f"{' '.join(new) or 'another order'}); give another folder, or remove this one"
-        )
+        gone = " ".join(pair for pair in before if pair not in now)
+        new = " ".join(pair for pair in now if pair not in before)
+        change = f"{gone or 'without'}; now {new or 'without'}" if gone or new else "the same in another order"
+        raise ValueError(f"{path} was trained with other flags ({change}); give another folder, or remove this one")
 
 
 def _pairs(flags: Sequence[str]) -> list[list[str]]:
-    """Split flags into lists of a name and its values."""
+    """Split flags into lists of a name and its values, without those of the machine."""
     starts = [place for place, token in enumerate(flags) if token.startswith("--")]
-    return [list(flags[start:stop]) for start, stop in zip(starts, [*starts[1:], len(flags)], strict=True)]
+    pairs = [list(flags[start:stop]) for start, stop in zip(starts, [*starts[1:], len(flags)], strict=True)]
+    return [pair for pair in pairs if pair[0].split("=")[0] not in _OF_MACHINE]
 
 
 def train_folds(
@@ -166,6 +185,6 @@ def load_or_compute(
     weights = Run(run).manifest["files"][WEIGHTS]
     saved = read_json(file) if file.exists() else {}
     if saved.get("weights") != weights:
-        saved = {"weights": weights, "values": {key: value.tolist() for key, value in compute().items()}}
+        saved = {"weights": weights, "values": {key: to_plain(value) for key, value in compute().items()}}
         write_json(file, saved)
-    return {key: torch.tensor(value, dtype=torch.float64) for key, value in saved["values"].items()}
+    return {key: from_plain(value) for key, value in saved["values"].items()}

@@ -37,6 +37,7 @@ from pyrovae.runs import (
     write_json,
     write_state,
 )
+from pyrovae.runs.files import from_plain, to_plain
 from pyrovae.runs.run import WEIGHTS
 from pyrovae.runs.tables import aligned
 from pyrovae.stats import mean_and_std_error, monte_carlo_std_error
@@ -85,8 +86,8 @@ def main() -> int:
         if name not in table["rows"]:
             made, seconds = estimate(name, estimators[name], args.seed, partial_path)
             table["rows"][name] = {
-                "value": made.value.tolist(),
-                "std_error": made.std_error.tolist(),
+                "value": to_plain(made.value),
+                "std_error": to_plain(made.std_error),
                 "seconds": seconds,
             }
             write_json(out, table)
@@ -139,11 +140,11 @@ def layout(rows: dict[str, dict[str, Any]]) -> str:
     lines = [["", "log p(x)", "s.e. MC", "difference", "s.e. data", "s.e. MC", "seconds"]]
     reference = list(rows.values())[-1]
     for name, row in rows.items():
-        value, error = (torch.tensor(row[key], dtype=torch.float64) for key in ("value", "std_error"))
+        value, error = (from_plain(row[key]) for key in ("value", "std_error"))
         numbers = [f"{value.mean():.3f}", f"{monte_carlo_std_error(error):.3f}"]
         differences = ["", "", ""]
         if row is not reference:
-            other, other_error = (torch.tensor(reference[key], dtype=torch.float64) for key in ("value", "std_error"))
+            other, other_error = (from_plain(reference[key]) for key in ("value", "std_error"))
             mean, over_data = mean_and_std_error(value - other)
             both = monte_carlo_std_error(torch.hypot(error, other_error))
             differences = [f"{mean:+.3f}", f"{over_data:.3f}", f"{both:.3f}"]

@@ -1,5 +1,6 @@
 """Tests of parallel trainings: their failures, and signals."""
 
+import shutil
 import signal
 import subprocess
 import sys
@@ -95,9 +96,53 @@ def test_a_run_that_was_begun_with_other_flags_is_refused(script):
             script,
             {folder.with_name("new"): [], folder: ["--lr", "2", "--data", "a b.csv", "--epochs", "3"]},
         )
-    with pytest.raises(ValueError, match=r"\(another order; now another order\)"):
+    with pytest.raises(ValueError, match=r"\(the same in another order\)"):
         train_all(script, {folder: ["--data", "a b.csv", "--lr", "1"]})
     assert sorted(folder.parent.iterdir()) == before
+    with pytest.raises(ValueError, match=r"\(--lr 1; now --lr 2\)"):  # where the data lie changes no number
+        train_all(script, {folder: ["--lr", "2", "--data", "a b.csv", "--data_dir", "elsewhere", "--threads", "2"]})
+
+
+# In place of train.py: makes a run, then kills the study, as a machine does that is out of memory.
+KILLING = """
+import os, shutil, sys
+
+shutil.copytree({run!r}, sys.argv[sys.argv.index("--out") + 1])
+os.kill(os.getppid(), 9)
+"""
+
+KILLED = """
+import sys
+from pathlib import Path
+from pyrovae.runs.sweep import train_all
+
+folder = Path(sys.argv[1])
+train_all(folder / "train.py", {folder / "table/one": sys.argv[2:]})
+"""
+
+
+def test_a_study_that_was_killed_still_refuses_other_flags(script, straight):
+    def study(*flags):
+        command = [sys.executable, "-c", KILLED, str(script.parent), *flags]
+        return subprocess.run(command, capture_output=True, text=True, check=False)
+
+    script.write_text(KILLING.format(run=str(straight)))
+    assert study("--lr", "1").returncode == -signal.SIGKILL
+    other = study("--lr", "2")
+    assert "one was trained with other flags (--lr 1; now --lr 2)" in other.stderr
+    assert study("--lr", "1").returncode == 0
+    shutil.rmtree(script.parent / "table/one")
+    assert study("--lr", "2").returncode == -signal.SIGKILL  # a new run, whose flags count
+    assert study("--lr", "2").returncode == 0
+    assert "trained with other flags" in study("--lr", "1").stderr
+
+
+def test_a_training_that_does_not_begin_leaves_nothing(script):
+    (script.parent / "kept").mkdir()
+    script.write_text("import sys\nsys.exit('train.py: error: no data')")
+    with pytest.raises(ValueError, match="no data"):
+        train_all(script, {script.parent / "kept/new/one": [], script.parent / "kept/two": []})
+    assert list((script.parent / "kept").iterdir()) == []
 
 
 def test_values_of_a_run_are_computed_once_for_the_same_weights(straight):
@@ -105,10 +150,12 @@ def test_values_of_a_run_are_computed_once_for_the_same_weights(straight):
 
     def compute():
         made.append(len(made))
-        return {"elbo": torch.tensor([0.1, -1 / 3], dtype=torch.float64), "count": torch.tensor(made[-1])}
+        values = [0.1, -1 / 3, torch.inf, -torch.inf, torch.nan]
+        return {"elbo": torch.tensor(values, dtype=torch.float64), "count": torch.tensor(made[-1])}
 
     first, second = (load_or_compute(straight, [5, 20], compute) for _ in range(2))
-    assert second["elbo"].tolist() == [0.1, -1 / 3]
+    assert second["elbo"][:4].tolist() == [0.1, -1 / 3, torch.inf, -torch.inf]
+    assert second["elbo"][4].isnan()
     assert first["count"] == second["count"] == 0
     assert load_or_compute(straight, [6, 20], compute)["count"] == 1
     file = straight.with_name("straight-5-20.json")

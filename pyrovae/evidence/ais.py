@@ -1,5 +1,6 @@
 """Annealed importance sampling: log p(x) per datum, by chains that walk from a start to the posterior."""
 
+import hashlib
 import math
 import warnings
 from collections.abc import Callable, Mapping, Sequence
@@ -43,11 +44,11 @@ from pyrovae.evidence.blocks import (
 from pyrovae.evidence.nested import funnel_coordinate, site_of
 from pyrovae.evidence.temperatures import check_betas
 from pyrovae.evidence.weight_blocks import summarize_known, tell_faults
-from pyrovae.execution import Execution, Progress
+from pyrovae.execution import Execution, Progress, tensors_of
 from pyrovae.stats import LogMarginal, Rounding, sampling_std_error, student_t_critical, summarize_log_weights
 
 _COMMIT_EVERY = 100  # temperatures
-_FORMAT = 3  # of a saved state
+_FORMAT = 4  # of a saved state
 _MANY_CHAINS = 50  # whose khat is known well enough
 _LARGEST_ERROR_OF_ALL = 3.0  # nats, by all chains, also by those that stay behind
 _LARGEST_ERROR = 2.0  # nats; a larger error of few chains says only that temperatures are too few
@@ -140,7 +141,8 @@ def ais(
     at_once = data_at_once(num_particles, chunk_size_or_default(chunk_size, args, kwargs))
     size, num_steps = num_data(args, kwargs), len(betas) - 1
     num_blocks = math.ceil(size / at_once)
-    run = {"num_data": size, "num_particles": num_particles, "blocks": num_blocks, "betas": betas}
+    run = {"num_data": size, "num_particles": num_particles, "data_at_once": at_once, "betas": betas}
+    run |= {"data": 0 if commit is None and resume is None else fingerprint(args, kwargs)}
     run |= {"num_leapfrog": num_leapfrog, "acceptance": acceptance, "num_tuning": num_tuning}
     run |= {"format": _FORMAT, "guide": guide is not None, "start": start is not None}
     state = AISState(run) if resume is None else AISState.from_dict(resume, run)
@@ -199,6 +201,15 @@ def _summarised(block: DataBlock, log_w: Tensor) -> tuple[LogMarginal, str]:
     log_w = torch.where(bad_data(log_w), torch.nan, log_w)
     found: LogMarginal = summarize_known(log_w, lambda known: summarize_chains(known, block.space.rounding))
     return found, fault
+
+
+def fingerprint(args: Sequence[Any], kwargs: Mapping[str, Any]) -> int:
+    """Compute 56 bits of the SHA-256 of all tensors among the arguments of the programs."""
+    digest = hashlib.sha256()
+    for tensor in tensors_of(args, kwargs):
+        digest.update(f"{tensor.dtype} {tuple(tensor.shape)}".encode())
+        digest.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().tobytes())
+    return int.from_bytes(digest.digest()[:7])
 
 
 def summarize_chains(log_w: Tensor, rounding: Rounding | None = None) -> LogMarginal:
@@ -298,8 +309,10 @@ class AISState:
             run: Settings of the run that resumes.
 
         Raises:
-            ValueError: If the saved settings differ.
+            ValueError: If the saved settings differ, or another version of pyrovae saved the state.
         """
+        if saved["run"].get("format") != run["format"]:
+            raise ValueError("another version of pyrovae saved the state to resume; start anew without it")
         different = [
             name
             for name, value in run.items()

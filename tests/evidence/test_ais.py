@@ -202,6 +202,13 @@ class TestLinearGaussian:
         for other in ({"num_particles": 5}, {"guide": None}, {"num_leapfrog": 3}, {"num_tuning": 60}):
             with pytest.raises(ValueError, match="the state to resume is of another run"):
                 ais(vae.model, x, **{**settings, **other}, resume=saved[0])
+        # With 12 or 16 chains at once there are two blocks, of three data or of four.
+        for other, named in ((x, "data_at_once"), (x + 1, "data_at_once, data")):
+            with pytest.raises(ValueError, match=f"the state to resume is of another run, with other {named};"):
+                ais(vae.model, other, **{**settings, "chunk_size": 16}, resume=saved[2])
+        saved[0]["run"]["format"] -= 1
+        with pytest.raises(ValueError, match="another version of pyrovae saved the state to resume; start anew"):
+            ais(vae.model, x, **settings, resume=saved[0])
 
 
 class Squares(nn.Module):

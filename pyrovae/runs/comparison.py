@@ -1,5 +1,6 @@
 """Comparison of finished runs, or of cross-validations, by the log p(x) of each test datum."""
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -99,7 +100,7 @@ def compare(runs: list[Evaluated], *, reference: str | None = None) -> dict[str,
             half, fold_error = critical * gap_error, None
             if first.folds is not None and fold_critical is not None:
                 _, fold_error = clustered_mean_and_std_error(run.value - base.value, first.folds, weights)
-                half = max(half, fold_critical * fold_error)
+                half = math.nan if math.isnan(fold_error) else max(half, fold_critical * fold_error)
             row = replace(
                 row,
                 difference=gap,

@@ -6,6 +6,7 @@ import re
 import runpy
 import shutil
 import warnings
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -49,6 +50,16 @@ def test_the_interval_of_two_runs_is_students():
     gap = values["ab".index(worse)] - values["ab".index(best)]
     ends = scipy.stats.t.interval(0.95, 4, gap.mean(), scipy.stats.sem(gap))
     assert row.interval == pytest.approx(ends, rel=1e-5)
+
+
+def test_the_interval_is_nan_where_the_error_over_folds_is_unknown():
+    folds = torch.arange(40) % 4 + 1
+    weights = (folds == 2).double()  # no weight outside one fold
+    runs = [replace(evaluated(name, torch.randn(40)), folds=folds, weights=weights) for name in "ab"]
+    found = compare(runs, reference="a")
+    assert math.isnan(found["b"].difference_fold_std_error)
+    assert all(map(math.isnan, found["b"].interval))
+    assert plot_comparison(found).axes
 
 
 def test_a_named_reference_has_narrower_joint_intervals_than_the_best():

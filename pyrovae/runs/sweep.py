@@ -14,6 +14,7 @@ from torch import Tensor
 from pyrovae.execution import Progress
 from pyrovae.programs import ProgramPair
 from pyrovae.runs.files import from_plain, to_plain, write_json
+from pyrovae.runs.parser import flags_and_values
 from pyrovae.runs.reading import read_json
 from pyrovae.runs.run import MANIFEST, WEIGHTS, Run
 
@@ -24,6 +25,21 @@ def split_flags(argv: Sequence[str]) -> tuple[list[str], list[str]]:
     """Split arguments at the first "--" into the script's flags and the flags of train.py."""
     cut = argv.index("--") if "--" in argv else len(argv)
     return list(argv[:cut]), list(argv[cut + 1 :])
+
+
+def refuse_flags(flags: Sequence[str], taken: Mapping[str, str]) -> None:
+    """Check that the flags of train.py are none that the script sets itself.
+
+    Args:
+        flags: Flags after "--".
+        taken: What to do instead, by the name of each flag that the script sets.
+
+    Raises:
+        ValueError: With the first flag that it sets.
+    """
+    for name, _ in flags_and_values(flags):
+        if name in taken:
+            raise ValueError(f"--{name} after --: this script sets it; {taken[name]}")
 
 
 def train_all(script: Path, runs: Mapping[Path, Sequence[str]], *, jobs: int = 1) -> None:

@@ -31,13 +31,14 @@ def ways_of_evaluating(
     """List the default estimate of log p(x), which climbs to each datum's posterior, and the guide's bound.
 
     Args:
-        device: Device of random decoders.
+        device: Device of the decoders.
         execution: How the programs run.
         run: Folder of a run whose model and test data are measured; None for decoders with random weights.
         calls: Number of calls of each way.
     """
     if run is not None:
-        given = on_test_data(Path(run), calls * BLOCK)
+        vae, x, conditions = on_test_data(Path(run), calls * BLOCK)
+        given = vae.to(device), x.to(device), {name: value.to(device) for name, value in conditions.items()}
         ours, guide = (ours_evaluation(*given, execution, calls, *estimate) for estimate in (DEFAULT, BOUND))
         return {"ours, default": ours, f"guide, K = {BOUND_PARTICLES:,}": guide}
     decoders = {size: (*random_decoder(device, size, 4 * BLOCK), {}) for size in (Z, FEW_LATENTS, MANY_LATENTS)}

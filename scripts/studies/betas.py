@@ -26,8 +26,10 @@ from pyrovae.runs import (
     write_json,
     write_whole,
 )
-from pyrovae.runs.sweep import split_flags, train_all
+from pyrovae.runs.sweep import refuse_flags, split_flags, train_all
 from pyrovae.runs.tables import aligned
+
+TAKEN = {"kl_weight": "--betas", "seed": "--seed", "out": "--out", "num_particles": "--num_particles"}
 
 
 def main() -> int:
@@ -41,6 +43,7 @@ def main() -> int:
     add("--jobs", type=PositiveInt, default=1, help="number of trainings at the same time")
     own, training = split_flags(sys.argv[1:])
     flags = parse_flags(parser, own)
+    refuse_flags(training, {name: f"give {flag} before --" for name, flag in TAKEN.items()})
     check_folder("--out", flags.out)
     out = Path(flags.out)
     of_all = [*training, "--seed", str(flags.seed), "--num_particles", str(flags.num_particles)]

@@ -23,7 +23,7 @@ from pyrovae.diagnostics import ACTIVE_FROM, unit_activity
 from pyrovae.evidence import evaluate
 from pyrovae.execution import Progress
 from pyrovae.runs import Seed, check_folder, make_parser, parse_flags, run_script, write_json
-from pyrovae.runs.sweep import load_or_compute, on_test_data, split_flags, train_all
+from pyrovae.runs.sweep import load_or_compute, on_test_data, refuse_flags, split_flags, train_all
 from pyrovae.runs.tables import aligned
 from pyrovae.stats import crossed_mean_and_std_error
 
@@ -31,6 +31,13 @@ OBJECTIVES = {
     "VAE": "--elbo MultiplyImportanceWeightedELBO --elbo.num_particles 1 --elbo.num_groups {k}",
     "IWAE": "--elbo ImportanceWeightedELBO --elbo.num_particles {k}",
     "DReG": "--elbo ImportanceWeightedELBO --elbo.num_particles {k} --elbo.gradient dreg",
+}
+TAKEN = {
+    "elbo": "the table compares objectives",
+    "seed": "give --seeds before --",
+    "out": "give --out before --",
+    "num_particles": "give --num_particles before --",
+    "proposal": "the table uses the default and the guide",
 }
 Cell = tuple[str, int]
 
@@ -48,6 +55,7 @@ def main() -> int:
     add("--num_particles", type=PositiveInt, default=500, help="draws of the default proposal per test datum")
     own, training = split_flags(sys.argv[1:])
     flags = parse_flags(parser, own)
+    refuse_flags(training, TAKEN)
     check_folder("--out", flags.out)
     out = Path(flags.out)
     cells: list[Cell] = [(name, k) for name in OBJECTIVES for k in sorted(flags.draws) if (name, k) != ("IWAE", 1)]

@@ -19,7 +19,7 @@ from torch import Tensor
 from pyrovae.evidence import evaluate
 from pyrovae.execution import Progress
 from pyrovae.runs import Run
-from pyrovae.runs.sweep import load_or_compute, on_test_data, train_all
+from pyrovae.runs.sweep import load_or_compute, on_test_data, refuse_flags, train_all
 from pyrovae.runs.tables import aligned
 from pyrovae.stats import crossed_mean_and_std_error
 
@@ -28,6 +28,12 @@ _BURDA = (
     "--batch_size 20 --optimizer.eps 1e-4 --lr 1e-3 --lr_schedule BurdaLR --patience null"
 )
 _STATIC = "--data mnist --binarize static --num_validation 10000 --latent_dim 40 --batch_size 100"
+_TAKEN = {
+    "seed": "give --seed or --seeds before --",
+    "epochs": "give --epochs before --",
+    "data_dir": "give --data_dir before --",
+    "out": "give --runs before --",
+}
 _TRAINING = "--num_particles 25 --proposal guide --threads 1 --execution compiled"  # the table has draws of its own
 
 
@@ -54,7 +60,7 @@ class Protocol:
         variants: Rows by their names.
         epochs: Largest number of epochs of the full protocol.
         guide_particles: Number of draws K of the guide.
-        here: Largest number of epochs without --full, where the full protocol takes more than three hours.
+        here: Largest number of epochs without --full, where all of them would take days; None for all.
         epoch_seconds: Rough time of an epoch of one variant on one core.
         datum_seconds: Rough time of log p(x) of a test datum, by K draws of the guide and 1,000 of the default.
     """
@@ -179,6 +185,7 @@ def train(
     data_dir: str,
     jobs: int,
     changes: Sequence[str],
+    shortened: Sequence[str] = (),
 ) -> Trained:
     """Train each variant with each seed, or resume it; say the cost first.
 
@@ -193,10 +200,12 @@ def train(
         data_dir: Folder of MNIST.
         jobs: Number of parallel trainings.
         changes: Further flags of train.py, which change the protocol.
+        shortened: In what the evaluation is not the published one, in words.
 
     Raises:
-        ValueError: If a training fails.
+        ValueError: If a training fails, or a change is none of train.py's part of a protocol.
     """
+    refuse_flags(changes, _TAKEN)
     protocol = PROTOCOLS[name]
     most = epochs or (protocol.epochs if full or protocol.here is None else protocol.here)
     chosen = list(protocol.variants if variants is None else variants)
@@ -206,13 +215,14 @@ def train(
         for variant in chosen
         for seed in seeds
     }
-    label = _label(protocol, most, num_data, changes)
+    label = _label(protocol, most, num_data, changes, shortened)
     hours = len(folders) * (most * protocol.epoch_seconds / jobs + (num_data or 0) * protocol.datum_seconds) / 3600
     work = "They" if num_data is None else f"With log p(x) of {num_data:,} test data they"
     print(f"{name}: {protocol.source}\n")
+    trainings = "1 training" if len(folders) == 1 else f"{len(folders)} trainings"
     print(
-        f"{len(folders)} trainings of at most {most:,} epochs. {work} take about {hours:.1f} hours "
-        f"here. Finished ones in {parent} are not repeated.\n{label}",
+        f"{trainings} of at most {most:,} epochs. {work} take about {hours:.1f} hours here, less what is finished in "
+        f"{parent}, which is not repeated.\n{label}",
         flush=True,
     )
     flags = {
@@ -255,22 +265,26 @@ def tabulate(trained: Trained, *, num_data: int, num_particles: int) -> dict[str
         for variant, row in rows.items()
     ]
     seeds = sorted({seed for _, seed in trained.folders})
-    print(f"\n{aligned([[*head, 'epochs'], *lines])}\n{trained.label}; {num_data:,} test data, seeds {seeds}")
+    size = len(next(iter(found.values()))[0]["bound"])
+    print(f"\n{aligned([[*head, 'epochs'], *lines])}\n{trained.label}; {size:,} test data, seeds {seeds}")
     return rows
 
 
-def _label(protocol: Protocol, epochs: int, num_data: int | None, changes: Sequence[str]) -> str:
+def _label(
+    protocol: Protocol, epochs: int, num_data: int | None, changes: Sequence[str], shortened: Sequence[str]
+) -> str:
     """Say whether the protocol is complete."""
-    reasons = []
+    reasons = list(shortened)
     if epochs < protocol.epochs:
         reasons.append(f"at most {epochs:,} of {protocol.epochs:,} epochs")
     if num_data is not None and num_data < 10_000:
         reasons.append(f"{num_data:,} of 10,000 test data")
+    kind = "shortened" if reasons else "changed"
+    if epochs > protocol.epochs:
+        reasons.append(f"at most {epochs:,} epochs in place of {protocol.epochs:,}")
     if changes:
         reasons.append(f"changed by {' '.join(changes)}")
-    if not reasons:
-        return "complete protocol"
-    return f"shortened ({'; '.join(reasons)}): the numbers do not claim to agree"
+    return f"{kind} ({'; '.join(reasons)}): the numbers do not claim to agree" if reasons else "complete protocol"
 
 
 def _measured(path: Path, num_data: int, guide_particles: int, num_particles: int) -> dict[str, Tensor]:

@@ -30,12 +30,21 @@ from pyrovae.evidence import evaluate
 from pyrovae.execution import Progress
 from pyrovae.runs import Seed, check_folder, make_parser, near, parse_flags, run_script, write_json
 from pyrovae.runs.comparison import compare_folds
-from pyrovae.runs.sweep import load_or_compute, on_test_data, split_flags, train_all, train_folds
+from pyrovae.runs.parser import flags_and_values
+from pyrovae.runs.sweep import load_or_compute, on_test_data, refuse_flags, split_flags, train_all, train_folds
 from pyrovae.runs.tables import aligned
 from pyrovae.stats import crossed_mean_and_std_error
 
 ELBO_DRAWS = 100  # from the guide per datum: their Monte Carlo error is far below the standard error over data
 BASELINE = "standard"
+TAKEN = {
+    "seed": "give --seeds before --",
+    "out": "give --out before --",
+    "folds": "give --folds before --",
+    "fold": "give --folds before --",
+    "num_particles": "give --num_particles before --",
+    "proposal": "the table uses the default",
+}
 COMBINATIONS = {
     BASELINE: "",
     "Student-t-prior": "--prior StudentTPrior",
@@ -61,7 +70,7 @@ def main() -> int:
     train = Path(__file__).parents[1] / "train.py"
     if flags.folds is not None:
         variants = {
-            name: [*shlex.split(COMBINATIONS[name]), *training, "--num_particles", str(flags.num_particles)]
+            name: [*training, *shlex.split(COMBINATIONS[name]), "--num_particles", str(flags.num_particles)]
             for name in names
         }
         folders = train_folds(train, out, variants, folds=flags.folds, seed=flags.seeds[0], jobs=flags.jobs)
@@ -74,8 +83,8 @@ def main() -> int:
     runs = {
         # The table uses other draws.
         path: [
-            *shlex.split(COMBINATIONS[name]),
             *training,
+            *shlex.split(COMBINATIONS[name]),
             *f"--seed {seed} --num_particles 25 --proposal guide".split(),
         ]
         for path, name, seed in jobs
@@ -122,6 +131,10 @@ def parse(argv: list[str]) -> tuple[Namespace, list[str]]:
     add("--ladder_data", type=PositiveInt, default=25, help="test data in the ladder, of the first seed")
     own, training = split_flags(argv)
     flags = parse_flags(parser, own)
+    refuse_flags(training, TAKEN)
+    for name, _ in flags_and_values(own) if flags.folds is not None else ():
+        if name in ("num_data", "ladder", "ladder_data"):
+            raise ValueError(f"--{name}: with --folds all data are evaluated once, and there is no ladder; omit it")
     if flags.seeds is None:
         flags.seeds = [0, 1, 2] if flags.folds is None else [0]
     if flags.folds is not None and len(flags.seeds) > 1:

@@ -269,6 +269,11 @@ OF_OTHER_SCRIPTS = {
     "sample straight --num_samples 1000000000000000": "--num_samples 1000000000000000: at most 1,000,000",
     "swap --out new --ladder [0]": "expected a list of whole numbers, at least 1",
     "swap --out new --only flow": "did you mean flow-prior",
+    "swap --out new --folds 2 --ladder [10]": "--ladder: with --folds all data are evaluated once",
+    "swap --out new -- --seed 9": "--seed after --: this script sets it; give --seeds before --",
+    "bounds --out new -- --elbo Trace_ELBO": "--elbo after --: this script sets it; the table compares objectives",
+    "betas --out new -- --kl_weight Beta": "--kl_weight after --: this script sets it; give --betas before --",
+    "published vampprior -- --seed=7": "--seed after --: this script sets it; give --seed or --seeds before --",
 }
 
 

@@ -1,6 +1,9 @@
 """Published results: their closed forms, the trainings of their protocols, and what the script prints."""
 
 import json
+from functools import partial
+from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import protocols
@@ -118,6 +121,47 @@ def test_every_protocol_has_flags_that_train_py_takes(monkeypatch, tmp_path, cap
     assert all(flags[-2:] == ["--lr", "1"] for flags in given.values() if "13" in flags)
 
 
+def test_the_label_says_in_what_a_study_is_not_the_published_one():
+    label = partial(protocols._label, PROTOCOLS["vae-mlp400"])
+    assert label(500, 10_000, [], []) == label(500, None, [], []) == "complete protocol"
+    assert label(5000, None, [], []).startswith("changed (at most 5,000 epochs in place of 500)")
+    assert label(5, 30, [], []).startswith("shortened (at most 5 of 500 epochs; 30 of 10,000 test data)")
+    assert label(500, None, ["--lr", "1"], []).startswith("changed (changed by --lr 1)")
+    assert label(500, None, [], ["3 of 1,000 test data"]).startswith("shortened (3 of 1,000 test data)")
+
+
+@pytest.mark.parametrize(
+    ("flags", "reasons"),
+    [
+        ({}, []),
+        ({"num_data": 60}, ["60 of 1,000 test data with 1,000 temperatures"]),
+        (
+            {"num_data": 9, "temperatures": [10_000]},
+            ["9 of 50 test data with 10,000 temperatures", "without 1,000 temperatures"],
+        ),
+    ],
+)
+def test_the_ladder_of_estimators_is_complete_with_all_images_and_temperatures(monkeypatch, flags, reasons):
+    given, commands = {}, []
+
+    def train(*_, **options):
+        given.update(options)
+        return protocols.Trained(None, {0: Path("run")}, "")
+
+    def run_command(command, check):
+        commands.append(command)
+        return SimpleNamespace(returncode=0)
+
+    monkeypatch.setattr(study, "train", train)
+    monkeypatch.setattr(study.subprocess, "run", run_command)
+    names = ("runs", "epochs", "full", "data_dir", "jobs", "changes")
+    settings = dict.fromkeys(names) | {"data_dir": "data", "seed": 0, "num_particles": 10, "num_data": None}
+    study.wu_ais(SimpleNamespace(**settings | {"temperatures": [1000, 10_000]} | flags))
+    assert given["shortened"] == reasons
+    sizes = [int(command[command.index("--num_data") + 1]) for command in commands]
+    assert sizes == {0: [1000, 50], 1: [60, 50], 2: [9]}[len(reasons)]
+
+
 def test_a_row_has_means_over_seeds_and_data_and_the_spread_over_seeds():
     generator = torch.Generator().manual_seed(0)
     made = [torch.randn(9, generator=generator, dtype=torch.float64) for _ in range(3)]
@@ -172,7 +216,7 @@ def test_a_linear_vae_nears_probabilistic_pca(tmp_path, steps, most):
             "--seeds: ppca does not use it, only --latent_dims, ",
         ),
         (("k-fold", "--", "--lr", "1"), "k-fold takes no flags of train.py; omit --lr 1"),
-        (("ppca", "--latent_dims", "[3,64]"), "--latent_dims: probabilistic PCA of 64 pixels needs fewer latents"),
+        (("ppca", "--latent_dims", "[3,62]"), "--latent_dims: probabilistic PCA needs fewer latents than 61, the rank"),
     ],
 )
 def test_wrong_names_and_numbers_are_refused_in_one_line(capsys, monkeypatch, flags, message):

@@ -189,8 +189,8 @@ def decoded_data_at_once(
 ) -> int:
     """Compute the number of data per block for estimators that keep what is decoded from all K draws of a block.
 
-    By default, K times it is at most 131,072, and times four numbers per column at most 6.5 million. A table of few
-    columns then has large blocks, which share each step of the search for modes.
+    By default a block has at most 131,072 latents, and at most 6.5 million numbers, four for each latent and column. A
+    table of few columns then has large blocks, which share each step of the search for modes.
 
     Args:
         num_particles: Number of draws K per datum.

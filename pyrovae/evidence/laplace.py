@@ -171,7 +171,7 @@ def climb(space: LatentSpace, *, steps: int = 8, starts: int = 1, chunk_size: in
     Returns:
         LaplaceFit of mode (S, N, U), scale_tril (S, N, U, U) and log_joint (S, N). The first start is the guide's mean
         or its best draw; others are, in turn, the best of four draws of the prior and of the guide. Where another start
-        comes to the mode of the first, the first's fit stands again, with log_joint -inf.
+        comes to the mode of the first, a copy of the first fit fills its place, with log_joint -inf.
 
     Raises:
         ValueError: If a latent has no unconstrained coordinates, or a mask leaves latents out.

@@ -39,7 +39,7 @@ def with_fast_functions(graph: fx.GraphModule) -> fx.GraphModule:
 class _WithFastFunctions(fx.Transformer):
     def __init__(self, graph: fx.GraphModule) -> None:
         super().__init__(graph)
-        self.garbage_collect_values = False  # a sum is computed from what its terms are of
+        self.garbage_collect_values = False  # a sum is computed from the arguments of its terms
 
     def run_node(self, n: fx.Node) -> Any:
         of_bernoulli = _logits_and_bits(n)

@@ -27,6 +27,7 @@ def test_blocks_are_as_large_as_the_numbers_of_their_columns_allow(num_columns, 
     [
         (256, 1000, 8192, (125, 64)),  # 128 fit
         (256, 5000, 8192, (125, 64)),
+        (256, 1100, 8192, (110, 64)),  # 10 equal chunks in place of 9
         (50, 200, 8192, (100, 50)),  # 163 fit
         (50, 100, 8192, (100, 50)),
         (64, 251, 8192, (126, 64)),  # a prime number: 126 and 125

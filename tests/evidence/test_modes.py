@@ -2,6 +2,7 @@
 
 import math
 import runpy
+import warnings
 from types import SimpleNamespace
 
 import pyro
@@ -76,6 +77,35 @@ def test_khat_is_infinite_where_the_search_did_not_end():
     many = (problem.x > 0.5).all(-1)
     assert bool(many.any()) or bool((found.khat == math.inf).any())
     assert (found.khat[many] > 0.7).all()
+
+
+def test_a_climb_that_starts_where_the_gradient_is_nan_leaves_the_others_alone():
+    def model(x):
+        with pyro.plate("data", len(x)):
+            z = pyro.sample("z", dist.Normal(x.new_zeros(()), 1.0))
+            hidden = torch.where(z.abs() < 0.3, z.abs() - 1, z.abs() + 1).sqrt()  # NaN near 0, where it is not used
+            pyro.sample("x", dist.Normal(torch.where(z.abs() < 0.3, z, z + 0 * hidden), 0.3), obs=x)
+
+    def guide(x):
+        with pyro.plate("data", len(x)):
+            pyro.sample("z", dist.Normal(torch.zeros_like(x), 0.01))
+
+    space = LatentSpace(model, guide, torch.full((6,), 1.5, dtype=torch.float64))
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        fit = climb(space, steps=8, starts=6)
+    best = fit.mode[fit.log_joint.argmax(0), torch.arange(6)]
+    torch.testing.assert_close(best, torch.full_like(best, 1.5 / 1.09), rtol=0, atol=0.01)
+
+
+def test_further_climbs_decode_at_most_chunk_size_points_at_a_time(monkeypatch):
+    problem = edges.two_modes(3, 20)
+    sizes, inner = [], laplace.derivatives
+    monkeypatch.setattr(laplace, "derivatives", lambda *args: sizes.append(args[1].shape[:2]) or inner(*args))
+    climb(LatentSpace(problem.model, problem.guide, problem.x), starts=6, chunk_size=7)
+    further = [num_starts * num_data for num_starts, num_data in sizes if num_data != 20]
+    assert len(further) > 2
+    assert max(further) == 7
 
 
 def test_an_easy_posterior_needs_no_search():

@@ -75,6 +75,14 @@ def test_chains_that_never_move_take_the_largest_number_of_steps():
         assert chains.num_leapfrog == 1
 
 
+def test_trajectories_are_long_enough_at_three_of_four_data():
+    x, vae = ORACLE.data(8), ORACLE.vae()
+    with evaluation_mode(vae.model, None):
+        chains = AdaptiveChains(Path(LatentSpace(vae.model, None, x), normal_near(ORACLE, x)), 8, 10, 0.65)
+        chains.log_step.copy_(torch.tensor([0.1] + 2 * [0.5] + 5 * [1.0]).log())
+        assert chains.num_leapfrog == 7  # 3.5 standard deviations in steps of 0.5
+
+
 @pytest.mark.parametrize("normal", [False, True])
 def test_transitions_leave_their_density_invariant(normal):
     # From exact draws of the posterior, at a step so long that about half are refused: means and covariances

@@ -62,6 +62,15 @@ def test_the_interval_is_nan_where_the_error_over_folds_is_unknown():
     assert plot_comparison(found).axes
 
 
+def test_only_folds_with_weight_count():
+    folds = torch.arange(40) % 4 + 1
+    weights = (folds > 2).double()
+    runs = [replace(evaluated(name, torch.randn(40)), folds=folds, weights=weights) for name in "ab"]
+    row = compare(runs, reference="a")["b"]
+    half = scipy.stats.t.ppf(0.975, 1) * row.difference_fold_std_error  # two folds: one degree of freedom
+    assert row.interval == pytest.approx((row.difference - half, row.difference + half), rel=1e-5)
+
+
 def test_a_named_reference_has_narrower_joint_intervals_than_the_best():
     runs = [evaluated(f"run-{run}", torch.randn(50) - run) for run in range(4)]
     by_best, named = compare(runs), compare(runs, reference="run-2")

@@ -1,7 +1,9 @@
 """Published results: their closed forms, the trainings of their protocols, and what the script prints."""
 
 import json
+import re
 from functools import partial
+from importlib.resources import files
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -119,6 +121,15 @@ def test_every_protocol_has_flags_that_train_py_takes(monkeypatch, tmp_path, cap
     assert short.label.startswith("shortened (at most 13 of 3,280 epochs; changed by --lr 1)")
     assert "6 trainings of at most 13 epochs" in capsys.readouterr().out
     assert all(flags[-2:] == ["--lr", "1"] for flags in given.values() if "13" in flags)
+
+
+def test_the_published_values_are_those_of_the_guide():
+    guide = files("pyrovae").joinpath("guide/published.md").read_text()
+    for name, protocol in PROTOCOLS.items():
+        (row,) = (line for line in guide.splitlines() if line.startswith(f"| `{name}`"))
+        for variant in protocol.variants.values():
+            if variant.published is not None:
+                assert re.search(rf"{variant.published:g}\b", row), (name, row)
 
 
 def test_the_label_says_in_what_a_study_is_not_the_published_one():

@@ -260,7 +260,7 @@ def by_annealing(problem: EdgeProblem, start: str, agreeing: bool) -> tuple[LogM
 
 # Name, number of draws K and maker of each problem for N data, estimated by `log_marginal` with its default proposal.
 _BY_IMPORTANCE: dict[str, tuple[int, Callable[[int], EdgeProblem]]] = {
-    **{f"two modes, Z = {size}": (1000, lambda n, size=size: two_modes(size, n)) for size in (2, 6, 8, 20)},
+    **{f"two modes, Z = {size}": (1000, lambda n, size=size: two_modes(size, n)) for size in (2, 6, 8, 20, 256)},
     **{f"x = z^2, Z = {size}": (1000, lambda n, size=size: squares(size, n)) for size in (1, 2, 3, 5, 8)},
     "x = sin(3z)": (100, waves),
     "half-Cauchy scale, J = 30": (1000, lambda n: scales(30, n)),

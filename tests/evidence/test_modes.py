@@ -17,7 +17,7 @@ from pyrovae.evidence import LaplaceProposal, laplace
 from pyrovae.evidence.angles import centre_angles
 from pyrovae.evidence.laplace import LaplaceFit, climb, climb_from
 from pyrovae.evidence.latent_space import LatentSpace
-from pyrovae.evidence.modes import _without_repeats, find_modes
+from pyrovae.evidence.modes import _mirror, _without_repeats, find_modes
 from pyrovae.nn import MLP
 
 edges = SimpleNamespace(**runpy.run_path(str(path_of("coverage").with_name("edge_problems.py"))))
@@ -55,6 +55,30 @@ def test_mirrored_modes_are_found_from_a_guide_on_one_of_them(size):
     assert (away[far] < 0.2 * best[far].norm(dim=-1)).all()
     found = check_covered(problem)
     assert (found.std_error < 0.1).all()
+
+
+def test_a_middle_that_draws_put_off_zero_is_corrected_by_the_other_data():
+    width, middle = torch.full((50, 4), 2.0), 0.28 * torch.randn(50, 4)
+    middle[7, 0] = 1.1  # 0.55 widths
+    middle[:, 1] += 1.5
+    middle[:25, 2] = -3.0  # a prior that depends on the data
+    middle[25:, 2] = 3.0
+    found = _mirror(middle, width)
+    assert (found[:, [0, 3]] == 0).all()
+    assert torch.equal(found[:, 2], middle[:, 2])
+    assert found[:, 1].count_nonzero() > 40
+    assert _mirror(middle[7:8], width[7:8])[0, 0] == middle[7, 0]  # a single datum has no others
+
+
+@pytest.mark.slow
+def test_mirrored_modes_are_found_with_many_latents():
+    problem = edges.two_modes(256, 30)
+    space = LatentSpace(problem.model, problem.guide, problem.x[:4])
+    for one in range(4):  # each alone
+        fit, _ = find_modes(space.of_rows(torch.tensor([one])), steps=8, starts=4, rounds=6)
+        assert (fit.mode[0, 0] + fit.mode[1, 0]).norm() < 1e-3 * fit.mode[0, 0].norm()
+    z, _ = z_scores(problem, num_particles=1000)
+    assert (z.abs() < 5).all()
 
 
 def test_modes_in_every_orthant_are_found():

@@ -1,6 +1,5 @@
 """Annealed importance sampling: log p(x) per datum, by chains that walk from a start to the posterior."""
 
-import hashlib
 import math
 import warnings
 from collections.abc import Callable, Mapping, Sequence
@@ -40,11 +39,12 @@ from pyrovae.evidence.blocks import (
     data_at_once,
     data_blocks,
     evaluation_mode,
+    fingerprint,
 )
 from pyrovae.evidence.nested import funnel_coordinate, site_of
 from pyrovae.evidence.temperatures import check_betas
 from pyrovae.evidence.weight_blocks import summarize_known, tell_faults
-from pyrovae.execution import Execution, Progress, tensors_of
+from pyrovae.execution import Execution, Progress
 from pyrovae.stats import LogMarginal, Rounding, sampling_std_error, student_t_critical, summarize_log_weights
 
 _COMMIT_EVERY = 100  # temperatures
@@ -137,12 +137,12 @@ def ais(
     if not 0 < acceptance < 1:
         raise ValueError(f"acceptance must lie between 0 and 1, got {acceptance}")
     how = execution_of(betas, num_leapfrog, num_tuning, execution)
+    inputs = 0 if commit is None and resume is None else fingerprint((model, guide), args, kwargs)
     model, guide = vectorize(model, guide, args, kwargs, plate=plate)
     at_once = data_at_once(num_particles, chunk_size_or_default(chunk_size, args, kwargs))
     size, num_steps = num_data(args, kwargs), len(betas) - 1
     num_blocks = math.ceil(size / at_once)
-    run = {"num_data": size, "num_particles": num_particles, "data_at_once": at_once, "betas": betas}
-    run |= {"data": 0 if commit is None and resume is None else fingerprint(args, kwargs)}
+    run = {"num_data": size, "num_particles": num_particles, "data_at_once": at_once, "betas": betas, "inputs": inputs}
     run |= {"num_leapfrog": num_leapfrog, "acceptance": acceptance, "num_tuning": num_tuning}
     run |= {"format": _FORMAT, "guide": guide is not None, "start": start is not None}
     state = AISState(run) if resume is None else AISState.from_dict(resume, run)
@@ -201,15 +201,6 @@ def _summarised(block: DataBlock, log_w: Tensor) -> tuple[LogMarginal, str]:
     log_w = torch.where(bad_data(log_w), torch.nan, log_w)
     found: LogMarginal = summarize_known(log_w, lambda known: summarize_chains(known, block.space.rounding))
     return found, fault
-
-
-def fingerprint(args: Sequence[Any], kwargs: Mapping[str, Any]) -> int:
-    """Compute 56 bits of the SHA-256 of all tensors among the arguments of the programs."""
-    digest = hashlib.sha256()
-    for tensor in tensors_of(args, kwargs):
-        digest.update(f"{tensor.dtype} {tuple(tensor.shape)}".encode())
-        digest.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().tobytes())
-    return int.from_bytes(digest.digest()[:7])
 
 
 def summarize_chains(log_w: Tensor, rounding: Rounding | None = None) -> LogMarginal:

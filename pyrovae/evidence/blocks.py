@@ -1,5 +1,6 @@
 """Blocks of data and draws, which bound the memory of estimators, and the case weights of data."""
 
+import hashlib
 import inspect
 import math
 import os
@@ -13,7 +14,7 @@ from typing import Any
 
 import pyro
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from pyrovae.densities import (
     Program,
@@ -30,6 +31,7 @@ from pyrovae.densities import (
     vectorize_pair,
 )
 from pyrovae.evidence.latent_space import LatentSpace
+from pyrovae.execution import tensors_of
 from pyrovae.stats import check_case_weights
 
 DEFAULT_CHUNK_SIZE = 8192
@@ -182,6 +184,24 @@ def chunk_size_or_default(chunk_size: int | None, args: tuple[Any, ...], kwargs:
     if chunk_size is not None:
         return min(chunk_size, _MOST_LATENTS)
     return max(1, min(DEFAULT_CHUNK_SIZE, _MOST_NUMBERS // _num_columns(args, kwargs)))
+
+
+def fingerprint(programs: Iterable[Any], args: Sequence[Any], kwargs: Mapping[str, Any]) -> int:
+    """Compute 56 bits of the SHA-256 of the tensors among arguments and of the programs' parameters and buffers.
+
+    A saved state holds it, so that it resumes with the same data and weights alone. Of programs, only modules count.
+
+    Args:
+        programs: Model and guide.
+        args: Positional arguments of the programs.
+        kwargs: Keyword arguments of the programs.
+    """
+    states = [program.state_dict(keep_vars=True) for program in programs if isinstance(program, nn.Module)]
+    digest = hashlib.sha256()
+    for tensor in tensors_of((*args, *(value for state in states for value in state.values())), kwargs):
+        digest.update(f"{tensor.dtype} {tuple(tensor.shape)}".encode())
+        digest.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().tobytes())
+    return int.from_bytes(digest.digest()[:7])
 
 
 def decoded_data_at_once(

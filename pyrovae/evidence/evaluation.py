@@ -16,7 +16,7 @@ from pyro import poutine
 from torch import Tensor
 
 from pyrovae.densities import Program, domain_of, entry, evaluating, isolated_rng, plain, sample_sites, take
-from pyrovae.evidence.blocks import case_weights_of, chunk_size_or_default, concatenate
+from pyrovae.evidence.blocks import case_weights_of, chunk_size_or_default, concatenate, fingerprint
 from pyrovae.evidence.importance import chunks_of, log_weight_blocks
 from pyrovae.evidence.proposals import GuideProposal, Proposal
 from pyrovae.evidence.weight_blocks import WeightBlock
@@ -285,6 +285,7 @@ def evaluate(
         "proposal": "default" if proposal is None else getattr(proposal, "name", "program"),
         "target_std_error": target_std_error,
         "seed": seed,
+        "inputs": 0 if commit is None and resume is None else fingerprint((model, guide), (x,), kwargs),
     }
     blocks = [] if resume is None else _finished_blocks(resume, about)
     if on_progress is not None:

@@ -203,7 +203,7 @@ class TestLinearGaussian:
             with pytest.raises(ValueError, match="the state to resume is of another run"):
                 ais(vae.model, x, **{**settings, **other}, resume=saved[0])
         # With 12 or 16 chains at once there are two blocks, of three data or of four.
-        for other, named in ((x, "data_at_once"), (x + 1, "data_at_once, data")):
+        for other, named in ((x, "data_at_once"), (x + 1, "data_at_once, inputs")):
             with pytest.raises(ValueError, match=f"the state to resume is of another run, with other {named};"):
                 ais(vae.model, other, **{**settings, "chunk_size": 16}, resume=saved[2])
         saved[0]["run"]["format"] -= 1

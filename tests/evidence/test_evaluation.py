@@ -1,5 +1,6 @@
 """Evaluation of held-out data: estimates per proposal, tables, and resuming."""
 
+import copy
 import csv
 import io
 from dataclasses import replace
@@ -149,6 +150,12 @@ def test_an_interrupted_evaluation_resumes_bit_identically(monkeypatch, tmp_path
     assert {**again.summary(), "seconds": 0} == {**whole.summary(), "seconds": 0}
     with pytest.raises(ValueError, match="another evaluation"):
         evaluate(vae.model, vae.guide, x, **{**same, "proposal": DefensiveProposal()}, resume=state)
+    with pytest.raises(ValueError, match="another evaluation"):
+        evaluate(vae.model, vae.guide, x.flip(0), **same, resume=state)
+    changed = copy.deepcopy(vae)
+    next(iter(changed.state_dict().values())).zero_()
+    with pytest.raises(ValueError, match="another evaluation"):
+        evaluate(changed.model, changed.guide, x, **same, resume=state)
     other = evaluate(vae.model, vae.guide, x, num_particles=40, seed=4)
     assert not torch.equal(other.elbo, whole.elbo)
     with pytest.raises(ValueError, match="another evaluation"):

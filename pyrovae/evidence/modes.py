@@ -73,7 +73,8 @@ def find_modes(
 def _mirror(middle: Tensor, width: Tensor) -> Tensor:
     """Replace middles of the prior, with shape (N, U), by 0 where draws allow it, since a mirror must be precise.
 
-    One of 3,000 middles is off by more than 0.5 widths. With many latents, these are found by the middles of all data.
+    Draws put one of 3,000 middles off by more than 0.5 widths. Where the data have nearly equal middles, their mean
+    decides.
     """
     is_zero = middle.abs() < _ZERO * width
     if len(middle) > 1:

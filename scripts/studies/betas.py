@@ -29,7 +29,12 @@ from pyrovae.runs import (
 from pyrovae.runs.sweep import refuse_flags, split_flags, train_all
 from pyrovae.runs.tables import aligned
 
-TAKEN = {"kl_weight": "--betas", "seed": "--seed", "out": "--out", "num_particles": "--num_particles"}
+TAKEN = {
+    "kl_weight": "give --betas before --",
+    "seed": "give --seed before --",
+    "out": "give --out before --",
+    "num_particles": "give --num_particles before --",
+}
 
 
 def main() -> int:
@@ -43,7 +48,7 @@ def main() -> int:
     add("--jobs", type=PositiveInt, default=1, help="number of trainings at the same time")
     own, training = split_flags(sys.argv[1:])
     flags = parse_flags(parser, own)
-    refuse_flags(training, {name: f"give {flag} before --" for name, flag in TAKEN.items()})
+    refuse_flags(training, TAKEN)
     check_folder("--out", flags.out)
     out = Path(flags.out)
     of_all = [*training, "--seed", str(flags.seed), "--num_particles", str(flags.num_particles)]

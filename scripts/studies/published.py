@@ -55,7 +55,7 @@ from pyrovae.execution import Progress
 from pyrovae.runs import Seed, check_folder, check_writable, make_parser, parse_flags, run_script, write_json
 from pyrovae.runs.comparison import compare_folds
 from pyrovae.runs.parser import flags_and_values
-from pyrovae.runs.sweep import on_test_data, split_flags, train_folds
+from pyrovae.runs.sweep import on_test_data, refuse_flags, split_flags, train_folds
 from pyrovae.runs.tables import aligned
 from pyrovae.stats import mean_and_std_error, monte_carlo_std_error
 
@@ -66,6 +66,12 @@ _MNIST = 10_000  # test images
 _WU_PLANS = {1000: 1000, 10_000: 50}  # test images, by the number of temperatures
 _AIS_SECONDS = 0.005  # a temperature of a test image with 16 chains, on one core
 _CREMER = 1000  # test images
+_TAKEN = {
+    "seed": "give --seed or --seeds before --",
+    "epochs": "give --epochs before --",
+    "data_dir": "give --data_dir before --",
+    "out": "give --runs before --",
+}
 _RUNS_OF = {"wu-ais": "vae-mlp400", "cremer-gaps": "burda-vae"}  # whose first run they use
 _STUDIES = Path(__file__).parent
 
@@ -113,10 +119,10 @@ def main() -> int:
 
 
 def _check_flags(name: str, own: Sequence[str], changes: Sequence[str]) -> None:
-    """Check that the result uses all flags that were given.
+    """Check that the result uses all flags that were given, and sets none of those after "--" itself.
 
     Raises:
-        ValueError: With the first that it does not use.
+        ValueError: With the first flag that it does not use or sets itself.
     """
     used = RESULTS[name].flags
     for flag, _ in flags_and_values(own):
@@ -124,6 +130,7 @@ def _check_flags(name: str, own: Sequence[str], changes: Sequence[str]) -> None:
             raise ValueError(f"--{flag}: {name} does not use it, only {', '.join(f'--{one}' for one in sorted(used))}")
     if changes and "data_dir" not in used:
         raise ValueError(f"--: {name} takes no flags of train.py; omit {' '.join(changes)}")
+    refuse_flags(changes, _TAKEN)
 
 
 def ppca(flags: Any) -> list[dict[str, float]]:
@@ -169,14 +176,13 @@ def protocol(flags: Any) -> dict[str, dict[str, float | None]]:
 
 def wu_ais(flags: Any) -> dict[str, Any]:
     """Compare annealed importance sampling with draws of the guide and of the default, on one decoder."""
-    few, many = _WU_PLANS.items()
-    plans = [(t, min((few if t <= few[0] else many)[1], flags.num_data or few[1])) for t in flags.temperatures]
+    plans = [(count, min(_wu_images(count), flags.num_data or _MNIST)) for count in flags.temperatures]
     hours = sum(count * size for count, size in plans) * _AIS_SECONDS / 3600
     print(f"annealing takes about {hours:.1f} hours on one core, after the training:")
     shortened = [
-        f"{size:,} of {full:,} test data with {count:,} temperatures"
+        f"{size:,} of {_wu_images(count):,} test data with {count:,} temperatures"
         for count, size in plans
-        if size < (full := _WU_PLANS.get(count, size))
+        if size < _wu_images(count)
     ]
     shortened += [f"without {count:,} temperatures" for count in _WU_PLANS if count not in flags.temperatures]
     trained = _trained(flags, "vae-mlp400", [flags.seed], None, variants=["VAE, 400-400"], shortened=shortened)
@@ -192,6 +198,12 @@ def wu_ais(flags: Any) -> dict[str, Any]:
             raise ValueError(f"{out}: annealing with {count:,} temperatures failed; see the message above")
     print(trained.label)
     return {"run": str(run)}
+
+
+def _wu_images(num_temperatures: int) -> int:
+    """Return the number of test images for a number of temperatures."""
+    few, many = _WU_PLANS
+    return _WU_PLANS[few if num_temperatures <= few else many]
 
 
 def cremer_gaps(flags: Any) -> dict[str, dict[str, float]]:

@@ -132,9 +132,10 @@ def parse(argv: list[str]) -> tuple[Namespace, list[str]]:
     own, training = split_flags(argv)
     flags = parse_flags(parser, own)
     refuse_flags(training, TAKEN)
-    for name, _ in flags_and_values(own) if flags.folds is not None else ():
-        if name in ("num_data", "ladder", "ladder_data"):
-            raise ValueError(f"--{name}: with --folds all data are evaluated once, and there is no ladder; omit it")
+    if flags.folds is not None:
+        for name, _ in flags_and_values(own):
+            if name in ("num_data", "ladder", "ladder_data"):
+                raise ValueError(f"--{name}: with --folds all data are evaluated once, and there is no ladder; omit it")
     if flags.seeds is None:
         flags.seeds = [0, 1, 2] if flags.folds is None else [0]
     if flags.folds is not None and len(flags.seeds) > 1:

@@ -17,7 +17,7 @@ from pyrovae.evidence import LaplaceProposal, laplace
 from pyrovae.evidence.angles import centre_angles
 from pyrovae.evidence.laplace import LaplaceFit, climb, climb_from
 from pyrovae.evidence.latent_space import LatentSpace
-from pyrovae.evidence.modes import _mirror, _without_repeats, find_modes
+from pyrovae.evidence.modes import _candidates, _mirror, _without_repeats, find_modes
 from pyrovae.nn import MLP
 
 edges = SimpleNamespace(**runpy.run_path(str(path_of("coverage").with_name("edge_problems.py"))))
@@ -68,6 +68,15 @@ def test_a_middle_that_draws_put_off_zero_is_corrected_by_the_other_data():
     assert torch.equal(found[:, 2], middle[:, 2])
     assert found[:, 1].count_nonzero() > 40
     assert _mirror(middle[7:8], width[7:8])[0, 0] == middle[7, 0]  # a single datum has no others
+
+
+def test_the_image_about_zero_is_tried_whatever_the_middle():
+    problem = edges.two_modes(3, 5)
+    space = LatentSpace(problem.model, problem.guide, problem.x)
+    fit = climb(space)
+    points = _candidates(space, fit, 0, torch.full((5, 3), 0.6, dtype=torch.float64), 8192)
+    assert (points == -fit.mode).all(-1).any(0).all()
+    assert torch.isclose(points, 1.2 - fit.mode).all(-1).any(0).all()
 
 
 @pytest.mark.slow

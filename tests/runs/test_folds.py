@@ -217,6 +217,22 @@ def test_all_variants_have_the_same_folds_and_seeds(monkeypatch):
     assert found[Path("out/b-10-fold/03")] == ["--lr", "1", "--folds", "10", "--fold", "3", "--seed", "6"]
 
 
+@pytest.mark.parametrize("folds", [(), ("--folds", "2")])
+def test_a_combination_wins_over_the_flags_for_all(monkeypatch, capsys, folds):
+    found = {}
+
+    def train_all(script, runs, jobs):
+        found.update(runs)
+        raise ValueError("enough")
+
+    monkeypatch.setattr(sweep_module, "train_all", train_all)
+    flags = ("--out", "new", "--only", "mixture-prior", *folds, "--", "--prior", "VampPrior")
+    assert call(capsys, monkeypatch, "swap", *flags) == (1, "swap.py: error: enough\n")
+    priors = {path: flags[len(flags) - 1 - flags[::-1].index("--prior") + 1] for path, flags in found.items()}
+    assert set(priors.values()) == {"VampPrior", "MixturePrior"}
+    assert all((prior == "MixturePrior") == ("mixture-prior" in str(path)) for path, prior in priors.items())
+
+
 def test_the_error_over_folds_is_that_of_equal_and_unequal_clusters():
     values = torch.randn(40, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
     folds = torch.arange(40) % 5

@@ -3,7 +3,7 @@
 python scripts/compare.py runs/digits-001 runs/digits-002
 python scripts/compare.py runs/mnist-* --figure comparison.png
 python scripts/compare.py runs/digits-001 runs/digits-002 runs/digits-003 --reference runs/digits-001
-python scripts/compare.py table/standard-10-fold table/flow-prior-10-fold    # folders of the runs of ten folds
+python scripts/compare.py --folds 10 table/standard-10-fold table/flow-prior-10-fold    # folders of ten runs each
 
 The script uses the last evaluation of each run, by train.py or evaluate.py. It refuses runs that differ in data,
 binarisation, split or base measure. The 95 % intervals of the differences hold jointly: for all pairs of runs, since
@@ -19,6 +19,8 @@ import startup  # noqa: F401  # first, since it ends failing imports without a t
 import sys
 from pathlib import Path
 
+from jsonargparse.typing import PositiveInt
+
 from pyrovae.plots import to_png
 from pyrovae.runs import check_writable, make_parser, parse_flags, run_script, write_whole
 from pyrovae.runs.comparison import (
@@ -28,6 +30,8 @@ from pyrovae.runs.comparison import (
     data_of,
     meaning_of_intervals,
     plot_comparison,
+    proposals_in_words,
+    protocols_of,
 )
 from pyrovae.runs.tables import aligned
 
@@ -44,6 +48,12 @@ def main() -> int:
         default=None,
         help="run to compare with, one of the runs, chosen before the evaluation (default: the best)",
     )
+    parser.add_argument(
+        "--folds",
+        type=PositiveInt | None,
+        default=None,
+        help="number of folds that each folder must hold (default: any)",
+    )
     parser.add_argument("--figure", type=str | None, default=None, help="PNG file of the figure (default: null)")
     args = parse_flags(parser, sys.argv[1:])
     check_writable("--figure", args.figure)
@@ -51,22 +61,22 @@ def main() -> int:
         raise ValueError(f"two different run folders or more are needed, got {' '.join(args.runs)}; give each once")
 
     runs = [Evaluated.of(path) for path in args.runs]
+    for run in runs:
+        found_folds = 1 if run.folds is None else len(run.folds.unique())
+        if args.folds is not None and found_folds != args.folds:
+            held = "a single split" if run.folds is None else f"{found_folds} folds"
+            raise ValueError(f"{run.name} has {held}, not the {args.folds} of --folds; give the folder of those folds")
     reference = args.reference
     if reference is not None:  # the same folder may be spelled in two ways
         same = [run for run in args.runs if Path(run).resolve() == Path(reference).resolve()]
         reference = same[0] if same else reference
     found = compare(runs, reference=reference)
-    protocols = {run.name: run.protocol for run in runs}
-    alike = len(set(protocols.values())) == 1
-    lines = comparison_lines(found, None if alike else protocols)
+    lines = comparison_lines(found, protocols_of(runs))
     base = "the best run" if reference is None else reference
     print(f"{data_of(runs[0])}; nats per datum; differences from {base}\n")
     print(aligned(lines))
     print(meaning_of_intervals(len(runs), reference, folds=runs[0].folds is not None))
-    if alike:
-        print(f"proposal of all: {runs[0].protocol}")
-    else:
-        print("the proposals differ, so small differences may come from them; evaluate all runs with the same proposal")
+    print(proposals_in_words(runs))
     if args.figure:
         write_whole(Path(args.figure), to_png(plot_comparison(found)))
         print(f"wrote {args.figure}")

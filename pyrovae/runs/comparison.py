@@ -1,7 +1,7 @@
 """Comparison of finished runs, or of cross-validations, by the log p(x) of each test datum."""
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -165,16 +165,27 @@ def compare_folds(folders: Mapping[str, Path], reference: str) -> tuple[dict[str
     """
     models = [replace(Evaluated.of(folder), name=name) for name, folder in folders.items()]
     found = compare(models, reference=reference)
-    protocols = {model.name: model.protocol for model in models}
-    alike = len({*protocols.values()}) == 1
     lines = [
         f"{data_of(models[0])}; nats per datum; differences from {reference}",
         "",
-        aligned(comparison_lines(found, None if alike else protocols)),
+        aligned(comparison_lines(found, protocols_of(models))),
         *([meaning_of_intervals(len(models), reference, folds=True)] if len(models) > 1 else []),
-        *([f"proposal of all: {models[0].protocol}"] if alike else []),
+        proposals_in_words(models),
     ]
     return found, "\n".join(lines)
+
+
+def protocols_of(runs: Sequence[Evaluated]) -> dict[str, str] | None:
+    """Return the proposals of runs by name; None if all have the same, with one number of draws."""
+    protocols = {run.name: run.protocol for run in runs}
+    return protocols if len(set(protocols.values())) > 1 or any(run.mixed for run in runs) else None
+
+
+def proposals_in_words(runs: Sequence[Evaluated]) -> str:
+    """Name the proposal of all runs, or warn that they differ."""
+    if protocols_of(runs) is None:
+        return f"proposal of all: {runs[0].protocol}"
+    return "the proposals differ, so small differences may come from them; evaluate all runs with the same proposal"
 
 
 def data_of(run: Evaluated) -> str:

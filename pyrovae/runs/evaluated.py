@@ -31,6 +31,7 @@ class Evaluated:
         protocol: Proposal and number of draws.
         weights: Case weights of the data, with shape (N,); None if there are none.
         folds: Fold that holds out each datum, 1 to K, with shape (N,), int64; None for a single split.
+        mixed: Whether folds differ in their protocol.
     """
 
     name: str
@@ -41,6 +42,7 @@ class Evaluated:
     protocol: str
     weights: Tensor | None = None
     folds: Tensor | None = None
+    mixed: bool = False
 
     @classmethod
     def of(cls, path: str | Path) -> "Evaluated":
@@ -132,6 +134,7 @@ def _of_folds(path: Path, folders: list[Path]) -> Evaluated:
         "; ".join(dict.fromkeys(part.protocol for part in parts)),
         torch.cat(weights)[order] if len(weights) == len(parts) else None,
         fold[order],
+        mixed=len({part.protocol for part in parts}) > 1,
     )
 
 

@@ -10,10 +10,11 @@ from benchmark_peers import D, H, Z
 from torch import Tensor
 
 from pyrovae import MLP, VAE, BernoulliLikelihood, GuideProposal, NormalEncoder, StandardNormalPrior
+from pyrovae.densities import isolated_rng
 from pyrovae.evidence import LatentSpace, Proposal, ais, laplace_fit, log_weight_blocks, sigmoidal_schedule
 from pyrovae.execution import Execution
 from pyrovae.programs import ProgramPair
-from pyrovae.runs.sweep import on_test_data
+from pyrovae.runs.sweep import model_and_data
 
 PARTICLES, BOUND_PARTICLES = 1_000, 5_000
 BLOCK = 64  # data of a turn
@@ -37,8 +38,7 @@ def ways_of_evaluating(
         calls: Number of calls of each way.
     """
     if run is not None:
-        vae, x, conditions = on_test_data(Path(run), calls * BLOCK)
-        given = vae.to(device), x.to(device), {name: value.to(device) for name, value in conditions.items()}
+        given = model_and_data(Path(run), calls * BLOCK, device=device)
         ours, guide = (ours_evaluation(*given, execution, calls, *estimate) for estimate in (DEFAULT, BOUND))
         return {"ours, default": ours, f"guide, K = {BOUND_PARTICLES:,}": guide}
     decoders = {size: (*random_decoder(device, size, 4 * BLOCK), {}) for size in (Z, FEW_LATENTS, MANY_LATENTS)}
@@ -88,9 +88,9 @@ def make_vae(device: torch.device, latent_dim: int = Z) -> VAE:
 
 
 def random_decoder(device: torch.device, latent_dim: int, num_data: int) -> tuple[VAE, Tensor]:
-    """Make a VAE whose decoder has fixed random weights, and data that it draws."""
-    vae = make_vae(device, latent_dim)
-    with torch.no_grad():
+    """Make a VAE whose decoder has random weights, and data that it draws, always the same."""
+    with torch.no_grad(), isolated_rng(0):
+        vae = make_vae(device, latent_dim)
         for layer in vae.model.likelihood.network.modules():
             if isinstance(layer, torch.nn.Linear):
                 layer.weight.normal_(0.0, STEEPNESS / layer.in_features**0.5)

@@ -20,10 +20,10 @@ from jsonargparse.typing import PositiveInt
 from torch import Tensor
 
 from pyrovae.diagnostics import ACTIVE_FROM, unit_activity
-from pyrovae.evidence import evaluate
 from pyrovae.execution import Progress
+from pyrovae.programs import ProgramPair
 from pyrovae.runs import Seed, check_folder, make_parser, parse_flags, run_script, write_json
-from pyrovae.runs.sweep import load_or_compute, on_test_data, refuse_flags, split_flags, train_all
+from pyrovae.runs.sweep import device_of, measure, refuse_flags, split_flags, train_all
 from pyrovae.runs.tables import aligned
 from pyrovae.stats import crossed_mean_and_std_error
 
@@ -68,12 +68,13 @@ def main() -> int:
     train_all(Path(__file__).parents[1] / "train.py", runs, jobs=flags.jobs)
 
     settings = {key: flags[key] for key in ("num_data", "guide_particles", "num_particles")}
+    device = device_of(training)
     found: dict[Cell, dict[str, Tensor]] = {}
     with Progress(len(folders), "run", "log p(x)") as progress:
         for cell in cells:
             by_seed = []
             for seed in flags.seeds:
-                by_seed.append(measured(folders[cell, seed], settings))
+                by_seed.append(measure(folders[cell, seed], **settings, device=device, also=activity))
                 progress.update()
             found[cell] = {key: torch.stack([one[key] for one in by_seed]) for key in by_seed[0]}
     if ("VAE", 1) in found:
@@ -95,22 +96,9 @@ def main() -> int:
     return 0
 
 
-def measured(path: Path, settings: dict[str, int]) -> dict[str, Tensor]:
-    """Load or compute ELBO, L_K and log p(x) of the first test data, each with shape (N,), and unit activities."""
-
-    def made() -> dict[str, Tensor]:
-        model, x, conditions = on_test_data(path, settings["num_data"])
-        draws = {key: settings[key] for key in ("guide_particles", "num_particles")}
-        found = evaluate(model.model, model.guide, x, **draws, **conditions)
-        activity = unit_activity(model.model, model.guide, x, **conditions).activity
-        return {
-            "elbo": found.elbo,
-            "bound": found.guide.log_marginal.value,
-            "log_marginal": found.marginal.log_marginal.value,
-            "activity": activity,
-        }
-
-    return load_or_compute(path, list(settings.values()), made)
+def activity(pair: ProgramPair, x: Tensor, conditions: dict[str, Tensor]) -> dict[str, Tensor]:
+    """Measure the activity of each latent."""
+    return {"activity": unit_activity(pair.model, pair.guide, x, **conditions).activity}
 
 
 def summary(values: dict[str, Tensor]) -> dict[str, float | None]:

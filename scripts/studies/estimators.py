@@ -13,6 +13,7 @@ import startup  # noqa: F401  # first, since it ends failing imports without a t
 
 import sys
 import time
+from collections.abc import Mapping
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -135,20 +136,33 @@ def estimate(name: str, estimator: Any, seed: int, path: Path) -> tuple[LogMargi
     return made, before + time.perf_counter() - started
 
 
-def layout(rows: dict[str, dict[str, Any]]) -> str:
-    """Format the table: means, Monte Carlo errors, paired differences from the reference, and seconds."""
-    lines = [["", "log p(x)", "s.e. MC", "difference", "s.e. data", "s.e. MC", "seconds"]]
-    reference = list(rows.values())[-1]
+def summary(rows: Mapping[str, Mapping[str, Any]]) -> dict[str, dict[str, float | None]]:
+    """Compute means, Monte Carlo errors, and paired differences from the last row, whose own are None."""
+    found: dict[str, dict[str, float | None]] = {}
+    *_, reference = rows.values()
+    other, other_error = from_plain(reference["value"]), from_plain(reference["std_error"])
     for name, row in rows.items():
-        value, error = (from_plain(row[key]) for key in ("value", "std_error"))
-        numbers = [f"{value.mean():.3f}", f"{monte_carlo_std_error(error):.3f}"]
-        differences = ["", "", ""]
-        if row is not reference:
-            other, other_error = (from_plain(reference[key]) for key in ("value", "std_error"))
-            mean, over_data = mean_and_std_error(value - other)
-            both = monte_carlo_std_error(torch.hypot(error, other_error))
-            differences = [f"{mean:+.3f}", f"{over_data:.3f}", f"{both:.3f}"]
-        lines.append([name, *numbers, *differences, f"{row['seconds']:.1f}"])
+        value, error = from_plain(row["value"]), from_plain(row["std_error"])
+        last = row is reference
+        mean, over_data = mean_and_std_error(value - other)
+        found[name] = {
+            "mean": value.mean().item(),
+            "mc_std_error": monte_carlo_std_error(error),
+            "difference": None if last else mean,
+            "difference_std_error": None if last else over_data,
+            "difference_mc_std_error": None if last else monte_carlo_std_error(torch.hypot(error, other_error)),
+            "seconds": row["seconds"],
+        }
+    return found
+
+
+def layout(rows: Mapping[str, Mapping[str, Any]]) -> str:
+    """Format the table of `summary`."""
+    forms = (".3f", ".3f", "+.3f", ".3f", ".3f", ".1f")
+    lines = [["", "log p(x)", "s.e. MC", "difference", "s.e. data", "s.e. MC", "seconds"]]
+    for name, row in summary(rows).items():
+        texts = ("" if v is None else format(v, form) for v, form in zip(row.values(), forms, strict=True))
+        lines.append([name, *texts])
     return aligned(lines)
 
 

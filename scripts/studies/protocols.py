@@ -10,16 +10,14 @@ from __future__ import annotations
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 
 import torch
 from torch import Tensor
 
-from pyrovae.evidence import evaluate
 from pyrovae.execution import Progress
 from pyrovae.runs import Run
-from pyrovae.runs.sweep import load_or_compute, on_test_data, train_all
+from pyrovae.runs.sweep import measure, train_all, without_machine
 from pyrovae.runs.tables import aligned
 from pyrovae.stats import crossed_mean_and_std_error
 
@@ -28,6 +26,7 @@ _BURDA = (
     "--batch_size 20 --optimizer.eps 1e-4 --lr 1e-3 --lr_schedule BurdaLR --patience null"
 )
 _STATIC = "--data mnist --binarize static --num_validation 10000 --latent_dim 40 --batch_size 100"
+_COMPLETE = "complete protocol, with the differences named above"
 _TRAINING = "--num_particles 25 --proposal guide --threads 1 --execution compiled"  # the table has draws of its own
 
 
@@ -56,6 +55,7 @@ class Protocol:
         guide_particles: Number of draws K of the guide.
         here: Largest number of epochs without --full, where all of them would take days; None for all.
         epoch_seconds: Rough time of an epoch of one variant on one core.
+        likely_epochs: Rough number of epochs after which early stopping ends a training; None for all.
         datum_seconds: Rough time of log p(x) of a test datum, by K draws of the guide and 1,000 of the default.
     """
 
@@ -65,6 +65,7 @@ class Protocol:
     epochs: int
     guide_particles: int
     epoch_seconds: float
+    likely_epochs: int | None = None
     here: int | None = None
     datum_seconds: float = 0.09
 
@@ -74,7 +75,7 @@ def _burda(objective: str, variants: dict[str, Variant]) -> Protocol:
     return Protocol(
         source=(
             "Burda et al., https://arxiv.org/abs/1509.00519, Table 1; here with 55,000 of their 60,000 training\n"
-            "images, since the others choose the epoch."
+            "images, since the others choose the epoch, and with PyTorch's initial weights, not Glorot's."
         ),
         common=f"{_BURDA} {objective}",
         variants=variants,
@@ -90,7 +91,8 @@ PROTOCOLS: dict[str, Protocol] = {
         source=(
             "Rezende and Mohamed, https://arxiv.org/abs/1505.05770, by the schedule of pythae's repetition, which\n"
             "reached -89.78 (https://github.com/clementchadebec/benchmark_VAE). Its script has one hidden layer\n"
-            "of 400, and a second one commented out. The value comes out with two."
+            "of 400, and a second one commented out. The value comes out with two. Rezende and Mohamed's own\n"
+            "network and optimiser differ from both."
         ),
         common=(
             f"{_STATIC} --lr 1e-4 --lr_schedule MultiStepLR "
@@ -114,8 +116,10 @@ PROTOCOLS: dict[str, Protocol] = {
     ),
     "vampprior": Protocol(
         source=(
-            "Tomczak and Welling, https://arxiv.org/abs/1705.07120; pythae's repetition reached -85.79.\n"
-            "Their Adam divides the gradient of each weight matrix by its norm; ours does not."
+            "Tomczak and Welling, https://arxiv.org/abs/1705.07120; pythae's repetition reached -85.79. Their\n"
+            "code differs from ours: its Adam divides the gradient of each parameter by its norm; weights begin\n"
+            "normal with He's variance, and pseudo-inputs near 0.05, not at training images; pseudo-inputs and the\n"
+            "log variance of q are clipped; and epochs without improvement count after the warm-up alone."
         ),
         common=(
             f"{_STATIC} --network GatedMLP --network.hidden [300,300] --lr 5e-4 --kl_weight LinearWarmup "
@@ -127,13 +131,15 @@ PROTOCOLS: dict[str, Protocol] = {
         },
         epochs=2000,
         guide_particles=5000,
-        epoch_seconds=20.0,
+        epoch_seconds=17.0,
+        likely_epochs=270,
         datum_seconds=0.4,
     ),
     "rainforth": Protocol(
         source=(
             "Rainforth et al., https://arxiv.org/abs/1802.04537, with 64 draws per datum; figures as quoted by\n"
-            "pythae, whose repetition reached -85.09, -84.58 and -84.74. Here with 55,000 of 60,000 training images."
+            "pythae, whose repetition reached -85.09, -84.58 and -84.74. Here with 55,000 of 60,000 training images\n"
+            "and PyTorch's initial weights, not Glorot's."
         ),
         common=_BURDA,
         variants={
@@ -202,14 +208,16 @@ def train(
     protocol = PROTOCOLS[name]
     most = epochs or (protocol.epochs if full or protocol.here is None else protocol.here)
     chosen = list(protocol.variants if variants is None else variants)
-    parent = runs / re.sub(r"[^\w.]+", "-", " ".join([f"{most} epochs", *changes])).strip("-")
+    changed = without_machine(changes)
+    parent = runs / re.sub(r"[^\w.]+", "-", " ".join([f"{most} epochs", *changed])).strip("-")
     folders = {
         (variant, seed): parent / f"{re.sub(r'[^A-Za-z0-9.]+', '-', variant).strip('-')}-{seed}"
         for variant in chosen
         for seed in seeds
     }
-    label = _label(protocol, most, num_data, changes, shortened)
-    hours = len(folders) * (most * protocol.epoch_seconds / jobs + (num_data or 0) * protocol.datum_seconds) / 3600
+    label = _label(protocol, most, num_data, changed, shortened)
+    likely = min(most, protocol.likely_epochs or most)
+    hours = len(folders) * (likely * protocol.epoch_seconds / jobs + (num_data or 0) * protocol.datum_seconds) / 3600
     work = "They" if num_data is None else f"With log p(x) of {num_data:,} test data they"
     print(f"{name}: {protocol.source}\n")
     trainings = "1 training" if len(folders) == 1 else f"{len(folders)} trainings"
@@ -231,25 +239,29 @@ def train(
     return Trained(protocol, folders, label)
 
 
-def tabulate(trained: Trained, *, num_data: int, num_particles: int) -> dict[str, dict[str, float | None]]:
+def tabulate(
+    trained: Trained, *, num_data: int, num_particles: int, device: torch.device
+) -> dict[str, dict[str, float | None]]:
     """Evaluate the runs of a protocol, and print their table beside the published one.
 
     Args:
         trained: Result of `train`.
         num_data: Number of test data, from the first.
         num_particles: Number of draws of the default proposal per datum.
+        device: Device of the evaluation.
 
     Returns:
         Numbers of each variant by name.
     """
     protocol = trained.protocol
-    draws = (protocol.guide_particles, num_particles)
+    draws = {"guide_particles": protocol.guide_particles, "num_particles": num_particles}
     found: dict[str, list[dict[str, Tensor]]] = {}
-    with Progress(len(trained.folders), "run", "log p(x)") as progress:
-        for (variant, _), folder in trained.folders.items():
-            compute = partial(_measured, folder, num_data, *draws)
-            found.setdefault(variant, []).append(load_or_compute(folder, [num_data, *draws], compute))
-            progress.update()
+    with Progress(num_data * len(trained.folders), "datum", "log p(x)") as progress:
+        for done, ((variant, _), folder) in enumerate(trained.folders.items(), 1):
+            values = measure(folder, num_data, **draws, device=device, on_progress=progress.update)
+            values["epochs"] = torch.tensor(float(len(Run(folder).metrics())))
+            found.setdefault(variant, []).append(values)
+            progress.update(num_data * done - progress.done)  # what was measured before, or is not there
     rows = {variant: _row(values, protocol.variants[variant].published) for variant, values in found.items()}
     head = ["", "published", f"L_{protocol.guide_particles}", "s.e. data", "sd seeds", "difference", "log p(x)", "ELBO"]
     columns = ("published", "bound", "std_error", "sd", "difference", "log_marginal", "elbo")
@@ -277,21 +289,7 @@ def _label(
         reasons.append(f"at most {epochs:,} epochs in place of {protocol.epochs:,}")
     if changes:
         reasons.append(f"changed by {' '.join(changes)}")
-    return f"{kind} ({'; '.join(reasons)}): the numbers do not claim to agree" if reasons else "complete protocol"
-
-
-def _measured(path: Path, num_data: int, guide_particles: int, num_particles: int) -> dict[str, Tensor]:
-    """Compute ELBO, L_K and log p(x) of the first test data, each with shape (N,), and the number of epochs."""
-    vae, x, conditions = on_test_data(path, num_data)
-    found = evaluate(
-        vae.model, vae.guide, x, guide_particles=guide_particles, num_particles=num_particles, **conditions
-    )
-    return {
-        "elbo": found.elbo,
-        "bound": found.guide.log_marginal.value,
-        "log_marginal": found.marginal.log_marginal.value,
-        "epochs": torch.tensor(float(len(Run(path).metrics()))),
-    }
+    return f"{kind} ({'; '.join(reasons)}): the numbers do not claim to agree" if reasons else _COMPLETE
 
 
 def _row(by_seed: list[dict[str, Tensor]], published: float | None) -> dict[str, float | None]:

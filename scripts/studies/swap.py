@@ -26,12 +26,11 @@ import torch
 from jsonargparse import Namespace
 from jsonargparse.typing import PositiveInt
 
-from pyrovae.evidence import evaluate
 from pyrovae.execution import Progress
 from pyrovae.runs import Seed, check_folder, make_parser, near, parse_flags, run_script, write_json
 from pyrovae.runs.comparison import compare_folds
 from pyrovae.runs.parser import flags_and_values
-from pyrovae.runs.sweep import load_or_compute, on_test_data, refuse_flags, split_flags, train_all, train_folds
+from pyrovae.runs.sweep import device_of, measure, refuse_flags, split_flags, train_all, train_folds
 from pyrovae.runs.tables import aligned
 from pyrovae.stats import crossed_mean_and_std_error
 
@@ -76,7 +75,8 @@ def main() -> int:
         folders = train_folds(train, out, variants, folds=flags.folds, seed=flags.seeds[0], jobs=flags.jobs)
         found, text = compare_folds(folders, BASELINE)
         path = out / f"table-{flags.folds}-fold.json"
-        write_json(path, {"training": training, "rows": {name: asdict(row) for name, row in found.items()}})
+        settings = {"training": training, "folds": flags.folds, "num_particles": flags.num_particles}
+        write_json(path, {**settings, "rows": {name: asdict(row) for name, row in found.items()}})
         print(f"\n{text}\nwrote {path}")
         return 0
     jobs = [(out / f"{name}-{seed}", name, seed) for seed in flags.seeds for name in names]
@@ -93,6 +93,12 @@ def main() -> int:
 
     measured: dict[str, dict[int, dict[str, torch.Tensor]]] = {name: {} for name in names}
     ladder: dict[str, list[float]] = {}
+    device = device_of(training)
+
+    def values(path: Path, num_data: int, count: int) -> dict[str, torch.Tensor]:
+        draws = {"num_particles": count, "guide_particles": min(count, ELBO_DRAWS)}
+        return measure(path, num_data, **draws, device=device)
+
     with Progress(len(jobs), "run", "log p(x)") as progress:
         for path, name, seed in jobs:
             measured[name][seed] = values(path, flags.num_data, flags.num_particles)
@@ -144,18 +150,6 @@ def parse(argv: list[str]) -> tuple[Namespace, list[str]]:
         if name not in COMBINATIONS:
             raise ValueError(f"--only {name}: no such combination; {near(name, COMBINATIONS)}")
     return flags, training
-
-
-def values(path: Path, num_data: int, num_particles: int) -> dict[str, torch.Tensor]:
-    """Compute the ELBO and log p(x) of the first test data, each with shape (N,), and save them next to the run."""
-
-    def compute() -> dict[str, torch.Tensor]:
-        model, x, conditions = on_test_data(path, num_data)
-        draws = {"num_particles": num_particles, "guide_particles": min(num_particles, ELBO_DRAWS)}
-        found = evaluate(model.model, model.guide, x, **draws, **conditions)
-        return {"elbo": found.elbo, "log_marginal": found.marginal.log_marginal.value}
-
-    return load_or_compute(path, [num_data, num_particles], compute)
 
 
 def table(

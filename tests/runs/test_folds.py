@@ -15,7 +15,7 @@ from script_helpers import Script, assert_refused, call, run
 from pyrovae.data import fold_rows, fold_splits, load_data, read_table
 from pyrovae.runs import Run
 from pyrovae.runs import sweep as sweep_module
-from pyrovae.runs.comparison import Evaluated, compare, meaning_of_intervals
+from pyrovae.runs.comparison import Evaluated, compare, compare_folds, meaning_of_intervals
 from pyrovae.runs.export import kfold_to_arviz
 from pyrovae.runs.files import sha256_of
 from pyrovae.runs.readers import sealed
@@ -183,13 +183,34 @@ def test_compare_prints_errors_over_folds_and_refuses_other_folds(place, tmp_pat
     assert "the wider of Student's t over data and over folds" in printed
     code, err = call(capsys, monkeypatch, "compare", "a", "a/1")
     assert_refused("compare", code, err, "a/1 is a run on a single split, the other a cross-validation")
+    assert code_of(monkeypatch, "compare", "a", tmp_path / "b", "--folds", "2") == 0
+    capsys.readouterr()
+    code, err = call(capsys, monkeypatch, "compare", "a", tmp_path / "b", "--folds", "3")
+    assert_refused("compare", code, err, "a has 2 folds, not the 3 of --folds; give the folder of those folds")
+    code, err = call(capsys, monkeypatch, "compare", "a/1", "a/2", "--folds", "2")
+    assert_refused("compare", code, err, "a/1 has a single split, not the 2 of --folds")
     mine = Evaluated.of("a")
     other = Evaluated(**{**vars(mine), "name": "other", "folds": mine.folds.flip(0)})
     with pytest.raises(ValueError, match="their folds differ; train both with the same data, --folds, --split_seed"):
         compare([mine, other])
 
 
+def test_other_proposals_are_named_also_of_one_fold(place, tmp_path):
+    one = altered(place, tmp_path, "1")
+    summary = json.loads((one / "1/evaluation.json").read_text())
+    summary["log_marginal"]["num_particles"] = 7
+    (one / "1/evaluation.json").write_text(json.dumps(summary))
+    Run(one / "1").record_evaluation()
+    mixed = Evaluated.of(one)
+    for other in (place / "a", one):
+        text = compare_folds({"x": other, "y": one}, "x")[1]
+        assert "the proposals differ, so small differences may come from them" in text
+        assert mixed.protocol in text
+    assert compare_folds({"x": place / "a", "y": place / "a"}, "x")[1].endswith("proposal of all: guide, K = 5")
+
+
 BAD = {
+    "swap --out new --folds 1": "--folds 1: cross-validation needs two folds or more",
     "train --folds 3": "--folds 3 needs --fold",
     "train --fold 3": "--fold 3 needs --folds",
     "train --folds 3 --fold 4": "--fold 4: the folds are 1 to 3",
@@ -324,5 +345,5 @@ def test_the_published_study_says_its_cost_and_that_it_is_shortened(tmp_path):
     result.wait(1500)
     assert result.returncode == 0, result.stderr
     assert result.stdout.startswith("4 trainings of at most 1 epochs, about 1 min on one idle core")
-    assert "shortened: the full study has 10 folds and 300 epochs" in result.stdout
+    assert "not the full study, which has 10 folds and 300 epochs" in result.stdout
     assert set(json.loads((tmp_path / "x.json").read_text())["rows"]) == {"standard", "flow-prior"}

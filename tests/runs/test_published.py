@@ -39,6 +39,8 @@ def test_a_protocol_sets_published_and_own_values_side_by_side(followed):
     written = json.loads((path / "table.json").read_text())
     assert written["flags"]["changes"] == list(SMALL[1:])
     assert "latent_dims" not in written["flags"]
+    assert written["label"].startswith("shortened (at most 1 of 500 epochs")
+    assert written["source"].startswith("Rezende and Mohamed")
     row, other = written["rows"].values()
     assert other["published"] is other["difference"] is None
     (parent,) = (one for one in (path / "published/vae-mlp400").iterdir() if one.is_dir())
@@ -98,9 +100,18 @@ def test_the_gaps_sum_to_the_distance_from_the_guides_elbo(followed):
     path, _ = followed
     flags = ("--epochs", 1, "--num_data", 4, "--num_particles", 200, "--out", "gaps.json")
     run("published", "cremer-gaps", *flags, *SMALL, cwd=path)
-    rows = {name: row["mean"] for name, row in json.loads((path / "gaps.json").read_text())["rows"].items()}
-    gaps = rows["approximation gap"] + rows["amortisation gap"]
-    assert rows["log p(x)"] - rows["ELBO, guide"] == pytest.approx(gaps, abs=1e-6)
+    made = json.loads((path / "gaps.json").read_text())
+    assert made["label"].startswith("shortened (4 of 1,000 images;")
+    assert set(made["rows"]) == {"test", "train"}
+    assert made["rows"]["test"] != made["rows"]["train"]
+    for rows in made["rows"].values():
+        gaps = rows["approximation_gap"]["mean"] + rows["amortisation_gap"]["mean"]
+        assert rows["log_marginal"]["mean"] - rows["guide_elbo"]["mean"] == pytest.approx(gaps, abs=1e-6)
+    stamps = {file: file.stat().st_mtime_ns for file in path.rglob("*-gaps-*")}
+    assert len(stamps) == 2
+    run("published", "cremer-gaps", *flags, *SMALL, cwd=path)
+    assert stamps == {file: file.stat().st_mtime_ns for file in stamps}
+    assert json.loads((path / "gaps.json").read_text()) == made
 
 
 def test_every_protocol_has_flags_that_train_py_takes(monkeypatch, tmp_path, capsys):
@@ -110,7 +121,7 @@ def test_every_protocol_has_flags_that_train_py_takes(monkeypatch, tmp_path, cap
     for name, protocol in PROTOCOLS.items():
         given.clear()
         full = protocols.train(name, tmp_path, epochs=None, full=True, changes=[], **options)
-        assert full.label == "complete protocol"
+        assert full.label.startswith("complete protocol")
         assert len(given) == len(set(given)) == 2 * len(protocol.variants)
         assert list(given) == list(full.folders.values())
         for (_, seed), folder in full.folders.items():
@@ -134,7 +145,7 @@ def test_the_published_values_are_those_of_the_guide():
 
 def test_the_label_says_in_what_a_study_is_not_the_published_one():
     label = partial(protocols._label, PROTOCOLS["vae-mlp400"])
-    assert label(500, 10_000, [], []) == label(500, None, [], []) == "complete protocol"
+    assert label(500, 10_000, [], []) == label(500, None, [], []) == protocols._COMPLETE
     assert label(5000, None, [], []).startswith("changed (at most 5,000 epochs in place of 500)")
     assert label(5, 30, [], []).startswith("shortened (at most 5 of 500 epochs; 30 of 10,000 test data)")
     assert label(500, None, ["--lr", "1"], []).startswith("changed (changed by --lr 1)")
@@ -152,22 +163,33 @@ def test_the_label_says_in_what_a_study_is_not_the_published_one():
         ),
     ],
 )
-def test_the_ladder_of_estimators_is_complete_with_all_images_and_temperatures(monkeypatch, flags, reasons):
+def test_the_ladder_of_estimators_is_complete_with_all_images_and_temperatures(monkeypatch, tmp_path, flags, reasons):
     given, commands = {}, []
 
     def train(*_, **options):
         given.update(options)
-        return protocols.Trained(None, {0: Path("run")}, "")
+        return protocols.Trained(None, {0: tmp_path / "run"}, "")
 
     def run_command(command, check):
         commands.append(command)
+        values = {"guide": [-2.0, -3.0], "AIS": [-2.0, -2.0]}
+        rows = {name: {"value": value, "std_error": [0.1, 0.1], "seconds": 1.0} for name, value in values.items()}
+        Path(command[-1]).write_text(json.dumps({"rows": rows}))
         return SimpleNamespace(returncode=0)
 
     monkeypatch.setattr(study, "train", train)
     monkeypatch.setattr(study.subprocess, "run", run_command)
-    names = ("runs", "epochs", "full", "data_dir", "jobs", "changes")
-    settings = dict.fromkeys(names) | {"data_dir": "data", "seed": 0, "num_particles": 10, "num_data": None}
-    study.wu_ais(SimpleNamespace(**settings | {"temperatures": [1000, 10_000]} | flags))
+    names = ("runs", "epochs", "full", "data_dir", "jobs")
+    settings = dict.fromkeys(names) | {"data_dir": "my data", "seed": 0, "num_particles": 10, "num_data": None}
+    settings["changes"] = ["--device", "cpu"]
+    made = study.wu_ais(SimpleNamespace(**settings | {"temperatures": [1000, 10_000]} | flags))
+    assert len(made["rows"]) == len(commands)
+    for command, row in zip(commands, made["rows"].values(), strict=True):
+        assert command[command.index("--data_dir") + 1] == "my data"
+        assert command[command.index("--device") + 1] == "cpu"
+        assert row["guide"]["difference"] == pytest.approx(-0.5)
+        assert row["guide"]["difference_std_error"] == pytest.approx(0.5)
+        assert (row["AIS"]["mean"], row["AIS"]["difference"]) == (-2.0, None)
     assert given["shortened"] == reasons
     sizes = [int(command[command.index("--num_data") + 1]) for command in commands]
     assert sizes == {0: [1000, 50], 1: [60, 50], 2: [9]}[len(reasons)]
@@ -211,9 +233,10 @@ def test_a_linear_vae_nears_probabilistic_pca(tmp_path, steps, most):
     assert header.split()[:2] == ["Z", "probabilistic"]
     assert row.split()[0] == "1"
     written = json.loads((tmp_path / "ppca.json").read_text())
-    used = {"latent_dims": [1], "steps": steps, "num_particles": 50, "seed": 0}
+    used = {"latent_dims": [1], "steps": steps, "num_particles": 50, "seed": 0, "runs": "published/ppca"}
     assert written["flags"] == {"name": "ppca", **used, "changes": []}
     (found,) = written["rows"]
+    assert run("published", "ppca", *flags, cwd=tmp_path).stdout.splitlines()[1:] == result.stdout.splitlines()[1:]
     assert abs(found["difference"]) < most  # nats
     assert found["vae"] - found["ppca"] == pytest.approx(found["difference"])
 

@@ -10,8 +10,10 @@ from pathlib import Path
 import pytest
 import torch
 
+from pyrovae.evidence import evaluation
 from pyrovae.runs import Run
-from pyrovae.runs.sweep import load_or_compute, train_all
+from pyrovae.runs.files import read_state
+from pyrovae.runs.sweep import device_of, load_or_compute, measure, train_all, without_machine
 
 # A script in place of train.py. It notes its start, then fails, ends, or waits for SIGTERM and saves.
 TRAINING = """
@@ -161,3 +163,52 @@ def test_values_of_a_run_are_computed_once_for_the_same_weights(straight):
     file = straight.with_name("straight-5-20.json")
     file.write_text(file.read_text().replace(Run(straight).manifest["files"]["weights.safetensors"], "of others"))
     assert load_or_compute(straight, [5, 20], compute)["count"] == 2
+    weights = Run(straight).manifest["files"]["weights.safetensors"]
+    head = f'{{"weights": "{weights}", "values": '
+    damaged = ["", "[]", "{}", f"{head}3}}", f"{head}{{}}}}"]
+    for place, text in enumerate(damaged):
+        file.write_text(text)
+        assert load_or_compute(straight, [5, 20], compute, names=["elbo"])["count"] == 3 + place
+
+
+def test_a_stopped_evaluation_of_a_run_goes_on(straight, monkeypatch):
+    draws = {"guide_particles": 30, "num_particles": 20}
+    whole = measure(straight, 3, **draws)
+    straight.with_name("straight-3-30-20.json").unlink()
+    monkeypatch.setattr(evaluation, "BLOCK", 1)
+    apart = measure(straight, 3, **draws)
+    straight.with_name("straight-3-30-20.json").unlink()
+    assert set(whole) == {"elbo", "bound", "log_marginal"}
+    assert all(len(value) == 3 for value in whole.values())
+
+    def stop(count):
+        if count:
+            raise KeyboardInterrupt
+
+    partial = straight.with_name("straight-3-30-20.json.partial")
+    with pytest.raises(KeyboardInterrupt):
+        measure(straight, 3, **draws, on_progress=stop)
+    assert len(read_state(partial)["state"]["blocks"]) == 1
+    done = []
+    again = measure(straight, 3, **draws, on_progress=done.append)
+    assert done == [1, 1, 1]
+    assert {key: value.tolist() for key, value in again.items()} == {k: v.tolist() for k, v in apart.items()}
+    assert not partial.exists()
+    straight.with_name("straight-3-30-20.json").unlink()
+    partial.write_text("damaged")
+    assert measure(straight, 3, **draws)["bound"].tolist() == apart["bound"].tolist()
+
+
+def test_the_flags_of_the_machine_change_no_protocol():
+    flags = ["--lr", "1", "--device", "cuda", "--threads=2", "--execution", "eager", "--kl_weight", "Beta"]
+    assert without_machine(flags) == ["--lr", "1", "--kl_weight", "Beta"]
+    assert without_machine([]) == []
+    assert device_of(["--lr", "1", "--device", "cpu"]).type == "cpu"
+    with pytest.raises(ValueError, match="--device fish: no such device"):
+        device_of(["--device", "fish"])
+
+
+def test_failed_folds_are_named_with_their_model(script):
+    script.write_text("import sys\nsys.exit('train.py: error: no data')")
+    with pytest.raises(ValueError, match="training of flow-3-fold/01 failed: no data"):
+        train_all(script, {script.parent / "flow-3-fold/01": []})

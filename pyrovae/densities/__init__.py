@@ -51,6 +51,7 @@ from pyrovae.densities.rng import (
     set_torch_generator_states,
     torch_generator_states,
 )
+from pyrovae.densities.rounding import log_density_rounding, shared_rounding
 from pyrovae.densities.rows import mismatch_of_rows
 from pyrovae.densities.streamed import Streamed, prepared
 from pyrovae.densities.support import SupportError, check_support
@@ -108,6 +109,7 @@ __all__ = [
     "in_support",
     "is_partial",
     "isolated_rng",
+    "log_density_rounding",
     "log_joint",
     "log_weights",
     "matched_latents",
@@ -124,6 +126,7 @@ __all__ = [
     "set_generator_states",
     "set_torch_generator_states",
     "set_up_auto_guides",
+    "shared_rounding",
     "sum_discrete",
     "take",
     "take_kl_weight",

@@ -352,7 +352,8 @@ class WaySearch:
             return _DEPENDS_ON_OTHERS
         return (
             "the log densities of repeated data differ from those of single data, so a program depends on the number "
-            "of rows; make the density of each row a function of this row alone"
+            "of rows, or single precision rounds its large terms apart; make the density of each row a function of "
+            "this row alone, or use double precision"
         )
 
 

@@ -290,6 +290,8 @@ class _Cells:
         total = self.value.sum(0)
         worth &= volume > 1e-3 * tolerance * total
         self.fresh.zero_()
+        if not bool(worth.any()):
+            return
         which = (volume * worth).topk(int(worth.sum(0).max()), 0).indices
         for some in which.split(max(1, self.at_once // _LOOKS)):
             every = some.unsqueeze(-1).expand(-1, -1, self.half.shape[-1])

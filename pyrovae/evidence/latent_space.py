@@ -4,7 +4,7 @@ Proposals, annealing and refinement use only these log densities and vectors of 
 """
 
 import warnings
-from functools import partial
+from functools import cached_property, partial
 from typing import Any
 
 import pyro
@@ -23,7 +23,9 @@ from pyrovae.densities import (
     entry_of,
     is_partial,
     isolated_rng,
+    log_density_rounding,
     matched_latents,
+    shared_rounding,
     sum_discrete,
     take,
     vectorize_pair,
@@ -45,6 +47,11 @@ from pyrovae.stats import Rounding
 
 _SATURATION_DRAWS = 200
 _SATURATION_DATA = 4
+
+_CANCELLED = 4.0  # rounding relative to its bound by sums, from which terms of single entries cancel
+_APART = 8.0  # epsilons by which parameters are moved, after which their rounding is another one
+_MUCH_ROUNDING = 0.1  # nats, from which it is told
+_DRAWS = 16  # from which the best is taken there, and rounds of the measurement
 
 
 class LatentSpace:
@@ -76,8 +83,8 @@ class LatentSpace:
         size: Number of coordinates U; 0 if there are none.
         masked: Whether a mask leaves latents of some data out.
         unobserved: Whether masks leave out all observed entries of a datum, with shape (N,): then log p(x) is 0.
-        rounding: Rounding of the model's log densities, from one draw for each datum.
         memo: Cache of fits that proposals share.
+        climbed: Highest point that a proposal found for each datum, with shape (N, U); None if there is none.
     """
 
     def __init__(self, model: Program, guide: Program | None, *args: Any, **kwargs: Any) -> None:
@@ -102,19 +109,61 @@ class LatentSpace:
                 sites = matched_latents(model_trace, guide_trace)
                 guide_trace.log_densities()
             log_p, _ = model_trace.log_densities()
-            self.rounding = Rounding.of(log_p.dtype)
-            if log_p.dtype != torch.float64:
-                self.rounding = Rounding.of(log_p.dtype, model_trace.positive_part()[0])
+        self._dtype = log_p.dtype
+        self._trace = None if log_p.dtype == torch.float64 else model_trace  # for `rounding`
         self.num_data = model_trace.layout.num_data
         self.masked = any(is_partial(site.mask) for site in sites.values())
         self.unobserved = self._find_unobserved(model_trace)
         self.memo: dict[Any, Any] = {}
+        self.climbed: Tensor | None = None
         # The model's domains define the space; the guide's may be smaller.
         latents = {name: model_trace.sites[name] for name in sites}
         self.names = list(latents)
         self.coordinates, self.obstacle = self._find_coordinates(latents)
         self.continuous = self.coordinates is not None
         self.size = 0 if self.coordinates is None else self.coordinates.size
+
+    @cached_property
+    def rounding(self) -> Rounding:
+        """Rounding of the model's log densities, from one draw for each datum, and from more where terms cancel."""
+        if self._trace is None:
+            return Rounding.of(self._dtype)
+        with isolated_rng(0), torch.no_grad(), pyro.validation_enabled(False), poutine.block():
+            log_p = self._trace.log_densities()[0][0]
+            bound = Rounding.of(self._dtype, self._trace.positive_part()[0])
+            once = log_density_rounding(self._trace, 1)[0]
+            self._trace = None
+            cancelled = bool((once.abs() > _CANCELLED * bound.error(log_p.double())).any())
+            if not cancelled:
+                return bound
+            measured = self._measured_rounding()
+        if bool((measured > _MUCH_ROUNDING).any()):
+            warnings.warn(
+                f"in single precision log p(x, z) is rounded by more than {_MUCH_ROUNDING} nats at some data, since "
+                "large terms of its density cancel; the errors of log p(x) include it; use double precision "
+                "(model.double() and guide.double(), or float64 parameters, and x.double())",
+                stacklevel=4,
+            )
+        return bound._replace(measured=measured)
+
+    def _measured_rounding(self) -> Tensor:
+        """Measure the rounding at the best known point of each datum, with shape (N,)."""
+        if not self.names:
+            return self.rounding_at({})
+        drawn = self.from_prior(_DRAWS) if self.guide is None else self.from_guide(_DRAWS)
+        if self.climbed is not None:
+            modes, _ = self.unpack(self.climbed.unsqueeze(0))
+            drawn = {name: torch.cat([value, modes[name]]) for name, value in drawn.items()}
+        log_prior, log_lik = self.log_model(drawn)
+        best = (log_prior + log_lik).nan_to_num(-torch.inf).argmax(0)
+        data = torch.arange(len(best), device=best.device)
+        return self.rounding_at({name: value[best, data].unsqueeze(0) for name, value in drawn.items()})
+
+    def rounding_at(self, latents: Latents) -> Tensor:
+        """Measure the rounding of log p(x, z) at latents with shape (1, N, ...), in nats, with shape (N,)."""
+        trace = self.model.trace(1, self.args, self.kwargs, latents)
+        found = [shared_rounding(log_density_rounding(trace, _DRAWS, apart)) for apart in (0.0, _APART)]
+        return torch.stack(found).amax(0)
 
     def _find_unobserved(self, model_trace: ParticleTrace) -> Tensor:
         """Find the data without an observed entry, with shape (N,)."""

@@ -180,6 +180,9 @@ class LaplaceProposal(Proposal):
         for _ in range(self.rounds):
             more = normal_at(space, self._most_missed(space, fit, chunk_size), chunk_size=chunk_size)
             fit = LaplaceFit(*(torch.cat(parts) for parts in zip(fit, more, strict=True)))
+        several = fit.mode.dim() > 2
+        data = torch.arange(space.num_data, device=fit.mode.device)
+        space.climbed = fit.mode[fit.log_joint.argmax(0), data] if several else fit.mode
         return fit, unsettled
 
     def _component(self, space: LatentSpace, fit: LaplaceFit, unsettled: Tensor | None = None) -> EllipticalComponent:

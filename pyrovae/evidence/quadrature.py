@@ -308,7 +308,9 @@ def _rounding(space: LatentSpace, starts: Tensor, peaks: Peaks | None, covarianc
     moves = torch.tensor([-3.0, -2.0, -1.0, 0.0, 1.0, 2.0, 3.0], dtype=u.dtype, device=u.device)
     noise = _log_density(space, u * (1 + eps * moves[:, None, None]))
     noise = (noise.amax(0) - noise.amin(0)).nan_to_num(0.0, 0.0, 0.0)
-    return _ROUNDINGS * eps * (1 + sum(terms)) + (eps * u.abs() / sd).sum(-1).nan_to_num(0.0, 0.0) + noise
+    single = _dtype(space) != torch.float64
+    within = space.rounding_at(latents) if single else torch.zeros_like(noise)  # of terms that cancel in an entry
+    return _ROUNDINGS * eps * (1 + sum(terms)) + (eps * u.abs() / sd).sum(-1).nan_to_num(0.0, 0.0) + noise + within
 
 
 def _root(covariance: Tensor) -> Tensor:

@@ -11,6 +11,7 @@ from pyro import poutine
 from script_helpers import path_of
 
 from pyrovae import exact_log_marginal
+from pyrovae.evidence import quadrature
 
 _SPEC = importlib.util.spec_from_file_location("exact_script", path_of("exact"))
 study = importlib.util.module_from_spec(_SPEC)
@@ -104,6 +105,19 @@ def test_rounding_is_part_of_the_error_in_single_precision():
     exact = dist.Normal(1000.0, (1 + 1e-4) ** 0.5).log_prob(x[:, 0].double())
     assert ((found.value - exact).abs() <= found.error).all()
     assert (found.error > 1e-4).all()
+
+
+def test_data_of_much_rounding_are_integrated_no_finer_than_that(monkeypatch):
+    monkeypatch.setattr(quadrature, "_rounding", lambda space, *_: torch.full((space.num_data,), 1e6, dtype=F64))
+
+    def model(x):
+        with pyro.plate("data", len(x), dim=-1):
+            z = pyro.sample("z", dist.Normal(torch.zeros((), dtype=F64), 1.0))
+            pyro.sample("x", dist.Normal((9 * z).sin(), 1e-4), obs=x)
+
+    found = exact_log_marginal(model, torch.tensor([0.3, 0.7], dtype=F64))
+    assert found.value.isnan().all()
+    assert found.error.isinf().all()
 
 
 def test_the_exact_script_prints_a_line_for_every_family(monkeypatch, capsys):

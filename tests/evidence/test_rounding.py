@@ -1,8 +1,15 @@
 """The error of log p(x) covers rounding: single precision against double precision of the same model and draws."""
 
 import copy
+import math
+import warnings
+from functools import partial
 
+import pyro
+import pyro.distributions as dist
 import pytest
+import scipy.special
+import scipy.stats
 import torch
 from torch import nn
 from torch.distributions import Normal
@@ -15,10 +22,11 @@ from pyrovae import (
     NormalLikelihood,
     PoissonLikelihood,
     StandardNormalPrior,
+    exact_log_marginal,
     linear_schedule,
 )
 from pyrovae.densities import draw_from_guide, vectorize_pair
-from pyrovae.evidence import GuideProposal, LatentSpace, ais, log_marginal
+from pyrovae.evidence import GuideProposal, LaplaceProposal, LatentSpace, ais, log_marginal
 from pyrovae.stats import log_mean_std_error
 
 CASES = [("normal", 0.01), ("normal", 0.4), ("normal", 1.0), ("bernoulli", None), ("poisson", None)]
@@ -85,3 +93,99 @@ def test_equal_weights_have_the_error_of_their_rounding(estimator):
     assert (found.std_error >= floor).all()
     assert ((found.value - exact).abs() <= (5 if estimator == "default" else 3) * found.std_error + 1e-9).all()
     assert estimator == "default" or (found.std_error < 1.5 * floor).all()
+
+
+def cancelling(kind, dtype):
+    """Make log p(x | eta) as a distribution and by SciPy, and data at eta; its terms are far larger than their sum."""
+    if kind == "poisson":
+        return dist.Poisson, lambda eta: eta.exp() * 1e5, lambda x, rate: scipy.stats.poisson.logpmf(x, rate)
+    if kind == "binomial":
+        make = lambda logits: dist.Binomial(100_000, logits=logits)  # noqa: E731
+        return make, lambda eta: eta, partial(binomial_logpmf, 100_000)
+    if kind == "gamma":
+        shape = torch.tensor(1e4, dtype=dtype)
+        return partial(dist.Gamma, shape), lambda eta: 1e4 * (-eta).exp(), gamma_logpdf
+    return partial(dist.Normal, scale=0.3), lambda eta: 5.4e5 + eta, lambda x, loc: scipy.stats.norm.logpdf(x, loc, 0.3)
+
+
+def binomial_logpmf(total, x, logits):
+    return scipy.stats.binom.logpmf(x, total, scipy.special.expit(logits))
+
+
+def gamma_logpdf(x, rate):
+    return scipy.stats.gamma.logpdf(x, 1e4, scale=1 / rate)
+
+
+@pytest.mark.parametrize("kind", ["poisson", "binomial", "gamma", "normal"])
+def test_the_error_covers_terms_that_cancel_within_an_entry(kind):
+    # One latent and ten entries in single precision; the reference is a sum over a fine grid, by SciPy in double.
+    make, parameter, log_density = cancelling(kind, torch.float32)
+    pyro.set_rng_seed(0)
+    slope, shift = 0.3 * torch.randn(10), 0.5 * torch.randn(10)
+    true = torch.randn(60, 1)
+    x = make(parameter(shift + true * slope)).sample()
+
+    def model(x):
+        with pyro.plate("data", len(x)):
+            z = pyro.sample("z", dist.Normal(torch.zeros(()), 1.0))
+            pyro.sample("x", make(parameter(shift + z[..., None] * slope)).to_event(1), obs=x)
+
+    spread = 0.2 if kind == "normal" else 0.005
+
+    def guide(x):
+        with pyro.plate("data", len(x)):
+            pyro.sample("z", dist.Normal(true[:, 0], spread))
+
+    exact = []
+    for datum, middle in zip(x.double(), true[:, 0].double(), strict=True):
+        z = middle + torch.linspace(-60 * spread, 60 * spread, 24_001, dtype=torch.float64)
+        value = parameter(shift.double() + z[:, None] * slope.double())
+        log_p = torch.from_numpy(log_density(datum.numpy(), value.numpy())).sum(-1)
+        log_p = log_p - z.square() / 2 - math.log(2 * math.pi) / 2
+        exact.append(log_p.logsumexp(0) + math.log(120 * spread / 24_000))
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        found = log_marginal(model, guide, x, num_particles=1000)
+        sums = exact_log_marginal(model, x)
+    off = (found.value - torch.stack(exact)).abs()
+    assert (off > 0.01).double().mean() > 0.3  # rounding counts
+    assert (off < 1.96 * found.std_error).double().mean() >= 0.9
+    assert (off < 4 * found.std_error).all()
+    assert found.std_error.median() < 12 * off.median()
+    known = sums.value.isfinite()  # where the error is below 0.1 nats
+    assert known.any() == (kind == "gamma")
+    assert ((sums.value - torch.stack(exact)).abs() <= 2 * sums.error)[known].all()
+
+
+def test_much_rounding_is_told():
+    def model(x):
+        with pyro.plate("data", len(x)):
+            z = pyro.sample("z", dist.Normal(torch.zeros(()), 1.0))
+            pyro.sample("x", dist.Poisson((z + 14).exp()), obs=x)
+
+    def guide(x):
+        with pyro.plate("data", len(x)):
+            pyro.sample("z", dist.Normal(x.log() - 14, 1e-3))
+
+    x = torch.poisson(torch.tensor([1e6, 2e6]))
+    with pytest.warns(UserWarning, match=r"in single precision log p\(x, z\) is rounded by more than 0.1 nats"):
+        log_marginal(model, guide, x, num_particles=10)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        assert LatentSpace(model, guide, x.double()).rounding.measured == 0.0
+
+
+def test_rounding_is_measured_where_a_proposal_found_the_posterior():
+    def model(x):
+        with pyro.plate("data", len(x)):
+            z = pyro.sample("z", dist.Normal(x.new_tensor(1000.0), 1.0))
+            pyro.sample("x", dist.Normal(z, 0.01), obs=x)
+
+    def guide(x):
+        with pyro.plate("data", len(x)):
+            pyro.sample("z", dist.Normal(x.new_tensor(1000.0), 1.0))
+
+    x = 1000 + torch.randn(20)
+    far, near = LatentSpace(model, guide, x), LatentSpace(model, guide, x)
+    LaplaceProposal().adapt(near)
+    assert (near.rounding.measured < 0.2 * far.rounding.measured).double().mean() > 0.7

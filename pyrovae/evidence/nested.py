@@ -16,9 +16,9 @@ from pyrovae.evidence.latent_space import LatentSpace
 from pyrovae.evidence.splines import interpolation_weights
 from pyrovae.evidence.starts import prior_scale
 
-_PILOT_DATA = 8  # at which the change of the curvature is measured
+_PILOT_DATA = 64  # at which the change of the curvature is measured
 _PILOT_REACH = 1.5  # prior widths up and down
-_RATIO = 4.0  # of the curvature along the other coordinates, from which the posterior counts as a funnel
+_RATIO = 4.0  # of the curvature along another coordinate, from which the posterior counts as a funnel
 
 _OTHER = 0.3  # nats by which a second funnel changes a normal, from which it counts
 
@@ -55,8 +55,9 @@ def funnel_coordinate(
     """Find the coordinate on which the curvature of f(u) = log p(x, z(u)) |dz/du| along the others depends most.
 
     Candidates are the latent sites with one coordinate, if there are other sites. The curvature is measured at a point
-    of each of the first 8 data, with the candidate moved 1.5 prior widths up and down from the prior's middle. If the
-    data determine the other coordinates well, their curvature does not change.
+    of each datum, or of 64 data spread over all, with the candidate moved 1.5 prior widths up and down from the prior's
+    middle. If a datum determines the other coordinates well, their curvature does not change: so the data at which it
+    changes most decide, and coordinates that do not depend on the candidate count for nothing.
 
     Args:
         space: Continuous latents of a model and a guide at N data.
@@ -64,8 +65,8 @@ def funnel_coordinate(
         near: The points, with shape (N, U); None for the means of the guide.
 
     Returns:
-        Index of the coordinate; None if there is no candidate, or the curvature changes by less than a factor of 4, as
-        the geometric mean over the other coordinates and data.
+        Index of the coordinate; None if there is no candidate, or the curvature changes by factors r_k along the other
+        coordinates k with sum_k (log r_k)^2 below (log 4)^2 at each datum.
     """
     if near is not None:
         return _funnel_coordinate(space, chunk_size, near)
@@ -78,19 +79,21 @@ def _funnel_coordinate(space: LatentSpace, chunk_size: int, near: Tensor | None)
     candidates = _scalar_sites(space)
     if not candidates:
         return None
-    space = space.of_rows(torch.arange(min(_PILOT_DATA, space.num_data)))
+    rows = torch.arange(0, space.num_data, max(1, space.num_data // _PILOT_DATA))[:_PILOT_DATA]
+    part = space.of_rows(rows)
+    near = near if near is None or part is space else near[rows.to(near.device)]
+    space = part
     middle, width = prior_scale(space, chunk_size)
-    points = _guide_mean(space) if near is None else near[: space.num_data].unsqueeze(0)
+    points = _guide_mean(space) if near is None else near.unsqueeze(0)
     u = points.repeat(2, len(candidates), 1, 1)
     for c, held in enumerate(candidates):
         u[0, c, :, held] = (middle - _PILOT_REACH * width)[:, held]
         u[1, c, :, held] = (middle + _PILOT_REACH * width)[:, held]
     curvature = curvature_at(space, u.flatten(0, 1), chunk_size=chunk_size).unflatten(0, (2, -1))
-    change = (curvature[0] / curvature[1]).log().abs()  # (C, N, U)
-    change = change.mean(1)
-    change[torch.arange(len(candidates)), candidates] = 0.0
-    score, best = (change.sum(-1) / (space.size - 1)).max(0)
-    return candidates[int(best)] if score > math.log(_RATIO) else None
+    change = (curvature[0] / curvature[1]).log().square()  # (C, N, U)
+    change[torch.arange(len(candidates)), :, candidates] = 0.0
+    score, best = change.sum(-1).amax(1).max(0)
+    return candidates[int(best)] if score > math.log(_RATIO) ** 2 else None
 
 
 def nested_fit(space: LatentSpace, held: int, chunk_size: int = DEFAULT_CHUNK_SIZE) -> NestedFit:

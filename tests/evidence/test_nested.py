@@ -143,6 +143,53 @@ def test_the_funnel_coordinate_is_the_scale_among_all_latents():
     assert funnel_coordinate(space_of(neals_funnel(8, 10))) == 0
 
 
+def scale_beside_others(noise, num_others):
+    """Make a log scale t ~ N(0, 1.5^2), five z_j ~ N(0, e^(2t)), other latents, and data with a noise of their own."""
+    noise = torch.tensor(noise, dtype=torch.float64)[:, None]
+    t = 1.5 * torch.randn(len(noise), 1, dtype=torch.float64)
+    x = torch.randn(len(noise), 5, dtype=torch.float64) * ((2 * t).exp() + noise.square()).sqrt()
+    y = 2**0.5 * torch.randn(len(noise), num_others, dtype=torch.float64)
+
+    def model(x, noise, y):
+        with pyro.plate("data", len(x)):
+            t = pyro.sample("t", dist.Normal(torch.zeros((), dtype=x.dtype), 1.5))
+            z = pyro.sample("z", dist.Normal(0.0, t.exp().unsqueeze(-1).expand(*t.shape, 5)).to_event(1))
+            pyro.sample("x", dist.Normal(z, noise).to_event(1), obs=x)
+            others = pyro.sample("others", dist.Normal(torch.zeros_like(y), 1.0).to_event(1))
+            pyro.sample("y", dist.Normal(others, 1.0).to_event(1), obs=y)
+
+    def guide(x, noise, y):
+        with pyro.plate("data", len(x)):
+            variance = (x.square().mean(-1, True) - noise.square()).maximum(0.1 * noise.square())
+            pyro.sample("t", dist.Normal(variance.squeeze(-1).log() / 2, 0.6))
+            shrink = variance / (variance + noise.square())
+            pyro.sample("z", dist.Normal(x * shrink, (shrink.sqrt() * noise).expand_as(x)).to_event(1))
+            pyro.sample("others", dist.Normal(y / 2, 0.5**0.5).to_event(1))
+
+    grid = torch.linspace(-15, 15, 3001, dtype=torch.float64)[:, None, None]
+    each = edges.normal_log_density(x, 0.0, ((2 * grid).exp() + noise.square()).sqrt()).sum(-1)
+    log_p = (each + edges.normal_log_density(grid[:, 0], 0.0, 1.5)).logsumexp(0) + math.log(0.01)
+    return model, guide, (x, noise, y), log_p + edges.normal_log_density(y, 0.0, 2**0.5).sum(-1)
+
+
+def test_a_scale_beside_many_latents_makes_a_funnel():
+    model, guide, data, log_p = scale_beside_others([0.5] * 200, 40)
+    found = log_marginal(model, guide, *data, num_particles=1000)
+    assert funnel_coordinate(LatentSpace(model, guide, *data)) == 0
+    assert (found.value - log_p).mean().abs() < 0.02  # -0.1 by normals at the modes
+    assert ((found.value - log_p).abs() < 1.96 * found.std_error).double().mean() > 0.9
+
+
+@pytest.mark.parametrize("last", [False, True])
+def test_the_funnel_of_any_datum_counts(last):
+    # All but one of 64 data determine the entries, so that the scale makes no funnel of theirs.
+    noise = [0.02] * 63 + [1.0]
+    model, guide, data, _ = scale_beside_others(noise[::-1] if last else noise, 1)
+    assert funnel_coordinate(LatentSpace(model, guide, *data)) == 0
+    precise = [part[1:] if last else part[:-1] for part in data]
+    assert funnel_coordinate(LatentSpace(model, guide, *precise)) is None
+
+
 def test_ais_warns_that_a_normal_start_does_not_cover_a_funnel(recwarn):
     funnel = edges.scales(8, 10)
 

@@ -4,10 +4,11 @@ import math
 
 import pyro
 import torch
+from torch import Tensor
 
 from pyrovae.densities import CIRCLE, entry_support, evaluating, isolated_rng
 from pyrovae.evidence.blocks import split_count
-from pyrovae.evidence.coordinates import FixedCoordinates, Latents
+from pyrovae.evidence.coordinates import FixedCoordinates, Latents, wrapped
 from pyrovae.evidence.latent_space import LatentSpace
 
 _SEED = 20_161_127
@@ -15,11 +16,12 @@ _DRAWS = 64  # of the prior, and of the guide, from which the search for a mode 
 _GRID = 24  # values of each angle in the search
 _SWEEPS = 2
 _EDGE = math.pi - 1e-6
+_HIGHER = 2.0  # nats above the lowest density, from which a period does not begin there
 _ROUNDING = 1e-2, 1e-4  # nats, absolute and relative, between the densities at both ends of the period
 
 
 def centre_angles(space: LatentSpace, chunk_size: int) -> None:
-    """Turn the coordinates of each angle so that its period begins opposite to a high density of its datum.
+    """Turn the coordinates of each angle so that its period begins opposite to a high density, or at a low one.
 
     A mode at the cut of a period is two modes in coordinates, and d angles make 2^d of them. The search takes the best
     of some draws, and then the best value of each angle in turn. Coordinates stay as they are if the density differs
@@ -49,7 +51,26 @@ def centre_angles(space: LatentSpace, chunk_size: int) -> None:
             for name in names:
                 for entry in range(best[name][0, 0].numel()):
                     best = _highest(space, [best, *_turned(best, name, entry, at_once)])
-    coordinates.centres = {name: best[name] for name in names}
+        coordinates.centres = {name: _opposite_of_lowest(space, best, name, at_once) for name in names}
+
+
+def _opposite_of_lowest(space: LatentSpace, best: Latents, name: str, at_once: int) -> Tensor:
+    """Return the angles of a site, or what is opposite to the lowest density where that opposite to them is high.
+
+    There another mode may lie, which the cut of the period would divide: cos z alone leaves z = pi/2 and -pi/2.
+    """
+    centre = best[name].clone()
+    flat = centre.view(*centre.shape[:2], -1)
+    for entry in range(flat.shape[-1]):
+        values, angles = [], []
+        opposite = best | {name: _with_entry(best[name], entry, wrapped(flat[..., entry] + math.pi))}
+        for latents in [opposite, *_turned(best, name, entry, at_once)]:
+            values.append(torch.as_tensor(sum(space.log_model(latents))).nan_to_num(torch.inf))
+            angles.append(latents[name].flatten(2)[..., entry] if centre.dim() > 2 else latents[name])
+        value, place = torch.cat(values).min(0)
+        moved = wrapped(torch.cat(angles)[place, torch.arange(len(place), device=place.device)] + math.pi)
+        flat[0, :, entry] = torch.where(values[0][0] > value + _HIGHER, moved, flat[0, :, entry])
+    return centre
 
 
 def _is_periodic(space: LatentSpace, latents: Latents, names: list[str]) -> bool:
@@ -78,7 +99,12 @@ def _turned(latents: Latents, name: str, entry: int, at_once: int) -> list[Laten
     turned = []
     for some in (angles - math.pi + math.pi / _GRID).split(at_once):
         copies = {key: value.expand(len(some), *value.shape[1:]) for key, value in latents.items()}
-        flat = copies[name].flatten(2).clone() if copies[name].dim() > 2 else copies[name].unsqueeze(-1).clone()
-        flat[..., entry] = some.unsqueeze(-1)
-        turned.append(copies | {name: flat.reshape(copies[name].shape)})
+        turned.append(copies | {name: _with_entry(copies[name], entry, some.unsqueeze(-1))})
     return turned
+
+
+def _with_entry(value: Tensor, entry: int, angle: Tensor) -> Tensor:
+    """Replace an entry of a site's angles, with shape (K, N, ...), for all draws and data."""
+    flat = value.flatten(2).clone() if value.dim() > 2 else value.unsqueeze(-1).clone()
+    flat[..., entry] = angle
+    return flat.reshape(value.shape)

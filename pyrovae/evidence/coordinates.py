@@ -73,7 +73,7 @@ class FixedCoordinates:
             jacobian = transform.log_abs_det_jacobian(y, latents[name])
             log_det = log_det + jacobian.reshape(*u.shape[:-1], -1).sum(-1)
             if name in self.centres:
-                latents[name] = _wrapped(latents[name] + self.centres[name])
+                latents[name] = wrapped(latents[name] + self.centres[name])
         return latents, log_det
 
     def pack(self, latents: Latents) -> Tensor:
@@ -81,7 +81,7 @@ class FixedCoordinates:
         parts = []
         for name in self.event_shapes:
             z = latents[name]
-            z = _wrapped(z - self.centres[name]) if name in self.centres else z
+            z = wrapped(z - self.centres[name]) if name in self.centres else z
             y = to_domain(self.supports[name]).inv(z)
             parts.append(y.reshape(*latents[name].shape[:2], -1))
         return torch.cat(parts, -1)
@@ -208,7 +208,7 @@ def _transform_of(fn: Any) -> Transform:
     return to_domain(domain)
 
 
-def _wrapped(angle: Tensor) -> Tensor:
+def wrapped(angle: Tensor) -> Tensor:
     """Bring angles into the period from -pi to pi."""
     return angle - 2 * math.pi * torch.floor((angle + math.pi) / (2 * math.pi)).detach()
 

@@ -3,10 +3,14 @@
 A search cannot prove that it is complete. It says for which data it was still finding modes when it ended.
 """
 
+import itertools
+import math
+
 import torch
 from torch import Tensor
 
 from pyrovae.evidence.blocks import DEFAULT_CHUNK_SIZE
+from pyrovae.evidence.coordinates import FixedCoordinates
 from pyrovae.evidence.derivatives import log_joint_at
 from pyrovae.evidence.laplace import LaplaceFit, at_one_mode, climb, climb_some
 from pyrovae.evidence.latent_space import LatentSpace
@@ -15,6 +19,9 @@ from pyrovae.evidence.starts import from_prior, highest, prior_scale
 _MOST_MODES = 48  # per datum
 _MOST_CHOSEN = 12  # candidates of a round from which to climb
 _MOST_MIRRORED = 8  # modes that are mirrored, the highest
+_MOST_ENTRIES = 8  # of a site, whose pairs are exchanged
+_EXCHANGEABLE = 0.01  # nats by which f may change
+_MOST_EXCHANGES = 64  # about, of all pairs and modes
 _NEIGHBOURS = 8  # other data whose best mode is tried
 _PRIOR_DRAWS = 32
 
@@ -131,7 +138,8 @@ def _masses(fit: LaplaceFit) -> Tensor:
 def _candidates(space: LatentSpace, fit: LaplaceFit, first: int, middle: Tensor, chunk_size: int) -> Tensor:
     """List points that may lie near further modes, with shape (C, N, U).
 
-    They are mirror images of modes from `first` on, about the middle and about 0, modes of other data, and prior draws.
+    They are mirror images of modes from `first` on, about the middle and about 0, other images of angles, modes with
+    two entries exchanged, modes of other data, and prior draws.
     """
     modes = fit.mode[first : first + _MOST_MIRRORED]  # the highest of the last search
     mirrored = 2 * middle - modes
@@ -139,8 +147,57 @@ def _candidates(space: LatentSpace, fit: LaplaceFit, first: int, middle: Tensor,
     singly = torch.where(one, mirrored, modes).flatten(0, 1)
     best = fit.mode[fit.log_joint.argmax(0), torch.arange(space.num_data, device=modes.device)]
     others = [best.roll(shift, 0).unsqueeze(0) for shift in range(1, min(_NEIGHBOURS + 1, space.num_data))]
-    points = torch.cat([singly, mirrored, -modes, *others, from_prior(space, _PRIOR_DRAWS, chunk_size)])
+    exchanged = _exchanged(space, modes, fit.log_joint[first:], chunk_size)
+    images = [singly, mirrored, -modes, *_images_of_angles(space, modes), *exchanged]
+    points = torch.cat([*images, *others, from_prior(space, _PRIOR_DRAWS, chunk_size)])
     return torch.where(points.isfinite(), points, middle)
+
+
+def _images_of_angles(space: LatentSpace, modes: Tensor) -> list[Tensor]:
+    """List points whose angles z are -z, pi - z or z + pi, one by one and all, which leave cos, sin or tan z the same.
+
+    The coordinates of an angle begin opposite to a mode (`centre_angles`), so their own mirror images are others.
+    """
+    coordinates = space.coordinates
+    if not isinstance(coordinates, FixedCoordinates) or not coordinates.centres:
+        return []
+    latents, _ = space.unpack(modes)
+    is_angle = [name in coordinates.centres for name in latents for _ in range(coordinates.event_shapes[name].numel())]
+    one = torch.eye(space.size, dtype=torch.bool)[is_angle].to(modes.device)[:, None, None]
+    found = []
+    for sign, shift in ((-1, 0.0), (-1, math.pi), (1, math.pi)):
+        turned = {name: sign * latents[name] + shift for name in coordinates.centres}
+        image = space.pack(latents | turned)
+        found += [torch.where(one, image, modes).flatten(0, 1), image]
+    return found
+
+
+def _exchanged(space: LatentSpace, modes: Tensor, height: Tensor, chunk_size: int) -> list[Tensor]:
+    """List modes with two entries exchanged where f stays the same, as the components of a mixture may be.
+
+    The entries are those of all sites with the same number of them. There are none for more than eight entries.
+
+    Args:
+        space: Continuous latents of a model and a guide at N data.
+        modes: Modes, with shape (M, N, U).
+        height: f there, with shape (M, N).
+        chunk_size: Number of latents, K times N, decoded at once, which bounds memory.
+    """
+    if not isinstance(space.coordinates, FixedCoordinates):
+        return []
+    latents, _ = space.unpack(modes)
+    sizes = {name: value.shape[2] for name, value in latents.items() if value.dim() > 2}
+    found = []
+    for size in sorted({size for size in sizes.values() if 1 < size <= _MOST_ENTRIES}):
+        pairs = list(itertools.combinations(range(size), 2))
+        for pair in pairs:
+            order = torch.arange(size)
+            order[list(pair)] = order[list(pair)].flip(0)
+            exchanged = {name: latents[name][:, :, order] for name in sizes if sizes[name] == size}
+            image = space.pack(latents | exchanged)[: _MOST_EXCHANGES // len(pairs)]
+            change = log_joint_at(space, image, chunk_size) - height[: len(image)]
+            found.append(torch.where((change.abs() < _EXCHANGEABLE).unsqueeze(-1), image, modes[: len(image)]))
+    return found
 
 
 def _from_prior(space: LatentSpace, chunk_size: int) -> Tensor:

@@ -1,5 +1,6 @@
 """The default proposal finds further modes, follows skewed posteriors, and says where its search did not end."""
 
+import itertools
 import math
 import runpy
 import warnings
@@ -17,7 +18,7 @@ from pyrovae.evidence import LaplaceProposal, laplace
 from pyrovae.evidence.angles import centre_angles
 from pyrovae.evidence.laplace import LaplaceFit, climb, climb_from
 from pyrovae.evidence.latent_space import LatentSpace
-from pyrovae.evidence.modes import _candidates, _mirror, _without_repeats, find_modes
+from pyrovae.evidence.modes import _candidates, _images_of_angles, _mirror, _without_repeats, find_modes
 from pyrovae.nn import MLP
 
 edges = SimpleNamespace(**runpy.run_path(str(path_of("coverage").with_name("edge_problems.py"))))
@@ -88,6 +89,35 @@ def test_mirrored_modes_are_found_with_many_latents():
         assert (fit.mode[0, 0] + fit.mode[1, 0]).norm() < 1e-3 * fit.mode[0, 0].norm()
     z, _ = z_scores(problem, num_particles=1000)
     assert (z.abs() < 5).all()
+
+
+def test_latents_that_can_be_exchanged_have_all_of_their_modes():
+    # Symmetric functions of three latents are the same in all six orders, and the guide is near one of them.
+    torch.manual_seed(0)
+    true = torch.randn(40, 3, dtype=torch.float64) + torch.tensor([-3.0, 0.0, 3.0], dtype=torch.float64)
+
+    def means(z):
+        parts = [z.sum(-1), z.prod(-1) / 4, z.square().sum(-1) / 4, (2 * z).cos().sum(-1), z.sin().sum(-1)]
+        return torch.stack(parts, -1)
+
+    x = means(true) + 0.1 * torch.randn(40, 5, dtype=torch.float64)
+
+    def model(x):
+        with pyro.plate("data", len(x)):
+            z = pyro.sample("z", dist.Normal(torch.zeros(3, dtype=x.dtype), 3.0).to_event(1))
+            pyro.sample("x", dist.Normal(means(z), 0.1).to_event(1), obs=x)
+
+    def guide(x):
+        with pyro.plate("data", len(x)):
+            pyro.sample("z", dist.Normal(true, 0.1).to_event(1))
+
+    space = LatentSpace(model, guide, x)
+    fit, _ = find_modes(space, steps=8, starts=1, rounds=6)
+    orders = list(itertools.permutations(range(3)))
+    best = fit.mode[fit.log_joint.argmax(0), torch.arange(40)]
+    for order in orders:
+        apart = (fit.mode - best[:, order]).abs().amax(-1)
+        assert (torch.where(fit.log_joint.isfinite(), apart, torch.inf).amin(0) < 0.1).double().mean() > 0.9
 
 
 def test_modes_in_every_orthant_are_found():
@@ -283,6 +313,31 @@ def test_starts_from_the_prior_find_modes_that_mirror_images_miss():
     fit, unsettled = find_modes(space, steps=8, starts=4, rounds=6)
     assert fit.log_joint.isfinite().sum() > 1380  # 1,450 and more; 1,275 and fewer by mirror images alone
     assert unsettled.double().mean() < 0.2
+
+
+def test_images_of_angles_are_those_of_their_cosine_sine_and_tangent():
+    def program(x, obs):
+        with pyro.plate("data", len(x)):
+            a = pyro.sample("a", dist.VonMises(torch.ones(2, dtype=x.dtype), 1.0).to_event(1))
+            z = pyro.sample("z", dist.Normal(torch.zeros((), dtype=x.dtype), 1.0))
+            if obs:
+                pyro.sample("x", dist.Normal(a.cos().sum(-1) + z, 0.1), obs=x)
+
+    x = torch.tensor([0.5, 1.0], dtype=torch.float64)
+    space = LatentSpace(lambda x: program(x, True), lambda x: program(x, False), x)
+    centre_angles(space, 8192)
+    assert space.coordinates.centres["a"].abs().min() > 0.1
+    a, z = torch.tensor([0.4, -2.0], dtype=torch.float64).expand(1, 2, 2), torch.ones(1, 2, dtype=torch.float64)
+    modes = space.pack({"a": a, "z": z})
+    images = torch.cat(_images_of_angles(space, modes))
+    fit = LaplaceFit(modes, torch.eye(3).expand(1, 2, 3, 3), torch.zeros(1, 2), None, None)
+    tried = _candidates(space, fit, 0, torch.zeros(2, 3), 8192)
+    assert all((tried == image).all(-1).all(-1).any() for image in images)
+    found, _ = space.unpack(images)
+    assert (found["z"] - 1).abs().max() < 1e-9
+    turned = [[-0.4, 2.0], [math.pi - 0.4, 2.0 - math.pi], [0.4 - math.pi, math.pi - 2.0]]
+    expected = [pair for one, two in turned for pair in ([one, -2.0], [0.4, two], [one, two])]
+    torch.testing.assert_close(found["a"][:, 0], torch.tensor(expected, dtype=torch.float64))
 
 
 def test_the_space_of_some_data_has_the_coordinates_of_the_whole():

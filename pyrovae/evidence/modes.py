@@ -9,6 +9,7 @@ import math
 import torch
 from torch import Tensor
 
+from pyrovae.densities import entry_support
 from pyrovae.evidence.blocks import DEFAULT_CHUNK_SIZE
 from pyrovae.evidence.coordinates import FixedCoordinates
 from pyrovae.evidence.derivatives import log_joint_at
@@ -175,7 +176,8 @@ def _images_of_angles(space: LatentSpace, modes: Tensor) -> list[Tensor]:
 def _exchanged(space: LatentSpace, modes: Tensor, height: Tensor, chunk_size: int) -> list[Tensor]:
     """List modes with two entries exchanged where f stays the same, as the components of a mixture may be.
 
-    The entries are those of all sites with the same number of them. There are none for more than eight entries.
+    The entries are those of all sites with the same number of them. There are none for more than eight entries, and for
+    matrices such as those of correlations.
 
     Args:
         space: Continuous latents of a model and a guide at N data.
@@ -183,10 +185,14 @@ def _exchanged(space: LatentSpace, modes: Tensor, height: Tensor, chunk_size: in
         height: f there, with shape (M, N).
         chunk_size: Number of latents, K times N, decoded at once, which bounds memory.
     """
-    if not isinstance(space.coordinates, FixedCoordinates):
+    coordinates = space.coordinates
+    if not isinstance(coordinates, FixedCoordinates):
         return []
     latents, _ = space.unpack(modes)
-    sizes = {name: value.shape[2] for name, value in latents.items() if value.dim() > 2}
+    matrices = {
+        name for name, support in coordinates.supports.items() if getattr(entry_support(support), "event_dim", 0) > 1
+    }
+    sizes = {name: z.shape[2] for name, z in latents.items() if z.dim() > 2 and name not in matrices}
     found = []
     for size in sorted({size for size in sizes.values() if 1 < size <= _MOST_ENTRIES}):
         pairs = list(itertools.combinations(range(size), 2))

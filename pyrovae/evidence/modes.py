@@ -189,20 +189,24 @@ def _exchanged(space: LatentSpace, modes: Tensor, height: Tensor, chunk_size: in
     if not isinstance(coordinates, FixedCoordinates):
         return []
     latents, _ = space.unpack(modes)
-    matrices = {
-        name for name, support in coordinates.supports.items() if getattr(entry_support(support), "event_dim", 0) > 1
-    }
+    supports = {name: entry_support(support) for name, support in coordinates.supports.items()}
+    matrices = {name for name, support in supports.items() if support is not None and support.event_dim > 1}
     sizes = {name: z.shape[2] for name, z in latents.items() if z.dim() > 2 and name not in matrices}
     found = []
     for size in sorted({size for size in sizes.values() if 1 < size <= _MOST_ENTRIES}):
         pairs = list(itertools.combinations(range(size), 2))
+        count = min(len(modes), _MOST_EXCHANGES // len(pairs))
+        images = []
         for pair in pairs:
             order = torch.arange(size)
             order[list(pair)] = order[list(pair)].flip(0)
             exchanged = {name: latents[name][:, :, order] for name in sizes if sizes[name] == size}
-            image = space.pack(latents | exchanged)[: _MOST_EXCHANGES // len(pairs)]
-            change = log_joint_at(space, image, chunk_size) - height[: len(image)]
-            found.append(torch.where((change.abs() < _EXCHANGEABLE).unsqueeze(-1), image, modes[: len(image)]))
+            images.append(space.pack(latents | exchanged)[:count])
+        image = torch.cat(images)
+        change = log_joint_at(space, image, chunk_size) - height[:count].repeat(len(pairs), 1)
+        same = change.abs() < _EXCHANGEABLE
+        kept = same.any(1)
+        found.append(torch.where(same.unsqueeze(-1), image, modes[:count].repeat(len(pairs), 1, 1))[kept])
     return found
 
 

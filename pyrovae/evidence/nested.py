@@ -79,7 +79,7 @@ def _funnel_coordinate(space: LatentSpace, chunk_size: int, near: Tensor | None)
     candidates = _scalar_sites(space)
     if not candidates:
         return None
-    rows = torch.arange(0, space.num_data, max(1, space.num_data // _PILOT_DATA))[:_PILOT_DATA]
+    rows = torch.linspace(0, space.num_data - 1, min(_PILOT_DATA, space.num_data)).round().long()
     part = space.of_rows(rows)
     near = near if near is None or part is space else near[rows.to(near.device)]
     space = part

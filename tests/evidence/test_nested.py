@@ -182,8 +182,8 @@ def test_a_scale_beside_many_latents_makes_a_funnel():
 
 @pytest.mark.parametrize("last", [False, True])
 def test_the_funnel_of_any_datum_counts(last):
-    # All but one of 64 data determine the entries, so that the scale makes no funnel of theirs.
-    noise = [0.02] * 63 + [1.0]
+    # All but one of 120 data determine the entries, so that the scale makes no funnel of theirs.
+    noise = [0.02] * 119 + [1.0]
     model, guide, data, _ = scale_beside_others(noise[::-1] if last else noise, 1)
     assert funnel_coordinate(LatentSpace(model, guide, *data)) == 0
     precise = [part[1:] if last else part[:-1] for part in data]

@@ -37,19 +37,21 @@ def log_density_rounding(trace: ParticleTrace, rounds: int, apart: float = 0.0) 
     Args:
         trace: Trace on one draw for N data.
         rounds: Number of rounds R.
-        apart: Change of the parameters in epsilons. From 8 on the rounding of functions of theirs, such as logarithms,
-            is another one in each round, as it is at each draw. At 0 it is the same, as that of constants is.
+        apart: Change of the parameters in epsilons. From 8 on the rounding of functions of them, such as logarithms,
+            changes from round to round, as it does from draw to draw. At 0 it stays, as that of constants does.
 
     Returns:
         Log density in the trace's precision less that in double precision, in nats, with shape (R, N), float64; 0 where
-        both are infinite.
+        one of them is infinite.
     """
     if isinstance(trace, LoopedTrace):
         return torch.cat([log_density_rounding(part, rounds, apart) for part in trace.parts], dim=-1)
     found = []
+    near, exact = trace, _log_density(_with_changed(trace, torch.Tensor.double))
     for _ in range(rounds):
-        near = _with_changed(trace, partial(_moved, apart)) if apart else trace
-        exact = _log_density(_with_changed(near, torch.Tensor.double))
+        if apart:
+            near = _with_changed(trace, partial(_moved, apart))
+            exact = _log_density(_with_changed(near, torch.Tensor.double))
         found.append(_log_density(_with_changed(near, partial(_moved, _OF_ARITHMETIC))) - exact)
     return torch.stack(found).nan_to_num(0.0, 0.0, 0.0)
 

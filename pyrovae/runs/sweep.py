@@ -248,7 +248,7 @@ def measure(
         "elbo", "bound" and "log_marginal" in nats, each with shape (N,), and the further values.
     """
     settings = (num_data, guide_particles, num_particles)
-    file, begun = _values_file(run, settings), Path(f"{_values_file(run, settings)}.partial")
+    begun = Path(f"{_values_file(run, settings)}.partial")
 
     def compute() -> dict[str, Tensor]:
         model, x, conditions = model_and_data(run, num_data, device=device)
@@ -270,8 +270,7 @@ def measure(
         return dict(zip(_MEASURED, values, strict=True)) | dict(further)
 
     found = load_or_compute(run, settings, compute, names=_MEASURED)
-    if file.exists():
-        begun.unlink(missing_ok=True)
+    begun.unlink(missing_ok=True)
     return found
 
 

@@ -62,9 +62,9 @@ def main() -> int:
 
     runs = [Evaluated.of(path) for path in args.runs]
     for run in runs:
-        found_folds = 1 if run.folds is None else len(run.folds.unique())
-        if args.folds is not None and found_folds != args.folds:
-            held = "a single split" if run.folds is None else f"{found_folds} folds"
+        count = None if run.folds is None else len(run.folds.unique())
+        if args.folds is not None and count != args.folds:
+            held = "a single split" if count is None else f"{count} folds"
             raise ValueError(f"{run.name} has {held}, not the {args.folds} of --folds; give the folder of those folds")
     reference = args.reference
     if reference is not None:  # the same folder may be spelled in two ways

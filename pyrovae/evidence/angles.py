@@ -55,9 +55,10 @@ def centre_angles(space: LatentSpace, chunk_size: int) -> None:
 
 
 def _opposite_of_lowest(space: LatentSpace, best: Latents, name: str, at_once: int) -> Tensor:
-    """Return the angles of a site, or what is opposite to the lowest density where that opposite to them is high.
+    """Choose the middle of each angle's period: the best angle, or the angle opposite to the lowest density.
 
-    There another mode may lie, which the cut of the period would divide: cos z alone leaves z = pi/2 and -pi/2.
+    The latter holds where the density opposite to the best angle is high. Another mode may lie there, and the cut of
+    the period would divide it: cos z alone leaves z = pi/2 and -pi/2.
     """
     centre = best[name].clone()
     flat = centre.view(*centre.shape[:2], -1)

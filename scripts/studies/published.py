@@ -253,10 +253,7 @@ def cremer_gaps(flags: Any) -> dict[str, Any]:
     num_data, device = flags.num_data or _CREMER, device_of(flags.changes)
     shortened = [f"{num_data:,} of {_CREMER:,} images"] if num_data < _CREMER else []
     minutes = 2 * num_data * _CREMER_SECONDS / 60
-    print(
-        f"the normals of {num_data:,} test and {num_data:,} training images take about {minutes:.1f} min on one core,"
-    )
-    print("after the training:")
+    print(f"{2 * num_data:,} normals, of test and training images, take about {minutes:.1f} min after the training:")
     trained = _trained(flags, "burda-vae", [flags.seed], None, variants=["VAE, k = 1"], shortened=shortened)
     (run,) = trained.folders.values()
     rows: dict[str, dict[str, dict[str, float]]] = {}

@@ -45,3 +45,10 @@ def _fresh_pyro():
     pyro.set_rng_seed(0)
     yield
     pyro.clear_param_store()
+
+
+@pytest.fixture(autouse=True)
+def _no_module_of_another_test():
+    """Forget the user's module that a script imported into this process; other tests have one of the same name."""
+    yield
+    sys.modules.pop("mymodule", None)

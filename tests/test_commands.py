@@ -143,7 +143,6 @@ def accept(folder, monkeypatch):
         return parse_and_stop
 
     monkeypatch.chdir(folder)
-    monkeypatch.delitem(sys.modules, "mymodule", raising=False)
     monkeypatch.setattr(pyrovae.runs, "parse_flags", then_stop(pyrovae.runs.parse_flags))  # not that of train.py
     monkeypatch.setattr(pyrovae.runs.Run, "create", stop)
     monkeypatch.setattr(pyrovae.runs.Run, "__init__", stop)

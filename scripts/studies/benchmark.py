@@ -3,7 +3,7 @@
 python scripts/studies/benchmark.py                                    # all tables, on random bits
 python scripts/studies/benchmark.py --data_dir data --json speed.json  # on MNIST, numbers kept
 python scripts/studies/benchmark.py --parts '[steps]' --batch_sizes '[20,256]' --rounds 40
-python scripts/studies/benchmark.py --parts '[evidence]' --run RUN --threads 1   # log p(x) of a trained model
+python scripts/studies/benchmark.py --parts '[evidence,annealing]' --run RUN --threads 1   # log p(x) of a trained model
 
 The model is a VAE, 784-400-50 and back, softplus, in float32, without Pyro's validation. Every way has one turn in each
 round, so that other load on the machine affects all alike. Ratios within one run count. The first calls, which record
@@ -72,8 +72,8 @@ def main() -> int:
     check_writable("--json", args.json)
     if args.rounds < 2:
         raise ValueError(f"--rounds must be at least 2, got {args.rounds}; quartiles need two")
-    if args.run is not None and "evidence" not in args.parts:
-        raise ValueError("--run: only the part evidence measures a run; omit it, or add evidence to --parts")
+    if args.run is not None and not {"evidence", "annealing"} & set(args.parts):
+        raise ValueError("--run: only the parts evidence and annealing measure a run; omit it, or add one to --parts")
     pyro.enable_validation(False)
     pyro.set_rng_seed(0)
     if args.data_dir is None:
@@ -82,6 +82,7 @@ def main() -> int:
         x = load_data("mnist", data_dir=args.data_dir, binarize="static").train
     x = x.to(device)
 
+    model = "a random decoder" if args.run is None else args.run
     found = []
     if "floor" in args.parts:
         found.append(floor(device, args.rounds))
@@ -96,15 +97,15 @@ def main() -> int:
     if "evidence" in args.parts:
         ways = ways_of_evaluating(device, args.execution[-1], args.run, FIRST_CALLS + args.rounds)
         first, times = measure(ways, args.rounds, 1)
-        model = "a random decoder" if args.run is None else args.run
         title = f"log p(x) of {model}, K = {evidence.PARTICLES:,} where not said: ms per datum"
         found.append(report(title, first, times, 1e3 / evidence.BLOCK))
     if "annealing" in args.parts:
-        first, times = measure(ways_of_annealing(device, args.execution), args.rounds, 1, first_calls=1)
-        plan = f"T = {evidence.TEMPERATURES}, {evidence.CHAINS} chains, {evidence.LEAPFROG} steps each"
+        first, times = measure(ways_of_annealing(device, args.execution, args.run), args.rounds, 1, first_calls=1)
+        plan = f"{model}, T = {evidence.TEMPERATURES}, {evidence.CHAINS} chains, {evidence.LEAPFROG} steps each"
         found.append(
             report(f"annealing from the Laplace fit, {plan}: s per datum", first, times, 1 / evidence.ANNEALED)
         )
+        found.append(evidence.difference_from_annealing(device, args.execution[-1], args.run))
     if "processes" in args.parts and device.type == "cpu":
         found.append(processes(args.rounds, args.steps))
     if args.json:

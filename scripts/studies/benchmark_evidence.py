@@ -1,6 +1,7 @@
 """The parts of `benchmark.py` that measure log p(x): the default estimate, and annealed importance sampling."""
 
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -9,16 +10,34 @@ from benchmark_floors import gradient_products
 from benchmark_peers import D, H, Z
 from torch import Tensor
 
-from pyrovae import MLP, VAE, BernoulliLikelihood, GuideProposal, NormalEncoder, StandardNormalPrior
+from pyrovae import (
+    MLP,
+    VAE,
+    BernoulliLikelihood,
+    GuideProposal,
+    LogMarginal,
+    NormalEncoder,
+    StandardNormalPrior,
+    log_marginal,
+)
 from pyrovae.densities import isolated_rng
-from pyrovae.evidence import LatentSpace, Proposal, ais, laplace_fit, log_weight_blocks, sigmoidal_schedule
+from pyrovae.evidence import (
+    LatentSpace,
+    Proposal,
+    ais,
+    laplace_fit,
+    log_weight_blocks,
+    sigmoidal_schedule,
+)
 from pyrovae.execution import Execution
 from pyrovae.programs import ProgramPair
 from pyrovae.runs.sweep import model_and_data
+from pyrovae.stats import mean_and_std_error, monte_carlo_std_error
 
 PARTICLES, BOUND_PARTICLES = 1_000, 5_000
 BLOCK = 64  # data of a turn
-ANNEALED = 16  # data
+ANNEALED = 16  # data of a turn
+COMPARED = 50  # data with both estimates
 TEMPERATURES, CHAINS, LEAPFROG = 400, 16, 10
 FEW_LATENTS, MANY_LATENTS = 10, 256
 DEFAULT: tuple[Proposal | None, int] = (None, PARTICLES)
@@ -73,9 +92,22 @@ def ours_evaluation(
     return lambda: next(blocks)
 
 
-def ways_of_annealing(device: torch.device, executions: Sequence[Execution]) -> dict[str, Callable[[], Any]]:
-    """List annealed importance sampling from the Laplace approximation, and the products of transitions of 10 steps."""
-    ways = {f"ours, {how}": ours_annealing(device, how) for how in executions}
+def ways_of_annealing(
+    device: torch.device, executions: Sequence[Execution], run: str | None
+) -> dict[str, Callable[[], Any]]:
+    """List annealed importance sampling from the Laplace approximation, and the products of transitions of 10 steps.
+
+    The products are those of the decoder with random weights, so a run has none.
+
+    Args:
+        device: Device of the decoders.
+        executions: How the programs run.
+        run: Folder of a run whose model and test data are measured; None for a decoder with random weights.
+    """
+    given = some_model(device, run, ANNEALED)
+    ways: dict[str, Callable[[], Any]] = {f"ours, {how}": partial(anneal, *given, how) for how in executions}
+    if run is not None:
+        return ways
     gradients = gradient_products(device, ANNEALED * CHAINS, (TEMPERATURES - 1) * LEAPFROG)
     return ways | {f"products of {LEAPFROG} steps": gradients}
 
@@ -97,22 +129,58 @@ def random_decoder(device: torch.device, latent_dim: int, num_data: int) -> tupl
         return vae, vae.model(size=num_data)
 
 
-def ours_annealing(device: torch.device, execution: Execution) -> Callable[[], Any]:
-    """Make a function that anneals the same data from their Laplace approximations."""
-    vae, x = random_decoder(device, Z, ANNEALED)
+def some_model(
+    device: torch.device, run: str | None, num_data: int
+) -> tuple[ProgramPair, Tensor, Mapping[str, Tensor]]:
+    """Load a run's model, test data and conditions, or make a decoder with random weights and data that it draws."""
+    if run is not None:
+        return model_and_data(Path(run), num_data, device=device)
+    return *random_decoder(device, Z, num_data), {}
+
+
+def anneal(pair: ProgramPair, x: Tensor, conditions: Mapping[str, Tensor], execution: Execution) -> LogMarginal:
+    """Estimate log p(x) of data with shape (N, D) by annealing from their Laplace approximations."""
 
     def start(space: LatentSpace) -> tuple[Tensor, Tensor]:
         fit = laplace_fit(space)
         return fit.mode, fit.scale_tril
 
-    betas = sigmoidal_schedule(TEMPERATURES)
-    return lambda: ais(
-        vae.model,
+    return ais(
+        pair.model,
         x,
-        guide=vae.guide,
+        guide=pair.guide,
         num_particles=CHAINS,
-        betas=betas,
+        betas=sigmoidal_schedule(TEMPERATURES),
         start=start,
         num_leapfrog=LEAPFROG,
         execution=execution,
+        **conditions,
     )
+
+
+def difference_from_annealing(device: torch.device, execution: Execution, run: str | None) -> dict[str, Any]:
+    """Estimate the default minus annealing from the Laplace approximation, paired by datum, and print the mean.
+
+    Both are lower bounds on average, so a negative difference is what the default falls short.
+
+    Args:
+        device: Device of the decoder.
+        execution: How the programs run.
+        run: Folder of a run whose model and test data are measured; None for a decoder with random weights.
+
+    Returns:
+        Row with the mean difference in nats, its standard error over data and its Monte Carlo error.
+    """
+    pair, x, conditions = some_model(device, run, COMPARED)
+    with isolated_rng(0):
+        default = log_marginal(pair.model, pair.guide, x, num_particles=PARTICLES, execution=execution, **conditions)
+        annealed = anneal(pair, x, conditions, execution)
+    mean, over_data = mean_and_std_error(default.value - annealed.value)
+    monte_carlo = monte_carlo_std_error(torch.hypot(default.std_error, annealed.std_error))
+    print(
+        f"\ndefault, K = {PARTICLES:,}, minus annealing, {COMPARED} data: {mean:+.3f} nats,"
+        f" s.e. data {over_data:.3f}, s.e. MC {monte_carlo:.3f}",
+        flush=True,
+    )
+    row = {"difference": mean, "std_error": over_data, "mc_std_error": monte_carlo}
+    return {"title": "default minus annealing: nats", "rows": row}

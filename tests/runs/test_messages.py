@@ -259,7 +259,7 @@ OF_OTHER_SCRIPTS = {
     "benchmark --parts []": "--parts []: the list is empty",
     "benchmark --device gpu": "--device gpu: no such device; use --device auto, cpu, cuda or cuda:0",
     "benchmark --json nosuch/new.json": "--json nosuch/new.json: no such folder nosuch",
-    "benchmark --parts [steps] --run nosuch": "--run: only the part evidence measures a run; omit it, or add evidence",
+    "benchmark --parts [steps] --run nosuch": "--run: only the parts evidence and annealing measure a run; omit it",
     "benchmark --rounds 1": "--rounds must be at least 2, got 1",
     "compare straight straight/../straight": "two different run folders or more are needed",
     "compare straight other --figure nosuch/x.png": "--figure nosuch/x.png: no such folder nosuch",

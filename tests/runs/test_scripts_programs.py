@@ -372,6 +372,17 @@ def test_the_benchmark_script_times_every_way_and_writes_its_numbers(place):
     assert [table["title"] for table in tables] == ["the machine", "training step, batch 20: ms"]
 
 
+@pytest.mark.slow
+def test_the_benchmark_script_compares_the_default_with_annealing(place):
+    flags = ["--parts", "[annealing]", "--execution", "[recorded]", "--rounds", 2, "--threads", 1]
+    printed = run("benchmark", *flags, "--json", "annealed.json", cwd=place).stdout
+    assert "default, K = 1,000, minus annealing, 50 data: " in printed
+    times, difference = json.loads((place / "annealed.json").read_text())["tables"]
+    assert [row["way"] for row in times["rows"]] == ["ours, recorded", "products of 10 steps"]
+    found = difference["rows"]
+    assert abs(found["difference"]) < 5 * math.hypot(found["std_error"], found["mc_std_error"]) < 0.1
+
+
 # Schedules of the learning rate, averages, clipping
 
 

@@ -27,6 +27,7 @@ from pyrovae.runs.table_files import add_table_flags, read_new_rows, trained_lin
 from pyrovae.runs.table_scores import (
     CELL_NAMES,
     FEWEST_REFERENCES,
+    MOST_PATTERNS,
     SCORE_NAMES,
     RowScores,
     choose_rows,
@@ -94,7 +95,10 @@ def main() -> int:
         print(line)
     unranked = int(((scores.references == 0) & ~marginal.value.isnan()).sum())
     if unranked:
-        print(f"{unranked:,} rows have no rank: fewer than {FEWEST_REFERENCES} training rows have all of their cells")
+        print(
+            f"{unranked:,} rows have no rank: fewer than {FEWEST_REFERENCES} training rows have all of their cells, or "
+            f"{MOST_PATTERNS} patterns of missing cells are more frequent"
+        )
     print(f"\nwrote {out / 'scores.csv'} and, per cell, {out / 'cells.csv'}")
     return 0
 

@@ -15,17 +15,18 @@ class HurdleLogNormalLikelihood(LocationScaleLikelihood):
 
         P(x_d = 0|z) = sigmoid(g_d),  p(x_d|z) = sigmoid(-g_d) N(log x_d; a_d, scale_d^2) / x_d,  x_d > 0
 
-    The base measure is mixed: Lebesgue measure plus a point mass at 0. So log p(x) is comparable only with that of
-    another likelihood with a point mass at 0, such as `HurdleGammaLikelihood`, and an evaluation says so. The two parts
-    are those of Duan et al., "A comparison of alternative models for the demand for medical care", JBES 1983,
-    https://doi.org/10.1080/07350015.1983.10509330.
+    a is centre + spread times the network's first D outputs, with centre and spread of log x of each column from
+    training data (0 and 1 without). The base measure is mixed: Lebesgue measure plus a point mass at 0. So log p(x) is
+    comparable only with that of another likelihood with a point mass at 0, such as `HurdleGammaLikelihood`, and an
+    evaluation says so. The two parts are those of Duan et al., "A comparison of alternative models for the demand for
+    medical care", JBES 1983, https://doi.org/10.1080/07350015.1983.10509330.
 
     Args:
-        network: Module from the latent (and covariates) to the parameters of p(x|z): D means a of log x, then D logits
-            g of the probability of 0, then D scales if scale is "network".
+        network: Module from the latent (and covariates) to the parameters of p(x|z): D numbers for a, then D logits g
+            of the probability of 0, then D scales if scale is "network".
         scale: Standard deviation of log x, without unit: a positive number (fixed), "global" (learned, one for all
-            dimensions), "dimension" (learned, one per dimension), or "network" (D more outputs). Learned scales start
-            at 1.
+            dimensions), "dimension" (learned, one per dimension), or "network" (D more outputs). Learned scales are
+            relative to the spread of log x and start at 1.
         scale_bounds: Smooth bounds (low, high) of a scale that is not a fixed number (see `Positive`).
 
     Raises:
@@ -63,15 +64,15 @@ class HurdleGammaLikelihood(Likelihood):
 
         P(x_d = 0|z) = sigmoid(g_d),  p(x_d|z) = sigmoid(-g_d) Gamma(x_d; s_d, s_d/m_d),  x_d > 0
 
-    m = exp(a) is the mean of the positive numbers and m^2/s their variance. The base measure is mixed: Lebesgue measure
-    plus a point mass at 0. So log p(x) is comparable only with that of another likelihood with a point mass at 0, such
-    as `HurdleLogNormalLikelihood`, and an evaluation says so. The two parts are those of Duan et al., "A comparison of
-    alternative models for the demand for medical care", JBES 1983, https://doi.org/10.1080/07350015.1983.10509330.
+    m is the mean of the positive numbers and m^2/s their variance. log m is the mean of log x of the column plus the
+    network's first D outputs. The base measure is mixed: Lebesgue measure plus a point mass at 0. So log p(x) is
+    comparable only with that of another likelihood with a point mass at 0, such as `HurdleLogNormalLikelihood`, and an
+    evaluation says so. The two parts are those of Duan et al., "A comparison of alternative models for the demand for
+    medical care", JBES 1983, https://doi.org/10.1080/07350015.1983.10509330.
 
     Args:
-        network: Module from the latent (and covariates) to the parameters of p(x|z): D logarithms a of the mean of the
-            positive numbers, then D logits g of the probability of 0, then D outputs for s if concentration is
-            "network".
+        network: Module from the latent (and covariates) to the parameters of p(x|z): D numbers for log m, then D logits
+            g of the probability of 0, then D outputs for s if concentration is "network".
         concentration: Concentration s: a positive number (fixed), "global" (learned, one for all dimensions),
             "dimension" (learned, one per dimension), or "network" (D more outputs). Learned ones start at 1, the
             exponential, and stay between 0.001 and 10,000 (see `Positive`). A blueprint

@@ -146,11 +146,11 @@ class LogNormalLikelihood(LocationScaleLikelihood):
 class GammaLikelihood(Likelihood):
     """Independent gamma, for positive data.
 
-        p(x|z) = prod_d Gamma(x_d; s_d, s_d/m_d),  m = exp(network(z))
+        p(x|z) = prod_d Gamma(x_d; s_d, s_d/m_d),  log m = centre + network(z)
 
-    The mean is m, the variance m^2/s (McCullagh and Nelder, "Generalized linear models", 1989, chapter 8,
-    https://doi.org/10.1007/978-1-4899-3242-6). Every conditional standard deviation is in proportion to the mean, as
-    with the log-normal, but the upper tail is lighter.
+    The mean is m, the variance m^2/s, and centre the log of each column's mean in training data, 0 without (McCullagh
+    and Nelder, "Generalized linear models", 1989, chapter 8, https://doi.org/10.1007/978-1-4899-3242-6). Every
+    conditional standard deviation is in proportion to the mean, as with the log-normal, but the upper tail is lighter.
 
     Args:
         network: Module from the latent (and covariates) to the parameters of p(x|z): D logarithms of the mean, then

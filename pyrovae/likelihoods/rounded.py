@@ -16,19 +16,20 @@ from pyrovae.likelihoods.units import Units
 class RoundedNormalLikelihood(LocationScaleLikelihood):
     """Independent normal rounded to multiples of a resolution, for measurements with few digits.
 
-        P(x_d|z) = Phi((x_d + r/2 - network(z)_d)/scale_d) - Phi((x_d - r/2 - network(z)_d)/scale_d)
+        P(x_d|z) = Phi((x_d + r/2 - loc_d)/scale_d) - Phi((x_d - r/2 - loc_d)/scale_d)
 
-    log p(x) is the log of a probability, at most 0, and comparable with that of counts. With a small scale it does not
-    grow without bound on repeated values, as a density does (Heitjan, "Inference from grouped continuous data: a
-    review", Statistical Science 1989, https://doi.org/10.1214/ss/1177012601).
+    loc is centre + spread network(z), with centre and spread of each column from training data (0 and 1 without). log
+    p(x) is the log of a probability, at most 0, and comparable with that of counts. With a small scale it does not grow
+    without bound on repeated values, as a density does (Heitjan, "Inference from grouped continuous data: a review",
+    Statistical Science 1989, https://doi.org/10.1214/ss/1177012601).
 
     Args:
-        network: Module from the latent (and covariates) to the parameters of p(x|z): D locations, then D scales
-            if scale is "network".
+        network: Module from the latent (and covariates) to the parameters of p(x|z): D numbers for the
+            locations, then D for the scales if scale is "network".
         resolution: Distance r of neighbouring values in every column, in the data's units; data are multiples of r.
         scale: Standard deviation before rounding, in the data's units: a positive number (fixed), "global" (learned,
             one for all dimensions), "dimension" (learned, one per dimension), or "network" (D more outputs). Learned
-            scales start at 1.
+            scales are relative to the spread of each column and start at 1.
         scale_bounds: Smooth bounds (low, high) of a scale that is not a fixed number (see `Positive`).
 
     Raises:
@@ -61,19 +62,19 @@ class RoundedNormalLikelihood(LocationScaleLikelihood):
 class RoundedStudentTLikelihood(LocationScaleLikelihood):
     """Independent Student-t rounded to multiples of a resolution, for measurements with few digits and outliers.
 
-        P(x_d|z) = F((x_d + r/2 - network(z)_d)/scale_d) - F((x_d - r/2 - network(z)_d)/scale_d)
+        P(x_d|z) = F((x_d + r/2 - loc_d)/scale_d) - F((x_d - r/2 - loc_d)/scale_d)
 
-    F is the distribution function of t with df degrees of freedom. log p(x) is the log of a probability, at most 0, and
-    comparable with that of counts. F is a quadrature: a step takes about twenty times as long as with
-    `RoundedNormalLikelihood`.
+    F is the distribution function of t with df degrees of freedom, and loc is that of `RoundedNormalLikelihood`. log
+    p(x) is the log of a probability, at most 0, and comparable with that of counts. F is a quadrature: a step takes
+    about twenty times as long as with `RoundedNormalLikelihood`.
 
     Args:
-        network: Module from the latent (and covariates) to the parameters of p(x|z): D locations, then D scales
-            if scale is "network", then D degrees of freedom if df is "network".
+        network: Module from the latent (and covariates) to the parameters of p(x|z): D numbers for the locations, then
+            D for the scales if scale is "network", then D for the degrees of freedom if df is "network".
         resolution: Distance r of neighbouring values in every column, in the data's units; data are multiples of r.
         scale: Scale before rounding, in the data's units: a positive number (fixed), "global" (learned, one for all
-            dimensions), "dimension" (learned, one per dimension), or "network" (D more outputs). Learned scales start
-            at 1.
+            dimensions), "dimension" (learned, one per dimension), or "network" (D more outputs). Learned scales are
+            relative to the spread of each column and start at 1.
         df: Degrees of freedom, with the same choices as scale. Learned ones start at 10 and stay between 1.1, where the
             mean exists, and 1000.
         scale_bounds: Smooth bounds (low, high) of a scale that is not a fixed number (see `Positive`).

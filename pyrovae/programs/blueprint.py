@@ -44,7 +44,7 @@ class Blueprint:
             weights will replace the values taken from them.
         output_bias: "data" sets the decoder's last bias so that p(x|z) has the means of x, and starts dispersions of
             the dimensions at its variances; "random" keeps the bias of the layer; None for "data" if the likelihood is
-            of counts without a known total (`starts_at_means`) and x is given, else "random".
+            of counts without a known total or of a table (`starts_at_means`) and x is given, else "random".
         columns: Columns of a table, from which the encoder makes its `Features`; None for an array.
         mask_extra: Probability with which the encoder's features hide an observed cell in training; needs columns.
 

@@ -79,8 +79,8 @@ class Guide(DataProgram):
         Args:
             x: Data, with shape (N, D).
             covariates: Covariates c, with shape (N, C); None if the model has none.
-            mask: Whether each entry of x is observed, with shape (N, D) or (N,); None if all are. The encoder receives
-                the centre of a column for missing entries (see `fill_missing`).
+            mask: Whether each entry of x is observed, with shape (N, D) or (N,); None if all are. For missing
+                entries the encoder of a blueprint receives the centre of the column, any other 0 (see `fill_missing`).
 
         Returns:
             The latents, with shape (N, Z), or (K, N, Z) inside a plate of K particles.

@@ -110,7 +110,7 @@ def describe_floors(likelihood: nn.Module) -> str:
     return (
         f"{int(few.sum()):,} of {len(few):,} columns have few values, on which a density has no maximum: their learned "
         f"scales are at least the smallest gap of the values, but at most their standard deviation ({low:.3g} to "
-        f"{high:.3g}); the baselines have the same floors"
+        f"{high:.3g}); independent columns have the same floors"
     )
 
 

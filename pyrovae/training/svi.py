@@ -112,8 +112,9 @@ def fit(
             of keyword arguments, each with leading length N. Batches of a `Streamed` argument are read from disk one
             step ahead. `Whole(tensor)` is the same for all data. A `torch.utils.data.DataLoader` of tensors, tuples or
             dicts gives its own batches in its own order; a resumed run then differs from an uninterrupted one.
-        elbo: Objective with `differentiable_loss`, such as Pyro's `Trace_ELBO()` or `TraceMeanField_ELBO()`. If it is a
-            module, its parameters are trained too. Pyro's Jit objectives run uncompiled, since `execution` compiles.
+        elbo: Objective with `differentiable_loss`, such as Pyro's `Trace_ELBO()` or `TraceMeanField_ELBO()`. One with a
+            false attribute `is_elbo` is not reported as the ELBO. If it is a module, its parameters are trained too.
+            Pyro's Jit objectives run uncompiled, since `execution` compiles.
         epochs: Maximum number of passes over the data.
         batch_size: Number of data per step. The last batch of an epoch may be smaller. A DataLoader has its own.
         optimizer: Function from the parameters to a torch optimizer, or one of `pyro.optim` without a schedule; None

@@ -29,8 +29,8 @@ from pyrovae.runs import (
     with_name_lists,
     write_projector,
 )
-from pyrovae.runs.encodings import encode_data, flat_latents, read_data, write_encoding
-from pyrovae.runs.table_files import add_table_flags
+from pyrovae.runs.encodings import ENCODING_FILES, encode_data, flat_latents, read_data, write_encoding
+from pyrovae.runs.table_files import add_table_flags, check_not_input
 from pyrovae.runs.tables import khat_line
 
 
@@ -48,6 +48,7 @@ def main() -> int:
 
     out = Path(args.out or args.run)
     check_folder("--out", out)
+    check_not_input(args.file, out, ENCODING_FILES)
     run, vae, data = open_run(args)
     given = {"covariates": args.covariates, "unseen": args.unseen, "na_values": args.na_values}
     new = read_data(run, data, args.file, **given)

@@ -24,8 +24,9 @@ from jsonargparse.typing import NonNegativeInt, PositiveInt
 from pyrovae.runs import check_folder, find_device, make_run_parser, open_run, parse_flags, run_script, with_name_lists
 from pyrovae.runs.fitting import refits
 from pyrovae.runs.report import CLASS_DRAWS, unseen_lines
-from pyrovae.runs.table_files import add_table_flags, read_new_rows, trained_line, trained_rows
+from pyrovae.runs.table_files import add_table_flags, check_not_input, read_new_rows, trained_line, trained_rows
 from pyrovae.runs.table_imputations import (
+    IMPUTATION_FILES,
     Draws,
     classify_rows,
     impute_rows,
@@ -59,6 +60,7 @@ def main() -> int:
         raise ValueError(f"--draws {args.draws}: give a multiple of --refits {args.refits}, such as {4 * args.refits}")
     out = Path(args.out or args.run)
     check_folder("--out", out)
+    check_not_input(args.table, out, IMPUTATION_FILES)
     run, vae, data = open_run(args)
     new, device = read_new_rows(run, args.table, unseen=args.unseen, na_values=args.na_values), find_device(args.device)
     given = {"num_particles": args.num_particles, "chunk_size": args.chunk_size}

@@ -23,7 +23,7 @@ from pyrovae.densities import evaluating, isolated_rng
 from pyrovae.execution import Progress
 from pyrovae.runs import check_folder, find_device, make_run_parser, open_run, parse_flags, run_script, with_name_lists
 from pyrovae.runs.report import unseen_lines
-from pyrovae.runs.table_files import add_table_flags, read_new_rows, trained_line
+from pyrovae.runs.table_files import add_table_flags, check_not_input, read_new_rows, trained_line
 from pyrovae.runs.table_scores import (
     CELL_NAMES,
     FEWEST_REFERENCES,
@@ -54,6 +54,7 @@ def main() -> int:
 
     out = Path(args.out or args.run)
     check_folder("--out", out)
+    check_not_input(args.table, out, ("scores.csv", "cells.csv"))
     run, vae, data = open_run(args)
     new = read_new_rows(run, args.table, unseen=args.unseen, na_values=args.na_values)
     assert data.table is not None

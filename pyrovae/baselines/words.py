@@ -81,11 +81,12 @@ def paired_difference(log_p: Tensor, values: Tensor, weights: Tensor | None = No
         weights: Case weights, with shape (N,); None for equal ones.
 
     Returns:
-        The mean, and its error: 0 if the mean is infinite, NaN for one datum.
+        The mean, and its error: 0 if the mean is infinite, NaN for one datum. Data of weight 0 do not count.
     """
     one, other = log_p.detach().cpu().double(), values.detach().cpu().double()
     difference = torch.where(one == other, 0.0, one - other)  # -inf on both sides is no difference
     w = torch.ones_like(difference) if weights is None else weights.detach().cpu().double()
+    difference, w = difference[w > 0], w[w > 0]
     mean = float((w * difference).sum() / w.sum())
     if math.isinf(mean):
         return mean, 0.0

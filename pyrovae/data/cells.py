@@ -37,7 +37,8 @@ def number(text: str) -> float | None:
 
 def number_as_text(value: float) -> str:
     """Write a number as a level: whole numbers without a point."""
-    return str(int(value)) if value == round(value) and abs(value) < 2**53 else repr(float(value))
+    whole = math.isfinite(value) and value == round(value) and abs(value) < 2**53
+    return str(int(value)) if whole else repr(float(value))
 
 
 def _read_number(text: str) -> tuple[float, str] | None:

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Iterable
 from typing import Any, NamedTuple
 
 import numpy as np
 
 from pyrovae.columns import Column, date_text, shown
-from pyrovae.data.cells import EXACT, Cells, number_as_text, values_of
+from pyrovae.data.cells import EXACT, Cells, number, number_as_text, values_of
 from pyrovae.data.moments import smallest_gap
 from pyrovae.data.table_files import RawTable
 
@@ -17,22 +18,16 @@ _SOME = 20  # distinct whole numbers that may be ordered levels
 _MANY_LEVELS = 100
 _MOST_LEVELS = 1000
 _SKEWED = 1.0
+_COMMA = "numbers with a decimal comma, or a comma between thousands"
 _ID = re.compile(r"(.*[^a-z])?(id|uuid|key|index|rownames|row_number)", re.IGNORECASE)
 _CODES = {-1, -7, -8, -9, -88, -99, -888, -999, -8888, -9999, 99, 999, 9999, 99999, 999999}
-# Texts that are numbers or dates for people, what they look like, and what to do.
-_NEARLY = (
-    (
-        re.compile(r"[+-]?\d[\d.,]*\s*%|[+-]?[$\u00a3\u20ac]\s*\d[\d.,]*|\d[\d.,]*\s*[$\u00a3\u20ac]", re.ASCII),
-        "numbers with a sign",
-        "remove the sign, and commas between thousands",
-    ),
-    (
-        re.compile(r"\d{1,2}[./-]\d{1,2}[./-](\d{4}|\d{2})([ T].*)?|\d{4}[./]\d{1,2}[./]\d{1,2}([ T].*)?", re.ASCII),
-        "dates in another format",
-        "write dates as 2024-01-31",
-    ),
-)
-_DECIMAL_COMMA = re.compile(r"[+-]?\d+,\d+", re.ASCII)
+# Texts that are numbers or dates for people.
+_SIGNED = re.compile(r"[+-]?\d[\d.,]*\s*%|[+-]?[$\u00a3\u20ac]\s*\d[\d.,]*|\d[\d.,]*\s*[$\u00a3\u20ac]", re.ASCII)
+_WITH_COMMA = re.compile(r"[+-]?\d+,\d+|[+-]?\d{1,3}(,\d{3})+(\.\d+)?|[+-]?\d{1,3}(\.\d{3})+,\d+", re.ASCII)
+_GROUPS = r"\d{1,3}([.,'\u2019 \u00a0\u202f]\d{3})+"
+_IN_GROUPS = re.compile(rf"[+-]?{_GROUPS}([.,]\d+)?|\u2212(\d+|{_GROUPS})([.,]\d+)?")
+_DATE = re.compile(r"\d{1,2}[./-]\d{1,2}[./-](\d{4}|\d{2})([ T].*)?|\d{4}[./]\d{1,2}[./]\d{1,2}([ T].*)?", re.ASCII)
+_THREE_DIGITS = re.compile(r"[+-]?[1-9]\d{0,2}(\.\d{3})?|0", re.ASCII)
 
 
 class Question(NamedTuple):
@@ -82,7 +77,8 @@ def guess(table: RawTable, cells: Cells, train: np.ndarray) -> tuple[Column, lis
         return _guess_texts(name, cells)
     if cells.format:
         return _guess_dates(name, cells, train)
-    return _guess_numbers(name, cells, values_of(cells), train)
+    column, questions = _guess_numbers(name, cells, values_of(cells), train)
+    return column, [*(_thousands(cells.counts) if table.delimiter == ";" else []), *questions]
 
 
 def levels_of(table: RawTable, cells: Cells) -> tuple[str, ...]:
@@ -131,18 +127,10 @@ def _guess_texts(name: str, cells: Cells) -> tuple[Column, list[Question]]:
                 "if they stand for missing values, name them in na_values; else correct them, or write kind: category",
             )
         ]
-    if len(cells.counts) == 2:
-        return Column(name, "binary", levels=tuple(sorted(cells.counts))), _alike(cells)
-    if all(_DECIMAL_COMMA.fullmatch(text) for text in cells.counts):
-        first = next(iter(cells.counts))
-        return Column(name, "drop", reason="numbers with a comma"), [
-            Question(
-                f"cells such as {first!r:.40} look like numbers with a decimal comma, or a comma between thousands",
-                "write a point, and no comma between thousands",
-            )
-        ]
     nearly = _nearly(cells)
-    if nearly and len(cells.counts) > _FEW:
+    if len(cells.counts) == 2:
+        return Column(name, "binary", levels=tuple(sorted(cells.counts))), [*nearly, *_alike(cells)]
+    if nearly and (len(cells.counts) > _FEW or _COMMA in nearly[0].fact):
         return Column(name, "drop", reason=nearly[0].fact), nearly
     if _is_identifier(len(cells.counts), cells.num_observed):
         return _identifier(name, cells)
@@ -157,13 +145,35 @@ def _guess_texts(name: str, cells: Cells) -> tuple[Column, list[Question]]:
 
 
 def _nearly(cells: Cells) -> list[Question]:
-    """Ask about texts that are all numbers or dates for people."""
-    first = next(iter(cells.counts))
-    return [
-        Question(f"cells such as {first!r:.40} look like {what}", advice)
-        for pattern, what, advice in _NEARLY
-        if all(pattern.fullmatch(text) for text in cells.counts)
-    ]
+    """Ask about texts that are all dates for people, or numbers of which some are written for people."""
+    texts = list(cells.counts)
+    if all(_DATE.fullmatch(text) for text in texts):
+        return [_looks_like(texts[0], "dates in another format", "write dates as 2024-01-31")]
+    odd = [text for text in texts if number(text) is None]
+    if any(_SIGNED.fullmatch(text) for text in odd):
+        pattern, what, advice = _SIGNED, "numbers with a sign", "remove the sign, and commas between thousands"
+    elif any("," in text for text in odd):
+        pattern, what, advice = _WITH_COMMA, _COMMA, "write a point, and no comma between thousands"
+    else:
+        pattern, what = _IN_GROUPS, "numbers, but not as programs write them"
+        advice = "write nothing between thousands, and - for a minus"
+    kinds = (pattern, _WITH_COMMA, _IN_GROUPS)
+    if not odd or not all(any(kind.fullmatch(text) for kind in kinds) for text in odd):
+        return []
+    return [_looks_like(next(text for text in odd if pattern.fullmatch(text)), what, advice)]
+
+
+def _looks_like(text: str, what: str, advice: str) -> Question:
+    return Question(f"cells such as {text!r:.40} look like {what}", advice)
+
+
+def _thousands(texts: Iterable[str]) -> list[Question]:
+    """Ask about points of which each has three digits behind it, in a file whose decimals may be commas."""
+    points = [text for text in texts if "." in text]
+    if not points or not all(_THREE_DIGITS.fullmatch(text) for text in texts):
+        return []
+    fact = f"cells such as {points[0]!r:.40} have three digits behind the point, in a file with ';' between cells"
+    return [Question(fact, "read as decimals; if the points stand between thousands, remove them")]
 
 
 def _alike(cells: Cells) -> list[Question]:

@@ -24,6 +24,7 @@ MNIST_FILES = (
 )
 _CHUNK = 4096  # data that are checked at once
 _LARGE = 2**20  # bytes of a file
+_FEW_VALUES = 2**20  # of an array whose columns are all sorted
 _TIMEOUT = 20.0  # seconds without a response before a download fails
 
 
@@ -172,7 +173,7 @@ def _check_values(array: np.ndarray, name: str, *, missing: bool, new_data: bool
             if largest >= 2**24:
                 raise ValueError(
                     f"integers in {name} must be below {2**24} in absolute value, where float32 is exact, got "
-                    f"{largest}; rescale the array, or save it as floating point"
+                    f"{largest}; subtract a constant from each column, or divide it"
                 )
         with np.errstate(over="ignore"):  # an overflow becomes infinity, which the check finds
             flat = part.astype(np.float32).reshape(len(part), -1)
@@ -194,6 +195,27 @@ def _check_values(array: np.ndarray, name: str, *, missing: bool, new_data: bool
             f"{name} has no value in column {int((~seen).argmax())} (counted from 0, each datum flattened), only NaN; "
             "leave the column out"
         )
+    if array.dtype.kind == "f" and array.dtype.itemsize > 4:
+        _check_told_apart(array.reshape(len(array), -1), name)
+
+
+def _check_told_apart(columns: np.ndarray, name: str) -> None:
+    """Refuse columns of which float32 does not tell more than 1 % of the values apart, such as times in seconds."""
+    low, high = np.full(columns.shape[1], np.inf), np.full(columns.shape[1], -np.inf)
+    for start in range(0, len(columns), _CHUNK):
+        part = columns[start : start + _CHUNK]
+        low, high = np.fmin(low, np.fmin.reduce(part, 0)), np.fmax(high, np.fmax.reduce(part, 0))
+    gap = np.spacing(np.maximum(np.abs(low), np.abs(high)).astype(np.float32))  # of float32, at the largest value
+    near = gap * len(columns) > 0.01 * (high - low)  # than the values on average
+    for place in np.flatnonzero(near | (columns.size <= _FEW_VALUES)):
+        distinct = np.unique(columns[:, place])
+        distinct = distinct[~np.isnan(distinct)]
+        lost = len(distinct) - len(np.unique(distinct.astype(np.float32)))
+        if lost > 0.01 * len(distinct):
+            raise ValueError(
+                f"{name} has {lost:,} of {len(distinct):,} values in column {place} (counted from 0, each datum "
+                "flattened) that float32 does not tell apart; subtract a constant from the column"
+            )
 
 
 def _load(path: Path, key: str, stream: bool) -> np.ndarray:

@@ -71,7 +71,7 @@ def build(
     if schema is not None:
         _check_columns(raw, schema, new_data)
         notes[""] += _ignored(raw, schema)
-    group = _group(raw, of_role)
+    group = _group(raw, of_role, new_data)
     splits = _splits(raw, of_role, group, split_seed, fold, new_data)
     built = Built(Columns((Column("x", "drop"),)), {}, splits, group, notes=notes)
     found = []
@@ -179,9 +179,9 @@ def _ignored(raw: RawTable, schema: Columns) -> list[Question]:
     ]
 
 
-def _group(raw: RawTable, of_role: Mapping[str, str]) -> np.ndarray | None:
+def _group(raw: RawTable, of_role: Mapping[str, str], new_data: bool) -> np.ndarray | None:
     name = next((name for name, role in of_role.items() if role == "group"), None)
-    if name is None or name not in raw.columns:
+    if name is None or name not in raw.columns or new_data:  # new rows are not split
         return None
     codes: dict[str, int] = {}
     for row, text in enumerate(raw.columns[name]):

@@ -44,6 +44,7 @@ class RawTable:
         levels: Levels that the source declares, in order.
         ordered: Columns whose declared levels are ordered.
         notes: Sentences for the user, by column; "" for the whole table.
+        delimiter: Letter between the cells of a file of text; "" for other sources.
     """
 
     name: str
@@ -52,6 +53,7 @@ class RawTable:
     levels: dict[str, tuple[str, ...]] = field(default_factory=dict)
     ordered: set[str] = field(default_factory=set)
     notes: dict[str, list[str]] = field(default_factory=dict)
+    delimiter: str = ""
 
     @property
     def num_rows(self) -> int:
@@ -146,7 +148,7 @@ def _read_text(path: Path, names: Sequence[str] | None, delimiter: str) -> RawTa
             for column, texts, cell in zip(cells, known, row, strict=True):
                 stripped = cell.strip()
                 column.append(texts.setdefault(stripped, stripped))
-    table = RawTable(str(path), dict(zip(header, cells, strict=True)))
+    table = RawTable(str(path), dict(zip(header, cells, strict=True)), delimiter=delimiter)
     if names is None and all(_is_number(name) for name in header if name != _UNNAMED):
         table.notes[""] = ["the header holds numbers alone; if the file has no header, write one as its first line"]
     return table
@@ -258,6 +260,8 @@ def _read_parquet(path: Path) -> RawTable:
     except (OSError, ValueError, pyarrow.ArrowException) as error:
         problem = " ".join(str(error).split())[:200]
         raise ValueError(f"{path} cannot be read as a Parquet file ({problem}); write it again") from error
+    if any(name is not None for name in frame.index.names):  # pandas keeps a named index as columns of the file
+        frame = frame.reset_index()
     table = _read_frame(frame)
     table.name = str(path)
     return table

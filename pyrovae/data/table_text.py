@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import csv
+import math
 import os
 import uuid
 from collections.abc import Iterable, Mapping, Sequence
@@ -105,7 +106,8 @@ def original(column: Column, x: np.ndarray, exact: np.ndarray) -> list[Any]:
         levels: list[Any] = list(column.levels)
         values = [number(level) for level in levels]
         if all(
-            value is not None and number_as_text(value) == level for value, level in zip(values, levels, strict=True)
+            value is not None and math.isfinite(value) and number_as_text(value) == level
+            for value, level in zip(values, levels, strict=True)
         ):
             levels = [int(value) if value == int(value) else value for value in values if value is not None]
         elif set(levels) <= {"False", "True"}:

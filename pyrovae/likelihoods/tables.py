@@ -62,6 +62,17 @@ class MixedLikelihood(Likelihood):
         """
         return sum(group.num_outputs for group in _groups(arguments["columns"], arguments.get("parts") or {}))
 
+    @staticmethod
+    def defaults_for(part: Maker) -> dict[str, str]:
+        """Return the arguments of a part that are learned: by default, scales depend on z, others on the column.
+
+        Args:
+            part: Class of a likelihood.
+        """
+        takes = inspect.signature(part).parameters
+        learned = (name for name, given in takes.items() if given.default == "global")
+        return {name: "network" if name == "scale" else "dimension" for name in learned}
+
     def output_bias(self, x: Tensor) -> Tensor:
         """Return an initial bias of the network's last layer: those of the parts.
 
@@ -148,11 +159,7 @@ def _part_of(column: Column, parts: Mapping[str, Maker]) -> tuple[Maker, dict[st
         )
     part, known = _class_and_arguments(maker)
     takes = inspect.signature(part).parameters
-    suggested: dict[str, Any] = {
-        name: "network" if name == "scale" else "dimension"
-        for name, given in takes.items()
-        if given.default == "global"
-    }
+    suggested: dict[str, Any] = {**MixedLikelihood.defaults_for(part)}
     suggested |= {"num_classes": len(column.levels), "num_levels": len(column.levels)}
     suggested["resolution"] = column.grid or column.resolution
     return maker, {

@@ -22,6 +22,7 @@ from pyrovae.runs.table_data import is_table
 from pyrovae.runs.table_files import read_new_rows
 from pyrovae.stats import LogMarginal
 
+ENCODING_FILES = ("encoding.csv", "encoding_draws.csv", "tensors.tsv", "metadata.tsv")
 SPLITS = ("train", "validation", "test")
 _AT_ONCE = 512  # data between two steps of the progress bar
 _LABELS = "labels"  # key of the labels in PATH.npz
@@ -72,6 +73,9 @@ def read_data(
     """
     if covariates is not None and (source in SPLITS or data.table is not None):
         raise ValueError("--covariates is for arrays; splits and tables have their own, so omit it")
+    of_tables = (unseen, *na_values) != ("refuse",)
+    if of_tables and (source in SPLITS or not (data.table is not None or is_table(source))):
+        raise ValueError("--unseen and --na_values are for a file of a table; omit them")
     if source in SPLITS:
         return _split(data, source)
     if data.table is not None or is_table(source):
@@ -198,10 +202,10 @@ def write_encoding(folder: Path, new: NewData, code: Encoding, *, num_draws: int
     names, labels = latent_names(code.mean, 1), [] if new.labels is None else ["label"]
     weights = [] if code.log_marginal is None else ["log_marginal", "std_error", "ess", "khat"]
     head = ["row", *labels, *names, *(f"{name} sd" for name in names), *weights]
-    paths = [folder / "encoding.csv"]
+    paths = [folder / ENCODING_FILES[0]]
     write_csv_rows(paths[0], head, _rows(new, code))
     if num_draws:
-        paths.append(folder / "encoding_draws.csv")
+        paths.append(folder / ENCODING_FILES[1])
         write_csv_rows(paths[1], [".draw", "row", *labels, *names], _draws(new, code))
     return paths
 
@@ -245,12 +249,12 @@ def write_projector(
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
     rows = ("\t".join(map(repr, row)) for row in codes.detach().cpu().double().tolist())
-    paths = [folder / "tensors.tsv"]
+    paths = [folder / ENCODING_FILES[2]]
     write_whole(paths[0], "".join(f"{row}\n" for row in rows).encode())
     if columns:
         lines = ["\t".join(map(_cell, row)) for row in zip(*columns.values(), strict=True)]
         head = ["\t".join(map(_cell, columns))] if len(columns) > 1 else []
-        paths.append(folder / "metadata.tsv")
+        paths.append(folder / ENCODING_FILES[3])
         write_whole(paths[1], "".join(f"{line}\n" for line in head + lines).encode())
     return paths
 

@@ -8,13 +8,14 @@ from typing import Any
 import yaml
 from jsonargparse import Namespace
 
+from pyrovae.likelihoods import MixedLikelihood
 from pyrovae.runs.flags import CALL_ONLY, FLAGS, TYPES, WITH_RESUME, training_parser
 from pyrovae.runs.options import check_part_options, options_text, part_options, parts_text
 from pyrovae.runs.parser import Parser, checked_argv, flags_and_values, parse_flags, with_name_lists
 from pyrovae.runs.reading import read_yaml
 from pyrovae.runs.registry import BASES, OPTIONAL, part_class
 from pyrovae.runs.specs import Text, read_part
-from pyrovae.runs.table_data import take_column_flags
+from pyrovae.runs.table_data import is_table, take_column_flags
 from pyrovae.runs.words import converted, expected, fits, names, near, shown
 
 # Flags beside --config that choose other training rows, of which the numbers of a table's columns then are.
@@ -44,7 +45,7 @@ def parse_training(argv: Sequence[str], **given: Any) -> Namespace:
     of_parts, others = _without_parts(argv)
     for kind, name, value in of_parts:
         parts[kind] = _changed(kind, parts[kind], name, value)
-    joined = _joined(parse_flags(parser, others), {kind: read_part(kind, part) for kind, part in parts.items()})
+    joined = _joined(parse_flags(parser, others), parts)
     joined.column_changes = changes
     others_given = {name for name, _ in flags_and_values(argv)} & _SPLITTING
     joined.new_numbers = bool(_values_of(argv, "config")) and bool(others_given)
@@ -59,7 +60,7 @@ def parse_config(config: Any, *, source: str, trust_imports: Iterable[str]) -> N
     """
     parser = training_parser(prog=source)
     parts = _default_parts() | _set_defaults(parser, config, source=source, trust_imports=trust_imports)
-    return _joined(parse_flags(parser, []), {kind: read_part(kind, part) for kind, part in parts.items()})
+    return _joined(parse_flags(parser, []), parts)
 
 
 def config_to_yaml(config: Namespace) -> bytes:
@@ -102,9 +103,21 @@ def _spec(part: Any) -> Any:
     return None if part is None else {"class_path": part["class_path"], "init_args": part.get("init_args") or {}}
 
 
-def _joined(flags: Namespace, parts: Mapping[str, Namespace | None]) -> Namespace:
-    """Join flags and parts in the order of the keys of config.yaml."""
-    return Namespace(**{flag.name: parts[flag.name] if flag.name in parts else flags[flag.name] for flag in FLAGS})
+def _joined(flags: Namespace, parts: Mapping[str, Any]) -> Namespace:
+    """Read the parts, and join them and the flags in the order of the keys of config.yaml."""
+    read = {
+        kind: read_part(kind, _of_columns(part) if kind == "likelihood" and is_table(flags.data) else part)
+        for kind, part in parts.items()
+    }
+    return Namespace(**{flag.name: read[flag.name] if flag.name in read else flags[flag.name] for flag in FLAGS})
+
+
+def _of_columns(likelihood: Any) -> Any:
+    """Give the likelihood of a table the arguments that a column's own one has, where none are written."""
+    if likelihood is None:
+        return None
+    defaults = MixedLikelihood.defaults_for(part_class("likelihood", likelihood["class_path"]))
+    return {**likelihood, "init_args": {**defaults, **likelihood["init_args"]}}
 
 
 def _set_defaults(parser: Parser, config: Any, *, source: str, trust_imports: Iterable[str]) -> dict[str, Any]:

@@ -171,7 +171,7 @@ def takes_labels(config: Namespace) -> bool:
 
 
 def _check_no_flags_of_tables(flags: Namespace) -> None:
-    given = [name for name in _ONLY_TABLES if flags.get(name)]
+    given = [name for name in _ONLY_TABLES if flags.get(name)] + ["unseen"] * (flags.unseen != "refuse")
     if given or flags.column_changes:
         raise ValueError(f"--{(given or ['columns'])[0]} needs a table, PATH.csv, .tsv or .parquet, got {flags.data}")
 

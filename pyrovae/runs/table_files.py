@@ -72,6 +72,22 @@ def add_table_flags(parser: Parser) -> None:
     parser.add_argument("--out", type=str | None, default=None, help="folder of the files (default: the run folder)")
 
 
+def check_not_input(source: str, out: Path, names: Sequence[str]) -> None:
+    """Check before a computation that no file that it writes is the one it reads.
+
+    Args:
+        source: Path of the input.
+        out: Folder of the output.
+        names: Names of the files of the output.
+
+    Raises:
+        ValueError: If a file of the output is the input.
+    """
+    for name in names:
+        if (out / name).resolve() == Path(source).resolve():
+            raise ValueError(f"--out {out}: {name} would replace the input {source}; choose another folder")
+
+
 def trained_rows(table: Table, training: Table) -> Tensor:
     """Return whether each row equals a training row in all its data and covariates, with shape (N,), bool.
 

@@ -20,6 +20,7 @@ from pyrovae.runs.table_files import NewRows
 from pyrovae.stats import LogMarginal
 
 ROW_NAMES = ("row", "missing", "log_marginal", "std_error", "ess", "khat", "proposal", "trained_on")
+IMPUTATION_FILES = ("imputed.csv", "draws.csv", "imputation.csv", "imputed_cells.csv", "classes.csv")
 CELL_NAMES = ("row", "column", "value", "centre", "mc_std_error", "probability", "text")
 
 
@@ -199,11 +200,12 @@ def write_imputations(
     Returns:
         The paths of the files, and the number of texts of imputed.csv that got a ' in front (see `write_csv`).
     """
-    paths = [folder / name for name in ("imputed.csv", "draws.csv", "imputation.csv", "imputed_cells.csv")]
+    *always, of_classes = (folder / name for name in IMPUTATION_FILES)
+    paths = always
     likely = None
     if classes is not None:
         (label,) = new.table.columns.of_role("label")
-        paths.append(folder / "classes.csv")
+        paths.append(of_classes)
         rows = ((row, *map(float, p)) for row, p in enumerate(classes, start=1))
         write_csv_rows(paths[-1], ("row", *label.levels), rows)
         likely = torch.where(missing_labels(new.table) & ~classes.isnan().any(1), classes.nan_to_num(0.0).argmax(1), -1)

@@ -22,10 +22,11 @@ from pyrovae import (
     RoundedNormalLikelihood,
     Streamed,
 )
-from pyrovae.baselines import MultivariateNormal, compare_with_baselines, fit_baselines
+from pyrovae.baselines import MultivariateNormal, compare_with_baselines, fit_baselines, paired_difference
 from pyrovae.columns import Column, Columns
 from pyrovae.data import load_data
 from pyrovae.likelihoods import MixedLikelihood
+from pyrovae.stats import mean_and_std_error
 
 OWN, HISTOGRAM, NB = "independent columns", "histogram by column", "negative binomial by column"
 REAL = ["normal, full covariance", "multivariate Student-t", "Gaussian mixture"]
@@ -142,8 +143,13 @@ def test_case_weights_enter_the_difference_and_its_error():
     log_p = torch.zeros(3)
     values = torch.tensor([1.0, 2.0, 30.0])
     line = compare_with_baselines(log_p, {"b": values}, weights=torch.tensor([1.0, 1.0, 0.0]))
-    error = math.sqrt(3 / 2 * 0.5) / 2
-    assert line == f'the model is BELOW its baseline "b" by 1.50 +- {error:.2f} nats per datum'
+    assert line == 'the model is BELOW its baseline "b" by 1.50 +- 0.50 nats per datum'
+    assert line == compare_with_baselines(log_p[:2], {"b": values[:2]})
+    alone = compare_with_baselines(log_p, {"b": values}, weights=torch.tensor([1.0, 0.0, 0.0]))
+    assert alone == 'the model does not differ from its baseline "b": -1.00 nats per datum'
+    assert paired_difference(log_p, values, torch.tensor([1.0, 2.0, 0.0])) == pytest.approx(
+        mean_and_std_error(-values.double(), torch.tensor([1.0, 2.0, 0.0]).double())
+    )
 
 
 def test_probabilities_of_zero_are_told_without_an_error():

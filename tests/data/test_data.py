@@ -287,8 +287,12 @@ def test_load_data_names_a_missing_file(name, tmp_path):
         (np.zeros((0, 4)), ["(0, 4)", "ten"]),
         (np.zeros((20, 0)), ["(20, 0)"]),
         (np.zeros((9, 4)), ["(9, 4)", "ten"]),
-        (np.full((20, 2), 2**24), [str(2**24), "float32", "rescale"]),
+        (np.full((20, 2), 2**24), [str(2**24), "float32", "subtract a constant"]),
         (np.tile([np.iinfo("i8").min, 0], (20, 1)), [str(2**63), "float32"]),
+        (
+            1.7e9 + np.arange(40.0).reshape(20, 2),
+            ["of 20 values in column 0", "float32 does not tell apart", "subtract"],
+        ),
         (np.full((20, 2), 1e39), ["40 values", "too large", "row 0, column 0"]),
     ],
 )

@@ -209,6 +209,16 @@ def test_unseen_levels_are_counted_as_missing_if_asked(tmp_path, level):
     refused(path, f"the level '{level}' is none of", columns=columns)
 
 
+@pytest.mark.parametrize("index", ["age", ["age", "sex"]])
+def test_a_named_index_of_pandas_is_read_as_columns(tmp_path, index):
+    pandas = pytest.importorskip("pandas")
+    pytest.importorskip("pyarrow")
+    frame = pandas.read_csv(io.StringIO(TEXT))
+    frame.set_index(index).to_parquet(tmp_path / "t.parquet")
+    table, plain = read_table(tmp_path / "t.parquet"), read_table(frame)
+    assert {column.name: column for column in table.columns} == {column.name: column for column in plain.columns}
+
+
 def test_parquet_without_its_libraries_says_what_to_install(tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "pyarrow.parquet", None)
     path = write(tmp_path, b"PAR1", "t.parquet")

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from pyrovae.columns import Columns
-from pyrovae.data import read_table
+from pyrovae.data import original, read_table
 
 N = 200
 RNG = np.random.default_rng(0)
@@ -138,6 +138,30 @@ def test_decimal_commas_are_asked_about(tmp_path):
     assert "look like numbers with a decimal comma" in table.questions[0]
 
 
+@pytest.mark.parametrize(
+    ("delimiter", "cells", "asked"),
+    [
+        (";", ["421", "7.509", "12.542"], True),
+        (";", ["421", "7.5", "12.542"], False),
+        (";", ["0.421", "7.509"], False),
+        (",", ["421", "7.509", "12.542"], False),
+    ],
+)
+def test_points_that_may_stand_between_thousands_are_asked_about(tmp_path, delimiter, cells, asked):
+    numbers = [*cells, *(f"{i}.{i * 37 % 900 + 100}" for i in range(1, 60))]
+    path = tmp_path / "t.csv"
+    path.write_text("\n".join([f"a{delimiter}b", *(f"{cell}{delimiter}{i % 2}" for i, cell in enumerate(numbers))]))
+    found = [one for one in read_table(path).questions if "three digits behind the point" in one]
+    assert bool(found) == asked
+
+
+@pytest.mark.parametrize("levels", [("inf", "mid", "sup"), ("-inf", "a", "b")])
+def test_a_level_may_be_called_inf(levels):
+    table = read_table({"a": list(levels) * 30, "b": NORMAL[:90].tolist()})
+    assert table.columns["a"].levels == levels
+    assert original(table.columns["a"], table.x[:3, 0].numpy(), np.full(3, np.nan)) == list(levels)
+
+
 def test_rare_levels_and_repeated_identifiers_are_asked_about():
     asked = questions(["a", "b"] * 90 + ["c"] * 19 + ["d"])
     assert asked == [
@@ -169,6 +193,23 @@ def test_one_mistyped_cell_is_asked_about_and_does_not_change_the_resolution(ste
         ([f"{i / 7:.1f}%" for i in range(N)], "drop", "look like numbers with a sign -- remove the sign"),
         ([f"$ {i * 1234:,}" for i in range(N)], "drop", "look like numbers with a sign -- remove the sign"),
         ([f"{i % 12 + 1}/{i % 28 + 1}/2019" for i in range(N)], "drop", "look like dates in another format"),
+        (
+            ["12", "12,5"] * 40 + [f"{i},5" for i in range(60)],
+            "drop",
+            "such as '12,5' look like numbers with a decimal comma",
+        ),
+        (
+            ["12", "12,04"] * 40 + [f"{i},29" for i in range(60)],
+            "drop",
+            "a decimal comma, or a comma between thousands",
+        ),
+        (["950", "1,234"] * 40 + [f"{i},000" for i in range(1, 60)], "drop", "or a comma between thousands -- write a"),
+        ([f"{i},234,567" for i in range(N)], "drop", "or a comma between thousands"),
+        ([f"{i}.234,5" for i in range(N)], "drop", "or a comma between thousands"),
+        ([f"{i} 234" for i in range(N)], "drop", "but not as programs write them -- write nothing between thousands"),
+        ([f"\u2212{i}" if i % 2 else f"{i}" for i in range(N)], "drop", "but not as programs write them"),
+        (["0", "5%"] * 90, "binary", "look like numbers with a sign"),
+        (["1,5", "2,5"] * 90, "binary", "look like numbers with a decimal comma"),
     ],
 )
 def test_what_is_nearly_a_number_a_date_an_identifier_or_a_level_is_asked_about(cells, kind, words):

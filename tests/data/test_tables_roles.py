@@ -134,6 +134,8 @@ def test_new_rows_are_read_by_the_columns_of_a_fit():
     assert new.x.nan_to_num(-1).tolist() == [[1000.0, -1, 1], [-1, 2.5, 1]]
     assert new.splits.tolist() == [2, 2]
     assert (new.weights, new.labels, new.group) == (None, None, None)
+    without_groups = read_table({**fresh, "school": [None, "a"]}, columns=table.columns, new_data=True)
+    assert torch.equal(without_groups.x.nan_to_num(), new.x.nan_to_num())
     with pytest.raises(ValueError, match=r"has no column 'weight' \(weight\)"):
         read_table(fresh, columns=table.columns)
     assert read_table({**fresh, "weight": [2, 0.5]}, columns=table.columns, new_data=True).weights.tolist() == [2, 0.5]

@@ -14,6 +14,7 @@ from script_helpers import TINY, assert_refused, call, run
 import pyrovae
 from pyrovae.columns import Columns
 from pyrovae.data import read_columns, read_table
+from pyrovae.runs.fitting import make_vae
 
 N = 90
 COUNT = ["--columns.visits.kind", "count"]  # without it, whole numbers from 6 on are read as real
@@ -259,7 +260,9 @@ def test_a_wrong_flag_of_a_table_is_refused_in_one_line(flags, words, trained, r
     assert not list(tmp_path.iterdir())
 
 
-@pytest.mark.parametrize("flag", [["--describe", "true"], ["--label", "y"], ["--columns.a.kind", "real"]])
+@pytest.mark.parametrize(
+    "flag", [["--describe", "true"], ["--label", "y"], ["--columns.a.kind", "real"], ["--unseen", "missing"]]
+)
 def test_flags_of_tables_are_refused_for_images(flag, refused, tmp_path):
     refused("needs a table", "train", *flag, cwd=tmp_path)
 
@@ -303,6 +306,39 @@ def test_unseen_levels_may_be_missing(trained, tmp_path):
     result = run("impute", str(folder / "run"), "new.csv", *flags, cwd=tmp_path)
     assert "r9 (1)" in result.stdout
     assert read(tmp_path / "out/imputed.csv")[2]["region"] in {"r0", "r1", "r2"}
+
+
+@pytest.mark.parametrize(
+    ("script", "name"),
+    [("score", "cells.csv"), ("impute", "imputed.csv"), ("impute", "classes.csv"), ("encode", "encoding.csv")],
+)
+def test_a_table_is_not_replaced_by_the_files_about_it(script, name, trained, refused):
+    place, _ = trained
+    folder = place / "given"
+    folder.mkdir(exist_ok=True)
+    (folder / name).write_bytes((place / "survey.csv").read_bytes())
+    refused(f"{name} would replace the input given/{name}", script, "run", f"given/{name}", "--out", "given", cwd=place)
+    assert (folder / name).read_bytes() == (place / "survey.csv").read_bytes()
+
+
+@pytest.mark.parametrize("flags", [["--unseen", "missing"], ["--na_values", "[-]"]])
+def test_encode_refuses_flags_of_tables_for_a_split(flags, trained, refused):
+    refused("--unseen and --na_values are for a file of a table", "encode", "run", "test", *flags, cwd=trained[0])
+
+
+def test_naming_the_default_likelihood_changes_nothing(tmp_path):
+    rng = np.random.default_rng(0)
+    write(tmp_path / "t.csv", {name: rng.normal(size=60).round(3).tolist() for name in "ab"})
+
+    def parts(*flags):
+        config = pyrovae.runs.parse_training(["--data", str(tmp_path / "t.csv"), *flags])
+        data = pyrovae.runs.training_data(config)
+        return str(make_vae(pyrovae.runs.resolve(config, data), data).model.likelihood.parts)
+
+    assert parts("--likelihood", "NormalLikelihood") == parts()
+    by_column = parts("--columns.a.likelihood", "StudentTLikelihood", "--columns.b.likelihood", "StudentTLikelihood")
+    assert parts("--likelihood", "StudentTLikelihood") == by_column
+    assert parts("--likelihood", "NormalLikelihood", "--likelihood.scale", "global") != parts()
 
 
 def test_a_table_script_refuses_a_run_on_images(straight, refused, tmp_path):

@@ -41,7 +41,7 @@ from pyrovae.densities.domains import CIRCLE, Image, domain_of, entry_support
 from pyrovae.densities.entry import entry, prepare_arguments
 from pyrovae.densities.handlers import temper
 from pyrovae.densities.masks import entry_of, in_support, is_partial
-from pyrovae.densities.modules import evaluating, module_of, modules_of
+from pyrovae.densities.modules import evaluating, module_of, modules_and_settings_of, modules_of
 from pyrovae.densities.moved import Rows, find_rows
 from pyrovae.densities.program_state import ProgramState
 from pyrovae.densities.rng import (
@@ -115,6 +115,7 @@ __all__ = [
     "matched_latents",
     "mismatch_of_rows",
     "module_of",
+    "modules_and_settings_of",
     "modules_of",
     "nonfinite_sites",
     "num_data",

@@ -9,7 +9,9 @@ optimizers       torch optimizers, also from those of pyro.optim
 learning_rate    schedules and warm-up of the learning rate
 averaging        exponential average of the weights
 parameters       the tensors to train
-steps            one training step: eager, recorded, captured (then execution/cuda_graphs runs the optimizer)
+steps            one training step: eager or recorded
+graphed_steps    one step as a CUDA graph (execution/cuda_graphs runs the optimizer)
+stepper          the steps of a run, each of the fastest kind that works
 epochs           many steps, one by one or as one CUDA graph
 refits           fits on bootstrap rows
 validation       ELBO of held-out data
@@ -23,7 +25,7 @@ from pyrovae.training.epochs import GraphedEpoch, SingleSteps
 from pyrovae.training.learning_rate import BurdaLR, LearningRate
 from pyrovae.training.parameters import trainable_parameters
 from pyrovae.training.refits import bootstrap_rows, refit
-from pyrovae.training.steps import Stepper
+from pyrovae.training.stepper import Stepper
 from pyrovae.training.svi import StoppedError, fit
 from pyrovae.training.training_state import History
 

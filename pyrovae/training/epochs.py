@@ -17,7 +17,7 @@ from pyrovae.execution import (
 )
 from pyrovae.training.batches import Batches
 from pyrovae.training.loaders import LoaderBatches
-from pyrovae.training.steps import Stepper
+from pyrovae.training.stepper import Stepper
 
 STEPS_PER_GRAPH = 25
 
@@ -47,6 +47,8 @@ class SingleSteps:
         Returns:
             The KL weights of the steps taken.
         """
+        if step <= 2:  # the first two calls of a record run the programs
+            self.stepper.check_settings()
         weight = weight_at(step)
         args, kwargs = self.batches.batch(step)
         size = num_data(args, kwargs)
@@ -77,6 +79,8 @@ class GraphedEpoch:
 
     def __call__(self, step: int, weight_at: Callable[[int], float | Tensor], *, validate: bool = False) -> Weights:
         """Take the next step, or several, as `SingleSteps` does."""
+        if step <= 2:
+            self.stepper.check_settings()
         graph = self._ready(step)
         if graph is None:
             return self.single(step, weight_at, validate=validate)
@@ -90,7 +94,7 @@ class GraphedEpoch:
         """Return the graph for the steps from this one on, captured if possible."""
         if not self._possible or step + self.count > self.batches.full_steps:
             return None
-        if self.stepper.captured_optimizer.changed():
+        if self.stepper.refused is not None or self.stepper.captured_optimizer.changed():
             self._possible, self._graph = False, None
         elif self._graph is None:
             record = self.stepper.fully_captured.get(self.batches.batch_size)

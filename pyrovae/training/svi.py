@@ -44,7 +44,7 @@ from pyrovae.training.optimizers import OptimizerFactory, make_optimizer, parame
 from pyrovae.training.parameters import find_parameters
 from pyrovae.training.plates import Subsampling, find_outside_sites, find_subsampling, hide_unused, sites_of
 from pyrovae.training.shares import Sharing, check_alike, check_enumerated, find_sharing
-from pyrovae.training.steps import Stepper
+from pyrovae.training.stepper import Stepper
 from pyrovae.training.training_state import History, TrainingState, Validated
 from pyrovae.training.validation import validate, validate_objective
 

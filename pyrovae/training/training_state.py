@@ -17,7 +17,7 @@ from pyrovae.objectives import KLControl
 from pyrovae.training.averaging import WeightAverage
 from pyrovae.training.learning_rate import LearningRate
 from pyrovae.training.optimizers import load_optimizer_state
-from pyrovae.training.steps import Stepper
+from pyrovae.training.stepper import Stepper
 from pyrovae.training.validation import Validation
 
 # ELBO and its parts on held-out data; objective that chooses the best epoch, None if the last epoch is kept.

@@ -131,7 +131,7 @@ def gpu(monkeypatch):
     monkeypatch.setattr(Graph, "replays", 0)
 
     def move():
-        for name in ("execution.replay", "training.optimizers", "training.steps"):
+        for name in ("execution.replay", "training.optimizers", "training.stepper"):
             monkeypatch.setattr(sys.modules[f"pyrovae.{name}"], "on_gpu", lambda values: True)
 
     return move

@@ -64,7 +64,7 @@ def test_programs_do_not_run_after_they_are_recorded(x):
 @pytest.mark.parametrize(("least", "execution"), [((6, 99), "recorded"), ((7, 99), "eager"), ((2, 6), "compiled")])
 def test_auto_execution_of_steps_follows_from_their_number(x, monkeypatch, least, execution):
     for name, value in zip(("RECORDED_FROM", "COMPILED_FROM"), least, strict=True):
-        monkeypatch.setattr(sys.modules["pyrovae.training.steps"], name, value)
+        monkeypatch.setattr(sys.modules["pyrovae.training.stepper"], name, value)
     monkeypatch.setattr(sys.modules["pyrovae.execution.replay"], "compile_graph", lambda graph, inputs: graph)
     found = trained("auto", x, epochs=3, batch_size=35)  # six steps
     assert found[2][-1]["stepper"]["executions"]["35"] == execution

@@ -27,9 +27,8 @@ def test_failed_captures_warn_once_and_leave_recorded_steps(monkeypatch):
         raise RuntimeError("no graphs today")
 
     recorded = losses(stepper_of(make_vae(), TraceMeanField_ELBO(), SGD, "recorded", {20: 9, 7: 9}), (20, 7))
-    steps = sys.modules["pyrovae.training.steps"]
-    monkeypatch.setattr(steps, "on_gpu", lambda values: True)
-    monkeypatch.setattr(steps, "CapturedStep", failing)
+    monkeypatch.setattr(sys.modules["pyrovae.training.stepper"], "on_gpu", lambda values: True)
+    monkeypatch.setattr(sys.modules["pyrovae.training.graphed_steps"], "CapturedStep", failing)
     stepper = stepper_of(make_vae(), TraceMeanField_ELBO(), SGD, "recorded", {20: 9, 7: 9})
     with pytest.warns(NotRecordedWarning, match="kernel by kernel, .* one graph: no graphs today") as caught:
         found = losses(stepper, (20, 7))

@@ -40,7 +40,7 @@ from pyrovae.densities.data_plate import run_once, unused_sites
 from pyrovae.densities.domains import CIRCLE, Image, domain_of, entry_support
 from pyrovae.densities.entry import entry, prepare_arguments
 from pyrovae.densities.handlers import temper
-from pyrovae.densities.masks import entry_of, in_support, is_partial
+from pyrovae.densities.masks import Mask, entry_of, in_support, is_partial
 from pyrovae.densities.modules import evaluating, module_of, modules_and_settings_of, modules_of
 from pyrovae.densities.moved import Rows, find_rows
 from pyrovae.densities.program_state import ProgramState
@@ -77,6 +77,7 @@ __all__ = [
     "CIRCLE",
     "Image",
     "LoopedWarning",
+    "Mask",
     "ParticleTrace",
     "Program",
     "ProgramState",

@@ -11,7 +11,16 @@ from pyro.infer import ELBO, Trace_ELBO, TraceMeanField_ELBO
 from torch import Tensor
 from torch.distributions import Independent, kl_divergence
 
-from pyrovae.densities import Program, Site, draw_from_guide, entry, matched_latents, take_kl_weight, vectorize_pair
+from pyrovae.densities import (
+    Mask,
+    Program,
+    Site,
+    draw_from_guide,
+    entry,
+    matched_latents,
+    take_kl_weight,
+    vectorize_pair,
+)
 from pyrovae.objectives.base import TensorELBO
 from pyrovae.objectives.case_weights import sum_over_data
 from pyrovae.objectives.kl_weights import LearnedKLWeight, Per, ShapedKL
@@ -257,7 +266,9 @@ class KLControl:
 
 def _kl_of_site(drawn: Site, scored: Site, analytic: bool, per: Per) -> Tensor:
     """Compute the KL divergence of one latent site, with shape (K, N), or (K, N, Z) by dimension."""
-    q, p, mask = drawn.fn, scored.fn, drawn.site_mask
+    q, p = drawn.fn, scored.fn
+    # Either mask may be inside its distribution, so each density has its own.
+    masks = drawn.site_mask, scored.site_mask
     by_dimension = per == "dimension" and len(drawn.event_shape) > 0
     if by_dimension:
         independent = isinstance(q, Independent) and isinstance(p, Independent)
@@ -267,16 +278,31 @@ def _kl_of_site(drawn: Site, scored: Site, analytic: bool, per: Per) -> Tensor:
                 f'they are {type(q).__name__} and {type(p).__name__}; use per="site"'
             )
         q, p = q.base_dist, p.base_dist
-        mask = mask[..., None] if isinstance(mask, Tensor) else mask
+        masks = _of_entries(masks[0]), _of_entries(masks[1])
     if drawn.auxiliary is not None:
         return drawn.log_density() - scored.log_density()
-    kl = scale_and_mask(_kl(q, p, drawn.raw_value, analytic), mask=mask)
+    kl = _kl(q, p, masks, drawn.raw_value, analytic)
     return drawn.layout.per_datum(kl, drawn.plate_sizes, 1) if by_dimension else drawn.sum_per_datum(kl)
 
 
-def _kl(q: Any, p: Any, draw: Tensor, analytic: bool) -> Tensor:
-    """Compute the divergence in closed form if there is one, else at a draw."""
+def _of_entries(mask: Mask | None) -> Mask | None:
+    """Append the event dimension of a vector to a mask over its batch."""
+    return mask[..., None] if isinstance(mask, Tensor) else mask
+
+
+def _kl(q: Any, p: Any, masks: tuple[Mask | None, Mask | None], draw: Tensor, analytic: bool) -> Tensor:
+    """Compute the divergence in closed form if there is one, else at a draw.
+
+    Args:
+        q: Distribution of the guide.
+        p: Distribution of the model.
+        masks: Masks by `poutine.mask` around the guide's site and the model's; None if there is none.
+        draw: Draw of the guide.
+        analytic: Whether to use a closed form.
+    """
+    of_q, of_p = masks
     if analytic:
         with suppress(NotImplementedError):
-            return kl_divergence(q, p)
-    return q.log_prob(draw) - p.log_prob(draw)
+            kl = torch.as_tensor(kl_divergence(q, p), device=draw.device)  # the number 0 if a mask inside is False
+            return scale_and_mask(scale_and_mask(kl, mask=of_q), mask=of_p)
+    return scale_and_mask(q.log_prob(draw), mask=of_q) - scale_and_mask(p.log_prob(draw), mask=of_p)

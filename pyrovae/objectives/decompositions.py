@@ -17,7 +17,7 @@ from torch.distributions import Independent, LowRankMultivariateNormal, Multivar
 from torch.func import functional_call
 from torch.nn.functional import softplus
 
-from pyrovae.densities import Program, draw_from_guide, matched_latents, vectorize_pair
+from pyrovae.densities import Program, draw_from_guide, matched_latents, take_kl_weight, vectorize_pair
 from pyrovae.objectives.base import TensorELBO
 
 
@@ -31,6 +31,7 @@ class OneLatent(NamedTuple):
         log_q: Log q(z|x) in nats, with shape (N,).
         q: Distribution q(z|x), with batch shape (1, N).
         p: Distribution p(z), with batch shape (1, N).
+        weight: KL weight set by `temper`; None for 1.
     """
 
     z: Tensor
@@ -39,12 +40,19 @@ class OneLatent(NamedTuple):
     log_q: Tensor
     q: Any
     p: Any
+    weight: float | Tensor | None
 
 
 class AggregateELBO(TensorELBO):
     """Base of objectives that replace the KL divergence by a function of one batch.
 
-    To add an objective, write a constructor and `divergence`.
+        loss = b divergence - sum_n log p(x_n|z_n)
+
+    The KL weight b of `temper`, 1 by default, multiplies the whole divergence, with all its terms and their own
+    weights. With b = 0 the reconstruction is the objective.
+
+    To add an objective, write a constructor and `divergence`. Override `loss_of_networks` if the objective trains
+    networks of its own.
 
     Raises:
         ValueError: In use, if the guide does not have one latent, an unmasked vector with reparameterised draws, or a
@@ -61,11 +69,21 @@ class AggregateELBO(TensorELBO):
     def divergence(self, one: OneLatent) -> Tensor:
         """Compute the divergence that the loss adds to -E_q[log p(x|z)], summed over the batch, a scalar in nats."""
 
+    def loss_of_networks(self, one: OneLatent) -> Tensor | None:
+        """Compute the loss of the objective's own networks, a scalar; None if it has none.
+
+        Its gradient alone counts, without the KL weight.
+        """
+        return None
+
     def differentiable_loss(self, model: Program, guide: Program, *args: Any, **kwargs: Any) -> Tensor:
         """Compute the loss of a batch, in nats, a scalar."""
         model, guide = vectorize_pair(model, guide, args, kwargs, in_training=True)
         one = _one_latent(model, guide, args, kwargs)
-        return self.divergence(one) - one.log_lik.sum()
+        learned = self.loss_of_networks(one)
+        divergence = self.divergence(one) if one.weight is None else one.weight * self.divergence(one)
+        loss = divergence - one.log_lik.sum()
+        return loss if learned is None else loss + (learned - learned.detach())
 
 
 class BetaTCELBO(AggregateELBO):
@@ -174,7 +192,8 @@ class FactorVAEELBO(AggregateELBO, nn.Module):
     neither a lower nor an upper bound; at the start of training it is near 0. It does not depend on the prior.
 
     The value excludes the loss of D. The gradient includes it, for the parameters of D alone, so that one optimizer
-    trains everything with one step per batch. Kim and Mnih use a lower learning rate and a separate batch for D.
+    trains everything with one step per batch. A KL weight does not change it. Kim and Mnih use a lower learning rate
+    and a separate batch for D.
 
     The objective is a module: `fit`, `elbo(model, guide).parameters()` and Pyro's `SVI` train D with the programs.
 
@@ -207,7 +226,11 @@ class FactorVAEELBO(AggregateELBO, nn.Module):
         weakref.finalize(self, _remove_parameters, self._name).atexit = False
 
     def divergence(self, one: OneLatent) -> Tensor:
-        """Compute KL divergence plus weighted total correlation, with the loss of D in the gradient alone."""
+        """Compute KL divergence plus weighted total correlation."""
+        return (one.log_q - one.log_p).sum() + self.gamma * self.log_ratio(one.z).sum()
+
+    def loss_of_networks(self, one: OneLatent) -> Tensor:
+        """Compute the loss of D at the draws of the batch, a scalar in nats."""
         size, dim = one.z.shape
         if dim != self.latent_dim:
             raise ValueError(
@@ -215,9 +238,7 @@ class FactorVAEELBO(AggregateELBO, nn.Module):
             )
         _check_batch("FactorVAEELBO", size)
         pyro.module(self._name, self.discriminator)
-        loss = self.discriminator_loss(one.z.detach())
-        correlation = self.log_ratio(one.z).sum()
-        return (one.log_q - one.log_p).sum() + self.gamma * correlation + (loss - loss.detach())
+        return self.discriminator_loss(one.z.detach())
 
     def log_ratio(self, z: Tensor) -> Tensor:
         """Compute log D / (1 - D) with the gradient of the draws alone, with shape (N,).
@@ -346,6 +367,7 @@ def _check_batch(elbo: str, size: int) -> None:
 def _one_latent(model: Program, guide: Program, args: tuple[Any, ...], kwargs: dict[str, Any]) -> OneLatent:
     model_trace, guide_trace = draw_from_guide(model, guide, args, kwargs, 1)
     drawn = matched_latents(model_trace, guide_trace)
+    weight = take_kl_weight(model_trace, guide_trace)
     if len(drawn) != 1:
         raise ValueError(
             f"objectives of the aggregate posterior need one latent, got {len(drawn)}: {', '.join(drawn)}; put all "
@@ -369,4 +391,4 @@ def _one_latent(model: Program, guide: Program, args: tuple[Any, ...], kwargs: d
     log_q, _ = guide_trace.log_densities()
     shape = log_q.shape
     q, p = (each.expand(shape) for each in (site.fn, model_trace.sites[name].fn))
-    return OneLatent(site.value[0], log_lik[0], (log_joint - log_lik)[0], log_q[0], q, p)
+    return OneLatent(site.value[0], log_lik[0], (log_joint - log_lik)[0], log_q[0], q, p, weight)

@@ -1,6 +1,7 @@
 """Objectives of the aggregate posterior: exact if the batch holds all data, unbiased as their docstrings state."""
 
 import math
+from contextlib import nullcontext
 from copy import deepcopy
 from functools import partial
 
@@ -23,11 +24,13 @@ from pyrovae import (
     FullCovarianceNormalEncoder,
     InfoVAEELBO,
     LaplacePrior,
+    LinearWarmup,
     MixturePrior,
     NormalEncoder,
     NormalLikelihood,
     StandardNormalPrior,
     fit,
+    temper,
 )
 from pyrovae.objectives.decompositions import _one_latent, squared_mmd
 
@@ -301,6 +304,84 @@ def test_objectives_of_the_aggregate_posterior_train_and_recorded_steps_equal_ea
         ends.append(vae.state_dict())
     for name, value in ends[0].items():
         torch.testing.assert_close(value, ends[1][name], rtol=1e-4, atol=1e-5, msg=name)
+
+
+def divergence_by_hand(elbo, q, z, from_prior):
+    """Compute the divergence of an objective of `weighted_objectives` from its formula; the batch holds all data."""
+    log_q = q.log_prob(z).sum(-1)
+    kl = (log_q - torch.distributions.Normal(0.0, 1.0).log_prob(z).sum(-1)).sum()
+    if isinstance(elbo, BetaTCELBO):
+        pairs = q.log_prob(z[:, None])
+        log_joint = pairs.sum(-1).logsumexp(1) - math.log(len(z))
+        log_marginals = (pairs.logsumexp(1) - math.log(len(z))).sum(-1)
+        information, correlation = (log_q - log_joint).sum(), (log_joint - log_marginals).sum()
+        return 2 * information + 3 * correlation + 0.5 * (kl - information - correlation)
+    if isinstance(elbo, InfoVAEELBO):
+        return 0.7 * kl + 10.3 * len(z) * squared_mmd(z, from_prior, 2)
+    if isinstance(elbo, FactorVAEELBO):
+        return kl + 7 * elbo.discriminator(z).sum()
+    r = torch.cov(q.mean.T) + q.variance.mean(0).diag() - torch.eye(2)
+    return kl + len(z) * (3 * 2 * r[0, 1] ** 2 + 5 * (r[0, 0] ** 2 + r[1, 1] ** 2))
+
+
+def weighted_objectives():
+    return [
+        BetaTCELBO(30, alpha=2.0, beta=3.0, gamma=0.5),
+        InfoVAEELBO(alpha=0.3, scale=11.0),
+        FactorVAEELBO(2, gamma=7.0, hidden=[8]),
+        DIPVAEELBO("ii", 3.0, 5.0),
+    ]
+
+
+@pytest.mark.parametrize("place", range(4))
+def test_the_kl_weight_multiplies_the_whole_divergence_of_the_aggregate_posterior(place, x):
+    vae = make_vae()
+    elbo = weighted_objectives()[place]
+    q = vae.guide.encoder(x).base_dist
+    for weight in (0.0, 0.25, torch.tensor(0.25), 1.0, 4.0):
+        pyro.set_rng_seed(2)
+        with temper(latent=weight):
+            loss = elbo.differentiable_loss(vae.model, vae.guide, x)
+        pyro.set_rng_seed(2)
+        one = _one_latent(vae.model, vae.guide, (x,), {})
+        from_prior = torch.randn(one.z.shape)  # the draws of InfoVAEELBO
+        log_lik = vae.model.likelihood(one.z).log_prob(x).sum()
+        expected = weight * divergence_by_hand(elbo, q, one.z, from_prior) - log_lik
+        torch.testing.assert_close(loss, expected, rtol=1e-4, atol=1e-4)
+        if weight == 0:  # the reconstruction alone trains the programs
+            gradients = torch.autograd.grad(loss, list(vae.parameters()), retain_graph=True)
+            wanted = torch.autograd.grad(-log_lik, list(vae.parameters()))
+            torch.testing.assert_close(gradients, wanted)
+
+
+@pytest.mark.parametrize("weight", [0.0, 0.25])
+def test_the_kl_weight_does_not_change_the_steps_of_the_discriminator(weight, x):
+    vae, elbo = make_vae(), FactorVAEELBO(2, hidden=[8])
+    gradients = []
+    for handler in (nullcontext(), temper(latent=weight)):
+        elbo.zero_grad()
+        with handler:
+            loss_and_gradients(elbo, vae, x)
+        gradients.append([parameter.grad for parameter in elbo.parameters()])
+    torch.testing.assert_close(gradients[0], gradients[1])
+    assert all(bool(gradient.abs().sum() > 0) for gradient in gradients[1])
+
+
+@pytest.mark.parametrize("place", range(4))
+def test_a_recorded_warm_up_of_the_aggregate_posterior_equals_an_eager_one(place, x):
+    ends, histories = [], []
+    for execution, kl_weight in (("eager", LinearWarmup(4)), ("recorded", LinearWarmup(4)), ("eager", None)):
+        pyro.clear_param_store()
+        pyro.set_rng_seed(3)
+        vae, own = make_vae(), weighted_objectives()[place]
+        pyro.set_rng_seed(4)
+        given = {"epochs": 2, "batch_size": 10, "execution": execution, "validation": x, "kl_weight": kl_weight}
+        optimizer = partial(torch.optim.SGD, lr=1e-3)
+        histories.append(fit(vae.model, vae.guide, x, elbo=own, optimizer=optimizer, **given))
+        ends.append(vae.state_dict())
+    assert histories[0]["kl_weight"] == pytest.approx([2 / 12, 5 / 12])
+    torch.testing.assert_close(dict(ends[0]), dict(ends[1]), rtol=1e-4, atol=1e-5)
+    assert any(not torch.allclose(value, ends[2][name], rtol=1e-3, atol=1e-4) for name, value in ends[0].items())
 
 
 class TestRefusals:

@@ -145,7 +145,8 @@ class WeightedELBO(TensorELBO):
 
     def _kl_of_batch(self, reconstruction: Tensor, divergences: Mapping[str, Tensor], cases: Tensor | None) -> Tensor:
         """Compute the divergence of the batch, or the penalty in its place, a scalar."""
-        return torch.stack([sum_over_data(kl.mean(0), cases) for kl in divergences.values()]).sum()
+        none = reconstruction.new_zeros(())  # if all latents are summed out
+        return torch.stack([none, *(sum_over_data(kl.mean(0), cases) for kl in divergences.values())]).sum()
 
 
 class ControlledELBO(WeightedELBO):
@@ -182,6 +183,7 @@ class ControlledELBO(WeightedELBO):
             share = cases / size.clamp_min(torch.finfo(cases.dtype).tiny)
             means = [torch.einsum("n,n...->...", share.to(kl.dtype), kl.mean(0)) for kl in divergences.values()]
             mean_reconstruction = sum_over_data(reconstruction, share)
+        means = means or [reconstruction.new_zeros(1)]  # if all latents are summed out
         total = torch.stack([kl.sum() for kl in means]).sum()
         parts = torch.stack([mean_reconstruction, total]).detach().to(self.parts.dtype)
         # A batch without weight says nothing about the parts.

@@ -16,6 +16,7 @@ from pyrovae import (
     VAE,
     BernoulliLikelihood,
     Blueprint,
+    KLConstraint,
     LinearWarmup,
     MixtureVAE,
     NormalEncoder,
@@ -26,7 +27,7 @@ from pyrovae import (
     log_weights,
     temper,
 )
-from pyrovae.objectives.weighted import elbo_parts
+from pyrovae.objectives.weighted import ControlledELBO, elbo_parts
 from pyrovae.training import StoppedError
 from pyrovae.training.batches import epoch_order
 
@@ -252,3 +253,18 @@ def test_a_latent_that_is_masked_for_all_data_has_no_divergence(in_model, in_gui
     model, guide, _ = masked_programs(in_model, in_guide, mask=False)
     loss = WeightedELBO().loss(model, guide, x)
     assert loss == pytest.approx((x.square() + LOG_2PI).sum().item() / 2, rel=1e-5)
+
+
+@pytest.mark.parametrize("elbo", [WeightedELBO(), ControlledELBO(KLConstraint(1.0), 1, True, torch.device("cpu"))])
+def test_without_a_latent_that_the_guide_draws_the_loss_is_minus_log_p(elbo):
+    x = torch.tensor([-1.0, 0.5, 2.0])
+
+    def model(x):
+        with pyro.plate("data", len(x)):
+            z = pyro.sample("z", dist.Categorical(torch.tensor([0.3, 0.7])))
+            pyro.sample("x", dist.Normal(torch.tensor([-1.0, 1.0])[z], 1.0), obs=x)
+
+    mixture = dist.MixtureSameFamily(
+        dist.Categorical(torch.tensor([0.3, 0.7])), dist.Normal(torch.tensor([-1.0, 1.0]), torch.ones(2))
+    )
+    assert elbo.loss(model, lambda x: None, x) == pytest.approx(-mixture.log_prob(x).sum().item(), rel=1e-5)

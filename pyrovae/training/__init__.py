@@ -4,6 +4,8 @@ svi              `fit`: the loop, early stopping
 inputs           training and validation data, with their case weights
 batches          order of the data, batches of data in memory or on disk
 loaders          batches of a DataLoader
+batch_sites      sites of the programs on a batch, and the plates over its rows
+plates           sites outside these plates, subsampling plates
 case_weights     weights of the data in the objective
 optimizers       torch optimizers, also from those of pyro.optim
 learning_rate    schedules and warm-up of the learning rate

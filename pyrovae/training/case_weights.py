@@ -8,7 +8,7 @@ from pyro.infer import ELBO
 
 from pyrovae.densities import Program
 from pyrovae.objectives import CaseWeighted, TensorELBO
-from pyrovae.training.plates import AnyBatches, BatchSite, sites_of
+from pyrovae.training.batch_sites import AnyBatches, BatchSite, fewer_rows, sites_of
 
 
 def weigh_cases(
@@ -44,8 +44,7 @@ def _plates(
 ) -> frozenset[str]:
     """Find the names of the plates over the data, by runs on a full batch and on fewer rows."""
     batch = min(batches.batch_size, batches.size)
-    fewer = max(batch // 2, 1)
-    fewer = fewer if fewer < batch else 2
+    fewer = fewer_rows(batch)
     others: dict[tuple[str, str], BatchSite] | None = None
     names = {f.name for site in sites for f in site.frames if f.size in (-1, batch) and plate in (None, f.name)}
     with suppress(Exception):  # programs with rows for single data run on all of them alone

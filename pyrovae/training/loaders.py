@@ -62,8 +62,10 @@ class LoaderBatches:
         return {self.seen % self.batch_size: epochs, self.batch_size: epochs * self.steps}
 
     def first(self, size: int | None = None) -> ProgramArguments:
-        """Return the arguments of a first batch: its first `size` rows, or all."""
-        return self._first if size is None else take(*self._first, slice(0, size))
+        """Return the arguments of a first batch: its first `size` rows, from the start again beyond its end, or all."""
+        if size is None:
+            return self._first
+        return take(*self._first, slice(0, size) if size <= self.batch_size else torch.arange(size) % self.batch_size)
 
     def keep_order(self) -> None:
         """Refuse programs that hold one row of parameters for each datum, since the loader chooses the order."""

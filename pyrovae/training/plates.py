@@ -10,60 +10,9 @@ import torch
 from pyro import poutine
 from pyro.poutine.messenger import Messenger
 from pyro.poutine.util import site_is_subsample
-from torch.distributions import Independent
 
-from pyrovae.densities import (
-    Program,
-    evaluating,
-    isolated_rng,
-    run_once,
-    sample_sites,
-    unused_sites,
-)
-from pyrovae.training.batches import Batches
-from pyrovae.training.loaders import LoaderBatches
-
-AnyBatches = Batches | LoaderBatches
-
-_ROUNDING = 1e-5  # relative, between a scale and the ratio of its plates
-
-
-class BatchSite(NamedTuple):
-    """Sample site of a run.
-
-    Attributes:
-        program: "model" or "guide".
-        name: Name of the site.
-        shape: Shape of the value.
-        joint_shape: Shape of the dims that have one joint density: the event, without the dims of `to_event`.
-        scale: Factor on the log density.
-        frames: Plates around the site, vectorized or sequential.
-        is_observed: Whether the value is observed.
-        enumerated: Whether the site asks to be enumerated.
-    """
-
-    program: str
-    name: str
-    shape: torch.Size
-    joint_shape: torch.Size
-    scale: Any
-    frames: tuple[Any, ...]
-    is_observed: bool
-    enumerated: bool = False
-
-    @property
-    def subsampling(self) -> float:
-        """Factor on the log density by subsampling plates."""
-        ratio = 1.0
-        for frame in self.frames:
-            ratio *= float(frame.full_size or frame.size) / float(frame.size)
-        return ratio
-
-    @property
-    def is_unscaled(self) -> bool:
-        """Whether the scale is that of the subsampling plates alone."""
-        scale = torch.as_tensor(self.scale, dtype=torch.float64)
-        return bool(((scale / self.subsampling - 1).abs() <= _ROUNDING).all())
+from pyrovae.densities import Program, evaluating, isolated_rng, run_once, unused_sites
+from pyrovae.training.batch_sites import AnyBatches, BatchSite, fewer_rows, find_changing, sites_of
 
 
 @dataclass(frozen=True)
@@ -72,8 +21,8 @@ class OutsideSites:
 
     Attributes:
         size: Number of data N.
-        plates: Names of the plates over the rows of a batch.
-        rows: Names of sites without such a plate that have a row per datum.
+        plates: Names of the plates over the rows of a batch that have a size.
+        rows: Names of other sites that have a row per datum, or lie in a plate over the rows without a size.
         joint: Names of those sites among them whose rows have one joint density, such as a Gaussian process.
     """
 
@@ -126,33 +75,6 @@ class Subsampling(NamedTuple):
     )
 
 
-def sites_of(model: Program, guide: Program, batches: AnyBatches, rows: int | None = None) -> list[BatchSite]:
-    """Run the guide, and the model on its draws, and list their sample sites. The random state is restored.
-
-    Args:
-        model: Pyro program p(z) p(x|z).
-        guide: Pyro program q(z|x), with the model's arguments.
-        batches: AnyBatches of the training data.
-        rows: Number of data of the run; None for a full batch.
-    """
-    with isolated_rng(), evaluating(model, guide), pyro.validation_enabled(False):
-        traces = run_once({"model": model, "guide": guide}, *batches.first(rows))
-    return [
-        BatchSite(
-            program,
-            name,
-            torch.as_tensor(site["value"]).shape,
-            _joint_shape(site["fn"]),
-            site["scale"],
-            site["cond_indep_stack"],
-            site["is_observed"],
-            bool(site["infer"].get("enumerate")) and not site["is_observed"],
-        )
-        for program, trace in reversed(list(traces.items()))  # the model first, so that messages name its sites
-        for name, site in sample_sites(trace).items()
-    ]
-
-
 def hide_unused(model: Program, guide: Program, batches: AnyBatches) -> tuple[Program, Program]:
     """Hide latents that `poutine.do` replaces from Pyro's objectives, in the guide too if their value is given there.
 
@@ -162,7 +84,7 @@ def hide_unused(model: Program, guide: Program, batches: AnyBatches) -> tuple[Pr
     Args:
         model: Pyro program p(z) p(x|z).
         guide: Pyro program q(z|x), with the model's arguments.
-        batches: AnyBatches of the training data.
+        batches: Batches of the training data.
     """
     names: Mapping[str, frozenset[str]] = {}
     # Programs that fail here fail in the checks that follow, which say why.
@@ -177,43 +99,49 @@ def hide_unused(model: Program, guide: Program, batches: AnyBatches) -> tuple[Pr
 
 
 def find_outside_sites(
-    sites: list[BatchSite], model: Program, guide: Program, batches: AnyBatches, plate: str | None = None
+    sites: list[BatchSite], model: Program, guide: Program, batches: AnyBatches
 ) -> OutsideSites | None:
     """Find the sites outside the data plate, for programs whose plate takes its size from the batch.
 
-    The programs run on another number of rows if a site seems to lie outside.
-
     Args:
-        sites: Sites of a run on a full batch.
+        sites: Sites of a full batch, compared with fewer rows.
         model: Pyro program p(z) p(x|z).
         guide: Pyro program q(z|x), with the model's arguments.
-        batches: AnyBatches of the training data.
-        plate: Name of the plate over the data; None to find it by its size.
+        batches: Batches of the training data.
 
     Returns:
         The sites; None if there are none, if a batch holds all data, or if a scale or a subsampling plate shows that
         the programs weigh their sites by themselves.
+
+    Raises:
+        ValueError: If an observation or factor among them depends on the rows, so that it is no term of all data.
     """
     if batches.batch_size >= batches.size:
         return None
-    batch, fewer = batches.batch_size, max(batches.batch_size // 2, 1)
     if any(frame.size != (frame.full_size or frame.size) for site in sites for frame in site.frames):
         return None
-    plates = {frame.name for site in sites for frame in site.frames if frame.size in (-1, batch)}
-    plates &= plates if plate is None else {plate}
-    if not plates or plates & set.intersection(*({frame.name for frame in site.frames} for site in sites)):
+    outside = [site for site in sites if not site.over_rows]
+    if len(outside) in (0, len(sites)) or not all(site.is_unscaled for site in sites):
         return None
-    fewer = fewer if fewer < batch else 2
-    others = sites_of(model, guide, batches, fewer)
-    plates &= {frame.name for site in others for frame in site.frames if frame.size in (-1, fewer)}
-    outside, again = (
-        {(s.program, s.name): s for s in run if plates.isdisjoint(f.name for f in s.frames)} for run in (sites, others)
-    )
-    if not plates or not outside or outside.keys() != again.keys() or not all(site.is_unscaled for site in sites):
+    fewer = fewer_rows(batches.batch_size)
+    if any(site.has_rows is None for site in outside):
+        sites_of(model, guide, batches, fewer)  # programs that fail on fewer rows say why
         return None
-    rows = frozenset(site.name for key, site in outside.items() if site.shape != again[key].shape)
-    joint = frozenset(site.name for key, site in outside.items() if site.joint_shape != again[key].joint_shape)
-    return OutsideSites(batches.size, frozenset(plates), rows, joint)
+    once = [site for site in outside if not site.has_rows]
+    observed = [site for site in once if site.is_observed]
+    latents = {site.name for site in once if not site.is_observed}
+    changing = find_changing(observed, latents, model, guide, batches, fewer)
+    if changing is not None:
+        names = sorted(set().union(*(site.over_rows for site in sites)))
+        raise ValueError(
+            f"site {changing.name!r} of the {changing.program} is an observation or factor outside plate "
+            f"{' and '.join(map(repr, names))}, but its log density depends on the rows of the batch, so it would not "
+            f"count once for all data; put it into the plate, one term per row, or give batch_size={batches.size}"
+        )
+    unsized = {frame.name for site in sites for frame in site.frames if frame.size == -1}
+    plates = frozenset(name for site in sites for name in site.over_rows - unsized)
+    rows = frozenset(site.name for site in sites if not site.over_rows & plates and (site.over_rows or site.has_rows))
+    return OutsideSites(batches.size, plates, rows, frozenset(s.name for s in outside if s.has_joint_rows))
 
 
 def find_subsampling(
@@ -222,8 +150,8 @@ def find_subsampling(
     """Find whether the loss is an ELBO, up to the scale of a subsampling plate over the data.
 
     Args:
-        sites: Sites of a run on a full batch.
-        batches: AnyBatches of the training data.
+        sites: Sites of a full batch, compared with fewer rows.
+        batches: Batches of the training data.
         outside: Sites outside the data plate, if any.
         plate: Name of the plate over the data; None to find it by its size.
     """
@@ -244,10 +172,13 @@ def find_subsampling(
     frames = [frame for site in sites for frame in site.frames if plate in (None, frame.name)]
     if sites and not frames and batch < batches.size:
         return Subsampling(reason="the programs have no plate over the rows of a batch", remedy=whole)
-    if frames and not any(frame.size in (-1, batch) or frame.full_size == batches.size for frame in frames):
+    if frames and not any(site.over_rows for site in sites) and batches.size not in {f.full_size for f in frames}:
         sizes = {frame.name: frame.size for frame in frames}
+        if not {-1, batch}.isdisjoint(sizes.values()):
+            reason = f"no plate is over the rows of a batch, since {sorted(sizes)} do not follow them"
+            return Subsampling(reason=reason, remedy=whole)
         return Subsampling(reason=f"no plate has the size of a batch, {batch}, only {sizes}")
-    other = None if plate is not None else _other_data_plate(sites, batch)
+    other = None if plate is not None else _other_data_plate(sites)
     if other is not None:
         return Subsampling(
             reason=f"the data may be the {batch} rows of the first dim, or plate {other!r} with latents of its own",
@@ -265,7 +196,7 @@ def find_subsampling(
     if len(full_sizes) != 1:
         return Subsampling(reason=f"subsampling plates {sorted(subsampled)} scale the programs, none as the data's")
     for site in sites:
-        if site.subsampling == 1 and any(frame.size in (-1, batch) for frame in site.frames):
+        if site.subsampling == 1 and site.over_rows:
             return Subsampling(
                 reason=f"plates {sorted(subsampled)} scale some sites by subsampling, but not {site.name!r} of the "
                 f"{site.program}"
@@ -273,11 +204,11 @@ def find_subsampling(
     return Subsampling(full_size=int(full_sizes.pop()))
 
 
-def _other_data_plate(sites: list[BatchSite], batch: int) -> str | None:
+def _other_data_plate(sites: list[BatchSite]) -> str | None:
     """Find a plate that crosses the one over the rows at an observed site, and holds latents where that holds none."""
 
     def names(site: BatchSite, over_rows: bool) -> set[str]:
-        return {frame.name for frame in site.frames if frame.vectorized and (frame.size in (-1, batch)) == over_rows}
+        return {frame.name for frame in site.frames if frame.vectorized and (frame.name in site.over_rows) == over_rows}
 
     latents = [site for site in sites if site.program == "model" and not site.is_observed]
     if any(names(site, True) and not names(site, False) for site in latents):
@@ -289,13 +220,6 @@ def _other_data_plate(sites: list[BatchSite], batch: int) -> str | None:
                 if observed.is_observed and common and names(observed, True):
                     return min(common)
     return None
-
-
-def _joint_shape(distribution: Any) -> torch.Size:
-    """Return the event shape of a distribution without the dims of `to_event`, which are independent."""
-    while isinstance(distribution, Independent):
-        distribution = distribution.base_dist
-    return torch.Size(distribution.event_shape)
 
 
 def _shown(site: BatchSite) -> str:

@@ -21,7 +21,7 @@ from torch import Tensor
 
 from pyrovae.densities import Program
 from pyrovae.execution import Share, Workers
-from pyrovae.training.plates import AnyBatches, BatchSite, sites_of
+from pyrovae.training.batch_sites import AnyBatches, BatchSite, find_changing, sites_of
 
 _ROUNDING = 1e-5  # relative, between scales
 
@@ -39,6 +39,10 @@ class Sharing:
     plates: frozenset[str]
     rows: frozenset[str]
     powers: Mapping[str, int]
+
+    def counts_once(self, site: BatchSite) -> bool:
+        """Return whether a site lies outside the plates over the rows and has no row per datum."""
+        return site.name not in self.rows and self.plates.isdisjoint(frame.name for frame in site.frames)
 
     def weighed(self, share: Share) -> AbstractContextManager[Any]:
         """Weigh the sites so that the losses of all shares add up to that of the batch."""
@@ -65,14 +69,15 @@ def find_sharing(
     """Find how the processes share the batches, by a run on fewer rows; None for a single process.
 
     Args:
-        sites: Sites of a run on a full batch.
+        sites: Sites of a full batch.
         model: Pyro program p(z) p(x|z).
         guide: Pyro program q(z|x), with the model's arguments.
         batches: Batches of the training data.
         workers: Processes.
 
     Raises:
-        ValueError: If the programs do not run on some rows of a batch, or their losses do not add up.
+        ValueError: If the programs do not run on some rows of a batch, or their losses do not add up, as with a factor
+            outside the plates that depends on the rows.
     """
     batch = min(batches.batch_size, batches.size)
     if workers.size == 1 or batches.size == 1:
@@ -92,7 +97,18 @@ def find_sharing(
             "the names of the sites depend on the number of rows, so several processes cannot share a batch; use a "
             "vectorized plate over the rows, or train with one process"
         )
-    return _compare(sites, others, batch, fewer)
+    sharing = _compare(sites, others, batch, fewer)
+    once = [site for site in sites if sharing.counts_once(site)]
+    observed = [site for site in once if site.is_observed]
+    latents = {site.name for site in once if not site.is_observed}
+    changing = find_changing(observed, latents, model, guide, batches, fewer)
+    if changing is not None:
+        raise ValueError(
+            f"site {changing.name!r} of the {changing.program} is an observation or factor outside a plate over the "
+            "rows, but its log density depends on the rows of the batch, so losses of several processes do not add up; "
+            "put it into the plate, one term per row, or train with one process"
+        )
+    return sharing
 
 
 def _compare(sites: list[BatchSite], others: Mapping[tuple[str, str], BatchSite], batch: int, fewer: int) -> Sharing:
@@ -100,11 +116,14 @@ def _compare(sites: list[BatchSite], others: Mapping[tuple[str, str], BatchSite]
     plates: set[str] = set()
     rows: set[str] = set()
     powers: dict[str, int] = {}
+    drawn = {site.name for site in sites if site.program == "guide" and not site.is_observed}
+    following = {f.name for s in sites for f in s.frames if f.size == -1 and s.shape != others[s.key].shape}
     for site in sites:
-        other = others[site.program, site.name]
+        other = others[site.key]
+        follows = site.shape != other.shape
         sizes = {frame.name: frame.size for frame in other.frames}
         over_rows = {frame.name for frame in site.frames if (frame.size, sizes.get(frame.name)) == (batch, fewer)}
-        over_rows |= {frame.name for frame in site.frames if frame.size == -1}
+        over_rows |= {f.name for f in site.frames if f.name in following and (follows or site.name not in drawn)}
         changed = {frame.name for frame in site.frames if frame.size != sizes.get(frame.name)}
         where = f"site {site.name!r} of the {site.program}"
         if len(over_rows) > 1 or changed - over_rows:
@@ -113,7 +132,7 @@ def _compare(sites: list[BatchSite], others: Mapping[tuple[str, str], BatchSite]
                 "processes cannot share its rows; use one plate over the rows, or train with one process"
             )
         plates |= over_rows
-        inside = bool(over_rows) or site.shape != other.shape
+        inside = bool(over_rows) or follows
         if inside and not over_rows:
             rows.add(site.name)
         power = int(not inside) + _power_of_scale(site, other, batch, fewer)
@@ -154,10 +173,8 @@ def check_enumerated(elbo: ELBO, sites: list[BatchSite], batches: AnyBatches, sh
     """
     if not isinstance(elbo, TraceEnum_ELBO) or (batches.batch_size >= batches.size and sharing is None):
         return
-    batch = min(batches.batch_size, batches.size)
     for site in sites:
-        over_rows = any(frame.size in (-1, batch) for frame in site.frames)
-        if site.program == "model" and site.enumerated and not over_rows:
+        if site.program == "model" and site.enumerated and not site.over_rows:
             raise ValueError(
                 f"TraceEnum_ELBO sums out {site.name!r}, which lies outside the plate over the data, so that its sum "
                 f"joins all data; train on all at once (batch_size={batches.size}) with one process, or draw "

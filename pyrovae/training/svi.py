@@ -23,6 +23,7 @@ from pyrovae.densities import (
 )
 from pyrovae.execution import Execution, Precision, Progress, Workers
 from pyrovae.objectives import KLControl, TensorELBO, check_weighable, uncompiled
+from pyrovae.training.batch_sites import compared_sites
 from pyrovae.training.batches import Arguments, Batches
 from pyrovae.training.case_weights import weigh_cases
 from pyrovae.training.checks import (
@@ -42,7 +43,7 @@ from pyrovae.training.learning_rate import LearningRate, ScheduleFactory
 from pyrovae.training.loaders import LoaderBatches
 from pyrovae.training.optimizers import OptimizerFactory, make_optimizer, parameter_names
 from pyrovae.training.parameters import find_parameters
-from pyrovae.training.plates import Subsampling, find_outside_sites, find_subsampling, hide_unused, sites_of
+from pyrovae.training.plates import Subsampling, find_outside_sites, find_subsampling, hide_unused
 from pyrovae.training.shares import Sharing, check_alike, check_enumerated, find_sharing
 from pyrovae.training.stepper import Stepper
 from pyrovae.training.training_state import History, TrainingState, Validated
@@ -93,9 +94,8 @@ def fit(
     which Pyro sums over the batch, and takes one step of `optimizer`. All parameters are trained: those of the modules,
     and those that the programs declare by `pyro.param` or `pyro.module`. Modules are set to training mode.
 
-    Latents outside the plate over the data, such as global weights, count once for all data: if the plate takes its
-    size from the batch, each step weighs their sites by B/N. Programs with a subsampling plate or a scale weigh their
-    sites by themselves.
+    Sites outside the plate over the data, such as global weights, count once for all data: if the plate takes its size
+    from the batch, each step weighs them by B/N. Programs with a subsampling plate or a scale weigh theirs themselves.
 
     With validation data, the programs end with the parameters of the best epoch, as measured by the objective. They end
     with those of the last epoch if there are no validation data, or if the KL weight depends on the divergence itself
@@ -167,8 +167,9 @@ def fit(
 
     Raises:
         ValueError: If data lie outside the support, the programs have no parameters, an argument is out of range, the
-            programs break the contract of `log_weights` on the validation data, or case weights are given for an
-            objective that is no sum of terms per datum.
+            programs break the contract of `log_weights` on the validation data, an observation or factor outside the
+            plate depends on the rows of a batch, or case weights are given for an objective that is no sum of terms
+            per datum.
         NonFiniteLossError: If the loss or a parameter becomes NaN or infinite.
         StoppedError: If `should_stop` returns True.
     """
@@ -318,11 +319,11 @@ def _prepare(
         pair = vectorize_pair(model, guide, *first_batch, plate=plate)
     else:
         check_particles(model, guide, control.elbo, *first_batch, plate)
-    sites = sites_of(model, guide, batches)
+    sites = compared_sites(model, guide, batches, plate)
     sharing = find_sharing(sites, model, guide, batches, workers)
     check_enumerated(control.elbo, sites, batches, sharing)
     check_alike(workers, parameters, [*first_batch[0], *first_batch[1].values(), batches.weights])
-    outside = find_outside_sites(sites, model, guide, batches, plate)
+    outside = find_outside_sites(sites, model, guide, batches)
     objective: Any = control.elbo
     if batches.weights is not None:
         objective = weigh_cases(objective, sites, model, guide, batches, plate, dtype=parameters[0].dtype)
@@ -351,7 +352,6 @@ def _prepare(
     graphed = stepper.on_gpu and control.follows_epoch and workers.size == 1 and not each_step
     in_memory = isinstance(batches, Batches) and batches.device == device and not batches.streamed
     take_steps = GraphedEpoch(single) if graphed and in_memory else single
-    first_step = state.epoch, state.step
     subsampling = find_subsampling(sites, batches, outside, plate)
     if control.is_elbo and subsampling.reason is not None:
         warnings.warn(
@@ -370,7 +370,7 @@ def _prepare(
         take_steps,
         subsampling,
         sharing,
-        first_step,
+        (state.epoch, state.step),
         plate,
         commit,
         should_stop,

@@ -112,3 +112,13 @@ def test_loaders_that_give_other_batches_in_other_processes_are_refused(monkeypa
     batches.start_epoch(0)
     with pytest.raises(ValueError, match="gives other batches in other processes"):
         batches.batch(0)
+
+
+def test_factors_of_the_rows_outside_their_plate_are_refused(monkeypatch):
+    model, guide = job.local_program()
+
+    def with_factor(x):
+        model(x)
+        pyro.factor("penalty", -x.square().sum())
+
+    _refuse_two(monkeypatch, with_factor, guide, "site 'penalty' of the model is an observation or factor outside")

@@ -177,9 +177,11 @@ class Batches:
         return transformed(args, kwargs, self.transform)
 
     @property
-    def seen(self) -> int:
-        """Number of data in the batches of an epoch, N."""
-        return self.size
+    def sizes(self) -> Tensor:
+        """Number of data of each batch of an epoch, with shape (steps,)."""
+        sizes = torch.full((self.steps,), self.batch_size)
+        sizes[-1] = self.size - (self.steps - 1) * self.batch_size
+        return sizes
 
     def calls(self, epochs: int) -> dict[int, int]:
         """Return the number of steps in a number of epochs, by batch size."""

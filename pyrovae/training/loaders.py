@@ -1,11 +1,13 @@
 """Batches of a `torch.utils.data.DataLoader`."""
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from itertools import islice
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset, DistributedSampler
+from torch.utils.data import DataLoader, Dataset, DistributedSampler, IterableDataset
 
 from pyrovae.densities import Program, isolated_rng, module_of, num_data, prepare_arguments, take
 from pyrovae.execution import Workers
@@ -45,21 +47,23 @@ class LoaderBatches:
         with isolated_rng():
             self._first = next(iter(self.chunks()))
         self._last = self._first
-        self._counted = 0
+        self._sizes: list[int] = []
+        self._unchecked = True
         self._iterator: Iterator[Any] = iter(())
         self.batch_size = num_data(*self._first)
         self.device = next(v.device for v in (*self._first[0], *self._first[1].values()) if isinstance(v, Tensor))
 
     @property
-    def seen(self) -> int:
-        """Number of data in the batches of an epoch. Without the last batch, or with a sampler, it is not N."""
-        if self.loader.batch_size is None:
-            return self._counted
-        return self.steps * self.loader.batch_size if self.loader.drop_last else len(self.loader.sampler)  # type: ignore[arg-type]
+    def sizes(self) -> Tensor:
+        """Number of data of each batch of the epoch so far, with shape (steps,).
+
+        Without the last batch, or with a sampler, their sum is not N.
+        """
+        return torch.tensor(self._sizes)
 
     def calls(self, epochs: int) -> dict[int, int]:
         """Return the number of steps in a number of epochs, by batch size."""
-        return {self.seen % self.batch_size: epochs, self.batch_size: epochs * self.steps}
+        return {_num_entries(self.loader) % self.batch_size: epochs, self.batch_size: epochs * self.steps}
 
     def first(self, size: int | None = None) -> ProgramArguments:
         """Return the arguments of a first batch: its first `size` rows, from the start again beyond its end, or all."""
@@ -84,10 +88,12 @@ class LoaderBatches:
             yield self._prepared(batch)
 
     def start_epoch(self, epoch: int, step: int = 0) -> None:
-        """Start an epoch, whose next step is `step`. The loader chooses its order."""
-        self._iterator, self._counted = iter(self.loader), 0
-        for _ in range(step):
-            next(self._iterator)
+        """Start an epoch, whose next step is `step`. The loader chooses its order.
+
+        Batches before this step are read and left out. They stand for those of the stopped run, so their sizes count.
+        """
+        self._iterator, self._unchecked = iter(self.loader), True
+        self._sizes = list(map(_rows, islice(self._iterator, step)))
 
     def batch(self, step: int) -> ProgramArguments:
         """Return the arguments of the next step of the epoch, transformed."""
@@ -97,13 +103,14 @@ class LoaderBatches:
                 f"the DataLoader gave {step} batches, but its length is {self.steps}; give one whose length is right"
             )
         self._last = self._prepared(found)
-        if not self._counted:
+        if self._unchecked:
             self._check_alike(Workers.current())
-        self._counted += num_data(*self._last)
+            self._unchecked = False
+        self._sizes.append(num_data(*self._last))
         return self._last
 
     def _check_alike(self, workers: Workers) -> None:
-        """Check that the first batch of the epoch is that of all processes, which share it."""
+        """Check that the first batch after `start_epoch` is that of all processes, which share it."""
         values = [value for value in (*self._last[0], *self._last[1].values()) if isinstance(value, Tensor)]
         if workers.size > 1 and workers.differing({"data": values}):
             raise ValueError(
@@ -164,6 +171,20 @@ def _lengths(loader: DataLoader[Any]) -> tuple[int, int]:
     if not steps:
         raise ValueError("the DataLoader has no batches; give data, or leave out drop_last")
     return size, steps
+
+
+def _num_entries(loader: DataLoader[Any]) -> int:
+    """Return the number of entries of the data set that an epoch reads; one a batch if the loader has no batch size."""
+    if loader.batch_size is None or loader.drop_last:
+        return len(loader) * (loader.batch_size or 1)
+    return len(loader.dataset if isinstance(loader.dataset, IterableDataset) else loader.sampler)  # type: ignore[arg-type]
+
+
+def _rows(batch: Any) -> int:
+    """Return the number of data of a batch of a loader."""
+    args, kwargs = arguments_of_batch(batch)
+    values = (*args, *kwargs.values())
+    return num_data(tuple(torch.as_tensor(v) if isinstance(v, np.ndarray) else v for v in values), {})
 
 
 def _device_of(programs: Sequence[Program]) -> torch.device | None:

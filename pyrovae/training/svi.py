@@ -7,7 +7,6 @@ from dataclasses import dataclass
 from typing import Any
 
 import pyro
-import torch
 from pyro.infer import ELBO
 from pyro.optim import PyroOptim
 from torch import Tensor
@@ -412,7 +411,7 @@ def _train_epoch(run: _Run, shown: Progress) -> None:
 def _end_epoch(run: _Run, held_out: HeldOut | None) -> None:
     """Validate, and close the epoch."""
     state, control = run.state, run.control
-    objective = -state.losses.sum().item() / run.batches.seen
+    objective = -state.losses.sum().item() / run.batches.sizes.sum().item()
     state.end_epoch(
         train_objective=objective,
         train_elbo=_train_elbo(run, objective) if control.is_elbo and not state.weighted else None,
@@ -441,10 +440,8 @@ def _train_elbo(run: _Run, objective: float) -> float | None:
         return None
     if run.subsampling.full_size is None:
         return objective
-    losses, batches = run.state.losses, run.batches
-    rows = torch.full_like(losses, batches.batch_size)
-    rows[-1] = batches.size - (batches.steps - 1) * batches.batch_size
-    return -(losses * rows).sum().item() / run.subsampling.full_size / batches.size
+    losses, sizes = run.state.losses, run.batches.sizes
+    return -(losses * sizes.to(losses)).sum().item() / run.subsampling.full_size / sizes.sum().item()
 
 
 def _validate(run: _Run, args: tuple[Any, ...], kwargs: dict[str, Any], case_weights: Tensor | None) -> Validated:

@@ -1,6 +1,7 @@
 """What a Pyro user passes to `fit` first: optimizers of pyro.optim, loaders, batches of dicts, Pyro's objectives."""
 
 import copy
+import math
 import warnings
 from functools import partial
 
@@ -12,9 +13,16 @@ import torch
 from pyro.infer import SVI, RenyiELBO, Trace_ELBO, TraceGraph_ELBO
 from small_programs import make_vae
 from torch import nn
-from torch.utils.data import DataLoader, Dataset, DistributedSampler, IterableDataset, TensorDataset
+from torch.utils.data import (
+    DataLoader,
+    Dataset,
+    DistributedSampler,
+    IterableDataset,
+    TensorDataset,
+)
 
 from pyrovae import Blueprint, ImportanceWeightedELBO, LinearWarmup, fit, log_marginal
+from pyrovae.training import StoppedError
 
 STEPS = 6
 
@@ -50,6 +58,43 @@ def refusal(function, *args, **kwargs):
     message = str(error.value)
     assert "\n" not in message
     return message
+
+
+LOG_P = -0.5 * math.log(4 * math.pi)  # of x = 0 under the model of exact_pair
+EXACT = {"elbo": Trace_ELBO(), "epochs": 1, "optimizer": partial(torch.optim.SGD, lr=0.0), "execution": "eager"}
+
+
+def exact_pair(full_size=None):
+    """z ~ N(0, 1), x ~ N(z, 1), and the posterior as guide, so that every draw has the weight p(x)."""
+    loc = nn.Parameter(torch.zeros(()))
+
+    def plate(x):
+        return pyro.plate("data", full_size or len(x), subsample_size=len(x))
+
+    def model(x):
+        with plate(x):
+            z = pyro.sample("z", dist.Normal(0.0, 1.0))
+            pyro.sample("x", dist.Normal(z, 1.0), obs=x)
+
+    def guide(x):
+        pyro.param("loc", loc)
+        with plate(x):
+            pyro.sample("z", dist.Normal(loc + x / 2, 0.5**0.5))
+
+    return model, guide
+
+
+class Chunks(IterableDataset):
+    """An iterable data set with a length."""
+
+    def __init__(self, entries):
+        self.entries = entries
+
+    def __len__(self):
+        return len(self.entries)
+
+    def __iter__(self):
+        return iter(self.entries)
 
 
 class TestOptimizers:
@@ -191,6 +236,51 @@ class TestLoaders:
         history = fit(model, guide, loader, elbo=Trace_ELBO(), epochs=1, validation=loader)
         assert history.rows[0]["train_elbo"] == pytest.approx(-0.918939, abs=1e-5), seen
         assert history.rows[0]["validation_elbo"] == pytest.approx(-0.918939, abs=1e-5)
+
+    @pytest.mark.parametrize(
+        "options",
+        [
+            {"batch_sampler": [[0, 1, 2], [3, 4], [5, 6, 7, 8]]},
+            {"batch_size": None, "sampler": [[0, 1, 2], [3, 4], [5, 6, 7, 8]]},
+            {"batch_size": 7},
+        ],
+        ids=["batch_sampler", "sampler of lists", "plain"],
+    )
+    @pytest.mark.parametrize("stop_at", [1, 2])
+    def test_a_resumed_epoch_divides_by_the_rows_of_all_its_batches(self, options, stop_at):
+        model, guide = exact_pair()
+        options = {**options, "generator": torch.Generator()}
+        loader, states, calls = DataLoader(TensorDataset(torch.zeros(24)), **options), [], iter(range(1, 9))
+        with pytest.warns(UserWarning, match="not bit-identical"), pytest.raises(StoppedError):
+            fit(
+                *(model, guide, loader),
+                **EXACT,
+                commit=keep(states),
+                should_stop=lambda: next(calls) == stop_at,
+            )
+        with pytest.warns(UserWarning, match="not bit-identical"):
+            history = fit(model, guide, loader, **EXACT, resume=states[-1])
+        assert history["train_elbo"] == history["train_objective"] == pytest.approx([LOG_P], abs=1e-5)
+
+    @pytest.mark.parametrize(
+        "options",
+        [
+            {"batch_size": 5, "sampler": [5 * n % 24 for n in range(63)]},
+            {"batch_size": 5, "sampler": [5 * n % 24 for n in range(7)]},
+            {"batch_size": 5, "drop_last": True},
+            {"batch_sampler": [[0, 1, 2], [3, 4, 5], [6]]},
+        ],
+        ids=["longer sampler", "shorter sampler", "drop_last", "batch_sampler"],
+    )
+    def test_the_elbo_of_a_subsampling_program_is_per_datum_seen(self, options):
+        loader = DataLoader(torch.linspace(0, 3, 24), **options)
+        expected = dist.Normal(0.0, 2**0.5).log_prob(torch.cat(list(loader))).mean().item()
+        history = fit(*exact_pair(full_size=24), loader, **EXACT)
+        assert history["train_elbo"] == pytest.approx([expected], abs=1e-5)
+
+    def test_an_iterable_data_set_with_a_length_may_have_a_smaller_last_batch(self):
+        history = fit(*exact_pair(), DataLoader(Chunks(torch.zeros(24)), batch_size=10), **EXACT)
+        assert history["train_elbo"] == pytest.approx([LOG_P], abs=1e-5)
 
     def test_a_validation_loader_has_the_elbo_of_its_data(self, x):
         rows = [

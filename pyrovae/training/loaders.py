@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset, DistributedSampler, IterableDataset
+from torch.utils.data import DataLoader, Dataset, DistributedSampler, IterableDataset, SubsetRandomSampler
 
 from pyrovae.densities import Program, isolated_rng, module_of, num_data, prepare_arguments, take
 from pyrovae.execution import Workers
@@ -23,7 +23,8 @@ class LoaderBatches:
         transform: Transform of x, the first argument, applied to each batch anew; None for no transform.
 
     Attributes:
-        size: Number of data N, that of the loader's data set.
+        size: Number of data N: the length of the loader's data set, or of its `SubsetRandomSampler`. If the entries of
+            the data set are chunks of several rows, N is the number of their rows, which one pass over them counts.
         steps: Number of batches per epoch.
         device: Device of the batches.
         streamed: True, since batches are not in memory.
@@ -46,6 +47,8 @@ class LoaderBatches:
         self.size, self.steps = _lengths(loader)
         with isolated_rng():
             self._first = next(iter(self.chunks()))
+            if _holds_chunks(loader, num_data(*self._first)):
+                self.size = sum(map(_rows, loader)) * self.size // _num_entries(loader)
         self._last = self._first
         self._sizes: list[int] = []
         self._unchecked = True
@@ -162,7 +165,9 @@ def _lengths(loader: DataLoader[Any]) -> tuple[int, int]:
             "leave it out"
         )
     try:
-        size, steps = len(loader.dataset), len(loader)  # type: ignore[arg-type]
+        sampler = getattr(loader.batch_sampler, "sampler", loader.sampler)
+        size = len(sampler if isinstance(sampler, SubsetRandomSampler) else loader.dataset)  # type: ignore[arg-type]
+        steps = len(loader)
     except TypeError:
         raise ValueError(
             "fit needs a DataLoader with a length, got one of an iterable data set without __len__; give the data set "
@@ -178,6 +183,21 @@ def _num_entries(loader: DataLoader[Any]) -> int:
     if loader.batch_size is None or loader.drop_last:
         return len(loader) * (loader.batch_size or 1)
     return len(loader.dataset if isinstance(loader.dataset, IterableDataset) else loader.sampler)  # type: ignore[arg-type]
+
+
+def _holds_chunks(loader: DataLoader[Any], rows: int) -> bool:
+    """Return whether entries of the loader's data set are chunks of several data, as `batch_size=None` takes them.
+
+    Args:
+        loader: Loader of batches.
+        rows: Number of data of its first batch.
+    """
+    if loader.batch_size is not None:
+        return rows > loader.batch_size
+    # A sampler of lists of rows picks several entries at once, so each entry is a datum.
+    return loader.batch_sampler is None and not isinstance(
+        next(iter(loader.sampler)), list | tuple | Tensor | np.ndarray
+    )
 
 
 def _rows(batch: Any) -> int:

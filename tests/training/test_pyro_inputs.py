@@ -18,11 +18,13 @@ from torch.utils.data import (
     Dataset,
     DistributedSampler,
     IterableDataset,
+    SubsetRandomSampler,
     TensorDataset,
 )
 
 from pyrovae import Blueprint, ImportanceWeightedELBO, LinearWarmup, fit, log_marginal
 from pyrovae.training import StoppedError
+from pyrovae.training.loaders import LoaderBatches
 
 STEPS = 6
 
@@ -277,6 +279,40 @@ class TestLoaders:
         expected = dist.Normal(0.0, 2**0.5).log_prob(torch.cat(list(loader))).mean().item()
         history = fit(*exact_pair(full_size=24), loader, **EXACT)
         assert history["train_elbo"] == pytest.approx([expected], abs=1e-5)
+
+    @pytest.mark.parametrize(
+        "loader",
+        [
+            lambda x: DataLoader(x.split(10), batch_size=None),
+            lambda x: DataLoader(x.split(5), batch_size=2, collate_fn=torch.cat),
+            lambda x: DataLoader(Chunks(x.split(10)), batch_size=None),
+            lambda x: DataLoader(TensorDataset(x), batch_size=None, sampler=torch.arange(24).split(10)),
+        ],
+        ids=["chunks", "joined chunks", "iterable chunks", "sampler of rows"],
+    )
+    def test_latents_outside_the_plate_count_once_for_the_rows_of_chunks(self, loader):
+        """Of 24 rows in 3 batches, a batch of 10 weighs the latent outside the plate by 10/24."""
+        x, found = torch.linspace(0, 1, 24), []
+
+        def model(x):
+            mean = pyro.sample("mean", dist.Normal(0.0, 0.1))
+            with pyro.plate("data", len(x)):
+                pyro.sample("x", dist.Normal(mean, 1.0), obs=x)
+
+        def guide(x):
+            pyro.sample("mean", dist.Normal(pyro.param("loc", torch.zeros(())), 0.1))
+
+        for data in (DataLoader(x, batch_size=10), loader(x)):
+            pyro.clear_param_store()
+            pyro.set_rng_seed(2)
+            data.generator = torch.Generator()
+            history = fit(model, guide, data, elbo=Trace_ELBO(), epochs=2, execution="eager")
+            found.append((pyro.param("loc").item(), *history["train_elbo"]))
+        assert found[1] == pytest.approx(found[0], rel=1e-6)
+
+    def test_a_subset_sampler_names_the_data(self):
+        loader = DataLoader(torch.zeros(24), batch_size=5, sampler=SubsetRandomSampler(range(12)))
+        assert LoaderBatches(loader, exact_pair()).size == 12
 
     def test_an_iterable_data_set_with_a_length_may_have_a_smaller_last_batch(self):
         history = fit(*exact_pair(), DataLoader(Chunks(torch.zeros(24)), batch_size=10), **EXACT)

@@ -302,7 +302,7 @@ def _check_learning_rate(objective: Objective, config: Namespace) -> None:
             rates = []
             for epoch in range(min(config.epochs, _RATES)):
                 rate.before_step(epoch)
-                rates.append(rate.rate)
+                rates.append(float(optimizer.param_groups[0]["lr"]))
                 rate.after_step()
                 rate.end_epoch(0.0)
     except Exception as error:  # a schedule may raise anything

@@ -60,10 +60,10 @@ class LearningRate:
 
     Attributes:
         varies_within_epoch: Whether the rate may differ between the steps of an epoch.
-        rate: Rate of the last step, for the first group of parameters.
 
     Raises:
-        ValueError: If this is no such function, the warm-up is negative, or the schedule ends before the training.
+        ValueError: If this is no such function, the warm-up is negative, the schedule ends before the training, or the
+            optimizer has no rate or changes it by itself, where a schedule or a warm-up would set it.
     """
 
     def __init__(
@@ -72,6 +72,8 @@ class LearningRate:
         if not 0 <= warmup < math.inf:
             raise ValueError(f"lr_warmup must be a finite number of epochs, at least 0, got {warmup}")
         self.optimizer, self.warmup_steps = optimizer, warmup * steps
+        if schedule is not None or warmup > 0:
+            _check_rate(optimizer)
         self.scheduler = None if schedule is None else _made(schedule, optimizer)
         every_step = isinstance(self.scheduler, _EVERY_STEP) or getattr(self.scheduler, "every_step", False)
         if isinstance(self.scheduler, OneCycleLR) and self.scheduler.total_steps < epochs * steps:
@@ -81,8 +83,8 @@ class LearningRate:
             )
         self._each_step = bool(self.scheduler is not None and every_step)
         self.varies_within_epoch = self._each_step or warmup > 0
-        self._rates = [float(group["lr"]) for group in optimizer.param_groups]  # before the warm-up
-        self.rate = self._rates[0]
+        self._rates = [float(group.get("lr", math.nan)) for group in optimizer.param_groups]  # before the warm-up
+        self._last = self._rates[0]
         self._tensors: list[Tensor | None] = [None] * len(self._rates)
         if self.varies:
             self._place()
@@ -92,13 +94,23 @@ class LearningRate:
         """Whether the rate may change at all."""
         return self.scheduler is not None or self.warmup_steps > 0
 
+    @property
+    def rate(self) -> float | None:
+        """Rate of the last step, for the first group of parameters; None if the optimizer has no rate."""
+        if self.varies:
+            return self._last
+        rate = self.optimizer.param_groups[0].get("lr")  # pyro.optim.ClippedAdam lowers it in its steps
+        return None if rate is None else float(rate)
+
     def before_step(self, step: int) -> None:
         """Set the rate of a step, counted from 0 over all epochs."""
+        if not self.varies:
+            return
         factor = 1.0
         if self.warmup_steps and step <= self.warmup_steps:
             factor = min(1.0, (step + 1) / self.warmup_steps)
             self._set(factor)
-        self.rate = self._rates[0] * factor
+        self._last = self._rates[0] * factor
 
     def after_step(self) -> None:
         """Advance a scheduler that steps after every step."""
@@ -159,6 +171,22 @@ class LearningRate:
     def _set(self, factor: float = 1.0) -> None:
         for group, rate, tensor in zip(self.optimizer.param_groups, self._rates, self._tensors, strict=True):
             group["lr"] = rate * factor if tensor is None else tensor.fill_(rate * factor)
+
+
+def _check_rate(optimizer: Optimizer) -> None:
+    """Refuse a schedule or a warm-up of an optimizer that has no learning rate, or lowers it in each step."""
+    name = type(optimizer).__name__
+    for group in optimizer.param_groups:
+        if "lr" not in group:
+            raise ValueError(
+                f"lr_schedule and lr_warmup need an optimizer with a learning rate lr, but {name} has none; leave them "
+                "out, or use another optimizer"
+            )
+        if group.get("lrd", 1) != 1:
+            raise ValueError(
+                f"{name} with lrd={group['lrd']} lowers its learning rate in each step, which lr_schedule or lr_warmup "
+                "would undo; leave out lrd, or leave out lr_schedule and lr_warmup"
+            )
 
 
 def _made(schedule: ScheduleFactory, optimizer: Optimizer) -> LRScheduler:

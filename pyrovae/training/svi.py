@@ -134,7 +134,8 @@ def fit(
         lr_schedule: Function from the optimizer to a scheduler of torch, such as `partial(CosineAnnealingLR,
             T_max=100)` or `BurdaLR`; None for a constant learning rate. The scheduler steps after every epoch;
             `OneCycleLR`, `CyclicLR`, and classes with a true attribute `every_step`, after every step.
-            `ReduceLROnPlateau` watches the loss on the validation data, or on the training data without them.
+            `ReduceLROnPlateau` watches the loss on the validation data, or on the training data without them. Not for
+            an optimizer with a decay of its own, such as `lrd` of Pyro's `ClippedAdam`.
         lr_warmup: Number of epochs, also a fraction, in which the learning rate rises linearly from 0, step by step.
         average: Largest decay of an exponential average of the weights (`WeightAverage`), such as 0.999 for about 1,000
             steps; None for none. The average is validated, and the programs end with that of the best epoch.

@@ -40,7 +40,8 @@ class History:
             - validation_reconstruction, validation_kl: Its parts, E_q[log p(x|z)] and KL(q(z|x), p(z)).
             - validation_objective: Objective of the held-out data, which chooses the best epoch.
             - kl_weight, kl_target: Values at the end of the epoch.
-            - learning_rate: Learning rate of the last step of the epoch, for the first group of parameters.
+            - learning_rate: Learning rate of the last step of the epoch, for the first group of parameters; None if the
+              optimizer has none.
             - seconds: Duration of the epoch.
         best_epoch: Epoch whose parameters the programs have after `fit`: the best on held-out data, or the last. With
             an average of the weights, held-out data are measured at it, and the programs have the epoch's average.

@@ -4,6 +4,7 @@ import copy
 import math
 from functools import partial
 
+import pyro.optim
 import pytest
 import torch
 from pyro.infer import TraceMeanField_ELBO
@@ -193,6 +194,40 @@ def test_recorded_steps_train_as_eager_ones(x, name):
     eager, recorded = (train(x, execution=how, **COMBINED[name])[0] for how in ("eager", "recorded"))
     for one, other in zip(eager.parameters(), recorded.parameters(), strict=True):
         torch.testing.assert_close(one, other, rtol=1e-4, atol=1e-5)
+
+
+def test_the_history_has_the_rate_that_the_optimizer_lowers_by_itself(x):
+    decaying = pyro.optim.ClippedAdam({"lr": 0.01, "lrd": 0.9})
+    states = []
+    _, history = train(x, optimizer=decaying, commit=lambda state: states.append(copy.deepcopy(state)))
+    expected = [0.01 * 0.9 ** (STEPS * epoch) for epoch in range(1, EPOCHS + 1)]
+    assert history["learning_rate"] == pytest.approx(expected, rel=1e-9)
+    _, again = train(x, optimizer=decaying, resume=states[1])
+    assert again["learning_rate"] == history["learning_rate"]
+
+
+def test_an_optimizer_without_a_rate_has_none_in_the_history(x):
+    _, history = train(x, optimizer=pyro.optim.AdagradRMSProp({"eta": 0.1}))
+    assert history["learning_rate"] == [None] * EPOCHS
+
+
+@pytest.mark.parametrize("options", [{"lr_schedule": SCHEDULES["step"]}, {"lr_warmup": 0.5}])
+@pytest.mark.parametrize(
+    ("optimizer", "words"),
+    [
+        (pyro.optim.ClippedAdam({"lrd": 0.9}), "ClippedAdam with lrd=0.9 lowers its learning rate in each step"),
+        (pyro.optim.AdagradRMSProp({"eta": 0.1}), "but AdagradRMSProp has none"),
+    ],
+    ids=["lrd", "no rate"],
+)
+def test_a_schedule_of_a_rate_that_it_cannot_set_is_refused(x, options, optimizer, words):
+    with pytest.raises(ValueError, match=words):
+        train(x, optimizer=optimizer, **options)
+
+
+def test_a_schedule_sets_the_rate_of_clipped_adam_without_decay(x):
+    _, history = train(x, optimizer=pyro.optim.ClippedAdam({"lr": 0.01}), lr_schedule=SCHEDULES["step"])
+    assert history["learning_rate"] == rates_of_torch(SCHEDULES["step"], [0] * EPOCHS, False)[STEPS - 1 :: STEPS]
 
 
 @pytest.mark.parametrize(

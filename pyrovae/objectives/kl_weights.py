@@ -222,6 +222,7 @@ class LearnedKLWeight(KLWeight):
 
     The excess, in nats per datum, is a running average over steps. It is zero if the constraint is met with equality,
     and then log b stays constant. One step changes log b by at most `rate`, and by less within a nat of the constraint.
+    Each call of `fit` starts at b = 1. The object keeps the last weight, which the call `weight(0)` returns.
 
     Args:
         rate: Largest change of log b in one step.
@@ -269,6 +270,11 @@ class LearnedKLWeight(KLWeight):
         """
         self.average.lerp_(self.excess(reconstruction, kl).double(), 1 - self.smoothing)
         self.weight.mul_((self.rate * self.average.clamp(-1, 1)).exp()).clamp_(self.lowest, self.highest)
+
+    def reset(self) -> None:
+        """Return to the initial weight 1, at which each call of `fit` starts."""
+        self.weight.fill_(1.0)
+        self.average.fill_(0.0)
 
     def state(self) -> dict[str, Any]:
         """Return the state that a resumed run needs."""

@@ -227,6 +227,8 @@ class KLControl:
             for key, value in vars(kl_weight).items():
                 if isinstance(value, Tensor):
                     setattr(kl_weight, key, value.to(device))
+        if isinstance(kl_weight, LearnedKLWeight):
+            kl_weight.reset()  # it may have learned in an earlier run; a resumed run restores its own
         self.is_elbo: bool = getattr(self.elbo, "is_elbo", True)
         self.validation_weight: float | None = getattr(kl_weight, "validation_weight", 1.0)
 

@@ -130,7 +130,8 @@ def fit(
             binarisation; None for no transform.
         kl_weight: Weight of the KL divergence in the objective (see `temper`), as a function of the number of passes
             over the data so far, such as `LinearWarmup(10)`, or an object that depends on the divergence itself, such
-            as `Capacity()` or `KLConstraint()`; None for 1. The reported ELBO always has weight 1.
+            as `Capacity()` or `KLConstraint()`; None for 1. A learned weight starts anew at 1. The reported ELBO always
+            has weight 1.
         lr_schedule: Function from the optimizer to a scheduler of torch, such as `partial(CosineAnnealingLR,
             T_max=100)` or `BurdaLR`; None for a constant learning rate. The scheduler steps after every epoch;
             `OneCycleLR`, `CyclicLR`, and classes with a true attribute `every_step`, after every step.

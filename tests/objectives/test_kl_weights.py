@@ -318,6 +318,18 @@ def test_a_learned_weight_changes_by_its_rate():
     assert geco(0) == pytest.approx(math.exp(-0.05))
 
 
+@pytest.mark.parametrize("weight", [KLConstraint(0.5, rate=0.2), GECO(2.0, rate=0.2)])
+def test_a_learned_weight_starts_each_fit_anew(x, weight):
+    rows = []
+    for _ in range(2):
+        vae = make_vae()
+        pyro.set_rng_seed(4)
+        history = fit(vae.model, vae.guide, x, elbo=TraceMeanField_ELBO(), epochs=2, batch_size=10, kl_weight=weight)
+        rows.append(history["kl_weight"])
+        assert weight(0) == history["kl_weight"][-1] != 1
+    assert rows[0] == rows[1]
+
+
 @pytest.mark.parametrize("stop_at", [2, 4, 7])
 @pytest.mark.parametrize("make", [lambda: KLConstraint(0.2, rate=0.3), lambda: Capacity(2.0, epochs=3)])
 @pytest.mark.thin(3)

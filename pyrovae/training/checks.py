@@ -117,10 +117,14 @@ def check_programs(
             )
     _check_row_parameters(model, guide, batches)
     if not skip_support_check:
-        whole = isinstance(batches, Batches) and bool(auto_guide_rows(guide))
+        holds_rows = bool(auto_guide_rows(guide) or (batch == batches.size and row_parameters(model, guide, batches)))
+        whole = isinstance(batches, Batches) and holds_rows
         _check_chunks(model, guide, [batches.first(batches.size)] if whole else batches.chunks())
         if validation is not None:
-            check_data(model, guide, *validation, None)
+            if holds_rows:
+                _check_chunks(model, guide, [validation])
+            else:
+                check_data(model, guide, *validation, None)
     if validation is not None:
         with isolated_rng(), evaluating(model, guide), pyro.validation_enabled(False):
             pair = vectorize_pair(model, guide, *validation, plate=plate)

@@ -126,11 +126,12 @@ def validate_objective(
         case_weights: Case weights with mean 1, with shape (N,), of the mean over data; None for 1.
         **kwargs: Keyword arguments of both programs.
     """
+    size, total, workers = num_data(args, kwargs), 0.0, workers or Workers()
+    divisible = vectorize_pair(model, guide, args, kwargs, in_training=True)[0].divisible
+    chunk_size = max(1, _CHUNK_SIZE * VALIDATION_PARTICLES // elbo.num_particles) if divisible else size
     objective: Any = elbo
     if case_weights is not None:
         objective, kwargs = CaseWeighted(elbo, (), torch.float64), {**kwargs, CASE_WEIGHTS: case_weights}
-    size, total, workers = num_data(args, kwargs), 0.0, workers or Workers()
-    chunk_size = max(1, _CHUNK_SIZE * VALIDATION_PARTICLES // elbo.num_particles)
     with isolated_rng(_SEED), evaluating(model, guide), pyro.validation_enabled(False), temper(latent=weight):
         starts = list(range(0, size, chunk_size))
         if len(starts) > 1 and size - starts[-1] < getattr(elbo, "least_data", 1):

@@ -345,7 +345,7 @@ def test_programs_that_cannot_be_recorded_warn_once_and_run_eagerly(x, make, elb
 
 def test_a_python_number_that_changes_between_steps_is_detected(x):
     # The checks before the first step, the first reference and the record use 0.1; then come 0.9.
-    numbers = [0.1] * 10 + [0.9] * 30
+    numbers = [0.1] * 12 + [0.9] * 30
     with pytest.warns(NotRecordedWarning, match="the replay gives different numbers"):
         trained("recorded", x, lambda: Pair(calls_of(numbers), NORMAL), batch_size=70)
 

@@ -18,14 +18,30 @@ _SOME = 20  # distinct whole numbers that may be ordered levels
 _MANY_LEVELS = 100
 _MOST_LEVELS = 1000
 _SKEWED = 1.0
-_COMMA = "numbers with a decimal comma, or a comma between thousands"
 _ID = re.compile(r"(.*[^a-z])?(id|uuid|key|index|rownames|row_number)", re.IGNORECASE)
 _CODES = {-1, -7, -8, -9, -88, -99, -888, -999, -8888, -9999, 99, 999, 9999, 99999, 999999}
-# Texts that are numbers or dates for people.
-_SIGNED = re.compile(r"[+-]?\d[\d.,]*\s*%|[+-]?[$\u00a3\u20ac]\s*\d[\d.,]*|\d[\d.,]*\s*[$\u00a3\u20ac]", re.ASCII)
-_WITH_COMMA = re.compile(r"[+-]?\d+,\d+|[+-]?\d{1,3}(,\d{3})+(\.\d+)?|[+-]?\d{1,3}(\.\d{3})+,\d+", re.ASCII)
 _GROUPS = r"\d{1,3}([.,'\u2019 \u00a0\u202f]\d{3})+"
-_IN_GROUPS = re.compile(rf"[+-]?{_GROUPS}([.,]\d+)?|\u2212(\d+|{_GROUPS})([.,]\d+)?")
+# Texts that are numbers for people, the first form that one of them has, what to do, and whether a few are levels.
+_NUMBERS = (
+    (
+        re.compile(r"[+-]?\d[\d.,]*\s*%|[+-]?[$\u00a3\u20ac]\s*\d[\d.,]*|\d[\d.,]*\s*[$\u00a3\u20ac]", re.ASCII),
+        "numbers with a sign",
+        "remove the sign, and commas between thousands",
+        True,
+    ),
+    (
+        re.compile(r"[+-]?\d+,\d+|[+-]?\d{1,3}(,\d{3})+(\.\d+)?|[+-]?\d{1,3}(\.\d{3})+,\d+", re.ASCII),
+        "numbers with a decimal comma, or a comma between thousands",
+        "write a point, and no comma between thousands",
+        False,
+    ),
+    (
+        re.compile(rf"[+-]?{_GROUPS}([.,]\d+)?|\u2212(\d+|{_GROUPS})([.,]\d+)?"),
+        "numbers, but not as programs write them",
+        "write nothing between thousands, a point before decimals, and - for a minus",
+        True,
+    ),
+)
 _DATE = re.compile(r"\d{1,2}[./-]\d{1,2}[./-](\d{4}|\d{2})([ T].*)?|\d{4}[./]\d{1,2}[./]\d{1,2}([ T].*)?", re.ASCII)
 _THREE_DIGITS = re.compile(r"[+-]?[1-9]\d{0,2}(\.\d{3})?|0", re.ASCII)
 
@@ -127,10 +143,10 @@ def _guess_texts(name: str, cells: Cells) -> tuple[Column, list[Question]]:
                 "if they stand for missing values, name them in na_values; else correct them, or write kind: category",
             )
         ]
-    nearly = _nearly(cells)
+    nearly, may_be_levels = _nearly(cells)
     if len(cells.counts) == 2:
         return Column(name, "binary", levels=tuple(sorted(cells.counts))), [*nearly, *_alike(cells)]
-    if nearly and (len(cells.counts) > _FEW or _COMMA in nearly[0].fact):
+    if nearly and (len(cells.counts) > _FEW or not may_be_levels):
         return Column(name, "drop", reason=nearly[0].fact), nearly
     if _is_identifier(len(cells.counts), cells.num_observed):
         return _identifier(name, cells)
@@ -144,23 +160,22 @@ def _guess_texts(name: str, cells: Cells) -> tuple[Column, list[Question]]:
     return Column(name, "category", levels=tuple(sorted(cells.counts))), asked
 
 
-def _nearly(cells: Cells) -> list[Question]:
-    """Ask about texts that are all dates for people, or numbers of which some are written for people."""
+def _nearly(cells: Cells) -> tuple[list[Question], bool]:
+    """Ask about texts that are all dates for people, or numbers of which some are written for people.
+
+    Returns:
+        The question, if any, and whether a few such texts are levels.
+    """
     texts = list(cells.counts)
     if all(_DATE.fullmatch(text) for text in texts):
-        return [_looks_like(texts[0], "dates in another format", "write dates as 2024-01-31")]
+        return [_looks_like(texts[0], "dates in another format", "write dates as 2024-01-31")], True
     odd = [text for text in texts if number(text) is None]
-    if any(_SIGNED.fullmatch(text) for text in odd):
-        pattern, what, advice = _SIGNED, "numbers with a sign", "remove the sign, and commas between thousands"
-    elif any("," in text for text in odd):
-        pattern, what, advice = _WITH_COMMA, _COMMA, "write a point, and no comma between thousands"
-    else:
-        pattern, what = _IN_GROUPS, "numbers, but not as programs write them"
-        advice = "write nothing between thousands, and - for a minus"
-    kinds = (pattern, _WITH_COMMA, _IN_GROUPS)
-    if not odd or not all(any(kind.fullmatch(text) for kind in kinds) for text in odd):
-        return []
-    return [_looks_like(next(text for text in odd if pattern.fullmatch(text)), what, advice)]
+    if all(any(pattern.fullmatch(text) for pattern, *_ in _NUMBERS) for text in odd):
+        for pattern, what, advice, may_be_levels in _NUMBERS:
+            found = next((text for text in odd if pattern.fullmatch(text)), None)
+            if found is not None:
+                return [_looks_like(found, what, advice)], may_be_levels
+    return [], True
 
 
 def _looks_like(text: str, what: str, advice: str) -> Question:

@@ -200,8 +200,7 @@ def write_imputations(
     Returns:
         The paths of the files, and the number of texts of imputed.csv that got a ' in front (see `write_csv`).
     """
-    *always, of_classes = (folder / name for name in IMPUTATION_FILES)
-    paths = always
+    *paths, of_classes = (folder / name for name in IMPUTATION_FILES)
     likely = None
     if classes is not None:
         (label,) = new.table.columns.of_role("label")

@@ -80,7 +80,6 @@ class Stepper:
         clip: float | None = None,
     ) -> None:
         self.workers, self.optimizer, self.parameters = workers or Workers(), optimizer, list(parameters)
-        self._programs = model, guide
         self.executions = {
             size: choose_execution(execution, count, recorded_from=RECORDED_FROM, compiled_from=COMPILED_FROM)
             for size, count in calls.items()
@@ -133,7 +132,10 @@ class Stepper:
         """
         if self.refused is not None or not any(step is not self._eager for step in self._steps.values()):
             return
-        found = [vars(self._eager.elbo).values(), *(modules_and_settings_of(program)[1] for program in self._programs)]
+        found = [
+            vars(self._eager.elbo).values(),
+            *(modules_and_settings_of(program)[1] for program in (self._eager.model, self._eager.guide)),
+        ]
         settings = [repr(value) for each in found for value in each if isinstance(value, bool | int | float | str)]
         if self._settings is None:
             self._settings = settings

@@ -208,6 +208,8 @@ def test_one_mistyped_cell_is_asked_about_and_does_not_change_the_resolution(ste
         ([f"{i}.234,5" for i in range(N)], "drop", "or a comma between thousands"),
         ([f"{i} 234" for i in range(N)], "drop", "but not as programs write them -- write nothing between thousands"),
         ([f"\u2212{i}" if i % 2 else f"{i}" for i in range(N)], "drop", "but not as programs write them"),
+        (["\u22121,5", "\u22122,5", "3"] * 5 + [f"\u2212{i},5" for i in range(60)], "drop", "a point before decimals"),
+        ([f"1 {i},5" for i in range(100, 180)], "drop", "a point before decimals, and - for a minus"),
         (["0", "5%"] * 90, "binary", "look like numbers with a sign"),
         (["1,5", "2,5"] * 90, "binary", "look like numbers with a decimal comma"),
     ],
